@@ -1,0 +1,1 @@
+"""ArcFace models in, a proven Triton model repository out."""

@@ -1,0 +1,67 @@
+"""What the three command lines share: exit codes, one-line errors, progress bars, optional imports."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from types import ModuleType
+from typing import TypeVar
+
+from .errors import ArcFaceError, MissingExtraError
+
+T = TypeVar("T")
+
+DONE = 0
+FAILED = 1
+WRONG_USAGE = 2
+INTERRUPTED = 130  # what a shell gives for a program that Ctrl-C ended
+
+
+def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
+    """Parse the arguments, run the command that they name, and return the exit code.
+
+    Each sub-command sets ``run``, a function from the parsed arguments to an exit code. An error that
+    was raised on purpose becomes one line on standard error and exit code 1; wrong usage ends in
+    argparse with code 2; anything else is a bug and keeps its traceback.
+    """
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        return int(arguments.run(arguments))
+    except ArcFaceError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`| head`) is gone; keep Python from complaining again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def progress(items: Iterable[T], *, total: int | None = None, unit: str) -> Iterator[T]:
+    """Yield the items under a progress bar on standard error; without a terminal or tqdm, just yield."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield from items
+        return
+    yield from tqdm(items, total=total, unit=unit, disable=None, leave=False)
+
+
+def require(module: str, *, extra: str, purpose: str) -> ModuleType:
+    """Import an optional dependency.
+
+    Raises:
+        MissingExtraError: It is not installed; the message says how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"{purpose} needs the package {error.name}; install it with: pip install 'arcface-triton[{extra}]'"
+        ) from error

@@ -1,0 +1,64 @@
+"""The contract between serving graph, server and client; see ``docs/design.md``.
+
+A model of this project takes face crops as every pipeline has them in hand and gives unit vectors.
+Everything between (cast, normalisation, channel order, layout, the network, L2 normalisation) is in
+the graph, so that two backends or two clients cannot differ in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import ContractError
+
+INPUT_NAME: Final = "image"
+"""uint8, [N, 112, 112, 3], BGR: as OpenCV reads it and InsightFace aligns it."""
+
+OUTPUT_NAME: Final = "embedding"
+"""float32, [N, 512], rows of length one."""
+
+CROP_SIZE: Final = 112
+CROP_SHAPE: Final = (CROP_SIZE, CROP_SIZE, 3)
+CROP_BYTES: Final = CROP_SIZE * CROP_SIZE * 3
+EMBEDDING_DIM: Final = 512
+
+Crops = npt.NDArray[np.uint8]
+"""A batch of face crops, uint8 [N, 112, 112, 3], BGR."""
+
+Embeddings = npt.NDArray[np.float32]
+"""A batch of embeddings, float32 [N, 512]."""
+
+TensorSpec = tuple[str, str, tuple[int, ...]]
+"""Name, Triton data type and dimensions of a tensor, without the batch dimension."""
+
+INPUT_SPEC: Final[TensorSpec] = (INPUT_NAME, "UINT8", CROP_SHAPE)
+OUTPUT_SPEC: Final[TensorSpec] = (OUTPUT_NAME, "FP32", (EMBEDDING_DIM,))
+
+
+def check_tensors(model: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    """Check that a model has the contract's tensors and no others.
+
+    Args:
+        model: The model as a person would name it, for the message.
+        inputs: Its inputs, data types as Triton writes them ("UINT8"), shapes without batch.
+        outputs: Its outputs, likewise.
+
+    Raises:
+        ContractError: The tensors differ.
+    """
+    if list(inputs) == [INPUT_SPEC] and list(outputs) == [OUTPUT_SPEC]:
+        return
+    raise ContractError(
+        f"{model} has inputs {_describe(inputs)} and outputs {_describe(outputs)}; "
+        f"expected {_describe([INPUT_SPEC])} and {_describe([OUTPUT_SPEC])}. "
+        "Build the model with `arcface-builder build`."
+    )
+
+
+def _describe(specs: Sequence[TensorSpec]) -> str:
+    texts = [f"{name} {datatype}[{', '.join(['N', *map(str, shape)])}]" for name, datatype, shape in specs]
+    return " + ".join(texts) or "none"

@@ -1,0 +1,91 @@
+"""Turn what a pipeline has in hand into one batch of crops, or say why that cannot be done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from .contract import CROP_SHAPE, Crops
+from .errors import CropError
+
+Color = Literal["bgr", "rgb"]
+"""Channel order of the crops that a caller passes in."""
+
+CropsLike = npt.NDArray[Any] | Sequence[npt.NDArray[Any]]
+"""One uint8 array [N, 112, 112, 3], or a list of uint8 arrays [112, 112, 3]."""
+
+
+def as_batch(crops: CropsLike, *, color: Color = "bgr") -> Crops:
+    """Check crops and give them back as one BGR batch.
+
+    An array that already is such a batch is passed through without a copy; read-only and
+    non-contiguous arrays are fine.
+
+    Args:
+        crops: uint8 [N, 112, 112, 3], or a list of uint8 [112, 112, 3]; N may be 0.
+        color: Channel order of ``crops``.
+
+    Returns:
+        C-contiguous uint8 [N, 112, 112, 3] in BGR order.
+
+    Raises:
+        CropError: A crop has another dtype or shape, or ``color`` is unknown.
+    """
+    if color not in ("bgr", "rgb"):
+        raise CropError(f"color is {color!r}; expected 'bgr' (as OpenCV reads) or 'rgb' (as Pillow reads).")
+    batch = _check_array(crops) if isinstance(crops, np.ndarray) else _stack(crops)
+    if color == "rgb":
+        batch = batch[..., ::-1]
+    return np.ascontiguousarray(batch)
+
+
+def _check_array(crops: npt.NDArray[Any]) -> Crops:
+    if crops.shape == CROP_SHAPE:
+        raise CropError(
+            f"crops has the shape {CROP_SHAPE} of a single crop; pass [crop] or crop[np.newaxis]."
+        )
+    if crops.ndim != 4 or crops.shape[1:] != CROP_SHAPE:
+        raise CropError(
+            f"crops has shape {crops.shape}; expected (N, 112, 112, 3).{_shape_hint(crops.shape)}"
+        )
+    return _check_dtype(crops, "crops")
+
+
+def _stack(crops: Sequence[npt.NDArray[Any]]) -> Crops:
+    batch = np.empty((len(crops), *CROP_SHAPE), np.uint8)
+    for index, crop in enumerate(crops):
+        name = f"crops[{index}]"
+        if not isinstance(crop, np.ndarray):
+            raise CropError(f"{name} is {type(crop).__name__}; expected a numpy array, uint8 (112, 112, 3).")
+        if crop.shape != CROP_SHAPE:
+            raise CropError(
+                f"{name} has shape {crop.shape}; expected (112, 112, 3).{_shape_hint(crop.shape)}"
+            )
+        batch[index] = _check_dtype(crop, name)
+    return batch
+
+
+def _check_dtype(array: npt.NDArray[Any], name: str) -> Crops:
+    if array.dtype == np.uint8:
+        return array
+    problem = f"{name} has dtype {array.dtype}"
+    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+        problem += " and holds NaN or infinite values"
+    raise CropError(
+        f"{problem}; expected uint8 with values 0 to 255. Pass the crop as it was cut from the image: "
+        "normalisation is part of the model."
+    )
+
+
+def _shape_hint(shape: tuple[int, ...]) -> str:
+    image = shape[-3:]
+    if image[-1:] == (4,):
+        return " Drop the alpha channel first: crop[..., :3]."
+    if image[:1] == (3,):
+        return " This looks like channels first; pass height, width, channels: crop.transpose(1, 2, 0)."
+    if len(shape) == 2 or image[-1:] == (1,):
+        return " ArcFace wants three channels; a grey crop is stacked with np.repeat(crop[..., None], 3, -1)."
+    return " Align faces to 112x112 first, with insightface.utils.face_align.norm_crop."

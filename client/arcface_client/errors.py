@@ -1,0 +1,86 @@
+"""Every error this project raises on purpose, grouped by what the caller should do.
+
+::
+
+    ArcFaceError
+    ├── InputError (ValueError)      mend what was passed in; trying again changes nothing
+    │   ├── CropError                an array that is not a batch of face crops
+    │   └── ImageFileError           a file that is no readable image
+    ├── TransientError               try again, or elsewhere
+    │   ├── ServerUnavailableError   nothing answers at the address, or it broke off
+    │   ├── ServerBusyError          it answers, but its queue is full
+    │   └── DeadlineExceededError    the answer did not come in time (a TimeoutError)
+    └── DeploymentError              mend the installation, the configuration or the server
+        ├── ConfigError              a configuration file or variable that cannot be used
+        ├── MissingExtraError        an optional dependency that is not installed
+        ├── ModelNotFoundError       the server has no such model or version
+        ├── ModelNotReadyError       the server has it, but could not load it
+        ├── ContractError            a model whose tensors are not the contract's
+        └── ServerError              the server failed on a request it should have served
+
+``arcface_builder.errors`` and ``arcface_server.errors`` hang their own trees below ``ArcFaceError``,
+so that a command line catches one class. A message gives the value, what was expected, and what to
+do next.
+"""
+
+from __future__ import annotations
+
+
+class ArcFaceError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class InputError(ArcFaceError, ValueError):
+    """What was passed in cannot be used; trying again changes nothing."""
+
+
+class CropError(InputError):
+    """An array is not a batch of face crops."""
+
+
+class ImageFileError(InputError):
+    """A file is no image that can be read."""
+
+
+class TransientError(ArcFaceError):
+    """The request may succeed when it is tried again, or at another server."""
+
+
+class ServerUnavailableError(TransientError):
+    """Nothing answers at the address, or the connection broke off."""
+
+
+class ServerBusyError(TransientError):
+    """The server answers, but refuses the request because its queue is full."""
+
+
+class DeadlineExceededError(TransientError, TimeoutError):
+    """The answer did not come within the time allowed."""
+
+
+class DeploymentError(ArcFaceError):
+    """The installation, the configuration or the server has to be mended."""
+
+
+class ConfigError(DeploymentError):
+    """A configuration file or environment variable cannot be used."""
+
+
+class MissingExtraError(DeploymentError):
+    """An optional dependency is not installed."""
+
+
+class ModelNotFoundError(DeploymentError):
+    """The server has no such model or version."""
+
+
+class ModelNotReadyError(DeploymentError):
+    """The server knows the model, but could not load it."""
+
+
+class ContractError(DeploymentError):
+    """A model's tensors are not those of the contract."""
+
+
+class ServerError(DeploymentError):
+    """The server failed on a request that it should have served."""

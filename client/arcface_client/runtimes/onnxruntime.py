@@ -1,0 +1,88 @@
+"""ONNX Runtime: the serving graph on CPU, or on whatever its providers reach."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as _ort
+
+from ..contract import INPUT_NAME, OUTPUT_NAME, Crops, Embeddings, check_tensors
+from ..errors import DeploymentError
+
+_TRITON_TYPES: Mapping[str, str] = {"tensor(uint8)": "UINT8", "tensor(float)": "FP32"}
+
+# ONNX Runtime's exceptions have no base class of their own.
+_LOAD_ERRORS = (
+    _ort.Fail,
+    _ort.InvalidArgument,
+    _ort.InvalidGraph,
+    _ort.InvalidProtobuf,
+    _ort.NotImplemented,
+    _ort.RuntimeException,
+)
+
+
+class OnnxRuntime:
+    """A serving graph loaded with ONNX Runtime.
+
+    Args:
+        model_path: ONNX file with the contract's tensors.
+        intra_op_threads: Threads inside one operator; 0 is one per physical core.
+        inter_op_threads: Threads across operators; 0 is ONNX Runtime's choice.
+        spinning: Let idle worker threads spin while they wait for work. A little faster when the
+            cores are the session's own; much slower when another process wants them too.
+        providers: Execution providers in order of preference.
+
+    Raises:
+        DeploymentError: The file is missing or ONNX Runtime cannot load it.
+        ContractError: The model has other tensors.
+    """
+
+    def __init__(
+        self,
+        model_path: str | Path,
+        *,
+        intra_op_threads: int = 0,
+        inter_op_threads: int = 0,
+        spinning: bool = True,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+    ) -> None:
+        path = Path(model_path)
+        if not path.is_file():
+            raise DeploymentError(f"No model file at {path}; build one with `arcface-builder build`.")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = intra_op_threads
+        options.inter_op_num_threads = inter_op_threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=list(providers))
+        except _LOAD_ERRORS as error:
+            raise DeploymentError(f"ONNX Runtime cannot load {path}: {error}") from error
+        check_tensors(
+            str(path),
+            [_spec(tensor) for tensor in self._session.get_inputs()],
+            [_spec(tensor) for tensor in self._session.get_outputs()],
+        )
+
+    @property
+    def providers(self) -> Sequence[str]:
+        """The execution providers that the session really has, first choice first."""
+        return tuple(self._session.get_providers())
+
+    def embed(self, crops: Crops) -> Embeddings:
+        """Embed one batch: uint8 [N, 112, 112, 3] BGR in, float32 [N, 512] unit rows out."""
+        (embeddings,) = self._session.run([OUTPUT_NAME], {INPUT_NAME: crops})
+        return embeddings  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Free the session."""
+        del self._session
+
+
+def _spec(tensor: onnxruntime.NodeArg) -> tuple[str, str, tuple[int, ...]]:
+    # A batch dimension that is fixed to a number is no batch dimension: it stays and breaks the contract.
+    batch, *rest = tensor.shape
+    shape = rest if not isinstance(batch, int) else tensor.shape
+    return tensor.name, _TRITON_TYPES.get(tensor.type, tensor.type), tuple(shape)

@@ -1,0 +1,1 @@
+"""A real Triton Inference Server for machines without its container."""
