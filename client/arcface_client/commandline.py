@@ -26,7 +26,8 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> i
 
     Each sub-command sets ``run``, a function from the parsed arguments to an exit code. An error that
     was raised on purpose becomes one line on standard error and exit code 1; wrong usage ends in
-    argparse with code 2; anything else is a bug and keeps its traceback.
+    argparse with code 2; a full disk and its like are one line too; anything else is a bug and keeps
+    its traceback.
     """
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -40,6 +41,10 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> i
     except BrokenPipeError:
         # The reader (`| head`) is gone; keep Python from complaining again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"{parser.prog}: {error.strerror or error}{where}", file=sys.stderr)
         return FAILED
 
 
@@ -63,5 +68,5 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise MissingExtraError(
-            f"{purpose} needs the package {error.name}; install it with: pip install 'arcface-triton[{extra}]'"
+            f"{purpose} needs the package {error.name}: pip install 'arcface-triton[{extra}]'"
         ) from error

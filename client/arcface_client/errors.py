@@ -5,7 +5,8 @@
     ArcFaceError
     ├── InputError (ValueError)      mend what was passed in; trying again changes nothing
     │   ├── CropError                an array that is not a batch of face crops
-    │   └── ImageFileError           a file that is no readable image
+    │   ├── ImageFileError           a file that is no readable image
+    │   └── ClientClosedError        the client was closed, before the call or during it
     ├── TransientError               try again, or elsewhere
     │   ├── ServerUnavailableError   nothing answers at the address, or it broke off
     │   ├── ServerBusyError          it answers, but its queue is full
@@ -40,6 +41,10 @@ class CropError(InputError):
 
 class ImageFileError(InputError):
     """A file is no image that can be read."""
+
+
+class ClientClosedError(InputError):
+    """The client was closed, before the call or during it."""
 
 
 class TransientError(ArcFaceError):

@@ -1,0 +1,135 @@
+"""``arcface-client``: embed image files, and look at a server."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from .archive import EmbeddingArchive
+from .commandline import DONE, FAILED, progress, run
+from .contract import Crops
+from .errors import ImageFileError
+from .images import find_images, read_crop
+from .settings import TritonSettings, load_settings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0 done, 1 failed, 2 wrong usage."""
+    return run(_parser(), argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="arcface-client",
+        description="Embed face crops through a Triton server that holds an ArcFace model repository.",
+        epilog="Settings come from the flags, then ARCFACE_* variables, then config/pipeline/embedding.yaml.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    embed = commands.add_parser(
+        "embed",
+        help="embed image files into an .npz",
+        description="Embed aligned 112x112 face crops from files and folders into one .npz file, which holds "
+        "`embeddings` (float32 [N, 512], unit rows) and `paths`. A file that is no image is reported and "
+        "skipped, and the exit code is 1.",
+        epilog="example: arcface-client embed crops/ --model arcface_r100_onnx --output embeddings.npz",
+    )
+    embed.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="image file, or folder to search")
+    embed.add_argument("--output", required=True, type=Path, metavar="FILE", help="the .npz file to write")
+    embed.add_argument(
+        "--resize", action="store_true", help="scale crops of another size instead of refusing"
+    )
+    embed.add_argument("--json", action="store_true", help="report as JSON")
+    embed.add_argument("--model", metavar="NAME", help="model to use (default: triton.model of the settings)")
+    embed.add_argument("--version", type=int, metavar="N", help="its version (default: the newest one ready)")
+    embed.set_defaults(run=_embed)
+
+    status = commands.add_parser(
+        "status",
+        help="show a server's models, and why one is not ready",
+        description="Show the server, its models and versions, and why one is not ready. "
+        "The exit code is 1 when no server answers.",
+        epilog="example: arcface-client status --url localhost:8001 --json",
+    )
+    status.add_argument("--json", action="store_true", help="report as JSON")
+    status.set_defaults(run=_status)
+
+    for command in (embed, status):
+        command.add_argument("--url", metavar="HOST:PORT", help="gRPC address of the server")
+        command.add_argument("--timeout-s", type=float, metavar="S", help="seconds that one request may take")
+        command.add_argument(
+            "--config", type=Path, metavar="FILE", help="settings, as config/pipeline/embedding.yaml"
+        )
+        command.add_argument("--root-certificates", type=Path, metavar="PEM", help="use TLS, trusting these")
+        command.add_argument(
+            "--private-key", type=Path, metavar="PEM", help="the client's key, for mutual TLS"
+        )
+        command.add_argument("--certificate-chain", type=Path, metavar="PEM", help="its certificate")
+    return parser
+
+
+def _settings(arguments: argparse.Namespace) -> TritonSettings:
+    flags = {
+        "triton.url": arguments.url,
+        "triton.model": getattr(arguments, "model", None),
+        "triton.version": getattr(arguments, "version", None),
+        "triton.request_timeout_s": arguments.timeout_s,
+        "triton.tls.root_certificates": arguments.root_certificates,
+        "triton.tls.private_key": arguments.private_key,
+        "triton.tls.certificate_chain": arguments.certificate_chain,
+    }
+    return load_settings(arguments.config, arguments=flags)
+
+
+def _embed(arguments: argparse.Namespace) -> int:
+    files = list(find_images(arguments.paths))
+    if not files:
+        raise ImageFileError(f"There is no image in {', '.join(map(str, arguments.paths))}.")
+    names: list[str] = []
+    skipped: list[str] = []
+
+    def crops() -> Iterator[Crops]:
+        for file in progress(files, unit="crop"):
+            try:
+                crop = read_crop(file, resize=arguments.resize)
+            except ImageFileError as error:
+                print(f"skipped: {error}", file=sys.stderr)
+                skipped.append(str(file))
+                continue
+            names.append(str(file))
+            yield crop
+
+    with _settings(arguments).client() as client, EmbeddingArchive(arguments.output) as archive:
+        done = 0
+        for embeddings in client.stream(crops()):
+            archive.add(names[done : done + len(embeddings)], embeddings)
+            done += len(embeddings)
+    report = {"output": str(arguments.output), "embedded": done, "skipped": skipped}
+    _print(
+        report,
+        arguments.json,
+        f"{arguments.output}: {done} embeddings" + (f", {len(skipped)} files skipped" if skipped else ""),
+    )
+    return FAILED if skipped else DONE
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    with _settings(arguments).client() as client:
+        status = client.status()
+    lines = [f"Triton {status.version} at {status.url}: {'ready' if status.ready else 'not ready'}"]
+    for model in status.models:
+        version = "-" if model.version is None else str(model.version)
+        lines.append(
+            f"  {model.name:<28} {version:>3}  {model.state or 'NOT LOADED':<12} {model.reason}".rstrip()
+        )
+    _print(dataclasses.asdict(status), arguments.json, "\n".join(lines))
+    return DONE
+
+
+def _print(report: dict[str, Any], as_json: bool, text: str) -> None:
+    print(json.dumps(report, indent=2) if as_json else text)

@@ -1,0 +1,41 @@
+"""One deadline for a call that makes many requests."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from .errors import DeadlineExceededError, InputError
+
+
+class Deadline:
+    """A moment until which everything that a call does must have ended.
+
+    Args:
+        timeout_s: Seconds from now; None is no limit.
+
+    Raises:
+        InputError: The timeout is not a positive number.
+    """
+
+    def __init__(self, timeout_s: float | None) -> None:
+        if timeout_s is not None and not timeout_s > 0:
+            raise InputError(f"timeout_s is {timeout_s}; expected a number of seconds above 0, or None.")
+        self.timeout_s = math.inf if timeout_s is None else timeout_s
+        self._end = time.monotonic() + self.timeout_s
+
+    def remaining_s(self, at_most: float = math.inf) -> float:
+        """Seconds that the next request may take.
+
+        Args:
+            at_most: A limit of the request's own, in seconds.
+
+        Raises:
+            DeadlineExceededError: The time is up.
+        """
+        remaining = self._end - time.monotonic()
+        if remaining <= 0:
+            raise DeadlineExceededError(
+                f"The time allowed for the whole call, {self.timeout_s:g} s, is over."
+            )
+        return min(remaining, at_most)

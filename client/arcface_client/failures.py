@@ -1,0 +1,122 @@
+"""From a failed call to an error that says what to do: status codes in, ``arcface_client.errors`` out.
+
+A status code alone does not tell a dead server from a full queue, nor a model that was never there
+from one that could not be loaded. So after a failure the clients ask the server for its models once,
+and ``explain`` puts both together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from tritonclient.utils import InferenceServerException
+
+from .errors import (
+    ArcFaceError,
+    ClientClosedError,
+    DeadlineExceededError,
+    ModelNotFoundError,
+    ModelNotReadyError,
+    ServerBusyError,
+    ServerError,
+    ServerUnavailableError,
+)
+from .status import ModelStatus
+
+PROBE_TIMEOUT_S: Final = 1.0
+"""How long the question after a failure may take, in seconds."""
+
+UNAVAILABLE: Final = "StatusCode.UNAVAILABLE"
+DEADLINE_EXCEEDED: Final = "StatusCode.DEADLINE_EXCEEDED"
+CANCELLED: Final = "StatusCode.CANCELLED"
+NOT_FOUND: Final = "StatusCode.NOT_FOUND"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a request went."""
+
+    url: str
+    model: str
+    version: int | None = None
+
+    @property
+    def version_text(self) -> str:
+        """The version as Triton's protocol wants it: empty for the newest that is ready."""
+        return "" if self.version is None else str(self.version)
+
+    def __str__(self) -> str:
+        version = "" if self.version is None else f" version {self.version}"
+        return f"model {self.model}{version} at {self.url}"
+
+
+@dataclass(frozen=True)
+class Aftermath:
+    """What the server said when it was asked after a failure.
+
+    Attributes:
+        answers: It answered at all.
+        models: Its models; None when it does not tell (a restricted protocol).
+    """
+
+    answers: bool
+    models: Sequence[ModelStatus] | None = None
+
+
+def aftermath_of_failed_probe(error: InferenceServerException) -> Aftermath:
+    """What it means that the question itself failed: no server, or one that does not tell."""
+    return Aftermath(answers=error.status() not in (UNAVAILABLE, DEADLINE_EXCEEDED))
+
+
+def needs_aftermath(error: InferenceServerException) -> bool:
+    """Whether asking the server would tell more than the status does."""
+    return error.status() not in (DEADLINE_EXCEEDED, CANCELLED)
+
+
+def explain(
+    error: InferenceServerException, target: Target, aftermath: Aftermath, *, timeout_s: float
+) -> ArcFaceError:
+    """Make the error to raise for a failed call.
+
+    Args:
+        error: tritonclient's error.
+        target: Where the call went.
+        aftermath: What the server said afterwards.
+        timeout_s: The time that the failed request had.
+    """
+    status, text = error.status(), error.message() or "no message"
+    if status == CANCELLED:
+        return ClientClosedError(f"The client was closed while it waited for {target}.")
+    if status == DEADLINE_EXCEEDED:
+        return DeadlineExceededError(
+            f"No answer from {target} within {timeout_s:.3g} s; allow more time, or see what holds it up."
+        )
+    if not aftermath.answers:
+        return ServerUnavailableError(f"No Triton server answers at {target.url}: {text}. Is it running?")
+    if aftermath.models is not None:
+        model_error = _model_error(target, aftermath.models)
+        if model_error is not None:
+            return model_error
+    if status == NOT_FOUND:
+        return ModelNotFoundError(f"There is no {target}: {text}")
+    if status == UNAVAILABLE:
+        return ServerBusyError(f"The server refuses requests for {target}: {text}. Try again later.")
+    return ServerError(f"The server failed on a request for {target}: {text} ({status})")
+
+
+def _model_error(target: Target, models: Sequence[ModelStatus]) -> ArcFaceError | None:
+    """The error for a model that is not there or not ready; None when it is."""
+    versions = [model for model in models if model.name == target.model]
+    if not versions:
+        names = ", ".join(sorted({model.name for model in models})) or "none"
+        return ModelNotFoundError(f"There is no {target}; the server's models: {names}.")
+    candidates = [model for model in versions if target.version in (None, model.version)]
+    if not candidates:
+        known = ", ".join(str(model.version) for model in versions)
+        return ModelNotFoundError(f"There is no {target}; its versions: {known}.")
+    if any(model.ready for model in candidates):
+        return None
+    reason = candidates[-1].reason or candidates[-1].state or "it was not loaded"
+    return ModelNotReadyError(f"The server could not load {target}: {reason}")

@@ -1,0 +1,63 @@
+"""Face crops from image files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from .commandline import require
+from .contract import CROP_SIZE, Crops
+from .errors import ImageFileError
+
+SUFFIXES: Final = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+"""Files with these suffixes are images when a folder is searched; a file named outright is always read."""
+
+
+def find_images(paths: Iterable[Path]) -> Iterator[Path]:
+    """Yield files as they are named, and the images below folders in the order of their names.
+
+    Raises:
+        ImageFileError: A path does not exist.
+    """
+    for path in paths:
+        if path.is_dir():
+            yield from sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        elif path.exists():
+            yield path
+        else:
+            raise ImageFileError(f"There is no file or folder {path}.")
+
+
+def read_crop(path: Path, *, resize: bool = False) -> Crops:
+    """Read one face crop.
+
+    Args:
+        path: An image file of any format that Pillow reads.
+        resize: Scale an image of another size to 112x112 instead of refusing it.
+
+    Returns:
+        uint8 [112, 112, 3], BGR.
+
+    Raises:
+        ImageFileError: The file is no image, or has another size.
+        MissingExtraError: Pillow is not installed.
+    """
+    pillow = require("PIL.Image", extra="cli", purpose="Reading images")
+    operations = require("PIL.ImageOps", extra="cli", purpose="Reading images")
+    try:
+        with pillow.open(path) as file:
+            # Cameras store the rotation beside the pixels; OpenCV applies it, Pillow only when asked.
+            image = operations.exif_transpose(file).convert("RGB")
+    except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
+        raise ImageFileError(f"{path} cannot be read as an image: {error}") from error
+    if image.size != (CROP_SIZE, CROP_SIZE):
+        if not resize:
+            raise ImageFileError(
+                f"{path} is {image.width}x{image.height}; expected an aligned crop of 112x112 "
+                "(insightface.utils.face_align.norm_crop makes one), or --resize."
+            )
+        image = image.resize((CROP_SIZE, CROP_SIZE), pillow.Resampling.BILINEAR)
+    return np.ascontiguousarray(np.asarray(image, np.uint8)[..., ::-1])

@@ -1,0 +1,86 @@
+"""The pure part that both clients share: what a model takes, one request, one answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tritonclient import grpc as triton
+
+from .contract import (
+    EMBEDDING_DIM,
+    INPUT_NAME,
+    INPUT_SPEC,
+    OUTPUT_NAME,
+    Crops,
+    Embeddings,
+    TensorSpec,
+    check_tensors,
+)
+from .errors import ServerError
+from .failures import Target
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """What a client must know of a model before its first request."""
+
+    max_batch_size: int
+
+
+def served_model(target: Target, response: Any) -> ServedModel:
+    """Read tritonclient's answer to ``get_model_config``.
+
+    Raises:
+        ContractError: The model's tensors are not the contract's.
+    """
+    config = response.config
+    # A model without Triton's batching spells the batch dimension out, as -1.
+    skip = 0 if config.max_batch_size > 0 else 1
+
+    def specs(tensors: Any) -> list[TensorSpec]:
+        names = triton.model_config_pb2.DataType
+        return [
+            (tensor.name, names.Name(tensor.data_type).removeprefix("TYPE_"), tuple(tensor.dims)[skip:])
+            for tensor in tensors
+        ]
+
+    check_tensors(str(target), specs(config.input), specs(config.output))
+    return ServedModel(max_batch_size=config.max_batch_size or 1)
+
+
+def slices(count: int, size: int) -> Iterator[slice]:
+    """Cut ``count`` crops into runs of at most ``size``, in order."""
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def infer_arguments(target: Target, crops: Crops, timeout_s: float) -> dict[str, Any]:
+    """Arguments for ``infer`` and ``async_infer``."""
+    image = triton.InferInput(INPUT_NAME, list(crops.shape), INPUT_SPEC[1])
+    image.set_data_from_numpy(crops)
+    return {
+        "model_name": target.model,
+        "model_version": target.version_text,
+        "inputs": [image],
+        "outputs": [triton.InferRequestedOutput(OUTPUT_NAME)],
+        "client_timeout": timeout_s,
+    }
+
+
+def embeddings_from(target: Target, result: Any, count: int) -> Embeddings:
+    """Read one answer.
+
+    Raises:
+        ServerError: It has another shape than ``count`` embeddings, or values that are not finite.
+    """
+    embeddings = result.as_numpy(OUTPUT_NAME)
+    shape = None if embeddings is None else embeddings.shape
+    if shape != (count, EMBEDDING_DIM):
+        raise ServerError(f"{target} answered with shape {shape}; expected {(count, EMBEDDING_DIM)}.")
+    if not np.isfinite(embeddings).all():
+        raise ServerError(
+            f"{target} answered with NaN or infinite values; compare the model with its source."
+        )
+    return embeddings  # type: ignore[no-any-return]

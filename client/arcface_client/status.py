@@ -1,0 +1,48 @@
+"""What a server says of itself and of its models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    """One version of one model, as the server's repository index lists it.
+
+    Attributes:
+        name: The model.
+        version: Its version; None when not even one could be looked at (a broken configuration).
+        state: READY, UNAVAILABLE, LOADING or UNLOADING; empty when never loaded.
+        reason: Why it is not ready, in the server's words.
+    """
+
+    name: str
+    version: int | None
+    state: str
+    reason: str
+
+    @property
+    def ready(self) -> bool:
+        """Whether it serves."""
+        return self.state == "READY"
+
+
+@dataclass(frozen=True)
+class ServerStatus:
+    """A server that answers, and what it serves."""
+
+    url: str
+    version: str
+    ready: bool
+    models: Sequence[ModelStatus]
+
+
+def models_from_index(response: Any) -> tuple[ModelStatus, ...]:
+    """Read tritonclient's answer to ``get_model_repository_index``."""
+    models = [
+        ModelStatus(entry.name, int(entry.version) if entry.version else None, entry.state, entry.reason)
+        for entry in response.models
+    ]
+    return tuple(sorted(models, key=lambda model: (model.name, model.version or 0)))
