@@ -1,1 +1,15 @@
-"""A real Triton Inference Server for machines without its container."""
+"""A real Triton Inference Server for machines without its container.
+
+::
+
+    from arcface_server import LocalTriton
+
+    with LocalTriton("model_repository") as server:
+        print(server.grpc_url)
+"""
+
+from __future__ import annotations
+
+from .local import LocalTriton
+
+__all__ = ["LocalTriton"]

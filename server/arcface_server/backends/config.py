@@ -1,0 +1,88 @@
+"""The fields of a model's configuration that a backend reads; Triton's core acts on the others itself.
+
+Triton hands a Python-based backend the configuration as JSON, with every field present and numbers
+of 64 bits as text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from arcface_client.contract import TensorSpec, check_tensors
+from arcface_client.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class InstanceConfig:
+    """What one instance of a model is to load, and where.
+
+    Attributes:
+        model_path: The model's file.
+        device: ``"CPU"`` or ``"GPU"``.
+        device_id: Number of the GPU; 0 for a CPU.
+        parameters: The configuration's free parameters.
+    """
+
+    model_path: Path
+    device: str
+    device_id: int
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+    def integer(self, name: str, *, default: int) -> int:
+        """A parameter that is a number.
+
+        Raises:
+            ConfigError: It is none.
+        """
+        text = self.parameters.get(name)
+        if text is None:
+            return default
+        try:
+            return int(text)
+        except ValueError:
+            raise ConfigError(f"Parameter {name} is {text!r} in config.pbtxt; expected a number.") from None
+
+    def flag(self, name: str, *, default: bool) -> bool:
+        """A parameter that is ``"0"`` or ``"1"``, as ONNX Runtime's own session options are.
+
+        Raises:
+            ConfigError: It is neither.
+        """
+        text = self.parameters.get(name, str(int(default)))
+        if text not in ("0", "1"):
+            raise ConfigError(f"Parameter {name} is {text!r} in config.pbtxt; expected 0 or 1.")
+        return text == "1"
+
+
+def read_instance_config(args: Mapping[str, str], *, default_filename: str) -> InstanceConfig:
+    """Read what Triton hands to ``TritonPythonModel.initialize``.
+
+    Args:
+        args: Triton's arguments.
+        default_filename: Name of the model's file where the configuration gives none.
+
+    Raises:
+        ContractError: The configuration declares other tensors than the contract's.
+    """
+    config: dict[str, Any] = json.loads(args["model_config"])
+    check_tensors(
+        f"The config.pbtxt of {args['model_name']}",
+        [_spec(tensor) for tensor in config["input"]],
+        [_spec(tensor) for tensor in config["output"]],
+    )
+    filename = config.get("default_model_filename") or default_filename
+    return InstanceConfig(
+        model_path=Path(args["model_repository"], args["model_version"], filename),
+        device=args["model_instance_kind"],
+        device_id=int(args["model_instance_device_id"]),
+        parameters={name: value["string_value"] for name, value in config.get("parameters", {}).items()},
+    )
+
+
+def _spec(tensor: Mapping[str, Any]) -> TensorSpec:
+    dims = tuple(int(dim) for dim in tensor["dims"])
+    return tensor["name"], tensor["data_type"].removeprefix("TYPE_"), dims

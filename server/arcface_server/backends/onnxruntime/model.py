@@ -1,0 +1,51 @@
+"""Triton's ``onnxruntime`` backend, where the native one is not at hand.
+
+Triton copies nothing but this file beside its Python backend, so all it holds is the shape that
+Triton wants; the rest is imported from the installed packages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import triton_python_backend_utils as pb_utils
+
+from arcface_client.contract import INPUT_NAME, OUTPUT_NAME
+from arcface_client.errors import ArcFaceError, ConfigError
+from arcface_client.runtimes.onnxruntime import OnnxRuntime
+from arcface_server.backends.config import read_instance_config
+from arcface_server.backends.merging import embed_merged
+
+
+class TritonPythonModel:
+    """One instance of a model."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Load the model; an error here is the reason that Triton's repository index shows."""
+        config = read_instance_config(args, default_filename="model.onnx")
+        if config.device != "CPU":
+            raise ConfigError(
+                f"{args['model_name']} asks for KIND_{config.device}; this backend runs on the CPU. Set "
+                "`kind: KIND_CPU` in its instance_group, or serve it with NVIDIA's container."
+            )
+        self._runtime = OnnxRuntime(
+            config.model_path,
+            intra_op_threads=config.integer("intra_op_thread_count", default=0),
+            inter_op_threads=config.integer("inter_op_thread_count", default=0),
+            spinning=config.flag("session.intra_op.allow_spinning", default=True),
+        )
+
+    def execute(self, requests: Sequence[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
+        """Answer the requests that Triton has batched."""
+        batches = [pb_utils.get_input_tensor_by_name(request, INPUT_NAME).as_numpy() for request in requests]
+        return [_respond(answer) for answer in embed_merged(self._runtime.embed, batches)]
+
+    def finalize(self) -> None:
+        """Free the model."""
+        self._runtime.close()
+
+
+def _respond(answer: object) -> pb_utils.InferenceResponse:
+    if isinstance(answer, ArcFaceError):
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(answer)))
+    return pb_utils.InferenceResponse([pb_utils.Tensor(OUTPUT_NAME, answer)])

@@ -1,0 +1,114 @@
+"""Where the installed ``nvidia-pytriton`` keeps the real tritonserver.
+
+PyTriton itself is never imported: only the files it carries are wanted, not its Python API.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import importlib.util
+import platform
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import TritonNotInstalledError
+
+INSTALL_COMMAND = "pip install 'arcface-triton[server]'"
+CONTAINER_COMMAND = (
+    "docker run --rm -p 8000-8002:8000-8002 -v $PWD/model_repository:/models:ro "
+    "nvcr.io/nvidia/tritonserver:<YY.MM>-py3 tritonserver --model-repository=/models "
+    "--disable-auto-complete-config --exit-on-error=false --strict-readiness=false"
+)
+
+_FIRST_GLIBC = (2, 35)
+_LAST_PYTHON = (3, 12)
+
+
+@dataclass(frozen=True)
+class Installation:
+    """The files of Triton that a server is assembled from.
+
+    Attributes:
+        tritonserver: The server's program.
+        python_backend: Folder with Triton's Python backend.
+        stub: Program that runs a Python backend's ``model.py``, built for the running CPython.
+        library_dirs: Folders of the shared libraries that the programs above need.
+    """
+
+    tritonserver: Path
+    python_backend: Path
+    stub: Path
+    library_dirs: tuple[Path, ...]
+
+
+def find_installation() -> Installation:
+    """Find the Triton that this environment's ``nvidia-pytriton`` carries.
+
+    Raises:
+        TritonNotInstalledError: There is none; the message says how to get one, or which container
+            to run where there is no wheel.
+    """
+    obstacle = find_obstacle()
+    if obstacle is not None:
+        raise TritonNotInstalledError(
+            f"nvidia-pytriton, which carries tritonserver, has no wheel for {obstacle}. "
+            f"Run NVIDIA's container instead: {CONTAINER_COMMAND}"
+        )
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or not spec.submodule_search_locations:
+        raise TritonNotInstalledError(
+            f"No tritonserver in this environment; install it with: {INSTALL_COMMAND}"
+        )
+    package = Path(spec.submodule_search_locations[0])
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    triton = package / "tritonserver"
+    installation = Installation(
+        tritonserver=triton / "bin" / "tritonserver",
+        python_backend=triton / "backends" / "python",
+        stub=triton / "python_backend_stubs" / version / "triton_python_backend_stub",
+        library_dirs=(package.parent / "nvidia_pytriton.libs", *_libpython_dirs(version)),
+    )
+    for file in (installation.tritonserver, installation.stub):
+        if not file.is_file():
+            raise TritonNotInstalledError(
+                f"The installed nvidia-pytriton has no {file}; install it anew with: "
+                f"pip install --force-reinstall nvidia-pytriton"
+            )
+    return installation
+
+
+def find_obstacle() -> str | None:
+    """Say what about this machine rules out a wheel of ``nvidia-pytriton``, or None."""
+    if sys.platform != "linux":
+        return platform.system() or sys.platform
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return f"Linux on {platform.machine()}"
+    library, version = platform.libc_ver()
+    if library != "glibc":
+        return f"Linux without glibc ({library or 'unknown C library'})"
+    if tuple(int(part) for part in version.split(".")[:2]) < _FIRST_GLIBC:
+        return f"glibc {version} (it wants {_FIRST_GLIBC[0]}.{_FIRST_GLIBC[1]} or later)"
+    if sys.version_info[:2] > _LAST_PYTHON:
+        # numpy < 2, which it wants, has none.
+        return f"Python {sys.version_info.major}.{sys.version_info.minor} (the last is 3.12)"
+    return None
+
+
+def _libpython_dirs(version: str) -> tuple[Path, ...]:
+    """Folder of the running interpreter's own libpython, which the stub is linked against.
+
+    Raises:
+        TritonNotInstalledError: The interpreter is built without one, and the system has none.
+    """
+    folder = Path(sysconfig.get_config_var("LIBDIR") or sys.base_prefix)
+    if (folder / f"libpython{version}.so.1.0").is_file():
+        return (folder,)
+    if ctypes.util.find_library(f"python{version}") is None:
+        raise TritonNotInstalledError(
+            f"Triton's Python backend needs libpython{version}.so.1.0, which this interpreter "
+            f"({sys.executable}) is built without; install it (Debian: apt-get install libpython{version}), "
+            "or use a Python that is built with --enable-shared."
+        )
+    return ()
