@@ -14,7 +14,8 @@ from ..errors import DeploymentError
 _TRITON_TYPES: Mapping[str, str] = {"tensor(uint8)": "UINT8", "tensor(float)": "FP32"}
 
 # ONNX Runtime's exceptions have no base class of their own.
-_LOAD_ERRORS = (
+_ERRORS = (
+    _ort.EPFail,
     _ort.Fail,
     _ort.InvalidArgument,
     _ort.InvalidGraph,
@@ -58,7 +59,7 @@ class OnnxRuntime:
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=list(providers))
-        except _LOAD_ERRORS as error:
+        except _ERRORS as error:
             raise DeploymentError(f"ONNX Runtime cannot load {path}: {error}") from error
         check_tensors(
             str(path),
@@ -72,8 +73,15 @@ class OnnxRuntime:
         return tuple(self._session.get_providers())
 
     def embed(self, crops: Crops) -> Embeddings:
-        """Embed one batch: uint8 [N, 112, 112, 3] BGR in, float32 [N, 512] unit rows out."""
-        (embeddings,) = self._session.run([OUTPUT_NAME], {INPUT_NAME: crops})
+        """Embed one batch: uint8 [N, 112, 112, 3] BGR in, float32 [N, 512] unit rows out.
+
+        Raises:
+            DeploymentError: ONNX Runtime failed on it.
+        """
+        try:
+            (embeddings,) = self._session.run([OUTPUT_NAME], {INPUT_NAME: crops})
+        except _ERRORS as error:
+            raise DeploymentError(f"ONNX Runtime failed on a batch of {len(crops)}: {error}") from error
         return embeddings  # type: ignore[no-any-return]
 
     def close(self) -> None:
