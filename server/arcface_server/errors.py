@@ -5,6 +5,7 @@
     ArcFaceError
     └── LocalServerError
         ├── TritonNotInstalledError   this machine or environment has no tritonserver to run
+        ├── FlagError (ValueError)    a flag for tritonserver that this package sets itself
         ├── RepositoryError           the model repository is missing or holds no model
         ├── PortError                 a port is in use, or the address cannot be listened on
         ├── TritonStartError          tritonserver ended, or took too long, before it was ready
@@ -23,6 +24,10 @@ class LocalServerError(ArcFaceError):
 
 class TritonNotInstalledError(LocalServerError):
     """This machine or this environment has no tritonserver that could be run."""
+
+
+class FlagError(LocalServerError, ValueError):
+    """A flag for tritonserver is one that this package sets itself."""
 
 
 class RepositoryError(LocalServerError):

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Final
 
 from .backend_directory import assemble_backends
-from .errors import RepositoryError, TritonDiedError, TritonStartError
+from .errors import FlagError, RepositoryError, TritonDiedError, TritonStartError
 from .installation import Installation, find_installation
 from .ports import reserve_ports
 from .process import TetheredProcess
@@ -24,6 +24,12 @@ LOCALHOST: Final = "127.0.0.1"
 # A model that cannot load does not stop the others, and configurations are complete as the builder
 # writes them, so that no backend has to guess.
 FLAGS: Final = ("--disable-auto-complete-config", "--exit-on-error=false", "--strict-readiness=false")
+
+_OWN_FLAGS: Final = {
+    "--backend-directory",
+    *(f"--{name}-{noun}" for name in ("http", "grpc", "metrics") for noun in ("address", "port")),
+    *(f"--allow-{name}" for name in ("http", "grpc", "metrics")),
+}
 
 _POLL_INTERVAL_S: Final = 0.02
 _REQUEST_TIMEOUT_S: Final = 5.0
@@ -52,6 +58,9 @@ class LocalTriton:
         log_to_stderr: Write the log to standard error instead.
         ready_timeout_s: Time allowed until the models are loaded.
         stop_timeout_s: Time allowed for requests in flight when the server is ended.
+
+    Raises:
+        FlagError: A flag is one that is set from the other arguments, or by this class.
     """
 
     def __init__(
@@ -71,7 +80,7 @@ class LocalTriton:
         self._repository = str(model_repository)
         self._host = host
         self._wanted_ports = (http_port, grpc_port, metrics_port)
-        self._flags = tuple(flags)
+        self._flags = check_flags(flags)
         self._log_path = None if log_path is None else Path(log_path)
         self._log_to_stderr = log_to_stderr
         self._ready_timeout_s = ready_timeout_s
@@ -191,6 +200,20 @@ class LocalTriton:
             return " Its log is above."
         lines = self._log_path.read_text(errors="replace").splitlines()
         return "\n".join(["The end of its log:", *lines[-_LOG_TAIL_LINES:]])
+
+
+def check_flags(flags: Sequence[str]) -> tuple[str, ...]:
+    """Check further flags for tritonserver.
+
+    Raises:
+        FlagError: A flag is one that this package sets itself.
+    """
+    for flag in flags:
+        if flag.split("=")[0] in _OWN_FLAGS:
+            raise FlagError(
+                f"tritonserver's flag {flag} is set by arcface-server; use its own host and ports."
+            )
+    return tuple(flags)
 
 
 def check_repository(repository: Path) -> None:
