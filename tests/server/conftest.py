@@ -1,0 +1,43 @@
+"""One real server for all tests that only ask it things."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tritonclient.grpc as grpcclient
+
+from arcface_server import LocalTriton
+from tiny import tiny_serving_graph, write_tiny_repository
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Good models of every kind beside models that cannot load."""
+    folder = tmp_path_factory.mktemp("model_repository")
+    write_tiny_repository(folder, versions=(1, 2))
+    write_tiny_repository(folder, "patient", delay_us=300_000, poison=True)
+    write_tiny_repository(folder, "pair", instances=2, work=10)
+    write_tiny_repository(folder, "threads", parameters={"intra_op_thread_count": "4"})
+    write_tiny_repository(folder, "on_gpu", kind="KIND_GPU")
+    write_tiny_repository(folder, "not_a_number", parameters={"intra_op_thread_count": "many"})
+    truncated = write_tiny_repository(folder, "truncated") / "1" / "model.onnx"
+    truncated.write_bytes(truncated.read_bytes()[:1000])
+    (write_tiny_repository(folder, "missing") / "1" / "model.onnx").unlink()
+    foreign = tiny_serving_graph()
+    foreign.graph.output[0].name = foreign.graph.node[-1].output[0] = "fc1"
+    (write_tiny_repository(folder, "foreign") / "1" / "model.onnx").write_bytes(foreign.SerializeToString())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(repository: Path) -> Iterator[LocalTriton]:
+    with LocalTriton(repository) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: LocalTriton) -> Iterator[grpcclient.InferenceServerClient]:
+    with grpcclient.InferenceServerClient(server.grpc_url) as client:
+        yield client

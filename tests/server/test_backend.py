@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpcclient
+
+from arcface_client.contract import CROP_SHAPE, INPUT_NAME, OUTPUT_NAME, Crops, Embeddings
+from arcface_client.runtimes.onnxruntime import OnnxRuntime
+from arcface_server import LocalTriton
+from processes import command_line, group_members, thread_count
+
+
+@pytest.fixture
+def crops() -> Crops:
+    return np.random.default_rng(1).integers(0, 255, (3, *CROP_SHAPE), np.uint8)
+
+
+def infer(
+    client: grpcclient.InferenceServerClient, model: str, crops: Crops, version: str = ""
+) -> Embeddings:
+    tensor = grpcclient.InferInput(INPUT_NAME, list(crops.shape), "UINT8")
+    tensor.set_data_from_numpy(crops)
+    answer = client.infer(model, [tensor], model_version=version).as_numpy(OUTPUT_NAME)
+    return np.asarray(answer, np.float32)
+
+
+def infer_at_once(
+    client: grpcclient.InferenceServerClient, model: str, requests: Sequence[Crops]
+) -> list[Embeddings | BaseException]:
+    with ThreadPoolExecutor(len(requests)) as pool:
+        futures = [pool.submit(infer, client, model, crops) for crops in requests]
+    return [future.exception() or future.result() for future in futures]
+
+
+def test_each_version_serves_its_own_graph(
+    client: grpcclient.InferenceServerClient, repository: Path, crops: Crops
+) -> None:
+    for version in ("1", "2"):
+        expected = OnnxRuntime(repository / "tiny_onnx" / version / "model.onnx").embed(crops)
+        np.testing.assert_allclose(infer(client, "tiny_onnx", crops, version), expected, atol=1e-6)
+    newest = infer(client, "tiny_onnx", crops)
+    np.testing.assert_array_equal(newest, infer(client, "tiny_onnx", crops, "2"))
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ("truncated", "ONNX Runtime cannot load"),
+        ("missing", "No model file at"),
+        ("foreign", "has inputs image UINT8[N, 112, 112, 3] and outputs fc1 FP32[N, 512]; expected"),
+        ("not_a_number", "Parameter intra_op_thread_count is 'many' in config.pbtxt; expected a number."),
+        ("on_gpu", "no GPUs are available"),
+    ],
+)
+def test_a_model_that_cannot_load_says_why_and_does_not_stop_the_others(
+    client: grpcclient.InferenceServerClient, crops: Crops, model: str, reason: str
+) -> None:
+    index = {entry.name: entry for entry in client.get_model_repository_index().models}
+    assert index[model].state == "UNAVAILABLE"
+    assert reason in index[model].reason
+    assert index["tiny_onnx"].state == "READY"
+    assert infer(client, "tiny_onnx", crops).shape == (3, 512)
+
+
+def test_requests_are_merged_into_one_run_and_each_gets_its_own_rows(
+    client: grpcclient.InferenceServerClient, repository: Path, crops: Crops
+) -> None:
+    runtime = OnnxRuntime(repository / "patient" / "1" / "model.onnx")
+    requests = [crops[:1], crops[1:], crops]
+    before = client.get_inference_statistics("patient").model_stats[0]
+    answers = infer_at_once(client, "patient", requests)
+    after = client.get_inference_statistics("patient").model_stats[0]
+
+    for request, answer in zip(requests, answers, strict=True):
+        assert isinstance(answer, np.ndarray), answer
+        np.testing.assert_allclose(answer, runtime.embed(request), atol=1e-6)
+    assert after.inference_count - before.inference_count == 6
+    assert after.execution_count - before.execution_count < 3
+
+
+def test_a_request_that_the_model_fails_on_is_answered_alone_with_its_own_error(
+    client: grpcclient.InferenceServerClient, crops: Crops
+) -> None:
+    poisoned = crops.copy()
+    poisoned[0, 0, 0, 0] = 255
+    bad, good = infer_at_once(client, "patient", [poisoned, crops])
+    assert isinstance(bad, grpcclient.InferenceServerException | Exception)
+    assert "ONNX Runtime failed on a batch of 3" in str(bad)
+    assert isinstance(good, np.ndarray)
+
+
+def test_a_request_of_the_wrong_shape_is_refused_with_both_shapes(
+    client: grpcclient.InferenceServerClient, crops: Crops
+) -> None:
+    with pytest.raises(grpcclient.InferenceServerException, match=r"\[-1,112,112,3\], got \[3,100,112,3\]"):
+        infer(client, "tiny_onnx", np.ascontiguousarray(crops[:, :100]))
+
+
+def test_two_instances_run_side_by_side(
+    client: grpcclient.InferenceServerClient, server: LocalTriton, crops: Crops
+) -> None:
+    assert len(stubs_of(server, "pair")) == 2
+    infer(client, "pair", crops)
+    started = time.perf_counter()
+    infer_at_once(client, "pair", [crops[:1], crops[:1]])
+    assert time.perf_counter() > started
+    statistics = client.get_inference_statistics("pair").model_stats[0]
+    assert statistics.execution_count == 3
+
+
+def test_the_thread_count_of_the_configuration_is_used(server: LocalTriton) -> None:
+    (one,) = stubs_of(server, "patient")
+    (four,) = stubs_of(server, "threads")
+    assert thread_count(four) - thread_count(one) == 3
+
+
+def stubs_of(server: LocalTriton, model: str) -> list[int]:
+    return [pid for pid in group_members(server.pid) if f"/{model}/" in command_line(pid)]

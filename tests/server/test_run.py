@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from processes import group_members, wait_until
+from tiny import write_tiny_repository
+
+COMMAND = [sys.executable, "-m", "arcface_server", "run"]
+
+
+@pytest.fixture(scope="module")
+def small_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small_repository")
+    write_tiny_repository(folder)
+    return folder
+
+
+@contextmanager
+def running(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def ready_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_it_says_where_it_listens_in_one_line_and_ends_with_no_process_left(
+    small_repository: Path, ending: signal.Signals
+) -> None:
+    with running("--model-repository", small_repository, "--json", "--", "--id=handed-through") as process:
+        report = json.loads(ready_line(process))
+        server_pid = report["pid"]
+        assert len(group_members(server_pid)) == 2  # tritonserver and the model's stub
+        host, _, port = report["http_url"].partition(":")
+        assert host == "127.0.0.1"
+        connection = http.client.HTTPConnection(host, int(port))
+        connection.request("GET", "/v2/models/tiny_onnx/ready")
+        assert connection.getresponse().status == 200
+        connection.close()
+
+        process.send_signal(ending)
+        rest, log = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert rest == ""
+    assert "Traceback" not in log
+    assert "successfully loaded 'tiny_onnx'" in log
+    assert "handed-through" in log
+    assert group_members(server_pid) == []
+
+
+def test_a_server_whose_command_is_killed_ends_too(small_repository: Path) -> None:
+    with running("--model-repository", small_repository, "--json") as process:
+        server_pid = json.loads(ready_line(process))["pid"]
+        process.kill()
+        process.wait()
+        wait_until(lambda: group_members(server_pid) == [])
+
+
+def test_the_ready_line_names_the_addresses_and_a_server_that_dies_is_an_error(
+    small_repository: Path,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with running("--model-repository", small_repository, "--grpc-port", str(port)) as process:
+        assert ready_line(process).startswith(f"Triton is ready: gRPC 127.0.0.1:{port}, HTTP 127.0.0.1:")
+        (server_pid,) = children(process.pid)
+        os.kill(server_pid, signal.SIGKILL)
+        _, log = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert log.splitlines()[-1] == (
+        "arcface-server: tritonserver was ended by signal 9 while it served. Its log is above."
+    )
+    assert group_members(server_pid) == []
+
+
+def test_a_port_in_use_is_one_line(small_repository: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = run("--model-repository", small_repository, "--http-port", str(port))
+    assert result.returncode == 1
+    assert result.stderr == (
+        f"arcface-server: Port {port} on 127.0.0.1 is in use; "
+        "stop what listens there, or choose another port.\n"
+    )
+
+
+@pytest.mark.parametrize("problem", ["does not exist", "is no folder", "holds no model"])
+def test_a_repository_that_cannot_be_served_is_one_line(tmp_path: Path, problem: str) -> None:
+    repository = tmp_path / "model_repository"
+    if problem == "is no folder":
+        repository.touch()
+    elif problem == "holds no model":
+        (repository / ".manifests").mkdir(parents=True)
+    result = run("--model-repository", repository)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith(f"arcface-server: The model repository {repository} {problem}; expected")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("flag", ["--grpc-port=1", "--allow-http=false"])
+def test_a_flag_that_the_command_sets_itself_is_wrong_usage(small_repository: Path, flag: str) -> None:
+    result = run("--model-repository", small_repository, "--", flag)
+    assert result.returncode == 2
+    assert f"tritonserver's flag {flag} is set here" in result.stderr
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=60)
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += [int(child) for child in (task / "children").read_text().split()]
+    return found
