@@ -133,3 +133,7 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _print(report: dict[str, Any], as_json: bool, text: str) -> None:
     print(json.dumps(report, indent=2) if as_json else text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -85,8 +85,7 @@ def _channel_arguments() -> list[tuple[str, Any]]:
         ("grpc.service_config", json.dumps(_RETRY_POLICY)),
         # Two clients in one process do not share a connection, nor the state of a dead one.
         ("grpc.use_local_subchannel_pool", 1),
-        # A server that is back is found within a second; gRPC's own waits grow to two minutes.
+        # A server that is back is found while the retries last; gRPC's own waits grow to two minutes.
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 1000),
+        ("grpc.max_reconnect_backoff_ms", 200),
     ]

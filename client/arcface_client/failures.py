@@ -102,7 +102,9 @@ def explain(
     if status == NOT_FOUND:
         return ModelNotFoundError(f"There is no {target}: {text}")
     if status == UNAVAILABLE:
-        return ServerBusyError(f"The server refuses requests for {target}: {text}. Try again later.")
+        return ServerBusyError(
+            f"The server is there, but did not take a request for {target}: {text}. Try again later."
+        )
     return ServerError(f"The server failed on a request for {target}: {text} ({status})")
 
 

@@ -1,0 +1,53 @@
+# Every target makes the virtual environment it needs. Another Python: make PYTHON=python3.12 test
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/ready
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-torch lint format type check bench package clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(READY) ## Make the virtual environment .venv with everything in it
+
+# Built anew whenever pyproject.toml changes; pip before 25.1 does not know dependency groups.
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/pip install --quiet --editable '.[cli,builder,server,insightface,bench]' --group dev
+	@touch $(READY)
+
+demo: $(READY) ## Build, serve and call a model on a real photograph (no GPU, no download of weights)
+	$(BIN)/python examples/demo.py
+
+test: $(READY) ## Run the tests, against a real Triton server
+	$(BIN)/pytest
+
+test-torch: $(READY) ## Install PyTorch and compare the network with a plain PyTorch one
+	$(BIN)/pip install --quiet 'torch==2.13.0'
+	$(BIN)/pytest -m torch
+
+lint: $(READY) ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY) ## Put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+type: $(READY) ## Check types
+	$(BIN)/mypy
+
+check: lint type test ## Everything that a change must pass
+
+bench: $(READY) ## Measure serving against running in process, on this machine (about 10 minutes)
+	$(BIN)/python benchmarks/serving.py --output docs/benchmarks
+
+package: $(READY) ## Build the wheel and the source distribution into dist/
+	$(BIN)/pip install --quiet build
+	$(BIN)/python -m build
+
+clean: ## Remove the virtual environment and everything built
+	rm -rf $(VENV) dist build demo_output .mypy_cache .pytest_cache .ruff_cache .hypothesis

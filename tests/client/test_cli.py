@@ -1,0 +1,163 @@
+"""``arcface-client`` as a person calls it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from arcface_client.cli import main
+from arcface_client.contract import Crops, Embeddings
+from arcface_server import LocalTriton
+
+MODEL = ["--model", "tiny_onnx"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, crops: Crops) -> Path:
+    folder = tmp_path / "crops"
+    folder.mkdir()
+    for index, crop in enumerate(crops[:40]):
+        Image.fromarray(crop[..., ::-1]).save(folder / f"{index:03}.png")
+    return folder
+
+
+def test_embed_writes_one_row_for_each_crop(
+    triton: LocalTriton, folder: Path, expected: Embeddings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = folder.parent / "out.npz"
+    assert main(["embed", str(folder), "--output", str(output), "--url", triton.grpc_url, *MODEL]) == 0
+    assert capsys.readouterr().out == f"{output}: 40 embeddings\n"
+    with np.load(output) as archive:
+        np.testing.assert_allclose(archive["embeddings"], expected[:40], atol=1e-6)
+        assert archive["paths"].tolist() == [str(folder / f"{index:03}.png") for index in range(40)]
+
+
+def test_embed_reports_and_skips_what_is_no_crop(
+    triton: LocalTriton, folder: Path, expected: Embeddings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "001.png").write_bytes(b"no image")
+    Image.new("RGB", (64, 64)).save(folder / "002.png")
+    output = folder.parent / "out.npz"
+    url = ["--url", triton.grpc_url]
+    assert main(["embed", str(folder), "--output", str(output), "--json", *url, *MODEL]) == 1
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == {
+        "output": str(output),
+        "embedded": 38,
+        "skipped": [str(folder / "001.png"), str(folder / "002.png")],
+    }
+    assert printed.err.count("skipped: ") == 2
+    with np.load(output) as archive:
+        np.testing.assert_allclose(archive["embeddings"][1:], expected[3:40], atol=1e-6)
+
+
+def test_embed_resizes_when_told_to(triton: LocalTriton, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "small.png")
+    output = ["--output", str(tmp_path / "out.npz"), "--url", triton.grpc_url, *MODEL]
+    assert main(["embed", str(tmp_path / "small.png"), *output]) == 1
+    assert main(["embed", str(tmp_path / "small.png"), *output, "--resize"]) == 0
+
+
+def test_embed_without_images_or_server_writes_nothing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.npz"
+    flags = ["--output", str(output), "--url", "127.0.0.1:9"]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert main(["embed", str(empty), *flags]) == 1
+    assert "There is no image in" in capsys.readouterr().err
+    assert main(["embed", str(folder), *flags]) == 1
+    assert capsys.readouterr().err.startswith("arcface-client: No Triton server answers at 127.0.0.1:9")
+    assert not output.exists()
+
+
+def test_status_shows_models_and_reasons(triton: LocalTriton, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--url", triton.grpc_url]) == 0
+    text = capsys.readouterr().out
+    assert f"at {triton.grpc_url}: ready" in text
+    assert "UNAVAILABLE" in text
+    assert main(["status", "--url", triton.grpc_url, "--json"]) == 0
+    models = json.loads(capsys.readouterr().out)["models"]
+    assert {"name": "tiny_onnx", "version": 2, "state": "READY", "reason": ""} in models
+
+
+def test_status_without_a_server_fails_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--url", "127.0.0.1:9"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["unknown"],
+        ["embed"],
+        ["embed", "x"],
+        ["status", "--version-of-what"],
+        ["embed", "x", "--version", "new"],
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+
+
+def test_a_config_with_an_unknown_key_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "embedding.yaml"
+    config.write_text("triton: {modle: x}")
+    assert main(["status", "--config", str(config)]) == 1
+    assert "unknown key triton.modle; known keys:" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_the_old_file_and_one_line(
+    triton: LocalTriton, folder: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.npz"
+    output.write_bytes(b"old")
+    command = [
+        sys.executable,
+        "-c",
+        "import resource, signal, sys; from arcface_client.cli import main;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
+        "sys.exit(main())",
+        *["embed", str(folder), "--output", str(output), "--url", triton.grpc_url, *MODEL],
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("arcface-client: File too large")
+    assert done.stderr.count("\n") == 1
+    assert output.read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["crops", "out.npz"]
+
+
+def test_ctrl_c_leaves_nothing(triton: LocalTriton, folder: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "arcface_client.cli",
+        "embed",
+        str(folder),
+        "--output",
+        str(tmp_path / "out.npz"),
+    ]
+    process = subprocess.Popen(
+        [*command, "--url", triton.grpc_url, "--model", "slow_onnx"], stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(2)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["crops"]

@@ -1,0 +1,211 @@
+"""EmbeddingClient against the real Triton; see test_faults.py for servers that fail."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from arcface_client import EmbeddingClient
+from arcface_client.contract import Crops, Embeddings
+from arcface_client.errors import (
+    ClientClosedError,
+    ConfigError,
+    ContractError,
+    DeadlineExceededError,
+    InputError,
+    ModelNotFoundError,
+    ModelNotReadyError,
+)
+from arcface_client.requests import slices
+from arcface_server import LocalTriton
+
+TINY = "tiny_onnx"
+
+
+@pytest.fixture
+def client(triton: LocalTriton) -> Iterator[EmbeddingClient]:
+    with EmbeddingClient(triton.grpc_url, TINY) as client:
+        yield client
+
+
+@pytest.mark.parametrize("count", [0, 1, 31, 32, 33, 100])
+def test_any_number_of_crops_is_embedded_in_order(
+    client: EmbeddingClient, crops: Crops, expected: Embeddings, count: int
+) -> None:
+    embeddings = client.encode(crops[:count])
+    assert embeddings.dtype == np.float32
+    assert embeddings.shape == (count, 512)
+    np.testing.assert_allclose(embeddings, expected[:count], atol=1e-6)
+    np.testing.assert_allclose(client.encode(list(crops[:count])), embeddings, atol=1e-7)
+
+
+def test_the_embeddings_can_be_written_to(client: EmbeddingClient, crops: Crops) -> None:
+    client.encode(crops[:2])[0] = 0
+
+
+def test_rgb_crops_give_what_their_bgr_twins_give(
+    client: EmbeddingClient, crops: Crops, expected: Embeddings
+) -> None:
+    np.testing.assert_allclose(client.encode(crops[..., ::-1], color="rgb"), expected, atol=1e-6)
+    assert np.abs(client.encode(crops[..., ::-1]) - expected).max() > 0.01
+
+
+def test_the_newest_version_serves_unless_one_is_named(triton: LocalTriton, crops: Crops) -> None:
+    def by(version: int | None) -> NDArray[np.float32]:
+        with EmbeddingClient(triton.grpc_url, TINY, version) as client:
+            return client.encode(crops[:4])
+
+    np.testing.assert_array_equal(by(None), by(2))
+    assert np.abs(by(1) - by(2)).max() > 0.01
+
+
+def test_threads_may_share_a_client(client: EmbeddingClient, crops: Crops, expected: Embeddings) -> None:
+    def encode(start: int) -> None:
+        for _ in range(5):
+            np.testing.assert_allclose(client.encode(crops[start:]), expected[start:], atol=1e-6)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(encode, range(8)))
+
+
+def test_a_stream_keeps_order_and_reads_only_a_few_batches_ahead(
+    triton: LocalTriton, crops: Crops, expected: Embeddings
+) -> None:
+    taken = 0
+
+    def source() -> Iterator[Crops]:
+        nonlocal taken
+        for crop in np.concatenate([crops] * 5):
+            taken += 1
+            yield crop
+
+    done = 0
+    with EmbeddingClient(triton.grpc_url, TINY, max_in_flight=2) as client:
+        for embeddings in client.stream(source()):
+            wanted = np.concatenate([expected] * 5)[done : done + len(embeddings)]
+            np.testing.assert_allclose(embeddings, wanted, atol=1e-6)
+            assert taken - done <= 3 * 32
+            done += len(embeddings)
+    assert done == taken == 500
+
+
+def test_a_stream_of_nothing_is_empty(client: EmbeddingClient) -> None:
+    assert list(client.stream([])) == []
+
+
+@settings(max_examples=200, deadline=None)
+@given(count=st.integers(0, 500), size=st.integers(1, 64))
+def test_slices_cover_every_crop_once_and_in_order(count: int, size: int) -> None:
+    parts = list(slices(count, size))
+    assert [index for part in parts for index in range(count)[part]] == list(range(count))
+    assert all(0 < part.stop - part.start <= size for part in parts)
+
+
+def test_the_deadline_holds_for_the_whole_call(triton: LocalTriton, crops: Crops) -> None:
+    with EmbeddingClient(triton.grpc_url, "slow_onnx", max_in_flight=1) as client:
+        client.encode(crops[:1])
+        started = time.monotonic()
+        with pytest.raises(DeadlineExceededError):
+            client.encode(crops, timeout_s=1.0)
+        assert time.monotonic() - started < 1.5
+
+
+def test_a_request_has_a_limit_of_its_own(triton: LocalTriton, crops: Crops) -> None:
+    with (
+        EmbeddingClient(triton.grpc_url, "slow_onnx", request_timeout_s=0.05) as client,
+        pytest.raises(DeadlineExceededError, match=r"No answer from model slow_onnx at .* within 0\.05"),
+    ):
+        client.encode(crops[:2])
+
+
+def test_an_unknown_model_is_named_beside_those_that_exist(triton: LocalTriton, crops: Crops) -> None:
+    with (
+        EmbeddingClient(triton.grpc_url, "arcface") as client,
+        pytest.raises(ModelNotFoundError, match=r"no model arcface at .*; the server's models: .*tiny_onnx"),
+    ):
+        client.encode(crops[:1])
+
+
+def test_an_unknown_version_is_named_beside_those_that_exist(triton: LocalTriton, crops: Crops) -> None:
+    with (
+        EmbeddingClient(triton.grpc_url, TINY, 9) as client,
+        pytest.raises(ModelNotFoundError, match=r"no model tiny_onnx version 9 at .*; its versions: 1, 2"),
+    ):
+        client.encode(crops[:1])
+
+
+def test_a_model_that_did_not_load_says_why(triton: LocalTriton, crops: Crops) -> None:
+    with (
+        EmbeddingClient(triton.grpc_url, "broken_onnx") as client,
+        pytest.raises(ModelNotReadyError, match=r"could not load model broken_onnx .*model.onnx"),
+    ):
+        client.encode(crops[:1])
+
+
+def test_a_model_with_other_tensors_is_refused(triton: LocalTriton, crops: Crops) -> None:
+    with (
+        EmbeddingClient(triton.grpc_url, "other") as client,
+        pytest.raises(ContractError, match=r"data FP32\[N, 3, 112, 112\].*; expected image UINT8\[N, 112"),
+    ):
+        client.encode(crops[:1])
+
+
+def test_ensure_ready_passes_or_says_why_not(triton: LocalTriton, client: EmbeddingClient) -> None:
+    client.ensure_ready()
+    with EmbeddingClient(triton.grpc_url, "broken_onnx") as broken, pytest.raises(ModelNotReadyError):
+        broken.ensure_ready()
+
+
+def test_status_tells_every_version_and_why_one_is_not_ready(client: EmbeddingClient) -> None:
+    status = client.status()
+    assert status.ready
+    assert {(model.name, model.version) for model in status.models if model.ready} == {
+        (TINY, 1),
+        (TINY, 2),
+        ("slow_onnx", 1),
+        ("other", 1),
+    }
+    (broken,) = [model for model in status.models if not model.ready]
+    assert broken.name == "broken_onnx"
+    assert "model.onnx" in broken.reason
+
+
+def test_a_closed_client_says_so(triton: LocalTriton, crops: Crops) -> None:
+    client = EmbeddingClient(triton.grpc_url, TINY)
+    client.close()
+    client.close()
+    with pytest.raises(ClientClosedError, match="closed; make a new one"):
+        client.encode(crops[:1])
+
+
+def test_closing_ends_a_call_in_another_thread(triton: LocalTriton, crops: Crops) -> None:
+    client = EmbeddingClient(triton.grpc_url, "slow_onnx")
+    client.ensure_ready()
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(client.encode, crops)
+        time.sleep(0.3)
+        client.close()
+        with pytest.raises(ClientClosedError):
+            call.result(timeout=10)
+
+
+@pytest.mark.parametrize("url", ["localhost", "http://localhost:8001", ":8001", "localhost:http"])
+def test_an_url_that_is_no_host_and_port_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="expected host:port of its gRPC service"):
+        EmbeddingClient(url, TINY)
+
+
+@pytest.mark.parametrize(
+    "limits", [{"request_timeout_s": 0.0}, {"request_timeout_s": math.nan}, {"max_in_flight": 0}]
+)
+def test_limits_out_of_range_are_refused(limits: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="expected"):
+        EmbeddingClient("localhost:1", TINY, **limits)  # type: ignore[arg-type]

@@ -1,0 +1,147 @@
+"""What a client does when the server is away, fails, or is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+import trustme
+
+from arcface_client import EmbeddingClient
+from arcface_client.connection import Tls
+from arcface_client.contract import Crops
+from arcface_client.errors import (
+    ArcFaceError,
+    DeadlineExceededError,
+    ServerBusyError,
+    ServerError,
+    ServerUnavailableError,
+)
+from arcface_server import LocalTriton
+from fake_triton import FakeTriton, served
+from tiny import write_tiny_repository
+
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("count", [1, 8, 64])
+def test_unavailable_is_retried_whatever_the_size_of_the_request(crops: Crops, count: int) -> None:
+    fake = FakeTriton(failures=(UNAVAILABLE, UNAVAILABLE))
+    with served(fake) as url, EmbeddingClient(url, "fake") as client:
+        assert client.encode(crops[:count]).shape == (count, 512)
+    assert fake.requests == 3
+
+
+def test_a_server_that_stays_full_is_busy(crops: Crops) -> None:
+    with (
+        served(FakeTriton(failures=(UNAVAILABLE,) * 20)) as url,
+        EmbeddingClient(url, "fake") as client,
+        pytest.raises(ServerBusyError, match=r"did not take a request for model fake .* told to fail"),
+    ):
+        client.encode(crops[:1])
+
+
+@pytest.mark.parametrize(
+    "status", [grpc.StatusCode.INTERNAL, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNKNOWN]
+)
+def test_other_failures_are_the_servers_and_are_not_retried(crops: Crops, status: grpc.StatusCode) -> None:
+    fake = FakeTriton(failures=(status,))
+    with (
+        served(fake) as url,
+        EmbeddingClient(url, "fake") as client,
+        pytest.raises(ServerError, match=f"told to fail .*{status.name}"),
+    ):
+        client.encode(crops[:1])
+    assert fake.requests == 1
+
+
+def test_embeddings_that_are_not_finite_are_refused(crops: Crops) -> None:
+    with (
+        served(FakeTriton(value=float("nan"))) as url,
+        EmbeddingClient(url, "fake") as client,
+        pytest.raises(ServerError, match="NaN"),
+    ):
+        client.encode(crops[:1])
+
+
+def test_no_server_is_said_at_once(crops: Crops) -> None:
+    started = time.monotonic()
+    with (
+        EmbeddingClient("127.0.0.1:9", "tiny_onnx") as client,
+        pytest.raises(ServerUnavailableError, match=r"No Triton server answers at 127\.0\.0\.1:9"),
+    ):
+        client.encode(crops[:1])
+    assert time.monotonic() - started < 5
+
+
+def test_a_server_killed_in_the_middle_is_said_and_found_again(tmp_path: Path, crops: Crops) -> None:
+    write_tiny_repository(tmp_path, max_batch_size=2, work=10)
+    with LocalTriton(tmp_path) as server:
+        port = int(server.grpc_url.rpartition(":")[2])
+        with EmbeddingClient(server.grpc_url, "tiny_onnx") as client:
+            before = client.encode(crops[:4])
+            killer = threading.Timer(0.5, os.kill, (server.pid, signal.SIGKILL))
+            killer.start()
+            with pytest.raises(ServerUnavailableError):
+                client.encode(crops)
+            killer.join()
+            with LocalTriton(tmp_path, grpc_port=port):
+                np.testing.assert_array_equal(client.encode(crops[:4]), before)
+
+
+def test_a_server_that_stops_answering_is_late_not_waited_for(tmp_path: Path, crops: Crops) -> None:
+    write_tiny_repository(tmp_path)
+    with LocalTriton(tmp_path) as server, EmbeddingClient(server.grpc_url, "tiny_onnx") as client:
+        client.encode(crops)
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            started = time.monotonic()
+            with pytest.raises(DeadlineExceededError):
+                client.encode(crops, timeout_s=1)
+            assert time.monotonic() - started < 2
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        assert client.encode(crops).shape == (100, 512)
+
+
+def test_tls_and_mutual_tls_reach_the_real_server(tmp_path: Path, crops: Crops) -> None:
+    authority, stranger = trustme.CA(), trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    stranger.cert_pem.write_to_path(tmp_path / "stranger.pem")
+    for name in ("server", "client"):
+        issued = authority.issue_cert("127.0.0.1", "localhost")
+        issued.private_key_pem.write_to_path(tmp_path / f"{name}.key")
+        issued.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
+    repository = tmp_path / "repository"
+    write_tiny_repository(repository)
+    flags = (
+        "--grpc-use-ssl=1",
+        "--grpc-use-ssl-mutual=1",
+        f"--grpc-server-cert={tmp_path}/server.pem",
+        f"--grpc-server-key={tmp_path}/server.key",
+        f"--grpc-root-cert={tmp_path}/ca.pem",
+    )
+    mutual = Tls(
+        root_certificates=tmp_path / "ca.pem",
+        private_key=tmp_path / "client.key",
+        certificate_chain=tmp_path / "client.pem",
+    )
+    with LocalTriton(repository, flags=flags) as server:
+        with EmbeddingClient(server.grpc_url, "tiny_onnx", tls=mutual) as client:
+            assert client.encode(crops[:3]).shape == (3, 512)
+        for tls in (
+            None,
+            Tls(root_certificates=tmp_path / "ca.pem"),
+            Tls(root_certificates=tmp_path / "stranger.pem"),
+        ):
+            with (
+                EmbeddingClient(server.grpc_url, "tiny_onnx", tls=tls) as client,
+                pytest.raises(ArcFaceError),
+            ):
+                client.encode(crops[:3])

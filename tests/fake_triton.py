@@ -1,0 +1,62 @@
+"""A gRPC server that fails on demand, where the real Triton cannot be made to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import numpy as np
+from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
+
+from arcface_client.contract import CROP_SHAPE, EMBEDDING_DIM, INPUT_NAME, OUTPUT_NAME
+
+
+class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """Answers with unit vectors, after it has failed as often as it was told to.
+
+    Args:
+        failures: Status codes for the first requests, in their order.
+        value: What the embeddings are made of.
+    """
+
+    def __init__(self, failures: tuple[grpc.StatusCode, ...] = (), value: float = 512**-0.5) -> None:
+        self.failures = list(failures)
+        self.value = value
+        self.requests = 0
+
+    def ModelConfig(self, request: Any, context: grpc.ServicerContext) -> Any:
+        config = model_config_pb2.ModelConfig(name=request.name, max_batch_size=64)
+        config.input.add(name=INPUT_NAME, data_type=model_config_pb2.TYPE_UINT8, dims=CROP_SHAPE)
+        config.output.add(name=OUTPUT_NAME, data_type=model_config_pb2.TYPE_FP32, dims=[EMBEDDING_DIM])
+        return service_pb2.ModelConfigResponse(config=config)
+
+    def RepositoryIndex(self, request: Any, context: grpc.ServicerContext) -> Any:
+        response = service_pb2.RepositoryIndexResponse()
+        response.models.add(name="fake", version="1", state="READY")
+        return response
+
+    def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:
+        self.requests += 1
+        if self.failures:
+            context.abort(self.failures.pop(0), "told to fail")
+        count = request.inputs[0].shape[0]
+        response = service_pb2.ModelInferResponse(model_name=request.model_name)
+        response.outputs.add(name=OUTPUT_NAME, datatype="FP32", shape=[count, EMBEDDING_DIM])
+        response.raw_output_contents.append(np.full((count, EMBEDDING_DIM), self.value, np.float32).tobytes())
+        return response
+
+
+@contextmanager
+def served(fake: FakeTriton) -> Iterator[str]:
+    """Serve it on a free port of this machine, and give its address."""
+    server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", -1)])
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(fake, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(grace=None).wait()

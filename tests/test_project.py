@@ -1,0 +1,104 @@
+"""What holds for the project as a whole: its wheel, and which package may import which."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {
+    "arcface_builder": ROOT / "builder/arcface_builder",
+    "arcface_client": ROOT / "client/arcface_client",
+    "arcface_server": ROOT / "server/arcface_server",
+}
+MAY_IMPORT = {
+    "arcface_builder": {"arcface_client"},
+    "arcface_client": set(),
+    "arcface_server": {"arcface_client"},
+}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_import_only_in_the_allowed_direction(package: str) -> None:
+    forbidden = PACKAGES.keys() - MAY_IMPORT[package] - {package}
+    for path in PACKAGES[package].rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module]
+            used = {name.partition(".")[0] for name in names}
+            assert not used & forbidden, f"{path} imports {used & forbidden}"
+
+
+def modules_after(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_the_client_imports_nothing_heavy() -> None:
+    heavy = {"onnx", "onnxruntime", "PIL", "cv2", "insightface", "torch", "tqdm", "matplotlib"}
+    loaded = modules_after("import arcface_client.cli, arcface_client.aio; arcface_client.EmbeddingClient")
+    assert not loaded & (heavy | PACKAGES.keys() - {"arcface_client"})
+
+
+def test_importing_a_package_does_not_import_grpc() -> None:
+    for package in PACKAGES:
+        assert "grpc" not in modules_after(f"import {package}")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        str(folder),
+        str(ROOT),
+    ]
+    subprocess.run(command, check=True)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+    sources = {
+        str(path.relative_to(folder.parent))
+        for folder in PACKAGES.values()
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert packed == sources
+
+
+def test_the_wheel_names_the_commands_and_the_licence(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        info = {
+            name.partition(".dist-info/")[2]: name for name in archive.namelist() if ".dist-info/" in name
+        }
+        commands = archive.read(info["entry_points.txt"]).decode()
+        metadata = archive.read(info["METADATA"]).decode()
+    for command in ("arcface-builder", "arcface-client", "arcface-server"):
+        assert f"{command} = {command.replace('-', '_')}.cli:main" in commands
+    assert "License-Expression: Apache-2.0" in metadata
+    assert "licenses/LICENSE" in info
+    base = [
+        line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line
+    ]
+    assert sorted(line.split()[1].partition("[")[0].partition(">")[0] for line in base) == [
+        "numpy",
+        "pyyaml",
+        "tritonclient",
+    ]
