@@ -7,8 +7,9 @@ from pathlib import Path
 import cv2
 import insightface
 import numpy as np
-from arcface_client.contract import CROP_SIZE, Crops
 from insightface.utils.face_align import norm_crop
+
+from arcface_client.contract import CROP_SIZE, Crops
 
 # A detector gives these. InsightFace's wheel holds no detector weights, so they are marked by hand:
 # for each face, left to right, its eyes, nose and mouth corners (left in the image first), in pixels.

@@ -1,0 +1,79 @@
+"""Rivals, each in a process of its own: two thread pools in one process would measure their quarrel."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any
+
+from arcface_builder.faces import face_like
+from arcface_client.contract import Crops
+
+Embed = Callable[[Crops], Any]
+
+
+def insightface(model_path: str) -> Embed:
+    """InsightFace's own recogniser on the source model."""
+    from insightface.model_zoo.arcface_onnx import ArcFaceONNX
+
+    recogniser = ArcFaceONNX(model_path)
+    recogniser.prepare(ctx_id=-1)
+    return lambda crops: recogniser.get_feat(list(crops))
+
+
+def onnxruntime(model_path: str) -> Embed:
+    """ONNX Runtime on the serving graph."""
+    from arcface_client.runtimes.onnxruntime import OnnxRuntime
+
+    return OnnxRuntime(model_path).embed
+
+
+def triton(url: str, model: str) -> Embed:
+    """This project's client through Triton."""
+    from arcface_client import EmbeddingClient
+
+    return EmbeddingClient(url, model).encode
+
+
+class Worker:
+    """A rival in a process of its own.
+
+    Args:
+        make: Makes the function to measure; called in the new process.
+        arguments: Arguments for ``make``.
+    """
+
+    def __init__(self, make: Callable[..., Embed], *arguments: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
+        self._process.start()
+
+    def seconds(self, batch: int, repeats: int) -> float:
+        """Embed the same ``batch`` crops ``repeats`` times; seconds for all."""
+        self._pipe.send((batch, repeats))
+        return float(self._pipe.recv())
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.terminate()
+        self._process.join()
+
+
+def _serve(pipe: Connection, make: Callable[..., Embed], arguments: tuple[str, ...]) -> None:
+    embed = make(*arguments)
+    crops = face_like(64)
+    while True:
+        batch, repeats = pipe.recv()
+        embed(crops[:batch])  # wakes threads and caches after the others' turns
+        started = time.perf_counter()
+        for _ in range(repeats):
+            embed(crops[:batch])
+        pipe.send(time.perf_counter() - started)
