@@ -20,10 +20,10 @@ from typing import Final
 
 from arcface_builder.build import build
 from arcface_builder.sources import Synthetic
-from workers import Worker, insightface, onnxruntime, triton
 
 from arcface_client.commandline import progress
 from arcface_server import LocalTriton
+from workers import Worker, insightface, onnxruntime, triton
 
 INSIGHTFACE: Final = "InsightFace get_feat"
 ONNXRUNTIME: Final = "ONNX Runtime in process"

@@ -15,13 +15,13 @@ import numpy as np
 from arcface_builder.build import build
 from arcface_builder.sources import Synthetic
 from insightface.model_zoo.arcface_onnx import ArcFaceONNX
-from photograph import face_crops
-from similarity import similarity_figure
 
 from arcface_client import EmbeddingClient
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_server import LocalTriton
+from photograph import face_crops
+from similarity import similarity_figure
 
 OUTPUT = Path("demo_output")
 SPEED_CROPS = 48
