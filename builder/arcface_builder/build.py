@@ -1,0 +1,121 @@
+"""Build: a source model in, a proven version of a Triton model out."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shlex
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import onnx
+
+from arcface_client.runtimes.onnxruntime import OnnxRuntime
+
+from .graph import RUN_ERRORS
+from .manifest import Manifest, ModelFile, Preprocessing
+from .model_config import MODEL_FILE, ServingOptions, config_text, onnx_config
+from .parity import Embed, Parity, check_parity, source_embedder
+from .repository import ModelRepository, check_name
+from .serving_graph import serving_graph
+from .source_model import SourceModel
+from .sources import Source
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_REPOSITORY = Path("model_repository")
+
+Progress = Callable[[str], None]
+"""Is told each stage as it begins."""
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """A version that was published.
+
+    Attributes:
+        model: Name of the model in the repository, as clients ask for it.
+        version: Its version.
+        path: The version's folder.
+        manifest: The record that was written beside it.
+    """
+
+    model: str
+    version: int
+    path: Path
+    manifest: Manifest
+
+
+def build(
+    source: Source,
+    *,
+    name: str,
+    repository: Path = DEFAULT_REPOSITORY,
+    options: ServingOptions | None = None,
+    progress: Progress | None = None,
+) -> BuiltModel:
+    """Build the next version of the model ``{name}_onnx``.
+
+    Nothing is published unless the file gives the source model's embeddings; see ``parity``.
+
+    Args:
+        source: What to build from.
+        name: Name of the family of models, such as "arcface_r100".
+        repository: Folder of the model repository; it is made if it is missing.
+        options: How to serve it.
+        progress: Is told each stage; by default they are logged.
+
+    Raises:
+        BuilderError: See ``errors``; the repository is as it was.
+        MissingExtraError: The source needs a package that is not installed.
+    """
+    report = progress or _log.info
+    model = f"{check_name(name)}_onnx"
+    options = options or ServingOptions()
+    command = ["arcface-builder", "build", "--name", name, "--repository", str(repository), *source.arguments()]
+    target = ModelRepository(repository)
+
+    report("Reading the source model")
+    origin = (loaded := source.load()).origin
+    for finding in loaded.findings:
+        report(f"Found: {finding}")
+    report(f"Building the serving graph of {origin.name}: pixels as {loaded.normalisation}")
+    metadata = {"source": origin.name, "source_sha256": origin.sha256, "synthetic": str(origin.synthetic).lower()}
+    graph = serving_graph(loaded.mended, loaded.normalisation, metadata=metadata)
+
+    with target.staging() as staged:
+        path = staged / MODEL_FILE
+        content = graph.SerializeToString(deterministic=True)
+        path.write_bytes(content)
+        report("Comparing it with the source model")
+        with closing(OnnxRuntime(path)) as runtime:
+            parity = _compare(loaded, runtime.embed)
+
+        def manifest(version: int) -> Manifest:
+            return Manifest(
+                model=model,
+                version=version,
+                created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                source=origin,
+                repairs=[str(finding) for finding in loaded.findings],
+                model_file=ModelFile(MODEL_FILE, len(content), hashlib.sha256(content).hexdigest()),
+                preprocessing=Preprocessing(
+                    loaded.normalisation.mean,
+                    loaded.normalisation.std,
+                    loaded.prefix.input_channels,
+                    loaded.caller_from,
+                ),
+                parity=parity,
+                rebuild_command=shlex.join(command),
+            )
+
+        published = target.publish(
+            model,
+            staged,
+            config=config_text(onnx_config(model, options)),
+            manifest=lambda version: manifest(version).to_json(),
+        )
+    return BuiltModel(model, published.version, published.path, manifest(published.version))

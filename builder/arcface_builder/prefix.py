@@ -1,0 +1,106 @@
+"""What a graph does to the image before its first convolution, found by trying it.
+
+The part of the graph up to there is cut out and run on a few probing images. So it does not matter
+whether it was written as Sub and Mul, Add and Div, a BatchNormalization, with a Cast or a Transpose
+in between, a Gather, a Slice or a Split and Concat of the channels: what counts is what comes out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from arcface_client.contract import CROP_SIZE
+
+from .errors import NotArcFaceError
+from .graph import first_convolution, session
+from .normalisation import RAW, Normalisation
+
+_PROBE = 255.0
+_DECIMALS = 5  # of mean and std: more than a file means, fewer than float32 blurs
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The graph's own preprocessing: network channel c sees (x[order[c]] - mean[c]) / std[c].
+
+    Attributes:
+        normalisation: Mean and std by network channel, which is R, G, B by ArcFace's convention.
+        order: Which channel of the graph's input each network channel sees.
+        channels_last: The graph's input is [N, 112, 112, 3], not [N, 3, 112, 112].
+    """
+
+    normalisation: Normalisation
+    order: tuple[int, int, int]
+    channels_last: bool
+
+    @property
+    def input_channels(self) -> str:
+        """Channel order of the graph's input: "RGB", or "BGR" for a graph that reverses them itself."""
+        return "".join("RGB"[self.order.index(channel)] for channel in range(3))
+
+
+def read_prefix(model: ir.Model) -> Prefix:
+    """Find out what a graph with a free batch dimension does before its first convolution.
+
+    Raises:
+        NotArcFaceError: It is not a normalisation of each channel by itself.
+    """
+    image, target = model.graph.inputs[0], first_convolution(model).inputs[0]
+    channels_last = image.shape is not None and image.shape[-1] == 3
+    if target is image:
+        return Prefix(RAW, (0, 1, 2), channels_last=False)
+
+    # Black, one image for each pure channel, and noise to check the answer with.
+    images = np.zeros((5, 3, CROP_SIZE, CROP_SIZE), np.float32)
+    images[[1, 2, 3], [0, 1, 2]] = _PROBE
+    images[4] = np.random.RandomState(0).randint(0, 256, images[4].shape)
+    seen = _run(model, images, channels_last)
+    if seen.shape != images.shape:
+        raise _not_a_normalisation(f"it turns {list(images.shape[1:])} into {list(seen.shape[1:])}")
+
+    black = seen[0].mean(axis=(1, 2))
+    gain = (seen[1:4].mean(axis=(2, 3)).T - black[:, np.newaxis]) / _PROBE  # [network, input]
+    order = np.abs(gain).argmax(axis=1)
+    scale = gain[range(3), order]
+    if sorted(order) != [0, 1, 2] or not scale.all():
+        raise _not_a_normalisation("it mixes the colour channels")
+    red, green, blue = np.round(-black / scale, _DECIMALS).tolist()
+    red_std, green_std, blue_std = np.round(1 / scale, _DECIMALS).tolist()
+    prefix = Prefix(
+        Normalisation((red, green, blue), (red_std, green_std, blue_std)),
+        (int(order[0]), int(order[1]), int(order[2])),
+        channels_last,
+    )
+    mean, std = np.reshape([red, green, blue], (3, 1, 1)), np.reshape([red_std, green_std, blue_std], (3, 1, 1))
+    if not np.allclose(seen[4], (images[4, order] - mean) / std, rtol=_TOLERANCE, atol=_TOLERANCE):
+        raise _not_a_normalisation("it is not the same linear function at every pixel")
+    return prefix
+
+
+def _run(model: ir.Model, images: npt.NDArray[np.float32], channels_last: bool) -> npt.NDArray[np.float32]:
+    cut = model.clone()
+    graph = cut.graph
+    target = first_convolution(cut).inputs[0]
+    if target is None:
+        raise ValueError("A convolution without input.")
+    target.dtype = ir.DataType.FLOAT
+    graph.outputs[:] = [target]
+    passes.RemoveUnusedNodesPass()(cut)
+    layout = images.transpose(0, 2, 3, 1) if channels_last else images
+    image = graph.inputs[0]
+    dtype = image.dtype.numpy() if image.dtype is not None else np.float32
+    (seen,) = session(cut).run(None, {image.name: layout.astype(dtype)})
+    return np.asarray(seen, np.float32)
+
+
+def _not_a_normalisation(what: str) -> NotArcFaceError:
+    return NotArcFaceError(
+        f"What the graph does before its first convolution is no normalisation by channel: {what}. "
+        "Export the backbone alone, without resizing, padding or augmentation."
+    )

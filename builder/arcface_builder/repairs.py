@@ -1,0 +1,286 @@
+"""Mend a copy of a source graph: what exporters get wrong, put right without changing what it computes.
+
+Each repair looks for one fault, removes it, and says so; ``inspect`` shows what they say and ``build``
+serves what they leave. The result runs in ONNX Runtime and TensorRT at any batch size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import version_converter
+from onnx_ir.passes import common as passes
+
+from arcface_client.contract import CROP_SIZE, EMBEDDING_DIM
+
+from .errors import NotArcFaceError
+from .graph import bypass, constant, set_constant
+from .iresnet import IR_VERSION, OPSET
+
+BATCH: Final = "N"
+"""Name of the batch dimension at both ends."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A fault of a source file, and what the build does about it."""
+
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.problem}: {self.remedy}"
+
+
+def repair(proto: onnx.ModelProto) -> tuple[ir.Model, list[Finding]]:
+    """Mend a copy of a model.
+
+    Returns:
+        The mended model (opset 17, batch dimension free, float32, no leftovers), and what was found.
+
+    Raises:
+        NotArcFaceError: The model has not one image as input and one embedding as output, or is written
+            in a way that cannot be mended.
+    """
+    model = ir.from_proto(proto)
+    findings = [finding for fix in _BEFORE_CONVERSION for finding in fix(model)]
+    check_ends(model)
+    model, converted = _convert_opset(model)
+    findings += converted
+    findings += [finding for fix in _AFTER_CONVERSION for finding in fix(model)]
+    tidy(model)
+    return model, findings
+
+
+def check_ends(model: ir.Model) -> None:
+    """Check that a model takes one 112x112 colour image and gives one embedding of 512 numbers.
+
+    Raises:
+        NotArcFaceError: It does not.
+    """
+    inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+    outputs = list(model.graph.outputs)
+    if len(inputs) == len(outputs) == 1 and _takes_crops(inputs[0]) and _gives_embeddings(outputs[0]):
+        return
+    raise NotArcFaceError(
+        f"The model takes {_describe(inputs)} and gives {_describe(outputs)}; an ArcFace model takes "
+        f"[N, 3, {CROP_SIZE}, {CROP_SIZE}] and gives [N, {EMBEDDING_DIM}]. Pass the recognition model itself."
+    )
+
+
+def tidy(model: ir.Model) -> None:
+    """Drop what nothing uses, and the shapes that other batch sizes make untrue."""
+    for node in model.graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = None
+    passes.RemoveUnusedNodesPass()(model)
+    passes.RemoveUnusedOpsetsPass()(model)
+    passes.TopologicalSortPass()(model)
+
+
+def _takes_crops(value: ir.Value) -> bool:
+    return _fits(value, (None, 3, CROP_SIZE, CROP_SIZE)) or _fits(value, (None, CROP_SIZE, CROP_SIZE, 3))
+
+
+def _gives_embeddings(value: ir.Value) -> bool:
+    return value.shape is None or _fits(value, (None, EMBEDDING_DIM))
+
+
+def _fits(value: ir.Value, shape: tuple[int | None, ...]) -> bool:
+    """Whether the declared shape has this rank and, where it is a number, these numbers."""
+    dims = list(value.shape or ())
+    return len(dims) == len(shape) and all(
+        not _is_size(dim) or want in (None, dim) for dim, want in zip(dims, shape, strict=True)
+    )
+
+
+def _is_size(dim: int | ir.SymbolicDim) -> bool:
+    return isinstance(dim, int) and dim > 0
+
+
+def _describe(values: list[ir.Value]) -> str:
+    return " + ".join(f"{value.name!r} {value.dtype} {describe_shape(value)}" for value in values) or "nothing"
+
+
+def describe_shape(value: ir.Value) -> str:
+    """The declared shape as a person reads it: "[N, 3, 112, 112]"."""
+    return "of unknown shape" if value.shape is None else f"[{', '.join(str(dim) for dim in value.shape)}]"
+
+
+def _inline_functions(model: ir.Model) -> Iterator[Finding]:
+    if model.functions:
+        passes.InlinePass()(model)
+        yield Finding("parts of the graph are written as ONNX functions", "they are put in place")
+
+
+def _initialisers_as_inputs(model: ir.Model) -> Iterator[Finding]:
+    listed = [value for value in model.graph.inputs if value.name in model.graph.initializers]
+    if listed:
+        passes.RemoveInitializersFromInputsPass()(model)
+        yield Finding(
+            f"{len(listed)} weights are listed as graph inputs, which keeps runtimes from folding them",
+            "they become constants",
+        )
+
+
+def _lift_constants(model: ir.Model) -> Iterator[Finding]:
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    yield from ()
+
+
+def _spatial_batch_norms(model: ir.Model) -> Iterator[Finding]:
+    count = 0
+    for node in model.graph:
+        if node.op_type != "BatchNormalization" or "spatial" not in node.attributes:
+            continue
+        if node.attributes.pop("spatial").as_int() == 0:
+            scale = constant(node.inputs[1])
+            if scale is None or scale.ndim != 1:
+                raise NotArcFaceError(
+                    f"Batch norm {node.name!r} has statistics for every pixel (spatial=0); expected one for each "
+                    "channel. Export the model again with a current exporter."
+                )
+            count += 1
+    if count:
+        yield Finding(
+            f"{count} batch norms say spatial=0 but hold one value for each channel (MXNet's exporter)",
+            "the attribute is dropped",
+        )
+
+
+def _convert_opset(model: ir.Model) -> tuple[ir.Model, list[Finding]]:
+    opset = model.graph.opset_imports.get("", 1)
+    if opset == OPSET:
+        model.ir_version = IR_VERSION
+        return model, []
+    proto = ir.to_proto(model)
+    # The converter wants the oldest graphs' weights listed as inputs, unless the file is a newer one.
+    proto.ir_version = max(proto.ir_version, 4)
+    try:
+        proto = version_converter.convert_version(proto, OPSET)
+    except (version_converter.ConvertError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise NotArcFaceError(
+            f"Opset {opset} cannot be converted to {OPSET} ({reason}); export the model with opset 11 to {OPSET}."
+        ) from error
+    proto.ir_version = IR_VERSION
+    return ir.from_proto(proto), [
+        Finding(f"opset {opset}", f"converted to {OPSET}, which TensorRT 8.5 and ONNX Runtime both know")
+    ]
+
+
+def _halves(model: ir.Model) -> Iterator[Finding]:
+    """Compute in float32 what the file computes in float16; its weights keep their exact values."""
+    count = 0
+    for value in model.graph.initializers.values():
+        array = constant(value)
+        if array is not None and array.dtype == np.float16:
+            value.const_value = ir.tensor(array.astype(np.float32), name=value.name)
+            value.dtype = ir.DataType.FLOAT
+            count += 1
+    if not count:
+        return
+    for node in model.graph:
+        if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT16:
+            node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.dtype == ir.DataType.FLOAT16:
+            value.dtype = ir.DataType.FLOAT
+    yield Finding(f"{count} weights are float16", "computed in float32; the weights keep their values")
+
+
+def _prelu_slopes(model: ir.Model) -> Iterator[Finding]:
+    count = 0
+    for node in model.graph:
+        if node.op_type == "PRelu":
+            slope = constant(node.inputs[1])
+            # Only the first convolutions' outputs have a rank to be wrong about: [N, C, H, W].
+            if slope is not None and slope.ndim == 1 and slope.size > 1 and _is_map(node.inputs[0]):
+                set_constant(node, 1, slope.reshape(-1, 1, 1), "by_channel")
+                count += 1
+    if count:
+        yield Finding(
+            f"{count} PRelu slopes are [C], which would go along the width", "they become [C, 1, 1]"
+        )
+
+
+def _is_map(value: ir.Value | None) -> bool:
+    """Whether a value comes from a convolution by ops that keep the layout [N, C, H, W]."""
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type in ("Conv", "Add"):
+            return True
+        if node.op_type not in ("BatchNormalization", "Identity", "Dropout"):
+            return False
+        value = node.inputs[0]
+    return False
+
+
+def _dropouts(model: ir.Model) -> Iterator[Finding]:
+    for node in [node for node in model.graph if node.op_type in ("Dropout", "Identity")]:
+        if not any(mask.uses() for mask in node.outputs[1:]) and not node.inputs[0].is_graph_input():
+            bypass(node)
+    yield from ()
+
+
+def _reshapes(model: ir.Model) -> Iterator[Finding]:
+    """Let the batch through reshapes that were exported with a batch of one."""
+    fixed = 0
+    for node in [node for node in model.graph if node.op_type == "Reshape"]:
+        shape = constant(node.inputs[1])
+        if _makes_matrix(node):
+            # Flatten says the same for any batch, and needs no second input.
+            flatten = ir.node("Flatten", [node.inputs[0]], {"axis": 1}, name=f"{node.name}.flatten")
+            model.graph.insert_before(node, flatten)
+            node.replace_input_with(0, flatten.outputs[0])
+            bypass(node)
+            fixed += shape is not None and shape[0] > 0
+        elif shape is not None and shape.size > 1 and shape[0] == 1:
+            set_constant(node, 1, np.concatenate([[0], shape[1:]]).astype(np.int64), "any_batch")
+            fixed += 1
+    if fixed:
+        yield Finding(f"{fixed} Reshape nodes fix the batch to a number", "they take it from their input")
+
+
+def _makes_matrix(node: ir.Node) -> bool:
+    shape = constant(node.inputs[1])
+    if shape is not None:
+        return shape.size == 2
+    producer = node.inputs[1].producer() if node.inputs[1] is not None else None
+    return producer is not None and producer.op_type == "Concat" and len(producer.inputs) == 2
+
+
+def _batch_dimension(model: ir.Model) -> Iterator[Finding]:
+    for end, value in (("input", model.graph.inputs[0]), ("output", model.graph.outputs[0])):
+        dim = value.shape[0] if value.shape is not None else None
+        if _is_size(dim):
+            yield Finding(f"the {end}'s batch dimension is fixed to {dim}", f"it becomes {BATCH!r}")
+        elif dim is None or isinstance(dim, int):
+            yield Finding(f"the {end}'s batch dimension is {dim}, which ONNX does not know", f"it becomes {BATCH!r}")
+        elif dim.value != BATCH:
+            yield Finding(f"the {end}'s batch dimension is called {dim.value!r}", f"it becomes {BATCH!r}")
+    image, embedding = model.graph.inputs[0], model.graph.outputs[0]
+    crop = (CROP_SIZE, CROP_SIZE, 3) if image.shape is not None and image.shape[-1] == 3 else (3, CROP_SIZE, CROP_SIZE)
+    image.shape, embedding.shape = ir.Shape((BATCH, *crop)), ir.Shape((BATCH, EMBEDDING_DIM))
+
+
+Repair = Callable[[ir.Model], Iterator[Finding]]
+
+_BEFORE_CONVERSION: Final[tuple[Repair, ...]] = (
+    _inline_functions,
+    _initialisers_as_inputs,
+    _lift_constants,
+    _spatial_batch_norms,
+)
+_AFTER_CONVERSION: Final[tuple[Repair, ...]] = (
+    _halves,
+    _dropouts,
+    _prelu_slopes,
+    _reshapes,
+    _batch_dimension,
+)

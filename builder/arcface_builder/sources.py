@@ -1,0 +1,156 @@
+"""The four things that a build can start from."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import onnx
+import onnx_ir as ir
+
+from .checkpoint import read_checkpoint
+from .errors import NotArcFaceError, OptionError
+from .insightface_pack import DEFAULT_ROOT, recognition_model
+from .iresnet import BLOCKS, iresnet_model
+from .known_files import KNOWN_FILES, PACK_TERMS
+from .normalisation import PYTORCH, Normalisation
+from .onnx_file import read_onnx
+from .serving_graph import CONTRACT_KEY
+from .source_model import Origin, SourceKind, SourceModel
+from .synthetic import synthetic_weights
+
+
+class Source(Protocol):
+    """Something that gives a source model."""
+
+    def load(self) -> SourceModel:
+        """Read or make the source model; raises SourceError, PackError or MissingExtraError."""
+
+    def arguments(self) -> list[str]:
+        """The arguments of ``arcface-builder build`` that name this source."""
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """An ONNX file: a pack's recognition model, an arcface_torch export, an MXNet conversion.
+
+    Attributes:
+        path: The file; it is never changed.
+        normalisation: What callers must do with the pixels, where the file leaves it open.
+    """
+
+    path: Path
+    normalisation: Normalisation | None = None
+
+    def load(self) -> SourceModel:
+        """Read the file; raises NotOnnxError or NotArcFaceError."""
+        return _read(self.path, "onnx", self.normalisation)
+
+    def arguments(self) -> list[str]:
+        """See ``Source``."""
+        override = self.normalisation
+        flags = ["--normalisation", f"{override.mean[0]:g},{override.std[0]:g}"] if override else []
+        return ["--onnx-path", str(self.path), *flags]
+
+
+@dataclass(frozen=True)
+class InsightFacePack:
+    """The recognition model of an InsightFace pack.
+
+    Attributes:
+        pack: Name of the pack, such as "buffalo_l".
+        root: InsightFace's folder.
+        accept_license: Download the pack if it is missing: the user accepts its terms.
+    """
+
+    pack: str
+    root: Path = DEFAULT_ROOT
+    accept_license: bool = False
+
+    def load(self) -> SourceModel:
+        """Find, perhaps fetch, and read the model; raises PackError, NotOnnxError or NotArcFaceError."""
+        path = recognition_model(self.pack, root=self.root, accept_license=self.accept_license)
+        return _read(path, "insightface", None)
+
+    def arguments(self) -> list[str]:
+        """See ``Source``."""
+        root = ["--insightface-root", str(self.root)] if self.root != DEFAULT_ROOT else []
+        return ["--insightface-pack", self.pack, *root, *["--accept-license"] * self.accept_license]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A state dict of an arcface_torch IResNet.
+
+    Attributes:
+        path: ``.pth``, or ``.safetensors``, which needs no torch.
+    """
+
+    path: Path
+
+    def load(self) -> SourceModel:
+        """Read the weights and build the network; raises CheckpointError or MissingExtraError."""
+        depth, weights = read_checkpoint(self.path)
+        sha256 = hashlib.sha256(self.path.read_bytes()).hexdigest()
+        origin = Origin("checkpoint", self.path.name, sha256, depth=depth)
+        return SourceModel(ir.to_proto(iresnet_model(depth, weights)), origin, PYTORCH)
+
+    def arguments(self) -> list[str]:
+        """See ``Source``."""
+        return ["--checkpoint", str(self.path)]
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """An IResNet with seeded random weights: it computes like a real one and recognises nobody.
+
+    Attributes:
+        depth: "r18", "r34", "r50" or "r100".
+        seed: Seed of the weights.
+    """
+
+    depth: str
+    seed: int = 0
+
+    def load(self) -> SourceModel:
+        """Make the network; raises OptionError for an unknown depth or seed."""
+        if self.depth not in BLOCKS:
+            raise OptionError(f"Depth {self.depth!r} is unknown; expected one of {', '.join(BLOCKS)}.")
+        if not 0 <= self.seed < 2**32:
+            raise OptionError(f"Seed {self.seed} is out of range; expected 0 to {2**32 - 1}.")
+        model = iresnet_model(self.depth, synthetic_weights(self.depth, self.seed))
+        model.metadata_props.update({"synthetic": "true", "depth": self.depth, "seed": str(self.seed)})
+        proto = ir.to_proto(model)
+        sha256 = hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
+        name = f"synthetic {self.depth}, seed {self.seed}"
+        origin = Origin("synthetic", name, sha256, synthetic=True, depth=self.depth, seed=self.seed)
+        return SourceModel(proto, origin, PYTORCH)
+
+    def arguments(self) -> list[str]:
+        """See ``Source``."""
+        return ["--synthetic", self.depth, "--seed", str(self.seed)]
+
+
+def _read(path: Path, kind: SourceKind, override: Normalisation | None) -> SourceModel:
+    proto, sha256 = read_onnx(path)
+    if is_serving_graph(proto):
+        raise NotArcFaceError(
+            f"{path} is a serving graph that arcface-builder wrote; build from the file it was made from, "
+            "which its manifest names."
+        )
+    known = KNOWN_FILES.get(sha256)
+    origin = Origin(
+        kind,
+        path.name,
+        sha256,
+        known_file=known.name if known else None,
+        terms=known.terms if known else PACK_TERMS if kind == "insightface" else None,
+    )
+    return SourceModel(proto, origin, override)
+
+
+def is_serving_graph(proto: onnx.ModelProto) -> bool:
+    """Whether a file is a serving graph of this project."""
+    return any(entry.key == CONTRACT_KEY for entry in proto.metadata_props)

@@ -1,0 +1,125 @@
+"""IResNets with seeded random weights: they recognise nobody, but compute like the real ones.
+
+Weights drawn at random alone would not do. Activations would grow from block to block beyond what
+FP16 holds, and every image would land in the same corner of the embedding space, so that no
+comparison of two runtimes could fail. Both are cured as training cures them, by batch-norm
+statistics: one forward pass over generated crops measures them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime
+
+from arcface_client.contract import CROP_SIZE
+
+from . import faces
+from .iresnet import EPSILON, flat_features, model_of, parameter_shapes
+from .normalisation import PYTORCH
+
+_PRELU_SLOPE = 0.25
+_FACES, _NOISES = 40, 8  # crops of the calibration pass
+_COMMON_DIRECTIONS = 16
+
+_Array = npt.NDArray[np.float32]
+
+
+def synthetic_weights(depth: str, seed: int) -> dict[str, _Array]:
+    """Draw the weights of a network.
+
+    Args:
+        depth: A key of ``iresnet.BLOCKS``.
+        seed: The same seed gives the same weights on one machine, and embeddings that agree to 1e-4
+            on any: the draws are the same everywhere, the measured statistics to float32 rounding.
+
+    Returns:
+        float32 parameters by their name in the state dict.
+    """
+    # RandomState, because its stream is the one that NumPy promises never to change.
+    random = np.random.RandomState(seed)
+    shapes = parameter_shapes(depth)
+    weights = {name: _draw(random, name, shape) for name, shape in shapes.items()}
+    statistics, flat = _measure(depth, weights, _calibration_batch(seed))
+    weights.update(statistics)
+    weights["fc.weight"] = _without_common_directions(weights["fc.weight"], flat)
+    features = flat @ weights["fc.weight"].T
+    weights["features.running_mean"] = features.mean(axis=0)
+    weights["features.running_var"] = features.var(axis=0)
+    return weights
+
+
+def _draw(random: np.random.RandomState, name: str, shape: tuple[int, ...]) -> _Array:
+    """Draw one parameter; batch norms start as the identity."""
+    layer, _, field = name.rpartition(".")
+    if len(shape) > 1:
+        # He et al. 2015 for PReLU: the variance that keeps the signal's size through conv and slope.
+        fan_in = int(np.prod(shape[1:]))
+        scale = np.sqrt(2 / ((1 + _PRELU_SLOPE**2) * fan_in))
+        return (random.standard_normal(shape) * scale).astype(np.float32)
+    if layer.endswith("prelu"):
+        return np.full(shape, _PRELU_SLOPE, np.float32)
+    return np.full(shape, field in ("weight", "running_var") and layer != "fc", np.float32)
+
+
+def _calibration_batch(seed: int) -> _Array:
+    """Normalised RGB crops, float32 [N, 3, 112, 112]: mostly face-like, some of plain noise."""
+    crops = np.concatenate([faces.face_like(_FACES, seed), faces.noise(_NOISES, seed)])
+    return PYTORCH.apply(crops)
+
+
+def _measure(depth: str, weights: dict[str, _Array], batch: _Array) -> tuple[dict[str, _Array], _Array]:
+    """Run the network once with batch norms that normalise by the batch, as in training.
+
+    Returns:
+        Mean and variance that each batch norm before ``fc`` saw, by their name in the state dict, and
+        the input of ``fc``, float32 [N, 25088].
+    """
+    tape = ir.tape.Tape()
+    epsilon = tape.initializer(ir.tensor(np.float32(EPSILON), name="epsilon"))
+    statistics: list[ir.Value] = []
+
+    def measuring_norm(_: ir.tape.Tape, value: ir.Value, name: str) -> ir.Value:
+        over = {"axes": [0, 2, 3], "keepdims": 1}
+        mean = tape.op("ReduceMean", [value], over)
+        centred = tape.op("Sub", [value, mean])
+        variance = tape.op("ReduceMean", [tape.op("Mul", [centred, centred])], over)
+        mean.name, variance.name = f"{name}.running_mean", f"{name}.running_var"
+        statistics.extend((mean, variance))
+        return tape.op("Div", [centred, tape.op("Sqrt", [tape.op("Add", [variance, epsilon])])])
+
+    image = ir.val("input", ir.DataType.FLOAT, (len(batch), 3, CROP_SIZE, CROP_SIZE))
+    flat = flat_features(tape, image, depth, weights, measuring_norm)
+    outputs = [*statistics, flat]
+    for output in outputs:
+        output.dtype = ir.DataType.FLOAT
+    model = model_of(tape, image, outputs, name="calibration")
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # sums in one order: the same file on every run
+    session = onnxruntime.InferenceSession(
+        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    *measured, features = session.run(None, {"input": batch})
+    names = [str(value.name) for value in statistics]
+    return {name: value.reshape(-1) for name, value in zip(names, measured, strict=True)}, features
+
+
+def _without_common_directions(weight: _Array, flat: _Array) -> _Array:
+    """Make the last layer blind to what most differs between kinds of image: light, contrast, noise.
+
+    Otherwise crops of one kind, such as the faces of one photograph, would all lie close together.
+
+    Args:
+        weight: float32 [512, 25088].
+        flat: Features of the calibration crops, float32 [N, 25088].
+
+    Returns:
+        The weight, orthogonal to the features' first principal components.
+    """
+    centred = flat - flat.mean(axis=0)
+    _, vectors = np.linalg.eigh(centred @ centred.T)  # [N, N]: as good as the far larger covariance
+    common = vectors[:, -_COMMON_DIRECTIONS:].T @ centred
+    common /= np.linalg.norm(common, axis=1, keepdims=True)
+    return weight - (weight @ common.T) @ common
