@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
-import signal
 from collections.abc import Sequence
 
-from arcface_client.commandline import DONE, run
+from arcface_client.commandline import run
 
-from .errors import FlagError
-from .local import LOCALHOST, LocalTriton
+from .commands.perf import add_perf
+from .commands.run import add_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,61 +22,6 @@ def _parser() -> argparse.ArgumentParser:
         description="Run the real Triton Inference Server without its container, and measure a server.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_run(commands)
+    add_run(commands)
+    add_perf(commands)
     return parser
-
-
-def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    command = commands.add_parser(
-        "run",
-        help="run tritonserver in the foreground",
-        description="Run tritonserver in the foreground until Ctrl-C or SIGTERM. Once it is ready, one line "
-        "with its addresses goes to standard output; its log goes to standard error.",
-        epilog="example: arcface-server run --model-repository model_repository --grpc-port 8001 "
-        "-- --log-verbose=1",
-    )
-    command.add_argument(
-        "--model-repository", required=True, metavar="DIR", help="folder of models, or a URL"
-    )
-    command.add_argument(
-        "--host", default=LOCALHOST, help="address to listen on (default: %(default)s; every one: 0.0.0.0)"
-    )
-    for name in ("HTTP", "gRPC", "metrics"):
-        command.add_argument(
-            f"--{name.lower()}-port", type=int, metavar="N", help=f"port for {name} (default: a free one)"
-        )
-    command.add_argument("--json", action="store_true", help="print the addresses as JSON")
-    command.add_argument("flags", nargs="*", metavar="-- FLAG", help="further flags for tritonserver")
-    command.set_defaults(run=lambda arguments: _run(arguments, command))
-
-
-def _run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    try:
-        server = LocalTriton(
-            arguments.model_repository,
-            host=arguments.host,
-            http_port=arguments.http_port,
-            grpc_port=arguments.grpc_port,
-            metrics_port=arguments.metrics_port,
-            flags=arguments.flags,
-            log_to_stderr=True,
-        )
-    except FlagError as error:
-        parser.error(str(error))
-    # Both are the usual way to end a server; a shell's background job has SIGINT ignored otherwise.
-    for ending in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ending, signal.default_int_handler)
-    try:
-        with server:
-            print(_describe(server, arguments.json), flush=True)
-            server.wait()
-    except KeyboardInterrupt:
-        pass
-    return DONE
-
-
-def _describe(server: LocalTriton, as_json: bool) -> str:
-    if as_json:
-        urls = {"grpc_url": server.grpc_url, "http_url": server.http_url, "metrics_url": server.metrics_url}
-        return json.dumps({**urls, "pid": server.pid})
-    return f"Triton is ready: gRPC {server.grpc_url}, HTTP {server.http_url}, metrics {server.metrics_url}"

@@ -210,9 +210,7 @@ def check_flags(flags: Sequence[str]) -> tuple[str, ...]:
     """
     for flag in flags:
         if flag.split("=")[0] in _OWN_FLAGS:
-            raise FlagError(
-                f"tritonserver's flag {flag} is set by arcface-server; use its own host and ports."
-            )
+            raise FlagError(f"tritonserver's flag {flag} is set here; give host and ports instead.")
     return tuple(flags)
 
 

@@ -1,0 +1,1 @@
+"""The commands of ``arcface-server``, one module each."""

@@ -1,0 +1,1 @@
+"""Measure a server with NVIDIA's perf_analyzer and real crops."""

@@ -1,0 +1,158 @@
+"""Where perf_analyzer comes from: the PATH, or a wheel of NVIDIA's that carries it.
+
+NVIDIA's SDK container has it on the PATH. On PyPI the wheels of tritonclient carried it up to 2.60;
+2.51.0 is the last whose program runs with the C library of Debian 12. Two shared libraries that it
+wants, and such systems lack, are in the wheel of nvidia-pytriton.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ..errors import PerfAnalyzerError, TritonNotInstalledError
+from ..installation import find_installation
+
+VERSION: Final = "2.51.0"
+WHEEL_SHA256: Final = "c485bb0123bdf310f90bc8b03d3489b28df2ffed55b30c7eee0b795b48113d52"
+PROGRAM_SHA256: Final = "a8e3fa6d2fcd535770f18fa3c9baf21aee85697352637d24c6b2818401c95a34"
+
+_MEMBER: Final = f"tritonclient-{VERSION}.data/data/bin/perf_analyzer"
+# The names that the program asks for, and the files in the wheel, whose names carry a hash.
+_LIBRARIES: Final = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12*"}
+_ELSEWHERE: Final = (
+    "Or run `arcface-server perf` where perf_analyzer is on the PATH, as in NVIDIA's container "
+    "nvcr.io/nvidia/tritonserver:<YY.MM>-py3-sdk."
+)
+
+
+@dataclass(frozen=True)
+class PerfAnalyzer:
+    """A perf_analyzer that can be run.
+
+    Attributes:
+        program: Its path.
+        library_dir: Folder of shared libraries that it needs; None if the system has them.
+    """
+
+    program: Path
+    library_dir: Path | None = None
+
+    def environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
+        """The environment to run it in."""
+        if self.library_dir is None:
+            return dict(inherited)
+        paths = [str(self.library_dir), inherited.get("LD_LIBRARY_PATH", "")]
+        return {**inherited, "LD_LIBRARY_PATH": os.pathsep.join(filter(None, paths))}
+
+
+def find_perf_analyzer() -> PerfAnalyzer:
+    """Find perf_analyzer on the PATH, else in the cache, where it is downloaded to once.
+
+    Raises:
+        PerfAnalyzerError: It is nowhere, and cannot be downloaded.
+    """
+    on_path = shutil.which("perf_analyzer")
+    if on_path is not None:
+        return PerfAnalyzer(Path(on_path))
+    folder = cache_folder(os.environ) / "perf_analyzer" / VERSION
+    if not _is_genuine(folder):
+        _install(folder)
+    return PerfAnalyzer(folder / "perf_analyzer", folder / "lib")
+
+
+def cache_folder(environment: Mapping[str, str]) -> Path:
+    """The folder for what is downloaded once: ``$ARCFACE_CACHE_DIR``, else below the user's own cache."""
+    configured = environment.get("ARCFACE_CACHE_DIR")
+    if configured:
+        return Path(configured)
+    return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "arcface-triton"
+
+
+def _is_genuine(folder: Path) -> bool:
+    program = folder / "perf_analyzer"
+    return program.is_file() and _sha256(program) == PROGRAM_SHA256
+
+
+def _install(folder: Path) -> None:
+    """Write the program and its libraries, so that the folder appears whole or not at all."""
+    libraries = _find_libraries()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        wheel = download_wheel(Path(scratch))
+        staged = Path(scratch) / "staged"
+        (staged / "lib").mkdir(parents=True)
+        with zipfile.ZipFile(wheel) as archive, archive.open(_MEMBER) as source:
+            program = staged / "perf_analyzer"
+            with program.open("wb") as target:
+                shutil.copyfileobj(source, target)
+        program.chmod(0o755)
+        for name, file in libraries.items():
+            shutil.copyfile(file, staged / "lib" / name)
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged one
+        try:
+            staged.rename(folder)
+        except OSError:
+            if not _is_genuine(folder):  # otherwise another process was quicker
+                raise
+
+
+def download_wheel(folder: Path) -> Path:
+    """Download the wheel with pip, so that the user's index, proxy and certificates apply.
+
+    Raises:
+        PerfAnalyzerError: There is no pip, pip failed, or the file is not the one that is expected.
+    """
+    if importlib.util.find_spec("pip") is None:
+        raise PerfAnalyzerError(
+            f"perf_analyzer is downloaded with pip, which {sys.executable} does not have; "
+            f"install it with: {sys.executable} -m ensurepip. {_ELSEWHERE}"
+        )
+    requirement = f"tritonclient=={VERSION}"
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    # Its program needs no Python; without these two, pip would refuse a wheel for another one.
+    command += ["--platform=manylinux1_x86_64", "--python-version=3.10", f"--dest={folder}", requirement]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise PerfAnalyzerError(f"pip cannot download {requirement}: {reason}. {_ELSEWHERE}")
+    (wheel,) = folder.glob("*.whl")
+    digest = _sha256(wheel)
+    if digest != WHEEL_SHA256:
+        raise PerfAnalyzerError(
+            f"{wheel.name} has the SHA-256 {digest}; expected {WHEEL_SHA256}. "
+            "The package index serves another file under this name; it was not run."
+        )
+    return wheel
+
+
+def _find_libraries() -> dict[str, Path]:
+    try:
+        folder = find_installation().library_dirs[0]
+    except TritonNotInstalledError as error:
+        raise PerfAnalyzerError(
+            f"perf_analyzer needs libraries that nvidia-pytriton carries: {error} {_ELSEWHERE}"
+        ) from error
+    found = {name: next(folder.glob(pattern), None) for name, pattern in _LIBRARIES.items()}
+    missing = [name for name, file in found.items() if file is None]
+    if missing:
+        raise PerfAnalyzerError(f"{folder} has no {' and no '.join(missing)}. {_ELSEWHERE}")
+    return {name: file for name, file in found.items() if file is not None}
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
