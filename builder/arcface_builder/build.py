@@ -7,11 +7,11 @@ import logging
 import shlex
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-import onnx
+import onnx_ir as ir
 
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 
@@ -75,7 +75,6 @@ def build(
     report = progress or _log.info
     model = f"{check_name(name)}_onnx"
     options = options or ServingOptions()
-    command = ["arcface-builder", "build", "--name", name, "--repository", str(repository), *source.arguments()]
     target = ModelRepository(repository)
 
     report("Reading the source model")
@@ -83,7 +82,11 @@ def build(
     for finding in loaded.findings:
         report(f"Found: {finding}")
     report(f"Building the serving graph of {origin.name}: pixels as {loaded.normalisation}")
-    metadata = {"source": origin.name, "source_sha256": origin.sha256, "synthetic": str(origin.synthetic).lower()}
+    metadata = {
+        "source": origin.name,
+        "source_sha256": origin.sha256,
+        "synthetic": str(origin.synthetic).lower(),
+    }
     graph = serving_graph(loaded.mended, loaded.normalisation, metadata=metadata)
 
     with target.staging() as staged:
@@ -93,29 +96,45 @@ def build(
         report("Comparing it with the source model")
         with closing(OnnxRuntime(path)) as runtime:
             parity = _compare(loaded, runtime.embed)
-
-        def manifest(version: int) -> Manifest:
-            return Manifest(
-                model=model,
-                version=version,
-                created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                source=origin,
-                repairs=[str(finding) for finding in loaded.findings],
-                model_file=ModelFile(MODEL_FILE, len(content), hashlib.sha256(content).hexdigest()),
-                preprocessing=Preprocessing(
-                    loaded.normalisation.mean,
-                    loaded.normalisation.std,
-                    loaded.prefix.input_channels,
-                    loaded.caller_from,
-                ),
-                parity=parity,
-                rebuild_command=shlex.join(command),
-            )
-
+        draft = Manifest(
+            model=model,
+            version=0,  # known once it is published
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            source=origin,
+            repairs=[str(finding) for finding in loaded.findings],
+            model_file=ModelFile(MODEL_FILE, len(content), hashlib.sha256(content).hexdigest()),
+            preprocessing=Preprocessing(
+                loaded.normalisation.mean,
+                loaded.normalisation.std,
+                loaded.prefix.input_channels,
+                loaded.caller_from,
+            ),
+            parity=parity,
+            rebuild_command=_command(source, name, repository, options),
+        )
         published = target.publish(
             model,
             staged,
             config=config_text(onnx_config(model, options)),
-            manifest=lambda version: manifest(version).to_json(),
+            manifest=lambda version: replace(draft, version=version).to_json(),
         )
-    return BuiltModel(model, published.version, published.path, manifest(published.version))
+    manifest = replace(draft, version=published.version)
+    return BuiltModel(model, published.version, published.path, manifest)
+
+
+def _compare(source: SourceModel, serving: Embed) -> Parity:
+    """Check parity with the source file as it is, or with its mended copy where that cannot run."""
+    prefix = source.prefix
+    arguments = {"channels": prefix.input_channels, "channels_last": prefix.channels_last}
+    try:
+        return check_parity(source_embedder(source.proto, source.caller, **arguments), serving)
+    except RUN_ERRORS as error:
+        reason = str(error).strip().splitlines()[0]
+        _log.info("ONNX Runtime cannot run the source file itself (%s); its mended copy stands in", reason)
+        mended = ir.to_proto(source.mended)
+        return check_parity(source_embedder(mended, source.caller, **arguments), serving)
+
+
+def _command(source: Source, name: str, repository: Path, options: ServingOptions) -> str:
+    where = ["--name", name, "--repository", str(repository)]
+    return shlex.join(["arcface-builder", "build", *where, *source.arguments(), *options.arguments()])

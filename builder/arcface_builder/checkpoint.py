@@ -76,10 +76,14 @@ def _check(state: Mapping[str, npt.NDArray[np.float32]], depth: str, path: Path)
     }
     texts = [f"{problem} {_some(names)}" for problem, names in problems.items() if names]
     if texts:
-        raise CheckpointError(f"{path.name} is no state dict of an IResNet {depth}: it {'; it '.join(texts)}.")
+        raise CheckpointError(
+            f"{path.name} is no state dict of an IResNet {depth}: it {'; it '.join(texts)}."
+        )
     broken = [name for name, array in state.items() if not np.isfinite(array).all()]
     if broken:
-        raise CheckpointError(f"{path.name} holds NaN or infinite values in {_some(broken)}; train or fetch it again.")
+        raise CheckpointError(
+            f"{path.name} holds NaN or infinite values in {_some(broken)}; train or fetch it again."
+        )
 
 
 def _some(names: list[str]) -> str:
@@ -93,11 +97,15 @@ def _read_safetensors(path: Path) -> StateDict:
     try:
         return dict(safetensors_numpy.load_file(path))
     except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is no safetensors file, or is cut short ({error}); fetch it again.") from error
+        raise CheckpointError(
+            f"{path} is no safetensors file, or is cut short ({error}); fetch it again."
+        ) from error
 
 
 def _read_torch(path: Path) -> StateDict:
-    torch = require("torch", extra="torch", purpose="Reading a .pth checkpoint (a .safetensors needs no torch)")
+    torch = require(
+        "torch", extra="torch", purpose="Reading a .pth checkpoint (a .safetensors needs no torch)"
+    )
     try:
         # weights_only refuses whatever is no tensor, so nothing in the file can run.
         loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -108,7 +116,9 @@ def _read_torch(path: Path) -> StateDict:
         ) from error
     except (OSError, EOFError, RuntimeError) as error:
         raise CheckpointError(f"{path} is no checkpoint, or is cut short; fetch it again.") from error
-    if not isinstance(loaded, Mapping) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+    if not isinstance(loaded, Mapping) or not all(
+        isinstance(value, torch.Tensor) for value in loaded.values()
+    ):
         raise CheckpointError(
             f"{path} holds no plain state dict; save the backbone's: torch.save(backbone.state_dict(), 'backbone.pth')."
         )

@@ -51,13 +51,23 @@ def face_like(count: int, seed: int = 0) -> Crops:
     # Where alignment puts the landmarks: eyes in row 52 at columns 38 and 74, nose (72, 56), mouth row 92.
     for side in (-1, 1):
         eye_y, eye_x = 52 + uniform(-3, 3), 56 + side * uniform(16, 20)
-        paint(ellipse(eye_y - uniform(8, 12), eye_x, uniform(1, 4), uniform(7, 12)), skin * uniform(0.1, 0.8)[..., np.newaxis])
+        paint(
+            ellipse(eye_y - uniform(8, 12), eye_x, uniform(1, 4), uniform(7, 12)),
+            skin * uniform(0.1, 0.8)[..., np.newaxis],
+        )
         paint(ellipse(eye_y, eye_x, uniform(3, 5), uniform(6, 9)), colour(180, 255))
         paint(ellipse(eye_y, eye_x + uniform(-2, 2), uniform(2, 4), uniform(2, 4)), colour(0, 110))
-    paint(ellipse(72 + uniform(-4, 4), uniform(52, 60), uniform(6, 14), uniform(3, 8)), skin * uniform(0.7, 1.1)[..., np.newaxis])
+    paint(
+        ellipse(72 + uniform(-4, 4), uniform(52, 60), uniform(6, 14), uniform(3, 8)),
+        skin * uniform(0.7, 1.1)[..., np.newaxis],
+    )
     paint(ellipse(92 + uniform(-3, 3), uniform(53, 59), uniform(2, 8), uniform(10, 20)), colour(20, 200))
 
-    light = uniform(0.6, 1.2) + uniform(-0.5, 0.5) * (horizontal - 56) / 56 + uniform(-0.2, 0.2) * (vertical - 56) / 56
+    light = (
+        uniform(0.6, 1.2)
+        + uniform(-0.5, 0.5) * (horizontal - 56) / 56
+        + uniform(-0.2, 0.2) * (vertical - 56) / 56
+    )
     image *= light[..., np.newaxis]
     image += random.normal(0, 1, image.shape) * uniform(1, 12)[..., np.newaxis]
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)

@@ -150,6 +150,11 @@ def parameter(tape: ir.tape.Tape, weights: Weights, name: str) -> ir.Value:
 def model_of(tape: ir.tape.Tape, image: ir.Value, outputs: list[ir.Value], *, name: str) -> ir.Model:
     """Wrap what a tape recorded into a model of this project's opset."""
     graph = ir.Graph(
-        [image], outputs, nodes=tape.nodes, initializers=tape.initializers, opset_imports={"": OPSET}, name=name
+        [image],
+        outputs,
+        nodes=tape.nodes,
+        initializers=tape.initializers,
+        opset_imports={"": OPSET},
+        name=name,
     )
     return ir.Model(graph, ir_version=IR_VERSION, producer_name="arcface-builder")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final, Literal
 
 from google.protobuf import text_format
@@ -54,6 +54,16 @@ class ServingOptions:
         _check_range("intra_op_threads", self.intra_op_threads, 0, 1024)
         if self.device not in _KINDS:
             raise OptionError(f"device is {self.device!r}; expected one of {', '.join(_KINDS)}.")
+
+    def arguments(self) -> list[str]:
+        """The arguments of ``arcface-builder build`` that say the same; none for defaults."""
+        chosen = {field.name: getattr(self, field.name) for field in fields(self)}
+        return [
+            text
+            for field in fields(self)
+            if chosen[field.name] != field.default
+            for text in (f"--{field.name.replace('_', '-')}", str(chosen[field.name]))
+        ]
 
 
 def onnx_config(model: str, options: ServingOptions) -> Any:

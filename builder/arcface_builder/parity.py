@@ -60,7 +60,9 @@ def check_parity(reference: Embed, serving: Embed, *, seed: int = 1) -> Parity:
     runs = [_in_batches(serving, crops, size) for size in BATCH_SIZES]
     parity = Parity(
         max_abs_difference=max(_difference(expected, run) for run in runs),
-        max_drift_cosine=max(float((1 - (expected.astype(np.float64) * run).sum(axis=1)).max()) for run in runs),
+        max_drift_cosine=max(
+            float((1 - (expected.astype(np.float64) * run).sum(axis=1)).max()) for run in runs
+        ),
         control_difference=_difference(expected, serving(np.ascontiguousarray(crops[..., ::-1]))),
         crops=len(crops),
         batch_sizes=BATCH_SIZES,
@@ -80,7 +82,9 @@ def check_parity(reference: Embed, serving: Embed, *, seed: int = 1) -> Parity:
     return parity
 
 
-def source_embedder(proto: onnx.ModelProto, caller: Normalisation, *, channels: str, channels_last: bool) -> Embed:
+def source_embedder(
+    proto: onnx.ModelProto, caller: Normalisation, *, channels: str, channels_last: bool
+) -> Embed:
     """Embed with a source model and reference preprocessing, as InsightFace does: crop by crop.
 
     One crop at a time is the one batch size that every source file supports.

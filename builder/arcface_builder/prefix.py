@@ -77,7 +77,10 @@ def read_prefix(model: ir.Model) -> Prefix:
         (int(order[0]), int(order[1]), int(order[2])),
         channels_last,
     )
-    mean, std = np.reshape([red, green, blue], (3, 1, 1)), np.reshape([red_std, green_std, blue_std], (3, 1, 1))
+    mean, std = (
+        np.reshape([red, green, blue], (3, 1, 1)),
+        np.reshape([red_std, green_std, blue_std], (3, 1, 1)),
+    )
     if not np.allclose(seen[4], (images[4, order] - mean) / std, rtol=_TOLERANCE, atol=_TOLERANCE):
         raise _not_a_normalisation("it is not the same linear function at every pixel")
     return prefix

@@ -105,7 +105,9 @@ def _is_size(dim: int | ir.SymbolicDim) -> bool:
 
 
 def _describe(values: list[ir.Value]) -> str:
-    return " + ".join(f"{value.name!r} {value.dtype} {describe_shape(value)}" for value in values) or "nothing"
+    return (
+        " + ".join(f"{value.name!r} {value.dtype} {describe_shape(value)}" for value in values) or "nothing"
+    )
 
 
 def describe_shape(value: ir.Value) -> str:
@@ -143,8 +145,8 @@ def _spatial_batch_norms(model: ir.Model) -> Iterator[Finding]:
             scale = constant(node.inputs[1])
             if scale is None or scale.ndim != 1:
                 raise NotArcFaceError(
-                    f"Batch norm {node.name!r} has statistics for every pixel (spatial=0); expected one for each "
-                    "channel. Export the model again with a current exporter."
+                    f"Batch norm {node.name!r} has statistics for every pixel (spatial=0); expected one for "
+                    "each channel. Export the model again with a current exporter."
                 )
             count += 1
     if count:
@@ -167,7 +169,8 @@ def _convert_opset(model: ir.Model) -> tuple[ir.Model, list[Finding]]:
     except (version_converter.ConvertError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise NotArcFaceError(
-            f"Opset {opset} cannot be converted to {OPSET} ({reason}); export the model with opset 11 to {OPSET}."
+            f"Opset {opset} cannot be converted to {OPSET} ({reason}); "
+            f"export the model with opset 11 to {OPSET}."
         ) from error
     proto.ir_version = IR_VERSION
     return ir.from_proto(proto), [
@@ -261,11 +264,17 @@ def _batch_dimension(model: ir.Model) -> Iterator[Finding]:
         if _is_size(dim):
             yield Finding(f"the {end}'s batch dimension is fixed to {dim}", f"it becomes {BATCH!r}")
         elif dim is None or isinstance(dim, int):
-            yield Finding(f"the {end}'s batch dimension is {dim}, which ONNX does not know", f"it becomes {BATCH!r}")
+            yield Finding(
+                f"the {end}'s batch dimension is {dim}, which ONNX does not know", f"it becomes {BATCH!r}"
+            )
         elif dim.value != BATCH:
             yield Finding(f"the {end}'s batch dimension is called {dim.value!r}", f"it becomes {BATCH!r}")
     image, embedding = model.graph.inputs[0], model.graph.outputs[0]
-    crop = (CROP_SIZE, CROP_SIZE, 3) if image.shape is not None and image.shape[-1] == 3 else (3, CROP_SIZE, CROP_SIZE)
+    crop = (
+        (CROP_SIZE, CROP_SIZE, 3)
+        if image.shape is not None and image.shape[-1] == 3
+        else (3, CROP_SIZE, CROP_SIZE)
+    )
     image.shape, embedding.shape = ir.Shape((BATCH, *crop)), ir.Shape((BATCH, EMBEDDING_DIM))
 
 

@@ -61,7 +61,7 @@ class ModelRepository:
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = Path(os.path.abspath(root))
+        self.root = root.absolute()
 
     def versions(self, model: str) -> list[int]:
         """The versions of a model, oldest first."""
@@ -95,9 +95,7 @@ class ModelRepository:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(owner)
 
-    def publish(
-        self, model: str, content: Path, *, config: str, manifest: Callable[[int], str]
-    ) -> Published:
+    def publish(self, model: str, content: Path, *, config: str, manifest: Callable[[int], str]) -> Published:
         """Make a staged folder the next version of a model.
 
         Args:
@@ -204,8 +202,8 @@ def _os_errors(root: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in _NO_SPACE:
             raise RepositoryError(
-                f"No space left to write a version into {root} ({error.strerror}); make room and build again. "
-                "Nothing was published."
+                f"No space left to write a version into {root} ({error.strerror}); "
+                "make room and build again. Nothing was published."
             ) from error
         raise RepositoryError(
             f"Cannot write the model repository {root} ({error}); nothing was published."

@@ -21,7 +21,7 @@ from arcface_client.contract import CROP_SHAPE, EMBEDDING_DIM, INPUT_NAME, OUTPU
 from .errors import NotArcFaceError
 from .folding import fold_batch_norms
 from .graph import RUN_ERRORS, bypass, constant, first_convolution, session, set_constant, sole_consumer
-from .iresnet import IR_VERSION, OPSET
+from .iresnet import IR_VERSION
 from .normalisation import Normalisation
 from .repairs import BATCH, tidy
 
@@ -91,7 +91,9 @@ def _replace_prefix(model: ir.Model, normalisation: Normalisation) -> None:
     graph, convolution = model.graph, first_convolution(model)
     weight, seen = constant(convolution.inputs[1]), convolution.inputs[0]
     if weight is None or seen is None or sole_consumer(seen) is not convolution:
-        raise NotArcFaceError("The image goes to other nodes than the first convolution; export the backbone alone.")
+        raise NotArcFaceError(
+            "The image goes to other nodes than the first convolution; export the backbone alone."
+        )
 
     image = ir.val(INPUT_NAME, ir.DataType.UINT8, (BATCH, *CROP_SHAPE))
     mean = normalisation.mean[::-1]  # of B, G, R along the last axis

@@ -50,12 +50,12 @@ class SourceModel:
     Attributes:
         proto: The model as it is in its file.
         origin: Where it comes from.
-        override: What the user says that callers must do with the pixels.
+        stated: What callers must do with the pixels, and who says so, where it need not be found out.
     """
 
     proto: onnx.ModelProto
     origin: Origin
-    override: Normalisation | None = None
+    stated: tuple[Normalisation, str] | None = None
 
     @property
     def mended(self) -> ir.Model:
@@ -80,15 +80,15 @@ class SourceModel:
     @property
     def caller(self) -> Normalisation:
         """What a caller of the source model must do with the pixels. Raises NotArcFaceError if unclear."""
-        if self.override:
-            return self.override
+        if self.stated:
+            return self.stated[0]
         return self.known.normalisation if self.known else expected_of_caller(self.prefix.normalisation)
 
     @property
     def caller_from(self) -> str:
         """How ``caller`` is known."""
-        if self.override:
-            return "the command line"
+        if self.stated:
+            return self.stated[1]
         return "the file's SHA-256" if self.known else "what the graph computes"
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import onnx
 import onnx_ir as ir
@@ -20,6 +20,8 @@ from .onnx_file import read_onnx
 from .serving_graph import CONTRACT_KEY
 from .source_model import Origin, SourceKind, SourceModel
 from .synthetic import synthetic_weights
+
+_AS_TRAINED: Final = (PYTORCH, "arcface_torch, which trains so")
 
 
 class Source(Protocol):
@@ -95,7 +97,7 @@ class Checkpoint:
         depth, weights = read_checkpoint(self.path)
         sha256 = hashlib.sha256(self.path.read_bytes()).hexdigest()
         origin = Origin("checkpoint", self.path.name, sha256, depth=depth)
-        return SourceModel(ir.to_proto(iresnet_model(depth, weights)), origin, PYTORCH)
+        return SourceModel(ir.to_proto(iresnet_model(depth, weights)), origin, _AS_TRAINED)
 
     def arguments(self) -> list[str]:
         """See ``Source``."""
@@ -126,7 +128,7 @@ class Synthetic:
         sha256 = hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
         name = f"synthetic {self.depth}, seed {self.seed}"
         origin = Origin("synthetic", name, sha256, synthetic=True, depth=self.depth, seed=self.seed)
-        return SourceModel(proto, origin, PYTORCH)
+        return SourceModel(proto, origin, _AS_TRAINED)
 
     def arguments(self) -> list[str]:
         """See ``Source``."""
@@ -148,7 +150,7 @@ def _read(path: Path, kind: SourceKind, override: Normalisation | None) -> Sourc
         known_file=known.name if known else None,
         terms=known.terms if known else PACK_TERMS if kind == "insightface" else None,
     )
-    return SourceModel(proto, origin, override)
+    return SourceModel(proto, origin, (override, "the command line") if override else None)
 
 
 def is_serving_graph(proto: onnx.ModelProto) -> bool:

@@ -1,0 +1,191 @@
+"""The command line: ``arcface-builder inspect`` and ``arcface-builder build``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from arcface_client import commandline
+
+from .build import DEFAULT_REPOSITORY, build
+from .inspection import inspect
+from .insightface_pack import DEFAULT_ROOT
+from .iresnet import BLOCKS
+from .model_config import ServingOptions
+from .normalisation import Normalisation
+from .sources import Checkpoint, InsightFacePack, OnnxFile, Source, Synthetic
+
+_DESCRIPTION = """\
+Build a Triton model repository from an ArcFace model, and prove that it gives the same embeddings.
+"""
+
+_EXAMPLES = """\
+examples:
+  arcface-builder inspect w600k_r50.onnx
+      what the file is, what its callers must do, what a build would mend
+  arcface-builder build --name arcface_r50 --onnx-path w600k_r50.onnx
+      the next version of model_repository/arcface_r50_onnx
+  arcface-builder build --name demo --synthetic r18
+      random weights, to try everything without a download; it recognises nobody
+
+exit codes: 0 done, 1 failed (one line says why, nothing was published), 2 wrong usage
+"""
+
+_BUILD_EXAMPLES = """\
+examples:
+  arcface-builder build --name arcface_r100 --onnx-path glintr100.onnx
+  arcface-builder build --name arcface_r50 --insightface-pack buffalo_l --accept-license
+  arcface-builder build --name mine --checkpoint backbone.safetensors --device gpu --instances 2
+  arcface-builder build --name demo --synthetic r50 --seed 7
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    logging.getLogger("onnx_ir").setLevel(logging.WARNING)  # its passes tell all that they remove
+    return commandline.run(_parser(), argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "arcface-builder", description=_DESCRIPTION, epilog=_EXAMPLES, formatter_class=raw
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    inspecting = commands.add_parser(
+        "inspect",
+        help="say what an ONNX file is and what a build would mend",
+        description="Say what an ONNX file is, what its callers must do, and what a build would mend. "
+        "What the graph does to the pixels is found by running it, not by its names.",
+    )
+    inspecting.add_argument("file", type=Path, metavar="FILE", help="an ONNX file; it is not changed")
+    inspecting.add_argument("--json", action="store_true", help="print a JSON object")
+    inspecting.set_defaults(run=_inspect)
+
+    building = commands.add_parser(
+        "build",
+        help="build the next version of a served model",
+        description="Build the next version of the model NAME_onnx in a Triton model repository. "
+        "It is published only if its embeddings equal the source model's to 1e-5.",
+        epilog=_BUILD_EXAMPLES,
+        formatter_class=raw,
+    )
+    building.add_argument("--name", required=True, help="name of the model, e.g. arcface_r100")
+    building.add_argument(
+        "--repository", type=Path, default=DEFAULT_REPOSITORY, metavar="DIR", help="default: %(default)s"
+    )
+    building.add_argument("--json", action="store_true", help="print the manifest as a JSON object")
+    _add_sources(building)
+    _add_serving_options(building)
+    building.set_defaults(run=_build)
+    return parser
+
+
+def _add_sources(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("source, exactly one of")
+    sources = group.add_mutually_exclusive_group(required=True)
+    sources.add_argument("--onnx-path", type=Path, metavar="FILE", help="an ONNX file; it is not changed")
+    sources.add_argument("--insightface-pack", metavar="PACK", help="InsightFace's pack, e.g. buffalo_l")
+    sources.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="arcface_torch state dict, .pth (needs torch) or .safetensors",
+    )
+    sources.add_argument(
+        "--synthetic",
+        choices=BLOCKS,
+        help="seeded random weights: computes like the real one, recognises nobody",
+    )
+    details = parser.add_argument_group("details of the source")
+    details.add_argument(
+        "--normalisation",
+        type=_normalisation,
+        metavar="MEAN,STD",
+        help="with --onnx-path: what its callers do to pixels 0 to 255, where the file leaves it open "
+        "(default: by its SHA-256, else by what the graph computes)",
+    )
+    details.add_argument(
+        "--insightface-root", type=Path, default=DEFAULT_ROOT, metavar="DIR", help="default: %(default)s"
+    )
+    details.add_argument(
+        "--accept-license",
+        action="store_true",
+        help="download a missing pack; InsightFace's packs are for non-commercial research only",
+    )
+    details.add_argument("--seed", type=int, default=0, help="with --synthetic; default: %(default)s")
+
+
+def _add_serving_options(parser: argparse.ArgumentParser) -> None:
+    defaults = ServingOptions()
+    group = parser.add_argument_group("serving, written to config.pbtxt (all versions of the model share it)")
+    group.add_argument(
+        "--device", choices=("cpu", "gpu"), default=defaults.device, help="default: %(default)s"
+    )
+    group.add_argument(
+        "--instances",
+        type=int,
+        default=defaults.instances,
+        help="copies side by side, on each GPU; default: %(default)s",
+    )
+    group.add_argument(
+        "--max-batch-size", type=int, default=defaults.max_batch_size, help="default: %(default)s"
+    )
+    group.add_argument(
+        "--max-queue-delay-us",
+        type=int,
+        default=defaults.max_queue_delay_us,
+        help="how long a request may wait for a batch to fill, in microseconds; default: %(default)s",
+    )
+    group.add_argument(
+        "--intra-op-threads",
+        type=int,
+        default=defaults.intra_op_threads,
+        help="threads of an instance; 0, the default, is one per physical core",
+    )
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    inspection = inspect(arguments.file)
+    print(json.dumps(inspection.to_dict(), indent=2) if arguments.json else inspection.to_text())
+    return commandline.DONE
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    options = ServingOptions(
+        **{field.name: getattr(arguments, field.name) for field in fields(ServingOptions)}
+    )
+    built = build(_source(arguments), name=arguments.name, repository=arguments.repository, options=options)
+    if arguments.json:
+        print(json.dumps({"path": str(built.path), **asdict(built.manifest)}, indent=2))
+        return commandline.DONE
+    drift = built.manifest.parity.max_abs_difference
+    print(f"{built.model} version {built.version} in {built.path}, within {drift:.1e} of its source")
+    if built.manifest.source.synthetic:
+        print("synthetic weights: this model recognises nobody", file=sys.stderr)
+    return commandline.DONE
+
+
+def _source(arguments: argparse.Namespace) -> Source:
+    if arguments.onnx_path:
+        return OnnxFile(arguments.onnx_path, arguments.normalisation)
+    if arguments.insightface_pack:
+        return InsightFacePack(
+            arguments.insightface_pack, arguments.insightface_root, arguments.accept_license
+        )
+    if arguments.checkpoint:
+        return Checkpoint(arguments.checkpoint)
+    return Synthetic(arguments.synthetic, arguments.seed)
+
+
+def _normalisation(text: str) -> Normalisation:
+    try:
+        return Normalisation.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
