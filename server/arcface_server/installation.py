@@ -62,7 +62,7 @@ def find_installation() -> Installation:
             f"No tritonserver in this environment; install it with: {INSTALL_COMMAND}"
         )
     package = Path(spec.submodule_search_locations[0])
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    version = _python_version()
     triton = package / "tritonserver"
     installation = Installation(
         tritonserver=triton / "bin" / "tritonserver",
@@ -92,8 +92,12 @@ def find_obstacle() -> str | None:
         return f"glibc {version} (it wants {_FIRST_GLIBC[0]}.{_FIRST_GLIBC[1]} or later)"
     if sys.version_info[:2] > _LAST_PYTHON:
         # numpy < 2, which it wants, has none.
-        return f"Python {sys.version_info.major}.{sys.version_info.minor} (the last is 3.12)"
+        return f"Python {_python_version()} (the last is {'.'.join(map(str, _LAST_PYTHON))})"
     return None
+
+
+def _python_version() -> str:
+    return ".".join(map(str, sys.version_info[:2]))
 
 
 def _libpython_dirs(version: str) -> tuple[Path, ...]:

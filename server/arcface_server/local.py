@@ -33,7 +33,7 @@ _OWN_FLAGS: Final = {
 
 _POLL_INTERVAL_S: Final = 0.02
 _REQUEST_TIMEOUT_S: Final = 5.0
-_LOG_TAIL_LINES: Final = 8
+_LOG_TAIL_LINES: Final = 5
 
 
 class LocalTriton:
@@ -199,7 +199,8 @@ class LocalTriton:
         if self._log_path is None or self._log_to_stderr:
             return " Its log is above."
         lines = self._log_path.read_text(errors="replace").splitlines()
-        return "\n".join(["The end of its log:", *lines[-_LOG_TAIL_LINES:]])
+        said = [line for line in lines if line.strip() and line[0] not in "+|"]  # not Triton's tables
+        return "\n".join([" The end of its log:", *said[-_LOG_TAIL_LINES:]])
 
 
 def check_flags(flags: Sequence[str]) -> tuple[str, ...]:

@@ -58,9 +58,10 @@ def _perf(arguments: argparse.Namespace) -> int:
 
     with EmbeddingClient(arguments.url, arguments.model, arguments.version) as client:
         client.ensure_ready()
-    print(table.HEADER)
-    figures = []
+    figures: list[Measurement] = []
     for figure in _measurements(arguments):
+        if not figures:
+            print(table.HEADER)
         print(table.row(figure), flush=True)
         figures.append(figure)
     if not all(figure.settled for figure in figures):

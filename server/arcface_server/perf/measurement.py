@@ -85,7 +85,8 @@ def measure(perf_analyzer: PerfAnalyzer, load: Load, batch_size: int, concurrenc
             command = [
                 str(perf_analyzer.program),
                 *arguments(load, batch_size, concurrency, stability_percent),
-                f"-f={report}",
+                "-f",
+                str(report),
             ]
             result = subprocess.run(
                 command,

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arcface_client.errors import ConfigError, ContractError
+from arcface_server.backends.config import InstanceConfig, read_instance_config
+
+
+def triton_arguments(**config: Any) -> dict[str, str]:
+    """What Triton hands to a Python-based backend, with the fields that matter here."""
+    defaults: dict[str, Any] = {
+        "input": [{"name": "image", "data_type": "TYPE_UINT8", "dims": ["112", "112", "3"]}],
+        "output": [{"name": "embedding", "data_type": "TYPE_FP32", "dims": ["512"]}],
+        "default_model_filename": "",
+        "parameters": {"intra_op_thread_count": {"string_value": "2"}},
+    }
+    return {
+        "model_config": json.dumps({**defaults, **config}),
+        "model_instance_device_id": "0",
+        "model_instance_kind": "CPU",
+        "model_name": "arcface",
+        "model_repository": "/models/arcface",
+        "model_version": "3",
+    }
+
+
+def test_the_file_is_the_backends_own_unless_the_configuration_names_one() -> None:
+    config = read_instance_config(triton_arguments(), default_filename="model.onnx")
+    assert config.model_path == Path("/models/arcface/3/model.onnx")
+    named = triton_arguments(default_model_filename="other.onnx")
+    config = read_instance_config(named, default_filename="model.onnx")
+    assert config.model_path == Path("/models/arcface/3/other.onnx")
+
+
+def test_a_configuration_with_other_tensors_is_refused() -> None:
+    arguments = triton_arguments(
+        input=[{"name": "data", "data_type": "TYPE_FP32", "dims": ["3", "112", "112"]}]
+    )
+    with pytest.raises(
+        ContractError, match=r"config\.pbtxt of arcface has inputs data FP32\[N, 3, 112, 112\]"
+    ):
+        read_instance_config(arguments, default_filename="model.onnx")
+
+
+def test_parameters_are_read_by_type_and_unknown_ones_do_no_harm() -> None:
+    config = InstanceConfig(
+        Path("model.onnx"), "CPU", 0, {"threads": "4", "spin": "0", "odd": "x", "enable_mem_arena": "1"}
+    )
+    assert config.integer("threads", default=0) == 4
+    assert config.integer("absent", default=7) == 7
+    assert config.flag("spin", default=True) is False
+    assert config.flag("absent", default=True) is True
+    with pytest.raises(ConfigError, match=r"Parameter odd is 'x' in config\.pbtxt; expected a number"):
+        config.integer("odd", default=0)
+    with pytest.raises(ConfigError, match=r"Parameter threads is '4' in config\.pbtxt; expected 0 or 1"):
+        config.flag("threads", default=True)

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import importlib.util
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from arcface_server.errors import TritonNotInstalledError
+from arcface_server.installation import find_installation
+
+Change = Callable[[pytest.MonkeyPatch], None]
+
+
+def test_the_installed_triton_is_found_without_importing_pytriton() -> None:
+    installation = find_installation()
+    assert installation.tritonserver.is_file()
+    assert (installation.python_backend / "libtriton_python.so").is_file()
+    assert installation.stub.is_file()
+    assert all(folder.is_dir() for folder in installation.library_dirs)
+    assert "pytriton" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda patch: patch.setattr(sys, "platform", "darwin"), "no wheel for"),
+        (lambda patch: patch.setattr(platform, "machine", lambda: "aarch64"), "Linux on aarch64"),
+        (lambda patch: patch.setattr(platform, "libc_ver", lambda: ("glibc", "2.31")), "glibc 2.31"),
+        (lambda patch: patch.setattr(platform, "libc_ver", lambda: ("", "")), "Linux without glibc"),
+        (lambda patch: patch.setattr(sys, "version_info", (3, 13, 0)), "Python 3.13"),
+    ],
+    ids=["macOS", "arm64", "old glibc", "musl", "Python 3.13"],
+)
+def test_where_there_is_no_wheel_the_container_is_named(
+    monkeypatch: pytest.MonkeyPatch, change: Change, named: str
+) -> None:
+    change(monkeypatch)
+    with pytest.raises(TritonNotInstalledError) as raised:
+        find_installation()
+    message = str(raised.value)
+    assert named in message
+    assert "nvcr.io/nvidia/tritonserver:<YY.MM>-py3 tritonserver --model-repository=/models" in message
+    assert "\n" not in message
+
+
+def test_where_it_is_not_installed_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(TritonNotInstalledError, match=r"pip install 'arcface-triton\[server\]'"):
+        find_installation()
+
+
+def test_an_installation_with_files_missing_is_to_be_installed_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spec = importlib.util.spec_from_loader("pytriton", loader=None, is_package=True)
+    assert spec is not None
+    spec.submodule_search_locations = [str(tmp_path)]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    with pytest.raises(TritonNotInstalledError, match="pip install --force-reinstall nvidia-pytriton"):
+        find_installation()

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import http.client
+import os
+import sys
+import threading
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from arcface_server import LocalTriton
+from arcface_server.errors import FlagError, PortError, TritonDiedError, TritonStartError
+from arcface_server.installation import find_installation
+from arcface_server.local import server_environment
+from processes import group_members, wait_until
+from tiny import write_tiny_repository
+
+
+@pytest.fixture(scope="module")
+def small_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small_repository")
+    write_tiny_repository(folder)
+    return folder
+
+
+def is_ready(http_url: str) -> bool:
+    connection = http.client.HTTPConnection(http_url)
+    try:
+        connection.request("GET", "/v2/models/tiny_onnx/ready")
+        return connection.getresponse().status == 200
+    finally:
+        connection.close()
+
+
+def test_two_servers_of_one_repository_run_at_once(small_repository: Path) -> None:
+    with LocalTriton(small_repository) as one, LocalTriton(str(small_repository)) as other:
+        urls = {server.http_url for server in (one, other)} | {server.grpc_url for server in (one, other)}
+        assert len(urls) == 4
+        assert is_ready(one.http_url)
+        assert is_ready(other.http_url)
+        with urllib.request.urlopen(one.metrics_url) as metrics:
+            assert b"nv_inference_count" in metrics.read()
+        pids = [one.pid, other.pid]
+    assert [group_members(pid) for pid in pids] == [[], []]
+
+
+def test_a_server_can_be_started_anew_and_from_a_thread_that_ends(
+    small_repository: Path, tmp_path: Path
+) -> None:
+    server = LocalTriton(small_repository, log_path=tmp_path / "triton.log")
+    starter = threading.Thread(target=server.__enter__)
+    starter.start()
+    starter.join()
+    wait_until(lambda: not starter.is_alive())
+    assert is_ready(server.http_url)
+    first = server.pid
+    server.__exit__(None, None, None)
+    with server:
+        assert is_ready(server.http_url)
+        assert server.pid != first
+    assert "successfully loaded 'tiny_onnx'" in (tmp_path / "triton.log").read_text()
+
+
+def test_a_server_that_is_killed_is_reported_with_its_last_log_lines(small_repository: Path) -> None:
+    with LocalTriton(small_repository) as server:
+        os.kill(server.pid, 9)
+        with pytest.raises(
+            TritonDiedError, match=r"was ended by signal 9 while it served\. The end of its log:\nI\d+"
+        ):
+            server.wait()
+
+
+def test_a_server_that_ends_at_once_is_an_error_with_its_last_log_lines(small_repository: Path) -> None:
+    server = LocalTriton(small_repository, flags=["--model-control-mode=sometimes"])
+    with pytest.raises(TritonStartError, match=r"(?s)exit code 1 before it was ready.*control-mode"), server:
+        pass
+
+
+def test_a_server_that_is_late_is_ended(small_repository: Path) -> None:
+    server = LocalTriton(small_repository, ready_timeout_s=0.01)
+    with pytest.raises(TritonStartError, match=r"not ready within 0\.01 s"), server:
+        pass
+    assert group_members(server.pid) == []
+
+
+def test_a_flag_that_would_move_the_server_is_refused(small_repository: Path) -> None:
+    with pytest.raises(FlagError, match="--grpc-port"):
+        LocalTriton(small_repository, flags=["--grpc-port", "1"])
+
+
+def test_an_address_of_another_machine_is_refused(small_repository: Path) -> None:
+    with pytest.raises(PortError, match=r"Cannot listen on 192\.0\.2\.1:0"):
+        LocalTriton(small_repository, host="192.0.2.1").__enter__()
+
+
+def test_the_server_gets_this_interpreter_and_no_import_path() -> None:
+    environment = server_environment(find_installation(), {"PATH": "/bin", "LD_LIBRARY_PATH": "/opt/lib"})
+    assert environment["PATH"] == os.pathsep.join([str(Path(sys.executable).parent), "/bin"])
+    assert environment["LD_LIBRARY_PATH"].endswith(":/opt/lib")
+    assert "PYTHONPATH" not in environment

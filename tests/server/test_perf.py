@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from arcface_client.contract import CROP_SHAPE, INPUT_NAME
+from arcface_client.errors import ImageFileError
+from arcface_server import LocalTriton
+from arcface_server.cli import main
+from arcface_server.errors import PerfAnalyzerError
+from arcface_server.perf import binary, table
+from arcface_server.perf.binary import PerfAnalyzer, cache_folder, download_wheel, find_perf_analyzer
+from arcface_server.perf.input_data import load_crops, write_input_data
+from arcface_server.perf.levels import parse_levels
+from arcface_server.perf.measurement import Load, measure, parse_report
+
+REPORT = """\
+Concurrency,Inferences/Second,Client Send,Network+Server Send/Recv,Server Queue,Server Compute Input,\
+Server Compute Infer,Server Compute Output,Client Recv,p50 latency,p90 latency,p95 latency,p99 latency
+2,5873.79,5,272,851,84,1258,241,1,2568,3622,4066,5165
+"""
+
+
+@pytest.fixture(scope="session")
+def perf_analyzer(tmp_path_factory: pytest.TempPathFactory) -> PerfAnalyzer:
+    """The real one, downloaded into a cache of its own unless it is on the PATH."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ARCFACE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        return find_perf_analyzer()
+
+
+@pytest.mark.parametrize(
+    ("text", "levels"),
+    [
+        ("4", (4,)),
+        ("1,8,32", (1, 8, 32)),
+        ("1:16", (1, 2, 4, 8, 16)),
+        ("3:20", (3, 6, 12, 20)),
+        ("2:8:3", (2, 5, 8)),
+        ("8,1:4,2", (1, 2, 4, 8)),
+    ],
+)
+def test_levels_are_lists_doublings_and_steps(text: str, levels: tuple[int, ...]) -> None:
+    assert parse_levels(text) == levels
+
+
+@pytest.mark.parametrize("text", ["", "0", "1,", "8:1", "1:2:0", "1:2:3:4", "many", "-1"])
+def test_what_is_no_list_of_levels_is_wrong_usage(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        parse_levels(text)
+    with pytest.raises(SystemExit) as ended:
+        main(["perf", "--model", "tiny_onnx", f"--concurrency={text}"])
+    assert ended.value.code == 2
+    assert f"{text!r} is no list of numbers from 1 up" in capsys.readouterr().err
+
+
+def test_the_crops_sent_are_the_ones_of_the_folder(tmp_path: Path) -> None:
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, CROP_SHAPE, np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "face.png")
+    crops = load_crops(tmp_path)
+    np.testing.assert_array_equal(crops, pixels[np.newaxis, ..., ::-1])
+
+    write_input_data(crops, tmp_path / "crops.json")
+    (step,) = json.loads((tmp_path / "crops.json").read_text())["data"]
+    assert base64.b64decode(step[INPUT_NAME]["b64"]) == crops[0].tobytes()
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ImageFileError, match="There is no image in"):
+        load_crops(empty)
+
+
+def test_drawn_crops_differ() -> None:
+    crops = load_crops(None)
+    assert crops.shape[1:] == CROP_SHAPE
+    assert len({crop.tobytes() for crop in crops}) == len(crops)
+
+
+def test_a_report_is_read_in_milliseconds_and_told_settled_or_not() -> None:
+    figure = parse_report(REPORT, 8, 2, settled=False)
+    assert figure.faces_per_s == 5873.79
+    assert (figure.p50_ms, figure.p99_ms, figure.queue_ms) == (2.568, 5.165, 0.851)
+    assert figure.compute_ms == pytest.approx(1.583)
+    assert "5873.8 * " in table.row(figure)
+    assert len(table.row(figure)) == len(table.HEADER)
+    with pytest.raises(PerfAnalyzerError, match="another form"):
+        parse_report("Concurrency\n2\n", 8, 2, settled=True)
+
+
+@pytest.mark.parametrize("shared_memory", ["none", "system"])
+def test_a_server_is_measured_with_real_crops(
+    server: LocalTriton,
+    perf_analyzer: PerfAnalyzer,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    shared_memory: str,
+) -> None:
+    monkeypatch.setenv("PATH", str(perf_analyzer.program.parent), prepend=":")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(perf_analyzer.library_dir or ""))
+    report = tmp_path / "perf.json"
+    arguments = ["--batch-size", "2", "--concurrency", "2", "--requests", "10", "--version", "1"]
+    arguments += ["--url", server.grpc_url, "--shared-memory", shared_memory, "--json", str(report)]
+    assert main(["perf", "--model", "tiny_onnx", *arguments]) == 0
+
+    header, row, *note = capsys.readouterr().out.splitlines()
+    assert header == table.HEADER
+    assert row.split()[:2] == ["2", "2"]
+    (figure,) = json.loads(report.read_text())["measurements"]
+    assert figure["faces_per_s"] > 0
+    assert 0 < figure["p50_ms"] <= figure["p95_ms"] <= figure["p99_ms"]
+    assert note == ([] if figure["settled"] else [table.NOT_SETTLED_NOTE])
+
+
+def test_perf_analyzers_own_reason_is_shown(
+    server: LocalTriton, perf_analyzer: PerfAnalyzer, tmp_path: Path
+) -> None:
+    write_input_data(load_crops(None), tmp_path / "crops.json")
+    load = Load(server.grpc_url, "tiny_onnx", None, tmp_path / "crops.json", "none", requests=5)
+    with pytest.raises(PerfAnalyzerError, match=r"batch 64 and concurrency 1: .*batch-size must be <= 32"):
+        measure(perf_analyzer, load, batch_size=64, concurrency=1)
+
+
+def test_no_server_and_no_such_model_are_one_line(
+    server: LocalTriton, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["perf", "--model", "nope", "--url", server.grpc_url]) == 1
+    assert "no model nope" in capsys.readouterr().err
+    assert main(["perf", "--model", "nope", "--url", "127.0.0.1:1"]) == 1
+    error = capsys.readouterr().err
+    assert "No Triton server answers at 127.0.0.1:1" in error
+    assert error.count("\n") == 1
+
+
+def test_the_cache_is_where_the_user_wants_it(tmp_path: Path) -> None:
+    assert cache_folder({"ARCFACE_CACHE_DIR": str(tmp_path)}) == tmp_path
+    assert cache_folder({"XDG_CACHE_HOME": str(tmp_path)}) == tmp_path / "arcface-triton"
+    assert cache_folder({}) == Path.home() / ".cache" / "arcface-triton"
+
+
+def test_what_was_downloaded_is_not_downloaded_again_unless_it_is_damaged(
+    perf_analyzer: PerfAnalyzer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def no_download(folder: Path) -> Path:
+        raise PerfAnalyzerError("would download")
+
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("ARCFACE_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(binary, "download_wheel", no_download)
+    folder = tmp_path / "perf_analyzer" / binary.VERSION
+    folder.mkdir(parents=True)
+    program = folder / "perf_analyzer"
+    program.write_bytes(perf_analyzer.program.read_bytes())
+    monkeypatch.setattr(binary, "PROGRAM_SHA256", hashlib.sha256(program.read_bytes()).hexdigest())
+    assert find_perf_analyzer().program == program
+    program.write_bytes(b"damaged")
+    with pytest.raises(PerfAnalyzerError, match="would download"):
+        find_perf_analyzer()
+
+
+def test_without_pip_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(PerfAnalyzerError, match=r"-m ensurepip\. Or run .* -py3-sdk|-m ensurepip"):
+        download_wheel(tmp_path)
+
+
+def test_pips_own_reason_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    answer = subprocess.CompletedProcess([], 1, "", "WARNING: retrying\nERROR: No matching distribution\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: answer)
+    with pytest.raises(
+        PerfAnalyzerError, match=r"cannot download tritonclient==2\.51\.0: ERROR: No matching distribution"
+    ):
+        download_wheel(tmp_path)
+
+
+def test_another_file_under_the_wheels_name_is_not_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fake_pip(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        assert command[0] == sys.executable
+        (tmp_path / "tritonclient-2.51.0-py3-none-manylinux1_x86_64.whl").write_bytes(b"another")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", fake_pip)
+    with pytest.raises(PerfAnalyzerError, match=r"expected c485bb.* it was not run"):
+        download_wheel(tmp_path)
