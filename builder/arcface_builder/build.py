@@ -11,17 +11,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-import onnx_ir as ir
-
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 
-from .graph import RUN_ERRORS
 from .manifest import Manifest, ModelFile, Preprocessing
 from .model_config import MODEL_FILE, ServingOptions, config_text, onnx_config
-from .parity import Embed, Parity, check_parity, source_embedder
+from .parity import check_parity
+from .reference import ReferenceEmbedder
 from .repository import ModelRepository, check_name
 from .serving_graph import serving_graph
-from .source_model import SourceModel
 from .sources import Source
 
 _log = logging.getLogger(__name__)
@@ -94,8 +91,9 @@ def build(
         content = graph.SerializeToString(deterministic=True)
         path.write_bytes(content)
         report("Comparing it with the source model")
+        reference = ReferenceEmbedder(loaded)
         with closing(OnnxRuntime(path)) as runtime:
-            parity = _compare(loaded, runtime.embed)
+            parity = check_parity(reference.embed, runtime.embed)
         draft = Manifest(
             model=model,
             version=0,  # known once it is published
@@ -109,6 +107,7 @@ def build(
                 loaded.prefix.input_channels,
                 loaded.caller_from,
             ),
+            compared_with=reference.runs,
             parity=parity,
             rebuild_command=_command(source, name, repository, options),
         )
@@ -120,19 +119,6 @@ def build(
         )
     manifest = replace(draft, version=published.version)
     return BuiltModel(model, published.version, published.path, manifest)
-
-
-def _compare(source: SourceModel, serving: Embed) -> Parity:
-    """Check parity with the source file as it is, or with its mended copy where that cannot run."""
-    prefix = source.prefix
-    arguments = {"channels": prefix.input_channels, "channels_last": prefix.channels_last}
-    try:
-        return check_parity(source_embedder(source.proto, source.caller, **arguments), serving)
-    except RUN_ERRORS as error:
-        reason = str(error).strip().splitlines()[0]
-        _log.info("ONNX Runtime cannot run the source file itself (%s); its mended copy stands in", reason)
-        mended = ir.to_proto(source.mended)
-        return check_parity(source_embedder(mended, source.caller, **arguments), serving)
 
 
 def _command(source: Source, name: str, repository: Path, options: ServingOptions) -> str:

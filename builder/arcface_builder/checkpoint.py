@@ -111,8 +111,8 @@ def _read_torch(path: Path) -> StateDict:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} holds more than weights, or is no checkpoint; nothing in it was run. Save the backbone's "
-            "state dict alone: torch.save(backbone.state_dict(), 'backbone.pth')."
+            f"{path} holds more than weights, or is no checkpoint; nothing in it was run. Save the "
+            "backbone's state dict alone: torch.save(backbone.state_dict(), 'backbone.pth')."
         ) from error
     except (OSError, EOFError, RuntimeError) as error:
         raise CheckpointError(f"{path} is no checkpoint, or is cut short; fetch it again.") from error
@@ -120,6 +120,7 @@ def _read_torch(path: Path) -> StateDict:
         isinstance(value, torch.Tensor) for value in loaded.values()
     ):
         raise CheckpointError(
-            f"{path} holds no plain state dict; save the backbone's: torch.save(backbone.state_dict(), 'backbone.pth')."
+            f"{path} holds no plain state dict; save the backbone's: "
+            "torch.save(backbone.state_dict(), 'backbone.pth')."
         )
     return {str(name): value.float().numpy() for name, value in loaded.items()}

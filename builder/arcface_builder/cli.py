@@ -13,8 +13,8 @@ from pathlib import Path
 from arcface_client import commandline
 
 from .build import DEFAULT_REPOSITORY, build
-from .inspection import inspect
 from .insightface_pack import DEFAULT_ROOT
+from .inspection import inspect
 from .iresnet import BLOCKS
 from .model_config import ServingOptions
 from .normalisation import Normalisation

@@ -10,8 +10,8 @@
         │   └── CheckpointError                a state dict that is no IResNet's
         ├── OptionError (InputError)           a name or serving option out of its range
         ├── PackError (DeploymentError)        an InsightFace pack that is not there and cannot be fetched
-        ├── RepositoryError (DeploymentError)  a model repository that cannot be read or written
-        └── ParityError                        the serving graph differs from its source; nothing was published
+        ├── RepositoryError (DeploymentError)  a repository that cannot be read or written
+        └── ParityError                        the serving graph differs from its source
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Seeded crops that look a little like faces, for calibration and parity where no photograph may be shipped."""
+"""Seeded crops that look a little like faces, for calibration and parity without a photograph."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ def face_like(count: int, seed: int = 0) -> Crops:
     )
     image *= light[..., np.newaxis]
     image += random.normal(0, 1, image.shape) * uniform(1, 12)[..., np.newaxis]
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(image), 0, 255), np.uint8)
 
 
 def noise(count: int, seed: int = 0) -> Crops:
     """Draw crops of independent uniform pixels: uint8 [N, 112, 112, 3]."""
     random = np.random.RandomState(seed)
-    return random.randint(0, 256, (count, CROP_SIZE, CROP_SIZE, 3)).astype(np.uint8)
+    return np.asarray(random.randint(0, 256, (count, CROP_SIZE, CROP_SIZE, 3)), np.uint8)

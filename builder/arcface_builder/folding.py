@@ -80,9 +80,9 @@ def _linear(layer: ir.Node) -> tuple[npt.NDArray[np.float64], _Vector] | None:
     if layer.op_type == "Gemm":
         attributes = layer.attributes
         scaled = attributes.get_float("alpha", 1.0) != 1 or attributes.get_float("beta", 1.0) != 1
-        if scaled or attributes.get_int("transA", 0):
+        if scaled or attributes.get_int("transA", 0) != 0:
             return None
-        if not attributes.get_int("transB", 0):
+        if attributes.get_int("transB", 0) == 0:
             weight = weight.T
     outputs = weight.shape[0]
     bias = np.zeros(outputs) if bias is None else np.broadcast_to(bias.reshape(-1), (outputs,))

@@ -10,6 +10,8 @@ import onnx_ir as ir
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as _ort
 
+from arcface_client.contract import CROP_SHAPE, CROP_SIZE
+
 from .errors import NotArcFaceError
 
 _ERROR_LEVEL: Final = 3  # a source that declares a fixed batch makes ONNX Runtime warn on every run
@@ -31,6 +33,17 @@ def constant(value: ir.Value | None) -> npt.NDArray[Any] | None:
         return None
     tensor = ir.convenience.get_const_tensor(value)
     return None if tensor is None else tensor.numpy()
+
+
+def image_dims(image: ir.Value) -> tuple[int, int, int]:
+    """Dimensions of the image that a graph input takes, without the batch: channels first or last."""
+    channels_last = image.shape is not None and image.shape[-1] == 3
+    return CROP_SHAPE if channels_last else (3, CROP_SIZE, CROP_SIZE)
+
+
+def numpy_dtype(value: ir.Value) -> np.dtype[Any]:
+    """The dtype of the arrays to feed a graph input with."""
+    return np.dtype(np.float32) if value.dtype is None else value.dtype.numpy()
 
 
 def sole_consumer(value: ir.Value) -> ir.Node | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import tempfile
 import zipfile
@@ -41,8 +40,8 @@ def recognition_model(pack: str, *, root: Path = DEFAULT_ROOT, accept_license: b
     if not any(folder.rglob("*.onnx")):
         if not accept_license:
             raise PackError(
-                f"No pack {pack} at {folder}. {PACK_TERMS}; if that fits your use, add --accept-license to download it, "
-                "or pass a model that you may use with --onnx-path."
+                f"No pack {pack} at {folder}. {PACK_TERMS}; if that fits your use, add "
+                "--accept-license to download it, or pass a model that you may use with --onnx-path."
             )
         _download(pack, models)
     # antelopev2.zip holds a folder of its own name, so its files lie one level deeper.
@@ -50,7 +49,8 @@ def recognition_model(pack: str, *, root: Path = DEFAULT_ROOT, accept_license: b
     if len(candidates) != 1:
         found = ", ".join(path.name for path in candidates) or "none"
         raise PackError(
-            f"{folder} has {len(candidates)} recognition models ({found}); expected one. Name the file with --onnx-path."
+            f"{folder} has {len(candidates)} recognition models ({found}); expected one. "
+            "Name the file with --onnx-path."
         )
     return candidates[0]
 
@@ -81,12 +81,12 @@ def _download(pack: str, models: Path) -> None:
         staging = tempfile.mkdtemp(prefix=f".{pack}-", dir=models)
         storage.download("models", pack, root=staging)
         shutil.rmtree(models / pack, ignore_errors=True)  # an empty one, left by a download that failed
-        os.replace(Path(staging, "models", pack), models / pack)
+        Path(staging, "models", pack).replace(models / pack)
     except (requests.RequestException, RuntimeError, OSError, zipfile.BadZipFile) as error:
         reason = type(error).__name__ if isinstance(error, requests.RequestException) else error
         raise PackError(
-            f"Cannot download {pack} ({reason}). Fetch {storage.model_zoo_download_url(f'{pack}.zip')} on a machine "
-            f"that can, and unpack it into {models / pack}; or pass a file with --onnx-path."
+            f"Cannot download {pack} ({reason}). Fetch {storage.model_zoo_download_url(f'{pack}.zip')} "
+            f"on a machine that can, and unpack it into {models / pack}; or pass a file with --onnx-path."
         ) from error
     finally:
         if staging:

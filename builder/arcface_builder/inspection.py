@@ -128,7 +128,7 @@ def _file_findings(path: Path, proto: onnx.ModelProto, sha256: str) -> list[Find
     if is_serving_graph(proto):
         findings.append(
             Finding(
-                "this is a serving graph that arcface-builder wrote (its channel order is BGR, in its weights)",
+                "this is a serving graph that arcface-builder wrote: BGR order is in its weights",
                 "the build refuses it; build from the file it was made from, which its manifest names",
             )
         )

@@ -41,7 +41,7 @@ KNOWN_FILES: Final[Mapping[str, KnownFile]] = {
 AMBIGUOUS_NAMES: Final[Mapping[str, str]] = {
     "glintr100.onnx": "InsightFace's antelopev2 and fal's AuraFace publish different weights under this name",
     "w600k_mbf.onnx": "copies with other contents than the pack's go round under this name",
-    "w600k_r50.onnx": "the pack's own file has another SHA-256; converters often save their copies under this name",
+    "w600k_r50.onnx": "the pack's own file has another SHA-256; converted copies often keep the name",
     "arcface_r100_v1.onnx": "several conversions from MXNet go round under this name",
     "model.onnx": "any model may be called that",
 }

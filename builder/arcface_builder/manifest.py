@@ -13,6 +13,7 @@ from arcface_client.contract import INPUT_SPEC, OUTPUT_SPEC
 
 from .normalisation import Triple
 from .parity import Parity
+from .reference import Reference
 from .source_model import Origin
 
 SCHEMA_VERSION: Final = 1
@@ -58,6 +59,7 @@ class Manifest:
         repairs: What was wrong with the source, and what was done about it.
         model_file: The served file.
         preprocessing: What the graph does to the pixels.
+        compared_with: What the served file was compared with: the source file itself, or its mended copy.
         parity: How exactly the served file gives the source's embeddings.
         rebuild_command: The command that builds it again.
         contract: Tensors: name, Triton data type, shape without batch.
@@ -72,6 +74,7 @@ class Manifest:
     repairs: list[str]
     model_file: ModelFile
     preprocessing: Preprocessing
+    compared_with: Reference
     parity: Parity
     rebuild_command: str
     contract: Mapping[str, Any] = field(

@@ -102,7 +102,7 @@ def onnx_config(model: str, options: ServingOptions) -> Any:
 
 def config_text(config: Any) -> str:
     """Write a ``ModelConfig`` as the text that Triton reads."""
-    return text_format.MessageToString(config)
+    return str(text_format.MessageToString(config))
 
 
 def _check_range(name: str, value: int, low: int, high: int) -> None:

@@ -64,7 +64,7 @@ class Normalisation:
             float32 [N, 3, 112, 112], RGB.
         """
         rgb = crops[..., ::-1].astype(np.float32)
-        normalised = (rgb - np.float32(self.mean)) * np.float32(np.reciprocal(self.std))
+        normalised = (rgb - np.array(self.mean, np.float32)) * np.array(np.reciprocal(self.std), np.float32)
         return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))
 
     def __str__(self) -> str:

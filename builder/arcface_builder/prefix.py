@@ -14,10 +14,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from arcface_client.contract import CROP_SIZE
+from arcface_client.contract import CROP_SHAPE, CROP_SIZE
 
 from .errors import NotArcFaceError
-from .graph import first_convolution, session
+from .graph import first_convolution, image_dims, numpy_dtype, session
 from .normalisation import RAW, Normalisation
 
 _PROBE = 255.0
@@ -52,9 +52,9 @@ def read_prefix(model: ir.Model) -> Prefix:
         NotArcFaceError: It is not a normalisation of each channel by itself.
     """
     image, target = model.graph.inputs[0], first_convolution(model).inputs[0]
-    channels_last = image.shape is not None and image.shape[-1] == 3
+    channels_last = image_dims(image) == CROP_SHAPE
     if target is image:
-        return Prefix(RAW, (0, 1, 2), channels_last=False)
+        return Prefix(RAW, (0, 1, 2), channels_last)
 
     # Black, one image for each pure channel, and noise to check the answer with.
     images = np.zeros((5, 3, CROP_SIZE, CROP_SIZE), np.float32)
@@ -97,8 +97,7 @@ def _run(model: ir.Model, images: npt.NDArray[np.float32], channels_last: bool) 
     passes.RemoveUnusedNodesPass()(cut)
     layout = images.transpose(0, 2, 3, 1) if channels_last else images
     image = graph.inputs[0]
-    dtype = image.dtype.numpy() if image.dtype is not None else np.float32
-    (seen,) = session(cut).run(None, {image.name: layout.astype(dtype)})
+    (seen,) = session(cut).run(None, {image.name: layout.astype(numpy_dtype(image))})
     return np.asarray(seen, np.float32)
 
 

@@ -19,7 +19,7 @@ from onnx_ir.passes import common as passes
 from arcface_client.contract import CROP_SIZE, EMBEDDING_DIM
 
 from .errors import NotArcFaceError
-from .graph import bypass, constant, set_constant
+from .graph import bypass, constant, image_dims, set_constant
 from .iresnet import IR_VERSION, OPSET
 
 BATCH: Final = "N"
@@ -100,7 +100,7 @@ def _fits(value: ir.Value, shape: tuple[int | None, ...]) -> bool:
     )
 
 
-def _is_size(dim: int | ir.SymbolicDim) -> bool:
+def _is_size(dim: int | ir.SymbolicDim | None) -> bool:
     return isinstance(dim, int) and dim > 0
 
 
@@ -226,7 +226,7 @@ def _is_map(value: ir.Value | None) -> bool:
 
 def _dropouts(model: ir.Model) -> Iterator[Finding]:
     for node in [node for node in model.graph if node.op_type in ("Dropout", "Identity")]:
-        if not any(mask.uses() for mask in node.outputs[1:]) and not node.inputs[0].is_graph_input():
+        if not any(mask.uses() for mask in node.outputs[1:]):
             bypass(node)
     yield from ()
 
@@ -270,12 +270,7 @@ def _batch_dimension(model: ir.Model) -> Iterator[Finding]:
         elif dim.value != BATCH:
             yield Finding(f"the {end}'s batch dimension is called {dim.value!r}", f"it becomes {BATCH!r}")
     image, embedding = model.graph.inputs[0], model.graph.outputs[0]
-    crop = (
-        (CROP_SIZE, CROP_SIZE, 3)
-        if image.shape is not None and image.shape[-1] == 3
-        else (3, CROP_SIZE, CROP_SIZE)
-    )
-    image.shape, embedding.shape = ir.Shape((BATCH, *crop)), ir.Shape((BATCH, EMBEDDING_DIM))
+    image.shape, embedding.shape = ir.Shape((BATCH, *image_dims(image))), ir.Shape((BATCH, EMBEDDING_DIM))
 
 
 Repair = Callable[[ir.Model], Iterator[Finding]]

@@ -20,7 +20,17 @@ from arcface_client.contract import CROP_SHAPE, EMBEDDING_DIM, INPUT_NAME, OUTPU
 
 from .errors import NotArcFaceError
 from .folding import fold_batch_norms
-from .graph import RUN_ERRORS, bypass, constant, first_convolution, session, set_constant, sole_consumer
+from .graph import (
+    RUN_ERRORS,
+    bypass,
+    constant,
+    first_convolution,
+    image_dims,
+    numpy_dtype,
+    session,
+    set_constant,
+    sole_consumer,
+)
 from .iresnet import IR_VERSION
 from .normalisation import Normalisation
 from .repairs import BATCH, tidy
@@ -71,10 +81,9 @@ def is_unit_length(model: ir.Model) -> bool:
         NotArcFaceError: ONNX Runtime cannot run it on a batch of two.
     """
     image = model.graph.inputs[0]
-    shape = [2, *(int(dim) for dim in list(image.shape or ())[1:])]
-    dtype = image.dtype.numpy() if image.dtype is not None else np.float32
+    shape = (2, *image_dims(image))
     # Values of 0, 1 and 2 suit bytes, normalised pixels and anything between.
-    images = np.random.RandomState(0).randint(0, 3, shape).astype(dtype)
+    images = np.random.RandomState(0).randint(0, 3, shape).astype(numpy_dtype(image))
     try:
         (embeddings,) = session(model).run(None, {image.name: images})
     except RUN_ERRORS as error:

@@ -57,7 +57,7 @@ def _draw(random: np.random.RandomState, name: str, shape: tuple[int, ...]) -> _
         # He et al. 2015 for PReLU: the variance that keeps the signal's size through conv and slope.
         fan_in = int(np.prod(shape[1:]))
         scale = np.sqrt(2 / ((1 + _PRELU_SLOPE**2) * fan_in))
-        return (random.standard_normal(shape) * scale).astype(np.float32)
+        return np.asarray(random.standard_normal(shape) * scale, np.float32)
     if layer.endswith("prelu"):
         return np.full(shape, _PRELU_SLOPE, np.float32)
     return np.full(shape, field in ("weight", "running_var") and layer != "fc", np.float32)
@@ -81,7 +81,7 @@ def _measure(depth: str, weights: dict[str, _Array], batch: _Array) -> tuple[dic
     statistics: list[ir.Value] = []
 
     def measuring_norm(_: ir.tape.Tape, value: ir.Value, name: str) -> ir.Value:
-        over = {"axes": [0, 2, 3], "keepdims": 1}
+        over: dict[str, int | list[int]] = {"axes": [0, 2, 3], "keepdims": 1}
         mean = tape.op("ReduceMean", [value], over)
         centred = tape.op("Sub", [value, mean])
         variance = tape.op("ReduceMean", [tape.op("Mul", [centred, centred])], over)
@@ -122,4 +122,4 @@ def _without_common_directions(weight: _Array, flat: _Array) -> _Array:
     _, vectors = np.linalg.eigh(centred @ centred.T)  # [N, N]: as good as the far larger covariance
     common = vectors[:, -_COMMON_DIRECTIONS:].T @ centred
     common /= np.linalg.norm(common, axis=1, keepdims=True)
-    return weight - (weight @ common.T) @ common
+    return np.asarray(weight - (weight @ common.T) @ common)
