@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import zipfile
 from pathlib import Path
@@ -40,7 +41,7 @@ class EmbeddingArchive:
     def add(self, names: list[str], embeddings: Embeddings) -> None:
         """Append a batch: one name for each row of float32 [N, 512]."""
         self._names += names
-        self._rows.write(embeddings.tobytes())
+        self._rows.write(embeddings.astype("<f4", copy=False).tobytes())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -51,19 +52,22 @@ class EmbeddingArchive:
                 self._write()
 
     def _write(self) -> None:
-        shape = (len(self._names), EMBEDDING_DIM)
-        rows = (
-            np.memmap(self._rows, np.float32, "r", shape=shape)
-            if self._names
-            else np.empty(shape, np.float32)
-        )
         handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.")
         part = Path(name)
         try:
             with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w") as archive:
-                for key, array in (("embeddings", rows), ("paths", np.array(self._names, np.str_))):
-                    with archive.open(f"{key}.npy", "w", force_zip64=True) as entry:
-                        np.lib.format.write_array(entry, array)  # type: ignore[no-untyped-call]
+                with archive.open("embeddings.npy", "w", force_zip64=True) as entry:
+                    header = {
+                        "descr": "<f4",
+                        "fortran_order": False,
+                        "shape": (len(self._names), EMBEDDING_DIM),
+                    }
+                    np.lib.format.write_array_header_1_0(entry, header)  # type: ignore[no-untyped-call]
+                    self._rows.seek(0)
+                    shutil.copyfileobj(self._rows, entry)
+                with archive.open("paths.npy", "w", force_zip64=True) as entry:
+                    names = np.array(self._names, np.str_)
+                    np.lib.format.write_array(entry, names)  # type: ignore[no-untyped-call]
             part.chmod(0o666 & ~_umask())
             part.replace(self._path)
         except BaseException:

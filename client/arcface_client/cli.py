@@ -99,9 +99,9 @@ def _embed(arguments: argparse.Namespace) -> int:
                 crop = read_crop(file, resize=arguments.resize)
             except ImageFileError as error:
                 print(f"skipped: {error}", file=sys.stderr)
-                skipped.append(str(file))
+                skipped.append(file)
                 continue
-            names.append(str(file))
+            names.append(file)
             yield crop
 
     with _settings(arguments).client() as client, EmbeddingArchive(arguments.output) as archive:

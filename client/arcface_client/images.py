@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
@@ -16,7 +17,7 @@ SUFFIXES: Final = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", "
 """Files with these suffixes are images when a folder is searched; a file named outright is always read."""
 
 
-def find_images(paths: Iterable[Path]) -> Iterator[Path]:
+def find_images(paths: Iterable[Path]) -> Iterator[str]:
     """Yield files as they are named, and the images below folders in the order of their names.
 
     Raises:
@@ -24,14 +25,23 @@ def find_images(paths: Iterable[Path]) -> Iterator[Path]:
     """
     for path in paths:
         if path.is_dir():
-            yield from sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+            yield from _search(path)
         elif path.exists():
-            yield path
+            yield str(path)
         else:
             raise ImageFileError(f"There is no file or folder {path}.")
 
 
-def read_crop(path: Path, *, resize: bool = False) -> Crops:
+def _search(folder: Path) -> Iterator[str]:
+    """Yield the images below a folder; as names, since pathlib's objects of a large folder take memory."""
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            if os.path.splitext(name)[1].lower() in SUFFIXES:  # noqa: PTH122
+                yield os.path.join(parent, name)  # noqa: PTH118
+
+
+def read_crop(path: str | Path, *, resize: bool = False) -> Crops:
     """Read one face crop.
 
     Args:

@@ -56,7 +56,7 @@ def test_folders_are_searched_in_order_and_files_taken_as_named(tmp_path: Path) 
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     found = list(find_images([tmp_path / "notes.txt", tmp_path]))
-    assert [str(path.relative_to(tmp_path)) for path in found] == [
+    assert [str(Path(file).relative_to(tmp_path)) for file in found] == [
         "notes.txt",
         "a.PNG",
         "b.jpg",

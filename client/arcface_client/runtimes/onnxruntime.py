@@ -35,6 +35,7 @@ class OnnxRuntime:
         spinning: Let idle worker threads spin while they wait for work. A little faster when the
             cores are the session's own; much slower when another process wants them too.
         providers: Execution providers in order of preference.
+        entries: Further entries of ONNX Runtime's session configuration ("session.force_spinning_stop").
 
     Raises:
         DeploymentError: The file is missing or ONNX Runtime cannot load it.
@@ -49,6 +50,7 @@ class OnnxRuntime:
         inter_op_threads: int = 0,
         spinning: bool = True,
         providers: Sequence[str] = ("CPUExecutionProvider",),
+        entries: Mapping[str, str] | None = None,
     ) -> None:
         path = Path(model_path)
         if not path.is_file():
@@ -57,6 +59,8 @@ class OnnxRuntime:
         options.intra_op_num_threads = intra_op_threads
         options.inter_op_num_threads = inter_op_threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+        for name, value in (entries or {}).items():
+            options.add_session_config_entry(name, value)
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=list(providers))
         except _ERRORS as error:
