@@ -14,7 +14,8 @@ from arcface_client.contract import CROP_SHAPE, CROP_SIZE
 
 from .errors import NotArcFaceError
 
-_ERROR_LEVEL: Final = 3  # a source that declares a fixed batch makes ONNX Runtime warn on every run
+# Sources that declare a fixed batch make ONNX Runtime warn on every run, and its errors are raised as well.
+_FATAL_ONLY: Final = 4
 
 # ONNX Runtime's exceptions have no base class of their own.
 RUN_ERRORS: Final = (
@@ -104,6 +105,6 @@ def session(model: ir.Model | bytes, *, threads: int = 0) -> onnxruntime.Inferen
     """Load a model with ONNX Runtime on the CPU; raises one of ``RUN_ERRORS``."""
     content = model if isinstance(model, bytes) else ir.to_proto(model).SerializeToString()
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = _ERROR_LEVEL
+    options.log_severity_level = _FATAL_ONLY
     options.intra_op_num_threads = threads
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

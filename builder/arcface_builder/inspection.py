@@ -139,7 +139,7 @@ def _file_findings(path: Path, proto: onnx.ModelProto, sha256: str) -> list[Find
                 "the manifest records the SHA-256; compare it with the publisher's",
             )
         )
-    if has_external_data(proto):
+    if has_external_data(path):
         findings.append(Finding("the weights lie in files of their own", "they go into the one served file"))
     return findings
 

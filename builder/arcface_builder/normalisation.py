@@ -64,13 +64,15 @@ class Normalisation:
             float32 [N, 3, 112, 112], RGB.
         """
         rgb = crops[..., ::-1].astype(np.float32)
-        normalised = (rgb - np.array(self.mean, np.float32)) * np.array(np.reciprocal(self.std), np.float32)
+        normalised = (rgb - np.array(self.mean, np.float32)) * (1 / np.array(self.std)).astype(np.float32)
         return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))
 
     def __str__(self) -> str:
         if len({*self.mean}) == len({*self.std}) == 1:
             mean, std = self.mean[0], self.std[0]
-            return "raw pixels 0 to 255" if (mean, std) == (0, 1) else f"(x - {mean:g}) / {std:g}"
+            if mean == 0:
+                return "raw pixels 0 to 255" if std == 1 else f"x / {std:g}"
+            return f"(x - {mean:g}) / {std:g}"
         return f"(x - {list(self.mean)}) / {list(self.std)} for R, G, B"
 
 

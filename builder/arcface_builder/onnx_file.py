@@ -40,6 +40,7 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, str]:
     return model, hashlib.sha256(content).hexdigest()
 
 
-def has_external_data(model: onnx.ModelProto) -> bool:
-    """Whether weights lie in files beside the model's."""
+def has_external_data(path: Path) -> bool:
+    """Whether a model that ``read_onnx`` could read has weights in files beside it."""
+    model = onnx.load_model(path, load_external_data=False)
     return any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer)

@@ -18,10 +18,10 @@ from arcface_client.contract import CROP_SHAPE, CROP_SIZE
 
 from .errors import NotArcFaceError
 from .graph import first_convolution, image_dims, numpy_dtype, session
-from .normalisation import RAW, Normalisation
+from .normalisation import RAW, Normalisation, Triple
 
 _PROBE = 255.0
-_DECIMALS = 5  # of mean and std: more than a file means, fewer than float32 blurs
+_DIGITS = 7  # of mean and std: what float32 tells apart
 _TOLERANCE = 1e-3
 
 
@@ -60,7 +60,7 @@ def read_prefix(model: ir.Model) -> Prefix:
     images = np.zeros((5, 3, CROP_SIZE, CROP_SIZE), np.float32)
     images[[1, 2, 3], [0, 1, 2]] = _PROBE
     images[4] = np.random.RandomState(0).randint(0, 256, images[4].shape)
-    seen = _run(model, images, channels_last)
+    seen = _run(model, images, channels_last).astype(np.float64)
     if seen.shape != images.shape:
         raise _not_a_normalisation(f"it turns {list(images.shape[1:])} into {list(seen.shape[1:])}")
 
@@ -70,20 +70,18 @@ def read_prefix(model: ir.Model) -> Prefix:
     scale = gain[range(3), order]
     if sorted(order) != [0, 1, 2] or not scale.all():
         raise _not_a_normalisation("it mixes the colour channels")
-    red, green, blue = np.round(-black / scale, _DECIMALS).tolist()
-    red_std, green_std, blue_std = np.round(1 / scale, _DECIMALS).tolist()
-    prefix = Prefix(
-        Normalisation((red, green, blue), (red_std, green_std, blue_std)),
-        (int(order[0]), int(order[1]), int(order[2])),
-        channels_last,
-    )
-    mean, std = (
-        np.reshape([red, green, blue], (3, 1, 1)),
-        np.reshape([red_std, green_std, blue_std], (3, 1, 1)),
-    )
+    normalisation = Normalisation(_triple(-black / scale), _triple(1 / scale))
+    mean, std = (np.reshape(triple, (3, 1, 1)) for triple in (normalisation.mean, normalisation.std))
     if not np.allclose(seen[4], (images[4, order] - mean) / std, rtol=_TOLERANCE, atol=_TOLERANCE):
         raise _not_a_normalisation("it is not the same linear function at every pixel")
-    return prefix
+    red, green, blue = order.tolist()
+    return Prefix(normalisation, (red, green, blue), channels_last)
+
+
+def _triple(values: npt.NDArray[np.float64]) -> Triple:
+    # Adding zero turns -0.0 into 0.0.
+    red, green, blue = (float(f"{value:.{_DIGITS}g}") + 0.0 for value in values)
+    return red, green, blue
 
 
 def _run(model: ir.Model, images: npt.NDArray[np.float32], channels_last: bool) -> npt.NDArray[np.float32]:

@@ -192,7 +192,8 @@ def _halves(model: ir.Model) -> Iterator[Finding]:
     for node in model.graph:
         if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT16:
             node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
-    for value in (*model.graph.inputs, *model.graph.outputs):
+    computed = [value for node in model.graph for value in node.outputs]
+    for value in (*model.graph.inputs, *computed):
         if value.dtype == ir.DataType.FLOAT16:
             value.dtype = ir.DataType.FLOAT
     yield Finding(f"{count} weights are float16", "computed in float32; the weights keep their values")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import cv2
@@ -26,4 +27,7 @@ def photo_crops() -> Crops:
     """Six real faces: uint8 [6, 112, 112, 3], BGR."""
     path = Path(insightface.__file__).parent / "data/images/t1.jpg"
     image = cv2.imread(str(path))
-    return np.stack([face_align.norm_crop(image, np.array(points, np.float32)) for points in LANDMARKS])
+    with warnings.catch_warnings():
+        # InsightFace calls a function of scikit-image that is on its way out.
+        warnings.simplefilter("ignore", FutureWarning)
+        return np.stack([face_align.norm_crop(image, np.array(points, np.float32)) for points in LANDMARKS])

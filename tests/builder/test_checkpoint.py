@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import pytest
+from safetensors.numpy import save_file
+
+from arcface_builder.checkpoint import depth_of
+from arcface_builder.errors import CheckpointError
+from arcface_builder.graph import constant
+from arcface_builder.iresnet import BLOCKS, parameter_shapes
+from arcface_builder.source_model import SourceModel
+from arcface_builder.sources import Checkpoint
+from arcface_client.errors import MissingExtraError
+
+StateDict = dict[str, npt.NDArray[np.float32]]
+
+
+@pytest.fixture(scope="session")
+def state(r18: SourceModel) -> StateDict:
+    """The synthetic network's weights, with the shapes of a state dict."""
+    arrays = {name: constant(value) for name, value in ir.from_proto(r18.proto).graph.initializers.items()}
+    return {name: np.asarray(arrays[name]).reshape(shape) for name, shape in parameter_shapes("r18").items()}
+
+
+def saved(state: StateDict, folder: Path) -> Checkpoint:
+    path = folder / "backbone.safetensors"
+    save_file(state, path)
+    return Checkpoint(path)
+
+
+def test_a_state_dict_gives_the_network_that_it_came_from(
+    state: StateDict, r18: SourceModel, tmp_path: Path
+) -> None:
+    # As DistributedDataParallel saves it.
+    wrapped = {f"module.{name}": array for name, array in state.items()}
+    wrapped["module.bn1.num_batches_tracked"] = np.array(7, np.float32)
+
+    source = saved(wrapped, tmp_path).load()
+
+    assert source.origin.depth == "r18"
+    assert source.origin.name == "backbone.safetensors"
+    assert list(source.proto.graph.node) == list(r18.proto.graph.node)
+    assert list(source.proto.graph.initializer) == list(r18.proto.graph.initializer)
+
+
+@pytest.mark.parametrize("depth", BLOCKS)
+def test_the_depth_is_told_by_the_keys(depth: str) -> None:
+    assert depth_of(parameter_shapes(depth)) == depth
+
+
+def test_an_unknown_depth_is_refused() -> None:
+    names = dict.fromkeys(name for name in parameter_shapes("r50") if not name.startswith("layer3.13."))
+
+    with pytest.raises(CheckpointError, match=r"has \[3, 4, 13, 3\] residual blocks .* r50 \[3, 4, 14, 3\]"):
+        depth_of(names)
+
+
+def test_missing_keys_are_named(state: StateDict, tmp_path: Path) -> None:
+    state = {name: array for name, array in state.items() if not name.startswith("fc.")}
+
+    with pytest.raises(
+        CheckpointError, match=r"no state dict of an IResNet r18: it misses fc\.weight, fc\.bias"
+    ):
+        saved(state, tmp_path).load()
+
+
+def test_unexpected_keys_are_named(state: StateDict, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has the unknown head\.kernel"):
+        saved({**state, "head.kernel": np.zeros(1, np.float32)}, tmp_path).load()
+
+
+def test_wrong_shapes_are_named(state: StateDict, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"conv1\.weight \[64, 1, 3, 3\] instead of \[64, 3, 3, 3\]"):
+        saved({**state, "conv1.weight": np.zeros((64, 1, 3, 3), np.float32)}, tmp_path).load()
+
+
+def test_nan_weights_are_refused(state: StateDict, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"NaN or infinite values in fc\.bias"):
+        saved({**state, "fc.bias": np.full(512, np.nan, np.float32)}, tmp_path).load()
+
+
+def test_a_truncated_safetensors_file_is_refused(state: StateDict, tmp_path: Path) -> None:
+    checkpoint = saved(state, tmp_path)
+    checkpoint.path.write_bytes(checkpoint.path.read_bytes()[:-1000])
+
+    with pytest.raises(CheckpointError, match="is cut short"):
+        checkpoint.load()
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="No checkpoint at"):
+        Checkpoint(tmp_path / "nothing.pth").load()
+
+
+class Harm:
+    """Unpickling this makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_code_in_a_pickle_is_never_run(tmp_path: Path) -> None:
+    path, trace = tmp_path / "backbone.pth", tmp_path / "harm"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("backbone/data.pkl", pickle.dumps(Harm(trace)))
+        archive.writestr("backbone/version", "3\n")
+
+    # Without torch nothing in a .pth is looked at; with it, torch refuses.
+    with pytest.raises(
+        (CheckpointError, MissingExtraError), match="nothing in it was run|needs the package torch"
+    ):
+        Checkpoint(path).load()
+
+    assert not trace.exists()

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from arcface_builder.cli import main
+from arcface_builder.errors import NotArcFaceError, NotOnnxError
+from arcface_builder.inspection import Inspection, inspect
+from arcface_builder.sources import OnnxFile
+from exports import EXPORTS, small_arcface
+
+
+def inspected(export: str, folder: Path, name: str = "model.onnx") -> Inspection:
+    onnx.save_model(EXPORTS[export](small_arcface()), folder / name)
+    return inspect(folder / name)
+
+
+def problems(inspection: Inspection) -> str:
+    return "\n".join(map(str, inspection.findings))
+
+
+@pytest.mark.parametrize(
+    ("export", "graph", "caller", "channels"),
+    [
+        ("as_is", "nothing", "(x - 127.5) / 127.5", "RGB"),
+        ("mxnet", "(x - 127.5) / 128", "raw pixels 0 to 255", "RGB"),
+        ("batch_norm_first", "(x - 127.5) / 128", "raw pixels 0 to 255", "RGB"),
+        ("unit_range", "(x - 0.5) / 0.5", "x / 255", "RGB"),
+        ("gathered_channels", "nothing", "(x - 127.5) / 127.5", "BGR"),
+        ("sliced_channels", "nothing", "(x - 127.5) / 127.5", "BGR"),
+        ("split_channels", "nothing", "(x - 127.5) / 127.5", "BGR"),
+        (
+            "bytes_channels_last",
+            "(x - [123.675, 116.28, 103.53]) / [58.395, 57.12, 57.375] for R, G, B",
+            "raw pixels 0 to 255",
+            "RGB",
+        ),
+    ],
+)
+def test_normalisation_and_channel_order_are_read_from_what_the_graph_computes(
+    export: str, graph: str, caller: str, channels: str, tmp_path: Path
+) -> None:
+    inspection = inspected(export, tmp_path)
+
+    assert inspection.graph_normalises == graph
+    assert inspection.caller_normalises == caller
+    assert inspection.channels == channels
+
+
+def test_node_names_do_not_matter(tmp_path: Path) -> None:
+    model = EXPORTS["mxnet"](small_arcface())
+    for index, node in enumerate(model.graph.node):
+        node.name = f"n{index}"
+    onnx.save_model(model, tmp_path / "renamed.onnx")
+
+    assert inspect(tmp_path / "renamed.onnx").caller_normalises == "raw pixels 0 to 255"
+
+
+@pytest.mark.parametrize(
+    ("export", "problem"),
+    [
+        ("pytorch_pack", "the output's batch dimension is fixed to 1: it becomes 'N'"),
+        ("pytorch_pack", "the input's batch dimension is called 'None': it becomes 'N'"),
+        ("constant_reshape", "1 Reshape nodes fix the batch to a number: they take it from their input"),
+        ("negative_batch", "the input's batch dimension is -1, which ONNX does not know: it becomes 'N'"),
+        ("mxnet", "28 weights are listed as graph inputs"),
+        ("mxnet", "opset 8: converted to 17"),
+        ("mxnet_broken", "5 batch norms say spatial=0"),
+        ("mxnet_broken", "2 PRelu slopes are [C]"),
+        ("half_weights", "26 weights are float16: computed in float32"),
+    ],
+)
+def test_each_fault_is_told_with_what_the_build_does_about_it(
+    export: str, problem: str, tmp_path: Path
+) -> None:
+    assert problem in problems(inspected(export, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("export", "unit"), [("as_is", False), ("unit_length", True), ("divided_by_norm", True)]
+)
+def test_it_tells_whether_the_output_is_normalised(export: str, unit: bool, tmp_path: Path) -> None:
+    assert inspected(export, tmp_path).unit_length is unit
+
+
+def test_a_name_that_does_not_tell_the_weights_is_pointed_out(tmp_path: Path) -> None:
+    assert "fal's AuraFace" in problems(inspected("as_is", tmp_path, "glintr100.onnx"))
+
+
+def test_weights_in_other_files_are_read_and_pointed_out(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save_model(
+        small_arcface(), path, save_as_external_data=True, location="weights.bin", size_threshold=0
+    )
+
+    assert "the weights lie in files of their own" in problems(inspect(path))
+
+    (tmp_path / "weights.bin").unlink()
+    with pytest.raises(NotOnnxError, match="keeps its weights in other files"):
+        inspect(path)
+
+
+def test_it_prints_text_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save_model(EXPORTS["pytorch_pack"](small_arcface()), path)
+
+    assert main(["inspect", str(path)]) == 0
+    assert "caller does (x - 127.5) / 127.5 (from what the graph computes)" in capsys.readouterr().out
+
+    assert main(["inspect", str(path), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["batch"] == ["None", "1"]
+    assert report["opset"] == 11
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n" * 9, b"<html>Not found</html>"])
+def test_a_file_that_is_no_onnx_model_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+
+    with pytest.raises(NotOnnxError, match=r"model\.onnx \(\d+ bytes\) "):
+        inspect(path)
+
+
+@pytest.mark.parametrize("kept", [0.2, 0.5, 0.9, 0.999])
+def test_a_truncated_file_is_refused(kept: float, tmp_path: Path) -> None:
+    content = small_arcface().SerializeToString()
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content[: int(kept * len(content))])
+
+    with pytest.raises(NotOnnxError, match="is cut short"):
+        OnnxFile(path).load()
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NotOnnxError, match="No such file"):
+        inspect(tmp_path / "nothing.onnx")
+
+
+def _other_model(shape: list[int | str], output: list[int | str]) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        [helper.make_node("Flatten", ["image"], ["out"])],
+        "other",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, output)],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize(
+    ("shape", "output"),
+    [
+        ([1, 3, 640, 640], [1, 512]),
+        ([1, 3, 112, 112], [1, 212]),
+        ([1, 1, 112, 112], [1, 512]),
+        ([1, 512], [1, 512]),
+    ],
+    ids=["detector", "landmarks", "grey", "vector"],
+)
+def test_an_onnx_model_that_is_no_arcface_is_refused(
+    shape: list[int | str], output: list[int | str], tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save_model(_other_model(shape, output), path)
+
+    with pytest.raises(
+        NotArcFaceError, match=r"The model takes 'image' .* an ArcFace model takes \[N, 3, 112, 112\]"
+    ):
+        inspect(path)
+
+
+def test_a_graph_that_does_more_than_normalise_is_refused(tmp_path: Path) -> None:
+    model = small_arcface()
+    model.graph.node[0].input[0] = "blurred"
+    pool = helper.make_node("AveragePool", ["data"], ["blurred"], kernel_shape=[3, 3], pads=[1] * 4)
+    model.graph.node.insert(0, pool)
+    onnx.save_model(model, tmp_path / "model.onnx")
+
+    with pytest.raises(NotArcFaceError, match="is no normalisation by channel"):
+        inspect(tmp_path / "model.onnx")
+
+
+def test_a_normalisation_that_fits_no_customary_input_is_refused_unless_it_is_stated(tmp_path: Path) -> None:
+    model = small_arcface()
+    model.graph.node[0].input[0] = "scaled"
+    model.graph.node.insert(0, helper.make_node("Mul", ["data", "scale"], ["scaled"]))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(1000), "scale"))
+    onnx.save_model(model, tmp_path / "model.onnx")
+
+    with pytest.raises(NotArcFaceError, match="--normalisation MEAN,STD"):
+        inspect(tmp_path / "model.onnx")

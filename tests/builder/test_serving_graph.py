@@ -1,0 +1,154 @@
+"""The serving graph against its source, for every way in which a source can be written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from insightface.model_zoo.arcface_onnx import ArcFaceONNX
+
+from arcface_builder.errors import ParityError
+from arcface_builder.faces import face_like, noise
+from arcface_builder.graph import session
+from arcface_builder.parity import TOLERANCE, Embed, check_parity
+from arcface_builder.reference import ReferenceEmbedder
+from arcface_builder.serving_graph import serving_graph
+from arcface_builder.source_model import SourceModel
+from arcface_builder.sources import OnnxFile
+from arcface_client.contract import Crops, Embeddings
+from exports import EXPORTS, mxnet, pytorch_pack, small_arcface
+from photo import photo_crops
+
+EMBED_ONLY_IN_COPY = {"mxnet_broken", "half_weights"}
+"""Exports that ONNX Runtime cannot run, or whose arithmetic differs."""
+
+
+def serve(source: SourceModel) -> onnx.ModelProto:
+    return serving_graph(source.mended, source.normalisation, metadata={})
+
+
+def embedder(graph: onnx.ModelProto) -> Embed:
+    runtime = session(graph.SerializeToString())
+
+    def embed(crops: Crops) -> Embeddings:
+        (embeddings,) = runtime.run(["embedding"], {"image": crops})
+        return np.asarray(embeddings)
+
+    return embed
+
+
+def written(model: onnx.ModelProto, path: Path) -> SourceModel:
+    onnx.save_model(model, path)
+    return OnnxFile(path).load()
+
+
+@pytest.mark.parametrize("export", EXPORTS)
+def test_embeddings_equal_the_source_models_however_it_was_exported(export: str, tmp_path: Path) -> None:
+    source = written(EXPORTS[export](small_arcface()), tmp_path / "source.onnx")
+    before = (tmp_path / "source.onnx").read_bytes()
+
+    reference = ReferenceEmbedder(source)
+    parity = check_parity(reference.embed, embedder(serve(source)))
+
+    assert parity.max_abs_difference <= TOLERANCE
+    assert reference.runs == ("mended copy" if export in EMBED_ONLY_IN_COPY else "source file")
+    assert (tmp_path / "source.onnx").read_bytes() == before
+
+
+@pytest.mark.parametrize("export", [pytorch_pack, mxnet], ids=["PyTorch pack", "MXNet"])
+def test_embeddings_of_real_faces_equal_insightfaces_own(export: object, tmp_path: Path) -> None:
+    assert callable(export)
+    source = written(export(small_arcface()), tmp_path / "source.onnx")
+    crops = np.concatenate([photo_crops(), noise(3), face_like(3)])
+
+    insightface = ArcFaceONNX(str(tmp_path / "source.onnx"))
+    raw = np.concatenate([insightface.get_feat(crop) for crop in crops])
+    expected = raw / np.linalg.norm(raw, axis=1, keepdims=True)
+
+    np.testing.assert_allclose(embedder(serve(source))(crops), expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("export", EXPORTS)
+def test_the_graph_holds_what_it_needs_and_nothing_else(export: str, tmp_path: Path) -> None:
+    graph = serve(written(EXPORTS[export](small_arcface()), tmp_path / "source.onnx")).graph
+
+    ops = Counter(node.op_type for node in graph.node)
+    # One of five batch norms stays: the one between PRelu and a convolution with padding.
+    assert ops == {
+        **dict.fromkeys(["Cast", "Sub", "Transpose", "BatchNormalization", "Flatten", "Gemm"], 1),
+        **dict.fromkeys(["Conv", "PRelu"], 2),
+        **dict.fromkeys(["ReduceL2", "Div"], 1),
+    }
+    used = {name for node in graph.node for name in node.input}
+    assert {tensor.name for tensor in graph.initializer} <= used
+    # TensorRT takes bytes only where a Cast follows at once.
+    assert [node.op_type for node in graph.node if "image" in node.input] == ["Cast"]
+
+
+@pytest.mark.parametrize("end", ["input", "output"])
+def test_the_batch_is_free_at_both_ends(end: str, tmp_path: Path) -> None:
+    graph = serve(written(EXPORTS["constant_reshape"](small_arcface()), tmp_path / "source.onnx")).graph
+
+    (value,) = getattr(graph, end)
+
+    assert value.type.tensor_type.shape.dim[0].dim_param == "N"
+
+
+def test_the_opset_is_one_that_tensorrt_8_5_reads(tmp_path: Path) -> None:
+    model = serve(written(EXPORTS["newest_opset"](small_arcface()), tmp_path / "source.onnx"))
+
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 17)]
+    assert model.ir_version == 8
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param(lambda crops: crops[..., ::-1], id="swapped channels"),
+        pytest.param(lambda crops: crops // 2, id="another range"),
+        pytest.param(lambda crops: np.maximum(crops, 1) - 1, id="one grey level"),
+        pytest.param(lambda crops: crops[:, ::-1], id="upside down"),
+    ],
+)
+def test_the_parity_check_fails_for_wrong_pixels(wrong: object, tmp_path: Path) -> None:
+    source = written(small_arcface(), tmp_path / "source.onnx")
+    embed = embedder(serve(source))
+    assert callable(wrong)
+
+    with pytest.raises(ParityError, match="differ from the source model's by"):
+        check_parity(ReferenceEmbedder(source).embed, lambda crops: embed(np.ascontiguousarray(wrong(crops))))
+
+
+def test_the_parity_check_fails_for_127_5_against_128(tmp_path: Path) -> None:
+    source = written(small_arcface(), tmp_path / "source.onnx")
+    other = written(mxnet(small_arcface()), tmp_path / "other.onnx")
+
+    with pytest.raises(ParityError):
+        check_parity(ReferenceEmbedder(source).embed, embedder(serve(other)))
+
+
+def test_the_parity_check_fails_for_another_model(tmp_path: Path) -> None:
+    source = written(small_arcface(seed=0), tmp_path / "source.onnx")
+    other = written(small_arcface(seed=1), tmp_path / "other.onnx")
+
+    with pytest.raises(ParityError):
+        check_parity(ReferenceEmbedder(source).embed, embedder(serve(other)))
+
+
+def test_the_parity_check_fails_for_nan(tmp_path: Path) -> None:
+    embed = ReferenceEmbedder(written(small_arcface(), tmp_path / "source.onnx")).embed
+
+    with pytest.raises(ParityError):
+        check_parity(embed, lambda crops: np.full((len(crops), 512), np.nan, np.float32))
+
+
+def test_the_parity_check_refuses_a_model_that_is_blind_to_colour() -> None:
+    def grey(crops: Crops) -> Embeddings:
+        rows = crops.reshape(len(crops), -1, 3).astype(np.float32).mean(axis=2)[:, :512]
+        return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+    with pytest.raises(ParityError, match="Swapping red and blue"):
+        check_parity(grey, grey)

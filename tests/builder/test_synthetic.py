@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from insightface.model_zoo.arcface_onnx import ArcFaceONNX
+
+from arcface_builder.errors import OptionError
+from arcface_builder.faces import face_like, noise
+from arcface_builder.graph import session
+from arcface_builder.parity import TOLERANCE
+from arcface_builder.reference import ReferenceEmbedder
+from arcface_builder.serving_graph import serving_graph
+from arcface_builder.source_model import SourceModel
+from arcface_builder.sources import Synthetic
+from arcface_client.contract import Crops
+from photo import photo_crops
+
+FP16_MAX = 65504
+
+
+@pytest.mark.parametrize(
+    "crops",
+    [
+        pytest.param(noise(12, seed=99), id="noise"),
+        pytest.param(face_like(12, seed=99), id="face-like"),
+        pytest.param(photo_crops(), id="real faces of one photograph"),
+    ],
+)
+def test_different_images_land_far_apart(crops: Crops, r18: SourceModel) -> None:
+    embeddings = ReferenceEmbedder(r18).embed(crops)
+
+    cosines = (embeddings @ embeddings.T)[np.triu_indices(len(crops), 1)]
+
+    assert cosines.mean() < 0.2
+    assert cosines.max() < 0.6
+
+
+def test_activations_and_weights_stay_far_inside_fp16(r18: SourceModel) -> None:
+    model = r18.mended.clone()
+    activations = [node.outputs[0] for node in model.graph]
+    for value in activations:
+        value.dtype = ir.DataType.FLOAT
+    model.graph.outputs[:] = activations
+    crops = np.concatenate([noise(2, seed=5), face_like(2, seed=5), photo_crops()[:2]])
+
+    results = session(model).run(None, {"input": r18.caller.apply(crops)})
+
+    assert max(np.abs(result).max() for result in results) < FP16_MAX / 100
+
+
+def test_the_same_seed_gives_the_same_file_and_another_seed_another(r18: SourceModel) -> None:
+    assert Synthetic("r18", seed=0).load().origin.sha256 == r18.origin.sha256
+    assert Synthetic("r18", seed=1).load().origin.sha256 != r18.origin.sha256
+
+
+def test_its_label_says_that_it_is_synthetic(r18: SourceModel) -> None:
+    graph = serving_graph(r18.mended, r18.normalisation, metadata={"synthetic": "true"})
+
+    assert (r18.origin.synthetic, r18.origin.depth, r18.origin.seed) == (True, "r18", 0)
+    for model in (r18.proto, graph):
+        assert {entry.key: entry.value for entry in model.metadata_props}["synthetic"] == "true"
+
+
+def test_the_serving_graph_equals_insightface_on_the_saved_source(r18: SourceModel, tmp_path: Path) -> None:
+    r18.save(tmp_path / "r18.onnx")
+    insightface = ArcFaceONNX(str(tmp_path / "r18.onnx"))
+    crops = np.concatenate([photo_crops(), noise(2)])
+    raw = insightface.get_feat(list(crops))
+    expected = raw / np.linalg.norm(raw, axis=1, keepdims=True)
+
+    graph = serving_graph(r18.mended, r18.normalisation, metadata={})
+    (embeddings,) = session(graph.SerializeToString()).run(None, {"image": crops})
+
+    np.testing.assert_allclose(embeddings, expected, rtol=0, atol=TOLERANCE)
+
+
+def test_an_unknown_depth_is_refused() -> None:
+    with pytest.raises(OptionError, match="Depth 'r42' is unknown; expected one of r18, r34, r50, r100"):
+        Synthetic("r42").load()
+
+
+def test_face_like_crops_are_the_same_for_a_seed_and_differ_between_crops() -> None:
+    crops = face_like(4, seed=3)
+
+    np.testing.assert_array_equal(crops, face_like(4, seed=3))
+    assert crops.shape == (4, 112, 112, 3)
+    assert crops.dtype == np.uint8
+    assert len({crop.tobytes() for crop in crops}) == 4

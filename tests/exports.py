@@ -1,0 +1,277 @@
+"""A small ArcFace-like network, written to a file in all the ways that exporters have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+Export = Callable[[onnx.ModelProto], onnx.ModelProto]
+_CHANNELS = 8
+_FLAT = _CHANNELS * 7 * 7
+
+
+def small_arcface(seed: int = 0) -> onnx.ModelProto:
+    """A network with every structure of an IResNet's, of the size of a photograph: opset 11, batch free.
+
+    float32 RGB [N, 3, 112, 112] in, raw float32 [N, 512] out.
+    """
+    random = np.random.RandomState(seed)
+    weights: dict[str, npt.NDArray[Any]] = {}
+
+    def weight(name: str, *shape: int) -> str:
+        scale = 1 / np.sqrt(np.prod(shape[1:]))
+        weights[name] = (random.standard_normal(shape) * scale).astype(np.float32)
+        return name
+
+    def batch_norm(value: str, name: str, channels: int) -> str:
+        for field, low, high in (("weight", 0.5, 2), ("bias", -1, 1), ("mean", -0.5, 0.5), ("var", 0.2, 2)):
+            weights[f"{name}.{field}"] = random.uniform(low, high, channels).astype(np.float32)
+        parameters = [f"{name}.{field}" for field in ("weight", "bias", "mean", "var")]
+        nodes.append(helper.make_node("BatchNormalization", [value, *parameters], [name], name, epsilon=2e-5))
+        return name
+
+    def conv(value: str, name: str, channels: int) -> str:
+        kernel = weight(f"{name}.weight", _CHANNELS, channels, 3, 3)
+        nodes.append(
+            helper.make_node(
+                "Conv", [value, kernel], [name], name, strides=[4, 4], pads=[1] * 4, kernel_shape=[3, 3]
+            )
+        )
+        return name
+
+    def prelu(value: str, name: str) -> str:
+        weights[f"{name}.slope"] = random.uniform(0.1, 0.5, (_CHANNELS, 1, 1)).astype(np.float32)
+        nodes.append(helper.make_node("PRelu", [value, f"{name}.slope"], [name], name))
+        return name
+
+    nodes: list[onnx.NodeProto] = []
+    value = prelu(batch_norm(conv("data", "conv1", 3), "bn1", _CHANNELS), "prelu1")
+    value = conv(batch_norm(value, "bn2", _CHANNELS), "conv2", _CHANNELS)
+    value = prelu(batch_norm(value, "bn3", _CHANNELS), "prelu2")
+    value = batch_norm(value, "bn4", _CHANNELS)
+    nodes.append(helper.make_node("Dropout", [value], ["dropped"], "dropout"))
+    nodes.append(helper.make_node("Flatten", ["dropped"], ["flat"], "flatten", axis=1))
+    weights["fc.bias"] = random.standard_normal(512).astype(np.float32)
+    nodes.append(
+        helper.make_node("Gemm", ["flat", weight("fc.weight", 512, _FLAT), "fc.bias"], ["fc"], "fc", transB=1)
+    )
+    batch_norm("fc", "features", 512)
+    return _model(nodes, weights, opset=11, output="features")
+
+
+def as_is(model: onnx.ModelProto) -> onnx.ModelProto:
+    return model
+
+
+def pytorch_pack(model: onnx.ModelProto) -> onnx.ModelProto:
+    """As torch2onnx.py writes the packs: 'None' in, a batch of one out."""
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "None"
+    _fix_batch(model.graph.output[0])
+    return model
+
+
+def constant_reshape(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A batch of one at both ends, and again in the middle."""
+    _fix_batch(model.graph.input[0])
+    _fix_batch(model.graph.output[0])
+    (flatten,) = (node for node in model.graph.node if node.op_type == "Flatten")
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, _FLAT]), "flat_shape"))
+    flatten.CopyFrom(helper.make_node("Reshape", ["dropped", "flat_shape"], ["flat"], "reshape"))
+    return model
+
+
+def negative_batch(model: onnx.ModelProto) -> onnx.ModelProto:
+    """dim_value -1, as some tools write for "any"."""
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_value = -1
+    return model
+
+
+def mxnet(model: onnx.ModelProto) -> onnx.ModelProto:
+    """As MXNet's conversions are: bytes in, 127.5 and 1/128 in the graph, opset 8, weights as inputs."""
+    _prepend(
+        model,
+        [
+            helper.make_node("Sub", ["data", "scalar0"], ["minus"], "_minusscalar0"),
+            helper.make_node("Mul", ["minus", "scalar1"], ["prepared"], "_mulscalar0"),
+        ],
+        {"scalar0": np.float32([127.5]), "scalar1": np.float32([0.0078125])},
+    )
+    _fix_batch(model.graph.input[0])
+    _fix_batch(model.graph.output[0])
+    model.opset_import[0].version = 8
+    model.ir_version = 3
+    for tensor in model.graph.initializer:
+        model.graph.input.append(
+            helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+        )
+    return model
+
+
+def mxnet_broken(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same with the faults that keep it from running: spatial=0, and PRelu slopes of [C]."""
+    model = mxnet(model)
+    for node in model.graph.node:
+        if node.op_type == "BatchNormalization":
+            node.attribute.append(helper.make_attribute("spatial", 0))
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith(".slope"):
+            del tensor.dims[1:]
+    for value in model.graph.input:
+        if value.name.endswith(".slope"):
+            del value.type.tensor_type.shape.dim[1:]
+    return model
+
+
+def batch_norm_first(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The normalisation written as a BatchNormalization of bytes."""
+    constants = {
+        "n.weight": np.ones(3, np.float32),
+        "n.bias": np.zeros(3, np.float32),
+        "n.mean": np.full(3, 127.5, np.float32),
+        "n.var": np.full(3, 128.0**2, np.float32),
+    }
+    node = helper.make_node("BatchNormalization", ["data", *constants], ["prepared"], epsilon=0.0)
+    return _prepend(model, [node], constants)
+
+
+def unit_range(model: onnx.ModelProto) -> onnx.ModelProto:
+    """(x - 0.5) / 0.5 in the graph: the caller gives pixels as 0 to 1."""
+    nodes = [
+        helper.make_node("Add", ["half", "data"], ["a"]),
+        helper.make_node("Div", ["a", "divisor"], ["prepared"]),
+    ]
+    return _prepend(model, nodes, {"half": np.float32(-0.5), "divisor": np.float32(0.5)})
+
+
+def gathered_channels(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph wants BGR and turns it round itself."""
+    node = helper.make_node("Gather", ["data", "bgr"], ["prepared"], axis=1)
+    return _prepend(model, [node], {"bgr": np.array([2, 1, 0])})
+
+
+def sliced_channels(model: onnx.ModelProto) -> onnx.ModelProto:
+    constants = {"start": np.array([2]), "end": np.array([-9]), "axis": np.array([1]), "step": np.array([-1])}
+    return _prepend(model, [helper.make_node("Slice", ["data", *constants], ["prepared"])], constants)
+
+
+def split_channels(model: onnx.ModelProto) -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("Split", ["data"], ["r", "g", "b"], axis=1, split=[1, 1, 1]),
+        helper.make_node("Concat", ["b", "g", "r"], ["prepared"], axis=1),
+    ]
+    return _prepend(model, nodes, {})
+
+
+def bytes_channels_last(model: onnx.ModelProto) -> onnx.ModelProto:
+    """uint8 [N, 112, 112, 3] RGB in, with a mean and std for each channel in the graph."""
+    nodes = [
+        helper.make_node("Cast", ["data"], ["c"], to=TensorProto.FLOAT),
+        helper.make_node("Identity", ["c"], ["i"]),
+        helper.make_node("Sub", ["i", "mean"], ["s"]),
+        helper.make_node("Transpose", ["s"], ["t"], perm=[0, 3, 1, 2]),
+        helper.make_node("Mul", ["t", "scale"], ["prepared"]),
+    ]
+    scale = (1 / np.float32([58.395, 57.12, 57.375])).reshape(3, 1, 1)
+    model = _prepend(model, nodes, {"mean": np.float32([123.675, 116.28, 103.53]), "scale": scale})
+    image = helper.make_tensor_value_info("data", TensorProto.UINT8, ["N", 112, 112, 3])
+    model.graph.input[0].CopyFrom(image)
+    return model
+
+
+def unit_length(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The output is L2-normalised already."""
+    node = helper.make_node("LpNormalization", ["features"], ["unit"], axis=1, p=2)
+    return _append(model, [node], "unit")
+
+
+def divided_by_norm(model: onnx.ModelProto) -> onnx.ModelProto:
+    """As torch.nn.functional.normalize is exported."""
+    nodes = [
+        helper.make_node("ReduceL2", ["features"], ["norm"], axes=[1], keepdims=1),
+        helper.make_node("Div", ["features", "norm"], ["unit"]),
+    ]
+    return _append(model, nodes, "unit")
+
+
+def half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Everything in float16, inputs and outputs too."""
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float16), tensor.name))
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    return model
+
+
+def newest_opset(model: onnx.ModelProto) -> onnx.ModelProto:
+    model = onnx.version_converter.convert_version(model, 21)
+    model.ir_version = 10
+    return model
+
+
+EXPORTS: Mapping[str, Export] = {
+    export.__name__: export
+    for export in (
+        as_is,
+        pytorch_pack,
+        constant_reshape,
+        negative_batch,
+        mxnet,
+        mxnet_broken,
+        batch_norm_first,
+        unit_range,
+        gathered_channels,
+        sliced_channels,
+        split_channels,
+        bytes_channels_last,
+        unit_length,
+        divided_by_norm,
+        half_weights,
+        newest_opset,
+    )
+}
+"""Every way, by name."""
+
+
+def _model(
+    nodes: list[onnx.NodeProto], weights: Mapping[str, npt.NDArray[Any]], *, opset: int, output: str
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "backbone",
+        [helper.make_tensor_value_info("data", TensorProto.FLOAT, ["N", 3, 112, 112])],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["N", 512])],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=6)
+
+
+def _fix_batch(value: onnx.ValueInfoProto) -> None:
+    value.type.tensor_type.shape.dim[0].dim_value = 1
+
+
+def _prepend(
+    model: onnx.ModelProto,
+    nodes: list[onnx.NodeProto],
+    constants: Mapping[str, npt.NDArray[Any] | np.float32],
+) -> onnx.ModelProto:
+    """Put nodes that make "prepared" of "data" before the first convolution."""
+    (first,) = (node for node in model.graph.node if "data" in node.input)
+    first.input[0] = "prepared"
+    for index, node in enumerate(nodes):
+        model.graph.node.insert(index, node)
+    tensors = [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()]
+    model.graph.initializer.extend(tensors)
+    return model
+
+
+def _append(model: onnx.ModelProto, nodes: list[onnx.NodeProto], output: str) -> onnx.ModelProto:
+    model.graph.node.extend(nodes)
+    model.graph.output[0].name = output
+    return model
