@@ -4,32 +4,20 @@ from __future__ import annotations
 
 import http.client
 import os
-import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
 from .backend_directory import assemble_backends
-from .errors import FlagError, RepositoryError, TritonDiedError, TritonStartError
-from .installation import Installation, find_installation
+from .errors import RepositoryError, TritonDiedError, TritonStartError
+from .installation import find_installation
+from .launch import LOCALHOST, Addresses, check_flags, server_command, server_environment
 from .ports import reserve_ports
 from .process import TetheredProcess
-
-LOCALHOST: Final = "127.0.0.1"
-
-# A model that cannot load does not stop the others, and configurations are complete as the builder
-# writes them, so that no backend has to guess.
-FLAGS: Final = ("--disable-auto-complete-config", "--exit-on-error=false", "--strict-readiness=false")
-
-_OWN_FLAGS: Final = {
-    "--backend-directory",
-    *(f"--{name}-{noun}" for name in ("http", "grpc", "metrics") for noun in ("address", "port")),
-    *(f"--allow-{name}" for name in ("http", "grpc", "metrics")),
-}
 
 _POLL_INTERVAL_S: Final = 0.02
 _REQUEST_TIMEOUT_S: Final = 5.0
@@ -113,17 +101,17 @@ class LocalTriton:
     @property
     def http_url(self) -> str:
         """Address of HTTP, as ``host:port``."""
-        return f"{self._host}:{self._ports[0]}"
+        return f"{self._host}:{self._addresses.http_port}"
 
     @property
     def grpc_url(self) -> str:
         """Address of gRPC, as ``host:port``."""
-        return f"{self._host}:{self._ports[1]}"
+        return f"{self._host}:{self._addresses.grpc_port}"
 
     @property
     def metrics_url(self) -> str:
         """URL of the Prometheus metrics."""
-        return f"http://{self._host}:{self._ports[2]}/metrics"
+        return f"http://{self._host}:{self._addresses.metrics_port}/metrics"
 
     @property
     def pid(self) -> int:
@@ -143,35 +131,24 @@ class LocalTriton:
         if "://" not in self._repository:
             check_repository(Path(self._repository))
         installation = find_installation()
-        self._ports = reserve_ports(self._host, self._wanted_ports)
+        self._addresses = Addresses(self._host, *reserve_ports(self._host, self._wanted_ports))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="arcface-server-")))
         backends = folder / "backends"
         assemble_backends(installation, backends)
         log = None
         if not self._log_to_stderr:
-            self._log_path = self._log_path or folder / "tritonserver.log"
-            log = stack.enter_context(self._log_path.open("wb"))
-        self._process = TetheredProcess(
-            self._command(installation, backends), server_environment(installation, os.environ), log
-        )
+            self._log_file = self._log_path or folder / "tritonserver.log"
+            log = stack.enter_context(self._log_file.open("wb"))
+        command = server_command(installation, self._repository, backends, self._addresses, self._flags)
+        self._process = TetheredProcess(command, server_environment(installation, os.environ), log)
         stack.callback(self._process.stop, self._stop_timeout_s)
         self._wait_until_ready()
 
-    def _command(self, installation: Installation, backends: Path) -> list[str]:
-        command = [
-            str(installation.tritonserver),
-            f"--model-repository={self._repository}",
-            f"--backend-directory={backends}",
-        ]
-        for name, port in zip(("http", "grpc", "metrics"), self._ports, strict=True):
-            # Triton listens on every address of the machine unless told otherwise.
-            command += [f"--{name}-address={self._host}", f"--{name}-port={port}"]
-        return [*command, *FLAGS, *self._flags]
-
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self._ready_timeout_s
+        http_port, metrics_port = self._addresses.http_port, self._addresses.metrics_port
         # Triton opens its ports after it has loaded the models, that of the metrics last.
-        while not (self._answers(0, "/v2/health/ready") and self._answers(2, "/metrics")):
+        while not (self._answers(http_port, "/v2/health/ready") and self._answers(metrics_port, "/metrics")):
             code = self._process.poll()
             if code is not None:
                 raise TritonStartError(
@@ -184,35 +161,23 @@ class LocalTriton:
                 )
             time.sleep(_POLL_INTERVAL_S)
 
-    def _answers(self, port_index: int, path: str) -> bool:
+    def _answers(self, port: int, path: str) -> bool:
         host = LOCALHOST if self._host == "0.0.0.0" else self._host
-        connection = http.client.HTTPConnection(host, self._ports[port_index], timeout=_REQUEST_TIMEOUT_S)
+        connection = http.client.HTTPConnection(host, port, timeout=_REQUEST_TIMEOUT_S)
         try:
             connection.request("GET", path)
             return connection.getresponse().status == http.client.OK
-        except OSError:
+        except (OSError, http.client.HTTPException):
             return False
         finally:
             connection.close()
 
     def _log_tail(self) -> str:
-        if self._log_path is None or self._log_to_stderr:
+        if self._log_to_stderr:
             return " Its log is above."
-        lines = self._log_path.read_text(errors="replace").splitlines()
+        lines = self._log_file.read_text(errors="replace").splitlines()
         said = [line for line in lines if line.strip() and line[0] not in "+|"]  # not Triton's tables
         return "\n".join([" The end of its log:", *said[-_LOG_TAIL_LINES:]])
-
-
-def check_flags(flags: Sequence[str]) -> tuple[str, ...]:
-    """Check further flags for tritonserver.
-
-    Raises:
-        FlagError: A flag is one that this package sets itself.
-    """
-    for flag in flags:
-        if flag.split("=")[0] in _OWN_FLAGS:
-            raise FlagError(f"tritonserver's flag {flag} is set here; give host and ports instead.")
-    return tuple(flags)
 
 
 def check_repository(repository: Path) -> None:
@@ -227,21 +192,6 @@ def check_repository(repository: Path) -> None:
         raise RepositoryError(f"The model repository {repository} {problem}; {advice}.")
     if not any(entry.is_dir() and not entry.name.startswith(".") for entry in repository.iterdir()):
         raise RepositoryError(f"The model repository {repository} holds no model; {advice}.")
-
-
-def server_environment(installation: Installation, inherited: Mapping[str, str]) -> dict[str, str]:
-    """The environment for tritonserver, in which the backends import what this interpreter imports."""
-    environment = dict(inherited)
-    libraries = [str(folder) for folder in installation.library_dirs]
-    environment["LD_LIBRARY_PATH"] = _join_paths(*libraries, inherited.get("LD_LIBRARY_PATH"))
-    # The Python inside the backend takes the environment of the first python3 on the PATH for its own.
-    # So it has this one's packages without a PYTHONPATH, which would carry a test's or script's folder.
-    environment["PATH"] = _join_paths(str(Path(sys.executable).parent), inherited.get("PATH"))
-    return environment
-
-
-def _join_paths(*paths: str | None) -> str:
-    return os.pathsep.join(path for path in paths if path)
 
 
 def _describe_exit(code: int) -> str:

@@ -18,7 +18,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model_repository")
     write_tiny_repository(folder, versions=(1, 2))
     write_tiny_repository(folder, "patient", delay_us=300_000, poison=True)
-    write_tiny_repository(folder, "pair", instances=2, work=10)
+    write_tiny_repository(folder, "pair", instances=2, work=5, delay_us=None)
     write_tiny_repository(folder, "threads", parameters={"intra_op_thread_count": "4"})
     write_tiny_repository(folder, "on_gpu", kind="KIND_GPU")
     write_tiny_repository(folder, "not_a_number", parameters={"intra_op_thread_count": "many"})

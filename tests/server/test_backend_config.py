@@ -47,14 +47,10 @@ def test_a_configuration_with_other_tensors_is_refused() -> None:
 
 
 def test_parameters_are_read_by_type_and_unknown_ones_do_no_harm() -> None:
-    config = InstanceConfig(
-        Path("model.onnx"), "CPU", 0, {"threads": "4", "spin": "0", "odd": "x", "enable_mem_arena": "1"}
-    )
+    parameters = {"threads": "4", "odd": "x", "session.intra_op.allow_spinning": "0"}
+    config = InstanceConfig(Path("model.onnx"), "CPU", 0, parameters)
     assert config.integer("threads", default=0) == 4
     assert config.integer("absent", default=7) == 7
-    assert config.flag("spin", default=True) is False
-    assert config.flag("absent", default=True) is True
+    assert config.with_prefix("session.") == {"session.intra_op.allow_spinning": "0"}
     with pytest.raises(ConfigError, match=r"Parameter odd is 'x' in config\.pbtxt; expected a number"):
         config.integer("odd", default=0)
-    with pytest.raises(ConfigError, match=r"Parameter threads is '4' in config\.pbtxt; expected 0 or 1"):
-        config.flag("threads", default=True)

@@ -32,6 +32,10 @@ class InstanceConfig:
     device_id: int
     parameters: Mapping[str, str] = field(default_factory=dict)
 
+    def with_prefix(self, prefix: str) -> dict[str, str]:
+        """The parameters whose names begin so, such as ONNX Runtime's own ``session.`` entries."""
+        return {name: value for name, value in self.parameters.items() if name.startswith(prefix)}
+
     def integer(self, name: str, *, default: int) -> int:
         """A parameter that is a number.
 
@@ -45,17 +49,6 @@ class InstanceConfig:
             return int(text)
         except ValueError:
             raise ConfigError(f"Parameter {name} is {text!r} in config.pbtxt; expected a number.") from None
-
-    def flag(self, name: str, *, default: bool) -> bool:
-        """A parameter that is ``"0"`` or ``"1"``, as ONNX Runtime's own session options are.
-
-        Raises:
-            ConfigError: It is neither.
-        """
-        text = self.parameters.get(name, str(int(default)))
-        if text not in ("0", "1"):
-            raise ConfigError(f"Parameter {name} is {text!r} in config.pbtxt; expected 0 or 1.")
-        return text == "1"
 
 
 def read_instance_config(args: Mapping[str, str], *, default_filename: str) -> InstanceConfig:

@@ -9,7 +9,8 @@ import signal
 from arcface_client.commandline import DONE
 
 from ..errors import FlagError
-from ..local import LOCALHOST, LocalTriton
+from ..launch import LOCALHOST
+from ..local import LocalTriton
 
 
 def add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

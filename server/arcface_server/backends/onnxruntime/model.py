@@ -32,7 +32,7 @@ class TritonPythonModel:
             config.model_path,
             intra_op_threads=config.integer("intra_op_thread_count", default=0),
             inter_op_threads=config.integer("inter_op_thread_count", default=0),
-            spinning=config.flag("session.intra_op.allow_spinning", default=True),
+            entries=config.with_prefix("session."),
         )
 
     def execute(self, requests: Sequence[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
