@@ -189,3 +189,7 @@ def _normalisation(text: str) -> Normalisation:
         return Normalisation.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from exports import pytorch_pack, small_arcface
+from photo import photo_crops
+
+from arcface_builder.build import build
+from arcface_builder.cli import main
+from arcface_builder.errors import NotArcFaceError
+from arcface_builder.reference import ReferenceEmbedder
+from arcface_builder.sources import OnnxFile
+from arcface_client.runtimes.onnxruntime import OnnxRuntime
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source.onnx"
+    onnx.save_model(pytorch_pack(small_arcface()), path)
+    return path
+
+
+def arguments(source: Path, *more: str) -> list[str]:
+    folder = str(source.parent / "models")
+    return ["build", "--name", "small", "--repository", folder, "--onnx-path", str(source), *more]
+
+
+def test_what_is_built_embeds_real_faces_as_the_source_does(source: Path, tmp_path: Path) -> None:
+    stages: list[str] = []
+
+    built = build(OnnxFile(source), name="small", repository=tmp_path / "models", progress=stages.append)
+
+    crops = photo_crops()
+    runtime = OnnxRuntime(built.path / "model.onnx")
+    expected = ReferenceEmbedder(OnnxFile(source).load()).embed(crops)
+    np.testing.assert_allclose(runtime.embed(crops), expected, rtol=0, atol=1e-5)
+    assert (built.model, built.version, built.path.name) == ("small_onnx", 1, "1")
+    assert stages[0] == "Reading the source model"
+
+
+def test_the_manifest_tells_source_model_and_proof(source: Path) -> None:
+    assert main(arguments(source)) == 0
+
+    models = source.parent / "models"
+    manifest = json.loads((models / "small_onnx-1.manifest.json").read_text())
+    served = (models / "small_onnx/1/model.onnx").read_bytes()
+    assert manifest["schema_version"] == 1
+    assert manifest["source"]["sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert manifest["model_file"]["sha256"] == hashlib.sha256(served).hexdigest()
+    assert manifest["preprocessing"]["mean"] == [127.5] * 3
+    assert manifest["parity"]["max_abs_difference"] <= 1e-5
+    assert "the output's batch dimension is fixed to 1: it becomes 'N'" in manifest["repairs"]
+
+
+def test_the_rebuild_command_builds_the_same_file_again(source: Path) -> None:
+    assert main(arguments(source, "--instances", "2")) == 0
+    models = source.parent / "models"
+    manifest = json.loads((models / "small_onnx-1.manifest.json").read_text())
+
+    program, *rebuild = shlex.split(manifest["rebuild_command"])
+
+    assert program == "arcface-builder"
+    assert main(rebuild) == 0
+    first, second = ((models / f"small_onnx/{version}/model.onnx").read_bytes() for version in (1, 2))
+    assert first == second
+    assert "count: 2" in (models / "small_onnx/config.pbtxt").read_text()
+
+
+def test_it_prints_one_line_or_json(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(source)) == 0
+    assert capsys.readouterr().out.startswith("small_onnx version 1 in ")
+
+    assert main(arguments(source, "--json")) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["model"], report["version"]) == ("small_onnx", 2)
+    assert report["path"].endswith("small_onnx/2")
+
+
+def test_a_stated_normalisation_is_what_the_graph_does(source: Path) -> None:
+    assert main(arguments(source, "--normalisation", "127.5,128")) == 0
+
+    manifest = json.loads((source.parent / "models/small_onnx-1.manifest.json").read_text())
+    assert manifest["preprocessing"]["std"] == [128] * 3
+    assert manifest["preprocessing"]["found_in"] == "the command line"
+
+
+def test_a_serving_graph_is_refused_as_a_source(source: Path, tmp_path: Path) -> None:
+    built = build(OnnxFile(source), name="small", repository=tmp_path / "models")
+
+    with pytest.raises(NotArcFaceError, match="is a serving graph that arcface-builder wrote"):
+        OnnxFile(built.path / "model.onnx").load()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--onnx-path", "missing.onnx"], "Cannot read missing.onnx"),
+        (["--name", "a/b"], "Model name 'a/b' cannot be used"),
+        (["--instances", "0"], "instances is 0; expected 1 to 64"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    change: list[str], message: str, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(source, *change)) == 1
+
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"arcface-builder: {message}")
+    assert not (source.parent / "models").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["build", "--name", "m"],
+        ["build", "--synthetic", "r18"],
+        ["build", "--name", "m", "--synthetic", "r18", "--onnx-path", "f.onnx"],
+        ["build", "--name", "m", "--synthetic", "r42"],
+        ["build", "--name", "m", "--onnx-path", "f.onnx", "--normalisation", "127.5"],
+        ["inspect"],
+        [],
+    ],
+    ids=["no source", "no name", "two sources", "unknown depth", "no std", "no file", "no command"],
+)
+def test_wrong_usage_ends_with_2(wrong: list[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(wrong)
+
+    assert exit_.value.code == 2

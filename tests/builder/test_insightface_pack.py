@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+from exports import pytorch_pack, small_arcface
+from onnx import TensorProto, helper
+
+from arcface_builder.errors import PackError
+from arcface_builder.insightface_pack import recognition_model
+from arcface_builder.sources import InsightFacePack
+
+
+def detector() -> onnx.ModelProto:
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["input.1"], ["448"])],
+        "detector",
+        [helper.make_tensor_value_info("input.1", TensorProto.FLOAT, [1, 3, "?", "?"])],
+        [helper.make_tensor_value_info("448", TensorProto.FLOAT, [1, 3, "?", "?"])],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6)
+
+
+@pytest.fixture
+def make_pack(tmp_path: Path) -> Callable[..., Path]:
+    def make(folder: str, **files: onnx.ModelProto) -> Path:
+        (tmp_path / "models" / folder).mkdir(parents=True, exist_ok=True)
+        for name, model in files.items():
+            onnx.save_model(model, tmp_path / "models" / folder / f"{name}.onnx")
+        return tmp_path
+
+    return make
+
+
+def test_the_recognition_model_is_told_by_its_graph_not_its_name(make_pack: Callable[..., Path]) -> None:
+    root = make_pack("buffalo_l", w600k_r50=detector(), det_10g=pytorch_pack(small_arcface()))
+
+    assert recognition_model("buffalo_l", root=root).name == "det_10g.onnx"
+
+
+def test_a_pack_in_a_nested_folder_is_found(make_pack: Callable[..., Path]) -> None:
+    root = make_pack("antelopev2/antelopev2", glintr100=small_arcface(), scrfd=detector())
+
+    source = InsightFacePack("antelopev2", root).load()
+
+    assert source.origin.name == "glintr100.onnx"
+    assert source.origin.terms is not None
+    assert "non-commercial" in source.origin.terms
+
+
+def test_a_pack_without_recognition_model_is_refused(make_pack: Callable[..., Path]) -> None:
+    root = make_pack("buffalo_l", det_10g=detector())
+
+    with pytest.raises(PackError, match=r"has 0 recognition models \(none\); expected one"):
+        recognition_model("buffalo_l", root=root)
+
+
+def test_a_pack_with_two_recognition_models_is_refused(make_pack: Callable[..., Path]) -> None:
+    root = make_pack("mine", a=small_arcface(), b=small_arcface())
+
+    with pytest.raises(PackError, match=r"has 2 recognition models \(a.onnx, b.onnx\)"):
+        recognition_model("mine", root=root)
+
+
+def test_a_missing_pack_is_not_downloaded_unless_its_terms_are_accepted(tmp_path: Path) -> None:
+    with pytest.raises(
+        PackError, match="non-commercial research only; if that fits your use, add --accept-license"
+    ):
+        recognition_model("buffalo_l", root=tmp_path)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_download_that_fails_is_one_clear_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nothing listens there, so the real download fails as it does without a network.
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+
+    with pytest.raises(
+        PackError, match=r"Cannot download buffalo_l \(ProxyError\)\. Fetch https://.*buffalo_l\.zip"
+    ):
+        recognition_model("buffalo_l", root=tmp_path, accept_license=True)
+
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+@pytest.mark.parametrize("pack", ["../secrets", "a/b", "", ".."])
+def test_a_pack_name_that_is_a_path_is_refused(pack: str, tmp_path: Path) -> None:
+    with pytest.raises(PackError, match="is no plain name"):
+        recognition_model(pack, root=tmp_path)
