@@ -100,7 +100,7 @@ def mxnet(model: onnx.ModelProto) -> onnx.ModelProto:
             helper.make_node("Sub", ["data", "scalar0"], ["minus"], "_minusscalar0"),
             helper.make_node("Mul", ["minus", "scalar1"], ["prepared"], "_mulscalar0"),
         ],
-        {"scalar0": np.float32([127.5]), "scalar1": np.float32([0.0078125])},
+        {"scalar0": np.array([127.5], np.float32), "scalar1": np.array([0.0078125], np.float32)},
     )
     _fix_batch(model.graph.input[0])
     _fix_batch(model.graph.output[0])
@@ -177,8 +177,8 @@ def bytes_channels_last(model: onnx.ModelProto) -> onnx.ModelProto:
         helper.make_node("Transpose", ["s"], ["t"], perm=[0, 3, 1, 2]),
         helper.make_node("Mul", ["t", "scale"], ["prepared"]),
     ]
-    scale = (1 / np.float32([58.395, 57.12, 57.375])).reshape(3, 1, 1)
-    model = _prepend(model, nodes, {"mean": np.float32([123.675, 116.28, 103.53]), "scale": scale})
+    scale = (1 / np.array([58.395, 57.12, 57.375], np.float32)).reshape(3, 1, 1)
+    model = _prepend(model, nodes, {"mean": np.array([123.675, 116.28, 103.53], np.float32), "scale": scale})
     image = helper.make_tensor_value_info("data", TensorProto.UINT8, ["N", 112, 112, 3])
     model.graph.input[0].CopyFrom(image)
     return model

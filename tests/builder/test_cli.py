@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from exports import pytorch_pack, small_arcface
-from photo import photo_crops
 
 from arcface_builder.build import build
 from arcface_builder.cli import main
@@ -17,6 +15,8 @@ from arcface_builder.errors import NotArcFaceError
 from arcface_builder.reference import ReferenceEmbedder
 from arcface_builder.sources import OnnxFile
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
+from exports import pytorch_pack, small_arcface
+from photo import photo_crops
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import onnx
 import pytest
-from exports import pytorch_pack, small_arcface
 from onnx import TensorProto, helper
 
 from arcface_builder.errors import PackError
 from arcface_builder.insightface_pack import recognition_model
 from arcface_builder.sources import InsightFacePack
+from exports import pytorch_pack, small_arcface
 
 
 def detector() -> onnx.ModelProto:

@@ -189,7 +189,7 @@ def test_a_normalisation_that_fits_no_customary_input_is_refused_unless_it_is_st
     model = small_arcface()
     model.graph.node[0].input[0] = "scaled"
     model.graph.node.insert(0, helper.make_node("Mul", ["data", "scale"], ["scaled"]))
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(1000), "scale"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(1000, np.float32), "scale"))
     onnx.save_model(model, tmp_path / "model.onnx")
 
     with pytest.raises(NotArcFaceError, match="--normalisation MEAN,STD"):

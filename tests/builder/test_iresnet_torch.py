@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from photo import photo_crops
 
 from arcface_builder.errors import CheckpointError
 from arcface_builder.faces import noise
 from arcface_builder.iresnet import BLOCKS
 from arcface_builder.reference import ReferenceEmbedder
 from arcface_builder.sources import Checkpoint
+from photo import photo_crops
 
 torch = pytest.importorskip("torch")
 nn = torch.nn

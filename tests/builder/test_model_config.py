@@ -43,7 +43,7 @@ def test_dynamic_batching_is_on_even_without_delay() -> None:
 )
 def test_an_option_out_of_range_is_refused_by_name(option: str, value: int) -> None:
     with pytest.raises(OptionError, match=f"{option} is {value}; expected"):
-        ServingOptions(**{option: value})
+        ServingOptions(**{option: value})  # type: ignore[arg-type]
 
 
 def test_an_unknown_device_is_refused() -> None:

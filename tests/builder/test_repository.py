@@ -10,11 +10,11 @@ from pathlib import Path
 
 import onnx
 import pytest
-from exports import small_arcface
 
 from arcface_builder.errors import OptionError, RepositoryError
 from arcface_builder.repository import ModelRepository, check_name
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
+from exports import small_arcface
 
 COMMAND = [sys.executable, "-m", "arcface_builder.cli", "build", "--name", "small", "--onnx-path"]
 
