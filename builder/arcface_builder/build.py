@@ -75,7 +75,8 @@ def build(
     target = ModelRepository(repository)
 
     report("Reading the source model")
-    origin = (loaded := source.load()).origin
+    loaded = source.load()
+    origin = loaded.origin
     for finding in loaded.findings:
         report(f"Found: {finding}")
     report(f"Building the serving graph of {origin.name}: pixels as {loaded.normalisation}")

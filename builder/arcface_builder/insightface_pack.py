@@ -12,10 +12,10 @@ import onnx_ir as ir
 
 from arcface_client.commandline import require
 
+from .ends import check_ends
 from .errors import NotArcFaceError, PackError, SourceError
 from .known_files import PACK_TERMS
 from .onnx_file import read_onnx
-from .repairs import check_ends
 
 _log = logging.getLogger(__name__)
 

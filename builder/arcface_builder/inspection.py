@@ -9,10 +9,11 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
+from .ends import check_ends, describe_shape
 from .known_files import AMBIGUOUS_NAMES, KNOWN_FILES
 from .normalisation import RAW
 from .onnx_file import has_external_data, read_onnx
-from .repairs import Finding, check_ends, describe_shape
+from .repairs import Finding
 from .serving_graph import is_unit_length
 from .source_model import Origin, SourceModel
 from .sources import is_serving_graph

@@ -6,7 +6,7 @@ serves what they leave. The result runs in ONNX Runtime and TensorRT at any batc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,8 +16,9 @@ import onnx_ir as ir
 from onnx import version_converter
 from onnx_ir.passes import common as passes
 
-from arcface_client.contract import CROP_SIZE, EMBEDDING_DIM
+from arcface_client.contract import EMBEDDING_DIM
 
+from .ends import check_ends, is_size
 from .errors import NotArcFaceError
 from .graph import bypass, constant, image_dims, set_constant
 from .iresnet import IR_VERSION, OPSET
@@ -57,22 +58,6 @@ def repair(proto: onnx.ModelProto) -> tuple[ir.Model, list[Finding]]:
     return model, findings
 
 
-def check_ends(model: ir.Model) -> None:
-    """Check that a model takes one 112x112 colour image and gives one embedding of 512 numbers.
-
-    Raises:
-        NotArcFaceError: It does not.
-    """
-    inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
-    outputs = list(model.graph.outputs)
-    if len(inputs) == len(outputs) == 1 and _takes_crops(inputs[0]) and _gives_embeddings(outputs[0]):
-        return
-    raise NotArcFaceError(
-        f"The model takes {_describe(inputs)} and gives {_describe(outputs)}; an ArcFace model takes "
-        f"[N, 3, {CROP_SIZE}, {CROP_SIZE}] and gives [N, {EMBEDDING_DIM}]. Pass the recognition model itself."
-    )
-
-
 def tidy(model: ir.Model) -> None:
     """Drop what nothing uses, and the shapes that other batch sizes make untrue."""
     for node in model.graph:
@@ -82,37 +67,6 @@ def tidy(model: ir.Model) -> None:
     passes.RemoveUnusedNodesPass()(model)
     passes.RemoveUnusedOpsetsPass()(model)
     passes.TopologicalSortPass()(model)
-
-
-def _takes_crops(value: ir.Value) -> bool:
-    return _fits(value, (None, 3, CROP_SIZE, CROP_SIZE)) or _fits(value, (None, CROP_SIZE, CROP_SIZE, 3))
-
-
-def _gives_embeddings(value: ir.Value) -> bool:
-    return value.shape is None or _fits(value, (None, EMBEDDING_DIM))
-
-
-def _fits(value: ir.Value, shape: tuple[int | None, ...]) -> bool:
-    """Whether the declared shape has this rank and, where it is a number, these numbers."""
-    dims = list(value.shape or ())
-    return len(dims) == len(shape) and all(
-        not _is_size(dim) or want in (None, dim) for dim, want in zip(dims, shape, strict=True)
-    )
-
-
-def _is_size(dim: int | ir.SymbolicDim | None) -> bool:
-    return isinstance(dim, int) and dim > 0
-
-
-def _describe(values: list[ir.Value]) -> str:
-    return (
-        " + ".join(f"{value.name!r} {value.dtype} {describe_shape(value)}" for value in values) or "nothing"
-    )
-
-
-def describe_shape(value: ir.Value) -> str:
-    """The declared shape as a person reads it: "[N, 3, 112, 112]"."""
-    return "of unknown shape" if value.shape is None else f"[{', '.join(str(dim) for dim in value.shape)}]"
 
 
 def _inline_functions(model: ir.Model) -> Iterator[Finding]:
@@ -131,9 +85,9 @@ def _initialisers_as_inputs(model: ir.Model) -> Iterator[Finding]:
         )
 
 
-def _lift_constants(model: ir.Model) -> Iterator[Finding]:
+def _lift_constants(model: ir.Model) -> Iterable[Finding]:
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    yield from ()
+    return ()
 
 
 def _spatial_batch_norms(model: ir.Model) -> Iterator[Finding]:
@@ -204,7 +158,6 @@ def _prelu_slopes(model: ir.Model) -> Iterator[Finding]:
     for node in model.graph:
         if node.op_type == "PRelu":
             slope = constant(node.inputs[1])
-            # Only the first convolutions' outputs have a rank to be wrong about: [N, C, H, W].
             if slope is not None and slope.ndim == 1 and slope.size > 1 and _is_map(node.inputs[0]):
                 set_constant(node, 1, slope.reshape(-1, 1, 1), "by_channel")
                 count += 1
@@ -217,19 +170,19 @@ def _prelu_slopes(model: ir.Model) -> Iterator[Finding]:
 def _is_map(value: ir.Value | None) -> bool:
     """Whether a value comes from a convolution by ops that keep the layout [N, C, H, W]."""
     while value is not None and (node := value.producer()) is not None:
-        if node.op_type in ("Conv", "Add"):
+        if node.op_type == "Conv":
             return True
-        if node.op_type not in ("BatchNormalization", "Identity", "Dropout"):
+        if node.op_type not in ("Add", "BatchNormalization", "Identity", "Dropout", "PRelu", "Relu"):
             return False
         value = node.inputs[0]
     return False
 
 
-def _dropouts(model: ir.Model) -> Iterator[Finding]:
+def _dropouts(model: ir.Model) -> Iterable[Finding]:
     for node in [node for node in model.graph if node.op_type in ("Dropout", "Identity")]:
         if not any(mask.uses() for mask in node.outputs[1:]):
             bypass(node)
-    yield from ()
+    return ()
 
 
 def _reshapes(model: ir.Model) -> Iterator[Finding]:
@@ -262,7 +215,7 @@ def _makes_matrix(node: ir.Node) -> bool:
 def _batch_dimension(model: ir.Model) -> Iterator[Finding]:
     for end, value in (("input", model.graph.inputs[0]), ("output", model.graph.outputs[0])):
         dim = value.shape[0] if value.shape is not None else None
-        if _is_size(dim):
+        if is_size(dim):
             yield Finding(f"the {end}'s batch dimension is fixed to {dim}", f"it becomes {BATCH!r}")
         elif dim is None or isinstance(dim, int):
             yield Finding(
@@ -274,7 +227,7 @@ def _batch_dimension(model: ir.Model) -> Iterator[Finding]:
     image.shape, embedding.shape = ir.Shape((BATCH, *image_dims(image))), ir.Shape((BATCH, EMBEDDING_DIM))
 
 
-Repair = Callable[[ir.Model], Iterator[Finding]]
+Repair = Callable[[ir.Model], Iterable[Finding]]
 
 _BEFORE_CONVERSION: Final[tuple[Repair, ...]] = (
     _inline_functions,

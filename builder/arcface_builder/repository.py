@@ -61,7 +61,7 @@ class ModelRepository:
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root.absolute()
+        self.root = root.resolve()
 
     def versions(self, model: str) -> list[int]:
         """The versions of a model, oldest first."""
