@@ -33,6 +33,8 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5, help="turns of each rival (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="folder for client.json and client.md")
     arguments = parser.parse_args()
+    if arguments.output:
+        arguments.output.mkdir(parents=True, exist_ok=True)
     command = f"python benchmarks/client.py --depth {arguments.depth} --crops {arguments.crops}"
     command += f" --turns {arguments.turns}"
 
@@ -52,23 +54,27 @@ def main() -> None:
         (arguments.output / "client.md").write_text(text)
 
 
-def compare(load: Load, crops: int, turns: int) -> dict[str, float]:
+def compare(load: Load, crops: int, turns: int) -> dict[str, object]:
     """Let ``encode`` and perf_analyzer at its best concurrency take turns."""
     perf_analyzer = find_perf_analyzer()
     tried = [measure(perf_analyzer, load, BATCH, concurrency) for concurrency in CONCURRENCIES]
     best = max(tried, key=lambda measurement: measurement.faces_per_s).concurrency
-    ratios, speeds = [], []
+    ratios, speeds, unsettled = [], [], 0
     with Worker(triton, load.url, load.model) as client:
         client.seconds(crops, 1)
         for _ in progress(range(turns), unit="turn"):
             ours = crops / client.seconds(crops, 1)
-            ratios.append(ours / measure(perf_analyzer, load, BATCH, best).faces_per_s)
+            theirs = measure(perf_analyzer, load, BATCH, best)
+            unsettled += not theirs.settled
+            ratios.append(ours / theirs.faces_per_s)
             speeds.append(ours)
     return {
         "crops": crops,
         "perf_analyzer_concurrency": best,
         "encode_faces_per_s": round(statistics.median(speeds), 1),
         "ratio": round(statistics.median(ratios), 3),
+        "ratios": [round(ratio, 3) for ratio in ratios],
+        "turns_that_did_not_settle": unsettled,
     }
 
 
@@ -79,7 +85,9 @@ def page(report: Mapping[str, object]) -> str:
 One `encode` of {report["crops"]} crops by IResNet-{str(report["depth"])[1:]}: \
 {report["encode_faces_per_s"]} \
 faces a second, {report["ratio"]} of what perf_analyzer reaches on the same server in batches of {BATCH} at
-its best concurrency, {report["perf_analyzer_concurrency"]}. Median of alternating turns in one run.
+its best concurrency, {report["perf_analyzer_concurrency"]}. Median of alternating turns in one run: \
+{report["ratios"]}, of which
+perf_analyzer called {report["turns_that_did_not_settle"]} not settled.
 
 Machine: {report["machine"]}. Absolute figures are this machine's; the ratio is what to compare.
 

@@ -52,6 +52,8 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=15, help="turns of each rival (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="folder for serving.json and serving.md")
     arguments = parser.parse_args()
+    if arguments.output:
+        arguments.output.mkdir(parents=True, exist_ok=True)
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -9,8 +9,10 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 from arcface_builder.faces import face_like
-from arcface_client.contract import Crops
+from arcface_client.contract import CROP_SHAPE, Crops
 
 Embed = Callable[[Crops], Any]
 
@@ -52,9 +54,9 @@ class Worker:
         self._process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
         self._process.start()
 
-    def seconds(self, batch: int, repeats: int) -> float:
-        """Embed the same ``batch`` crops ``repeats`` times; seconds for all."""
-        self._pipe.send((batch, repeats))
+    def seconds(self, count: int, repeats: int) -> float:
+        """Embed the same ``count`` crops ``repeats`` times; seconds for all."""
+        self._pipe.send((count, repeats))
         return float(self._pipe.recv())
 
     def __enter__(self) -> Worker:
@@ -69,11 +71,13 @@ class Worker:
 
 def _serve(pipe: Connection, make: Callable[..., Embed], arguments: tuple[str, ...]) -> None:
     embed = make(*arguments)
-    crops = face_like(64)
+    faces = face_like(64)
     while True:
-        batch, repeats = pipe.recv()
-        embed(crops[:batch])  # wakes threads and caches after the others' turns
+        count, repeats = pipe.recv()
+        crops = np.resize(faces, (count, *CROP_SHAPE))
+        embed(crops[: len(faces)])  # wakes threads and caches after the others' turns
         started = time.perf_counter()
         for _ in range(repeats):
-            embed(crops[:batch])
+            if len(embed(crops)) != count:
+                raise RuntimeError(f"Not all of {count} crops were embedded.")
         pipe.send(time.perf_counter() - started)

@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
+from typing import Any
 
 import numpy as np
+from grpc.aio import UsageError
 from tritonclient.grpc import aio as triton
 from tritonclient.utils import InferenceServerException
 
-from .client import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, check_limits
+from .client import DEFAULT_MAX_IN_FLIGHT, DEFAULT_MODEL, DEFAULT_REQUEST_TIMEOUT_S
 from .connection import Tls, triton_arguments
 from .contract import EMBEDDING_DIM, Crops, Embeddings
 from .crops import Color, CropsLike, as_batch
 from .deadline import Deadline
-from .errors import ArcFaceError, ClientClosedError
+from .errors import ArcFaceError
 from .failures import (
     PROBE_TIMEOUT_S,
     Aftermath,
     Target,
     aftermath_of_failed_probe,
+    closed,
     explain,
     needs_aftermath,
 )
-from .requests import ServedModel, embeddings_from, infer_arguments, served_model, slices
+from .requests import (
+    ServedModel,
+    check_limits,
+    embeddings_from,
+    infer_arguments,
+    runs,
+    served_model,
+    slices,
+)
 from .status import ServerStatus, models_from_index
 
 
@@ -41,7 +54,7 @@ class AsyncEmbeddingClient:
     def __init__(
         self,
         url: str,
-        model: str,
+        model: str = DEFAULT_MODEL,
         version: int | None = None,
         *,
         request_timeout_s: float = DEFAULT_REQUEST_TIMEOUT_S,
@@ -66,20 +79,20 @@ class AsyncEmbeddingClient:
             return embeddings
         deadline = Deadline(timeout_s)
         served = await self._model(deadline)
-        free_places = asyncio.Semaphore(self._max_in_flight)
-
-        async def embed(part: slice) -> None:
-            async with free_places:
-                embeddings[part] = await self._infer(batch[part], deadline)
-
-        tasks = [asyncio.create_task(embed(part)) for part in slices(len(batch), served.max_batch_size)]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        done = 0
+        parts = (batch[part] for part in slices(len(batch), served.max_batch_size))
+        async for answer in self._pipeline(parts, deadline):
+            embeddings[done : done + len(answer)] = answer
+            done += len(answer)
         return embeddings
+
+    async def stream(self, crops: Iterable[Any], *, color: Color = "bgr") -> AsyncIterator[Embeddings]:
+        """Embed crops as they come; see ``EmbeddingClient.stream``."""
+        deadline = Deadline(None)
+        size = (await self._model(deadline)).max_batch_size
+        batches = (as_batch(run, color=color) for run in runs(crops, size))
+        async for answer in self._pipeline(batches, deadline):
+            yield answer
 
     async def ensure_ready(self) -> None:
         """Check that the model can be used; see ``EmbeddingClient.ensure_ready``."""
@@ -89,12 +102,9 @@ class AsyncEmbeddingClient:
     async def status(self) -> ServerStatus:
         """Ask the server for its version, its readiness and its models."""
         timeout_s = self._request_timeout_s
-        try:
-            metadata = await self._triton.get_server_metadata(client_timeout=timeout_s)
-            ready = await self._triton.is_server_ready(client_timeout=timeout_s)
-            index = await self._triton.get_model_repository_index(client_timeout=timeout_s)
-        except InferenceServerException as error:
-            raise await self._explained(error, timeout_s) from error
+        metadata = await self._call(self._triton.get_server_metadata, timeout_s)
+        ready = await self._call(self._triton.is_server_ready, timeout_s)
+        index = await self._call(self._triton.get_model_repository_index, timeout_s)
         return ServerStatus(self._target.url, metadata.version, ready, models_from_index(index))
 
     async def close(self) -> None:
@@ -112,31 +122,53 @@ class AsyncEmbeddingClient:
         await self.close()
 
     async def _model(self, deadline: Deadline) -> ServedModel:
-        if self._closed:
-            raise ClientClosedError("The client is closed; make a new one.")
         if self._served is None:
             timeout_s = deadline.remaining_s(self._request_timeout_s)
-            try:
-                response = await self._triton.get_model_config(
-                    self._target.model, self._target.version_text, client_timeout=timeout_s
-                )
-            except InferenceServerException as error:
-                raise await self._explained(error, timeout_s) from error
-            self._served = served_model(self._target, response)
+            names = (self._target.model, self._target.version_text)
+            config = await self._call(self._triton.get_model_config, timeout_s, *names)
+            self._served = served_model(self._target, config)
         return self._served
 
     async def _infer(self, crops: Crops, deadline: Deadline) -> Embeddings:
         timeout_s = deadline.remaining_s(self._request_timeout_s)
+        result = await self._call(self._triton.infer, timeout_s, **infer_arguments(self._target, crops))
+        return embeddings_from(self._target, result, len(crops))
+
+    async def _pipeline(self, batches: Iterable[Crops], deadline: Deadline) -> AsyncIterator[Embeddings]:
+        """Send batches, a few at a time, and yield their embeddings in order."""
+        under_way: deque[asyncio.Task[Embeddings]] = deque()
         try:
-            result = await self._triton.infer(**infer_arguments(self._target, crops, timeout_s))
+            for batch in batches:
+                if len(under_way) == self._max_in_flight:
+                    yield await under_way.popleft()
+                under_way.append(asyncio.create_task(self._infer(batch, deadline)))
+            while under_way:
+                yield await under_way.popleft()
+        finally:
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+
+    async def _call(
+        self, method: Callable[..., Awaitable[Any]], timeout_s: float, *arguments: Any, **named: Any
+    ) -> Any:
+        """Call one of tritonclient's methods, and turn what goes wrong into this project's errors."""
+        if self._closed:
+            raise closed(self._target)
+        try:
+            return await method(*arguments, client_timeout=timeout_s, **named)
         except InferenceServerException as error:
             raise await self._explained(error, timeout_s) from error
-        return embeddings_from(self._target, result, len(crops))
+        except (UsageError, asyncio.CancelledError) as error:
+            # gRPC cancels what is under way when its channel closes; that is no cancellation of the task.
+            if self._closed:
+                raise closed(self._target) from error
+            raise
 
     async def _explained(self, error: InferenceServerException, timeout_s: float) -> ArcFaceError:
         self._served = None
         if self._closed:
-            return ClientClosedError(f"The client was closed while it waited for {self._target}.")
+            return closed(self._target)
         aftermath = await self._ask() if needs_aftermath(error) else Aftermath(answers=True)
         return explain(error, self._target, aftermath, timeout_s=timeout_s)
 
@@ -145,4 +177,6 @@ class AsyncEmbeddingClient:
             index = await self._triton.get_model_repository_index(client_timeout=PROBE_TIMEOUT_S)
         except InferenceServerException as error:
             return aftermath_of_failed_probe(error)
+        except UsageError:  # closed meanwhile
+            return Aftermath(answers=False)
         return Aftermath(answers=True, models=models_from_index(index))

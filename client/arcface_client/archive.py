@@ -32,6 +32,8 @@ class EmbeddingArchive:
         self._names: list[str] = []
         if not path.parent.is_dir():
             raise InputError(f"There is no folder {path.parent} to write {path.name} to; make it first.")
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; give the name of a file in it, as {path / 'out.npz'}.")
 
     def __enter__(self) -> EmbeddingArchive:
         # Beside the result, so that the disk which must hold the result is the one that fills up.

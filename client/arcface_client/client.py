@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from tritonclient import grpc as triton
@@ -17,20 +16,30 @@ from .connection import Tls, triton_arguments
 from .contract import EMBEDDING_DIM, Crops, Embeddings
 from .crops import Color, CropsLike, as_batch
 from .deadline import Deadline
-from .errors import ArcFaceError, ClientClosedError, InputError
+from .errors import ArcFaceError
 from .failures import (
     PROBE_TIMEOUT_S,
     Aftermath,
     Target,
     aftermath_of_failed_probe,
+    closed,
     explain,
     needs_aftermath,
 )
-from .requests import ServedModel, embeddings_from, infer_arguments, served_model, slices
+from .requests import (
+    ServedModel,
+    check_limits,
+    embeddings_from,
+    infer_arguments,
+    runs,
+    served_model,
+    slices,
+)
 from .status import ServerStatus, models_from_index
 
-DEFAULT_REQUEST_TIMEOUT_S = 60.0
-DEFAULT_MAX_IN_FLIGHT = 8
+DEFAULT_MODEL: Final = "arcface_r100_onnx"
+DEFAULT_REQUEST_TIMEOUT_S: Final = 60.0
+DEFAULT_MAX_IN_FLIGHT: Final = 8
 
 
 class EmbeddingClient:
@@ -51,26 +60,26 @@ class EmbeddingClient:
 
     Raises:
         ConfigError: The URL or a certificate cannot be used. Nothing is sent before the first call.
+        InputError: A limit is out of its range.
     """
 
     def __init__(
         self,
         url: str,
-        model: str,
+        model: str = DEFAULT_MODEL,
         version: int | None = None,
         *,
         request_timeout_s: float = DEFAULT_REQUEST_TIMEOUT_S,
         max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
         tls: Tls | None = None,
     ) -> None:
-        self._closed = True  # until there is something to close
+        check_limits(request_timeout_s, max_in_flight)
         self._target = Target(url, model, version)
         self._request_timeout_s = request_timeout_s
         self._max_in_flight = max_in_flight
         self._served: ServedModel | None = None
-        check_limits(request_timeout_s, max_in_flight)
-        self._triton = triton.InferenceServerClient(**triton_arguments(url, tls))
         self._closed = False
+        self._triton = triton.InferenceServerClient(**triton_arguments(url, tls))
 
     def encode(self, crops: CropsLike, *, color: Color = "bgr", timeout_s: float | None = None) -> Embeddings:
         """Embed crops; the result has one row for each, in their order.
@@ -89,14 +98,15 @@ class EmbeddingClient:
             DeploymentError: The model is missing, not ready, another one, or failed.
         """
         batch = as_batch(crops, color=color)
-        if len(batch) == 0:
-            return np.empty((0, EMBEDDING_DIM), np.float32)
-        deadline = Deadline(timeout_s)
-        size = self._model(deadline).max_batch_size
-        if len(batch) <= size:
-            return self._infer(batch, deadline).copy()
         embeddings = np.empty((len(batch), EMBEDDING_DIM), np.float32)
-        parts = list(slices(len(batch), size))
+        if len(batch) == 0:
+            return embeddings
+        deadline = Deadline(timeout_s)
+        parts = list(slices(len(batch), self._model(deadline).max_batch_size))
+        if len(parts) == 1:
+            # To wait for a single request takes no thread, whose wake-up costs a third of a millisecond.
+            embeddings[:] = self._infer(batch, deadline)
+            return embeddings
         answers = self._pipeline((batch[part] for part in parts), deadline)
         for part, answer in zip(parts, answers, strict=True):
             embeddings[part] = answer
@@ -117,7 +127,7 @@ class EmbeddingClient:
         """
         deadline = Deadline(None)
         size = self._model(deadline).max_batch_size
-        return self._pipeline((as_batch(run, color=color) for run in _runs(crops, size)), deadline)
+        return self._pipeline((as_batch(run, color=color) for run in runs(crops, size)), deadline)
 
     def ensure_ready(self) -> None:
         """Check that the server answers and serves the model with the contract's tensors.
@@ -136,19 +146,15 @@ class EmbeddingClient:
             DeadlineExceededError: It does not answer in time.
         """
         timeout_s = self._request_timeout_s
-        try:
-            metadata = self._triton.get_server_metadata(client_timeout=timeout_s)
-            ready = self._triton.is_server_ready(client_timeout=timeout_s)
-            index = self._triton.get_model_repository_index(client_timeout=timeout_s)
-        except InferenceServerException as error:
-            raise self._explained(error, timeout_s) from error
+        metadata = self._call(self._triton.get_server_metadata, timeout_s)
+        ready = self._call(self._triton.is_server_ready, timeout_s)
+        index = self._call(self._triton.get_model_repository_index, timeout_s)
         return ServerStatus(self._target.url, metadata.version, ready, models_from_index(index))
 
     def close(self) -> None:
         """Close the connection; a call that is under way in another thread fails."""
-        if not self._closed:
-            self._closed = True
-            self._triton.close()
+        self._closed = True
+        self._triton.close()
 
     def __enter__(self) -> EmbeddingClient:
         return self
@@ -159,18 +165,17 @@ class EmbeddingClient:
         self.close()
 
     def _model(self, deadline: Deadline) -> ServedModel:
-        if self._closed:
-            raise ClientClosedError("The client is closed; make a new one.")
         if self._served is None:
             timeout_s = deadline.remaining_s(self._request_timeout_s)
-            try:
-                response = self._triton.get_model_config(
-                    self._target.model, self._target.version_text, client_timeout=timeout_s
-                )
-            except InferenceServerException as error:
-                raise self._explained(error, timeout_s) from error
-            self._served = served_model(self._target, response)
+            names = (self._target.model, self._target.version_text)
+            config = self._call(self._triton.get_model_config, timeout_s, *names)
+            self._served = served_model(self._target, config)
         return self._served
+
+    def _infer(self, crops: Crops, deadline: Deadline) -> Embeddings:
+        timeout_s = deadline.remaining_s(self._request_timeout_s)
+        result = self._call(self._triton.infer, timeout_s, **infer_arguments(self._target, crops))
+        return embeddings_from(self._target, result, len(crops))
 
     def _pipeline(self, batches: Iterable[Crops], deadline: Deadline) -> Iterator[Embeddings]:
         """Send batches, a few at a time, and yield their embeddings in order."""
@@ -179,38 +184,20 @@ class EmbeddingClient:
             for batch in batches:
                 if len(under_way) == self._max_in_flight:
                     yield self._answer(under_way.popleft())
-                under_way.append(self._send(batch, deadline.remaining_s(self._request_timeout_s)))
+                under_way.append(self._send(batch, deadline))
             while under_way:
                 yield self._answer(under_way.popleft())
         finally:
             for request in under_way:
-                request.cancel()
+                request.context.cancel()
 
-    def _infer(self, crops: Crops, deadline: Deadline) -> Embeddings:
-        """Send one batch and wait: without ``_pipeline``'s threads, which cost a third of a millisecond."""
-        timeout_s = deadline.remaining_s(self._request_timeout_s)
-        with self._closed_by_another_thread():
-            try:
-                result = self._triton.infer(**infer_arguments(self._target, crops, timeout_s))
-            except InferenceServerException as error:
-                raise self._explained(error, timeout_s) from error
-        return embeddings_from(self._target, result, len(crops))
-
-    def _send(self, crops: Crops, timeout_s: float) -> _Request:
-        request = _Request(len(crops), timeout_s)
-        arguments = infer_arguments(self._target, crops, timeout_s)
-        with self._closed_by_another_thread():
-            request.context = self._triton.async_infer(callback=request.answered, **arguments)
+    def _send(self, crops: Crops, deadline: Deadline) -> _Request:
+        request = _Request(len(crops), deadline.remaining_s(self._request_timeout_s))
+        arguments = infer_arguments(self._target, crops)
+        request.context = self._call(
+            self._triton.async_infer, request.timeout_s, callback=request.answered, **arguments
+        )
         return request
-
-    @contextmanager
-    def _closed_by_another_thread(self) -> Iterator[None]:
-        try:
-            yield
-        except ValueError as error:  # gRPC's word for a channel that is closed
-            if not self._closed:
-                raise
-            raise ClientClosedError(f"The client was closed during a call for {self._target}.") from error
 
     def _answer(self, request: _Request) -> Embeddings:
         try:
@@ -219,11 +206,24 @@ class EmbeddingClient:
             raise self._explained(error, request.timeout_s) from error
         return embeddings_from(self._target, result, request.count)
 
+    def _call(self, method: Callable[..., Any], timeout_s: float, *arguments: Any, **named: Any) -> Any:
+        """Call one of tritonclient's methods, and turn what goes wrong into this project's errors."""
+        if self._closed:
+            raise closed(self._target)
+        try:
+            return method(*arguments, client_timeout=timeout_s, **named)
+        except InferenceServerException as error:
+            raise self._explained(error, timeout_s) from error
+        except ValueError as error:  # gRPC's word for a channel that is closed
+            if self._closed:
+                raise closed(self._target) from error
+            raise
+
     def _explained(self, error: InferenceServerException, timeout_s: float) -> ArcFaceError:
         # The server may have come back with another model of this name: look at it again next time.
         self._served = None
         if self._closed:
-            return ClientClosedError(f"The client was closed while it waited for {self._target}.")
+            return closed(self._target)
         aftermath = self._ask() if needs_aftermath(error) else Aftermath(answers=True)
         return explain(error, self._target, aftermath, timeout_s=timeout_s)
 
@@ -232,6 +232,8 @@ class EmbeddingClient:
             index = self._triton.get_model_repository_index(client_timeout=PROBE_TIMEOUT_S)
         except InferenceServerException as error:
             return aftermath_of_failed_probe(error)
+        except ValueError:  # closed meanwhile
+            return Aftermath(answers=False)
         return Aftermath(answers=True, models=models_from_index(index))
 
 
@@ -250,29 +252,3 @@ class _Request:
             self.future.set_result(result)
         else:
             self.future.set_exception(error)
-
-    def cancel(self) -> None:
-        self.context.cancel()
-
-
-def check_limits(request_timeout_s: float, max_in_flight: int) -> None:
-    """Check a client's limits.
-
-    Raises:
-        InputError: One of them is out of its range.
-    """
-    if not request_timeout_s > 0:
-        raise InputError(f"request_timeout_s is {request_timeout_s}; expected a number of seconds above 0.")
-    if max_in_flight < 1:
-        raise InputError(f"max_in_flight is {max_in_flight}; expected 1 or more.")
-
-
-def _runs(crops: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    run: list[Any] = []
-    for crop in crops:
-        run.append(crop)
-        if len(run) == size:
-            yield run
-            run = []
-    if run:
-        yield run

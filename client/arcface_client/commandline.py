@@ -32,7 +32,9 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> i
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        return int(arguments.run(arguments))
+        code = int(arguments.run(arguments))
+        sys.stdout.flush()  # here, where a reader that is gone can still be handled
+        return code
     except ArcFaceError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return FAILED

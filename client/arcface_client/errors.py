@@ -10,6 +10,7 @@
     ├── TransientError               try again, or elsewhere
     │   ├── ServerUnavailableError   nothing answers at the address, or it broke off
     │   ├── ServerBusyError          it answers, but its queue is full
+    │   ├── ModelLoadingError        it is just loading the model
     │   └── DeadlineExceededError    the answer did not come in time (a TimeoutError)
     └── DeploymentError              mend the installation, the configuration or the server
         ├── ConfigError              a configuration file or variable that cannot be used
@@ -57,6 +58,10 @@ class ServerUnavailableError(TransientError):
 
 class ServerBusyError(TransientError):
     """The server answers, but refuses the request because its queue is full."""
+
+
+class ModelLoadingError(TransientError):
+    """The server is just loading, or unloading, the model."""
 
 
 class DeadlineExceededError(TransientError, TimeoutError):

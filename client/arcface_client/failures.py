@@ -17,6 +17,7 @@ from .errors import (
     ArcFaceError,
     ClientClosedError,
     DeadlineExceededError,
+    ModelLoadingError,
     ModelNotFoundError,
     ModelNotReadyError,
     ServerBusyError,
@@ -30,7 +31,6 @@ PROBE_TIMEOUT_S: Final = 1.0
 
 UNAVAILABLE: Final = "StatusCode.UNAVAILABLE"
 DEADLINE_EXCEEDED: Final = "StatusCode.DEADLINE_EXCEEDED"
-CANCELLED: Final = "StatusCode.CANCELLED"
 NOT_FOUND: Final = "StatusCode.NOT_FOUND"
 
 
@@ -50,6 +50,11 @@ class Target:
     def __str__(self) -> str:
         version = "" if self.version is None else f" version {self.version}"
         return f"model {self.model}{version} at {self.url}"
+
+
+def closed(target: Target) -> ClientClosedError:
+    """The error for a client that is closed, before a call or during it."""
+    return ClientClosedError(f"The client for {target} is closed; make a new one.")
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ def aftermath_of_failed_probe(error: InferenceServerException) -> Aftermath:
 
 def needs_aftermath(error: InferenceServerException) -> bool:
     """Whether asking the server would tell more than the status does."""
-    return error.status() not in (DEADLINE_EXCEEDED, CANCELLED)
+    return bool(error.status() != DEADLINE_EXCEEDED)
 
 
 def explain(
@@ -87,14 +92,15 @@ def explain(
         timeout_s: The time that the failed request had.
     """
     status, text = error.status(), error.message() or "no message"
-    if status == CANCELLED:
-        return ClientClosedError(f"The client was closed while it waited for {target}.")
     if status == DEADLINE_EXCEEDED:
+        seconds = f"{timeout_s:.3f}".rstrip("0").rstrip(".")
         return DeadlineExceededError(
-            f"No answer from {target} within {timeout_s:.3g} s; allow more time, or see what holds it up."
+            f"No answer from {target} within {seconds} s; allow more time, or see what holds it up."
         )
-    if not aftermath.answers:
-        return ServerUnavailableError(f"No Triton server answers at {target.url}: {text}. Is it running?")
+    if status == UNAVAILABLE and not aftermath.answers:
+        return ServerUnavailableError(
+            f"No Triton server answers at {target.url}: {text}. Is it running there, with TLS as asked for?"
+        )
     if aftermath.models is not None:
         model_error = _model_error(target, aftermath.models)
         if model_error is not None:
@@ -120,5 +126,7 @@ def _model_error(target: Target, models: Sequence[ModelStatus]) -> ArcFaceError 
         return ModelNotFoundError(f"There is no {target}; its versions: {known}.")
     if any(model.ready for model in candidates):
         return None
+    if any(model.state in ("LOADING", "UNLOADING") for model in candidates):
+        return ModelLoadingError(f"The server is just loading {target}; try again in a moment.")
     reason = candidates[-1].reason or candidates[-1].state or "it was not loaded"
     return ModelNotReadyError(f"The server could not load {target}: {reason}")

@@ -13,6 +13,9 @@ from .commandline import require
 from .contract import CROP_SIZE, Crops
 from .errors import ImageFileError
 
+_MODES: Final = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"})
+"""Pillow's modes of at most 8 bits a channel; it would clip others to white on the way to RGB."""
+
 SUFFIXES: Final = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 """Files with these suffixes are images when a folder is searched; a file named outright is always read."""
 
@@ -34,11 +37,16 @@ def find_images(paths: Iterable[Path]) -> Iterator[str]:
 
 def _search(folder: Path) -> Iterator[str]:
     """Yield the images below a folder; as names, since pathlib's objects of a large folder take memory."""
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=_refuse):
         folders.sort()
         for name in sorted(names):
             if os.path.splitext(name)[1].lower() in SUFFIXES:  # noqa: PTH122
                 yield os.path.join(parent, name)  # noqa: PTH118
+
+
+def _refuse(error: OSError) -> None:
+    # Left to itself, os.walk passes over what it cannot read, and crops would be missing unnoticed.
+    raise ImageFileError(f"The folder {error.filename} cannot be read: {error.strerror}.") from error
 
 
 def read_crop(path: str | Path, *, resize: bool = False) -> Crops:
@@ -59,15 +67,21 @@ def read_crop(path: str | Path, *, resize: bool = False) -> Crops:
     operations = require("PIL.ImageOps", extra="cli", purpose="Reading images")
     try:
         with pillow.open(path) as file:
+            if file.mode not in _MODES:
+                raise ImageFileError(
+                    f"{path} has pixels of mode {file.mode}; expected 8 bits a channel, as in a PNG or JPEG."
+                )
+            if not resize and file.size != (CROP_SIZE, CROP_SIZE):
+                raise ImageFileError(
+                    f"{path} is {file.width}x{file.height}; expected an aligned crop of 112x112 "
+                    "(insightface.utils.face_align.norm_crop makes one), or --resize."
+                )
             # Cameras store the rotation beside the pixels; OpenCV applies it, Pillow only when asked.
             image = operations.exif_transpose(file).convert("RGB")
+    except ImageFileError:
+        raise
     except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
         raise ImageFileError(f"{path} cannot be read as an image: {error}") from error
     if image.size != (CROP_SIZE, CROP_SIZE):
-        if not resize:
-            raise ImageFileError(
-                f"{path} is {image.width}x{image.height}; expected an aligned crop of 112x112 "
-                "(insightface.utils.face_align.norm_crop makes one), or --resize."
-            )
         image = image.resize((CROP_SIZE, CROP_SIZE), pillow.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(image, np.uint8)[..., ::-1])

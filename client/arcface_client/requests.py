@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from .contract import (
     TensorSpec,
     check_tensors,
 )
-from .errors import ServerError
+from .errors import InputError, ServerError
 from .failures import Target
 
 
@@ -56,7 +57,26 @@ def slices(count: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def infer_arguments(target: Target, crops: Crops, timeout_s: float) -> dict[str, Any]:
+def runs(crops: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Gather crops into runs of ``size`` as they come; the last one may be shorter."""
+    source = iter(crops)
+    while run := list(itertools.islice(source, size)):
+        yield run
+
+
+def check_limits(request_timeout_s: float, max_in_flight: int) -> None:
+    """Check a client's limits.
+
+    Raises:
+        InputError: One of them is out of its range.
+    """
+    if not request_timeout_s > 0:
+        raise InputError(f"request_timeout_s is {request_timeout_s}; expected a number of seconds above 0.")
+    if max_in_flight < 1:
+        raise InputError(f"max_in_flight is {max_in_flight}; expected 1 or more.")
+
+
+def infer_arguments(target: Target, crops: Crops) -> dict[str, Any]:
     """Arguments for ``infer`` and ``async_infer``."""
     image = triton.InferInput(INPUT_NAME, list(crops.shape), INPUT_SPEC[1])
     image.set_data_from_numpy(crops)
@@ -65,7 +85,6 @@ def infer_arguments(target: Target, crops: Crops, timeout_s: float) -> dict[str,
         "model_version": target.version_text,
         "inputs": [image],
         "outputs": [triton.InferRequestedOutput(OUTPUT_NAME)],
-        "client_timeout": timeout_s,
     }
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import yaml
 
-from .client import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, EmbeddingClient
+from .client import DEFAULT_MAX_IN_FLIGHT, DEFAULT_MODEL, DEFAULT_REQUEST_TIMEOUT_S, EmbeddingClient
 from .connection import Tls
 from .errors import ConfigError
 
@@ -48,7 +48,7 @@ _BOOLEANS: Final = {"true": True, "1": True, "yes": True, "false": False, "0": F
 
 _DEFAULTS: Final[Mapping[str, tuple[Callable[[str], Any], Any]]] = {
     "triton.url": (str, "localhost:8001"),
-    "triton.model": (str, "arcface_r100_onnx"),
+    "triton.model": (str, DEFAULT_MODEL),
     "triton.version": (int, None),
     "triton.request_timeout_s": (float, DEFAULT_REQUEST_TIMEOUT_S),
     "triton.max_in_flight": (int, DEFAULT_MAX_IN_FLIGHT),

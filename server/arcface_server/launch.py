@@ -41,7 +41,9 @@ def check_flags(flags: Sequence[str]) -> tuple[str, ...]:
     """
     for flag in flags:
         if flag.split("=")[0] in _OWN_FLAGS:
-            raise FlagError(f"tritonserver's flag {flag} is set here; give host and ports instead.")
+            raise FlagError(
+                f"tritonserver's flag {flag} is set by arcface-server; its own flags choose host and ports."
+            )
     return tuple(flags)
 
 

@@ -101,17 +101,17 @@ class LocalTriton:
     @property
     def http_url(self) -> str:
         """Address of HTTP, as ``host:port``."""
-        return f"{self._host}:{self._addresses.http_port}"
+        return self._url(self._addresses.http_port)
 
     @property
     def grpc_url(self) -> str:
         """Address of gRPC, as ``host:port``."""
-        return f"{self._host}:{self._addresses.grpc_port}"
+        return self._url(self._addresses.grpc_port)
 
     @property
     def metrics_url(self) -> str:
         """URL of the Prometheus metrics."""
-        return f"http://{self._host}:{self._addresses.metrics_port}/metrics"
+        return f"http://{self._url(self._addresses.metrics_port)}/metrics"
 
     @property
     def pid(self) -> int:
@@ -126,6 +126,9 @@ class LocalTriton:
         """
         code = self._process.wait()
         raise TritonDiedError(f"tritonserver {_describe_exit(code)} while it served.{self._log_tail()}")
+
+    def _url(self, port: int) -> str:
+        return f"[{self._host}]:{port}" if ":" in self._host else f"{self._host}:{port}"
 
     def _start(self, stack: ExitStack) -> None:
         if "://" not in self._repository:
@@ -147,19 +150,23 @@ class LocalTriton:
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self._ready_timeout_s
         http_port, metrics_port = self._addresses.http_port, self._addresses.metrics_port
-        # Triton opens its ports after it has loaded the models, that of the metrics last.
-        while not (self._answers(http_port, "/v2/health/ready") and self._answers(metrics_port, "/metrics")):
+        # Triton opens its ports after it has loaded the models, that of the metrics last. Whether it runs is
+        # asked after that, too: what answers may be another server that was quicker to take the port.
+        ready = False
+        while not ready:
+            ready = self._answers(http_port, "/v2/health/ready") and self._answers(metrics_port, "/metrics")
             code = self._process.poll()
             if code is not None:
                 raise TritonStartError(
                     f"tritonserver {_describe_exit(code)} before it was ready.{self._log_tail()}"
                 )
-            if time.monotonic() > deadline:
+            if not ready and time.monotonic() > deadline:
                 raise TritonStartError(
                     f"tritonserver was not ready within {self._ready_timeout_s:g} s; allow more time, "
                     f"or see what it is waiting for.{self._log_tail()}"
                 )
-            time.sleep(_POLL_INTERVAL_S)
+            if not ready:
+                time.sleep(_POLL_INTERVAL_S)
 
     def _answers(self, port: int, path: str) -> bool:
         host = LOCALHOST if self._host == "0.0.0.0" else self._host

@@ -95,6 +95,29 @@ def test_a_cancelled_call_ends_its_requests(triton: LocalTriton, crops: Crops) -
     run(triton.grpc_url, "slow_onnx", cancel)
 
 
+def test_closing_ends_a_call_with_the_same_error(triton: LocalTriton, crops: Crops) -> None:
+    async def close_during_call(client: AsyncEmbeddingClient) -> None:
+        await client.ensure_ready()
+        call = asyncio.create_task(client.encode(crops))
+        await asyncio.sleep(0.2)
+        await client.close()
+        with pytest.raises(ClientClosedError):
+            await call
+        with pytest.raises(ClientClosedError):
+            await client.status()
+
+    run(triton.grpc_url, "slow_onnx", close_during_call)
+
+
+def test_a_stream_keeps_order(triton: LocalTriton, crops: Crops, expected: Embeddings) -> None:
+    async def gather(client: AsyncEmbeddingClient) -> list[Embeddings]:
+        return [embeddings async for embeddings in client.stream(iter(crops))]
+
+    parts = run(triton.grpc_url, TINY, gather)
+    assert [len(part) for part in parts] == [32, 32, 32, 4]
+    np.testing.assert_allclose(np.concatenate(parts), expected, atol=1e-6)
+
+
 def test_a_closed_client_says_so(triton: LocalTriton, crops: Crops) -> None:
     async def use_closed(client: AsyncEmbeddingClient) -> None:
         await client.close()

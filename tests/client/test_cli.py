@@ -96,6 +96,20 @@ def test_status_without_a_server_fails_in_one_line(capsys: pytest.CaptureFixture
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_reader_that_goes_away_is_no_traceback(triton: LocalTriton) -> None:
+    command = [sys.executable, "-m", "arcface_client.cli", "status", "--url", triton.grpc_url]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(timeout=20) == 1
+    assert process.stderr is not None
+    with process.stderr as errors:
+        assert errors.read() == ""
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -184,6 +184,8 @@ def test_a_closed_client_says_so(triton: LocalTriton, crops: Crops) -> None:
     client.close()
     with pytest.raises(ClientClosedError, match="closed; make a new one"):
         client.encode(crops[:1])
+    with pytest.raises(ClientClosedError):
+        client.status()
 
 
 def test_closing_ends_a_call_in_another_thread(triton: LocalTriton, crops: Crops) -> None:

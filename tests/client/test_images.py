@@ -43,6 +43,12 @@ def test_a_file_that_is_no_image_is_refused(tmp_path: Path, content: bytes) -> N
         read_crop(tmp_path / "crop.png")
 
 
+def test_sixteen_bits_a_channel_are_refused_not_clipped(tmp_path: Path) -> None:
+    Image.fromarray(np.full((112, 112), 40000, np.uint16)).save(tmp_path / "crop.png")
+    with pytest.raises(ImageFileError, match=r"pixels of mode I;16; expected 8 bits"):
+        read_crop(tmp_path / "crop.png")
+
+
 def test_a_truncated_image_is_refused(tmp_path: Path) -> None:
     Image.fromarray(PIXELS).save(tmp_path / "crop.png")
     whole = (tmp_path / "crop.png").read_bytes()
@@ -94,6 +100,11 @@ def test_an_error_leaves_the_old_archive_and_nothing_else(tmp_path: Path) -> Non
         archive.add(["a"], np.zeros((1, 512), np.float32))
         raise RuntimeError
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("out.npz", b"old")]
+
+
+def test_an_archive_that_is_a_folder_is_refused_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is a folder; give the name of a file"):
+        EmbeddingArchive(tmp_path)
 
 
 def test_an_archive_in_a_missing_folder_is_refused_before_the_work(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from arcface_client.commandline import DONE
@@ -58,24 +58,30 @@ def _perf(arguments: argparse.Namespace) -> int:
 
     with EmbeddingClient(arguments.url, arguments.model, arguments.version) as client:
         client.ensure_ready()
+    if arguments.json is not None:
+        arguments.json.touch()  # a file that cannot be written is said before the work
     figures: list[Measurement] = []
     for figure in _measurements(arguments):
         if not figures:
             print(table.HEADER)
         print(table.row(figure), flush=True)
         figures.append(figure)
+        if arguments.json is not None:
+            # Each time: what has been measured stays when a later figure fails.
+            arguments.json.write_text(json.dumps(_report(arguments, figures), indent=2) + "\n")
     if not all(figure.settled for figure in figures):
         print(table.NOT_SETTLED_NOTE)
-    if arguments.json is not None:
-        report = {
-            "model": arguments.model,
-            "version": arguments.version,
-            "url": arguments.url,
-            "shared_memory": arguments.shared_memory,
-            "measurements": [dataclasses.asdict(figure) for figure in figures],
-        }
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
     return DONE
+
+
+def _report(arguments: argparse.Namespace, figures: Sequence[Measurement]) -> dict[str, object]:
+    return {
+        "model": arguments.model,
+        "version": arguments.version,
+        "url": arguments.url,
+        "shared_memory": arguments.shared_memory,
+        "measurements": [dataclasses.asdict(figure) for figure in figures],
+    }
 
 
 def _measurements(arguments: argparse.Namespace) -> Iterator[Measurement]:

@@ -1,0 +1,61 @@
+"""From status codes to errors, for what a real server cannot be held in long enough."""
+
+from __future__ import annotations
+
+import pytest
+from tritonclient.utils import InferenceServerException
+
+from arcface_client.errors import (
+    ArcFaceError,
+    DeadlineExceededError,
+    ModelLoadingError,
+    ModelNotFoundError,
+    ModelNotReadyError,
+    ServerBusyError,
+    ServerError,
+    ServerUnavailableError,
+)
+from arcface_client.failures import Aftermath, Target, aftermath_of_failed_probe, explain
+from arcface_client.status import ModelStatus
+
+TARGET = Target("localhost:8001", "arcface", 2)
+SILENT = Aftermath(answers=False)
+DISCREET = Aftermath(answers=True)
+
+
+def model(state: str, version: int | None = 2, name: str = "arcface") -> Aftermath:
+    return Aftermath(answers=True, models=[ModelStatus(name, version, state, "why")])
+
+
+@pytest.mark.parametrize(
+    ("status", "aftermath", "expected"),
+    [
+        ("UNAVAILABLE", SILENT, ServerUnavailableError),
+        ("UNAVAILABLE", DISCREET, ServerBusyError),
+        ("UNAVAILABLE", model("READY"), ServerBusyError),
+        ("UNAVAILABLE", model("UNAVAILABLE"), ModelNotReadyError),
+        ("UNAVAILABLE", model("LOADING"), ModelLoadingError),
+        ("UNAVAILABLE", model("UNLOADING"), ModelLoadingError),
+        ("NOT_FOUND", DISCREET, ModelNotFoundError),
+        ("NOT_FOUND", model("READY", version=1), ModelNotFoundError),
+        ("NOT_FOUND", model("READY", name="other"), ModelNotFoundError),
+        ("DEADLINE_EXCEEDED", DISCREET, DeadlineExceededError),
+        ("INTERNAL", model("READY"), ServerError),
+        ("INTERNAL", SILENT, ServerError),  # it answered a moment ago, and said why it failed
+        ("CANCELLED", model("READY"), ServerError),
+    ],
+)
+def test_status_and_aftermath_decide(status: str, aftermath: Aftermath, expected: type[ArcFaceError]) -> None:
+    error = InferenceServerException("told to fail", status=f"StatusCode.{status}")
+    explained = explain(error, TARGET, aftermath, timeout_s=1234.5)
+    assert type(explained) is expected
+    assert "localhost:8001" in str(explained)
+    if expected is DeadlineExceededError:
+        assert "within 1234.5 s" in str(explained)
+
+
+def test_a_probe_that_is_refused_is_an_answer() -> None:
+    refused = InferenceServerException("restricted", status="StatusCode.PERMISSION_DENIED")
+    assert aftermath_of_failed_probe(refused) == DISCREET
+    late = InferenceServerException("late", status="StatusCode.DEADLINE_EXCEEDED")
+    assert aftermath_of_failed_probe(late) == SILENT
