@@ -209,6 +209,41 @@ def half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+def half_constants(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same, with the weights as Constant nodes."""
+    model = half_weights(model)
+    for index, tensor in enumerate(model.graph.initializer):
+        model.graph.node.insert(index, helper.make_node("Constant", [], [tensor.name], value=tensor))
+    del model.graph.initializer[:]
+    return model
+
+
+def half_input(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A float32 network that takes float16."""
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    return _prepend(model, [helper.make_node("Cast", ["data"], ["prepared"], to=TensorProto.FLOAT)], {})
+
+
+def half_output(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A float32 network that gives float16."""
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    return _append(model, [helper.make_node("Cast", ["features"], ["half"], to=TensorProto.FLOAT16)], "half")
+
+
+def shapeless_output(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The output's shape is left out."""
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    return model
+
+
+def spatial_at_any_opset(model: onnx.ModelProto) -> onnx.ModelProto:
+    """spatial=0 at an opset that does not know it any more, as MXNet's exporter writes it."""
+    for node in model.graph.node:
+        if node.op_type == "BatchNormalization":
+            node.attribute.append(helper.make_attribute("spatial", 0))
+    return model
+
+
 def newest_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     model = onnx.version_converter.convert_version(model, 21)
     model.ir_version = 10
@@ -233,6 +268,11 @@ EXPORTS: Mapping[str, Export] = {
         unit_length,
         divided_by_norm,
         half_weights,
+        half_constants,
+        half_input,
+        half_output,
+        shapeless_output,
+        spatial_at_any_opset,
         newest_opset,
     )
 }

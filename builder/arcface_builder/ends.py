@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import onnx_ir as ir
 
 from arcface_client.contract import CROP_SIZE, EMBEDDING_DIM
 
 from .errors import NotArcFaceError
+
+_REAL: Final = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 
 def check_ends(model: ir.Model) -> None:
@@ -21,16 +25,19 @@ def check_ends(model: ir.Model) -> None:
         return
     raise NotArcFaceError(
         f"The model takes {_describe(inputs)} and gives {_describe(outputs)}; an ArcFace model takes "
-        f"[N, 3, {CROP_SIZE}, {CROP_SIZE}] and gives [N, {EMBEDDING_DIM}]. Pass the recognition model itself."
+        f"[N, 3, {CROP_SIZE}, {CROP_SIZE}] of float32, float16 or uint8 and gives [N, {EMBEDDING_DIM}] of "
+        "float32 or float16. Pass the recognition model itself."
     )
 
 
 def _takes_crops(value: ir.Value) -> bool:
-    return _fits(value, (None, 3, CROP_SIZE, CROP_SIZE)) or _fits(value, (None, CROP_SIZE, CROP_SIZE, 3))
+    shapes = ((None, 3, CROP_SIZE, CROP_SIZE), (None, CROP_SIZE, CROP_SIZE, 3))
+    return value.dtype in (*_REAL, ir.DataType.UINT8) and any(_fits(value, shape) for shape in shapes)
 
 
 def _gives_embeddings(value: ir.Value) -> bool:
-    return value.shape is None or _fits(value, (None, EMBEDDING_DIM))
+    # A file may leave the shape out; then running it tells.
+    return value.dtype in _REAL and (value.shape is None or _fits(value, (None, EMBEDDING_DIM)))
 
 
 def _fits(value: ir.Value, shape: tuple[int | None, ...]) -> bool:

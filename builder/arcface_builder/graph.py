@@ -19,6 +19,7 @@ _FATAL_ONLY: Final = 4
 
 # ONNX Runtime's exceptions have no base class of their own.
 RUN_ERRORS: Final = (
+    _ort.EPFail,
     _ort.Fail,
     _ort.InvalidArgument,
     _ort.InvalidGraph,
@@ -26,6 +27,11 @@ RUN_ERRORS: Final = (
     _ort.NotImplemented,
     _ort.RuntimeException,
 )
+
+
+def first_line(error: Exception) -> str:
+    """What a runtime's error says, without its stack of frames."""
+    return str(error).strip().splitlines()[0]
 
 
 def constant(value: ir.Value | None) -> npt.NDArray[Any] | None:

@@ -37,7 +37,32 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, str]:
             f"{path} keeps its weights in other files, and they cannot be read ({error}); "
             "put them beside it as they were published."
         ) from error
+    try:
+        onnx.checker.check_model(_without_mendable_faults(model))
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise NotOnnxError(
+            f"{path} is damaged or breaks ONNX's rules ({_one_line(error)}); compare its size and SHA-256 "
+            "with the publisher's, and fetch or export it again."
+        ) from error
     return model, hashlib.sha256(content).hexdigest()
+
+
+def _without_mendable_faults(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy for the checker without the faults that a build mends and files in use have."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for node in copy.graph.node:
+        if node.op_type == "BatchNormalization":  # MXNet's exporter writes spatial=0 at any opset
+            kept = [attribute for attribute in node.attribute if attribute.name != "spatial"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+    for value in copy.graph.output:
+        value.type.tensor_type.shape.SetInParent()  # runtimes do without, and so does a build
+    return copy
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split("==>")[0].split())
 
 
 def has_external_data(path: Path) -> bool:

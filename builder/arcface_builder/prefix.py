@@ -17,7 +17,7 @@ from onnx_ir.passes import common as passes
 from arcface_client.contract import CROP_SHAPE, CROP_SIZE
 
 from .errors import NotArcFaceError
-from .graph import first_convolution, image_dims, numpy_dtype, session
+from .graph import RUN_ERRORS, first_convolution, first_line, image_dims, numpy_dtype, session
 from .normalisation import RAW, Normalisation, Triple
 
 _PROBE = 255.0
@@ -95,7 +95,10 @@ def _run(model: ir.Model, images: npt.NDArray[np.float32], channels_last: bool) 
     passes.RemoveUnusedNodesPass()(cut)
     layout = images.transpose(0, 2, 3, 1) if channels_last else images
     image = graph.inputs[0]
-    (seen,) = session(cut).run(None, {image.name: layout.astype(numpy_dtype(image))})
+    try:
+        (seen,) = session(cut).run(None, {image.name: layout.astype(numpy_dtype(image))})
+    except RUN_ERRORS as error:
+        raise _not_a_normalisation(f"ONNX Runtime cannot run it ({first_line(error)})") from error
     return np.asarray(seen, np.float32)
 
 

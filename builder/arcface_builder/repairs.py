@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import onnx
@@ -20,19 +20,30 @@ from arcface_client.contract import EMBEDDING_DIM
 
 from .ends import check_ends, is_size
 from .errors import NotArcFaceError
-from .graph import bypass, constant, image_dims, set_constant
+from .graph import bypass, constant, first_line, image_dims, set_constant
 from .iresnet import IR_VERSION, OPSET
 
 BATCH: Final = "N"
 """Name of the batch dimension at both ends."""
 
 
+WhenRun = Literal["sound", "may fail", "rounds"]
+
+
 @dataclass(frozen=True)
 class Finding:
-    """A fault of a source file, and what the build does about it."""
+    """A fault of a source file, and what the build does about it.
+
+    Attributes:
+        problem: The fault.
+        remedy: What the build does.
+        when_run: What the fault does to the file when it is run as it is: nothing; it keeps runtimes
+            from running it; or it rounds to float16 what the build computes in float32.
+    """
 
     problem: str
     remedy: str
+    when_run: WhenRun = "sound"
 
     def __str__(self) -> str:
         return f"{self.problem}: {self.remedy}"
@@ -107,6 +118,7 @@ def _spatial_batch_norms(model: ir.Model) -> Iterator[Finding]:
         yield Finding(
             f"{count} batch norms say spatial=0 but hold one value for each channel (MXNet's exporter)",
             "the attribute is dropped",
+            "may fail",
         )
 
 
@@ -121,14 +133,17 @@ def _convert_opset(model: ir.Model) -> tuple[ir.Model, list[Finding]]:
     try:
         proto = version_converter.convert_version(proto, OPSET)
     except (version_converter.ConvertError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise NotArcFaceError(
-            f"Opset {opset} cannot be converted to {OPSET} ({reason}); "
+            f"Opset {opset} cannot be converted to {OPSET} ({first_line(error)}); "
             f"export the model with opset 11 to {OPSET}."
         ) from error
     proto.ir_version = IR_VERSION
     return ir.from_proto(proto), [
-        Finding(f"opset {opset}", f"converted to {OPSET}, which TensorRT 8.5 and ONNX Runtime both know")
+        Finding(
+            f"opset {opset}",
+            f"converted to {OPSET}, which TensorRT 8.5 and ONNX Runtime both know",
+            "may fail" if opset > OPSET else "sound",
+        )
     ]
 
 
@@ -141,16 +156,24 @@ def _halves(model: ir.Model) -> Iterator[Finding]:
             value.const_value = ir.tensor(array.astype(np.float32), name=value.name)
             value.dtype = ir.DataType.FLOAT
             count += 1
-    if not count:
+    casts = [
+        node
+        for node in model.graph
+        if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT16
+    ]
+    if not count and not casts and model.graph.inputs[0].dtype != ir.DataType.FLOAT16:
         return
-    for node in model.graph:
-        if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT16:
-            node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
+    for node in casts:
+        node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
     computed = [value for node in model.graph for value in node.outputs]
     for value in (*model.graph.inputs, *computed):
         if value.dtype == ir.DataType.FLOAT16:
             value.dtype = ir.DataType.FLOAT
-    yield Finding(f"{count} weights are float16", "computed in float32; the weights keep their values")
+    yield Finding(
+        f"it computes in float16 ({count} weights)",
+        "computed in float32; the weights keep their values",
+        "rounds",
+    )
 
 
 def _prelu_slopes(model: ir.Model) -> Iterator[Finding]:
@@ -163,7 +186,9 @@ def _prelu_slopes(model: ir.Model) -> Iterator[Finding]:
                 count += 1
     if count:
         yield Finding(
-            f"{count} PRelu slopes are [C], which would go along the width", "they become [C, 1, 1]"
+            f"{count} PRelu slopes are [C], which would go along the width",
+            "they become [C, 1, 1]",
+            "may fail",
         )
 
 
@@ -178,7 +203,7 @@ def _is_map(value: ir.Value | None) -> bool:
     return False
 
 
-def _dropouts(model: ir.Model) -> Iterable[Finding]:
+def _passing_nodes(model: ir.Model) -> Iterable[Finding]:
     for node in [node for node in model.graph if node.op_type in ("Dropout", "Identity")]:
         if not any(mask.uses() for mask in node.outputs[1:]):
             bypass(node)
@@ -205,9 +230,10 @@ def _reshapes(model: ir.Model) -> Iterator[Finding]:
 
 
 def _makes_matrix(node: ir.Node) -> bool:
+    """Whether a Reshape puts all of an image into one row; any other two numbers are its own business."""
     shape = constant(node.inputs[1])
     if shape is not None:
-        return shape.size == 2
+        return shape.size == 2 and shape[0] in (1, 0, -1)
     producer = node.inputs[1].producer() if node.inputs[1] is not None else None
     return producer is not None and producer.op_type == "Concat" and len(producer.inputs) == 2
 
@@ -237,7 +263,7 @@ _BEFORE_CONVERSION: Final[tuple[Repair, ...]] = (
 )
 _AFTER_CONVERSION: Final[tuple[Repair, ...]] = (
     _halves,
-    _dropouts,
+    _passing_nodes,
     _prelu_slopes,
     _reshapes,
     _batch_dimension,

@@ -25,6 +25,7 @@ from .graph import (
     bypass,
     constant,
     first_convolution,
+    first_line,
     image_dims,
     numpy_dtype,
     session,
@@ -87,8 +88,10 @@ def is_unit_length(model: ir.Model) -> bool:
     try:
         (embeddings,) = session(model).run(None, {image.name: images})
     except RUN_ERRORS as error:
-        reason = str(error).strip().splitlines()[0]
-        raise NotArcFaceError(f"ONNX Runtime cannot run the graph on a batch of two: {reason}") from error
+        raise NotArcFaceError(
+            f"ONNX Runtime cannot run the graph on a batch of two ({first_line(error)}); "
+            "export it again with a free batch dimension."
+        ) from error
     if embeddings.shape != (2, EMBEDDING_DIM):
         raise NotArcFaceError(
             f"The graph turns a batch of two into {list(embeddings.shape)}; expected [2, {EMBEDDING_DIM}]."

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,7 @@ def test_node_names_do_not_matter(tmp_path: Path) -> None:
         ("mxnet", "opset 8: converted to 17"),
         ("mxnet_broken", "5 batch norms say spatial=0"),
         ("mxnet_broken", "2 PRelu slopes are [C]"),
-        ("half_weights", "26 weights are float16: computed in float32"),
+        ("half_weights", "it computes in float16 (26 weights): computed in float32"),
     ],
 )
 def test_each_fault_is_told_with_what_the_build_does_about_it(
@@ -135,6 +136,45 @@ def test_a_truncated_file_is_refused(kept: float, tmp_path: Path) -> None:
 
     with pytest.raises(NotOnnxError, match="is cut short"):
         OnnxFile(path).load()
+
+
+def no_data(model: onnx.ModelProto) -> None:
+    tensor = model.graph.initializer[0]
+    tensor.raw_data = tensor.raw_data[:-4]
+
+
+def no_weights(model: onnx.ModelProto) -> None:
+    del model.graph.initializer[0]
+
+
+def cycle(model: onnx.ModelProto) -> None:
+    model.graph.node[0].input[0] = "fc"
+
+
+def duplicate(model: onnx.ModelProto) -> None:
+    model.graph.node[1].output[0] = model.graph.node[0].output[0]
+
+
+def no_opset(model: onnx.ModelProto) -> None:
+    del model.opset_import[:]
+
+
+def unknown_operator(model: onnx.ModelProto) -> None:
+    model.graph.node[0].op_type = "Convolve"
+
+
+@pytest.mark.parametrize("harm", [no_data, no_weights, cycle, duplicate, no_opset, unknown_operator])
+def test_a_damaged_file_is_refused_in_one_line(
+    harm: Callable[[onnx.ModelProto], None], tmp_path: Path
+) -> None:
+    model = small_arcface()
+    harm(model)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+
+    with pytest.raises(NotOnnxError, match="is damaged or breaks ONNX's rules") as error:
+        inspect(tmp_path / "model.onnx")
+
+    assert "\n" not in str(error.value)
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
