@@ -77,14 +77,12 @@ def build(
     report("Reading the source model")
     loaded = source.load()
     origin = loaded.origin
+    if origin.synthetic:
+        _log.warning("%s holds synthetic weights: it recognises nobody", origin.name)
     for finding in loaded.findings:
         report(f"Found: {finding}")
     report(f"Building the serving graph of {origin.name}: pixels as {loaded.normalisation}")
-    metadata = {
-        "source": origin.name,
-        "source_sha256": origin.sha256,
-        "synthetic": str(origin.synthetic).lower(),
-    }
+    metadata = {"source": origin.name, "source_sha256": origin.sha256, **origin.labels()}
     graph = serving_graph(loaded.mended, loaded.normalisation, metadata=metadata)
 
     with target.staging() as staged:

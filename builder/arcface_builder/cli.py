@@ -166,9 +166,10 @@ def _build(arguments: argparse.Namespace) -> int:
         print(json.dumps({"path": str(built.path), **asdict(built.manifest)}, indent=2))
         return commandline.DONE
     drift = built.manifest.parity.max_abs_difference
-    print(f"{built.model} version {built.version} in {built.path}, within {drift:.1e} of its source")
-    if built.manifest.source.synthetic:
-        print("synthetic weights: this model recognises nobody", file=sys.stderr)
+    of = "its source"
+    if built.manifest.compared_with != "source file":
+        of = f"its source's {built.manifest.compared_with}: the source file itself was not run"
+    print(f"{built.model} version {built.version} in {built.path}, within {drift:.1e} of {of}")
     return commandline.DONE
 
 

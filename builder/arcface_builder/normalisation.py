@@ -106,6 +106,7 @@ def expected_of_caller(graph: Normalisation) -> Normalisation:
     if deviation(best) > _LARGEST_DEVIATION:
         raise NotArcFaceError(
             f"The graph normalises its input by {graph}, which fits none of the customary inputs "
-            f"({RAW}; {UNIT}; {PYTORCH}); say what the caller does with --normalisation MEAN,STD."
+            f"({RAW}; {UNIT}; {PYTORCH}); tell `arcface-builder build` what the caller does with "
+            "--normalisation=MEAN,STD."
         )
     return best

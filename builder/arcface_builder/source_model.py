@@ -10,7 +10,7 @@ from typing import Literal
 import onnx
 import onnx_ir as ir
 
-from .known_files import KNOWN_FILES, KnownFile
+from .known_files import KNOWN_FILES, PACK_TERMS, KnownFile
 from .normalisation import Normalisation, expected_of_caller
 from .prefix import Prefix, read_prefix
 from .repairs import Finding, repair
@@ -24,12 +24,12 @@ class Origin:
 
     Attributes:
         kind: Kind of source.
-        name: File name, or what was generated. Never a whole path: manifests travel.
+        name: File name, or what was generated. Not where it lies: that says nothing on another machine.
         sha256: SHA-256 of the file (of the generated graph for a synthetic model).
         known_file: The published file that has this SHA-256.
         terms: What is known of its terms of use.
         synthetic: The weights are random: it recognises nobody.
-        depth: "r18" to "r100", where known.
+        depth: "r18" to "r100", of a checkpoint or a synthetic model.
         seed: Seed of a synthetic model.
     """
 
@@ -41,6 +41,29 @@ class Origin:
     synthetic: bool = False
     depth: str | None = None
     seed: int | None = None
+
+    @classmethod
+    def of_file(cls, kind: SourceKind, name: str, proto: onnx.ModelProto, sha256: str) -> Origin:
+        """Tell an ONNX file's origin by its SHA-256 and by the labels that a synthetic model carries."""
+        known = KNOWN_FILES.get(sha256)
+        labels = {entry.key: entry.value for entry in proto.metadata_props}
+        synthetic = labels.get("synthetic") == "true"
+        seed = labels.get("seed", "") if synthetic else ""
+        return cls(
+            kind,
+            name,
+            sha256,
+            known_file=known.name if known else None,
+            terms=known.terms if known else PACK_TERMS if kind == "insightface" else None,
+            synthetic=synthetic,
+            depth=labels.get("depth") if synthetic else None,
+            seed=int(seed) if seed.isdecimal() else None,
+        )
+
+    def labels(self) -> dict[str, str]:
+        """The labels that ``of_file`` reads back, for a file's metadata."""
+        labels = {"synthetic": str(self.synthetic).lower(), "depth": self.depth, "seed": self.seed}
+        return {key: str(value) for key, value in labels.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -97,7 +120,7 @@ class SourceModel:
         return self.caller.then(self.prefix.normalisation)
 
     def save(self, path: Path) -> None:
-        """Write the source-style ONNX file: float32 RGB in, raw 512 numbers out, as InsightFace takes it."""
+        """Write the source's ONNX file; of a network that was made here, as InsightFace takes it."""
         onnx.save_model(self.proto, path)
 
     @cached_property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -14,7 +14,6 @@ from .checkpoint import read_checkpoint
 from .errors import NotArcFaceError, OptionError
 from .insightface_pack import DEFAULT_ROOT, recognition_model
 from .iresnet import BLOCKS, iresnet_model
-from .known_files import KNOWN_FILES, PACK_TERMS
 from .normalisation import PYTORCH, Normalisation
 from .onnx_file import read_onnx
 from .serving_graph import CONTRACT_KEY
@@ -123,12 +122,12 @@ class Synthetic:
         if not 0 <= self.seed < 2**32:
             raise OptionError(f"Seed {self.seed} is out of range; expected 0 to {2**32 - 1}.")
         model = iresnet_model(self.depth, synthetic_weights(self.depth, self.seed))
-        model.metadata_props.update({"synthetic": "true", "depth": self.depth, "seed": str(self.seed)})
+        name = f"synthetic {self.depth}, seed {self.seed}"
+        origin = Origin("synthetic", name, "", synthetic=True, depth=self.depth, seed=self.seed)
+        model.metadata_props.update(origin.labels())
         proto = ir.to_proto(model)
         sha256 = hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
-        name = f"synthetic {self.depth}, seed {self.seed}"
-        origin = Origin("synthetic", name, sha256, synthetic=True, depth=self.depth, seed=self.seed)
-        return SourceModel(proto, origin, _AS_TRAINED)
+        return SourceModel(proto, replace(origin, sha256=sha256), _AS_TRAINED)
 
     def arguments(self) -> list[str]:
         """See ``Source``."""
@@ -142,14 +141,7 @@ def _read(path: Path, kind: SourceKind, override: Normalisation | None) -> Sourc
             f"{path} is a serving graph that arcface-builder wrote; build from the file it was made from, "
             "which its manifest names."
         )
-    known = KNOWN_FILES.get(sha256)
-    origin = Origin(
-        kind,
-        path.name,
-        sha256,
-        known_file=known.name if known else None,
-        terms=known.terms if known else PACK_TERMS if kind == "insightface" else None,
-    )
+    origin = Origin.of_file(kind, path.name, proto, sha256)
     return SourceModel(proto, origin, (override, "the command line") if override else None)
 
 

@@ -9,9 +9,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from arcface_builder.build import build
 from arcface_builder.cli import main
 from arcface_builder.errors import NotArcFaceError, NotOnnxError
-from arcface_builder.inspection import Inspection, inspect
+from arcface_builder.inspection import Inspection, Tensor, inspect
+from arcface_builder.normalisation import Normalisation
+from arcface_builder.repairs import Finding
 from arcface_builder.sources import OnnxFile
 from exports import EXPORTS, small_arcface
 
@@ -46,11 +49,10 @@ def problems(inspection: Inspection) -> str:
 def test_normalisation_and_channel_order_are_read_from_what_the_graph_computes(
     export: str, graph: str, caller: str, channels: str, tmp_path: Path
 ) -> None:
-    inspection = inspected(export, tmp_path)
+    pixels = inspected(export, tmp_path).pixels
 
-    assert inspection.graph_normalises == graph
-    assert inspection.caller_normalises == caller
-    assert inspection.channels == channels
+    assert pixels
+    assert (pixels.graph_normalises, pixels.caller_normalises, pixels.channels) == (graph, caller, channels)
 
 
 def test_node_names_do_not_matter(tmp_path: Path) -> None:
@@ -59,7 +61,10 @@ def test_node_names_do_not_matter(tmp_path: Path) -> None:
         node.name = f"n{index}"
     onnx.save_model(model, tmp_path / "renamed.onnx")
 
-    assert inspect(tmp_path / "renamed.onnx").caller_normalises == "raw pixels 0 to 255"
+    pixels = inspect(tmp_path / "renamed.onnx").pixels
+
+    assert pixels
+    assert pixels.caller_normalises == "raw pixels 0 to 255"
 
 
 @pytest.mark.parametrize(
@@ -86,7 +91,10 @@ def test_each_fault_is_told_with_what_the_build_does_about_it(
     ("export", "unit"), [("as_is", False), ("unit_length", True), ("divided_by_norm", True)]
 )
 def test_it_tells_whether_the_output_is_normalised(export: str, unit: bool, tmp_path: Path) -> None:
-    assert inspected(export, tmp_path).unit_length is unit
+    pixels = inspected(export, tmp_path).pixels
+
+    assert pixels
+    assert pixels.unit_length is unit
 
 
 def test_a_name_that_does_not_tell_the_weights_is_pointed_out(tmp_path: Path) -> None:
@@ -202,16 +210,49 @@ def _other_model(shape: list[int | str], output: list[int | str]) -> onnx.ModelP
     ],
     ids=["detector", "landmarks", "grey", "vector"],
 )
-def test_an_onnx_model_that_is_no_arcface_is_refused(
+def test_a_model_that_is_no_arcface_is_described_and_refused_by_a_build(
     shape: list[int | str], output: list[int | str], tmp_path: Path
 ) -> None:
     path = tmp_path / "model.onnx"
     onnx.save_model(_other_model(shape, output), path)
 
-    with pytest.raises(
-        NotArcFaceError, match=r"The model takes 'image' .* an ArcFace model takes \[N, 3, 112, 112\]"
-    ):
-        inspect(path)
+    inspection = inspect(path)
+
+    assert inspection.inputs == [Tensor("image", "FLOAT", str(shape))]
+    assert (inspection.opset, inspection.pixels) == (17, None)
+    assert "a build refuses it: The model takes 'image' FLOAT" in inspection.to_text()
+    assert inspection.to_dict()["channels"] is None
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.DOUBLE, TensorProto.INT32])
+@pytest.mark.parametrize("end", ["input", "output"])
+def test_numbers_that_no_arcface_takes_or_gives_are_refused(end: str, dtype: int, tmp_path: Path) -> None:
+    model = small_arcface()
+    (value,) = getattr(model.graph, end)
+    value.type.tensor_type.elem_type = dtype
+
+    assert "a build refuses it: The model takes" in refusal(model, tmp_path)
+
+
+def test_an_unknown_operator_of_another_domain_is_refused(tmp_path: Path) -> None:
+    model = small_arcface()
+    model.graph.node[0].input[0] = "own"
+    model.graph.node.insert(0, helper.make_node("Own", ["data"], ["own"], domain="own"))
+    model.opset_import.append(helper.make_opsetid("own", 1))
+
+    assert "a build refuses it: " in refusal(model, tmp_path)
+
+
+def refusal(model: onnx.ModelProto, folder: Path) -> str:
+    """What inspect says of a file that a build refuses as well, with the same words."""
+    onnx.save_model(model, folder / "model.onnx")
+    inspection = inspect(folder / "model.onnx")
+
+    with pytest.raises(NotArcFaceError) as error:
+        build(OnnxFile(folder / "model.onnx"), name="m", repository=folder / "models")
+
+    assert inspection.findings[-1] == Finding("a build refuses it", str(error.value))
+    return problems(inspection)
 
 
 def test_a_graph_that_does_more_than_normalise_is_refused(tmp_path: Path) -> None:
@@ -219,10 +260,8 @@ def test_a_graph_that_does_more_than_normalise_is_refused(tmp_path: Path) -> Non
     model.graph.node[0].input[0] = "blurred"
     pool = helper.make_node("AveragePool", ["data"], ["blurred"], kernel_shape=[3, 3], pads=[1] * 4)
     model.graph.node.insert(0, pool)
-    onnx.save_model(model, tmp_path / "model.onnx")
 
-    with pytest.raises(NotArcFaceError, match="is no normalisation by channel"):
-        inspect(tmp_path / "model.onnx")
+    assert "is no normalisation by channel" in refusal(model, tmp_path)
 
 
 def test_a_normalisation_that_fits_no_customary_input_is_refused_unless_it_is_stated(tmp_path: Path) -> None:
@@ -230,7 +269,21 @@ def test_a_normalisation_that_fits_no_customary_input_is_refused_unless_it_is_st
     model.graph.node[0].input[0] = "scaled"
     model.graph.node.insert(0, helper.make_node("Mul", ["data", "scale"], ["scaled"]))
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(1000, np.float32), "scale"))
-    onnx.save_model(model, tmp_path / "model.onnx")
 
-    with pytest.raises(NotArcFaceError, match="--normalisation MEAN,STD"):
-        inspect(tmp_path / "model.onnx")
+    assert "tell `arcface-builder build` what the caller does with --normalisation" in refusal(
+        model, tmp_path
+    )
+    stated = OnnxFile(tmp_path / "model.onnx", Normalisation.uniform(127.5, 127500))
+    assert build(stated, name="m", repository=tmp_path / "models").version == 1
+
+
+@pytest.mark.parametrize("export", ["as_is", "mxnet", "bytes_channels_last"])
+def test_a_serving_graph_is_told_by_its_contract(export: str, tmp_path: Path) -> None:
+    onnx.save_model(EXPORTS[export](small_arcface()), tmp_path / "source.onnx")
+    built = build(OnnxFile(tmp_path / "source.onnx"), name="m", repository=tmp_path / "models")
+
+    inspection = inspect(built.path / "model.onnx")
+
+    assert inspection.pixels
+    assert (inspection.pixels.channels, inspection.pixels.unit_length) == ("BGR", True)
+    assert "this is a serving graph that arcface-builder wrote" in problems(inspection)

@@ -1,21 +1,27 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from insightface.model_zoo.arcface_onnx import ArcFaceONNX
 
+from arcface_builder.build import build
+from arcface_builder.cli import main
 from arcface_builder.errors import OptionError
 from arcface_builder.faces import face_like, noise
 from arcface_builder.graph import session
+from arcface_builder.inspection import inspect
 from arcface_builder.parity import TOLERANCE
 from arcface_builder.reference import ReferenceEmbedder
 from arcface_builder.serving_graph import serving_graph
 from arcface_builder.source_model import SourceModel
-from arcface_builder.sources import Synthetic
+from arcface_builder.sources import OnnxFile, Synthetic
 from arcface_client.contract import Crops
+from exports import small_arcface
 from photograph import face_crops
 
 FP16_MAX = 65504
@@ -57,12 +63,32 @@ def test_the_same_seed_gives_the_same_file_and_another_seed_another(r18: SourceM
     assert Synthetic("r18", seed=1).load().origin.sha256 != r18.origin.sha256
 
 
-def test_its_label_says_that_it_is_synthetic(r18: SourceModel) -> None:
-    graph = serving_graph(r18.mended, r18.normalisation, metadata={"synthetic": "true"})
+def test_what_is_built_of_it_is_labelled_and_equals_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main(["build", "--name", "m", "--repository", str(tmp_path), "--synthetic", "r18", "--json"]) == 0
 
-    assert (r18.origin.synthetic, r18.origin.depth, r18.origin.seed) == (True, "r18", 0)
-    for model in (r18.proto, graph):
-        assert {entry.key: entry.value for entry in model.metadata_props}["synthetic"] == "true"
+    report = json.loads(capsys.readouterr().out)
+    origin = report["source"]
+    assert (origin["synthetic"], origin["depth"], origin["seed"]) == (True, "r18", 0)
+    assert report["compared_with"] == "source file"
+    assert inspect(Path(report["path"], "model.onnx")).origin.synthetic
+    assert "it recognises nobody" in caplog.text
+
+
+def test_its_file_keeps_the_label(r18: SourceModel, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    labels = {entry.key: entry.value for entry in r18.proto.metadata_props}
+    model = small_arcface()
+    onnx.helper.set_model_props(model, labels)
+    onnx.save_model(model, tmp_path / "source.onnx")
+
+    inspection = inspect(tmp_path / "source.onnx")
+    built = build(OnnxFile(tmp_path / "source.onnx"), name="m", repository=tmp_path / "models")
+
+    assert "weights     synthetic r18, seed 0: they recognise nobody" in inspection.to_text()
+    assert inspection.to_dict()["synthetic"] is True
+    assert built.manifest.source.synthetic
+    assert "it recognises nobody" in caplog.text
 
 
 def test_the_serving_graph_equals_insightface_on_the_saved_source(r18: SourceModel, tmp_path: Path) -> None:
