@@ -28,12 +28,15 @@ class EmbeddingArchive:
     """
 
     def __init__(self, path: Path) -> None:
+        path = path.resolve()  # a link stays, and what it points to is written
         self._path = path
         self._names: list[str] = []
         if not path.parent.is_dir():
             raise InputError(f"There is no folder {path.parent} to write {path.name} to; make it first.")
         if path.is_dir():
             raise InputError(f"{path} is a folder; give the name of a file in it, as {path / 'out.npz'}.")
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is no regular file; give the name of a file to write.")
 
     def __enter__(self) -> EmbeddingArchive:
         # Beside the result, so that the disk which must hold the result is the one that fills up.

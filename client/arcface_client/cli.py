@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from .archive import EmbeddingArchive
-from .commandline import DONE, FAILED, progress, run
-from .contract import Crops
-from .errors import ImageFileError
-from .images import find_images, read_crop
-from .settings import TritonSettings, load_settings
+from .commandline import add_version, run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 1 failed, 2 wrong usage."""
-    return run(_parser(), argv)
+    return run("arcface-client", _parser, argv)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -29,6 +21,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Embed face crops through a Triton server that holds an ArcFace model repository.",
         epilog="Settings come from the flags, then ARCFACE_* variables, then config/pipeline/embedding.yaml.",
     )
+    add_version(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     embed = commands.add_parser(
@@ -73,66 +66,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _settings(arguments: argparse.Namespace) -> TritonSettings:
-    flags = {
-        "triton.url": arguments.url,
-        "triton.model": getattr(arguments, "model", None),
-        "triton.version": getattr(arguments, "version", None),
-        "triton.request_timeout_s": arguments.timeout_s,
-        "triton.tls.root_certificates": arguments.root_certificates,
-        "triton.tls.private_key": arguments.private_key,
-        "triton.tls.certificate_chain": arguments.certificate_chain,
-    }
-    return load_settings(arguments.config, arguments=flags)
-
-
 def _embed(arguments: argparse.Namespace) -> int:
-    files = list(find_images(arguments.paths))
-    if not files:
-        raise ImageFileError(f"There is no image in {', '.join(map(str, arguments.paths))}.")
-    names: list[str] = []
-    skipped: list[str] = []
+    from .commands import embed  # brings gRPC, for which `--help` need not wait
 
-    def crops() -> Iterator[Crops]:
-        for file in progress(files, unit="crop"):
-            try:
-                crop = read_crop(file, resize=arguments.resize)
-            except ImageFileError as error:
-                print(f"skipped: {error}", file=sys.stderr)
-                skipped.append(file)
-                continue
-            names.append(file)
-            yield crop
-
-    with _settings(arguments).client() as client, EmbeddingArchive(arguments.output) as archive:
-        done = 0
-        for embeddings in client.stream(crops()):
-            archive.add(names[done : done + len(embeddings)], embeddings)
-            done += len(embeddings)
-    report = {"output": str(arguments.output), "embedded": done, "skipped": skipped}
-    _print(
-        report,
-        arguments.json,
-        f"{arguments.output}: {done} embeddings" + (f", {len(skipped)} files skipped" if skipped else ""),
-    )
-    return FAILED if skipped else DONE
+    return embed(arguments)
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    with _settings(arguments).client() as client:
-        status = client.status()
-    lines = [f"Triton {status.version} at {status.url}: {'ready' if status.ready else 'not ready'}"]
-    for model in status.models:
-        version = "-" if model.version is None else str(model.version)
-        lines.append(
-            f"  {model.name:<28} {version:>3}  {model.state or 'NOT LOADED':<12} {model.reason}".rstrip()
-        )
-    _print(dataclasses.asdict(status), arguments.json, "\n".join(lines))
-    return DONE
+    from .commands import status
 
-
-def _print(report: dict[str, Any], as_json: bool, text: str) -> None:
-    print(json.dumps(report, indent=2) if as_json else text)
+    return status(arguments)
 
 
 if __name__ == "__main__":

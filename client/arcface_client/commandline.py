@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.metadata
 import logging
 import os
+import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import TypeVar
 
@@ -21,24 +25,33 @@ WRONG_USAGE = 2
 INTERRUPTED = 130  # what a shell gives for a program that Ctrl-C ended
 
 
-def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
+def run(
+    prog: str, make_parser: Callable[[], argparse.ArgumentParser], argv: Sequence[str] | None = None
+) -> int:
     """Parse the arguments, run the command that they name, and return the exit code.
 
     Each sub-command sets ``run``, a function from the parsed arguments to an exit code. An error that
     was raised on purpose becomes one line on standard error and exit code 1; wrong usage ends in
     argparse with code 2; a full disk and its like are one line too; anything else is a bug and keeps
-    its traceback.
+    its traceback. SIGTERM and a closed terminal end a command as Ctrl-C does: it tidies up first.
+
+    Args:
+        prog: Name of the command.
+        make_parser: Makes its parser; what it imports may be missing from a small installation.
+        argv: The arguments; None takes the process's own.
     """
-    arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        code = int(arguments.run(arguments))
-        sys.stdout.flush()  # here, where a reader that is gone can still be handled
-        return code
+        with _interrupting_signals():
+            arguments = make_parser().parse_args(argv)
+            logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+            code = int(arguments.run(arguments))
+            sys.stdout.flush()  # here, where a reader that is gone can still be handled
+            return code
     except ArcFaceError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        print(f"{prog}: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader (`| head`) is gone; keep Python from complaining again at exit.
@@ -46,8 +59,30 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> i
         return FAILED
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        print(f"{parser.prog}: {error.strerror or error}{where}", file=sys.stderr)
+        print(f"{prog}: {error.strerror or error}{where}", file=sys.stderr)
         return FAILED
+
+
+@contextmanager
+def _interrupting_signals() -> Iterator[None]:
+    """Let every usual way to end a program raise KeyboardInterrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python takes signals in the main thread alone
+        return
+    # SIGINT is among them because a shell starts background jobs with it ignored.
+    endings = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(ending, signal.default_int_handler) for ending in endings]
+    try:
+        yield
+    finally:
+        for ending, handler in zip(endings, before, strict=True):
+            signal.signal(ending, handler)
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Add ``--version``."""
+    version = importlib.metadata.version("arcface-triton")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version}")
 
 
 def progress(items: Iterable[T], *, total: int | None = None, unit: str) -> Iterator[T]:

@@ -62,7 +62,7 @@ def triton_arguments(url: str, tls: Tls | None) -> dict[str, Any]:
         ConfigError: The URL is not ``host:port``.
     """
     host, _, port = url.rpartition(":")
-    if not host or not port.isdigit() or "/" in host:
+    if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise ConfigError(
             f"The server's URL is {url!r}; expected host:port of its gRPC service, as localhost:8001."
         )

@@ -36,6 +36,11 @@ def as_batch(crops: CropsLike, *, color: Color = "bgr") -> Crops:
     """
     if color not in ("bgr", "rgb"):
         raise CropError(f"color is {color!r}; expected 'bgr' (as OpenCV reads) or 'rgb' (as Pillow reads).")
+    if not isinstance(crops, (np.ndarray, list, tuple)):
+        raise CropError(
+            f"crops is {type(crops).__name__}; expected an array or a list of arrays. Crops that come one by "
+            "one go to `stream`."
+        )
     batch = _check_array(crops) if isinstance(crops, np.ndarray) else _stack(crops)
     if color == "rgb":
         batch = batch[..., ::-1]
@@ -81,6 +86,10 @@ def _check_dtype(array: npt.NDArray[Any], name: str) -> Crops:
 
 
 def _shape_hint(shape: tuple[int, ...]) -> str:
+    if len(shape) == 3 and shape[1:] == CROP_SHAPE[:2] and shape[0] != 3:
+        return (
+            " ArcFace wants three channels; grey crops are stacked with np.repeat(crops[..., None], 3, -1)."
+        )
     image = shape[-3:]
     if image[-1:] == (4,):
         return " Drop the alpha channel first: crop[..., :3]."

@@ -99,7 +99,8 @@ def explain(
         )
     if status == UNAVAILABLE and not aftermath.answers:
         return ServerUnavailableError(
-            f"No Triton server answers at {target.url}: {text}. Is it running there, with TLS as asked for?"
+            f"No Triton server answers at {target.url}: {text}. Is it running, is this its gRPC port, "
+            "and is TLS as it wants it?"
         )
     if aftermath.models is not None:
         model_error = _model_error(target, aftermath.models)
@@ -128,5 +129,5 @@ def _model_error(target: Target, models: Sequence[ModelStatus]) -> ArcFaceError 
         return None
     if any(model.state in ("LOADING", "UNLOADING") for model in candidates):
         return ModelLoadingError(f"The server is just loading {target}; try again in a moment.")
-    reason = candidates[-1].reason or candidates[-1].state or "it was not loaded"
+    reason = candidates[-1].reason or "the server's log says why"
     return ModelNotReadyError(f"The server could not load {target}: {reason}")

@@ -42,7 +42,13 @@ class ServerStatus:
 def models_from_index(response: Any) -> tuple[ModelStatus, ...]:
     """Read tritonclient's answer to ``get_model_repository_index``."""
     models = [
-        ModelStatus(entry.name, int(entry.version) if entry.version else None, entry.state, entry.reason)
+        ModelStatus(
+            entry.name,
+            int(entry.version) if entry.version else None,
+            entry.state,
+            # After the first line a backend in Python has its traceback, which is in the server's log.
+            entry.reason.partition("\n")[0].strip(),
+        )
         for entry in response.models
     ]
     return tuple(sorted(models, key=lambda model: (model.name, model.version or 0)))

@@ -1,9 +1,12 @@
-"""Become another program that ends when its parent does.
+"""Become another program that ends when its parent does, and takes its own children along.
 
-Run as a script: ``python tether.py PARENT_PID PROGRAM [ARGUMENT...]``. A parent killed with SIGKILL
-cannot end its children, so the kernel is asked to (prctl(2), PR_SET_PDEATHSIG). The wish survives
-exec, and asking for it here, not in ``subprocess``'s ``preexec_fn``, keeps Python from running
-between fork and exec, which is not safe beside gRPC's threads.
+Run as a script: ``python tether.py PARENT_PID PROGRAM [ARGUMENT...]``, in a process group of its own. A
+parent killed with SIGKILL cannot end its children, so the kernel is asked to (prctl(2),
+PR_SET_PDEATHSIG). The wish survives exec, and asking for it here, not in ``subprocess``'s
+``preexec_fn``, keeps Python from running between fork and exec, which is not safe beside gRPC's threads.
+
+The program's own children, Triton's stubs, have no such wish. A watcher stays behind that kills the
+group once the program is gone, however it went.
 """
 
 from __future__ import annotations
@@ -17,11 +20,27 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(parent_pid: int, command: list[str]) -> None:
-    """Ask for SIGTERM at the parent's end, then become the command."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    """Leave the watcher behind, ask for SIGTERM at the parent's end, then become the command."""
+    program_pid = os.getpid()
+    if os.fork() == 0:
+        _watch(program_pid)
+    _tell_at_death_of(parent_pid, signal.SIGTERM)
+    os.execv(command[0], command)
+
+
+def _watch(program_pid: int) -> None:
+    """Wait for the program's end, and kill what is left of its process group, this process too."""
+    # A signal that nobody else sends: SIGTERM may come to the whole group.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM, signal.SIGINT})
+    _tell_at_death_of(program_pid, signal.SIGUSR1)
+    signal.sigwait({signal.SIGUSR1})
+    os.killpg(0, signal.SIGKILL)
+
+
+def _tell_at_death_of(parent_pid: int, number: signal.Signals) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent_pid:  # It ended before the wish was made.
         sys.exit(1)
-    os.execv(command[0], command)
 
 
 if __name__ == "__main__":

@@ -81,11 +81,24 @@ def test_embed_without_images_or_server_writes_nothing(
     assert not output.exists()
 
 
+def test_embed_of_nothing_leaves_a_good_result_alone(
+    triton: LocalTriton, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "fake.jpg").write_bytes(b"no image")
+    output = tmp_path / "keep.npz"
+    output.write_bytes(b"good")
+    flags = ["--output", str(output), "--url", triton.grpc_url, *MODEL]
+    assert main(["embed", str(tmp_path / "fake.jpg"), *flags]) == 1
+    assert "None of 1 files is a face crop" in capsys.readouterr().err
+    assert output.read_bytes() == b"good"
+
+
 def test_status_shows_models_and_reasons(triton: LocalTriton, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--url", triton.grpc_url]) == 0
     text = capsys.readouterr().out
     assert f"at {triton.grpc_url}: ready" in text
     assert "UNAVAILABLE" in text
+    assert text.count("\n") == 6  # a line for the server and for each version, without tracebacks
     assert main(["status", "--url", triton.grpc_url, "--json"]) == 0
     models = json.loads(capsys.readouterr().out)["models"]
     assert {"name": "tiny_onnx", "version": 2, "state": "READY", "reason": ""} in models

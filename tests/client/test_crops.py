@@ -52,6 +52,9 @@ def test_read_only_and_strided_arrays_are_fine() -> None:
         ([BATCH[0].astype(np.float16)], r"crops\[0\] has dtype float16"),
         ([BATCH[0], "face.png"], r"crops\[1\] is str; expected a numpy array"),
         (np.zeros((2, 0), np.uint8), r"shape \(2, 0\)"),
+        (np.zeros((2, 112, 112), np.uint8), r"grey crops are stacked"),
+        (None, r"crops is NoneType; expected an array or a list"),
+        (iter(BATCH), r"Crops that come one by one go to `stream`"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

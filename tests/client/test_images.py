@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,24 @@ def test_an_error_leaves_the_old_archive_and_nothing_else(tmp_path: Path) -> Non
 def test_an_archive_that_is_a_folder_is_refused_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is a folder; give the name of a file"):
         EmbeddingArchive(tmp_path)
+
+
+def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match=r"is no regular file"):
+        EmbeddingArchive(tmp_path / "pipe")
+    with pytest.raises(InputError, match=r"is no regular file"):
+        EmbeddingArchive(Path(os.devnull))
+
+
+def test_a_link_stays_and_its_target_is_written(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link.npz").symlink_to("data/real.npz")
+    with EmbeddingArchive(tmp_path / "link.npz") as archive:
+        archive.add(["a"], np.zeros((1, 512), np.float32))
+    assert (tmp_path / "link.npz").is_symlink()
+    with np.load(tmp_path / "data/real.npz") as loaded:
+        assert loaded["paths"].tolist() == ["a"]
 
 
 def test_an_archive_in_a_missing_folder_is_refused_before_the_work(tmp_path: Path) -> None:

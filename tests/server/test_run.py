@@ -7,8 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def test_it_says_where_it_listens_in_one_line_and_ends_with_no_process_left(
     with running("--model-repository", small_repository, "--json", "--", "--id=handed-through") as process:
         report = json.loads(ready_line(process))
         server_pid = report["pid"]
-        assert len(group_members(server_pid)) == 2  # tritonserver and the model's stub
+        assert len(group_members(server_pid)) == 3  # tritonserver, its watcher, and the model's stub
         host, _, port = report["http_url"].partition(":")
         assert host == "127.0.0.1"
         connection = http.client.HTTPConnection(host, int(port))
@@ -122,7 +123,7 @@ def test_a_repository_that_cannot_be_served_is_one_line(tmp_path: Path, problem:
 def test_a_flag_that_the_command_sets_itself_is_wrong_usage(small_repository: Path, flag: str) -> None:
     result = run("--model-repository", small_repository, "--", flag)
     assert result.returncode == 2
-    assert f"tritonserver's flag {flag} is set here" in result.stderr
+    assert f"tritonserver's flag {flag} is set by arcface-server; its own flags" in result.stderr
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -133,4 +134,33 @@ def children(pid: int) -> list[int]:
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
+def test_a_killed_command_leaves_no_stub_while_models_load(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    for index in range(4):
+        write_tiny_repository(repository, f"tiny{index}", work=50)
+    command = [sys.executable, "-m", "arcface_server", "run", "--model-repository", str(repository)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    while not (stubs := stubs_of(repository)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    while stubs_of(repository):
+        assert time.monotonic() < deadline + 30, f"{stubs} live on"
+        time.sleep(0.1)
+
+
+def stubs_of(repository: Path) -> list[int]:
+    """Processes that run a model of the repository."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with suppress(OSError):
+                arguments = (entry / "cmdline").read_bytes()
+                if b"triton_python_backend_stub" in arguments and str(repository).encode() in arguments:
+                    found.append(int(entry.name))
     return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 
 from arcface_client.commandline import DONE
 
@@ -51,15 +50,12 @@ def _run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         )
     except FlagError as error:
         parser.error(str(error))
-    # Both are the usual way to end a server; a shell's background job has SIGINT ignored otherwise.
-    for ending in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ending, signal.default_int_handler)
     try:
         with server:
             print(_describe(server, arguments.json), flush=True)
             server.wait()
     except KeyboardInterrupt:
-        pass
+        pass  # the usual way to end a server: by Ctrl-C, SIGTERM, or closing the terminal
     return DONE
 
 
