@@ -62,7 +62,7 @@ def build(
         source: What to build from.
         name: Name of the family of models, such as "arcface_r100".
         repository: Folder of the model repository; it is made if it is missing.
-        options: How to serve it.
+        options: How to serve it, and all other versions of the model; by default as they are served now.
         progress: Is told each stage; by default they are logged.
 
     Raises:
@@ -71,7 +71,6 @@ def build(
     """
     report = progress or _log.info
     model = f"{check_name(name)}_onnx"
-    options = options or ServingOptions()
     target = ModelRepository(repository)
 
     report("Reading the source model")
@@ -113,13 +112,15 @@ def build(
         published = target.publish(
             model,
             staged,
-            config=config_text(onnx_config(model, options)),
+            config=config_text(onnx_config(model, options or ServingOptions())),
+            keep_config=options is None,
             manifest=lambda version: replace(draft, version=version).to_json(),
         )
     manifest = replace(draft, version=published.version)
     return BuiltModel(model, published.version, published.path, manifest)
 
 
-def _command(source: Source, name: str, repository: Path, options: ServingOptions) -> str:
+def _command(source: Source, name: str, repository: Path, options: ServingOptions | None) -> str:
     where = ["--name", name, "--repository", str(repository)]
-    return shlex.join(["arcface-builder", "build", *where, *source.arguments(), *options.arguments()])
+    serving = options.arguments() if options else []
+    return shlex.join(["arcface-builder", "build", *where, *source.arguments(), *serving])

@@ -48,7 +48,7 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     logging.getLogger("onnx_ir").setLevel(logging.WARNING)  # its passes tell all that they remove
-    return commandline.run(_parser(), argv)
+    return commandline.run("arcface-builder", _parser, argv)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, fields
 from typing import Any, Final, Literal
 
@@ -103,6 +104,12 @@ def onnx_config(model: str, options: ServingOptions) -> Any:
 def config_text(config: Any) -> str:
     """Write a ``ModelConfig`` as the text that Triton reads."""
     return str(text_format.MessageToString(config))
+
+
+def config_changes(old: str, new: str) -> str:
+    """What differs between two configurations, in one line: "- count: 2, + count: 1"."""
+    before, after = ([line.strip() for line in text.splitlines()] for text in (old, new))
+    return ", ".join(line for line in difflib.ndiff(before, after) if line[0] in "+-")
 
 
 def _check_range(name: str, value: int, low: int, high: int) -> None:

@@ -1,19 +1,20 @@
 """The model repository on disk: versions appear whole or not at all, and are never changed.
 
 A build writes into a staging folder, flushes it to the disk, and renames the finished version into
-place; that rename is the moment from which the version exists. Whatever dies before it leaves the
-repository as it was. A file lock makes publishing one builder's business at a time, and a lock on each
-staging folder tells the next builder which ones nobody will finish.
+place; that rename is the moment from which the version exists. Where the configuration changes too, the
+whole model is put together from hard links and changes places with the old one, so that both switch at
+once; a file system without that switches the configuration first. What dies before leaves the models as
+they were, and at most the record of a version that never was: its number is not used again. A file lock
+makes publishing one builder's business at a time, and a lock on each staging folder tells the next
+builder which ones nobody will finish.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
+import logging
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,11 +22,13 @@ from pathlib import Path
 from typing import Final
 
 from .errors import OptionError, RepositoryError
-from .model_config import CONFIG_FILE
+from .exchange import exchange
+from .model_config import CONFIG_FILE, config_changes
+from .staging import NO_SPACE, locked, staging_folder, sweep
+
+_log = logging.getLogger(__name__)
 
 LOCK_FILE: Final = ".lock"
-_OWNER_FILE: Final = ".owner"
-_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # What Triton, a file system, an object store and a shell all take as it is.
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -80,114 +83,125 @@ class ModelRepository:
         Raises:
             RepositoryError: The disk is full, or the repository cannot be written.
         """
-        with _os_errors(self.root):
+        with os_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-            with self._lock():
-                self._sweep()
-                folder = Path(tempfile.mkdtemp(prefix=self._staging_prefix, dir=self._staging_parent()))
-                owner = _locked(folder / _OWNER_FILE)
+            with self.lock():
+                sweep(self.root)
+                folder, owner = staging_folder(self.root)
         try:
             content = folder / "version"
-            with _os_errors(self.root):
+            with os_errors(self.root):
                 content.mkdir()
                 yield content
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(owner)
 
-    def publish(self, model: str, content: Path, *, config: str, manifest: Callable[[int], str]) -> Published:
+    def publish(
+        self,
+        model: str,
+        content: Path,
+        *,
+        config: str,
+        manifest: Callable[[int], str],
+        keep_config: bool = False,
+    ) -> Published:
         """Make a staged folder the next version of a model.
 
         Args:
             model: Name of the model.
             content: The staged folder with the version's files.
-            config: Text of the model's ``config.pbtxt``.
+            config: Text of the model's ``config.pbtxt``, which all versions share.
             manifest: Gives the text of the version's record.
+            keep_config: Leave the configuration as it is if the model has one.
 
         Raises:
             RepositoryError: The disk is full, or the repository cannot be written.
         """
-        with _os_errors(self.root), self._lock():
-            version = max(self.versions(model), default=0) + 1
-            folder, staged = self.root / model, content.parent
-            _replace(self.manifest_path(model, version), manifest(version), via=staged)
-            for path in content.iterdir():
-                _flush(path)
-            _flush(content)
-            if folder.is_dir():
-                # Triton reloads every version when the file is touched: leave it alone if it is the same.
-                if not _reads(folder / CONFIG_FILE, config):
-                    _replace(folder / CONFIG_FILE, config, via=staged)
-                content.rename(folder / str(version))
-                _flush(folder)
-            else:
-                # A server that polls must not see a model without its configuration or version.
-                model_folder = staged / "model"
-                model_folder.mkdir()
-                content.rename(model_folder / str(version))
-                _replace(model_folder / CONFIG_FILE, config, via=staged)
-                model_folder.rename(folder)
-            _flush(self.root)
-        return Published(version, folder / str(version))
+        with os_errors(self.root), self.lock():
+            version = self._next_version(model)
+            folder, record = self.root / model, self.manifest_path(model, version)
+            path = folder / str(version)
+            old = _bytes(folder / CONFIG_FILE)
+            # Triton reloads every version when the file is touched: leave it alone if it is the same.
+            kept = old is not None and (keep_config or old == config.encode())
+            for file in content.iterdir():
+                flush(file)
+            flush(content)
+            replace_text(record, manifest(version), via=content.parent)
+            try:
+                self._switch(folder, version, content, None if kept else config)
+            finally:
+                if not path.is_dir():
+                    record.unlink(missing_ok=True)
+            if old is not None and not kept:
+                changes = config_changes(old.decode(errors="replace"), config)
+                _log.warning("%s of all versions changes: %s", CONFIG_FILE, changes)
+            try:
+                flush(folder)
+                flush(self.root)
+            except OSError as error:
+                raise RepositoryError(
+                    f"Version {version} is published in {path}, but may not survive a power cut ({error}); "
+                    "mend the disk and check the version's SHA-256 against its manifest."
+                ) from error
+        return Published(version, path)
 
-    @property
-    def _staging_prefix(self) -> str:
-        return f".{self.root.name}-staging-"
+    def _next_version(self, model: str) -> int:
+        """One more than any version that is, or that a record says was: a number never changes meaning."""
+        records = re.compile(rf"{re.escape(model)}-(\d+)\.manifest\.json")
+        recorded = [int(match[1]) for path in self.root.iterdir() if (match := records.fullmatch(path.name))]
+        return max([0, *self.versions(model), *recorded]) + 1
 
-    def _staging_parent(self) -> Path:
-        """The folder beside the repository, where Triton does not look.
-
-        In the repository it would take even a hidden folder for a model. That has to do where the
-        repository is a mount of its own, since a rename must stay on one file system.
-        """
-        parent = self.root.parent
-        beside = os.access(parent, os.W_OK) and parent.stat().st_dev == self.root.stat().st_dev
-        return parent if beside else self.root
-
-    def _sweep(self) -> None:
-        """Remove the staging folders of builders that died: nobody holds their lock."""
-        for parent in {self.root, self.root.parent}:
-            for folder in parent.glob(f"{self._staging_prefix}*"):
-                try:
-                    owner = _locked(folder / _OWNER_FILE, wait=False)
-                except OSError:
-                    continue  # its builder is at work, or it is somebody else's
-                shutil.rmtree(folder, ignore_errors=True)
-                os.close(owner)
+    def _switch(self, folder: Path, version: int, content: Path, config: str | None) -> None:
+        """Put a version into place, and with it a new configuration, if there is one."""
+        if config is None:
+            content.rename(folder / str(version))
+            return
+        whole = content.parent / "model"
+        if not folder.is_dir():
+            # A server that polls must not see a model without its configuration or version.
+            whole.mkdir()
+            content.rename(whole / str(version))
+            replace_text(whole / CONFIG_FILE, config, via=content.parent)
+            flush(whole)
+            whole.rename(folder)
+            return
+        try:
+            shutil.copytree(folder, whole, symlinks=True, copy_function=os.link)
+            shutil.copytree(content, whole / str(version), copy_function=os.link)
+            replace_text(whole / CONFIG_FILE, config, via=content.parent)
+            flush(whole)
+            exchange(whole, folder)
+        except OSError as error:
+            _log.info("Configuration and version switch one after the other (%s)", error)
+            replace_text(folder / CONFIG_FILE, config, via=content.parent)
+            content.rename(folder / str(version))
 
     @contextmanager
-    def _lock(self) -> Iterator[None]:
-        descriptor = _locked(self.root / LOCK_FILE)
+    def lock(self) -> Iterator[None]:
+        """Be the only one who changes what is published."""
+        descriptor = locked(self.root / LOCK_FILE)
         try:
             yield
         finally:
             os.close(descriptor)
 
 
-def _locked(path: Path, *, wait: bool = True) -> int:
-    """Open and lock a file; the lock goes with the descriptor, so with the process at the latest."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _replace(path: Path, text: str, *, via: Path) -> None:
+def replace_text(path: Path, text: str, *, via: Path) -> None:
     """Write a file so that it is the old one or the new one at any moment."""
     temporary = via / "replacement"
     temporary.write_text(text, encoding="utf-8")
-    _flush(temporary)
+    flush(temporary)
     temporary.replace(path)
 
 
-def _reads(path: Path, text: str) -> bool:
-    return path.is_file() and path.read_text(encoding="utf-8") == text
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have a file or a folder on the disk, not in its cache alone."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -196,11 +210,12 @@ def _flush(path: Path) -> None:
 
 
 @contextmanager
-def _os_errors(root: Path) -> Iterator[None]:
+def os_errors(root: Path) -> Iterator[None]:
+    """Raise what the system refuses as a ``RepositoryError``."""
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_SPACE:
+        if error.errno in NO_SPACE:
             raise RepositoryError(
                 f"No space left to write a version into {root} ({error.strerror}); "
                 "make room and build again. Nothing was published."

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
-import signal
+import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import onnx
@@ -133,31 +133,151 @@ def test_two_builds_at_once_both_succeed(source: Path, tmp_path: Path) -> None:
     assert hidden(tmp_path) == []
 
 
-def test_a_build_killed_at_any_moment_leaves_the_old_repository_or_the_new(
-    source: Path, tmp_path: Path
+STEPS = """
+import errno, json, os, shutil, signal, sys
+from pathlib import Path
+from arcface_builder.errors import RepositoryError
+from arcface_builder.repository import ModelRepository
+
+top, mode = Path(sys.argv[1]), sys.argv[2]
+steps = {"open", "os.mkdir", "os.rename", "os.link", "os.remove", "ctypes.dlsym"}
+state = {"count": 0, "at": -1}
+
+def hook(event, arguments):
+    if event in steps and (event == "ctypes.dlsym" or str(top) in str(arguments[0])):
+        state["count"] += 1
+        if state["count"] == state["at"]:
+            if mode == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+def publish(root, content, config):
+    repository = ModelRepository(root)
+    with repository.staging() as staged:
+        (staged / "model.onnx").write_text(content)
+        repository.publish("m", staged, config=config, manifest=str)
+
+def look(root):
+    folder = root / "m"
+    files = {str(path.relative_to(root)): path.read_text() for path in root.rglob("*") if path.is_file()}
+    return files
+
+sys.addaudithook(hook)
+outcomes = []
+for config in ("same", "changed"):
+    for step in range(1, 1000):
+        root = top / f"{config}-{step}" / "models"
+        publish(root, "one", "same")
+        answer, say = os.pipe()
+        child = os.fork()
+        if not child:
+            state.update(count=0, at=step)
+            said = "done"
+            try:
+                publish(root, "two", config)
+            except RepositoryError as error:
+                said = str(error)
+            reached = state["count"] >= step
+            state["at"] = -1
+            os.write(say, json.dumps([said, reached]).encode())
+            os._exit(0)
+        os.close(say)
+        os.waitpid(child, 0)
+        with os.fdopen(answer, "rb") as pipe:
+            said, reached = json.loads(pipe.read() or '["killed", true]')
+        files = look(root)
+        if reached:
+            publish(root, "three", config)
+        hidden = [path.name for path in root.parent.iterdir() if path.name != "models"]
+        outcomes.append([config, said, files, look(root), hidden])
+        shutil.rmtree(root.parent)
+        if not reached:
+            break
+print(json.dumps(outcomes))
+"""
+"""Publishes a second version, stopped before each of its steps in the file system in turn."""
+
+
+@pytest.mark.parametrize("mode", ["kill", "full disk"])
+def test_whatever_stops_a_build_at_whatever_step_the_repository_is_the_old_one_or_the_new(
+    mode: str, tmp_path: Path
 ) -> None:
-    root = tmp_path / "models"
-    command = [*COMMAND, str(source), "--repository", str(root)]
-    start = time.monotonic()
-    subprocess.run(command, capture_output=True, check=True)
-    duration_s = time.monotonic() - start
-    versions = 1
+    result = subprocess.run(
+        [sys.executable, "-c", STEPS, str(tmp_path), mode], capture_output=True, text=True, check=True
+    )
 
-    moments = 8
-    for moment in range(moments):
-        build = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        # Loading Python is half of it, and nothing happens then.
-        time.sleep(duration_s * (0.5 + 0.55 * moment / moments))
-        build.send_signal(signal.SIGKILL)
-        build.wait()
-        found = len(ModelRepository(root).versions("small_onnx"))
-        assert found in (versions, versions + 1)
-        versions = found
-        assert_whole(root, versions=list(range(1, versions + 1)))
+    outcomes = json.loads(result.stdout)
+    assert len(outcomes) > 30
+    assert {said == "done" for _, said, *_ in outcomes} == {True, False}
+    for config, said, files, later, hidden in outcomes:
+        old = {"m/config.pbtxt": "same", "m/1/model.onnx": "one"}
+        new = {"m/config.pbtxt": config, "m/1/model.onnx": "one", "m/2/model.onnx": "two"}
+        models = {name: text for name, text in files.items() if name.startswith("m/")}
+        published = models == new
+        assert published or models == old
+        assert not published or files["m-2.manifest.json"] == "2"
+        if mode == "full disk":
+            assert published == (said == "done" or "is published in" in said)
+            assert published or "m-2.manifest.json" not in files
+        if said != "done":  # The next build works, whatever was left.
+            assert "three" in later.values()
+            assert later["m/config.pbtxt"] == config
+        assert hidden == []
 
-    subprocess.run(command, capture_output=True, check=True)
-    assert_whole(root, versions=list(range(1, versions + 2)))
-    assert hidden(tmp_path) == []
+
+def test_the_steps_are_two_where_folders_cannot_be_exchanged(
+    repository: ModelRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EINVAL, "no exchange")
+
+    publish(repository)
+    monkeypatch.setattr("arcface_builder.repository.exchange", refuse)
+
+    assert publish(repository, "two", config="another") == 2
+    assert (repository.root / "m/config.pbtxt").read_text() == "another"
+    assert (repository.root / "m/2/model.onnx").read_text() == "two"
+    assert hidden(repository.root.parent) == []
+
+
+def test_a_version_that_was_removed_is_never_another_one(repository: ModelRepository) -> None:
+    publish(repository)
+    publish(repository)
+    shutil.rmtree(repository.root / "m/2")
+
+    assert publish(repository) == 3
+    assert repository.manifest_path("m", 2).read_text() == "2"
+
+
+def test_a_mount_of_its_own_is_staged_in(
+    repository: ModelRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.replace
+
+    def replace(path: Path, target: Path) -> Path:
+        if repository.root not in path.parents:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+
+    assert publish(repository) == 1
+    assert hidden(repository.root) == [".lock"]
+
+
+def test_an_existing_configuration_is_kept_unless_another_is_asked_for(
+    repository: ModelRepository, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish(repository, config="count: 1")
+    (repository.root / "m/config.pbtxt").write_text("count: 9  # by hand")
+
+    with repository.staging() as staged:
+        repository.publish("m", staged, config="count: 1", manifest=str, keep_config=True)
+    assert (repository.root / "m/config.pbtxt").read_text() == "count: 9  # by hand"
+    assert caplog.text == ""
+
+    publish(repository, config="count: 2")
+    assert "of all versions changes: - count: 9  # by hand, + count: 2" in caplog.text
 
 
 def assert_whole(root: Path, *, versions: list[int]) -> None:
