@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -33,19 +34,30 @@ class Normalisation:
 
     @classmethod
     def parse(cls, text: str) -> Normalisation:
-        """Read "MEAN,STD", as in "127.5,128".
+        """Read "MEAN,STD", as in "127.5,128", or six numbers: mean of R, G, B, then std of R, G, B.
 
         Raises:
             OptionError: The text is something else, or std is 0.
         """
-        parts = text.split(",")
         try:
-            mean, std = map(float, parts)
-        except ValueError as error:
-            raise OptionError(f"Normalisation {text!r} is not MEAN,STD; expected e.g. 127.5,128.") from error
-        if std == 0:
-            raise OptionError(f"Normalisation {text!r} divides by 0; expected e.g. 127.5,128.")
-        return cls.uniform(mean, std)
+            numbers = [float(part) for part in text.split(",")]
+        except ValueError:
+            numbers = []
+        if len(numbers) == 2:
+            numbers = [number for number in numbers for _ in range(3)]
+        if len(numbers) != 6 or not all(map(math.isfinite, numbers)) or 0 in numbers[3:]:
+            raise OptionError(
+                f"Normalisation {text!r} is not MEAN,STD with finite numbers and std other than 0; "
+                "expected e.g. 127.5,128."
+            )
+        mean_r, mean_g, mean_b, std_r, std_g, std_b = numbers
+        return cls((mean_r, mean_g, mean_b), (std_r, std_g, std_b))
+
+    def to_argument(self) -> str:
+        """Write what ``parse`` reads, to the last digit."""
+        uniform = len({*self.mean}) == len({*self.std}) == 1
+        numbers = (self.mean[0], self.std[0]) if uniform else (*self.mean, *self.std)
+        return ",".join(repr(float(number)) for number in numbers)
 
     def then(self, inner: Normalisation) -> Normalisation:
         """Compose: this one first (the caller's), then ``inner`` (the graph's)."""

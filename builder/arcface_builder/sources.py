@@ -51,9 +51,9 @@ class OnnxFile:
 
     def arguments(self) -> list[str]:
         """See ``Source``."""
-        override = self.normalisation
-        flags = ["--normalisation", f"{override.mean[0]:g},{override.std[0]:g}"] if override else []
-        return ["--onnx-path", str(self.path), *flags]
+        # With "=", since a mean below zero looks like a flag.
+        stated = [f"--normalisation={self.normalisation.to_argument()}"] if self.normalisation else []
+        return ["--onnx-path", str(self.path), *stated]
 
 
 @dataclass(frozen=True)

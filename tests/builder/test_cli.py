@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import shlex
@@ -11,11 +12,13 @@ import pytest
 
 from arcface_builder.build import build
 from arcface_builder.cli import main
+from arcface_builder.commands.sources import add_sources, source_from
 from arcface_builder.errors import NotArcFaceError
+from arcface_builder.normalisation import Normalisation
 from arcface_builder.reference import ReferenceEmbedder
-from arcface_builder.sources import OnnxFile
+from arcface_builder.sources import Checkpoint, InsightFacePack, OnnxFile, Source, Synthetic
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
-from exports import pytorch_pack, small_arcface
+from exports import mxnet_broken, pytorch_pack, small_arcface
 from photograph import face_crops
 
 
@@ -115,6 +118,51 @@ def test_bad_input_is_one_line_and_nothing_is_written(
 
 
 @pytest.mark.parametrize(
+    "source",
+    [
+        OnnxFile(Path("f.onnx")),
+        OnnxFile(Path("f.onnx"), Normalisation.uniform(-1, 57.1234567)),
+        OnnxFile(Path("f.onnx"), Normalisation((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))),
+        InsightFacePack("buffalo_l"),
+        InsightFacePack("buffalo_l", Path("packs"), accept_license=True),
+        Checkpoint(Path("backbone.pth")),
+        Synthetic("r50"),
+        Synthetic("r50", seed=7),
+    ],
+    ids=str,
+)
+def test_the_arguments_of_a_source_name_it_again(source: Source) -> None:
+    parser = argparse.ArgumentParser()
+    add_sources(parser)
+
+    assert source_from(parser.parse_args(source.arguments())) == source
+
+
+def test_a_build_without_serving_flags_keeps_how_the_model_is_served(
+    source: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = source.parent / "models/small_onnx/config.pbtxt"
+    assert main(arguments(source, "--device", "gpu", "--instances", "2")) == 0
+    before = config.read_text()
+
+    assert main(arguments(source)) == 0
+    assert config.read_text() == before
+
+    assert main(arguments(source, "--instances", "3")) == 0
+    assert "count: 3" in config.read_text()
+    assert "config.pbtxt of all versions changes: " in caplog.text
+
+
+def test_the_result_says_if_the_source_itself_was_not_run(
+    source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx.save_model(mxnet_broken(small_arcface()), source)
+
+    assert main(arguments(source)) == 0
+    assert "of its source's mended copy: the source file itself was not run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     "wrong",
     [
         ["build", "--name", "m"],
@@ -122,10 +170,17 @@ def test_bad_input_is_one_line_and_nothing_is_written(
         ["build", "--name", "m", "--synthetic", "r18", "--onnx-path", "f.onnx"],
         ["build", "--name", "m", "--synthetic", "r42"],
         ["build", "--name", "m", "--onnx-path", "f.onnx", "--normalisation", "127.5"],
+        ["build", "--name", "m", "--onnx-path", "f.onnx", "--normalisation", "nan,2"],
+        ["build", "--name", "m", "--onnx-path", "f.onnx", "--normalisation", "1,0"],
+        ["build", "--name", "m", "--synthetic", "r18", "--normalisation", "0,1"],
+        ["build", "--name", "m", "--checkpoint", "f.pth", "--normalisation", "0,1"],
+        ["build", "--name", "m", "--onnx-path", "f.onnx", "--seed", "0"],
+        ["build", "--name", "m", "--onnx-path", "f.onnx", "--accept-license"],
+        ["build", "--name", "m", "--synthetic", "r18", "--insightface-root", "d"],
         ["inspect"],
         [],
     ],
-    ids=["no source", "no name", "two sources", "unknown depth", "no std", "no file", "no command"],
+    ids=" ".join,
 )
 def test_wrong_usage_ends_with_2(wrong: list[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
