@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 import tempfile
 import zipfile
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import onnx_ir as ir
@@ -74,19 +76,25 @@ def _download(pack: str, models: Path) -> None:
     """
     storage = require("insightface.utils.storage", extra="insightface", purpose="Downloading a pack")
     requests = require("requests", extra="insightface", purpose="Downloading a pack")
+    folder = models / pack
+    if folder.is_dir() and any(folder.iterdir()):
+        raise PackError(
+            f"{folder} is in the way: it holds files, but no ONNX model. Move it away to have the pack "
+            "downloaded, or name a file with --onnx-path."
+        )
     _log.info("Downloading %s. %s.", pack, PACK_TERMS)
     staging: str | None = None
     try:
         models.mkdir(parents=True, exist_ok=True)
         staging = tempfile.mkdtemp(prefix=f".{pack}-", dir=models)
-        storage.download("models", pack, root=staging)
-        shutil.rmtree(models / pack, ignore_errors=True)  # an empty one, left by a download that failed
-        Path(staging, "models", pack).replace(models / pack)
+        with redirect_stdout(sys.stderr):  # it prints where it puts the file
+            storage.download("models", pack, root=staging)
+        Path(staging, "models", pack).replace(folder)  # takes the place of an empty one as well
     except (requests.RequestException, RuntimeError, OSError, zipfile.BadZipFile) as error:
         reason = type(error).__name__ if isinstance(error, requests.RequestException) else error
         raise PackError(
             f"Cannot download {pack} ({reason}). Fetch {storage.model_zoo_download_url(f'{pack}.zip')} "
-            f"on a machine that can, and unpack it into {models / pack}; or pass a file with --onnx-path."
+            f"on a machine that can, and unpack it into {folder}; or pass a file with --onnx-path."
         ) from error
     finally:
         if staging:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from arcface_builder.cli import main
 from arcface_builder.errors import PackError
 from arcface_builder.insightface_pack import recognition_model
 from arcface_builder.sources import InsightFacePack
@@ -85,6 +88,49 @@ def test_a_download_that_fails_is_one_clear_line_and_leaves_nothing(
         recognition_model("buffalo_l", root=tmp_path, accept_license=True)
 
     assert list((tmp_path / "models").iterdir()) == []
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network gives a pack; all else is InsightFace's own code."""
+
+    def download_file(url: str, path: str, overwrite: bool) -> None:
+        assert url.endswith("buffalo_l.zip")
+        Path(path).parent.mkdir()
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("w600k_r50.onnx", pytorch_pack(small_arcface()).SerializeToString())
+
+    monkeypatch.setattr("insightface.utils.storage.download_file", download_file)
+
+
+@pytest.mark.usefixtures("published")
+@pytest.mark.parametrize("empty_folder", [False, True])
+def test_a_downloaded_pack_is_built_and_standard_output_stays_json(
+    empty_folder: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if empty_folder:
+        (tmp_path / "models/buffalo_l").mkdir(parents=True)
+    root = ["--insightface-root", str(tmp_path), "--accept-license"]
+    models = str(tmp_path / "repository")
+
+    command = ["build", "--name", "m", "--repository", models, "--insightface-pack", "buffalo_l", *root]
+    assert main([*command, "--json"]) == 0
+
+    report = json.loads(capsys.readouterr().out)
+    assert (report["source"]["kind"], report["source"]["name"]) == ("insightface", "w600k_r50.onnx")
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["buffalo_l"]
+
+
+@pytest.mark.usefixtures("published")
+def test_a_folder_with_the_users_files_is_never_removed(tmp_path: Path) -> None:
+    notes = tmp_path / "models/buffalo_l/notes.txt"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("mine")
+
+    with pytest.raises(PackError, match="is in the way: it holds files, but no ONNX model"):
+        recognition_model("buffalo_l", root=tmp_path, accept_license=True)
+
+    assert notes.read_text() == "mine"
 
 
 @pytest.mark.parametrize("pack", ["../secrets", "a/b", "", ".."])

@@ -10,8 +10,10 @@ import pytest
 
 from arcface_builder.errors import CheckpointError
 from arcface_builder.faces import noise
+from arcface_builder.graph import session
 from arcface_builder.iresnet import BLOCKS
 from arcface_builder.reference import ReferenceEmbedder
+from arcface_builder.serving_graph import serving_graph
 from arcface_builder.sources import Checkpoint
 from photograph import face_crops
 
@@ -87,6 +89,9 @@ def test_a_state_dict_gives_pytorchs_embeddings(depth: str, tmp_path: Path) -> N
 
     expected = raw / np.linalg.norm(raw, axis=1, keepdims=True)
     np.testing.assert_allclose(ReferenceEmbedder(source).embed(crops), expected, rtol=0, atol=1e-5)
+    served = serving_graph(source.mended, source.normalisation, metadata={}).SerializeToString()
+    (embeddings,) = session(served).run(None, {"image": crops})
+    np.testing.assert_allclose(embeddings, expected, rtol=0, atol=1e-5)
 
 
 def test_a_whole_training_state_is_refused(tmp_path: Path) -> None:
