@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import shlex
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -24,9 +23,6 @@ from .sources import Source
 _log = logging.getLogger(__name__)
 
 DEFAULT_REPOSITORY = Path("model_repository")
-
-Progress = Callable[[str], None]
-"""Is told each stage as it begins."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,6 @@ def build(
     name: str,
     repository: Path = DEFAULT_REPOSITORY,
     options: ServingOptions | None = None,
-    progress: Progress | None = None,
 ) -> BuiltModel:
     """Build the next version of the model ``{name}_onnx``.
 
@@ -63,24 +58,22 @@ def build(
         name: Name of the family of models, such as "arcface_r100".
         repository: Folder of the model repository; it is made if it is missing.
         options: How to serve it, and all other versions of the model; by default as they are served now.
-        progress: Is told each stage; by default they are logged.
 
     Raises:
         BuilderError: See ``errors``; the repository is as it was.
         MissingExtraError: The source needs a package that is not installed.
     """
-    report = progress or _log.info
     model = f"{check_name(name)}_onnx"
     target = ModelRepository(repository)
 
-    report("Reading the source model")
+    _log.info("Reading the source model")
     loaded = source.load()
     origin = loaded.origin
     if origin.synthetic:
         _log.warning("%s holds synthetic weights: it recognises nobody", origin.name)
     for finding in loaded.findings:
-        report(f"Found: {finding}")
-    report(f"Building the serving graph of {origin.name}: pixels as {loaded.normalisation}")
+        _log.info("Found: %s", finding)
+    _log.info("Building the serving graph of %s: pixels as %s", origin.name, loaded.normalisation)
     metadata = {"source": origin.name, "source_sha256": origin.sha256, **origin.labels()}
     graph = serving_graph(loaded.mended, loaded.normalisation, metadata=metadata)
 
@@ -88,7 +81,7 @@ def build(
         path = staged / MODEL_FILE
         content = graph.SerializeToString(deterministic=True)
         path.write_bytes(content)
-        report("Comparing it with the source model")
+        _log.info("Comparing it with the source model")
         reference = ReferenceEmbedder(loaded)
         with closing(OnnxRuntime(path)) as runtime:
             parity = check_parity(reference.embed, runtime.embed)

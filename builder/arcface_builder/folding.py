@@ -3,7 +3,7 @@
 A batch norm in inference is ``scale * x + shift`` for each channel. After a convolution or a Gemm it
 goes into that layer's weights and bias. Before a Gemm, through a Flatten too, it goes into the Gemm.
 Before a convolution with zero padding it must stay: the padding is zero after the shift, not before.
-All arithmetic is in float64, rounded once.
+The arithmetic of each fold is in float64; the layer keeps the result as float32.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ def fold_batch_norms(model: ir.Model) -> int:
     """Fold what can be folded; returns how many batch norms went."""
     folded = 0
     for node in [node for node in model.graph if node.op_type == "BatchNormalization"]:
-        affine = _affine(node)
-        if affine and (_fold_into_producer(node, *affine) or _fold_into_consumer(node, *affine)):
+        parameters = affine(node)
+        if parameters and (_fold_into_producer(node, *parameters) or _fold_into_consumer(node, *parameters)):
             bypass(node)
             folded += 1
     return folded
 
 
-def _affine(node: ir.Node) -> tuple[_Vector, _Vector] | None:
+def affine(node: ir.Node) -> tuple[_Vector, _Vector] | None:
     """Scale and shift of a batch norm; None if its parameters are computed."""
     arrays = [constant(value) for value in node.inputs[1:5]]
     if any(array is None for array in arrays):

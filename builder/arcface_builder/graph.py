@@ -107,10 +107,9 @@ def first_convolution(model: ir.Model) -> ir.Node:
     )
 
 
-def session(model: ir.Model | bytes, *, threads: int = 0) -> onnxruntime.InferenceSession:
+def session(model: ir.Model | bytes) -> onnxruntime.InferenceSession:
     """Load a model with ONNX Runtime on the CPU; raises one of ``RUN_ERRORS``."""
     content = model if isinstance(model, bytes) else ir.to_proto(model).SerializeToString()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
-    options.intra_op_num_threads = threads
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

@@ -204,6 +204,7 @@ def _is_map(value: ir.Value | None) -> bool:
 
 
 def _passing_nodes(model: ir.Model) -> Iterable[Finding]:
+    """Dropout in inference, and Identity, pass on what they get."""
     for node in [node for node in model.graph if node.op_type in ("Dropout", "Identity")]:
         if not any(mask.uses() for mask in node.outputs[1:]):
             bypass(node)

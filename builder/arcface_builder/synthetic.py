@@ -36,7 +36,8 @@ def synthetic_weights(depth: str, seed: int) -> dict[str, _Array]:
     Args:
         depth: A key of ``iresnet.BLOCKS``.
         seed: The same seed gives the same weights on one machine, and embeddings that agree to 1e-4
-            on any: the draws are the same everywhere, the measured statistics to float32 rounding.
+            on any: the draws are the same everywhere; the measured statistics differ as float32 sums
+            do that are taken in another order.
 
     Returns:
         float32 parameters by their name in the state dict.
