@@ -27,7 +27,7 @@ test: $(READY) ## Run the tests, against a real Triton server
 
 test-torch: $(READY) ## Install PyTorch and compare the network with a plain PyTorch one
 	$(BIN)/pip install --quiet 'torch==2.13.0'
-	$(BIN)/pytest tests/builder/test_iresnet_torch.py
+	$(BIN)/pytest tests/builder/test_iresnet_torch.py tests/builder/test_checkpoint.py
 
 lint: $(READY) ## Check style
 	$(BIN)/ruff check .

@@ -21,8 +21,8 @@ from serving import machine
 from workers import Worker, triton
 
 BATCH = 32
-CONCURRENCIES = (1, 2, 4, 8)
-WINDOW_REQUESTS = 20
+CONCURRENCIES = (1, 2, 4)
+WINDOW_REQUESTS = 10
 
 
 def main() -> None:

@@ -52,6 +52,14 @@ def test_importing_a_package_does_not_import_grpc() -> None:
         assert "grpc" not in modules_after(f"import {package}")
 
 
+def test_the_builder_says_what_a_small_installation_lacks() -> None:
+    code = (
+        "import sys; sys.modules['onnx'] = None; from arcface_builder.__main__ import main; sys.exit(main())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr == "arcface-builder needs the package onnx: pip install 'arcface-triton[builder]'\n"
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dist")
@@ -91,7 +99,7 @@ def test_the_wheel_names_the_commands_and_the_licence(wheel: Path) -> None:
         commands = archive.read(info["entry_points.txt"]).decode()
         metadata = archive.read(info["METADATA"]).decode()
     for command in ("arcface-builder", "arcface-client", "arcface-server"):
-        assert f"{command} = {command.replace('-', '_')}.cli:main" in commands
+        assert f"{command} = {command.replace('-', '_')}." in commands
     assert "License-Expression: Apache-2.0" in metadata
     assert "licenses/LICENSE" in info
     base = [

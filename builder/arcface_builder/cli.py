@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "arcface-builder", description=_DESCRIPTION, epilog=_EXAMPLES, formatter_class=raw
     )
+    commandline.add_version(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     inspecting = commands.add_parser(

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as _ort
 
 from arcface_client.contract import CROP_SHAPE, CROP_SIZE
 
@@ -16,17 +15,6 @@ from .errors import NotArcFaceError
 
 # Sources that declare a fixed batch make ONNX Runtime warn on every run, and its errors are raised as well.
 _FATAL_ONLY: Final = 4
-
-# ONNX Runtime's exceptions have no base class of their own.
-RUN_ERRORS: Final = (
-    _ort.EPFail,
-    _ort.Fail,
-    _ort.InvalidArgument,
-    _ort.InvalidGraph,
-    _ort.InvalidProtobuf,
-    _ort.NotImplemented,
-    _ort.RuntimeException,
-)
 
 
 def first_line(error: Exception) -> str:

@@ -15,9 +15,10 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from arcface_client.contract import CROP_SHAPE, CROP_SIZE
+from arcface_client.runtimes.onnxruntime import RUN_ERRORS
 
 from .errors import NotArcFaceError
-from .graph import RUN_ERRORS, first_convolution, first_line, image_dims, numpy_dtype, session
+from .graph import first_convolution, first_line, image_dims, numpy_dtype, session
 from .normalisation import RAW, Normalisation, Triple
 
 _PROBE = 255.0

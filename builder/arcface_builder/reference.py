@@ -8,9 +8,10 @@ from typing import Literal
 import numpy as np
 
 from arcface_client.contract import CROP_SHAPE, Crops, Embeddings
+from arcface_client.runtimes.onnxruntime import RUN_ERRORS
 
 from .errors import NotArcFaceError
-from .graph import RUN_ERRORS, first_line, numpy_dtype, session
+from .graph import first_line, numpy_dtype, session
 from .source_model import SourceModel
 
 _log = logging.getLogger(__name__)

@@ -14,8 +14,7 @@ from .cores import physical_cores
 
 _TRITON_TYPES: Mapping[str, str] = {"tensor(uint8)": "UINT8", "tensor(float)": "FP32"}
 
-# ONNX Runtime's exceptions have no base class of their own.
-_ERRORS = (
+RUN_ERRORS = (
     _ort.EPFail,
     _ort.Fail,
     _ort.InvalidArgument,
@@ -24,6 +23,7 @@ _ERRORS = (
     _ort.NotImplemented,
     _ort.RuntimeException,
 )
+"""What ONNX Runtime raises; its exceptions have no base class of their own."""
 
 
 class OnnxRuntime:
@@ -67,7 +67,7 @@ class OnnxRuntime:
             options.add_session_config_entry(name, value)
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=list(providers))
-        except _ERRORS as error:
+        except RUN_ERRORS as error:
             raise DeploymentError(f"ONNX Runtime cannot load {path}: {error}") from error
         check_tensors(
             str(path),
@@ -88,7 +88,7 @@ class OnnxRuntime:
         """
         try:
             (embeddings,) = self._session.run([OUTPUT_NAME], {INPUT_NAME: crops})
-        except _ERRORS as error:
+        except RUN_ERRORS as error:
             raise DeploymentError(f"ONNX Runtime failed on a batch of {len(crops)}: {error}") from error
         return embeddings  # type: ignore[no-any-return]
 
