@@ -11,12 +11,20 @@
         ├── OptionError (InputError)           a name or serving option out of its range
         ├── PackError (DeploymentError)        an InsightFace pack that is not there and cannot be fetched
         ├── RepositoryError (DeploymentError)  a repository that cannot be read or written
+        ├── StoreError                         a place for plans that cannot be used
+        │   ├── CacheError (DeploymentError)   the local cache cannot be read or written
+        │   ├── BucketError (DeploymentError)  the bucket is missing, forbidden or misnamed
+        │   └── BucketUnreachableError (TransientError)  nothing answers there, or it broke off
+        ├── PlanError                          a plan that must not be loaded; have it built again
+        │   ├── PlanManifestError              its manifest is damaged, or lies
+        │   ├── PlanDamagedError               its bytes are not those of its manifest, or no plan's
+        │   └── PlanVersionError               it was built by another TensorRT than will load it
         └── ParityError                        the serving graph differs from its source
 """
 
 from __future__ import annotations
 
-from arcface_client.errors import ArcFaceError, DeploymentError, InputError
+from arcface_client.errors import ArcFaceError, DeploymentError, InputError, TransientError
 
 
 class BuilderError(ArcFaceError):
@@ -49,6 +57,38 @@ class PackError(BuilderError, DeploymentError):
 
 class RepositoryError(BuilderError, DeploymentError):
     """A model repository cannot be read or written."""
+
+
+class StoreError(BuilderError):
+    """A place where plans are kept cannot be used."""
+
+
+class CacheError(StoreError, DeploymentError):
+    """The local cache cannot be read or written."""
+
+
+class BucketError(StoreError, DeploymentError):
+    """The bucket is missing, forbidden or misnamed, or there are no credentials for it."""
+
+
+class BucketUnreachableError(StoreError, TransientError):
+    """Nothing answers where the bucket should be, or the connection broke off."""
+
+
+class PlanError(BuilderError):
+    """A plan must not be loaded; have it built again."""
+
+
+class PlanManifestError(PlanError):
+    """A plan's manifest is damaged, of another schema, or says what is not so."""
+
+
+class PlanDamagedError(PlanError):
+    """A plan's bytes are not those of its manifest, or are no plan at all."""
+
+
+class PlanVersionError(PlanError):
+    """A plan was built by another TensorRT than the one that is to load it."""
 
 
 class ParityError(BuilderError):
