@@ -7,7 +7,8 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import TypeVar
 
@@ -56,6 +57,23 @@ def progress(items: Iterable[T], *, total: int | None = None, unit: str) -> Iter
         yield from items
         return
     yield from tqdm(items, total=total, unit=unit, disable=None, leave=False)
+
+
+@contextmanager
+def transfer(name: str, size_bytes: int) -> Iterator[Callable[[int], object]]:
+    """Show bytes that move under a progress bar on standard error; without a terminal or tqdm, show nothing.
+
+    Yields:
+        What is to be told how many bytes have moved since it was told last.
+    """
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield lambda count: None
+        return
+    bar = tqdm(desc=name, total=size_bytes, unit="B", unit_scale=True, disable=None, leave=False)
+    with bar:
+        yield bar.update
 
 
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:
