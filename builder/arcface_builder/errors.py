@@ -19,7 +19,12 @@
         │   ├── PlanManifestError              its manifest is damaged, or lies
         │   ├── PlanDamagedError               its bytes are not those of its manifest, or no plan's
         │   └── PlanVersionError               it was built by another TensorRT than will load it
-        └── ParityError                        the serving graph differs from its source
+        ├── CompileError                       a plan could not be built, or must not be used
+        │   ├── NoGpuError (DeploymentError)       this machine cannot build plans
+        │   ├── WorkspaceError (DeploymentError)   TensorRT ran out of memory
+        │   └── PrecisionError                 the plan does not run in the precision that it is named after
+        └── ParityError                        a model's embeddings differ from its source's
+            └── BlindGateError                 the comparison could not have told a wrong model apart
 """
 
 from __future__ import annotations
@@ -91,5 +96,25 @@ class PlanVersionError(PlanError):
     """A plan was built by another TensorRT than the one that is to load it."""
 
 
+class CompileError(BuilderError):
+    """A TensorRT plan could not be built, or must not be used."""
+
+
+class NoGpuError(CompileError, DeploymentError):
+    """This machine cannot build plans: it has no GPU, no TensorRT, or too old a driver."""
+
+
+class WorkspaceError(CompileError, DeploymentError):
+    """TensorRT ran out of memory, whatever the workspace."""
+
+
+class PrecisionError(CompileError):
+    """A plan does not run in the precision that it is named after."""
+
+
 class ParityError(BuilderError):
-    """The serving graph's embeddings differ from the source model's."""
+    """A model's embeddings differ from the source model's."""
+
+
+class BlindGateError(ParityError):
+    """A comparison could not have told a wrong model apart, so it proves nothing."""
