@@ -41,7 +41,7 @@ def test_builds_that_differ_in_anything_lie_in_different_places(change: dict[str
 
 
 def test_the_order_of_settings_makes_no_difference() -> None:
-    turned = dict(reversed(IDENTITY.settings.items()))
+    turned = dict(reversed(list(IDENTITY.settings.items())))
     assert identity(settings=turned).key == IDENTITY.key
 
 

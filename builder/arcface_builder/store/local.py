@@ -140,14 +140,10 @@ class LocalStore:
             _flush(record)
             _flush(folder)
             plan.parent.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                folder.rename(plan.parent)
-            except OSError as error:
-                if error.errno not in _TAKEN:
-                    raise
+            while not _renamed(folder, plan.parent):
                 if there := self.find(manifest.identity):
                     return there
-                folder.rename(plan.parent)  # what was there was damaged, and is gone
+                self._discard(plan)  # half an engine: somebody took a file out of it
             _flush(plan.parent.parent)
         return StoredEngine(plan, manifest)
 
@@ -204,6 +200,17 @@ class LocalStore:
             raise CacheError(
                 f"Cannot {verb} the cache {self.root} ({error}); mend it or set ARCFACE_CACHE_DIR."
             ) from error
+
+
+def _renamed(folder: Path, target: Path) -> bool:
+    """Rename a folder unless something is in the way."""
+    try:
+        folder.rename(target)
+    except OSError as error:
+        if error.errno in _TAKEN:
+            return False
+        raise
+    return True
 
 
 def _flush(path: Path) -> None:
