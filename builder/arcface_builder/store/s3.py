@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Final
 
-import boto3
+from boto3.session import Session
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
@@ -67,7 +67,7 @@ class S3Store:
         )
         with translated(self.name):
             try:
-                self._s3 = boto3.client("s3", endpoint_url=endpoint_url, config=config)
+                self._s3 = Session().client("s3", endpoint_url=endpoint_url, config=config)
             except ValueError as error:
                 raise BucketError(
                     f"The endpoint {endpoint_url!r} is no URL; expected e.g. https://s3.example.org:9000."
@@ -162,7 +162,8 @@ class S3Store:
         with translated(self.name):
             try:
                 answer = self._s3.get_object(Bucket=self._bucket, Key=key + ENDING)
-                text = answer["Body"].read(_MAX_MANIFEST_BYTES)
+                with closing(answer["Body"]) as body:
+                    text = body.read(_MAX_MANIFEST_BYTES)
             except ClientError as error:
                 if is_missing(error):
                     return None

@@ -9,6 +9,7 @@ from typing import Final
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConnectionError,
     HTTPClientError,
     IncompleteReadError,
     NoCredentialsError,
@@ -44,7 +45,7 @@ def translated(place: str) -> Iterator[None]:
         yield
     except ClientError as error:
         raise _from_answer(error, place) from error
-    except (HTTPClientError, IncompleteReadError, RetriesExceededError) as error:
+    except (ConnectionError, HTTPClientError, IncompleteReadError, RetriesExceededError) as error:
         last = getattr(error, "last_exception", error)
         raise BucketUnreachableError(
             f"Cannot reach {place} ({_one_line(last)}); check the network and --endpoint-url, and try again."
