@@ -143,6 +143,12 @@ def test_a_manifest_of_another_plan_is_refused(s3: S3Server, bucket: S3Store) ->
     assert isinstance(listed, PlanManifestError)
 
 
+def test_a_manifest_too_big_to_be_one_is_not_read(s3: S3Server, bucket: S3Store) -> None:
+    s3.client.put_object(Bucket="plans", Key=MANIFEST_KEY, Body=bytes(2_000_000))
+    with pytest.raises(PlanManifestError, match="has 2,000,000 bytes; expected a few"):
+        bucket.find(IDENTITY)
+
+
 def test_a_connection_that_is_cut_in_the_middle_is_tried_again(
     wire: BadWire, bucket: S3Store, engine: StoredEngine, tmp_path: Path
 ) -> None:

@@ -163,7 +163,11 @@ class S3Store:
             try:
                 answer = self._s3.get_object(Bucket=self._bucket, Key=key + ENDING)
                 with closing(answer["Body"]) as body:
-                    text = body.read(_MAX_MANIFEST_BYTES)
+                    if answer["ContentLength"] > _MAX_MANIFEST_BYTES:
+                        raise PlanManifestError(
+                            f"The manifest of {key} has {answer['ContentLength']:,} bytes; expected a few."
+                        )
+                    text = body.read()  # to the end: a limit here would hide that it broke off
             except ClientError as error:
                 if is_missing(error):
                     return None
