@@ -27,7 +27,7 @@ test: $(READY) ## Run the tests, against a real Triton server
 
 test-torch: $(READY) ## Install PyTorch and compare the network with a plain PyTorch one
 	$(BIN)/pip install --quiet 'torch==2.13.0'
-	$(BIN)/pytest -m torch
+	$(BIN)/pytest tests/builder/test_iresnet_torch.py
 
 lint: $(READY) ## Check style
 	$(BIN)/ruff check .
@@ -44,6 +44,7 @@ check: lint type test ## Everything that a change must pass
 
 bench: $(READY) ## Measure serving against running in process, on this machine (about 10 minutes)
 	$(BIN)/python benchmarks/serving.py --output docs/benchmarks
+	$(BIN)/python benchmarks/client.py --output docs/benchmarks
 
 package: $(READY) ## Build the wheel and the source distribution into dist/
 	$(BIN)/pip install --quiet build

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from arcface_builder.build import build
-from arcface_builder.sources import Synthetic
 from insightface.model_zoo.arcface_onnx import ArcFaceONNX
 
+from arcface_builder.build import build
+from arcface_builder.sources import Synthetic
 from arcface_client import EmbeddingClient
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
@@ -30,8 +29,6 @@ SPEED_CROPS = 48
 
 def main() -> None:
     """Run the demo."""
-    # InsightFace calls functions that SciPy's and scikit-image's newest releases deprecate.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="insightface")
     shutil.rmtree(OUTPUT, ignore_errors=True)
     OUTPUT.mkdir()
     crops = face_crops()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import cv2
@@ -30,4 +31,7 @@ def face_crops() -> Crops:
     """Cut and align the faces: uint8 [6, 112, 112, 3], BGR."""
     path = Path(insightface.__file__).parent / "data" / "images" / "t1.jpg"
     image = cv2.imread(str(path))
-    return np.stack([norm_crop(image, points, image_size=CROP_SIZE) for points in LANDMARKS])
+    with warnings.catch_warnings():
+        # InsightFace calls a function that scikit-image's newest release deprecates.
+        warnings.simplefilter("ignore", FutureWarning)
+        return np.stack([norm_crop(image, points, image_size=CROP_SIZE) for points in LANDMARKS])

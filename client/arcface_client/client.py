@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -88,11 +89,14 @@ class EmbeddingClient:
             DeploymentError: The model is missing, not ready, another one, or failed.
         """
         batch = as_batch(crops, color=color)
-        embeddings = np.empty((len(batch), EMBEDDING_DIM), np.float32)
         if len(batch) == 0:
-            return embeddings
+            return np.empty((0, EMBEDDING_DIM), np.float32)
         deadline = Deadline(timeout_s)
-        parts = list(slices(len(batch), self._model(deadline).max_batch_size))
+        size = self._model(deadline).max_batch_size
+        if len(batch) <= size:
+            return self._infer(batch, deadline).copy()
+        embeddings = np.empty((len(batch), EMBEDDING_DIM), np.float32)
+        parts = list(slices(len(batch), size))
         answers = self._pipeline((batch[part] for part in parts), deadline)
         for part, answer in zip(parts, answers, strict=True):
             embeddings[part] = answer
@@ -182,15 +186,31 @@ class EmbeddingClient:
             for request in under_way:
                 request.cancel()
 
+    def _infer(self, crops: Crops, deadline: Deadline) -> Embeddings:
+        """Send one batch and wait: without ``_pipeline``'s threads, which cost a third of a millisecond."""
+        timeout_s = deadline.remaining_s(self._request_timeout_s)
+        with self._closed_by_another_thread():
+            try:
+                result = self._triton.infer(**infer_arguments(self._target, crops, timeout_s))
+            except InferenceServerException as error:
+                raise self._explained(error, timeout_s) from error
+        return embeddings_from(self._target, result, len(crops))
+
     def _send(self, crops: Crops, timeout_s: float) -> _Request:
         request = _Request(len(crops), timeout_s)
-        try:
-            request.context = self._triton.async_infer(
-                callback=request.answered, **infer_arguments(self._target, crops, timeout_s)
-            )
-        except ValueError as error:  # gRPC's word for a channel that another thread has closed
-            raise ClientClosedError(f"The client was closed before a request for {self._target}.") from error
+        arguments = infer_arguments(self._target, crops, timeout_s)
+        with self._closed_by_another_thread():
+            request.context = self._triton.async_infer(callback=request.answered, **arguments)
         return request
+
+    @contextmanager
+    def _closed_by_another_thread(self) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:  # gRPC's word for a channel that is closed
+            if not self._closed:
+                raise
+            raise ClientClosedError(f"The client was closed during a call for {self._target}.") from error
 
     def _answer(self, request: _Request) -> Embeddings:
         try:

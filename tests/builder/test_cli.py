@@ -16,7 +16,7 @@ from arcface_builder.reference import ReferenceEmbedder
 from arcface_builder.sources import OnnxFile
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from exports import pytorch_pack, small_arcface
-from photo import photo_crops
+from photograph import face_crops
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_what_is_built_embeds_real_faces_as_the_source_does(source: Path, tmp_pa
 
     built = build(OnnxFile(source), name="small", repository=tmp_path / "models", progress=stages.append)
 
-    crops = photo_crops()
+    crops = face_crops()
     runtime = OnnxRuntime(built.path / "model.onnx")
     expected = ReferenceEmbedder(OnnxFile(source).load()).embed(crops)
     np.testing.assert_allclose(runtime.embed(crops), expected, rtol=0, atol=1e-5)

@@ -13,7 +13,7 @@ from arcface_builder.faces import noise
 from arcface_builder.iresnet import BLOCKS
 from arcface_builder.reference import ReferenceEmbedder
 from arcface_builder.sources import Checkpoint
-from photo import photo_crops
+from photograph import face_crops
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -80,7 +80,7 @@ def test_a_state_dict_gives_pytorchs_embeddings(depth: str, tmp_path: Path) -> N
     network = iresnet(depth)
     torch.save(network.state_dict(), tmp_path / "backbone.pth")
     source = Checkpoint(tmp_path / "backbone.pth").load()
-    crops = np.concatenate([photo_crops(), noise(2)])
+    crops = np.concatenate([face_crops(), noise(2)])
 
     with torch.no_grad():
         raw = network(torch.from_numpy(source.caller.apply(crops))).numpy()

@@ -20,7 +20,7 @@ from arcface_builder.source_model import SourceModel
 from arcface_builder.sources import OnnxFile
 from arcface_client.contract import Crops, Embeddings
 from exports import EXPORTS, mxnet, pytorch_pack, small_arcface
-from photo import photo_crops
+from photograph import face_crops
 
 EMBED_ONLY_IN_COPY = {"mxnet_broken", "half_weights"}
 """Exports that ONNX Runtime cannot run, or whose arithmetic differs."""
@@ -62,7 +62,7 @@ def test_embeddings_equal_the_source_models_however_it_was_exported(export: str,
 def test_embeddings_of_real_faces_equal_insightfaces_own(export: object, tmp_path: Path) -> None:
     assert callable(export)
     source = written(export(small_arcface()), tmp_path / "source.onnx")
-    crops = np.concatenate([photo_crops(), noise(3), face_like(3)])
+    crops = np.concatenate([face_crops(), noise(3), face_like(3)])
 
     insightface = ArcFaceONNX(str(tmp_path / "source.onnx"))
     raw = np.concatenate([insightface.get_feat(crop) for crop in crops])

@@ -16,7 +16,7 @@ from arcface_builder.serving_graph import serving_graph
 from arcface_builder.source_model import SourceModel
 from arcface_builder.sources import Synthetic
 from arcface_client.contract import Crops
-from photo import photo_crops
+from photograph import face_crops
 
 FP16_MAX = 65504
 
@@ -27,7 +27,7 @@ FP16_MAX = 65504
         pytest.param(noise(12, seed=99), 0.2, id="noise"),
         pytest.param(face_like(12, seed=99), 0.2, id="face-like"),
         # They share light and background, and are unlike what the statistics were measured on.
-        pytest.param(photo_crops(), 0.25, id="real faces of one photograph"),
+        pytest.param(face_crops(), 0.35, id="real faces of one photograph"),
     ],
 )
 def test_different_images_land_far_apart(crops: Crops, mean: float, r18: SourceModel) -> None:
@@ -45,7 +45,7 @@ def test_activations_and_weights_stay_far_inside_fp16(r18: SourceModel) -> None:
     for value in activations:
         value.dtype = ir.DataType.FLOAT
     model.graph.outputs[:] = activations
-    crops = np.concatenate([noise(2, seed=5), face_like(2, seed=5), photo_crops()[:2]])
+    crops = np.concatenate([noise(2, seed=5), face_like(2, seed=5), face_crops()[:2]])
 
     results = session(model).run(None, {"input": r18.caller.apply(crops)})
 
@@ -68,7 +68,7 @@ def test_its_label_says_that_it_is_synthetic(r18: SourceModel) -> None:
 def test_the_serving_graph_equals_insightface_on_the_saved_source(r18: SourceModel, tmp_path: Path) -> None:
     r18.save(tmp_path / "r18.onnx")
     insightface = ArcFaceONNX(str(tmp_path / "r18.onnx"))
-    crops = np.concatenate([photo_crops(), noise(2)])
+    crops = np.concatenate([face_crops(), noise(2)])
     raw = insightface.get_feat(list(crops))
     expected = raw / np.linalg.norm(raw, axis=1, keepdims=True)
 

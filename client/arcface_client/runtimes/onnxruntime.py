@@ -10,6 +10,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _ort
 
 from ..contract import INPUT_NAME, OUTPUT_NAME, Crops, Embeddings, check_tensors
 from ..errors import DeploymentError
+from .cores import physical_cores
 
 _TRITON_TYPES: Mapping[str, str] = {"tensor(uint8)": "UINT8", "tensor(float)": "FP32"}
 
@@ -30,7 +31,8 @@ class OnnxRuntime:
 
     Args:
         model_path: ONNX file with the contract's tensors.
-        intra_op_threads: Threads inside one operator; 0 is one per physical core.
+        intra_op_threads: Threads inside one operator; 0 is one for each physical core that this process
+            may use.
         inter_op_threads: Threads across operators; 0 is ONNX Runtime's choice.
         spinning: Let idle worker threads spin while they wait for work. A little faster when the
             cores are the session's own; much slower when another process wants them too.
@@ -56,7 +58,9 @@ class OnnxRuntime:
         if not path.is_file():
             raise DeploymentError(f"No model file at {path}; build one with `arcface-builder build`.")
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = intra_op_threads
+        # ONNX Runtime's own choice pins each thread to a core, and a pinned thread waits while another
+        # process, such as the server around this one, has that core. A number that is given is not pinned.
+        options.intra_op_num_threads = intra_op_threads or physical_cores()
         options.inter_op_num_threads = inter_op_threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
         for name, value in (entries or {}).items():

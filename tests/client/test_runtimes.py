@@ -1,0 +1,52 @@
+"""Runtimes in this process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from arcface_client.contract import Crops
+from arcface_client.errors import ContractError, DeploymentError
+from arcface_client.runtimes.cores import physical_cores
+from arcface_client.runtimes.onnxruntime import OnnxRuntime
+from tiny import tiny_serving_graph
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    onnx.save(tiny_serving_graph(), tmp_path / "model.onnx")
+    return tmp_path / "model.onnx"
+
+
+def test_onnxruntime_gives_unit_rows_and_says_what_runs(model: Path, crops: Crops) -> None:
+    runtime = OnnxRuntime(model)
+    embeddings = runtime.embed(crops)
+    assert embeddings.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-6)
+    assert runtime.providers == ("CPUExecutionProvider",)
+    runtime.close()
+
+
+def test_a_missing_or_broken_model_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DeploymentError, match="No model file at"):
+        OnnxRuntime(tmp_path / "none.onnx")
+    (tmp_path / "broken.onnx").write_bytes(b"no model")
+    with pytest.raises(DeploymentError, match=r"cannot load .*broken\.onnx"):
+        OnnxRuntime(tmp_path / "broken.onnx")
+
+
+def test_a_model_with_other_tensors_is_refused(model: Path) -> None:
+    changed = onnx.load(model)
+    changed.graph.output[0].name = "fc1"
+    changed.graph.node[-1].output[0] = "fc1"
+    onnx.save(changed, model)
+    with pytest.raises(ContractError, match=r"outputs fc1 FP32\[N, 512\]; expected .* embedding"):
+        OnnxRuntime(model)
+
+
+def test_cores_are_those_that_the_process_may_use() -> None:
+    assert 1 <= physical_cores() <= len(os.sched_getaffinity(0))
