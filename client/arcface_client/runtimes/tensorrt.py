@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from pathlib import Path
 
@@ -36,24 +37,35 @@ class TensorRt:
 
     Args:
         plan_path: Plan with the contract's tensors.
+        sha256: What the plan's manifest says its SHA-256 is; a plan is native code, so another one is
+            refused before TensorRT sees it. None trusts the file.
         device: Ordinal of the GPU.
         graphs: Record a CUDA graph for a batch size when it comes the second time.
 
     Raises:
         CudaError: There is no such GPU, or its driver is too old.
-        DeploymentError: TensorRT cannot load the plan; the message has its own reason.
+        DeploymentError: The plan is missing or another one, or TensorRT cannot load it; the message has
+            its reason.
         ContractError: The plan has other tensors.
     """
 
-    def __init__(self, plan_path: str | Path, *, device: int = 0, graphs: bool = True) -> None:
+    def __init__(
+        self, plan_path: str | Path, *, sha256: str | None = None, device: int = 0, graphs: bool = True
+    ) -> None:
         path = Path(plan_path)
         if not path.is_file():
             raise DeploymentError(f"No plan at {path}; build one with `arcface-builder compile`.")
+        plan = path.read_bytes()
+        actual = hashlib.sha256(plan).hexdigest()
+        if sha256 not in (None, actual):
+            raise DeploymentError(
+                f"{path} has the SHA-256 {actual}; its manifest says {sha256}. Publish it again."
+            )
         self._device = device
         check(cudart.cudaSetDevice(device))
         self._log = CollectingLogger()
         self._runtime = trt.Runtime(self._log)
-        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise DeploymentError(f"TensorRT {trt.__version__} cannot load {path}: {self._log.last_error}")
         check_tensors(str(path), *_tensor_specs(self._engine))
