@@ -1,4 +1,4 @@
-"""The command line: ``arcface-builder inspect`` and ``arcface-builder build``."""
+"""The command line: ``arcface-builder inspect``, ``build`` and ``engines``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from arcface_client import commandline
 
 from .build import DEFAULT_REPOSITORY, build
+from .commands.engines import add_engines
 from .insightface_pack import DEFAULT_ROOT
 from .inspection import inspect
 from .iresnet import BLOCKS
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_sources(building)
     _add_serving_options(building)
     building.set_defaults(run=_build)
+    add_engines(commands)
     return parser
 
 

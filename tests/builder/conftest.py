@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 
@@ -21,6 +22,7 @@ def r18() -> SourceModel:
 def s3_server() -> Iterator[S3Server]:
     with pytest.MonkeyPatch.context() as patch:
         _set_aws_environment(patch)
+        logging.getLogger("werkzeug").setLevel(logging.WARNING)  # moto's web server tells every request
         with S3Server() as server:
             yield server
 

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +10,7 @@ import pytest
 
 from arcface_builder.errors import CacheError, PlanDamagedError, PlanError
 from arcface_builder.store import LocalStore, StoredEngine, default_cache_dir
+from children import run
 from engines import IDENTITY, identity, manifest, plan
 from processes import wait_until
 
@@ -48,7 +47,7 @@ def test_what_was_stored_is_found_byte_for_byte(store: LocalStore, tmp_path: Pat
 
 def test_nothing_is_found_in_a_cache_that_is_not_there(store: LocalStore) -> None:
     assert store.find(IDENTITY) is None
-    assert list(store.engines()) == []
+    assert list(store.manifests()) == []
     assert not store.root.exists()
 
 
@@ -123,17 +122,17 @@ def test_a_listing_shows_good_and_damaged_engines_and_checks_them_on_request(sto
     flip(altered_plan.path)
     bad_manifest.path.with_name(bad_manifest.path.name + ".json").write_text("[]")
 
-    listed = list(store.engines())
+    listed = list(store.manifests())
 
-    assert good in listed
-    assert altered_plan in listed
-    assert sum(isinstance(engine, PlanError) for engine in listed) == 1
-    store.check(good)
+    assert good.manifest in listed
+    assert altered_plan.manifest in listed
+    assert sum(isinstance(manifest, PlanError) for manifest in listed) == 1
+    assert store.check(good.manifest) == good
     with pytest.raises(PlanDamagedError, match="SHA-256"):
-        store.check(altered_plan)
+        store.check(altered_plan.manifest)
     altered_plan.path.unlink()
     with pytest.raises(PlanDamagedError, match="missing beside its manifest"):
-        store.check(altered_plan)
+        store.check(altered_plan.manifest)
 
 
 def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path: Path) -> None:
@@ -150,16 +149,9 @@ try:
 except CacheError as error:
     print(error)
 """
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.startswith(f"No space left in the cache {tmp_path} (File too large); make room")
-    assert done.stdout.count("\n") == 1
+    printed = run(code, tmp_path)
+    assert printed.startswith(f"No space left in the cache {tmp_path} (File too large); make room")
+    assert printed.count("\n") == 1
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
@@ -195,12 +187,11 @@ with LocalStore(Path(sys.argv[1])).staging() as folder:
     (folder / IDENTITY.filename).write_bytes(plan())
     os.kill(os.getpid(), signal.SIGKILL)
 """
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    subprocess.run([sys.executable, "-c", code, str(store.root)], env=environment, check=False)
+    run(code, store.root)
 
     assert any((store.root / "staging").iterdir())
     assert store.find(IDENTITY) is None
-    assert list(store.engines()) == []
+    assert list(store.manifests()) == []
 
 
 def test_many_writers_at_once_store_one_whole_engine(store: LocalStore) -> None:

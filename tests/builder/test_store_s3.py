@@ -131,7 +131,7 @@ def test_a_plan_that_is_missing_beside_its_manifest_is_told(
     bucket.upload(engine)
     s3.client.delete_object(Bucket="plans", Key=PLAN_KEY)
     with pytest.raises(PlanDamagedError, match="is missing from the bucket"):
-        bucket.download(MANIFEST, tmp_path)
+        bucket.check(MANIFEST)
 
 
 def test_a_manifest_of_another_plan_is_refused(s3: S3Server, bucket: S3Store) -> None:

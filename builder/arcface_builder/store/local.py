@@ -67,30 +67,38 @@ class LocalStore:
                 return None
         return engine
 
-    def engines(self) -> Iterator[StoredEngine | PlanError]:
-        """Every engine by its manifest alone, unchecked; an error stands for a manifest that is damaged."""
+    def manifests(self) -> Iterator[PlanManifest | PlanError]:
+        """Every engine's manifest; an error stands for one that is damaged.
+
+        Raises:
+            CacheError: The cache cannot be read.
+        """
         for path in sorted((self.root / "engines").glob(f"*/*/*/*/*.plan{ENDING}")):
             plan = path.with_name(path.name.removesuffix(ENDING))
             try:
                 with self._os_errors("read"):
-                    yield StoredEngine(plan, self._read_manifest(plan))
+                    manifest = self._read_manifest(plan)
             except FileNotFoundError:
                 continue  # removed meanwhile
             except PlanError as error:
                 yield error
+            else:
+                yield manifest
 
-    def check(self, engine: StoredEngine) -> None:
+    def check(self, manifest: PlanManifest) -> StoredEngine:
         """Compare a plan's bytes with its manifest.
 
         Raises:
             PlanError: They differ.
             CacheError: The plan cannot be read.
         """
+        plan = self.root / manifest.identity.key
         with self._os_errors("read"):
             try:
-                check_plan(engine.path, engine.manifest, where=str(engine.path))
+                check_plan(plan, manifest, where=str(plan))
             except FileNotFoundError as error:
-                raise PlanDamagedError(f"{engine.path} is missing beside its manifest.") from error
+                raise PlanDamagedError(f"{plan} is missing beside its manifest.") from error
+        return StoredEngine(plan, manifest)
 
     def add(self, plan: bytes | Path, manifest: PlanManifest) -> StoredEngine:
         """Store a plan, unless there is one of the same identity, which then is the one that counts.
@@ -147,14 +155,14 @@ class LocalStore:
             _flush(plan.parent.parent)
         return StoredEngine(plan, manifest)
 
-    def remove(self, engine: StoredEngine) -> None:
+    def remove(self, manifest: PlanManifest) -> None:
         """Remove an engine.
 
         Raises:
             CacheError: The cache cannot be written.
         """
         with self._os_errors("write"):
-            self._discard(engine.path)
+            self._discard(self.root / manifest.identity.key)
 
     @contextmanager
     def lock(self, identity: EngineIdentity) -> Iterator[None]:

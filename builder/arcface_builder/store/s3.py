@@ -11,6 +11,7 @@ This module needs boto3, and is imported when a bucket is used.
 from __future__ import annotations
 
 import posixpath
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
@@ -127,6 +128,16 @@ class S3Store:
             target.unlink()
             raise
         return target
+
+    def check(self, manifest: PlanManifest) -> None:
+        """Download a plan for nothing but to compare it with its manifest.
+
+        Raises:
+            PlanError: It is missing or is not what its manifest describes.
+            StoreError: The bucket cannot be used.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.download(manifest, Path(folder))
 
     def upload(self, engine: StoredEngine) -> None:
         """Upload an engine that was checked: the plan first, its manifest last.

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from ..errors import BucketError, BucketUnreachableError, PlanError, PlanManifestError
 from .identity import EngineIdentity
@@ -20,6 +20,21 @@ if TYPE_CHECKING:  # boto3 is an extra
 _log = logging.getLogger(__name__)
 
 _BUCKET_FAILED: Final = (BucketError, BucketUnreachableError, PlanError)
+
+
+class Place(Protocol):
+    """What the local cache and the bucket have in common."""
+
+    name: str
+
+    def manifests(self) -> Iterator[PlanManifest | PlanError]:
+        """Every engine's manifest; an error stands for one that is damaged."""
+
+    def check(self, manifest: PlanManifest) -> object:
+        """Compare a plan's bytes with its manifest; raises a PlanError where they differ."""
+
+    def remove(self, manifest: PlanManifest) -> None:
+        """Remove an engine."""
 
 
 class EngineStore:
@@ -67,7 +82,7 @@ class EngineStore:
         if self.remote:
             try:
                 # What fetch found there, if anything, was no good.
-                self.push(engine, overwrite=True)
+                self.push(engine.manifest, overwrite=True)
             except _BUCKET_FAILED as error:
                 _log.warning(
                     "%s is in the local cache only. %s Then run `arcface-builder engines push`.",
@@ -89,7 +104,7 @@ class EngineStore:
             return engine
         manifest = self.remote.find(identity) if self.remote else None
         if self.remote is None or manifest is None:
-            others = (engine.manifest.identity for engine in self.local_engines())
+            others = (other.identity for other in readable(self.local))
             where = f"{self.local.name} or {self.remote.name}" if self.remote else self.local.name
             _log.info("Miss: %s is not in the %s%s", name, where, _nearest(identity, others))
             return None
@@ -99,11 +114,11 @@ class EngineStore:
         _log.info("Hit: %s came from %s", name, self.remote.name)
         return engine
 
-    def push(self, engine: StoredEngine, *, overwrite: bool = False) -> bool:
-        """Upload an engine, checked byte for byte, unless the bucket has one of the same identity.
+    def push(self, manifest: PlanManifest, *, overwrite: bool = False) -> bool:
+        """Upload an engine of the local cache, unless the bucket has one of the same identity.
 
         Args:
-            engine: An engine of the local cache.
+            manifest: The engine's.
             overwrite: Replace the bucket's engine.
 
         Returns:
@@ -116,10 +131,10 @@ class EngineStore:
         """
         if self.remote is None:
             raise ValueError("this store has no bucket to push to")
-        self.local.check(engine)
+        engine = self.local.check(manifest)
         if not overwrite:
             try:
-                if self.remote.find(engine.manifest.identity):
+                if self.remote.find(manifest.identity):
                     return False
             except PlanManifestError as error:
                 _log.warning("Replacing what the bucket has: %s", error)
@@ -136,35 +151,28 @@ class EngineStore:
         with self.local.lock(identity):
             yield
 
-    def local_engines(self) -> Iterator[StoredEngine]:
-        """The local cache's engines, by their manifests alone; warns of damaged ones."""
-        for engine in self.local.engines():
-            if isinstance(engine, PlanError):
-                _log.warning("%s", engine)
-            else:
-                yield engine
-
-    def remote_manifests(self) -> Iterator[PlanManifest]:
-        """The bucket's engines, none without a bucket; warns of damaged ones.
-
-        Raises:
-            StoreError: The bucket cannot be used.
-        """
-        for manifest in self.remote.manifests() if self.remote else ():
-            if isinstance(manifest, PlanError):
-                _log.warning("%s", manifest)
-            else:
-                yield manifest
-
     def manifests(self) -> list[PlanManifest]:
         """Every engine that ``pull`` finds, once, newest first.
 
         Raises:
             StoreError: The bucket or the local cache cannot be used.
         """
-        found = {manifest.identity.digest: manifest for manifest in self.remote_manifests()}
-        found |= {engine.manifest.identity.digest: engine.manifest for engine in self.local_engines()}
+        places: list[Place] = [self.remote, self.local] if self.remote else [self.local]
+        found = {manifest.identity.key: manifest for place in places for manifest in readable(place)}
         return sorted(found.values(), key=lambda manifest: manifest.created_at, reverse=True)
+
+
+def readable(place: Place) -> Iterator[PlanManifest]:
+    """A place's engines, with a warning for each manifest that is damaged.
+
+    Raises:
+        StoreError: The place cannot be used.
+    """
+    for manifest in place.manifests():
+        if isinstance(manifest, PlanError):
+            _log.warning("%s", manifest)
+        else:
+            yield manifest
 
 
 def _nearest(wanted: EngineIdentity, stored: Iterable[EngineIdentity]) -> str:
