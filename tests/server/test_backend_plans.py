@@ -55,5 +55,5 @@ def test_a_plan_of_which_nothing_is_known_is_not_run(
     manifest = tmp_path / "manifest.json"
     if content is not None:
         manifest.write_text(content)
-    with pytest.raises(DeploymentError, match="Nothing is known of .*, so it is not run"):
+    with pytest.raises(DeploymentError, match=r"Nothing is known of .*, so it is not run"):
         published_sha256(config.version_folder / PLANS["9.0"], manifest)

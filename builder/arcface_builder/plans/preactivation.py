@@ -59,9 +59,7 @@ def _size(value: ir.Value) -> tuple[int, int] | None:
 
 def _plain(conv: ir.Node) -> bool:
     attributes = conv.attributes
-    return (
-        attributes.get_int("group", 1) == 1 and attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
-    )
+    return attributes.get_int("group", 1) == 1 and attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
 
 
 def _map(weight: _Map, shift: _Map, size: tuple[int, int], conv: ir.Node) -> _Map:
@@ -108,7 +106,7 @@ def _add(conv: ir.Node, border: npt.NDArray[np.float32]) -> None:
     graph.register_initializer(constant)
     tape = ir.tape.Tape()
     mapped = tape.op("Add", [output, constant], name=f"{conv.name}.add_map")
-    mapped.dtype, mapped.shape = output.dtype, output.shape
+    mapped.dtype, mapped.shape = ir.DataType.FLOAT, output.shape
     (add,) = tape.nodes
     ir.convenience.replace_all_uses_with(output, mapped, replace_graph_outputs=True)
     add.replace_input_with(0, output)

@@ -33,6 +33,7 @@ FALLBACKS: Final = {"int8": "fp16", "fp16": "tf32", "bf16": "tf32", "tf32": "fp3
 _FLOAT32_OPS: Final = ["ReduceL2", "Div"]
 
 # The first opset, and the IR version of its time, in which ...
+_PER_CHANNEL: Final = (13, 7)  # ... Q/DQ have a scale for each channel
 _HALF_SCALES: Final = (19, 9)  # ... the scales of Q/DQ can be float16
 _BFLOAT_CONV: Final = (22, 10)  # ... a convolution takes bfloat16
 
@@ -65,7 +66,7 @@ def typed_graph(
         fold_preactivation(model)
     _plain_batch_norms(model)
     if precision == "int8":
-        model = quantise(model, _required(calibration))
+        model = quantise(_in_opset(model, *_PER_CHANNEL), _required(calibration))
         if strongly_typed:
             model = _half(_in_opset(model, *_HALF_SCALES))
     elif precision == "fp16":
@@ -105,7 +106,7 @@ def _half(model: ir.Model) -> ir.Model:
     converted = convert_float_to_float16(
         ir.to_proto(model), keep_io_types=True, op_block_list=_FLOAT32_OPS, disable_shape_infer=False
     )
-    typed = ir.from_proto(converted)
+    typed: ir.Model = ir.from_proto(converted)
     typed.graph.sort()  # the converter puts its casts at the end
     _drop_detours(typed)
     return typed
@@ -154,6 +155,10 @@ def _bfloat(half: ir.Model, exact: ir.Model) -> ir.Model:
 
 
 def _in_opset(model: ir.Model, opset: int, ir_version: int) -> ir.Model:
-    converted = ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), opset))
-    converted.ir_version = ir_version
+    """The model in this opset, or in its own if that is newer."""
+    if (model.opset_imports.get("") or 0) >= opset:
+        return model
+    converted: ir.Model = ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), opset))
+    converted.ir_version = max(ir_version, model.ir_version)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True)(converted)
     return converted

@@ -69,7 +69,7 @@ class PinnedBuffer:
         self.nbytes = int(np.prod(shape)) * kind.itemsize
         self.address = int(check(cudart.cudaMallocHost(self.nbytes)))
         memory = (ctypes.c_byte * self.nbytes).from_address(self.address)
-        self.array: npt.NDArray[Any] = np.frombuffer(memory, kind).reshape(shape)
+        self.array: npt.NDArray[Any] = np.ctypeslib.as_array(memory).view(kind).reshape(shape)
 
     def free(self) -> None:
         """Give the memory back; the array must not be used afterwards."""
