@@ -77,7 +77,7 @@ def test_compile_goes_on_without_a_bucket_that_fails_and_says_so(
             store = open_store("plans", endpoint_url=wire.url, cache_dir=tmp_path)
             check_that_it_goes_on(store, caplog, "Cannot reach the bucket")
     else:
-        check_that_it_goes_on(store, caplog, "does not exist" if trouble == "missing" else "is forbidden")
+        check_that_it_goes_on(store, caplog, "There is no bucket" if trouble == "missing" else "is forbidden")
 
 
 def check_that_it_goes_on(store: EngineStore, caplog: pytest.LogCaptureFixture, problem: str) -> None:

@@ -135,7 +135,7 @@ def test_a_bucket_that_fails_is_one_line(bucket: S3Server, capsys: pytest.Captur
     for verb in ("list", "pull", "push"):
         assert main(["engines", verb, "--bucket", "nowhere"]) == 1
         errors = capsys.readouterr().err
-        assert errors.startswith("arcface-builder: the bucket 'nowhere' does not exist; ")
+        assert errors.startswith("arcface-builder: There is no bucket 'nowhere'; ")
         assert errors.count("\n") == 1
 
 

@@ -212,7 +212,7 @@ def test_a_missing_bucket_is_told(s3: S3Server, engine: StoredEngine) -> None:
         lambda: missing.upload(engine),
     )
     for attempt in attempts:
-        with pytest.raises(BucketError, match=r"^the bucket 'nowhere' at .* does not exist; create it"):
+        with pytest.raises(BucketError, match=r"^There is no bucket 'nowhere' at .*; create it"):
             attempt()
 
 

@@ -59,7 +59,7 @@ class S3Store:
         attempts: int = 4,
     ) -> None:
         self._bucket = bucket
-        self.name = f"the bucket {bucket!r}" + (f" at {endpoint_url}" if endpoint_url else "")
+        self.name = f"bucket {bucket!r}" + (f" at {endpoint_url}" if endpoint_url else "")
         self._progress = progress
         config = Config(
             connect_timeout=connect_timeout_s,
@@ -121,9 +121,9 @@ class S3Store:
             except ClientError as error:
                 if not is_missing(error):
                     raise
-                raise PlanDamagedError(f"{key} is missing from {self.name} beside its manifest.") from error
+                raise PlanDamagedError(f"{key} is missing from the {self.name} beside its manifest.") from error
         try:
-            check_plan(target, manifest, where=f"{key} in {self.name}")
+            check_plan(target, manifest, where=f"{key} in the {self.name}")
         except PlanError:
             target.unlink()
             raise

@@ -35,7 +35,7 @@ def translated(place: str) -> Iterator[None]:
     """Raise what goes wrong in the block as an error of this project.
 
     Args:
-        place: The bucket, for messages.
+        place: The bucket, as ``bucket 'plans'``, for messages.
 
     Raises:
         BucketUnreachableError: Nothing answers, or not in time, or the connection broke off.
@@ -48,33 +48,33 @@ def translated(place: str) -> Iterator[None]:
     except (ConnectionError, HTTPClientError, IncompleteReadError, RetriesExceededError) as error:
         last = getattr(error, "last_exception", error)
         raise BucketUnreachableError(
-            f"Cannot reach {place} ({_one_line(last)}); check the network and --endpoint-url, and try again."
+            f"Cannot reach the {place} ({_one_line(last)}); check the network and --endpoint-url, and try again."
         ) from error
     except (NoCredentialsError, PartialCredentialsError) as error:
         raise BucketError(
-            f"There are no credentials for {place} ({_one_line(error)}); "
+            f"There are no credentials for the {place} ({_one_line(error)}); "
             "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
         ) from error
     except ParamValidationError as error:
-        raise BucketError(f"{place} has a name that none can have; expected one as my-bucket.") from error
+        raise BucketError(f"There can be no {place}; expected a name as my-bucket.") from error
     except BotoCoreError as error:
-        raise BucketError(f"Cannot use {place}: {_one_line(error)}") from error
+        raise BucketError(f"Cannot use the {place}: {_one_line(error)}") from error
 
 
 def _from_answer(error: ClientError, place: str) -> BucketError | BucketUnreachableError:
     code = _code(error)
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     if code == "NoSuchBucket":
-        return BucketError(f"{place} does not exist; create it, or name another (--bucket).")
+        return BucketError(f"There is no {place}; create it, or name another (--bucket).")
     if status == _FORBIDDEN:
         return BucketError(
-            f"{place} is forbidden to these credentials ({code} at {error.operation_name}); "
+            f"The {place} is forbidden to these credentials ({code} at {error.operation_name}); "
             "expected the rights s3:ListBucket, s3:GetObject and s3:PutObject (s3:DeleteObject to prune)."
         )
     said = f"{code} at {error.operation_name}, HTTP {status}"
     if status >= _SERVER_ERROR:
-        return BucketUnreachableError(f"{place} does not work at the moment ({said}); try again.")
-    return BucketError(f"{place} refused a request ({said}); check its region and --endpoint-url.")
+        return BucketUnreachableError(f"The {place} does not work at the moment ({said}); try again.")
+    return BucketError(f"The {place} refused a request ({said}); check its region and --endpoint-url.")
 
 
 def _code(error: ClientError) -> str:

@@ -105,13 +105,13 @@ class EngineStore:
         manifest = self.remote.find(identity) if self.remote else None
         if self.remote is None or manifest is None:
             others = (other.identity for other in readable(self.local))
-            where = f"{self.local.name} or {self.remote.name}" if self.remote else self.local.name
+            where = f"{self.local.name} or the {self.remote.name}" if self.remote else self.local.name
             _log.info("Miss: %s is not in the %s%s", name, where, _nearest(identity, others))
             return None
         with self.local.staging() as folder:
             self.remote.download(manifest, folder)
             engine = self.local.commit(folder, manifest)
-        _log.info("Hit: %s came from %s", name, self.remote.name)
+        _log.info("Hit: %s came from the %s", name, self.remote.name)
         return engine
 
     def push(self, manifest: PlanManifest, *, overwrite: bool = False) -> bool:
