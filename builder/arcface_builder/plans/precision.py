@@ -160,5 +160,5 @@ def _in_opset(model: ir.Model, opset: int, ir_version: int) -> ir.Model:
         return model
     converted: ir.Model = ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), opset))
     converted.ir_version = max(ir_version, model.ir_version)
-    passes.LiftConstantsToInitializersPass(lift_all_constants=True)(converted)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(converted)
     return converted
