@@ -67,6 +67,15 @@ def test_one_variable_sets_the_release_of_every_image() -> None:
     assert len({match and match[1] for match in defaults}) == 1
 
 
+def test_the_documentation_knows_the_release_and_the_variables() -> None:
+    page = (ROOT / "docs/containers.md").read_text()
+    release = services()["triton"]["image"].partition(":")[2].removesuffix("-py3")
+    assert f"| `TRITON_RELEASE` | {release} |" in page
+    assert f"\n| {release} | " in page
+    for variable in set(re.findall(r"\$\{(\w+)", FILE.read_text())) - {"HOME"}:
+        assert f"`{variable}`" in page, variable
+
+
 def test_only_the_server_and_the_builder_take_gpus() -> None:
     assert [name for name, service in services().items() if "deploy" in service] == ["triton", "builder"]
     assert [name for name, service in services().items() if "profiles" not in service] == ["triton"]
