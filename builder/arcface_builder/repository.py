@@ -80,15 +80,15 @@ class ModelRepository:
         Raises:
             RepositoryError: The disk is full, or the repository cannot be written.
         """
-        with _os_errors(self.root):
+        with os_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-            with self._lock():
+            with self.lock():
                 self._sweep()
                 folder = Path(tempfile.mkdtemp(prefix=self._staging_prefix, dir=self._staging_parent()))
                 owner = _locked(folder / _OWNER_FILE)
         try:
             content = folder / "version"
-            with _os_errors(self.root):
+            with os_errors(self.root):
                 content.mkdir()
                 yield content
         finally:
@@ -107,27 +107,27 @@ class ModelRepository:
         Raises:
             RepositoryError: The disk is full, or the repository cannot be written.
         """
-        with _os_errors(self.root), self._lock():
+        with os_errors(self.root), self.lock():
             version = max(self.versions(model), default=0) + 1
             folder, staged = self.root / model, content.parent
-            _replace(self.manifest_path(model, version), manifest(version), via=staged)
+            replace_text(self.manifest_path(model, version), manifest(version), via=staged)
             for path in content.iterdir():
-                _flush(path)
-            _flush(content)
+                flush(path)
+            flush(content)
             if folder.is_dir():
                 # Triton reloads every version when the file is touched: leave it alone if it is the same.
                 if not _reads(folder / CONFIG_FILE, config):
-                    _replace(folder / CONFIG_FILE, config, via=staged)
+                    replace_text(folder / CONFIG_FILE, config, via=staged)
                 content.rename(folder / str(version))
-                _flush(folder)
+                flush(folder)
             else:
                 # A server that polls must not see a model without its configuration or version.
                 model_folder = staged / "model"
                 model_folder.mkdir()
                 content.rename(model_folder / str(version))
-                _replace(model_folder / CONFIG_FILE, config, via=staged)
+                replace_text(model_folder / CONFIG_FILE, config, via=staged)
                 model_folder.rename(folder)
-            _flush(self.root)
+            flush(self.root)
         return Published(version, folder / str(version))
 
     @property
@@ -156,7 +156,8 @@ class ModelRepository:
                 os.close(owner)
 
     @contextmanager
-    def _lock(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
+        """Be the only one who changes what is published."""
         descriptor = _locked(self.root / LOCK_FILE)
         try:
             yield
@@ -175,11 +176,11 @@ def _locked(path: Path, *, wait: bool = True) -> int:
     return descriptor
 
 
-def _replace(path: Path, text: str, *, via: Path) -> None:
+def replace_text(path: Path, text: str, *, via: Path) -> None:
     """Write a file so that it is the old one or the new one at any moment."""
     temporary = via / "replacement"
     temporary.write_text(text, encoding="utf-8")
-    _flush(temporary)
+    flush(temporary)
     temporary.replace(path)
 
 
@@ -187,7 +188,8 @@ def _reads(path: Path, text: str) -> bool:
     return path.is_file() and path.read_text(encoding="utf-8") == text
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have a file or a folder on the disk, not in its cache alone."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -196,7 +198,8 @@ def _flush(path: Path) -> None:
 
 
 @contextmanager
-def _os_errors(root: Path) -> Iterator[None]:
+def os_errors(root: Path) -> Iterator[None]:
+    """Raise what the system refuses as a ``RepositoryError``."""
     try:
         yield
     except OSError as error:
