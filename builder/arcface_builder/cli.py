@@ -48,7 +48,8 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    logging.getLogger("onnx_ir").setLevel(logging.WARNING)  # its passes tell all that they remove
+    for talkative in ("onnx_ir", "botocore"):  # they tell all that they remove, and where credentials are
+        logging.getLogger(talkative).setLevel(logging.WARNING)
     return commandline.run(_parser(), argv)
 
 

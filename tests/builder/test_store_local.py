@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -133,6 +134,15 @@ def test_a_listing_shows_good_and_damaged_engines_and_checks_them_on_request(sto
     altered_plan.path.unlink()
     with pytest.raises(PlanDamagedError, match="missing beside its manifest"):
         store.check(altered_plan.manifest)
+
+
+def test_an_engine_that_goes_while_the_cache_is_listed_is_left_out(store: LocalStore) -> None:
+    store.add(plan(), manifest())
+    store.add(plan(), manifest(of=identity(sm="90")))
+    listing = store.manifests()
+    next(listing)
+    shutil.rmtree(store.root)
+    assert list(listing) == []
 
 
 def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path: Path) -> None:

@@ -75,15 +75,14 @@ class LocalStore:
         """
         for path in sorted((self.root / "engines").glob(f"*/*/*/*/*.plan{ENDING}")):
             plan = path.with_name(path.name.removesuffix(ENDING))
-            try:
-                with self._os_errors("read"):
-                    manifest = self._read_manifest(plan)
-            except FileNotFoundError:
-                continue  # removed meanwhile
-            except PlanError as error:
-                yield error
-            else:
-                yield manifest
+            with self._os_errors("read"):
+                try:
+                    manifest: PlanManifest | PlanError = self._read_manifest(plan)
+                except FileNotFoundError:
+                    continue  # removed meanwhile
+                except PlanError as error:
+                    manifest = error
+            yield manifest
 
     def check(self, manifest: PlanManifest) -> StoredEngine:
         """Compare a plan's bytes with its manifest.
@@ -127,8 +126,9 @@ class LocalStore:
             staging = self.root / "staging"
             staging.mkdir(parents=True, exist_ok=True, mode=0o700)
             for left in staging.iterdir():
-                if time.time() - left.stat().st_mtime > _STAGING_LIFETIME_S:
-                    shutil.rmtree(left, ignore_errors=True)
+                with suppress(FileNotFoundError):  # its process has just removed it
+                    if time.time() - left.stat().st_mtime > _STAGING_LIFETIME_S:
+                        shutil.rmtree(left, ignore_errors=True)
             with tempfile.TemporaryDirectory(dir=staging, ignore_cleanup_errors=True) as folder:
                 content = Path(folder) / "engine"
                 content.mkdir()

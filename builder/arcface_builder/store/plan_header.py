@@ -9,11 +9,12 @@ from ..errors import PlanDamagedError
 
 HEADER_BYTES: Final = 28
 
-# TensorRT from 8.6 on, and TensorRT-RTX, which lays its header out alike. As trtexec's
-# --getPlanVersionOnly reads it: the layout is documented nowhere else.
+# TensorRT's, as trtexec's --getPlanVersionOnly reads it (the layout is documented nowhere else), and
+# TensorRT-RTX's, which is laid out alike. Others end alike, as TensorRT 8.5's b"ptrt", and where their
+# version stands nobody has told.
 _VERSIONED: Final = (b"ftrt", b"vtrt")
-# TensorRT 8.5: another layout, whose version nobody has told.
-_UNVERSIONED: Final = b"ptrt"
+_FAMILY: Final = b"trt"
+_KNOWN_LAYOUT: Final = bytes(4)
 
 
 class PlanVersion(NamedTuple):
@@ -35,7 +36,7 @@ class PlanVersion(NamedTuple):
 
 
 def plan_version(plan: Path | bytes) -> PlanVersion | None:
-    """Read which TensorRT wrote a plan; None where the plan does not say it, as those of 8.5.
+    """Read which TensorRT wrote a plan; None where it says it in no way that is known, as those of 8.5.
 
     Args:
         plan: A plan's file, or its first ``HEADER_BYTES`` at least.
@@ -45,18 +46,13 @@ def plan_version(plan: Path | bytes) -> PlanVersion | None:
     """
     header = plan[:HEADER_BYTES] if isinstance(plan, bytes) else read_header(plan)
     magic, layout = header[:4], header[4:8]
-    if magic == _UNVERSIONED:
+    if magic[1:] != _FAMILY or len(header) < HEADER_BYTES:
+        raise PlanDamagedError(
+            f"A file that begins with {header[:8]!r} is no TensorRT plan; expected b'ftrt' or the like, "
+            f"and {HEADER_BYTES} bytes at least."
+        )
+    if magic not in _VERSIONED or layout != _KNOWN_LAYOUT:
         return None
-    if magic not in _VERSIONED or len(header) < HEADER_BYTES:
-        raise PlanDamagedError(
-            f"A file that begins with {header[:8]!r} is no TensorRT plan; expected one of "
-            f"{', '.join(repr(magic) for magic in (*_VERSIONED, _UNVERSIONED))}, whole."
-        )
-    if any(layout):
-        raise PlanDamagedError(
-            f"The plan's header is of the unknown layout {int.from_bytes(layout, 'little')}; expected 0. "
-            "It was written by a newer TensorRT than this version knows."
-        )
     return PlanVersion(*header[24:HEADER_BYTES])
 
 

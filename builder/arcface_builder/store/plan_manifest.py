@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,7 +15,7 @@ from typing import Any, Final
 from ..errors import OptionError, PlanDamagedError, PlanManifestError, PlanVersionError
 from .identity import EngineIdentity
 from .plan_header import plan_version
-from .records import is_number, read_record
+from .records import read_record
 
 SCHEMA_VERSION: Final = 1
 ENDING: Final = ".json"
@@ -95,7 +96,7 @@ def read_manifest(text: str | bytes, *, key: str) -> PlanManifest:
     where = f"The manifest of {key}"
     try:
         content = json.loads(text)
-    except ValueError as error:  # JSON's and Unicode's decoding errors
+    except (ValueError, RecursionError) as error:  # JSON's and Unicode's decoding errors, or [[[[...
         raise PlanManifestError(f"{where} is no JSON ({error}).") from error
     schema = content.get("schema_version") if isinstance(content, dict) else None
     if schema != SCHEMA_VERSION:
@@ -191,7 +192,8 @@ def _check_values(manifest: PlanManifest, where: str) -> None:
             "as 2026-11-22T20:00:00+00:00."
         )
     parity = manifest.parity
-    if not (is_number(parity.max_drift_cosine) and parity.max_drift_cosine <= parity.allowed_drift_cosine):
+    # JSON as Python reads it knows NaN, which nothing is greater than.
+    if not parity.max_drift_cosine <= parity.allowed_drift_cosine < math.inf:
         raise PlanManifestError(
             f"{where} has drift {parity.max_drift_cosine} where {parity.allowed_drift_cosine} is allowed: "
             "such a plan is not stored."

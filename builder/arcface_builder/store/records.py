@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -58,8 +57,3 @@ def _describe(hint: Any) -> str:
     words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
     words |= {Mapping: "an object", tuple: "a list"}
     return words.get(hint) or words.get(get_origin(hint)) or "a text, a number, true, false or null"
-
-
-def is_number(value: float) -> bool:
-    """Whether a float is a number at all; JSON as Python reads it knows NaN."""
-    return math.isfinite(value)

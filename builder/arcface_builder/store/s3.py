@@ -121,7 +121,9 @@ class S3Store:
             except ClientError as error:
                 if not is_missing(error):
                     raise
-                raise PlanDamagedError(f"{key} is missing from the {self.name} beside its manifest.") from error
+                raise PlanDamagedError(
+                    f"{key} is missing from the {self.name} beside its manifest."
+                ) from error
         try:
             check_plan(target, manifest, where=f"{key} in the {self.name}")
         except PlanError:

@@ -48,7 +48,8 @@ def translated(place: str) -> Iterator[None]:
     except (ConnectionError, HTTPClientError, IncompleteReadError, RetriesExceededError) as error:
         last = getattr(error, "last_exception", error)
         raise BucketUnreachableError(
-            f"Cannot reach the {place} ({_one_line(last)}); check the network and --endpoint-url, and try again."
+            f"Cannot reach the {place} ({_one_line(last)}); "
+            "check the network and --endpoint-url, and try again."
         ) from error
     except (NoCredentialsError, PartialCredentialsError) as error:
         raise BucketError(

@@ -25,8 +25,6 @@ _BUCKET_FAILED: Final = (BucketError, BucketUnreachableError, PlanError)
 class Place(Protocol):
     """What the local cache and the bucket have in common."""
 
-    name: str
-
     def manifests(self) -> Iterator[PlanManifest | PlanError]:
         """Every engine's manifest; an error stands for one that is damaged."""
 

@@ -13,8 +13,7 @@ class StoredEngine:
     """A plan in the local cache.
 
     Attributes:
-        path: The plan's file. Whoever handed it out has compared its SHA-256 with the manifest's,
-            unless it says otherwise.
+        path: The plan's file; its SHA-256 was compared with the manifest's just now.
         manifest: What the plan is.
     """
 
