@@ -1,4 +1,4 @@
-"""The command line: ``arcface-builder inspect``, ``build`` and ``engines``."""
+"""The command line: ``arcface-builder inspect``, ``build``, ``compile`` and ``engines``."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from pathlib import Path
 from arcface_client import commandline
 
 from .build import DEFAULT_REPOSITORY, build
+from .commands.compile import add_compile
 from .commands.engines import add_engines
-from .insightface_pack import DEFAULT_ROOT
+from .commands.sources import add_sources, source_from
 from .inspection import inspect
-from .iresnet import BLOCKS
 from .model_config import ServingOptions
-from .normalisation import Normalisation
-from .sources import Checkpoint, InsightFacePack, OnnxFile, Source, Synthetic
 
 _DESCRIPTION = """\
 Build a Triton model repository from an ArcFace model, and prove that it gives the same embeddings.
@@ -83,46 +81,12 @@ def _parser() -> argparse.ArgumentParser:
         "--repository", type=Path, default=DEFAULT_REPOSITORY, metavar="DIR", help="default: %(default)s"
     )
     building.add_argument("--json", action="store_true", help="print the manifest as a JSON object")
-    _add_sources(building)
+    add_sources(building)
     _add_serving_options(building)
     building.set_defaults(run=_build)
+    add_compile(commands)
     add_engines(commands)
     return parser
-
-
-def _add_sources(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("source, exactly one of")
-    sources = group.add_mutually_exclusive_group(required=True)
-    sources.add_argument("--onnx-path", type=Path, metavar="FILE", help="an ONNX file; it is not changed")
-    sources.add_argument("--insightface-pack", metavar="PACK", help="InsightFace's pack, e.g. buffalo_l")
-    sources.add_argument(
-        "--checkpoint",
-        type=Path,
-        metavar="FILE",
-        help="arcface_torch state dict, .pth (needs torch) or .safetensors",
-    )
-    sources.add_argument(
-        "--synthetic",
-        choices=BLOCKS,
-        help="seeded random weights: computes like the real one, recognises nobody",
-    )
-    details = parser.add_argument_group("details of the source")
-    details.add_argument(
-        "--normalisation",
-        type=_normalisation,
-        metavar="MEAN,STD",
-        help="with --onnx-path: what its callers do to pixels 0 to 255, where the file leaves it open "
-        "(default: by its SHA-256, else by what the graph computes)",
-    )
-    details.add_argument(
-        "--insightface-root", type=Path, default=DEFAULT_ROOT, metavar="DIR", help="default: %(default)s"
-    )
-    details.add_argument(
-        "--accept-license",
-        action="store_true",
-        help="download a missing pack; InsightFace's packs are for non-commercial research only",
-    )
-    details.add_argument("--seed", type=int, default=0, help="with --synthetic; default: %(default)s")
 
 
 def _add_serving_options(parser: argparse.ArgumentParser) -> None:
@@ -164,7 +128,9 @@ def _build(arguments: argparse.Namespace) -> int:
     options = ServingOptions(
         **{field.name: getattr(arguments, field.name) for field in fields(ServingOptions)}
     )
-    built = build(_source(arguments), name=arguments.name, repository=arguments.repository, options=options)
+    built = build(
+        source_from(arguments), name=arguments.name, repository=arguments.repository, options=options
+    )
     if arguments.json:
         print(json.dumps({"path": str(built.path), **asdict(built.manifest)}, indent=2))
         return commandline.DONE
@@ -173,25 +139,6 @@ def _build(arguments: argparse.Namespace) -> int:
     if built.manifest.source.synthetic:
         print("synthetic weights: this model recognises nobody", file=sys.stderr)
     return commandline.DONE
-
-
-def _source(arguments: argparse.Namespace) -> Source:
-    if arguments.onnx_path:
-        return OnnxFile(arguments.onnx_path, arguments.normalisation)
-    if arguments.insightface_pack:
-        return InsightFacePack(
-            arguments.insightface_pack, arguments.insightface_root, arguments.accept_license
-        )
-    if arguments.checkpoint:
-        return Checkpoint(arguments.checkpoint)
-    return Synthetic(arguments.synthetic, arguments.seed)
-
-
-def _normalisation(text: str) -> Normalisation:
-    try:
-        return Normalisation.parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -76,6 +76,30 @@ def transfer(name: str, size_bytes: int) -> Iterator[Callable[[int], object]]:
         yield bar.update
 
 
+@contextmanager
+def stages(name: str) -> Iterator[Callable[[str, float | None], None]]:
+    """Show the stage of something long, and how much is done, under a bar on standard error.
+
+    Without a terminal or tqdm, show nothing.
+
+    Yields:
+        What is to be told the stage, and what part of the whole is done, 0 to 1; None where nobody knows.
+    """
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield lambda stage, done: None
+        return
+    layout = "{desc} {percentage:3.0f}% |{bar}| {elapsed} {postfix}"
+    with tqdm(desc=name, total=1.0, bar_format=layout, disable=None, leave=False) as bar:
+
+        def tell(stage: str, done: float | None) -> None:
+            bar.n = done or 0.0
+            bar.set_postfix_str(stage)
+
+        yield tell
+
+
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:
     """Import an optional dependency.
 

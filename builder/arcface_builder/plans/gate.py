@@ -84,7 +84,7 @@ class Verdict:
             if not drift > allowed:
                 raise BlindGateError(
                     f"The gate is blind: {fault} makes a drift of {drift:.2g}, which {allowed:g} allows. "
-                    "Give real crops with --calibration-dir; a model that embeds all alike has broken weights."
+                    "Give real crops with --calibration-dir; a model that embeds all alike is broken."
                 )
         if not self.between_batches <= allowed:
             raise ParityError(
