@@ -114,7 +114,7 @@ def test_prune_touches_the_bucket_only_when_told_to(
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["pull"], "There is no bucket; name one with --bucket or ARCFACE_TENSORRT_ENGINE_S3_BUCKET."),
+        (["pull"], "There is no bucket; name one with --bucket or tensorrt.engine_s3_bucket in config/"),
         (["push"], "There is no bucket"),
         (["verify", "--remote"], "There is no bucket"),
         (["prune"], "Nothing says what may go; expected --keep"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -14,11 +13,12 @@ from typing import Final
 from arcface_client.commandline import DONE, FAILED
 
 from ..errors import OptionError, PlanError
+from ..plans.settings import DEFAULT_PATH, load_tensorrt_settings
 from ..store import EngineStore, PlanManifest, open_store
 from ..store.pruning import PruneRule
 from ..store.store import Place, readable
 
-BUCKET_VARIABLE: Final = "ARCFACE_TENSORRT_ENGINE_S3_BUCKET"
+BUCKET_KEY: Final = "tensorrt.engine_s3_bucket"
 
 _EPILOG: Final = """\
 examples:
@@ -72,7 +72,7 @@ def _add(
     about: str,
 ) -> argparse.ArgumentParser:
     verb = verbs.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
-    verb.add_argument("--bucket", metavar="NAME", help=f"the S3 bucket; default: ${BUCKET_VARIABLE}")
+    verb.add_argument("--bucket", metavar="NAME", help=f"default: {BUCKET_KEY} in {DEFAULT_PATH}")
     verb.add_argument("--endpoint-url", metavar="URL", help="another S3 than Amazon's")
     verb.add_argument(
         "--cache-dir", type=Path, metavar="DIR", help="default: $ARCFACE_CACHE_DIR, ~/.cache/arcface-triton"
@@ -152,8 +152,10 @@ def _prune(arguments: argparse.Namespace) -> int:
 
 
 def _open(arguments: argparse.Namespace) -> EngineStore:
-    bucket = arguments.bucket or os.environ.get(BUCKET_VARIABLE)
-    return open_store(bucket, endpoint_url=arguments.endpoint_url, cache_dir=arguments.cache_dir)
+    settings = load_tensorrt_settings(arguments={BUCKET_KEY: arguments.bucket})
+    return open_store(
+        settings.engine_s3_bucket, endpoint_url=arguments.endpoint_url, cache_dir=arguments.cache_dir
+    )
 
 
 def _place(arguments: argparse.Namespace) -> Place:
@@ -163,7 +165,7 @@ def _place(arguments: argparse.Namespace) -> Place:
 
 def _bucket(store: EngineStore) -> Place:
     if store.remote is None:
-        raise OptionError(f"There is no bucket; name one with --bucket or {BUCKET_VARIABLE}.")
+        raise OptionError(f"There is no bucket; name one with --bucket or {BUCKET_KEY} in {DEFAULT_PATH}.")
     return store.remote
 
 
