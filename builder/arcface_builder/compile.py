@@ -248,7 +248,7 @@ def _source(request: Request, served: Embed) -> tuple[Embed, str]:
                 reference = ReferenceEmbedder(source)
                 return reference.embed, reference.runs
             _log.warning(
-                "%s is not the source that the ONNX model was built from; comparing with the ONNX model alone.",
+                "%s is not what the ONNX model was built from; comparing with the ONNX model alone.",
                 source.origin.name,
             )
     return served, "served ONNX model"
@@ -263,7 +263,7 @@ def _manifest(
     verdict: Verdict,
     notes: tuple[str, ...],
 ) -> PlanManifest:
-    details = asdict(verdict)
+    details = asdict(verdict) | {"batch_sizes": list(verdict.batch_sizes)}  # as JSON has it
     if built.workspace_size_mb != request.options.workspace_size_mb:
         notes += (f"out of memory: built with a workspace of {built.workspace_size_mb} MB",)
     notes += (f"built in {built.build_s:.1f} s, timing cache {built.timing_cache}",)

@@ -150,7 +150,8 @@ def _check_unchanged(there: PlanManifest | None, wanted: PlanManifest, path: Pat
     differences = ", ".join(wanted.identity.differences(there.identity)) or "another build of the same"
     raise RepositoryError(
         f"{path.parent} has a plan for sm{wanted.identity.sm} already, {there.identity.filename} "
-        f"({differences}). A version is never changed: run `arcface-builder build` for the next one, and compile that."
+        f"({differences}). A version is never changed: run `arcface-builder build` for the next one, "
+        "and compile that."
     )
 
 

@@ -1,4 +1,4 @@
-"""``arcface-builder compile``: a proven TensorRT plan for the GPU at hand, or a fleet's plans from the store."""
+"""``arcface-builder compile``: a plan for the GPU at hand, or a fleet's plans from the store."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def add_compile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser = commands.add_parser(
         "compile",
         help="build, prove and store a TensorRT plan",
-        description="Make a TensorRT plan of the model NAME_onnx for the GPU at hand and put it into the model "
-        "NAME_trt. It is stored only if its embeddings are the source model's. A plan that the store has "
-        "already is taken from there.",
+        description="Make a TensorRT plan of the model NAME_onnx for the GPU at hand and put it into the "
+        "model NAME_trt. It is stored only if its embeddings are the source model's. A plan that the "
+        "store has already is taken from there.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,4 +1,4 @@
-"""The GPU at hand: what plans are built for and tried on. Imports CUDA and TensorRT when asked, not before."""
+"""The GPU at hand: what plans are built for and tried on. CUDA and TensorRT are imported when asked for."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ def test_out_of_memory_at_the_least_workspace_names_the_setting(
 ) -> None:
     monkeypatch.setattr(builder, "_attempt", without_memory_above(0, builder._attempt))
 
-    with pytest.raises(WorkspaceError, match="256 MB.*tensorrt.workspace_size_mb was 512"):
+    with pytest.raises(WorkspaceError, match=r"256 MB.*tensorrt\.workspace_size_mb was 512"):
         build_plan(trt, small_graph, BuildOptions(workspace_size_mb=512), target_sm="86")
 
 

@@ -41,7 +41,7 @@ from exports import small_arcface
 
 @dataclass(frozen=True)
 class AbsentGpu(Gpu):
-    """A GPU that is not there: TensorRT-RTX builds for it, and ONNX Runtime runs in place of what was built."""
+    """A GPU that is not there: TensorRT-RTX builds for it, and ONNX Runtime runs in place of it."""
 
     graph: bytes = b""
     runs_in: str = "fp16"
@@ -240,11 +240,11 @@ def test_a_fleet_is_assembled_from_the_store_without_a_gpu(
     added = assemble(request_.onnx, request_.options, ["8.6", "8.9"], store, repository)
 
     assert [plan.path.name for plan in added] == ["small-fp16-sm86.plan", "small-fp16-sm89.plan"]
-    with pytest.raises(CompileError, match="by TensorRT .* at best, without sm90; run"):
+    with pytest.raises(CompileError, match=r"by TensorRT .* at best, without sm90; run"):
         assemble(request_.onnx, request_.options, ["8.6", "9.0"], store, repository)
     with pytest.raises(CompileError, match="The store has no fp16 plans of small version 1, batch 64"):
         assemble(request_.onnx, BuildOptions(max_batch_size=64), ["8.6"], store, repository)
-    with pytest.raises(CompileError, match="The store has no .* by TensorRT 8.5.3.1"):
+    with pytest.raises(CompileError, match=r"The store has no .* by TensorRT 8\.5"):
         assemble(request_.onnx, request_.options, ["8.6"], store, repository, tensorrt_version="8.5.3.1")
 
 

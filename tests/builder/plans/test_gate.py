@@ -122,7 +122,7 @@ def test_a_wrong_serving_graph_is_told_from_a_wrong_plan(
 ) -> None:
     wrong = another_model(small_graph)
 
-    with pytest.raises(ParityError, match="The served ONNX model drifts .* Its preprocessing is at fault"):
+    with pytest.raises(ParityError, match=r"The served ONNX model drifts .* Its preprocessing is at fault"):
         verdict_of(embedder(wrong), served=wrong).check()
 
 

@@ -147,7 +147,7 @@ def test_int8_reads_its_calibration_crops_a_few_at_a_time(
 
 @pytest.mark.parametrize("calibration", [None, np.empty((0, 112, 112, 3), np.uint8)], ids=["none", "empty"])
 def test_int8_without_crops_is_refused(calibration: Crops | None, small_graph: bytes) -> None:
-    with pytest.raises(OptionError, match="int8 needs face crops .* --calibration-dir"):
+    with pytest.raises(OptionError, match=r"int8 needs face crops .* --calibration-dir"):
         typed_graph(small_graph, "int8", calibration=calibration)
 
 
