@@ -146,6 +146,8 @@ def compile_plan(
                 from_store = engine is not None
                 if engine is None:
                     engine = _make(request, options, identity, gpu, store, tuple(refusals), report)
+                else:
+                    _check_drift(engine.manifest, request.allowed_drift_cosine)
             break
         except BlindGateError:
             raise  # no other precision would be judged better
@@ -157,6 +159,16 @@ def compile_plan(
             _log.warning("%s Falling back to %s.", error, precision)
     added = add_plan(repository, engine, version=request.onnx.version, instances=instances)
     return Compiled(added, engine.manifest, from_store)
+
+
+def _check_drift(manifest: PlanManifest, allowed: float) -> None:
+    """Refuse a stored plan that passed a more lenient gate than this one."""
+    drift = manifest.parity.max_drift_cosine
+    if not drift <= allowed:
+        raise ParityError(
+            f"The stored {manifest.identity.filename} drifts by {drift:.2g} from its source model; "
+            f"expected at most {allowed:g} (validation.max_drift_cosine)."
+        )
 
 
 def _identity(request: Request, options: BuildOptions, gpu: Gpu) -> EngineIdentity:

@@ -147,11 +147,10 @@ def _attempt(
     target_sm: str | None,
 ) -> BuiltPlan | None:
     """Build once; None if TensorRT could not."""
-    builder = trt.Builder(toolkit.logger(trt, messages))
-    if builder is None:
-        raise CompileError(f"TensorRT {trt.__version__} does not start: {messages.to_text()}")
+    log = toolkit.logger(trt, messages)
+    builder = toolkit.create_builder(trt, log, messages)
     network = toolkit.create_network(trt, builder)
-    parser = _parse(trt, network, typed_graph, messages)
+    parser = _parse(trt, network, typed_graph, log)
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mb << 20)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the inspector
@@ -197,8 +196,8 @@ def _attempt(
     )
 
 
-def _parse(trt: ModuleType, network: Any, typed_graph: bytes, messages: toolkit.Messages) -> Any:
-    parser = trt.OnnxParser(network, toolkit.logger(trt, messages))
+def _parse(trt: ModuleType, network: Any, typed_graph: bytes, log: Any) -> Any:
+    parser = trt.OnnxParser(network, log)
     if parser.parse(typed_graph):
         return parser
     error = parser.get_error(0)

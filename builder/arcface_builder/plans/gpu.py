@@ -98,4 +98,6 @@ def gpu_at_hand() -> Gpu:
             driver_version=f"{version // 1000}.{version % 1000 // 10}",
         )
     except cuda.CudaError as error:
-        raise NoGpuError(f"The GPU cannot be used: {error}; is its driver new enough?") from error
+        raise NoGpuError(
+            f"CUDA cannot be used: {error}. Is there a GPU, with a driver that is new enough?"
+        ) from error

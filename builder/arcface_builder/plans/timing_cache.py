@@ -29,6 +29,7 @@ class TimingCache:
     def __init__(self, trt: ModuleType, path: Path) -> None:
         self._path = path
         self._head = _MAGIC + f"{trt.__name__} {trt.__version__}\n".encode()
+        self._cache: Any = None  # a build must not outlive it
         self.state = "cold"
 
     def attach(self, config: Any) -> None:
@@ -38,12 +39,13 @@ class TimingCache:
         if content and not blob:
             self.state = "cold: the file is of another TensorRT, or none"
         if blob:
-            cache = config.create_timing_cache(blob)
-            if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+            self._cache = config.create_timing_cache(blob)
+            if self._cache is not None and config.set_timing_cache(self._cache, ignore_mismatch=False):
                 self.state = "warm"
                 return
             self.state = "cold: the file is of another GPU"
-        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+        self._cache = config.create_timing_cache(b"")
+        config.set_timing_cache(self._cache, ignore_mismatch=False)
 
     def save(self, config: Any) -> None:
         """Write what the build measured, so that the file is the old one or the new one at any moment."""

@@ -41,6 +41,18 @@ def is_strongly_typed(trt: ModuleType) -> bool:
     return hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
 
 
+def create_builder(trt: ModuleType, log: Any, messages: Messages) -> Any:
+    """Start TensorRT, with a logger that fills the messages.
+
+    Raises:
+        NoGpuError: It does not start, for want of a GPU or of memory on it.
+    """
+    try:
+        return trt.Builder(log)
+    except TypeError as error:  # what pybind11 makes of a null pointer
+        raise NoGpuError(f"TensorRT {trt.__version__} does not start: {messages.to_text()}") from error
+
+
 def create_network(trt: ModuleType, builder: Any) -> Any:
     """Make an empty network, strongly typed where that exists."""
     flags = trt.NetworkDefinitionCreationFlag
@@ -99,18 +111,21 @@ class Messages:
 
     Attributes:
         errors: Its errors, the first one first.
+        warnings: Its warnings, likewise.
         ran_out_of_memory: Whether one of them says so.
     """
 
     def __init__(self) -> None:
         self.errors: list[str] = []
+        self.warnings: list[str] = []
         self.ran_out_of_memory = False
 
-    def take(self, text: str, *, is_error: bool) -> None:
-        """Keep an error, and pass everything on to the log at debug level."""
-        _log.debug("TensorRT: %s", text)
-        if not is_error:
-            return
+    def warn(self, text: str) -> None:
+        """Keep a warning."""
+        self.warnings.append(" ".join(text.split()))
+
+    def fail(self, text: str) -> None:
+        """Keep an error."""
         match = _ERROR.search(text)
         name, detail = match.groups() if match else ("", text)
         self.errors.append(" ".join(detail.split()))
@@ -120,20 +135,25 @@ class Messages:
         )
 
     def to_text(self) -> str:
-        """The first error, which is the cause of the others."""
-        return self.errors[0] if self.errors else "no reason given"
+        """The first error, which is the cause of the others; or else the last warning."""
+        return next(iter(self.errors or self.warnings[-1:]), "no reason given")
 
 
 def logger(trt: ModuleType, messages: Messages) -> Any:
     """A TensorRT logger that collects; TensorRT calls it from any of its threads."""
-    errors = (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR)
+    take = {
+        trt.ILogger.INTERNAL_ERROR: messages.fail,
+        trt.ILogger.ERROR: messages.fail,
+        trt.ILogger.WARNING: messages.warn,
+    }
 
     class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Any, message: str) -> None:
-            if severity not in (trt.ILogger.VERBOSE, trt.ILogger.INFO):
-                messages.take(message, is_error=severity in errors)
+            if severity in take:
+                take[severity](message)
+                _log.debug("TensorRT: %s", message)
 
     return Logger()

@@ -53,10 +53,10 @@ def test_the_other_typed_graphs_are_what_tensorrt_takes(
 def test_the_network_has_the_contract_types_and_a_profile_from_one_to_the_largest_batch(
     trt: ModuleType, r18_typed: dict[str, bytes]
 ) -> None:
-    messages = toolkit.Messages()
-    made = trt.Builder(toolkit.logger(trt, messages))
+    log = toolkit.logger(trt, toolkit.Messages())
+    made = trt.Builder(log)
     network = toolkit.create_network(trt, made)
-    parser = builder._parse(trt, network, r18_typed["fp16"], messages)
+    parser = builder._parse(trt, network, r18_typed["fp16"], log)
     config = made.create_builder_config()
     toolkit.set_precision(trt, config, "fp16")
     builder._add_profile(made, config, BuildOptions(max_batch_size=64, opt_batch_size=16))
@@ -115,7 +115,7 @@ def test_what_the_builder_refuses_is_its_first_error(trt: ModuleType, small_grap
 def test_running_out_of_memory_is_told_by_the_name_of_the_error(text: str, is_memory: bool) -> None:
     messages = toolkit.Messages()
 
-    messages.take(text, is_error=True)
+    messages.fail(text)
 
     assert messages.ran_out_of_memory is is_memory
 
@@ -127,7 +127,7 @@ def without_memory_above(limit_mb: int, attempt: Any) -> Any:
         workspace_mb, messages = arguments[3:5]
         if workspace_mb <= limit_mb:
             return attempt(*arguments)
-        messages.take("[x] Error Code 2: OutOfMemory (no further information)", is_error=True)
+        messages.fail("[x] Error Code 2: OutOfMemory (no further information)")
         return None
 
     return limited
