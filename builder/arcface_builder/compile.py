@@ -15,10 +15,10 @@ from arcface_client.contract import Crops
 from arcface_client.errors import ArcFaceError
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 
-from .errors import BlindGateError, ParityError, PrecisionError, RepositoryError
+from .errors import BlindGateError, ParityError, PrecisionError
 from .graph import session
 from .manifest import tool_versions
-from .model_config import MODEL_FILE
+from .onnx_version import OnnxVersion
 from .parity import Embed
 from .plan_repository import AddedPlan, add_plan
 from .plans.builder import MIN_BATCH_SIZE, BuildOptions, BuiltPlan, build_plan
@@ -30,35 +30,13 @@ from .plans.precision import FALLBACKS, typed_graph
 from .plans.progress import Report
 from .plans.toolkit import is_strongly_typed
 from .reference import ReferenceEmbedder
-from .repository import ModelRepository, check_name
+from .repository import ModelRepository
 from .sources import Source
 from .store import EngineIdentity, EngineStore, Parity, PlanManifest, StoredEngine, describe_plan
 
 _log = logging.getLogger(__name__)
 
 _DIVERGENCE_CROPS: Final = 8
-
-
-@dataclass(frozen=True)
-class OnnxVersion:
-    """A version of the ONNX model that plans are made from.
-
-    Attributes:
-        name: Name of the family of models, as "arcface_r100".
-        version: Its number, which the plans get too.
-        path: The file.
-        content: Its bytes.
-    """
-
-    name: str
-    version: int
-    path: Path
-    content: bytes
-
-    @property
-    def sha256(self) -> str:
-        """SHA-256 of the file."""
-        return hashlib.sha256(self.content).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,24 +77,6 @@ class Compiled:
     added: AddedPlan
     manifest: PlanManifest
     from_store: bool
-
-
-def find_onnx(repository: ModelRepository, name: str, version: int | None = None) -> OnnxVersion:
-    """Find the ONNX model to compile; the newest version unless one is named.
-
-    Raises:
-        OptionError: The name cannot be one.
-        RepositoryError: There is no such model or version.
-    """
-    model = f"{check_name(name)}_onnx"
-    versions = repository.versions(model)
-    if not versions or version not in (None, *versions):
-        asked = f"version {version} of {model}" if version and versions else model
-        there = f"it has {', '.join(map(str, versions))}" if versions else "run `arcface-builder build` first"
-        raise RepositoryError(f"{repository.root} has no {asked}; {there}.")
-    number = version or versions[-1]
-    path = repository.root / model / str(number) / MODEL_FILE
-    return OnnxVersion(name, number, path, path.read_bytes())
 
 
 def compile_plan(

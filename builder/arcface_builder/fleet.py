@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .compile import OnnxVersion
 from .errors import CompileError
+from .onnx_version import OnnxVersion
 from .plan_repository import AddedPlan, add_plan
 from .plans.builder import BuildOptions
 from .repository import ModelRepository

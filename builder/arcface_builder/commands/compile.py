@@ -18,9 +18,10 @@ from arcface_client.contract import Crops
 from arcface_client.images import find_images, read_crop
 
 from ..build import DEFAULT_REPOSITORY
-from ..compile import OnnxVersion, Request, compile_plan, find_onnx
+from ..compile import Request, compile_plan
 from ..errors import OptionError
 from ..fleet import assemble
+from ..onnx_version import OnnxVersion, find_onnx
 from ..plan_repository import AddedPlan
 from ..plans.gpu import gpu_at_hand
 from ..plans.settings import DEFAULT_PATH, TensorRtSettings, load_tensorrt_settings

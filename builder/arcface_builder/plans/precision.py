@@ -62,6 +62,7 @@ def typed_graph(
     if precision not in PRECISIONS:
         raise OptionError(f"Precision {precision!r} is unknown; expected {', '.join(PRECISIONS)}.")
     model = ir.from_proto(onnx.load_model_from_string(serving_graph))
+    passes.NameFixPass()(model)  # exporters may leave nodes without a name; what follows names them
     if fold:
         fold_preactivation(model)
     _plain_batch_norms(model)

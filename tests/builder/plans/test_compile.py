@@ -17,7 +17,7 @@ from arcface_builder import faces
 from arcface_builder.build import build
 from arcface_builder.cli import main
 from arcface_builder.commands.sources import source_of
-from arcface_builder.compile import Compiled, Request, compile_plan, find_onnx
+from arcface_builder.compile import Compiled, Request, compile_plan
 from arcface_builder.errors import (
     BlindGateError,
     CompileError,
@@ -28,6 +28,7 @@ from arcface_builder.errors import (
 )
 from arcface_builder.fleet import assemble
 from arcface_builder.graph import session
+from arcface_builder.onnx_version import find_onnx
 from arcface_builder.plans.builder import BuildOptions
 from arcface_builder.plans.gate import another_model
 from arcface_builder.plans.gpu import Gpu, LoadedPlan

@@ -152,6 +152,21 @@ def test_int8_without_crops_is_refused(calibration: Crops | None, small_graph: b
         typed_graph(small_graph, "int8", calibration=calibration)
 
 
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_nodes_without_names_are_told_apart(precision: str, small_graph: bytes) -> None:
+    model = onnx.load_model_from_string(small_graph)
+    for node in model.graph.node:
+        node.name = ""
+
+    typed = typed_graph(
+        model.SerializeToString(), precision, calibration=face_crops(), strongly_typed=False, fold=True
+    )
+
+    assert largest_drift(embed(typed, face_crops()), embed(small_graph, face_crops())) < 0.02
+    assert operators(typed)["BatchNormalization"] == 0
+    assert operators(typed)["QuantizeLinear"] == (2 if precision == "int8" else 0)
+
+
 def test_an_unknown_precision_is_refused(small_graph: bytes) -> None:
     with pytest.raises(
         OptionError, match="Precision 'fp8' is unknown; expected fp32, tf32, fp16, bf16, int8"
