@@ -37,7 +37,8 @@ class BuildOptions:
         workspace_size_mb: Memory that a kernel may use beside its tensors, in MiB.
         hardware_compatible: Fit every GPU of the compute capability, not the very model alone. TensorRT
             has that from 10.9.
-        fold_preactivation: Fold the batch norms in front of convolutions; see ``preactivation``.
+        fold_preactivation: Fold the batch norms in front of convolutions; see ``preactivation``, also for
+            why this is off.
         timing_cache: File to read and write TensorRT's measurements of kernels.
 
     Raises:
@@ -49,7 +50,7 @@ class BuildOptions:
     opt_batch_size: int | None = None
     workspace_size_mb: int = 1024
     hardware_compatible: bool = True
-    fold_preactivation: bool = True
+    fold_preactivation: bool = False
     timing_cache: Path | None = None
 
     def __post_init__(self) -> None:

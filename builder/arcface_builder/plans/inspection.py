@@ -1,8 +1,8 @@
 """What a plan really runs, as TensorRT's engine inspector tells it, whatever was asked for.
 
-The inspector's JSON has changed its keys over the versions: an 8.5 plan says ``"Format/Datatype": "Row major
-linear FP32"`` for a tensor and ``"Weights": {"Type": "Half"}`` for a convolution, later ones keep format and
-data type apart. So the words are looked for, not the keys.
+The inspector's JSON has changed its keys over the versions: an 8.5 plan says ``"Weights": {"Type": "Half"}``
+for a convolution and, with dynamic shapes, "N/A" for its tensors' ``Format/Datatype``; later ones keep format
+and data type apart. So the words are looked for, not the keys.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def inspect_engine(trt: ModuleType, engine: Any) -> LayerPrecisions:
     context = engine.create_execution_context()
     if context is None:
         raise CompileError("TensorRT has no memory to inspect the plan; free memory on the GPU.")
-    # Without shapes the inspector says "N/A due to dynamic shapes".
+    # Without shapes the inspector says "N/A due to dynamic shapes" of every tensor; 8.5 does all the same.
     largest = engine.get_tensor_profile_shape(INPUT_NAME, 0)[2][0]
     context.set_input_shape(INPUT_NAME, (largest, *CROP_SHAPE))
     inspector = engine.create_engine_inspector()

@@ -7,7 +7,9 @@ border fewer of the kernel's taps see it. But what it adds is the same for every
     map = conv(plane of shift)                      [1, C, H, W], the bias included
 
 The batch norm, a pass over memory of its own in front of every residual block, becomes an Add that a
-backend fuses with the PRelu behind the convolution.
+backend may fuse with the PRelu behind the convolution. TensorRT 8.5 does not: it makes a "Scale" layer of
+every map, which is one pass over memory again, of a larger operand. On an H200 an IResNet-18 in FP16 ran
+38,900 faces a second at batch 128 with the fold and 42,300 without it, so that it is off by default.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ _DEFAULTS: Final[Defaults] = {
     "tensorrt.opt_batch_size": (int, None),
     "tensorrt.workspace_size_mb": (int, 1024),
     "tensorrt.hardware_compatible": (boolean, True),
-    "tensorrt.fold_preactivation": (boolean, True),
+    "tensorrt.fold_preactivation": (boolean, False),
     "tensorrt.instances": (int, 2),
     "tensorrt.engine_s3_bucket": (str, None),
     "validation.max_drift_cosine": (float, 0.001),

@@ -3,42 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from arcface_builder.errors import CompileError, PrecisionError
 from arcface_builder.plans.inspection import LayerPrecisions, check_precision, layer_precisions
 
-
-def tensor(kind: str) -> dict[str, object]:
-    return {"Name": "x", "Dimensions": [32, 64, 56, 56], "Format/Datatype": kind}
-
-
-def convolution(weights: str, kind: str) -> dict[str, object]:
-    return {
-        "Name": "layer1.0.conv1",
-        "LayerType": "CaskConvolution",
-        "ParameterType": "Convolution",
-        "Inputs": [tensor(kind)],
-        "Outputs": [tensor(kind)],
-        "Weights": {"Type": weights, "Count": 36864},
-    }
-
-
-VERSION_8 = {
-    "Layers": [
-        {
-            "Name": "pixels",
-            "LayerType": "Reformat",
-            "Inputs": [tensor("Row major linear UInt8")],
-            "Outputs": [],
-        },
-        convolution("Half", "Channel major FP16 format where channel % 8 == 0"),
-        convolution("Int8", "Thirty-two wide channel vectorized row major Int8 format"),
-        {"Name": "prelu", "LayerType": "PointWiseV2", "Inputs": [tensor("Row major linear FP32")]},
-    ],
-    "Bindings": ["image", "embedding"],
-}
+# Layers of each kind out of what TensorRT 8.5.3.1 said of an IResNet-18 in FP16 on an H200. With dynamic
+# shapes it tells no tensor's format, although the context had its shapes set; a convolution is known by the
+# type of its weights.
+VERSION_8 = json.loads(Path(__file__).with_name("inspector-8.5.3.json").read_text())
 
 VERSION_11 = {
     "Layers": [
@@ -65,7 +40,7 @@ VERSION_11 = {
 @pytest.mark.parametrize(
     ("said", "layers", "convolutions"),
     [
-        (VERSION_8, {"fp16": 1, "int8": 1, "fp32": 1}, {"fp16": 1, "int8": 1}),
+        (VERSION_8, {"fp16": 3}, {"fp16": 3}),
         (VERSION_11, {"bf16": 1, "fp16": 1, "fp32": 1}, {"bf16": 1, "fp16": 1}),
         ({"Layers": ["conv1", "conv2"]}, {}, {}),
     ],
