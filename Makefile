@@ -1,11 +1,13 @@
 # Every target makes the virtual environment it needs. Another Python: make PYTHON=python3.12 test
 PYTHON ?= python3
+# An interpreter with PyTorch, for `make bench-gpu`.
+TORCH_PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-torch lint format type check bench package clean
+.PHONY: help install demo test test-torch test-gpu lint format type check bench bench-gpu package clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +31,9 @@ test-torch: $(READY) ## Install PyTorch and compare the network with a plain PyT
 	$(BIN)/pip install --quiet 'torch==2.13.0'
 	$(BIN)/pytest tests/builder/test_iresnet_torch.py
 
+test-gpu: $(READY) ## Run the tests that need a GPU and TensorRT (5 minutes; `make test` skips them)
+	$(BIN)/pytest -m gpu tests/gpu
+
 lint: $(READY) ## Check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,6 +50,9 @@ check: lint type test ## Everything that a change must pass
 bench: $(READY) ## Measure serving against running in process, on this machine (about 10 minutes)
 	$(BIN)/python benchmarks/serving.py --output docs/benchmarks
 	$(BIN)/python benchmarks/client.py --output docs/benchmarks
+
+bench-gpu: $(READY) ## Measure TensorRT plans on this GPU (about an hour; benchmarks/gpu.py runs it in pieces)
+	$(BIN)/python benchmarks/gpu.py --torch-python $(TORCH_PYTHON) --output docs/benchmarks
 
 package: $(READY) ## Build the wheel and the source distribution into dist/
 	$(BIN)/pip install --quiet build

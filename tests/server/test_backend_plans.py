@@ -7,7 +7,7 @@ import pytest
 
 from arcface_client.errors import ConfigError, DeploymentError
 from arcface_server.backends.config import InstanceConfig
-from arcface_server.backends.plans import load_plan, manifest_of, plan_for, published_sha256
+from arcface_server.backends.plans import PublishedPlan, load_plan, manifest_of, plan_for, published_plan
 
 MODEL = "arcface_trt"
 PLANS = {"8.0": "arcface-fp16-sm80.plan", "9.0": "arcface-fp16-sm90.plan"}
@@ -44,11 +44,19 @@ def test_the_manifest_lies_beside_the_models(config: InstanceConfig, tmp_path: P
     plan = config.version_folder / PLANS["9.0"]
     manifest = manifest_of(plan)
     assert manifest == tmp_path / "arcface_trt-3-sm90.manifest.json"
-    manifest.write_text(json.dumps({"plan_sha256": "abc"}))
-    assert published_sha256(plan, manifest) == "abc"
+    manifest.write_text(json.dumps({"plan_sha256": "abc", "identity": {"tensorrt_version": "8.5.3.1"}}))
+    assert published_plan(plan, manifest) == PublishedPlan("abc", "8.5.3.1")
 
 
-@pytest.mark.parametrize("content", [None, "no json", "[]", "{}"])
+def test_a_plan_of_another_tensorrt_is_refused_with_both_versions(config: InstanceConfig) -> None:
+    published = PublishedPlan("abc", "8.5.3.1")
+    plan = config.version_folder / PLANS["9.0"]
+    published.check_loadable(plan, "8.5.3.1")
+    with pytest.raises(DeploymentError, match=r"by TensorRT 8\.5\.3\.1, and this server has TensorRT 11\.1"):
+        published.check_loadable(plan, "11.1.0.106")
+
+
+@pytest.mark.parametrize("content", [None, "no json", "[]", "{}", '{"plan_sha256": "abc"}'])
 def test_a_plan_of_which_nothing_is_known_is_not_run(
     config: InstanceConfig, tmp_path: Path, content: str | None
 ) -> None:
@@ -56,4 +64,4 @@ def test_a_plan_of_which_nothing_is_known_is_not_run(
     if content is not None:
         manifest.write_text(content)
     with pytest.raises(DeploymentError, match=r"Nothing is known of .*, so it is not run"):
-        published_sha256(config.version_folder / PLANS["9.0"], manifest)
+        published_plan(config.version_folder / PLANS["9.0"], manifest)

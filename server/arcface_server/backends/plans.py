@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,31 @@ from .config import InstanceConfig
 
 if TYPE_CHECKING:
     from arcface_client.runtimes.tensorrt import TensorRt
+
+
+@dataclass(frozen=True)
+class PublishedPlan:
+    """What a plan's manifest says of it.
+
+    Attributes:
+        sha256: SHA-256 of its bytes.
+        tensorrt_version: The TensorRT that built it.
+    """
+
+    sha256: str
+    tensorrt_version: str
+
+    def check_loadable(self, plan: Path, installed_version: str) -> None:
+        """Refuse a plan by another TensorRT before that one sees it.
+
+        Raises:
+            DeploymentError: The versions differ.
+        """
+        if self.tensorrt_version != installed_version:
+            raise DeploymentError(
+                f"{plan} was built by TensorRT {self.tensorrt_version}, and this server has TensorRT "
+                f"{installed_version}: a plan fits one build. Run `arcface-builder compile` with that one."
+            )
 
 
 def load_plan(model: str, config: InstanceConfig) -> TensorRt:
@@ -29,6 +55,8 @@ def load_plan(model: str, config: InstanceConfig) -> TensorRt:
             "its instance_group."
         )
     try:
+        import tensorrt
+
         from arcface_client.runtimes.cuda import compute_capability
         from arcface_client.runtimes.tensorrt import TensorRt
     except ModuleNotFoundError as error:
@@ -37,8 +65,9 @@ def load_plan(model: str, config: InstanceConfig) -> TensorRt:
             "pip install 'arcface-triton[tensorrt]'. The ONNX sibling serves without it."
         ) from error
     path = plan_for(model, config, compute_capability(config.device_id))
-    sha256 = published_sha256(path, manifest_of(path))
-    return TensorRt(path, sha256=sha256, device=config.device_id)
+    published = published_plan(path, manifest_of(path))
+    published.check_loadable(path, tensorrt.__version__)
+    return TensorRt(path, sha256=published.sha256, device=config.device_id)
 
 
 def plan_for(model: str, config: InstanceConfig, compute_capability: str) -> Path:
@@ -68,14 +97,15 @@ def manifest_of(plan: Path) -> Path:
     return model.parent / f"{model.name}-{version.name}-{plan.stem.rpartition('-')[2]}.manifest.json"
 
 
-def published_sha256(plan: Path, manifest: Path) -> str:
-    """What the manifest says a plan's SHA-256 is.
+def published_plan(plan: Path, manifest: Path) -> PublishedPlan:
+    """Read what the manifest says of a plan.
 
     Raises:
         DeploymentError: Nothing is known of the plan.
     """
     try:
-        return str(json.loads(manifest.read_text())["plan_sha256"])
+        content = json.loads(manifest.read_text())
+        return PublishedPlan(str(content["plan_sha256"]), str(content["identity"]["tensorrt_version"]))
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DeploymentError(
             f"Nothing is known of {plan}, so it is not run: {manifest} cannot be read ({error!r}). "
