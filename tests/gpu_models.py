@@ -1,0 +1,57 @@
+"""Models to make plans of on a real GPU."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arcface_builder import faces
+from arcface_builder.build import build
+from arcface_builder.compile import Compiled, Request
+from arcface_builder.onnx_version import OnnxVersion, find_onnx
+from arcface_builder.plans.builder import BuildOptions
+from arcface_builder.repository import ModelRepository
+from arcface_builder.sources import Source
+
+
+@dataclass(frozen=True)
+class Model:
+    """An ONNX model in a repository, and what it was built from.
+
+    Attributes:
+        repository: The repository.
+        onnx: The model in it.
+        source: What it was built from.
+        source_sha256: SHA-256 of that.
+    """
+
+    repository: ModelRepository
+    onnx: OnnxVersion
+    source: Source
+    source_sha256: str
+
+    def request(self, options: BuildOptions, **changes: Any) -> Request:
+        """Ask for a plan of it, judged on noise: crops that even a small network tells apart."""
+        values: dict[str, Any] = {
+            "onnx": self.onnx,
+            "options": options,
+            "calibration": faces.noise(256),
+            "source": self.source,
+            "source_sha256": self.source_sha256,
+        }
+        return Request(**(values | changes))
+
+
+def publish(source: Source, name: str, folder: Path) -> Model:
+    """Build the ONNX model of a source."""
+    built = build(source, name=name, repository=folder)
+    repository = ModelRepository(folder)
+    return Model(repository, find_onnx(repository, name), source, built.manifest.source.sha256)
+
+
+def build_seconds(compiled: Compiled) -> float:
+    """How long the build of a plan took, as its manifest says."""
+    (seconds,) = re.findall(r"built in ([\d.]+) s", " ".join(compiled.manifest.notes))
+    return float(seconds)
