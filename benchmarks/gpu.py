@@ -32,8 +32,7 @@ from gpu_serving import served
 
 PARTS: Final = ("rates", "torch", "cpu", "engines", "serving")
 PRECISIONS: Final = ("fp32", "tf32", "fp16", "int8")
-# Of another interpreter's packages and libraries PyTorch must see nothing.
-_NOT_FOR_TORCH: Final = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")
+_NOT_FOR_TORCH: Final = ("PYTHONPATH", "PYTHONHOME")  # another interpreter's packages
 
 
 def main() -> int:
@@ -125,9 +124,7 @@ def _torch(python: str, network: str | None = None, batches: Sequence[int] = ())
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise ArcFaceError(
-            f"{python} cannot run PyTorch's part: {reason}. Give --torch-python, or other --parts."
-        )
+        raise ArcFaceError(f"{python} cannot run PyTorch's part ({reason}); give --torch-python.")
     return json.loads(done.stdout.splitlines()[-1])
 
 

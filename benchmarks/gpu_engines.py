@@ -61,7 +61,7 @@ def make_plan(
         BuilderError: It cannot be built, or drifts by more than is allowed.
     """
     calibration = faces.face_like(256, seed=9) if options.precision == "int8" else None
-    request = Request(onnx, options, allowed_drift_cosine=allowed_drift, calibration=calibration)
+    request = Request(onnx=onnx, options=options, allowed_drift_cosine=allowed_drift, calibration=calibration)
     return compile_plan(request, gpu, EngineStore(LocalStore(work / "cache")), ModelRepository(repository))
 
 
