@@ -131,8 +131,8 @@ def page(findings: Findings) -> str:
 _HEAD: Final = """# TensorRT on a GPU
 
 Networks with synthetic weights. Latency is from crops in host memory to embeddings in host memory, one call
-at a time. Faces a second are those of calls that follow one another on the device, copies included. "Share" is
-of the rate that PyTorch's matrix product reaches in the same precision. Drift is the largest 1 - cosine
+at a time. Faces a second are those of calls that follow one another on the device, copies included. "Share"
+is of the rate that PyTorch's matrix product reaches in the same precision. Drift is the largest 1 - cosine
 similarity to the float32 model in ONNX Runtime. PyTorch's network has weights of its own, and so no drift.
 
 Made by `make bench-gpu`; the same as data: [gpu.json](gpu.json).
