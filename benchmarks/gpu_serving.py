@@ -32,7 +32,7 @@ def served(
                     version=None,
                     input_data=input_data,
                     shared_memory=shared_memory,
-                    requests=max(200, 8000 // batch),
+                    requests=max(200, 1600 // batch),  # some seconds of them
                 )
                 for concurrency in concurrencies:
                     figure = measure(perf_analyzer, load, batch, concurrency)
