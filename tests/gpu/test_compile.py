@@ -21,6 +21,7 @@ from arcface_builder.graph import constant, first_convolution, set_constant
 from arcface_builder.plans.builder import BuildOptions
 from arcface_builder.plans.gpu import Gpu
 from arcface_builder.repository import ModelRepository
+from arcface_builder.sources import OnnxFile
 from arcface_builder.store import EngineStore, LocalStore
 from exports import small_arcface
 from gpu_models import Model, build_seconds, publish
@@ -87,7 +88,7 @@ def test_a_plan_that_embeds_otherwise_is_refused_and_nothing_is_stored(
         content = swapped(small.onnx.content)
     else:
         onnx.save_model(small_arcface(seed=1), tmp_path / "other.onnx")
-        content = publish(type(small.source)(tmp_path / "other.onnx"), "other", tmp_path).onnx.content  # type: ignore[call-arg]
+        content = publish(OnnxFile(tmp_path / "other.onnx"), "other", tmp_path).onnx.content
     # What is built is not what the repository serves.
     mixed_up = dataclasses.replace(small.onnx, content=content)
     request = small.request(small_options, onnx=mixed_up)
@@ -124,7 +125,6 @@ def test_ctrl_c_during_a_build_leaves_nothing(r18: Model, r18_plan: Compiled, tm
     child = subprocess.Popen(
         [sys.executable, "-c", COMMAND, "compile", "--name", "r18", "--repository", str(repository)],
         env={**os.environ, "ARCFACE_CACHE_DIR": str(cache)},
-        cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
     )
