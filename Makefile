@@ -1,11 +1,13 @@
 # Every target makes the virtual environment it needs. Another Python: make PYTHON=python3.12 test
 PYTHON ?= python3
+# An interpreter with PyTorch, for `make bench-gpu`.
+TORCH_PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-torch lint format type check bench package clean
+.PHONY: help install demo test test-torch test-gpu lint format type check bench bench-gpu package clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,7 +18,7 @@ install: $(READY) ## Make the virtual environment .venv with everything in it
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/pip install --quiet --editable '.[cli,builder,server,insightface,bench]' --group dev
+	$(BIN)/pip install --quiet --editable '.[cli,builder,server,insightface,s3,bench]' --group dev
 	@touch $(READY)
 
 demo: $(READY) ## Build, serve and call a model on a real photograph (no GPU, no download of weights)
@@ -28,6 +30,9 @@ test: $(READY) ## Run the tests, against a real Triton server
 test-torch: $(READY) ## Install PyTorch and compare the network with a plain PyTorch one
 	$(BIN)/pip install --quiet 'torch==2.13.0'
 	$(BIN)/pytest tests/builder/test_iresnet_torch.py tests/builder/test_checkpoint.py
+
+test-gpu: $(READY) ## Run the tests that need a GPU and TensorRT (5 minutes; `make test` skips them)
+	$(BIN)/pytest -m gpu tests/gpu
 
 lint: $(READY) ## Check style
 	$(BIN)/ruff check .
@@ -45,6 +50,9 @@ check: lint type test ## Everything that a change must pass
 bench: $(READY) ## Measure serving against running in process, on this machine (about 10 minutes)
 	$(BIN)/python benchmarks/serving.py --output docs/benchmarks
 	$(BIN)/python benchmarks/client.py --output docs/benchmarks
+
+bench-gpu: $(READY) ## Measure TensorRT plans on this GPU (about an hour; benchmarks/gpu.py runs it in pieces)
+	$(BIN)/python benchmarks/gpu.py --torch-python $(TORCH_PYTHON) --output docs/benchmarks
 
 package: $(READY) ## Build the wheel and the source distribution into dist/
 	$(BIN)/pip install --quiet build

@@ -1,4 +1,4 @@
-"""The command line: ``arcface-builder inspect`` and ``arcface-builder build``."""
+"""The command line: ``arcface-builder inspect``, ``build``, ``compile`` and ``engines``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pathlib import Path
 from arcface_client import commandline
 
 from .build import DEFAULT_REPOSITORY, build
+from .commands.compile import add_compile
+from .commands.engines import add_engines
 from .commands.sources import add_sources, source_from
 from .inspection import inspect
 from .model_config import ServingOptions
@@ -44,7 +46,8 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    logging.getLogger("onnx_ir").setLevel(logging.WARNING)  # its passes tell all that they remove
+    for talkative in ("onnx_ir", "botocore"):  # they tell all that they remove, and where credentials are
+        logging.getLogger(talkative).setLevel(logging.WARNING)
     return commandline.run("arcface-builder", _parser, argv)
 
 
@@ -82,6 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     add_sources(building)
     _add_serving_options(building)
     building.set_defaults(run=_build)
+    add_compile(commands)
+    add_engines(commands)
     return parser
 
 

@@ -11,12 +11,25 @@
         ├── OptionError (InputError)           a name or serving option out of its range
         ├── PackError (DeploymentError)        an InsightFace pack that is not there and cannot be fetched
         ├── RepositoryError (DeploymentError)  a repository that cannot be read or written
-        └── ParityError                        the serving graph differs from its source
+        ├── StoreError                         a place for plans that cannot be used
+        │   ├── CacheError (DeploymentError)   the local cache cannot be read or written
+        │   ├── BucketError (DeploymentError)  the bucket is missing, forbidden or misnamed
+        │   └── BucketUnreachableError (TransientError)  nothing answers there, or it broke off
+        ├── PlanError                          a plan that must not be loaded; have it built again
+        │   ├── PlanManifestError              its manifest is damaged, or lies
+        │   ├── PlanDamagedError               its bytes are not those of its manifest, or no plan's
+        │   └── PlanVersionError               it was built by another TensorRT than will load it
+        ├── CompileError                       a plan could not be built, or must not be used
+        │   ├── NoGpuError (DeploymentError)       this machine cannot build plans
+        │   ├── WorkspaceError (DeploymentError)   TensorRT ran out of memory
+        │   └── PrecisionError                 the plan does not run in the precision that it is named after
+        └── ParityError                        a model's embeddings differ from its source's
+            └── BlindGateError                 the comparison could not have told a wrong model apart
 """
 
 from __future__ import annotations
 
-from arcface_client.errors import ArcFaceError, DeploymentError, InputError
+from arcface_client.errors import ArcFaceError, DeploymentError, InputError, TransientError
 
 
 class BuilderError(ArcFaceError):
@@ -51,5 +64,57 @@ class RepositoryError(BuilderError, DeploymentError):
     """A model repository cannot be read or written."""
 
 
+class StoreError(BuilderError):
+    """A place where plans are kept cannot be used."""
+
+
+class CacheError(StoreError, DeploymentError):
+    """The local cache cannot be read or written."""
+
+
+class BucketError(StoreError, DeploymentError):
+    """The bucket is missing, forbidden or misnamed, or there are no credentials for it."""
+
+
+class BucketUnreachableError(StoreError, TransientError):
+    """Nothing answers where the bucket should be, or the connection broke off."""
+
+
+class PlanError(BuilderError):
+    """A plan must not be loaded; have it built again."""
+
+
+class PlanManifestError(PlanError):
+    """A plan's manifest is damaged, of another schema, or says what is not so."""
+
+
+class PlanDamagedError(PlanError):
+    """A plan's bytes are not those of its manifest, or are no plan at all."""
+
+
+class PlanVersionError(PlanError):
+    """A plan was built by another TensorRT than the one that is to load it."""
+
+
+class CompileError(BuilderError):
+    """A TensorRT plan could not be built, or must not be used."""
+
+
+class NoGpuError(CompileError, DeploymentError):
+    """This machine cannot build plans: it has no GPU, no TensorRT, or too old a driver."""
+
+
+class WorkspaceError(CompileError, DeploymentError):
+    """TensorRT ran out of memory, whatever the workspace."""
+
+
+class PrecisionError(CompileError):
+    """A plan does not run in the precision that it is named after."""
+
+
 class ParityError(BuilderError):
-    """The serving graph's embeddings differ from the source model's."""
+    """A model's embeddings differ from the source model's."""
+
+
+class BlindGateError(ParityError):
+    """A comparison could not have told a wrong model apart, so it proves nothing."""

@@ -45,7 +45,7 @@ def _fold_into_producer(norm: ir.Node, scale: _Vector, shift: _Vector) -> bool:
     layer = value.producer() if value is not None else None
     if value is None or layer is None or sole_consumer(value) is not norm:
         return False
-    parameters = _linear(layer)
+    parameters = linear(layer)
     if parameters is None:
         return False
     weight, bias = parameters
@@ -60,7 +60,7 @@ def _fold_into_consumer(norm: ir.Node, scale: _Vector, shift: _Vector) -> bool:
         layer = sole_consumer(layer.outputs[0])
     if layer is None or layer.op_type != "Gemm":
         return False
-    parameters = _linear(layer)
+    parameters = linear(layer)
     if parameters is None:
         return False
     weight, bias = parameters
@@ -69,7 +69,7 @@ def _fold_into_consumer(norm: ir.Node, scale: _Vector, shift: _Vector) -> bool:
     return True
 
 
-def _linear(layer: ir.Node) -> tuple[npt.NDArray[np.float64], _Vector] | None:
+def linear(layer: ir.Node) -> tuple[npt.NDArray[np.float64], _Vector] | None:
     """Weight [out, in, ...] and bias [out] of a Conv or a plain Gemm with constant parameters."""
     if layer.op_type not in ("Conv", "Gemm"):
         return None

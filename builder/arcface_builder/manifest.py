@@ -80,7 +80,7 @@ class Manifest:
     contract: Mapping[str, Any] = field(
         default_factory=lambda: {"input": INPUT_SPEC, "output": OUTPUT_SPEC, "channels": "BGR", "length": 1}
     )
-    tools: Mapping[str, str] = field(default_factory=lambda: _tool_versions())
+    tools: Mapping[str, str] = field(default_factory=lambda: tool_versions())
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> str:
@@ -88,7 +88,8 @@ class Manifest:
         return json.dumps(asdict(self), indent=2) + "\n"
 
 
-def _tool_versions() -> dict[str, str]:
+def tool_versions() -> dict[str, str]:
+    """Versions of what builds models."""
     versions = {"python": platform.python_version()}
     for package in _TOOLS:
         try:

@@ -53,11 +53,11 @@ def check_parity(reference: Embed, serving: Embed, *, seed: int = 1) -> Parity:
     half = max(BATCH_SIZES) // 2
     crops = np.concatenate([faces.noise(half, seed), faces.face_like(half, seed)])
     expected = reference(crops)
-    runs = [_in_batches(serving, crops, size) for size in BATCH_SIZES]
+    runs = [in_batches(serving, crops, size) for size in BATCH_SIZES]
     swapped = serving(np.ascontiguousarray(crops[..., ::-1]))
     parity = Parity(
         max_abs_difference=max(_difference(expected, run) for run in runs),
-        max_drift_cosine=max(_drift(expected, run) for run in runs),
+        max_drift_cosine=max(largest_drift(expected, run) for run in runs),
         control_difference=_difference(expected, swapped),
         crops=len(crops),
         batch_sizes=BATCH_SIZES,
@@ -77,7 +77,8 @@ def check_parity(reference: Embed, serving: Embed, *, seed: int = 1) -> Parity:
     return parity
 
 
-def _in_batches(embed: Embed, crops: Crops, size: int) -> Embeddings:
+def in_batches(embed: Embed, crops: Crops, size: int) -> Embeddings:
+    """Embed crops in batches of a size; the last one may be smaller."""
     batches = [embed(crops[start : start + size]) for start in range(0, len(crops), size)]
     return np.concatenate(batches)
 
@@ -86,6 +87,7 @@ def _difference(left: Embeddings, right: Embeddings) -> float:
     return float(np.abs(left - right).max())
 
 
-def _drift(left: Embeddings, right: Embeddings) -> float:
+def largest_drift(left: Embeddings, right: Embeddings) -> float:
+    """The largest 1 - cosine similarity of two rows; NaN if a number is."""
     cosine = np.einsum("nd,nd->n", left.astype(np.float64), right.astype(np.float64))
     return float((1 - cosine).max())

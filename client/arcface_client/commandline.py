@@ -95,6 +95,47 @@ def progress(items: Iterable[T], *, total: int | None = None, unit: str) -> Iter
     yield from tqdm(items, total=total, unit=unit, disable=None, leave=False)
 
 
+@contextmanager
+def transfer(name: str, size_bytes: int) -> Iterator[Callable[[int], object]]:
+    """Show bytes that move under a progress bar on standard error; without a terminal or tqdm, show nothing.
+
+    Yields:
+        What is to be told how many bytes have moved since it was told last.
+    """
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield lambda count: None
+        return
+    bar = tqdm(desc=name, total=size_bytes, unit="B", unit_scale=True, disable=None, leave=False)
+    with bar:
+        yield bar.update
+
+
+@contextmanager
+def stages(name: str) -> Iterator[Callable[[str, float | None], None]]:
+    """Show the stage of something long, and how much is done, under a bar on standard error.
+
+    Without a terminal or tqdm, show nothing.
+
+    Yields:
+        What is to be told the stage, and what part of the whole is done, 0 to 1; None where nobody knows.
+    """
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield lambda stage, done: None
+        return
+    layout = "{desc} {percentage:3.0f}% |{bar}| {elapsed} {postfix}"
+    with tqdm(desc=name, total=1.0, bar_format=layout, disable=None, leave=False) as bar:
+
+        def tell(stage: str, done: float | None) -> None:
+            bar.n = done or 0.0
+            bar.set_postfix_str(stage)
+
+        yield tell
+
+
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:
     """Import an optional dependency.
 

@@ -1,22 +1,16 @@
-"""Settings of the client: argument over environment over file over default.
-
-A setting's key is its path in the YAML file, as ``triton.url``; its environment variable is
-``ARCFACE_`` and the key in capitals, as ``ARCFACE_TRITON_URL``.
-"""
+"""Settings of the client: which server, and which model; see ``layers`` for where they come from."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
-
-import yaml
+from typing import Final
 
 from .client import DEFAULT_MAX_IN_FLIGHT, DEFAULT_MODEL, DEFAULT_REQUEST_TIMEOUT_S, EmbeddingClient
 from .connection import Tls
-from .errors import ConfigError
+from .layers import Defaults, boolean, read_layers
 
 DEFAULT_PATH: Final = Path("config/pipeline/embedding.yaml")
 
@@ -44,20 +38,17 @@ class TritonSettings:
         )
 
 
-_BOOLEANS: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-
-_DEFAULTS: Final[Mapping[str, tuple[Callable[[str], Any], Any]]] = {
+_DEFAULTS: Final[Defaults] = {
     "triton.url": (str, "localhost:8001"),
     "triton.model": (str, DEFAULT_MODEL),
     "triton.version": (int, None),
     "triton.request_timeout_s": (float, DEFAULT_REQUEST_TIMEOUT_S),
     "triton.max_in_flight": (int, DEFAULT_MAX_IN_FLIGHT),
-    "triton.tls.enabled": (lambda text: _BOOLEANS[text.lower()], False),
+    "triton.tls.enabled": (boolean, False),
     "triton.tls.root_certificates": (Path, None),
     "triton.tls.private_key": (Path, None),
     "triton.tls.certificate_chain": (Path, None),
 }
-"""Every key, with what makes its value from a text, and its default."""
 
 
 def load_settings(
@@ -76,58 +67,10 @@ def load_settings(
     Raises:
         ConfigError: The file is missing or no YAML, a key is unknown, or a value is of the wrong kind.
     """
-    values = {key: default for key, (_, default) in _DEFAULTS.items()}
     if path is None and DEFAULT_PATH.is_file():
         path = DEFAULT_PATH
-    if path is not None:
-        values |= {key: _parse(key, value, str(path)) for key, value in _read_yaml(path)}
-    for key in _DEFAULTS:
-        variable = "ARCFACE_" + key.upper().replace(".", "_")
-        if variable in environment:
-            values[key] = _parse(key, environment[variable], variable)
-    for key, value in (arguments or {}).items():
-        if value is not None:
-            values[key] = value
+    values = read_layers(_DEFAULTS, path, environment=environment, arguments=arguments)
     tls = {key.removeprefix("triton.tls."): values.pop(key) for key in _DEFAULTS if "tls" in key}
     wants_tls = tls.pop("enabled") or any(tls.values())
     plain = {key.removeprefix("triton."): value for key, value in values.items()}
     return TritonSettings(**plain, tls=Tls(**tls) if wants_tls else None)
-
-
-def _read_yaml(path: Path) -> Iterator[tuple[str, object]]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"Cannot read the configuration file {path}: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    for key, value in _flatten(content or {}, path):
-        if key not in _DEFAULTS:
-            raise ConfigError(f"{path} has the unknown key {key}; known keys: {', '.join(_DEFAULTS)}.")
-        yield key, value
-
-
-def _flatten(content: object, path: Path, prefix: str = "") -> Iterator[tuple[str, object]]:
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} has {content!r} where {prefix or 'the file'} should hold keys and values.")
-    for name, value in content.items():
-        key = f"{prefix}{name}"
-        if key not in _DEFAULTS and (isinstance(value, dict) or _is_section(key)):
-            yield from _flatten(value or {}, path, f"{key}.")
-        else:
-            yield key, value
-
-
-def _is_section(key: str) -> bool:
-    return any(known.startswith(f"{key}.") for known in _DEFAULTS)
-
-
-def _parse(key: str, value: object, where: str) -> Any:
-    make, default = _DEFAULTS[key]
-    if value is None:
-        return default
-    try:
-        return make(str(value))
-    except (ValueError, KeyError) as error:
-        kind = {int: "a whole number", float: "a number"}.get(make, "true or false")  # type: ignore[call-overload]
-        raise ConfigError(f"{where}: {key} is {value!r}; expected {kind}.") from error

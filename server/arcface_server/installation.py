@@ -106,9 +106,10 @@ def _libpython_dirs(version: str) -> tuple[Path, ...]:
     Raises:
         TritonNotInstalledError: The interpreter is built without one, and the system has none.
     """
-    folder = Path(sysconfig.get_config_var("LIBDIR") or sys.base_prefix)
-    if (folder / f"libpython{version}.so.1.0").is_file():
-        return (folder,)
+    # LIBDIR is where the interpreter was built to be; one that was moved has its library beside itself.
+    for folder in (Path(sysconfig.get_config_var("LIBDIR") or ""), Path(sys.base_prefix, "lib")):
+        if (folder / f"libpython{version}.so.1.0").is_file():
+            return (folder,)
     if ctypes.util.find_library(f"python{version}") is None:
         raise TritonNotInstalledError(
             f"Triton's Python backend needs libpython{version}.so.1.0, which this interpreter "

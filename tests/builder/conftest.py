@@ -1,13 +1,47 @@
-"""A synthetic network, made once for all tests."""
+"""A synthetic network and an S3 server, made once for all tests."""
 
 from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
 
 import pytest
 
 from arcface_builder.source_model import SourceModel
 from arcface_builder.sources import Synthetic
+from s3_server import S3Server
 
 
 @pytest.fixture(scope="session")
 def r18() -> SourceModel:
     return Synthetic("r18").load()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    with pytest.MonkeyPatch.context() as patch:
+        _set_aws_environment(patch)
+        logging.getLogger("werkzeug").setLevel(logging.WARNING)  # moto's web server tells every request
+        with S3Server() as server:
+            yield server
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """An S3 server with nothing in it but an empty bucket ``plans``, and credentials for it."""
+    _set_aws_environment(monkeypatch)
+    s3_server.empty()
+    s3_server.client.create_bucket(Bucket="plans")
+    return s3_server
+
+
+def _set_aws_environment(patch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith("AWS_"):
+            patch.delenv(name)
+    patch.setenv("AWS_ACCESS_KEY_ID", "someone")
+    patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    patch.setenv("AWS_CONFIG_FILE", os.devnull)
+    patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    patch.setenv("AWS_EC2_METADATA_DISABLED", "true")

@@ -28,12 +28,15 @@ def triton_arguments(**config: Any) -> dict[str, str]:
     }
 
 
-def test_the_file_is_the_backends_own_unless_the_configuration_names_one() -> None:
-    config = read_instance_config(triton_arguments(), default_filename="model.onnx")
-    assert config.model_path == Path("/models/arcface/3/model.onnx")
-    named = triton_arguments(default_model_filename="other.onnx")
-    config = read_instance_config(named, default_filename="model.onnx")
-    assert config.model_path == Path("/models/arcface/3/other.onnx")
+def test_files_are_those_that_the_configuration_names() -> None:
+    config = read_instance_config(triton_arguments())
+    assert config.version_folder == Path("/models/arcface/3")
+    assert (config.filename, config.cc_filenames) == ("", {})
+    plans = {"8.0": "arcface-fp16-sm80.plan"}
+    config = read_instance_config(
+        triton_arguments(default_model_filename="other.onnx", cc_model_filenames=plans)
+    )
+    assert (config.filename, config.cc_filenames) == ("other.onnx", plans)
 
 
 def test_a_configuration_with_other_tensors_is_refused() -> None:
@@ -43,12 +46,12 @@ def test_a_configuration_with_other_tensors_is_refused() -> None:
     with pytest.raises(
         ContractError, match=r"config\.pbtxt of arcface has inputs data FP32\[N, 3, 112, 112\]"
     ):
-        read_instance_config(arguments, default_filename="model.onnx")
+        read_instance_config(arguments)
 
 
 def test_parameters_are_read_by_type_and_unknown_ones_do_no_harm() -> None:
     parameters = {"threads": "4", "odd": "x", "session.intra_op.allow_spinning": "0"}
-    config = InstanceConfig(Path("model.onnx"), "CPU", 0, parameters)
+    config = InstanceConfig(Path("1"), "", "CPU", 0, parameters=parameters)
     assert config.integer("threads", default=0) == 4
     assert config.integer("absent", default=7) == 7
     assert config.with_prefix("session.") == {"session.intra_op.allow_spinning": "0"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Final
 
@@ -77,6 +78,14 @@ def source_from(arguments: argparse.Namespace) -> Source:
     if arguments.checkpoint is not None:
         return Checkpoint(arguments.checkpoint)
     return Synthetic(arguments.synthetic, **given)
+
+
+def source_of(command: str) -> Source:
+    """The source that a manifest's rebuild command names."""
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    add_sources(parser)
+    arguments, _ = parser.parse_known_args(shlex.split(command))
+    return source_from(arguments)
 
 
 def _flag(name: str) -> str:

@@ -21,15 +21,20 @@ class InstanceConfig:
     """What one instance of a model is to load, and where.
 
     Attributes:
-        model_path: The model's file.
+        version_folder: Folder of the version to load.
+        filename: The model's file in it, where one serves every device; empty if the configuration
+            names none.
+        cc_filenames: Its files by the compute capability that they are for ("8.6").
         device: ``"CPU"`` or ``"GPU"``.
         device_id: Number of the GPU; 0 for a CPU.
         parameters: The configuration's free parameters.
     """
 
-    model_path: Path
+    version_folder: Path
+    filename: str
     device: str
     device_id: int
+    cc_filenames: Mapping[str, str] = field(default_factory=dict)
     parameters: Mapping[str, str] = field(default_factory=dict)
 
     def with_prefix(self, prefix: str) -> dict[str, str]:
@@ -51,12 +56,11 @@ class InstanceConfig:
             raise ConfigError(f"Parameter {name} is {text!r} in config.pbtxt; expected a number.") from None
 
 
-def read_instance_config(args: Mapping[str, str], *, default_filename: str) -> InstanceConfig:
+def read_instance_config(args: Mapping[str, str]) -> InstanceConfig:
     """Read what Triton hands to ``TritonPythonModel.initialize``.
 
     Args:
         args: Triton's arguments.
-        default_filename: Name of the model's file where the configuration gives none.
 
     Raises:
         ContractError: The configuration declares other tensors than the contract's.
@@ -67,11 +71,12 @@ def read_instance_config(args: Mapping[str, str], *, default_filename: str) -> I
         [_spec(tensor) for tensor in config["input"]],
         [_spec(tensor) for tensor in config["output"]],
     )
-    filename = config.get("default_model_filename") or default_filename
     return InstanceConfig(
-        model_path=Path(args["model_repository"], args["model_version"], filename),
+        version_folder=Path(args["model_repository"], args["model_version"]),
+        filename=config.get("default_model_filename", ""),
         device=args["model_instance_kind"],
         device_id=int(args["model_instance_device_id"]),
+        cc_filenames=config.get("cc_model_filenames", {}),
         parameters={name: value["string_value"] for name, value in config.get("parameters", {}).items()},
     )
 

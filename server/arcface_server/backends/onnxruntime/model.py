@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 
 import triton_python_backend_utils as pb_utils
 
-from arcface_client.contract import INPUT_NAME, OUTPUT_NAME
-from arcface_client.errors import ArcFaceError, ConfigError
+from arcface_client.errors import ConfigError
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_server.backends.config import read_instance_config
-from arcface_server.backends.merging import embed_merged
+from arcface_server.backends.responses import respond
 
 
 class TritonPythonModel:
@@ -22,14 +21,14 @@ class TritonPythonModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Load the model; an error here is the reason that Triton's repository index shows."""
-        config = read_instance_config(args, default_filename="model.onnx")
+        config = read_instance_config(args)
         if config.device != "CPU":
             raise ConfigError(
                 f"{args['model_name']} asks for KIND_{config.device}; this backend runs on the CPU. Set "
                 "`kind: KIND_CPU` in its instance_group, or serve it with NVIDIA's container."
             )
         self._runtime = OnnxRuntime(
-            config.model_path,
+            config.version_folder / (config.filename or "model.onnx"),
             intra_op_threads=config.integer("intra_op_thread_count", default=0),
             inter_op_threads=config.integer("inter_op_thread_count", default=0),
             entries=config.with_prefix("session."),
@@ -37,15 +36,8 @@ class TritonPythonModel:
 
     def execute(self, requests: Sequence[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
         """Answer the requests that Triton has batched."""
-        batches = [pb_utils.get_input_tensor_by_name(request, INPUT_NAME).as_numpy() for request in requests]
-        return [_respond(answer) for answer in embed_merged(self._runtime.embed, batches)]
+        return respond(self._runtime.embed, requests)
 
     def finalize(self) -> None:
         """Free the model."""
         self._runtime.close()
-
-
-def _respond(answer: object) -> pb_utils.InferenceResponse:
-    if isinstance(answer, ArcFaceError):
-        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(answer)))
-    return pb_utils.InferenceResponse([pb_utils.Tensor(OUTPUT_NAME, answer)])

@@ -1,0 +1,179 @@
+"""TensorRT plans on this GPU against PyTorch and ONNX Runtime, alone and through Triton.
+
+Everything takes about an hour. It can be done in pieces, each of which adds to the JSON file that is there:
+--networks, --precisions and --parts say what a piece measures; --work keeps models and plans between them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import gpu_report
+from arcface_builder.errors import BuilderError
+from arcface_builder.iresnet import BLOCKS
+from arcface_builder.plans.builder import BuildOptions
+from arcface_builder.plans.gpu import Gpu, gpu_at_hand
+from arcface_client.commandline import FAILED
+from arcface_client.errors import ArcFaceError
+from arcface_server.perf.levels import parse_levels
+from gpu_engines import cpu, make_plan, plan_repository, serving_model, tensorrt
+from gpu_report import Figure, Findings
+from gpu_serving import served
+
+PARTS: Final = ("rates", "torch", "cpu", "engines", "serving")
+PRECISIONS: Final = ("fp32", "tf32", "fp16", "int8")
+_NOT_FOR_TORCH: Final = ("PYTHONPATH", "PYTHONHOME")  # another interpreter's packages
+
+
+def main() -> int:
+    """Run the benchmark, or a piece of it."""
+    arguments = _parser().parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    findings = gpu_report.load(arguments.output)
+    try:
+        with _work(arguments.work) as work:
+            for _ in measure(arguments, findings, work):
+                gpu_report.save(findings, arguments.output)  # so that a piece that is cut off loses little
+    except ArcFaceError as error:
+        print(f"benchmarks/gpu.py: {error}", file=sys.stderr)
+        return FAILED
+    print(gpu_report.page(findings))
+    return 0
+
+
+def measure(arguments: argparse.Namespace, findings: Findings, work: Path) -> Iterator[None]:
+    """Measure what the arguments name; yields whenever there is something new to keep."""
+    gpu = None
+    if {"engines", "serving"} & set(arguments.parts):
+        gpu = gpu_at_hand()
+        findings.machine |= {"GPU": gpu.name, "CUDA driver": gpu.driver_version}
+        findings.machine["TensorRT"] = gpu.trt.__version__
+    if "rates" in arguments.parts:
+        report = _torch(arguments.torch_python)
+        findings.matrix_tflops |= report["matrix_tflops"]
+        yield
+    for network in arguments.networks:
+        if "torch" in arguments.parts:
+            report = _torch(arguments.torch_python, network, arguments.batches)
+            findings.machine["PyTorch"] = report["torch"]
+            name = f"PyTorch {report['torch']}, channels last, CUDA graph,"
+            findings.add(
+                Figure(network=network, runtime=name, precision="fp16", **row) for row in report["rows"]
+            )
+            yield
+        if "cpu" in arguments.parts:
+            findings.add(cpu(serving_model(network, work), arguments.cpu_batches))
+            yield
+        for precision in arguments.precisions if gpu else ():
+            _plan(arguments, findings, network, precision, gpu, work)
+            yield
+
+
+def _plan(
+    arguments: argparse.Namespace,
+    findings: Findings,
+    network: str,
+    precision: str,
+    gpu: Gpu | None,
+    work: Path,
+) -> None:
+    """Make a plan and measure it, alone and through Triton."""
+    if gpu is None:
+        raise ValueError("There is no GPU.")
+    options = BuildOptions(
+        precision=precision,
+        max_batch_size=max(arguments.batches),
+        opt_batch_size=arguments.opt_batch_size,
+        timing_cache=arguments.timing_cache,
+    )
+    onnx = serving_model(network, work)
+    label = f"{network} {precision} tuned for {options.tuned_for}"
+    repository = plan_repository(network, f"{precision}-{options.tuned_for}", work)
+    try:
+        compiled = make_plan(
+            onnx, options, gpu, work, repository=repository, allowed_drift=arguments.max_drift
+        )
+    except BuilderError as error:
+        findings.refused[label] = str(error)
+        print(f"{label}: {error}", file=sys.stderr)
+        return
+    findings.refused.pop(label, None)
+    if "engines" in arguments.parts:
+        findings.add(tensorrt(onnx, compiled, arguments.batches))
+    if "serving" in arguments.parts:
+        findings.add_served(
+            served(repository, network, precision, arguments.served_batches, arguments.concurrency)
+        )
+
+
+def _torch(python: str, network: str | None = None, batches: Sequence[int] = ()) -> Any:
+    command = [python, str(Path(__file__).with_name("gpu_torch.py"))]
+    if network:
+        command += ["--blocks", ",".join(map(str, BLOCKS[network])), "--batches", ",".join(map(str, batches))]
+    environment = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_TORCH}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise ArcFaceError(f"{python} cannot run PyTorch's part ({reason}); give --torch-python.")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@contextmanager
+def _work(folder: Path | None) -> Iterator[Path]:
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="arcface-bench-") as name:
+        yield Path(name)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+    def names(known: Sequence[str]) -> dict[str, Any]:
+        def read(text: str) -> tuple[str, ...]:
+            unknown = set(text.split(",")) - set(known)
+            if unknown:
+                raise argparse.ArgumentTypeError(f"expected some of {','.join(known)}")
+            return tuple(text.split(","))
+
+        return {"type": read, "metavar": "NAME,...", "help": f"of {','.join(known)} (default: %(default)s)"}
+
+    parser.add_argument("--networks", default="r50,r100", **names(tuple(BLOCKS)))
+    parser.add_argument("--precisions", default=",".join(PRECISIONS), **names(PRECISIONS))
+    parser.add_argument("--parts", default=",".join(PARTS), **names(PARTS))
+    for flag, default, what in (
+        ("--batches", "1,8,32,64,128,256", "batch sizes"),
+        ("--cpu-batches", "1,8,32", "batch sizes of ONNX Runtime"),
+        ("--served-batches", "1,32", "batch sizes through Triton"),
+        ("--concurrency", "1,2,4,8", "requests under way at a time, through Triton"),
+    ):
+        parser.add_argument(
+            flag, type=parse_levels, default=default, metavar="N,...", help=f"{what} (default: %(default)s)"
+        )
+    parser.add_argument("--opt-batch-size", type=int, metavar="N", help="what to tune for (default: largest)")
+    parser.add_argument("--max-drift", type=float, default=0.02, help="largest drift (default: %(default)s)")
+    parser.add_argument("--torch-python", default=sys.executable, metavar="PYTHON", help="one with PyTorch")
+    parser.add_argument("--timing-cache", type=Path, metavar="FILE", help="read and write kernel timings")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="keep models and plans for the next piece")
+    parser.add_argument(
+        "--output", type=Path, default=Path("docs/benchmarks"), metavar="DIR", help="default: %(default)s"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

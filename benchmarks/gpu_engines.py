@@ -1,0 +1,153 @@
+"""TensorRT and ONNX Runtime, each alone in this process."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import onnxruntime
+
+from arcface_builder import faces
+from arcface_builder.build import build
+from arcface_builder.compile import Compiled, Request, compile_plan
+from arcface_builder.errors import RepositoryError
+from arcface_builder.onnx_version import OnnxVersion, find_onnx
+from arcface_builder.parity import in_batches, largest_drift
+from arcface_builder.plans.builder import BuildOptions
+from arcface_builder.plans.gpu import Gpu
+from arcface_builder.repository import ModelRepository
+from arcface_builder.sources import Synthetic
+from arcface_builder.store import EngineStore, LocalStore
+from arcface_client.contract import Crops
+from arcface_client.runtimes.onnxruntime import OnnxRuntime
+from gpu_report import Figure
+
+if TYPE_CHECKING:
+    from arcface_client.runtimes.tensorrt import TensorRt
+
+_SECONDS: Final = 1.0
+_LEAST_CALLS: Final = 3
+_HELD_OUT: Final = 64  # crops that no range was calibrated on
+
+Call = Callable[[], object]
+
+
+def serving_model(network: str, work: Path) -> OnnxVersion:
+    """The ONNX model of a network, built unless an earlier piece did."""
+    name, folder = f"arcface_{network}", work / network
+    try:
+        return find_onnx(ModelRepository(folder), name)
+    except RepositoryError:
+        build(Synthetic(network), name=name, repository=folder)
+        return find_onnx(ModelRepository(folder), name)
+
+
+def plan_repository(network: str, precision: str, work: Path) -> Path:
+    """Where a plan is served from; each has a repository of its own."""
+    return work / "served" / f"{network}-{precision}"
+
+
+def make_plan(
+    onnx: OnnxVersion, options: BuildOptions, gpu: Gpu, work: Path, *, repository: Path, allowed_drift: float
+) -> Compiled:
+    """Build a plan, unless an earlier piece did.
+
+    Raises:
+        BuilderError: It cannot be built, or drifts by more than is allowed.
+    """
+    calibration = faces.face_like(256, seed=9) if options.precision == "int8" else None
+    request = Request(onnx=onnx, options=options, allowed_drift_cosine=allowed_drift, calibration=calibration)
+    return compile_plan(request, gpu, EngineStore(LocalStore(work / "cache")), ModelRepository(repository))
+
+
+def tensorrt(onnx: OnnxVersion, compiled: Compiled, batches: Sequence[int]) -> Iterator[Figure]:
+    """Measure a plan."""
+    from cuda.bindings import runtime as cudart
+
+    from arcface_client.runtimes.cuda import check
+    from arcface_client.runtimes.tensorrt import TensorRt
+
+    manifest = compiled.manifest
+    (found,) = re.findall(r"built in ([\d.]+) s, timing cache (\w+)", " ".join(manifest.notes))
+    crops = faces.face_like(max(batches), seed=3)
+    free = check(cudart.cudaMemGetInfo())[0]
+    with closing(TensorRt(compiled.added.path, sha256=manifest.plan_sha256)) as plan:
+        drift = max(manifest.parity.max_drift_cosine, _held_out_drift(onnx, plan))
+        for batch in batches:
+            p50_ms, p99_ms = latency_ms(lambda count=batch: plan.embed(crops[:count]))  # type: ignore[misc]
+            faces_per_s = batch / _back_to_back_s(plan, crops[:batch], p50_ms / 1e3)
+            yield Figure(
+                network=onnx.name.removeprefix("arcface_"),
+                runtime=f"TensorRT {manifest.identity.tensorrt_version}",
+                precision=manifest.identity.precision,
+                tuned_for=manifest.identity.opt_batch_size,
+                batch=batch,
+                p50_ms=p50_ms,
+                p99_ms=p99_ms,
+                faces_per_s=faces_per_s,
+                device_mb=(free - check(cudart.cudaMemGetInfo())[0]) / 2**20,
+                build_s=float(found[0]),
+                timing_cache=found[1],
+                plan_mb=manifest.plan_bytes / 2**20,
+                drift=drift,
+            )
+
+
+def cpu(onnx: OnnxVersion, batches: Sequence[int]) -> Iterator[Figure]:
+    """Measure ONNX Runtime on the CPU."""
+    with closing(OnnxRuntime(onnx.path)) as runtime:
+        for batch in batches:
+            crops = faces.face_like(batch, seed=3)
+            p50_ms, p99_ms = latency_ms(lambda crops=crops: runtime.embed(crops))  # type: ignore[misc]
+            yield Figure(
+                network=onnx.name.removeprefix("arcface_"),
+                runtime=f"ONNX Runtime {onnxruntime.__version__} CPU",
+                precision="fp32",
+                batch=batch,
+                p50_ms=p50_ms,
+                p99_ms=p99_ms,
+                faces_per_s=batch / p50_ms * 1e3,
+            )
+
+
+def latency_ms(call: Call) -> tuple[float, float]:
+    """Median and 99th percentile of one call's time."""
+    for _ in range(_LEAST_CALLS):
+        call()
+    times: list[float] = []
+    end = time.perf_counter() + _SECONDS
+    while time.perf_counter() < end or len(times) < _LEAST_CALLS:
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    p50, p99 = np.percentile(times, [50, 99])
+    return float(p50) * 1e3, float(p99) * 1e3
+
+
+def _held_out_drift(onnx: OnnxVersion, plan: TensorRt) -> float:
+    crops = faces.face_like(_HELD_OUT, seed=77)
+    with closing(OnnxRuntime(onnx.path)) as exact:
+        expected = in_batches(exact.embed, crops, 8)
+    return largest_drift(expected, in_batches(plan.embed, crops, min(_HELD_OUT, plan.max_batch_size)))
+
+
+def _back_to_back_s(plan: TensorRt, crops: Crops, expected_s: float) -> float:
+    """Seconds for a batch when the device never waits for the host; the runtime has no call for that."""
+    from cuda.bindings import runtime as cudart
+
+    from arcface_client.runtimes.cuda import check
+
+    repeats = max(5, round(_SECONDS / expected_s))
+    plan.embed(crops)
+    with plan._lock:
+        check(cudart.cudaStreamSynchronize(plan._stream))
+        started = time.perf_counter()
+        for _ in range(repeats):
+            plan._launch(len(crops))
+        check(cudart.cudaStreamSynchronize(plan._stream))
+        return (time.perf_counter() - started) / repeats

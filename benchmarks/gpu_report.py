@@ -1,0 +1,179 @@
+"""What the GPU benchmark found: a JSON file that pieces are merged into, and the page made from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from arcface_builder.iresnet import BLOCKS, CHANNELS, FLAT_SIZE
+from arcface_client.contract import CROP_SIZE, EMBEDDING_DIM
+
+NAME: Final = "gpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One runtime at one batch size.
+
+    Attributes:
+        network: A depth, as "r100".
+        runtime: What ran it, with its version.
+        precision: In what.
+        tuned_for: The batch size that the plan is tuned for; 0 where nothing is tuned.
+        batch: Crops in a call.
+        p50_ms: Median time from crops in host memory to embeddings in host memory; p99 likewise.
+        p99_ms: 99th percentile.
+        faces_per_s: Crops a second when calls follow one another on the device without the host in between.
+        device_mb: Memory on the device, in MiB.
+        build_s: How long the plan took to build, and with which timing cache.
+        timing_cache: See ``BuiltPlan``.
+        plan_mb: The plan's size, in MiB.
+        drift: The largest 1 - cosine similarity to the float32 model in ONNX Runtime.
+    """
+
+    network: str
+    runtime: str
+    precision: str
+    tuned_for: int = 0
+    batch: int
+    p50_ms: float
+    p99_ms: float
+    faces_per_s: float
+    device_mb: float | None = None
+    build_s: float | None = None
+    timing_cache: str | None = None
+    plan_mb: float | None = None
+    drift: float | None = None
+
+
+@dataclass
+class Findings:
+    """Everything that was measured, over all pieces.
+
+    Attributes:
+        machine: The GPU, its driver, TensorRT, PyTorch.
+        matrix_tflops: What PyTorch's matrix product does in each precision.
+        figures: The runtimes alone.
+        served: Through Triton: perf_analyzer's figures, with network, precision and shared memory.
+        refused: Plans that could not be made, and why.
+    """
+
+    machine: dict[str, str] = field(default_factory=dict)
+    matrix_tflops: dict[str, float] = field(default_factory=dict)
+    figures: list[dict[str, Any]] = field(default_factory=list)
+    served: list[dict[str, Any]] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def add(self, figures: Iterable[Figure]) -> None:
+        """Take figures in, in place of older ones of the same runtime and batch."""
+        keys = ("network", "runtime", "precision", "tuned_for", "batch")
+        self.figures = _merged(self.figures, [asdict(figure) for figure in figures], keys)
+
+    def add_served(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Take perf_analyzer's figures in, likewise."""
+        keys = ("network", "precision", "shared_memory", "batch_size", "concurrency")
+        self.served = _merged(self.served, [dict(row) for row in rows], keys)
+
+
+def _merged(
+    old: list[dict[str, Any]], new: list[dict[str, Any]], keys: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    rows = {tuple(row[key] for key in keys): row for row in [*old, *new]}
+    return [rows[key] for key in sorted(rows)]
+
+
+def load(folder: Path) -> Findings:
+    """Read what earlier pieces found."""
+    path = folder / f"{NAME}.json"
+    return Findings(**json.loads(path.read_text())) if path.is_file() else Findings()
+
+
+def save(findings: Findings, folder: Path) -> None:
+    """Write the data and the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{NAME}.json").write_text(json.dumps(asdict(findings), indent=1) + "\n")
+    (folder / f"{NAME}.md").write_text(page(findings))
+
+
+def flops(network: str) -> float:
+    """Multiplications and additions for one crop."""
+    size, before = CROP_SIZE, CHANNELS[0]
+    products = size**2 * 27 * CHANNELS[0]
+    for count, channels in zip(BLOCKS[network], CHANNELS, strict=True):
+        products += size**2 * 9 * before * channels
+        size //= 2
+        products += size**2 * channels * (9 * channels + before + (count - 1) * 18 * channels)
+        before = channels
+    return 2.0 * (products + FLAT_SIZE * EMBEDDING_DIM)
+
+
+def page(findings: Findings) -> str:
+    """The page for the documentation."""
+    parts = [_HEAD]
+    for network in sorted({row["network"] for row in findings.figures}):
+        rows = [row for row in findings.figures if row["network"] == network]
+        parts += [f"## IResNet-{network.removeprefix('r')}, {flops(network) / 1e9:.1f} GFLOP a crop", ""]
+        parts += [_HEADER, *(_line(row, findings.matrix_tflops) for row in rows), ""]
+    if findings.served:
+        parts += ["## Through Triton", "", _SERVED_HEADER, *map(_served_line, findings.served), ""]
+    if findings.refused:
+        parts += ["## Refused", "", *(f"- {what}: {why}" for what, why in findings.refused.items()), ""]
+    rates = ", ".join(f"{name} {rate:.0f}" for name, rate in sorted(findings.matrix_tflops.items()))
+    machine = "; ".join(f"{name} {value}" for name, value in findings.machine.items())
+    parts += [f"Matrix products of 8192 x 8192 by PyTorch, TFLOP/s: {rates or 'not measured'}.", ""]
+    parts += [f"Machine: {machine}.", ""]
+    return "\n".join(parts)
+
+
+_HEAD: Final = """# TensorRT on a GPU
+
+Networks with synthetic weights. Latency is from crops in host memory to embeddings in host memory, one call
+at a time. Faces a second are those of calls that follow one another on the device, copies included. "Share"
+is of the rate that PyTorch's matrix product reaches in the same precision. Drift is the largest 1 - cosine
+similarity to the float32 model in ONNX Runtime. PyTorch's network has weights of its own, and so no drift.
+
+Made by `make bench-gpu`; the same as data: [gpu.json](gpu.json).
+"""
+_HEADER: Final = (
+    "| | batch | p50 ms | p99 ms | faces/s | TFLOP/s | share | device MB | build s | plan MB | drift |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|"
+)
+_SERVED_HEADER: Final = (
+    "| | shared memory | batch | concurrency | faces/s | p50 ms | p99 ms | settled |\n"
+    "|---|---|---|---|---|---|---|---|"
+)
+
+
+def _line(row: Mapping[str, Any], rates: Mapping[str, float]) -> str:
+    rate = row["faces_per_s"] * flops(row["network"]) / 1e12
+    card = rates.get(row["precision"]) if "CPU" not in row["runtime"] else None
+    tuned = f", tuned for {row['tuned_for']}" if row["tuned_for"] else ""
+    build = _number(row["build_s"], ".0f") + (f" ({row['timing_cache']})" if row["timing_cache"] else "")
+    cells = [
+        f"{row['runtime']} {row['precision']}{tuned}",
+        str(row["batch"]),
+        f"{row['p50_ms']:.2f}",
+        f"{row['p99_ms']:.2f}",
+        f"{row['faces_per_s']:,.0f}",
+        f"{rate:.1f}",
+        f"{rate / card:.0%}" if card else "",
+        _number(row["device_mb"], ",.0f"),
+        build,
+        _number(row["plan_mb"], ",.0f"),
+        _number(row["drift"], ".1e"),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _served_line(row: Mapping[str, Any]) -> str:
+    cells = [f"{row['network']} {row['precision']}", row["shared_memory"], row["batch_size"]]
+    cells += [row["concurrency"], f"{row['faces_per_s']:,.0f}", f"{row['p50_ms']:.2f}"]
+    cells += [f"{row['p99_ms']:.2f}", "yes" if row["settled"] else "no"]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)

@@ -1,0 +1,121 @@
+"""PyTorch's part of the GPU benchmark, run by an interpreter that has PyTorch: prints JSON.
+
+It imports nothing of this project but the network, because TensorRT 8.5 lives in CPython 3.10 and a
+PyTorch for the same GPU elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import Any
+
+import torch
+
+from iresnet_torch import iresnet
+
+_SECONDS = 1.0
+_SIZE = 8192  # of the matrices whose product gives the card's rate
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--blocks", help="residual blocks in each stage: 3,13,30,3")
+    parser.add_argument("--batches", default="1,8,32,64,128,256")
+    arguments = parser.parse_args()
+    report: dict[str, Any] = {"torch": torch.__version__, "gpu": torch.cuda.get_device_name(0)}
+    if arguments.blocks:
+        network = iresnet([int(text) for text in arguments.blocks.split(",")])
+        network = network.cuda().half().to(memory_format=torch.channels_last)
+        report["rows"] = [measure(network, int(text)) for text in arguments.batches.split(",")]
+    else:
+        report["matrix_tflops"] = rates()
+    print(json.dumps(report))
+
+
+def measure(network: Any, batch: int) -> dict[str, float]:
+    """Run a batch, host to host and back to back, from a CUDA graph that also copies in and out."""
+    crops = torch.randint(0, 256, (batch, 112, 112, 3), dtype=torch.uint8)
+    host_in, host_out = crops.pin_memory(), torch.empty(batch, 512).pin_memory()
+    free, _ = torch.cuda.mem_get_info()
+    device = crops.cuda()
+
+    def forward() -> None:
+        device.copy_(host_in, non_blocking=True)
+        # [N, 112, 112, 3] seen as planes is channels last already.
+        planes = device.permute(0, 3, 1, 2).half().sub_(127.5).div_(127.5)
+        raw = network(planes).float()
+        host_out.copy_(torch.nn.functional.normalize(raw), non_blocking=True)
+
+    graph = torch.cuda.CUDAGraph()
+    stream = torch.cuda.Stream()
+    with torch.inference_mode():
+        with torch.cuda.stream(stream):
+            for _ in range(5):
+                forward()
+        stream.synchronize()
+        with torch.cuda.graph(graph, stream=stream):
+            forward()
+
+        def call() -> None:
+            host_in.copy_(crops)
+            graph.replay()
+            torch.cuda.synchronize()
+            host_out.clone()
+
+        times = timed(call)
+        repeats = max(5, round(_SECONDS / times[len(times) // 2]))
+        started = time.perf_counter()
+        for _ in range(repeats):
+            graph.replay()
+        torch.cuda.synchronize()
+        elapsed = time.perf_counter() - started
+    return {
+        "batch": batch,
+        "p50_ms": times[len(times) // 2] * 1e3,
+        "p99_ms": times[int(len(times) * 0.99)] * 1e3,
+        "faces_per_s": batch * repeats / elapsed,
+        "device_mb": (free - torch.cuda.mem_get_info()[0]) / 2**20,
+    }
+
+
+def timed(call: Any) -> list[float]:
+    """Seconds of each call, in ascending order."""
+    for _ in range(5):
+        call()
+    times: list[float] = []
+    end = time.perf_counter() + _SECONDS
+    while time.perf_counter() < end or len(times) < 5:
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return sorted(times)
+
+
+def rates() -> dict[str, float]:
+    """What the card's matrix units do in each precision, in TFLOP/s (int8: TOP/s)."""
+    random = torch.randn(_SIZE, _SIZE, device="cuda")
+    whole = torch.randint(-128, 128, (_SIZE, _SIZE), device="cuda", dtype=torch.int8)
+    half = random.half()
+    found = {"fp16": _rate(lambda: half @ half), "int8": _rate(lambda: torch._int_mm(whole, whole.T))}
+    for precision, allowed in (("fp32", False), ("tf32", True)):
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+        found[precision] = _rate(lambda: random @ random)
+    return found
+
+
+def _rate(product: Any) -> float:
+    for _ in range(3):
+        product()
+    torch.cuda.synchronize()
+    started, repeats = time.perf_counter(), 20
+    for _ in range(repeats):
+        product()
+    torch.cuda.synchronize()
+    return 2 * _SIZE**3 * repeats / (time.perf_counter() - started) / 1e12
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""``arcface-builder compile``: a plan for the GPU at hand, or a fleet's plans from the store."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from arcface_client.commandline import DONE, progress, stages
+from arcface_client.contract import Crops
+from arcface_client.images import find_images, read_crop
+
+from ..build import DEFAULT_REPOSITORY
+from ..compile import Request, compile_plan
+from ..errors import OptionError
+from ..fleet import assemble
+from ..onnx_version import OnnxVersion, find_onnx
+from ..plan_repository import AddedPlan
+from ..plans.gpu import gpu_at_hand
+from ..plans.settings import DEFAULT_PATH, TensorRtSettings, load_tensorrt_settings
+from ..repository import ModelRepository
+from ..sources import Source
+from ..store import PRECISIONS, open_store
+from .sources import source_of
+
+_log = logging.getLogger(__name__)
+
+_MOST_CROPS: Final = 1024  # of a folder: more makes no better ranges
+
+_EPILOG: Final = f"""\
+examples:
+  arcface-builder compile --name arcface_r100
+      an fp16 plan of the newest arcface_r100_onnx for this machine's GPU
+  arcface-builder compile --name arcface_r100 --precision int8 --calibration-dir crops/ --fallback-precision
+  arcface-builder compile --name arcface_r100 --cc 8.0,8.6,9.0 --from-store
+      a fleet's repository from stored plans, on a machine without a GPU
+
+A flag goes before ARCFACE_TENSORRT_* variables, and they before {DEFAULT_PATH}.
+"""
+
+
+def add_compile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "compile",
+        help="build, prove and store a TensorRT plan",
+        description="Make a TensorRT plan of the model NAME_onnx for the GPU at hand and put it into the "
+        "model NAME_trt. It is stored only if its embeddings are the source model's. A plan that the "
+        "store has already is taken from there.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--name", required=True, help="name of the model, e.g. arcface_r100")
+    parser.add_argument(
+        "--repository", type=Path, default=DEFAULT_REPOSITORY, metavar="DIR", help="default: %(default)s"
+    )
+    parser.add_argument("--version", type=int, metavar="N", help="of NAME_onnx; default: the newest")
+    parser.add_argument("--precision", choices=PRECISIONS, help="default: fp16")
+    parser.add_argument("--max-batch-size", type=int, metavar="N", help="default: 32")
+    parser.add_argument("--opt-batch-size", type=int, metavar="N", help="default: the largest")
+    parser.add_argument("--workspace-size-mb", type=int, metavar="MB", help="default: 1024")
+    parser.add_argument("--timing-cache", type=Path, metavar="FILE", help="read and write kernel timings")
+    parser.add_argument(
+        "--calibration-dir", type=Path, metavar="DIR", help="real face crops: int8's ranges, and the proof"
+    )
+    parser.add_argument(
+        "--fallback-precision",
+        action="store_true",
+        help="where a precision is refused, build the next more exact one instead",
+    )
+    parser.add_argument("--instances", type=int, metavar="N", help="copies on each GPU; default: 2")
+    parser.add_argument("--bucket", metavar="NAME", help="S3 bucket to share plans through")
+    parser.add_argument("--endpoint-url", metavar="URL", help="another S3 than Amazon's")
+    parser.add_argument("--config", type=Path, metavar="FILE", help=f"default: {DEFAULT_PATH}")
+    fleet = parser.add_argument_group("a fleet's plans, without a GPU")
+    fleet.add_argument(
+        "--cc", type=lambda text: text.split(","), metavar="CC,...", help="compute capabilities: 8.0,8.6"
+    )
+    fleet.add_argument("--from-store", action="store_true", help="take stored plans, build none")
+    fleet.add_argument("--tensorrt-version", metavar="VERSION", help="default: the newest that has them all")
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
+    parser.set_defaults(run=_run, usage_error=parser.error)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if bool(arguments.cc) != arguments.from_store:
+        arguments.usage_error("--cc and --from-store go together: plans are built on the GPU they are for")
+    settings = _settings(arguments)
+    if not settings.enabled:
+        print("TensorRT is switched off (arcface_tensorrt.enabled); nothing was compiled", file=sys.stderr)
+        return DONE
+    options = settings.build_options(arguments.timing_cache)
+    repository = ModelRepository(arguments.repository)
+    onnx = find_onnx(repository, arguments.name, arguments.version)
+    if arguments.from_store:
+        store = open_store(settings.engine_s3_bucket, endpoint_url=arguments.endpoint_url)
+        added = assemble(
+            onnx,
+            options,
+            arguments.cc,
+            store,
+            repository,
+            tensorrt_version=arguments.tensorrt_version,
+            instances=settings.instances,
+        )
+        return _report(added, {}, as_json=arguments.json)
+    gpu = gpu_at_hand()
+    source, source_sha256 = _source(repository, onnx)
+    request = Request(
+        onnx=onnx,
+        options=options,
+        fallback=arguments.fallback_precision,
+        allowed_drift_cosine=settings.max_drift_cosine,
+        calibration=_crops(arguments.calibration_dir),
+        source=source,
+        source_sha256=source_sha256,
+        command=_command(arguments, onnx, settings),
+    )
+    store = open_store(settings.engine_s3_bucket, endpoint_url=arguments.endpoint_url)
+    with stages(f"{onnx.name} {options.precision}") as report:
+        compiled = compile_plan(request, gpu, store, repository, instances=settings.instances, report=report)
+    found = {"from_store": compiled.from_store, "manifest": asdict(compiled.manifest)}
+    return _report([compiled.added], found, as_json=arguments.json)
+
+
+def _settings(arguments: argparse.Namespace) -> TensorRtSettings:
+    names = ("precision", "max_batch_size", "opt_batch_size", "workspace_size_mb", "instances")
+    flags = {f"tensorrt.{name}": getattr(arguments, name) for name in names}
+    flags["tensorrt.engine_s3_bucket"] = arguments.bucket
+    return load_tensorrt_settings(arguments.config, arguments=flags)
+
+
+def _report(added: list[AddedPlan], more: dict[str, Any], *, as_json: bool) -> int:
+    if as_json:
+        plans = [{**asdict(plan), "path": str(plan.path)} for plan in added]
+        print(json.dumps({"plans": plans, **more}, indent=2))
+        return DONE
+    for plan in added:
+        state = "added to" if plan.is_new else "already in"
+        print(f"{plan.path.name} {state} {plan.model} version {plan.version}")
+    manifest = more.get("manifest")
+    if manifest:
+        parity = manifest["parity"]
+        print(f"largest drift {parity['max_drift_cosine']:.2g} over {parity['crops']} crops")
+    return DONE
+
+
+def _source(repository: ModelRepository, onnx: OnnxVersion) -> tuple[Source | None, str | None]:
+    """The source model that the ONNX model's manifest names."""
+    path = repository.manifest_path(f"{onnx.name}_onnx", onnx.version)
+    if not path.is_file():
+        _log.warning("There is no %s to tell the source; comparing with the ONNX model alone.", path)
+        return None, None
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    return source_of(manifest["rebuild_command"]), manifest["source"]["sha256"]
+
+
+def _crops(folder: Path | None) -> Crops | None:
+    """Read the crops of a folder, evenly chosen if there are very many: uint8 [N, 112, 112, 3]."""
+    if folder is None:
+        return None
+    paths = list(find_images([folder]))
+    if not paths:
+        raise OptionError(f"{folder} has no images; --calibration-dir expects 112x112 face crops.")
+    step = -(-len(paths) // _MOST_CROPS)
+    return np.stack([read_crop(path) for path in progress(paths[::step], unit="crop")])
+
+
+def _command(arguments: argparse.Namespace, onnx: OnnxVersion, settings: TensorRtSettings) -> str:
+    command = ["arcface-builder", "compile", "--name", onnx.name, "--version", str(onnx.version)]
+    command += ["--precision", settings.precision, "--max-batch-size", str(settings.max_batch_size)]
+    if settings.opt_batch_size:
+        command += ["--opt-batch-size", str(settings.opt_batch_size)]
+    command += ["--workspace-size-mb", str(settings.workspace_size_mb)]
+    if arguments.calibration_dir:
+        command += ["--calibration-dir", str(arguments.calibration_dir)]
+    return shlex.join(command + ["--fallback-precision"] * arguments.fallback_precision)

@@ -1,0 +1,206 @@
+"""``arcface-builder engines``: list, pull, push, verify and prune stored plans."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Final
+
+from arcface_client.commandline import DONE, FAILED
+
+from ..errors import OptionError, PlanError
+from ..plans.settings import DEFAULT_PATH, load_tensorrt_settings
+from ..store import EngineStore, PlanManifest, open_store
+from ..store.pruning import PruneRule
+from ..store.store import Place, readable
+
+BUCKET_KEY: Final = "tensorrt.engine_s3_bucket"
+
+_EPILOG: Final = """\
+examples:
+  arcface-builder engines list --bucket plans
+  arcface-builder engines pull --bucket plans --sm 86 --tensorrt-version 11.1.0.106
+  arcface-builder engines prune --keep 2 --older-than-days 90 --dry-run
+
+Credentials, region and endpoint of the bucket come from where boto3 looks for them: AWS_* variables,
+~/.aws, the machine's role.
+"""
+
+_DAMAGED: Final = "damaged"
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What became of an engine."""
+
+    key: str
+    result: str
+    problem: str | None = None
+
+
+def add_engines(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    engines = commands.add_parser(
+        "engines",
+        help="list, pull, push, verify and prune stored TensorRT plans",
+        description="Stored TensorRT plans: those in the local cache, and those in a bucket.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = engines.add_subparsers(required=True, metavar="VERB")
+    _add(verbs, "list", _list, "say which plans there are, and where")
+    _add(verbs, "pull", _pull, "download plans from the bucket into the cache")
+    push = _add(verbs, "push", _push, "upload the cache's plans to the bucket")
+    push.add_argument("--overwrite", action="store_true", help="replace plans that the bucket has")
+    verify = _add(verbs, "verify", _verify, "compare every plan's bytes with its manifest")
+    prune = _add(verbs, "prune", _prune, "remove plans for which all conditions hold")
+    for verb in (verify, prune):
+        verb.add_argument("--remote", action="store_true", help="the bucket's plans instead of the cache's")
+    prune.add_argument("--keep", type=int, metavar="N", help="not among the N newest of the same name")
+    prune.add_argument("--older-than-days", type=float, metavar="DAYS", help="built so long ago")
+    prune.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+
+
+def _add(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    about: str,
+) -> argparse.ArgumentParser:
+    verb = verbs.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
+    verb.add_argument("--bucket", metavar="NAME", help=f"default: {BUCKET_KEY} in {DEFAULT_PATH}")
+    verb.add_argument("--endpoint-url", metavar="URL", help="another S3 than Amazon's")
+    verb.add_argument(
+        "--cache-dir", type=Path, metavar="DIR", help="default: $ARCFACE_CACHE_DIR, ~/.cache/arcface-triton"
+    )
+    verb.add_argument("--model", metavar="NAME", help="only plans of this model, e.g. arcface_r100")
+    verb.add_argument("--precision", help="only plans of this precision, e.g. fp16")
+    verb.add_argument("--sm", help="only plans for this architecture, e.g. 86")
+    verb.add_argument("--tensorrt-version", metavar="VERSION", help="only plans by this TensorRT")
+    verb.add_argument("--json", action="store_true", help="print a JSON array")
+    verb.set_defaults(run=run)
+    return verb
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    store = _open(arguments)
+    places = {"cache": store.local, "bucket": store.remote}
+    found: dict[str, tuple[PlanManifest, list[str]]] = {}
+    for where, place in places.items():
+        for manifest in _wanted(readable(place), arguments) if place else ():
+            found.setdefault(manifest.identity.key, (manifest, []))[1].append(where)
+    if arguments.json:
+        records = [asdict(manifest) | {"places": there} for manifest, there in found.values()]
+        print(json.dumps(records, indent=2))
+        return DONE
+    for key, (manifest, there) in found.items():
+        size_mb = manifest.plan_bytes / 1e6
+        print(f"{key}  {size_mb:,.1f} MB  {manifest.created_at:%Y-%m-%d}  {' and '.join(there)}")
+    return DONE
+
+
+def _pull(arguments: argparse.Namespace) -> int:
+    store = _open(arguments)
+
+    def pull(manifest: PlanManifest) -> str:
+        if store.local.find(manifest.identity):
+            return "already there"
+        return "pulled" if store.pull(manifest.identity) else "missing"
+
+    return _each(_bucket(store), pull, arguments)
+
+
+def _push(arguments: argparse.Namespace) -> int:
+    store = _open(arguments)
+    _bucket(store)
+
+    def push(manifest: PlanManifest) -> str:
+        return "pushed" if store.push(manifest, overwrite=arguments.overwrite) else "already there"
+
+    return _each(store.local, push, arguments)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    place = _place(arguments)
+
+    def verify(manifest: PlanManifest) -> str:
+        place.check(manifest)
+        return "whole"
+
+    return _each(place, verify, arguments)
+
+
+def _prune(arguments: argparse.Namespace) -> int:
+    rule = PruneRule(
+        keep=arguments.keep,
+        older_than_days=arguments.older_than_days,
+        tensorrt_version=arguments.tensorrt_version,
+    )
+    place = _place(arguments)
+    # The newest of a name are counted over all versions of TensorRT.
+    candidates = _wanted(readable(place), arguments, by=("model", "precision", "sm"))
+    chosen = rule.choose(candidates, datetime.now(timezone.utc))
+    if not arguments.dry_run:
+        for manifest in chosen:
+            place.remove(manifest)
+    result = "would be removed" if arguments.dry_run else "removed"
+    return _report([_Outcome(manifest.identity.key, result) for manifest in chosen], arguments)
+
+
+def _open(arguments: argparse.Namespace) -> EngineStore:
+    settings = load_tensorrt_settings(arguments={BUCKET_KEY: arguments.bucket})
+    return open_store(
+        settings.engine_s3_bucket, endpoint_url=arguments.endpoint_url, cache_dir=arguments.cache_dir
+    )
+
+
+def _place(arguments: argparse.Namespace) -> Place:
+    store = _open(arguments)
+    return _bucket(store) if arguments.remote else store.local
+
+
+def _bucket(store: EngineStore) -> Place:
+    if store.remote is None:
+        raise OptionError(f"There is no bucket; name one with --bucket or {BUCKET_KEY} in {DEFAULT_PATH}.")
+    return store.remote
+
+
+def _wanted(
+    manifests: Iterable[PlanManifest],
+    arguments: argparse.Namespace,
+    by: Sequence[str] = ("model", "precision", "sm", "tensorrt_version"),
+) -> list[PlanManifest]:
+    filters = {name: getattr(arguments, name) for name in by if getattr(arguments, name) is not None}
+    return [
+        manifest
+        for manifest in manifests
+        if all(getattr(manifest.identity, name) == value for name, value in filters.items())
+    ]
+
+
+def _each(place: Place, action: Callable[[PlanManifest], str], arguments: argparse.Namespace) -> int:
+    """Do something with every wanted engine of a place; one that is damaged does not stop the others."""
+    outcomes = []
+    for manifest in place.manifests():
+        if isinstance(manifest, PlanError):
+            outcomes.append(_Outcome("a manifest", _DAMAGED, str(manifest)))
+            continue
+        for wanted in _wanted([manifest], arguments):
+            try:
+                outcomes.append(_Outcome(wanted.identity.key, action(wanted)))
+            except PlanError as error:
+                outcomes.append(_Outcome(wanted.identity.key, _DAMAGED, str(error)))
+    return _report(outcomes, arguments)
+
+
+def _report(outcomes: list[_Outcome], arguments: argparse.Namespace) -> int:
+    if arguments.json:
+        print(json.dumps([asdict(outcome) for outcome in outcomes], indent=2))
+    else:
+        for outcome in outcomes:
+            print(f"{outcome.result}: {outcome.problem or outcome.key}")
+    return FAILED if any(outcome.result == _DAMAGED for outcome in outcomes) else DONE

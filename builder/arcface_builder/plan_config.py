@@ -1,0 +1,55 @@
+"""Triton's configuration of a model of TensorRT plans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tritonclient.grpc import model_config_pb2
+
+from arcface_client.contract import CROP_SHAPE, EMBEDDING_DIM, INPUT_NAME, OUTPUT_NAME
+
+
+def plan_config(
+    model: str,
+    *,
+    filenames: Mapping[str, str],
+    versions: Sequence[int],
+    max_batch_size: int,
+    instances: int,
+) -> Any:
+    """Make the complete configuration, nothing left to auto-completion.
+
+    There is no ``default_model_filename``: Triton then looks for ``model.plan``, which is never there, so
+    that a GPU outside the map fails to load, loudly, and clients use the ONNX sibling.
+
+    Args:
+        model: Name of the model, which is the name of its folder.
+        filenames: Plan's file name by compute capability, as "8.6"; all versions share it.
+        versions: The versions to serve.
+        max_batch_size: Largest batch that all their plans take.
+        instances: Copies side by side on each GPU.
+
+    Returns:
+        A ``model_config_pb2.ModelConfig``.
+    """
+    pb = model_config_pb2
+    config = pb.ModelConfig(
+        name=model, platform="tensorrt_plan", backend="tensorrt", max_batch_size=max_batch_size
+    )
+    config.cc_model_filenames.update(filenames)
+    config.input.add(name=INPUT_NAME, data_type=pb.TYPE_UINT8, dims=CROP_SHAPE)
+    config.output.add(name=OUTPUT_NAME, data_type=pb.TYPE_FP32, dims=[EMBEDDING_DIM])
+    # Set even if it is 0: the message being there is what switches batching on.
+    config.dynamic_batching.max_queue_delay_microseconds = 0
+    config.instance_group.add(name="gpu", kind="KIND_GPU", count=instances)
+    config.version_policy.specific.versions.extend(sorted(versions))
+    # A graph is recorded for batch 1 and for the largest; other sizes run without.
+    config.optimization.cuda.graphs = True
+    config.optimization.cuda.output_copy_stream = True
+    for name, size in {"one_crop": 1, "full_batch": max_batch_size}.items():
+        warmup = config.model_warmup.add(name=name, batch_size=size)
+        warmup.inputs[INPUT_NAME].data_type = pb.TYPE_UINT8
+        warmup.inputs[INPUT_NAME].dims.extend(CROP_SHAPE)
+        warmup.inputs[INPUT_NAME].random_data = True
+    return config

@@ -1,0 +1,1 @@
+"""TensorRT plans: a serving graph typed, built, inspected and proved; see ``docs/design.md``."""

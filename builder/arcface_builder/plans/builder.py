@@ -1,0 +1,218 @@
+"""Build a plan from a typed graph."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+import onnx
+
+from arcface_client.contract import CROP_SHAPE, INPUT_NAME
+
+from ..errors import CompileError, OptionError, WorkspaceError
+from ..store.identity import PRECISIONS, Setting
+from . import toolkit
+from .progress import Phases, Report, monitor, run_interruptibly
+from .timing_cache import TimingCache
+
+_log = logging.getLogger(__name__)
+
+MIN_BATCH_SIZE: Final = 1
+LEAST_WORKSPACE_MB: Final = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """What a user may choose about a plan.
+
+    Attributes:
+        precision: One of ``PRECISIONS``; the graph has to be typed accordingly.
+        max_batch_size: Largest batch of the optimisation profile; the smallest is 1.
+        opt_batch_size: The batch that TensorRT tunes for; None is the largest.
+        workspace_size_mb: Memory that a kernel may use beside its tensors, in MiB.
+        hardware_compatible: Fit every GPU of the compute capability, not the very model alone. TensorRT
+            has that from 10.9.
+        fold_preactivation: Fold the batch norms in front of convolutions; see ``preactivation``, also for
+            why this is off.
+        timing_cache: File to read and write TensorRT's measurements of kernels.
+
+    Raises:
+        OptionError: A value is out of its range.
+    """
+
+    precision: str = "fp16"
+    max_batch_size: int = 32
+    opt_batch_size: int | None = None
+    workspace_size_mb: int = 1024
+    hardware_compatible: bool = True
+    fold_preactivation: bool = False
+    timing_cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise OptionError(f"Precision {self.precision!r} is unknown; expected {', '.join(PRECISIONS)}.")
+        if not 1 <= self.max_batch_size <= 1024:
+            raise OptionError(f"max_batch_size is {self.max_batch_size}; expected 1 to 1024.")
+        if not 1 <= self.tuned_for <= self.max_batch_size:
+            raise OptionError(
+                f"opt_batch_size is {self.tuned_for}; expected 1 to max_batch_size, {self.max_batch_size}."
+            )
+        if self.workspace_size_mb < LEAST_WORKSPACE_MB:
+            raise OptionError(
+                f"workspace_size_mb is {self.workspace_size_mb}; expected {LEAST_WORKSPACE_MB} or more."
+            )
+
+    @property
+    def tuned_for(self) -> int:
+        """The batch size that TensorRT tunes for."""
+        return self.max_batch_size if self.opt_batch_size is None else self.opt_batch_size
+
+    def settings(self) -> dict[str, Setting]:
+        """What is part of a plan's identity beside precision and batch sizes."""
+        return {
+            "workspace_size_mb": self.workspace_size_mb,
+            "hardware_compatible": self.hardware_compatible,
+            "fold_preactivation": self.fold_preactivation,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltPlan:
+    """A plan, fresh from the builder.
+
+    Attributes:
+        plan: Its bytes.
+        workspace_size_mb: The workspace that it was built with, after halving.
+        build_s: How long the build took.
+        timing_cache: What the timing cache was good for: "warm", "cold" and why, or "none".
+    """
+
+    plan: bytes
+    workspace_size_mb: int
+    build_s: float
+    timing_cache: str
+
+
+def build_plan(
+    trt: ModuleType,
+    typed_graph: bytes,
+    options: BuildOptions,
+    *,
+    report: Report = lambda stage, done: None,
+    target_sm: str | None = None,
+) -> BuiltPlan:
+    """Build a plan for the current GPU; Ctrl-C ends it and leaves nothing behind.
+
+    Args:
+        trt: The TensorRT module.
+        typed_graph: A serving graph with the precision written into it.
+        options: The user's choices.
+        report: Is told the stage and how much is done.
+        target_sm: Build for another architecture; TensorRT-RTX alone can.
+
+    Raises:
+        CompileError: TensorRT cannot parse the graph or build it; the message has its own reason.
+        WorkspaceError: It ran out of memory with the smallest workspace, too.
+    """
+    workspace_mb = options.workspace_size_mb
+    while True:
+        messages = toolkit.Messages()
+        built = _attempt(trt, typed_graph, options, workspace_mb, messages, report, target_sm)
+        if built is not None:
+            return built
+        if not messages.ran_out_of_memory:
+            raise CompileError(f"TensorRT {trt.__version__} cannot build the plan: {messages.to_text()}")
+        if workspace_mb <= LEAST_WORKSPACE_MB:
+            raise WorkspaceError(
+                f"TensorRT ran out of memory with a workspace of {workspace_mb} MB, the least that is tried "
+                f"({messages.to_text()}); free memory on the GPU, or lower tensorrt.max_batch_size. "
+                f"tensorrt.workspace_size_mb was {options.workspace_size_mb}."
+            )
+        smaller_mb = max(LEAST_WORKSPACE_MB, workspace_mb // 2)
+        _log.warning("Out of memory with a workspace of %d MB; trying %d MB", workspace_mb, smaller_mb)
+        workspace_mb = smaller_mb
+
+
+def _attempt(
+    trt: ModuleType,
+    typed_graph: bytes,
+    options: BuildOptions,
+    workspace_mb: int,
+    messages: toolkit.Messages,
+    report: Report,
+    target_sm: str | None,
+) -> BuiltPlan | None:
+    """Build once; None if TensorRT could not."""
+    log = toolkit.logger(trt, messages)
+    builder = toolkit.create_builder(trt, log, messages)
+    network = toolkit.create_network(trt, builder)
+    parser = _parse(trt, network, typed_graph, log)
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mb << 20)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the inspector
+    toolkit.set_precision(trt, config, options.precision)
+    toolkit.set_own_kernels(trt, config)
+    if target_sm is not None:
+        toolkit.set_target(trt, config, target_sm)
+    elif options.hardware_compatible and not toolkit.set_hardware_compatible(trt, config):
+        _log.info(
+            "TensorRT %s cannot make plans for a whole compute capability: this one is for this GPU model",
+            trt.__version__,
+        )
+    _add_profile(builder, config, options)
+    cache = TimingCache(trt, options.timing_cache) if options.timing_cache else None
+    if cache:
+        cache.attach(config)
+
+    phases, cancelled, start = Phases(), threading.Event(), time.monotonic()
+    watcher = monitor(trt, phases, cancelled)
+    if watcher is not None:
+        config.progress_monitor = watcher
+
+    def tick() -> None:
+        report(phases.current, phases.fraction if watcher is not None else None)
+
+    serialized = run_interruptibly(
+        lambda: builder.build_serialized_network(network, config),
+        tick=tick,
+        cancelled=cancelled,
+        stoppable=watcher is not None,
+    )
+    build_s = time.monotonic() - start
+    del parser  # it owns the weights that the network points to: not before the build
+    if serialized is None:
+        return None
+    if cache:
+        cache.save(config)
+    return BuiltPlan(
+        plan=bytes(serialized),
+        workspace_size_mb=workspace_mb,
+        build_s=build_s,
+        timing_cache=cache.state if cache else "none",
+    )
+
+
+def _parse(trt: ModuleType, network: Any, typed_graph: bytes, log: Any) -> Any:
+    parser = trt.OnnxParser(network, log)
+    if parser.parse(typed_graph):
+        return parser
+    error = parser.get_error(0)
+    where = ""
+    if error.node() >= 0:
+        node = onnx.load_model_from_string(typed_graph).graph.node[error.node()]
+        where = f" at the {node.op_type} node {node.name or error.node()!r}"
+    raise CompileError(
+        f"TensorRT {trt.__version__} cannot parse the graph{where}: {' '.join(error.desc().split())}"
+    )
+
+
+def _add_profile(builder: Any, config: Any, options: BuildOptions) -> None:
+    profile = builder.create_optimization_profile()
+    batches = (MIN_BATCH_SIZE, options.tuned_for, options.max_batch_size)
+    profile.set_shape(INPUT_NAME, *((batch, *CROP_SHAPE) for batch in batches))
+    config.add_optimization_profile(profile)

@@ -1,0 +1,191 @@
+"""The gate in front of the store: does a plan give the source model's embeddings?
+
+Three points are compared, so that a mistake in preprocessing and a loss of precision can be told apart: the
+source model with InsightFace's own preprocessing, the served ONNX model, and the plan. And since a gate
+that cannot fail is worthless, it is also shown what must not pass: faults that people really make.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from arcface_client.contract import CROP_SHAPE, Crops, Embeddings
+
+from .. import faces
+from ..errors import BlindGateError, ParityError
+from ..graph import constant, first_convolution, set_constant
+from ..parity import Embed, in_batches, largest_drift
+
+LEAST_CROPS: Final = 256
+MAX_DRIFT_COSINE: Final = 0.001
+
+_CONTROL_CROPS: Final = 32
+_ONNX_BATCH: Final = 8
+
+_FAULTS: Final[Mapping[str, Callable[[Crops], Crops]]] = {
+    "red and blue swapped": lambda crops: np.ascontiguousarray(crops[..., ::-1]),
+    "pixels normalised twice": lambda crops: np.asarray(crops / 127.5, np.uint8),
+    "another face": lambda crops: np.roll(crops, 1, axis=0),
+}
+"""What a caller may do wrong; each must be seen."""
+
+ANOTHER_MODEL: Final = "another model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the gate measured; every drift is the largest 1 - cosine similarity.
+
+    Attributes:
+        max_drift_cosine: Between source and plan, over all batch sizes.
+        allowed_drift_cosine: The largest that passes.
+        source_to_onnx: Between source and served ONNX model: a fault here is one of preprocessing.
+        onnx_to_plan: Between served ONNX model and plan: a fault here is one of precision.
+        between_batches: Between a crop alone and the same crop at any place of a larger batch.
+        crops: How many crops were compared.
+        batch_sizes: The batch sizes that the plan was run with.
+        controls: Drift that each fault causes in the served ONNX model, which must be above what passes.
+        divisor_control: The same for pixels divided by 128 in place of 127.5. It changes a byte by half at
+            most: it is reported, but no gate of this tolerance can be asked to see it.
+        source: What the source was: "source file", "mended copy", or "served ONNX model".
+    """
+
+    max_drift_cosine: float
+    allowed_drift_cosine: float
+    source_to_onnx: float
+    onnx_to_plan: float
+    between_batches: float
+    crops: int
+    batch_sizes: tuple[int, ...]
+    controls: Mapping[str, float]
+    divisor_control: float
+    source: str
+
+    def check(self) -> None:
+        """Refuse what must not be stored; NaN fails every comparison.
+
+        Raises:
+            BlindGateError: A fault that must be seen was not.
+            ParityError: The embeddings differ.
+        """
+        allowed = self.allowed_drift_cosine
+        if not self.source_to_onnx <= allowed:
+            raise ParityError(
+                f"The served ONNX model drifts by {self.source_to_onnx:.2g} from its source before any "
+                f"plan is built; expected at most {allowed:g}. Its preprocessing is at fault: build it again."
+            )
+        for fault, drift in self.controls.items():
+            if not drift > allowed:
+                raise BlindGateError(
+                    f"The gate is blind: {fault} makes a drift of {drift:.2g}, which {allowed:g} allows. "
+                    "Give real crops with --calibration-dir; a model that embeds all alike is broken."
+                )
+        if not self.between_batches <= allowed:
+            raise ParityError(
+                f"The plan's embedding of a crop drifts by {self.between_batches:.2g} with its place in a "
+                f"batch; expected at most {allowed:g}. Nothing was stored."
+            )
+        if not self.max_drift_cosine <= allowed:
+            raise ParityError(
+                f"The plan drifts by {self.max_drift_cosine:.2g} from the source model; "
+                f"expected at most {allowed:g} (validation.max_drift_cosine). Nothing was stored."
+            )
+
+
+def judge(
+    source: Embed,
+    served: Embed,
+    plan: Embed,
+    crops: Crops,
+    *,
+    max_batch_size: int,
+    another: Embed,
+    allowed_drift_cosine: float = MAX_DRIFT_COSINE,
+    source_name: str = "source file",
+) -> Verdict:
+    """Compare a plan with its source.
+
+    Args:
+        source: The source model with its callers' own preprocessing.
+        served: The served ONNX model.
+        plan: The plan.
+        crops: uint8 [N, 112, 112, 3], N at least ``LEAST_CROPS``.
+        max_batch_size: The plan's largest batch.
+        another: Another model, as a control.
+        allowed_drift_cosine: The largest drift that passes.
+        source_name: What the source is, for the record.
+
+    Raises:
+        ParityError: There are too few crops.
+    """
+    if len(crops) < LEAST_CROPS:
+        raise ParityError(f"The gate has {len(crops)} crops; expected {LEAST_CROPS} or more.")
+    expected, from_onnx = source(crops), in_batches(served, crops, _ONNX_BATCH)
+    # Full batches, every place of which is taken; then a batch that is not full, and crops alone.
+    sizes = tuple(sorted({1, (max_batch_size + 1) // 2, max_batch_size}))
+    places = np.resize(np.arange(len(crops)), max(len(crops), max_batch_size))
+    runs = {size: in_batches(plan, crops[places], size) for size in sizes}
+    alone = runs[1]
+
+    few = crops[:: max(1, len(crops) // _CONTROL_CROPS)][:_CONTROL_CROPS]
+    right = expected[:: max(1, len(crops) // _CONTROL_CROPS)][:_CONTROL_CROPS]
+
+    def run(altered: Crops) -> Embeddings:
+        # The served model, so that a plan with one of these faults does not pass for a blind gate.
+        return in_batches(served, altered, _ONNX_BATCH)
+
+    controls = {fault: largest_drift(right, run(alter(few))) for fault, alter in _FAULTS.items()}
+    controls[ANOTHER_MODEL] = largest_drift(right, in_batches(another, few, _ONNX_BATCH))
+    divisor = largest_drift(right, run(_divided_by_128(few)))
+    return Verdict(
+        max_drift_cosine=_largest(largest_drift(expected[places], got) for got in runs.values()),
+        allowed_drift_cosine=allowed_drift_cosine,
+        source_to_onnx=largest_drift(expected, from_onnx),
+        onnx_to_plan=_largest(largest_drift(from_onnx[places], got) for got in runs.values()),
+        between_batches=_largest(largest_drift(alone, got) for got in runs.values()),
+        crops=len(crops),
+        batch_sizes=sizes,
+        controls=controls,
+        divisor_control=divisor,
+        source=source_name,
+    )
+
+
+def gate_crops(real: Crops | None = None, seed: int = 2) -> Crops:
+    """The crops to compare on: real ones, filled up to ``LEAST_CROPS`` with generated ones.
+
+    Args:
+        real: uint8 [N, 112, 112, 3], if there are any.
+        seed: Seed of the generated ones.
+    """
+    given = np.empty((0, *CROP_SHAPE), np.uint8) if real is None else real
+    missing = max(0, LEAST_CROPS - len(given))
+    noises = missing // 8
+    return np.concatenate([given, faces.face_like(missing - noises, seed), faces.noise(noises, seed)])
+
+
+def another_model(serving_graph: bytes) -> bytes:
+    """A model that embeds otherwise than a serving graph: its first filters have changed places."""
+    model = ir.from_proto(onnx.load_model_from_string(serving_graph))
+    convolution = first_convolution(model)
+    weight = constant(convolution.inputs[1])
+    if weight is None:
+        raise ValueError("The first convolution has no weights.")
+    set_constant(convolution, 1, np.ascontiguousarray(weight[::-1]), "another")
+    return bytes(ir.to_proto(model).SerializeToString())
+
+
+def _divided_by_128(crops: Crops) -> Crops:
+    """Pixels that a graph which divides by 127.5 takes for pixels divided by 128."""
+    return np.asarray(np.rint((crops - 127.5) * (127.5 / 128) + 127.5), np.uint8)
+
+
+def _largest(drifts: Iterable[float]) -> float:
+    """The largest; NaN if one is."""
+    return float(np.max(list(drifts)))

@@ -1,0 +1,103 @@
+"""The GPU at hand: what plans are built for and tried on. CUDA and TensorRT are imported when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Protocol
+
+from arcface_client.contract import Crops, Embeddings
+
+from ..errors import CompileError, NoGpuError
+from ..store import sm_of
+from . import toolkit
+from .inspection import LayerPrecisions, inspect_engine
+
+
+class LoadedPlan(Protocol):
+    """A plan that runs."""
+
+    max_batch_size: int
+
+    def embed(self, crops: Crops) -> Embeddings:
+        """Embed one batch."""
+
+    def close(self) -> None:
+        """Free it."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU with its TensorRT.
+
+    Attributes:
+        trt: The TensorRT module.
+        sm: Its architecture, as "86".
+        name: Its model.
+        driver_version: The newest CUDA that its driver knows, as "13.0".
+        target_sm: Build for this architecture instead of the GPU at hand; only TensorRT-RTX can.
+    """
+
+    trt: ModuleType
+    sm: str
+    name: str
+    driver_version: str
+    target_sm: str | None = None
+
+    def inspect(self, plan: bytes) -> LayerPrecisions:
+        """Say what a plan of this process's own making runs; raises CompileError if it does not load."""
+        messages = toolkit.Messages()
+        runtime = self.trt.Runtime(toolkit.logger(self.trt, messages))
+        engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise CompileError(f"TensorRT cannot load the plan that it built: {messages.to_text()}")
+        return inspect_engine(self.trt, engine)
+
+    @contextmanager
+    def load(self, path: Path) -> Iterator[LoadedPlan]:
+        """Load a plan whose bytes were checked."""
+        from arcface_client.runtimes.tensorrt import TensorRt
+
+        plan = TensorRt(path)
+        try:
+            yield plan
+        finally:
+            plan.close()
+
+
+def gpu_at_hand() -> Gpu:
+    """Find the first GPU; ``CUDA_VISIBLE_DEVICES`` chooses another one.
+
+    Raises:
+        NoGpuError: There is no GPU, no TensorRT, no ``cuda-bindings``, or too old a driver.
+    """
+    trt = toolkit.find_tensorrt()
+    try:
+        from cuda.bindings import runtime as cudart
+
+        from arcface_client.runtimes import cuda
+    except ImportError as error:
+        raise NoGpuError(
+            f"CUDA cannot be used from Python ({error}); pip install 'arcface-triton[tensorrt]'."
+        ) from error
+    try:
+        if not cuda.device_count():
+            raise NoGpuError(
+                "There is no GPU that CUDA can use, and plans are built on the GPU that they are for; "
+                "run this on one, or assemble stored plans with --cc ... --from-store."
+            )
+        properties = cuda.check(cudart.cudaGetDeviceProperties(0))
+        version = cuda.check(cudart.cudaDriverGetVersion())  # 13000 is 13.0
+        return Gpu(
+            trt,
+            sm=sm_of(cuda.compute_capability(0)),
+            name=properties.name.decode(),
+            driver_version=f"{version // 1000}.{version % 1000 // 10}",
+        )
+    except cuda.CudaError as error:
+        raise NoGpuError(
+            f"CUDA cannot be used: {error}. Is there a GPU, with a driver that is new enough?"
+        ) from error

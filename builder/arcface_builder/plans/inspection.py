@@ -1,0 +1,130 @@
+"""What a plan really runs, as TensorRT's engine inspector tells it, whatever was asked for.
+
+The inspector's JSON has changed its keys over the versions: an 8.5 plan says ``"Weights": {"Type": "Half"}``
+for a convolution and, with dynamic shapes, "N/A" for its tensors' ``Format/Datatype``; later ones keep format
+and data type apart. So the words are looked for, not the keys.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Final
+
+from arcface_client.contract import CROP_SHAPE, INPUT_NAME
+
+from ..errors import CompileError, PrecisionError
+
+_WORDS: Final[Mapping[str, re.Pattern[str]]] = {
+    "bf16": re.compile(r"bf16|bfloat16|bfloat", re.IGNORECASE),
+    "fp16": re.compile(r"fp16|float16|half", re.IGNORECASE),
+    "int8": re.compile(r"(?<!u)int8", re.IGNORECASE),
+    "fp32": re.compile(r"fp32|float32|\bfloat\b", re.IGNORECASE),
+}
+"""How the inspector writes each type; "bfloat16" holds "float16", so the order counts."""
+
+_TYPE_KEY: Final = re.compile(r"format|data_?type", re.IGNORECASE)
+
+_EXPECTED: Final = {"fp32": "fp32", "tf32": "fp32", "fp16": "fp16", "bf16": "bf16", "int8": "int8"}
+"""The type of the convolutions in a plan of each precision; TF32 numbers are float32 in memory."""
+
+
+@dataclass(frozen=True)
+class LayerPrecisions:
+    """How many layers run in which type.
+
+    Attributes:
+        layers: All layers whose type is told, by type.
+        convolutions: The convolutions among them, which do the work.
+    """
+
+    layers: Mapping[str, int]
+    convolutions: Mapping[str, int]
+
+
+def inspect_engine(trt: ModuleType, engine: Any) -> LayerPrecisions:
+    """Ask a deserialised engine, on its GPU.
+
+    Args:
+        trt: The TensorRT module.
+        engine: An engine that was built with detailed profiling verbosity.
+
+    Raises:
+        CompileError: There is no memory for an execution context.
+    """
+    context = engine.create_execution_context()
+    if context is None:
+        raise CompileError("TensorRT has no memory to inspect the plan; free memory on the GPU.")
+    # Without shapes the inspector says "N/A due to dynamic shapes" of every tensor; 8.5 does all the same.
+    largest = engine.get_tensor_profile_shape(INPUT_NAME, 0)[2][0]
+    context.set_input_shape(INPUT_NAME, (largest, *CROP_SHAPE))
+    inspector = engine.create_engine_inspector()
+    inspector.execution_context = context
+    return layer_precisions(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+
+def layer_precisions(inspector_json: str) -> LayerPrecisions:
+    """Count the layers of each type in what the inspector says.
+
+    Raises:
+        CompileError: It is not what an inspector says.
+    """
+    try:
+        layers = json.loads(inspector_json)["Layers"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CompileError(f"TensorRT's inspector says nothing of layers: {inspector_json[:80]!r}") from error
+    # Built without detailed verbosity, a layer is its name alone.
+    detailed = [layer for layer in layers if isinstance(layer, dict)]
+    types = [(layer, _type_of(layer)) for layer in detailed]
+    told = [(layer, kind) for layer, kind in types if kind]
+    return LayerPrecisions(
+        dict(Counter(kind for _, kind in told)),
+        dict(Counter(kind for layer, kind in told if _is_convolution(layer))),
+    )
+
+
+def check_precision(found: LayerPrecisions, precision: str) -> None:
+    """Check that a plan runs in the precision that it is named after.
+
+    Raises:
+        PrecisionError: Most of its convolutions run in another, or any of an fp32 plan does.
+    """
+    expected = _EXPECTED[precision]
+    total, right = sum(found.convolutions.values()), found.convolutions.get(expected, 0)
+    needed = total if expected == "fp32" else total // 2 + 1
+    if not total or right < needed:
+        counts = ", ".join(f"{count} in {kind}" for kind, count in sorted(found.convolutions.items()))
+        raise PrecisionError(
+            f"The plan named {precision} runs its convolutions otherwise: {counts or 'none is told'}; "
+            f"expected {'all' if expected == 'fp32' else 'most'} in {expected}. It was not stored; "
+            "does this GPU have that precision?"
+        )
+
+
+def _is_convolution(layer: Mapping[str, Any]) -> bool:
+    kinds = f"{layer.get('LayerType', '')} {layer.get('ParameterType', '')}"
+    return "conv" in kinds.lower()
+
+
+def _type_of(layer: Mapping[str, Any]) -> str | None:
+    """The type that a layer computes in: that of its weights, else of its first input."""
+    weights = layer.get("Weights")
+    if isinstance(weights, dict) and (kind := _named(str(weights.get("Type", "")))):
+        return kind
+    inputs = layer.get("Inputs") or []
+    return next((kind for tensor in inputs for kind in _tensor_types(tensor)), None)
+
+
+def _tensor_types(tensor: object) -> Iterator[str]:
+    if isinstance(tensor, dict):
+        for key, value in tensor.items():
+            if _TYPE_KEY.search(key) and (kind := _named(str(value))):
+                yield kind
+
+
+def _named(text: str) -> str | None:
+    return next((kind for kind, word in _WORDS.items() if word.search(text)), None)

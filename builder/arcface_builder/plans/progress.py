@@ -1,0 +1,115 @@
+"""How far a build is: TensorRT's progress monitor from 10 on, the time that passed before."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, TypeVar
+
+from ..errors import CompileError
+
+T = TypeVar("T")
+
+Report = Callable[[str, float | None], None]
+"""Is told the stage, and what part of the whole is done, 0 to 1; None where nobody knows."""
+
+_TICK_S = 0.5
+
+
+@dataclass
+class _Phase:
+    parent: str | None
+    steps: int
+    done: int = 0
+
+
+@dataclass
+class Phases:
+    """TensorRT's phases, each a step of its parent's, as one fraction."""
+
+    _phases: dict[str, _Phase] = field(default_factory=dict)
+
+    def start(self, name: str, parent: str | None, steps: int) -> None:
+        """Begin a phase."""
+        self._phases[name] = _Phase(parent, steps)
+
+    def step(self, name: str, step: int) -> None:
+        """Note that a step of a phase is done, counted from 0."""
+        if name in self._phases:
+            self._phases[name].done = step + 1
+
+    def finish(self, name: str) -> None:
+        """End a phase."""
+        self._phases.pop(name, None)
+
+    @property
+    def current(self) -> str:
+        """The innermost phase that began last."""
+        return next(reversed(self._phases), "TensorRT")
+
+    @property
+    def fraction(self) -> float:
+        """What part of the whole is done, 0 to 1."""
+        return self._fraction(None)
+
+    def _fraction(self, parent: str | None) -> float:
+        name = next((key for key, phase in reversed(self._phases.items()) if phase.parent == parent), None)
+        if name is None:
+            return 0.0
+        phase = self._phases[name]
+        return min(1.0, (phase.done + self._fraction(name)) / max(1, phase.steps))
+
+
+def monitor(trt: ModuleType, phases: Phases, cancelled: threading.Event) -> Any | None:
+    """A progress monitor that also cancels the build; None where TensorRT has none."""
+    if not hasattr(trt, "IProgressMonitor"):
+        return None
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            phases.start(name, parent, steps)
+
+        def step_complete(self, name: str, step: int) -> bool:
+            phases.step(name, step)
+            return not cancelled.is_set()
+
+        def phase_finish(self, name: str) -> None:
+            phases.finish(name)
+
+    return Monitor()
+
+
+def run_interruptibly(
+    work: Callable[[], T], *, tick: Callable[[], None], cancelled: threading.Event, stoppable: bool
+) -> T:
+    """Run something long in another thread, so that this one can show progress and hear Ctrl-C.
+
+    Args:
+        work: What to run; it must not hold Python's lock all the time.
+        tick: Is called while it runs, some times a second.
+        cancelled: Is set on Ctrl-C; who can be stopped looks at it.
+        stoppable: Wait until the work has stopped; otherwise it is left to end with the process.
+
+    Raises:
+        CompileError: The work died without a result.
+    """
+    results: list[T] = []
+    thread = threading.Thread(target=lambda: results.append(work()), name="tensorrt-build", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(_TICK_S)
+            tick()
+    except KeyboardInterrupt:
+        cancelled.set()
+        if stoppable:
+            thread.join()
+        raise
+    if not results:
+        raise CompileError("The build died without a result; the lines above say where.")
+    return results[0]

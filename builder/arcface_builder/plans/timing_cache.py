@@ -1,0 +1,61 @@
+"""TensorRT's timing cache in a file: what it measured of kernels, for the next build.
+
+A cache is good for one TensorRT and one kind of GPU. TensorRT compares the GPU; the version is written
+before its bytes, and a cache of another version is left out and then replaced.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+_MAGIC: Final = b"arcface-timing-cache "
+
+
+class TimingCache:
+    """A timing cache file for one build.
+
+    Args:
+        trt: The TensorRT module.
+        path: The file; it need not exist.
+
+    Attributes:
+        state: What the file was good for, in a few words.
+    """
+
+    def __init__(self, trt: ModuleType, path: Path) -> None:
+        self._path = path
+        self._head = _MAGIC + f"{trt.__name__} {trt.__version__}\n".encode()
+        self._cache: Any = None  # a build must not outlive it
+        self.state = "cold"
+
+    def attach(self, config: Any) -> None:
+        """Give a build what the file holds, if it fits."""
+        content = self._path.read_bytes() if self._path.is_file() else b""
+        blob = content.removeprefix(self._head) if content.startswith(self._head) else b""
+        if content and not blob:
+            self.state = "cold: the file is of another TensorRT, or none"
+        if blob:
+            self._cache = config.create_timing_cache(blob)
+            if self._cache is not None and config.set_timing_cache(self._cache, ignore_mismatch=False):
+                self.state = "warm"
+                return
+            self.state = "cold: the file is of another GPU"
+        self._cache = config.create_timing_cache(b"")
+        config.set_timing_cache(self._cache, ignore_mismatch=False)
+
+    def save(self, config: Any) -> None:
+        """Write what the build measured, so that the file is the old one or the new one at any moment."""
+        blob = bytes(config.get_timing_cache().serialize())
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}-")
+        temporary = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(self._head + blob)
+            temporary.replace(self._path)
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,229 @@
+"""The local cache of plans: an engine is there whole or not at all, and is checked whenever it is used.
+
+A plan and its manifest are written into a staging folder, flushed to the disk, the manifest last, and the
+folder is renamed to where its identity belongs. That rename is the moment from which the engine exists;
+it is never changed afterwards, so that a reader cannot see one builder's plan beside another's manifest.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from ..errors import CacheError, PlanDamagedError, PlanError
+from .identity import EngineIdentity
+from .plan_manifest import ENDING, PlanManifest, check_plan, read_manifest
+from .stored_engine import StoredEngine
+
+_log = logging.getLogger(__name__)
+
+_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_TAKEN: Final = (errno.ENOTEMPTY, errno.EEXIST)
+_STAGING_LIFETIME_S: Final = 24 * 3600  # what is older was left by a process that was killed
+
+
+def default_cache_dir(environment: Mapping[str, str] = os.environ) -> Path:
+    """``$ARCFACE_CACHE_DIR``, or ``~/.cache/arcface-triton``."""
+    return Path(environment.get("ARCFACE_CACHE_DIR") or "~/.cache/arcface-triton").expanduser()
+
+
+class LocalStore:
+    """Plans on this machine's disk.
+
+    Args:
+        root: The cache's folder; None is ``default_cache_dir()``. It is made when something is stored.
+    """
+
+    name = "local cache"
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = (root or default_cache_dir()).resolve()
+
+    def find(self, identity: EngineIdentity) -> StoredEngine | None:
+        """Look for an engine and check all of it; one that is damaged is removed, with a warning.
+
+        Raises:
+            CacheError: The cache cannot be read.
+        """
+        with self._os_errors("read"):
+            plan = self.root / identity.key
+            try:
+                engine = StoredEngine(plan, self._read_manifest(plan))
+                check_plan(plan, engine.manifest, where=str(plan))
+            except FileNotFoundError:
+                return None
+            except PlanError as error:
+                self._discard(plan)
+                _log.warning("Removed a plan from the cache, to be made again: %s", error)
+                return None
+        return engine
+
+    def manifests(self) -> Iterator[PlanManifest | PlanError]:
+        """Every engine's manifest; an error stands for one that is damaged.
+
+        Raises:
+            CacheError: The cache cannot be read.
+        """
+        for path in sorted((self.root / "engines").glob(f"*/*/*/*/*.plan{ENDING}")):
+            plan = path.with_name(path.name.removesuffix(ENDING))
+            with self._os_errors("read"):
+                try:
+                    manifest: PlanManifest | PlanError = self._read_manifest(plan)
+                except FileNotFoundError:
+                    continue  # removed meanwhile
+                except PlanError as error:
+                    manifest = error
+            yield manifest
+
+    def check(self, manifest: PlanManifest) -> StoredEngine:
+        """Compare a plan's bytes with its manifest.
+
+        Raises:
+            PlanError: They differ.
+            CacheError: The plan cannot be read.
+        """
+        plan = self.root / manifest.identity.key
+        with self._os_errors("read"):
+            try:
+                check_plan(plan, manifest, where=str(plan))
+            except FileNotFoundError as error:
+                raise PlanDamagedError(f"{plan} is missing beside its manifest.") from error
+        return StoredEngine(plan, manifest)
+
+    def add(self, plan: bytes | Path, manifest: PlanManifest) -> StoredEngine:
+        """Store a plan, unless there is one of the same identity, which then is the one that counts.
+
+        Raises:
+            PlanError: The plan is not what the manifest describes.
+            CacheError: The cache cannot be written, or the disk is full; nothing was stored.
+        """
+        check_plan(plan, manifest, where="The plan to be stored")
+        with self.staging() as folder:
+            target = folder / manifest.identity.filename
+            if isinstance(plan, bytes):
+                target.write_bytes(plan)
+            else:
+                shutil.copyfile(plan, target)
+            return self.commit(folder, manifest)
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """A folder to put a plan in, for ``commit``; it goes with the block.
+
+        Raises:
+            CacheError: The cache cannot be written, or the disk is full.
+        """
+        with self._os_errors("write"):
+            staging = self.root / "staging"
+            staging.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for left in staging.iterdir():
+                with suppress(FileNotFoundError):  # its process has just removed it
+                    if time.time() - left.stat().st_mtime > _STAGING_LIFETIME_S:
+                        shutil.rmtree(left, ignore_errors=True)
+            with tempfile.TemporaryDirectory(dir=staging, ignore_cleanup_errors=True) as folder:
+                content = Path(folder) / "engine"
+                content.mkdir()
+                yield content
+
+    def commit(self, folder: Path, manifest: PlanManifest) -> StoredEngine:
+        """Publish a staging folder that holds a plan, which was checked.
+
+        Raises:
+            CacheError: The cache cannot be written, or the disk is full; nothing was stored.
+        """
+        plan = self.root / manifest.identity.key
+        with self._os_errors("write"):
+            _flush(folder / plan.name)
+            record = folder / f"{plan.name}{ENDING}"
+            record.write_text(manifest.to_json(), encoding="utf-8")
+            _flush(record)
+            _flush(folder)
+            plan.parent.parent.mkdir(parents=True, exist_ok=True)
+            while not _renamed(folder, plan.parent):
+                if there := self.find(manifest.identity):
+                    return there
+                self._discard(plan)  # half an engine: somebody took a file out of it
+            _flush(plan.parent.parent)
+        return StoredEngine(plan, manifest)
+
+    def remove(self, manifest: PlanManifest) -> None:
+        """Remove an engine.
+
+        Raises:
+            CacheError: The cache cannot be written.
+        """
+        with self._os_errors("write"):
+            self._discard(self.root / manifest.identity.key)
+
+    @contextmanager
+    def lock(self, identity: EngineIdentity) -> Iterator[None]:
+        """Hold the engine's lock, on this machine; it goes with the process at the latest.
+
+        Raises:
+            CacheError: The cache cannot be written.
+        """
+        with self._os_errors("write"):
+            folder = self.root / "locks"
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            descriptor = os.open(folder / identity.digest, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            with self._os_errors("write"):
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    _log.info("%s is being built by another process; waiting for it.", identity.filename)
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _read_manifest(self, plan: Path) -> PlanManifest:
+        text = plan.with_name(f"{plan.name}{ENDING}").read_bytes()
+        return read_manifest(text, key=plan.relative_to(self.root).as_posix())
+
+    def _discard(self, plan: Path) -> None:
+        """Remove a plan's folder by a rename first, so that nobody sees a part of it."""
+        with self.staging() as folder, suppress(FileNotFoundError):  # somebody else may be faster
+            plan.parent.rename(folder.with_name("discarded"))
+
+    @contextmanager
+    def _os_errors(self, verb: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in _NO_SPACE:
+                raise CacheError(
+                    f"No space left in the cache {self.root} ({error.strerror}); make room, e.g. with "
+                    "`arcface-builder engines prune`, or set ARCFACE_CACHE_DIR. Nothing was stored."
+                ) from error
+            raise CacheError(
+                f"Cannot {verb} the cache {self.root} ({error}); mend it or set ARCFACE_CACHE_DIR."
+            ) from error
+
+
+def _renamed(folder: Path, target: Path) -> bool:
+    """Rename a folder unless something is in the way."""
+    try:
+        folder.rename(target)
+    except OSError as error:
+        if error.errno in _TAKEN:
+            return False
+        raise
+    return True
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,33 @@
+"""Open the store that the settings name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from arcface_client import commandline
+
+from .local import LocalStore
+from .store import EngineStore
+
+
+def open_store(
+    bucket: str | None = None, *, endpoint_url: str | None = None, cache_dir: Path | None = None
+) -> EngineStore:
+    """Open the local cache and, if one is named, a bucket behind it, with transfers shown on a terminal.
+
+    Args:
+        bucket: A bucket's name; None does without.
+        endpoint_url: Another service than Amazon's; None takes ``$AWS_ENDPOINT_URL`` or Amazon's.
+        cache_dir: Folder of the cache; None is ``default_cache_dir()``.
+
+    Raises:
+        MissingExtraError: boto3 is not installed.
+        BucketError: The bucket's name or the endpoint cannot be used.
+    """
+    local = LocalStore(cache_dir)
+    if not bucket:
+        return EngineStore(local)
+    commandline.require("boto3", extra="s3", purpose=f"The bucket {bucket!r}")
+    from .s3 import S3Store
+
+    return EngineStore(local, S3Store(bucket, endpoint_url=endpoint_url, progress=commandline.transfer))

@@ -1,0 +1,200 @@
+"""The record of a plan: what it is, what was measured on it, and how to make it again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from ..errors import OptionError, PlanDamagedError, PlanManifestError, PlanVersionError
+from .identity import EngineIdentity
+from .plan_header import plan_version
+from .records import read_record
+
+SCHEMA_VERSION: Final = 1
+ENDING: Final = ".json"
+"""What a manifest's name has after its plan's."""
+
+_CHUNK_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """How far the plan's embeddings are from the source model's.
+
+    Attributes:
+        max_drift_cosine: The largest 1 - cosine similarity over all crops.
+        allowed_drift_cosine: The largest that was allowed.
+        crops: How many crops were compared.
+        details: What else the gate found, in its own words.
+    """
+
+    max_drift_cosine: float
+    allowed_drift_cosine: float
+    crops: int
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanManifest:
+    """What is kept beside a plan, as JSON; without it a plan does not exist.
+
+    Attributes:
+        identity: What the plan was built from and for.
+        plan_sha256: SHA-256 of the plan's bytes.
+        plan_bytes: How many they are.
+        created: When it was built, ISO 8601 with its offset from UTC.
+        gpu_name: The GPU that it was built on.
+        driver_version: That GPU's driver.
+        precisions_used: How many layers run in which precision, as the engine inspector says.
+        parity: The proof that let it be stored.
+        build_command: The command that builds it again.
+        tools: Versions of what built it.
+        notes: What deserves to be known: a precision it fell back from, a workspace that was halved.
+        schema_version: Version of this record's fields.
+    """
+
+    identity: EngineIdentity
+    plan_sha256: str
+    plan_bytes: int
+    created: str
+    gpu_name: str
+    driver_version: str
+    precisions_used: Mapping[str, int]
+    parity: Parity
+    build_command: str
+    tools: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def created_at(self) -> datetime:
+        """When it was built."""
+        return datetime.fromisoformat(self.created)
+
+    def to_json(self) -> str:
+        """Write the record as JSON."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+def read_manifest(text: str | bytes, *, key: str) -> PlanManifest:
+    """Read a manifest and check that it can be true.
+
+    Args:
+        text: What was stored.
+        key: Where its plan is stored, which must be where its identity belongs.
+
+    Raises:
+        PlanManifestError: It is damaged, of another schema, or belongs to another plan.
+    """
+    where = f"The manifest of {key}"
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:  # JSON's and Unicode's decoding errors, or [[[[...
+        raise PlanManifestError(f"{where} is no JSON ({error}).") from error
+    schema = content.get("schema_version") if isinstance(content, dict) else None
+    if schema != SCHEMA_VERSION:
+        raise PlanManifestError(
+            f"{where} has schema_version {schema!r}; expected {SCHEMA_VERSION}. "
+            "Another version of arcface-triton wrote it."
+        )
+    try:
+        manifest = read_record(PlanManifest, content, where)
+    except OptionError as error:
+        raise PlanManifestError(f"{where} cannot be true: {error}") from error
+    if manifest.identity.key != key:
+        raise PlanManifestError(f"{where} is that of another plan, {manifest.identity.key}.")
+    _check_values(manifest, where)
+    return manifest
+
+
+def describe_plan(plan: bytes | Path) -> dict[str, Any]:
+    """The two fields that a plan's bytes give: ``PlanManifest(**describe_plan(plan), ...)``."""
+    if isinstance(plan, bytes):
+        return {"plan_sha256": hashlib.sha256(plan).hexdigest(), "plan_bytes": len(plan)}
+    digest = hashlib.sha256()
+    with plan.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return {"plan_sha256": digest.hexdigest(), "plan_bytes": plan.stat().st_size}
+
+
+def check_plan(plan: bytes | Path, manifest: PlanManifest, *, where: str) -> None:
+    """Check that a plan's bytes are those that its manifest describes.
+
+    Raises:
+        PlanDamagedError: They are not, or they are no plan.
+        PlanManifestError: The plan's header names another TensorRT than its manifest.
+    """
+    found = describe_plan(plan)
+    if found["plan_bytes"] != manifest.plan_bytes:
+        raise PlanDamagedError(
+            f"{where} has {found['plan_bytes']:,} bytes; its manifest says {manifest.plan_bytes:,}."
+        )
+    if found["plan_sha256"] != manifest.plan_sha256:
+        raise PlanDamagedError(
+            f"{where} has SHA-256 {found['plan_sha256'][:12]}...; "
+            f"its manifest says {manifest.plan_sha256[:12]}..."
+        )
+    _check_header(manifest, plan)
+
+
+def check_loadable(manifest: PlanManifest, plan: bytes | Path, installed_version: str) -> None:
+    """Check that the TensorRT at hand is the one that built a plan, before it deserialises the plan.
+
+    Args:
+        manifest: The plan's manifest.
+        plan: The plan's file, or its first ``HEADER_BYTES`` at least.
+        installed_version: ``tensorrt.__version__``.
+
+    Raises:
+        PlanVersionError: It is another one.
+        PlanManifestError: The plan's header names another TensorRT than its manifest.
+        PlanDamagedError: It is no plan.
+    """
+    _check_header(manifest, plan)
+    built_by = manifest.identity.tensorrt_version
+    if built_by != installed_version:
+        raise PlanVersionError(
+            f"{manifest.identity.filename} was built by TensorRT {built_by}, and "
+            f"TensorRT {installed_version} is installed: a plan fits one build. "
+            "Compile it again here, or install that version."
+        )
+
+
+def _check_header(manifest: PlanManifest, plan: bytes | Path) -> None:
+    version = plan_version(plan)
+    if version is not None and not version.may_be(manifest.identity.tensorrt_version):
+        raise PlanManifestError(
+            f"The manifest of {manifest.identity.key} says TensorRT {manifest.identity.tensorrt_version}, "
+            f"the plan's own header {version}."
+        )
+
+
+def _check_values(manifest: PlanManifest, where: str) -> None:
+    if not re.fullmatch(r"[0-9a-f]{64}", manifest.plan_sha256):
+        raise PlanManifestError(f"{where} has plan_sha256 {manifest.plan_sha256!r}; expected 64 digits.")
+    if manifest.plan_bytes < 1:
+        raise PlanManifestError(f"{where} has plan_bytes {manifest.plan_bytes}; expected 1 or more.")
+    try:
+        aware = manifest.created_at.tzinfo is not None
+    except ValueError:
+        aware = False
+    if not aware:
+        raise PlanManifestError(
+            f"{where} has created {manifest.created!r}; expected ISO 8601 with an offset, "
+            "as 2026-11-22T20:00:00+00:00."
+        )
+    parity = manifest.parity
+    # JSON as Python reads it knows NaN, which nothing is greater than.
+    if not parity.max_drift_cosine <= parity.allowed_drift_cosine < math.inf:
+        raise PlanManifestError(
+            f"{where} has drift {parity.max_drift_cosine} where {parity.allowed_drift_cosine} is allowed: "
+            "such a plan is not stored."
+        )

@@ -1,0 +1,193 @@
+"""Plans in an S3 bucket, or in anything that speaks S3's protocol.
+
+A manifest lies where its engine's identity belongs. Its plan lies one folder deeper, which is named after
+the plan's SHA-256: two machines that build the same engine at once upload two plans and two manifests,
+and whichever manifest comes last, it finds its own plan. The manifest is uploaded last; without it a
+plan does not exist.
+
+This module needs boto3, and is imported when a bucket is used.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, nullcontext
+from pathlib import Path
+from typing import Final
+
+from boto3.session import Session
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from ..errors import BucketError, PlanDamagedError, PlanError, PlanManifestError
+from .identity import EngineIdentity
+from .plan_manifest import ENDING, PlanManifest, check_plan, read_manifest
+from .s3_errors import is_missing, translated
+from .stored_engine import StoredEngine
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
+"""From a name and a size in bytes: a context that gives what is told of each few bytes that moved."""
+
+_MAX_MANIFEST_BYTES: Final = 1 << 20
+
+
+class S3Store:
+    """Plans in a bucket. Credentials and region come from where boto3 looks for them.
+
+    Args:
+        bucket: The bucket's name.
+        endpoint_url: Another service than Amazon's; None takes ``$AWS_ENDPOINT_URL`` or Amazon's.
+        progress: How to show a transfer.
+        connect_timeout_s: Time allowed to connect, each time.
+        read_timeout_s: Time allowed between two pieces of an answer.
+        attempts: How often botocore tries a request, with growing pauses.
+
+    Raises:
+        BucketError: The name or the endpoint cannot be used.
+    """
+
+    def __init__(
+        self,
+        bucket: str,
+        *,
+        endpoint_url: str | None = None,
+        progress: Progress = lambda name, size: nullcontext(lambda count: None),
+        connect_timeout_s: float = 10.0,
+        read_timeout_s: float = 60.0,
+        attempts: int = 4,
+    ) -> None:
+        self._bucket = bucket
+        self.name = f"bucket {bucket!r}" + (f" at {endpoint_url}" if endpoint_url else "")
+        self._progress = progress
+        config = Config(
+            connect_timeout=connect_timeout_s,
+            read_timeout=read_timeout_s,
+            retries={"mode": "standard", "total_max_attempts": attempts},
+        )
+        with translated(self.name):
+            try:
+                self._s3 = Session().client("s3", endpoint_url=endpoint_url, config=config)
+            except ValueError as error:
+                raise BucketError(
+                    f"The endpoint {endpoint_url!r} is no URL; expected e.g. https://s3.example.org:9000."
+                ) from error
+
+    def find(self, identity: EngineIdentity) -> PlanManifest | None:
+        """Look for an engine's manifest.
+
+        Raises:
+            PlanManifestError: It is damaged, or belongs to another plan.
+            StoreError: The bucket cannot be used.
+        """
+        return self._read_manifest(identity.key)
+
+    def manifests(self) -> Iterator[PlanManifest | PlanError]:
+        """Every engine's manifest; an error stands for one that is damaged.
+
+        Raises:
+            StoreError: The bucket cannot be used.
+        """
+        ending = f".plan{ENDING}"
+        with translated(self.name):
+            pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix="engines/")
+            keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
+        for key in keys:
+            if key.endswith(ending):
+                try:
+                    manifest = self._read_manifest(key.removesuffix(ENDING))
+                except PlanManifestError as error:
+                    yield error
+                else:
+                    if manifest:  # not removed meanwhile
+                        yield manifest
+
+    def download(self, manifest: PlanManifest, folder: Path) -> Path:
+        """Download a plan into a folder and compare it with its manifest.
+
+        Raises:
+            PlanError: It is missing or is not what its manifest describes; it is not in the folder.
+            StoreError: The bucket cannot be used.
+        """
+        key, target = _plan_key(manifest), folder / manifest.identity.filename
+        with (
+            self._progress(f"down {target.name}", manifest.plan_bytes) as moved,
+            target.open("wb") as file,
+            translated(self.name),
+        ):
+            try:
+                self._s3.download_fileobj(self._bucket, key, file, Callback=moved)
+            except ClientError as error:
+                if not is_missing(error):
+                    raise
+                raise PlanDamagedError(
+                    f"{key} is missing from the {self.name} beside its manifest."
+                ) from error
+        try:
+            check_plan(target, manifest, where=f"{key} in the {self.name}")
+        except PlanError:
+            target.unlink()
+            raise
+        return target
+
+    def check(self, manifest: PlanManifest) -> None:
+        """Download a plan for nothing but to compare it with its manifest.
+
+        Raises:
+            PlanError: It is missing or is not what its manifest describes.
+            StoreError: The bucket cannot be used.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.download(manifest, Path(folder))
+
+    def upload(self, engine: StoredEngine) -> None:
+        """Upload an engine that was checked: the plan first, its manifest last.
+
+        Raises:
+            StoreError: The bucket cannot be used; the engine is not visible there.
+        """
+        manifest = engine.manifest
+        with (
+            self._progress(f"up {engine.path.name}", manifest.plan_bytes) as moved,
+            engine.path.open("rb") as file,
+            translated(self.name),
+        ):
+            self._s3.upload_fileobj(file, self._bucket, _plan_key(manifest), Callback=moved)
+            self._s3.put_object(
+                Bucket=self._bucket,
+                Key=manifest.identity.key + ENDING,
+                Body=manifest.to_json().encode(),
+                ContentType="application/json",
+            )
+
+    def remove(self, manifest: PlanManifest) -> None:
+        """Remove an engine: the manifest first, its plan then.
+
+        Raises:
+            StoreError: The bucket cannot be used.
+        """
+        with translated(self.name):
+            for key in (manifest.identity.key + ENDING, _plan_key(manifest)):
+                self._s3.delete_object(Bucket=self._bucket, Key=key)
+
+    def _read_manifest(self, key: str) -> PlanManifest | None:
+        with translated(self.name):
+            try:
+                answer = self._s3.get_object(Bucket=self._bucket, Key=key + ENDING)
+                with closing(answer["Body"]) as body:
+                    if answer["ContentLength"] > _MAX_MANIFEST_BYTES:
+                        raise PlanManifestError(
+                            f"The manifest of {key} has {answer['ContentLength']:,} bytes; expected a few."
+                        )
+                    text = body.read()  # to the end: a limit here would hide that it broke off
+            except ClientError as error:
+                if is_missing(error):
+                    return None
+                raise
+        return read_manifest(text, key=key)
+
+
+def _plan_key(manifest: PlanManifest) -> str:
+    folder, name = posixpath.split(manifest.identity.key)
+    return f"{folder}/{manifest.plan_sha256[:12]}/{name}"

@@ -1,0 +1,86 @@
+"""What botocore raises, told as this project's errors: by code and class, never by its text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+)
+from s3transfer.exceptions import RetriesExceededError
+
+from ..errors import BucketError, BucketUnreachableError
+
+_MISSING_KEY: Final = {"NoSuchKey", "404"}
+_FORBIDDEN: Final = 403
+_SERVER_ERROR: Final = 500
+
+
+def is_missing(error: ClientError) -> bool:
+    """Whether S3 says that there is no such object."""
+    return _code(error) in _MISSING_KEY
+
+
+@contextmanager
+def translated(place: str) -> Iterator[None]:
+    """Raise what goes wrong in the block as an error of this project.
+
+    Args:
+        place: The bucket, as ``bucket 'plans'``, for messages.
+
+    Raises:
+        BucketUnreachableError: Nothing answers, or not in time, or the connection broke off.
+        BucketError: The bucket is missing, forbidden or misnamed, or there are no credentials.
+    """
+    try:
+        yield
+    except ClientError as error:
+        raise _from_answer(error, place) from error
+    except (ConnectionError, HTTPClientError, IncompleteReadError, RetriesExceededError) as error:
+        last = getattr(error, "last_exception", error)
+        raise BucketUnreachableError(
+            f"Cannot reach the {place} ({_one_line(last)}); "
+            "check the network and --endpoint-url, and try again."
+        ) from error
+    except (NoCredentialsError, PartialCredentialsError) as error:
+        raise BucketError(
+            f"There are no credentials for the {place} ({_one_line(error)}); "
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
+        ) from error
+    except ParamValidationError as error:
+        raise BucketError(f"There can be no {place}; expected a name as my-bucket.") from error
+    except BotoCoreError as error:
+        raise BucketError(f"Cannot use the {place}: {_one_line(error)}") from error
+
+
+def _from_answer(error: ClientError, place: str) -> BucketError | BucketUnreachableError:
+    code = _code(error)
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if code == "NoSuchBucket":
+        return BucketError(f"There is no {place}; create it, or name another (--bucket).")
+    if status == _FORBIDDEN:
+        return BucketError(
+            f"The {place} is forbidden to these credentials ({code} at {error.operation_name}); "
+            "expected the rights s3:ListBucket, s3:GetObject and s3:PutObject (s3:DeleteObject to prune)."
+        )
+    said = f"{code} at {error.operation_name}, HTTP {status}"
+    if status >= _SERVER_ERROR:
+        return BucketUnreachableError(f"The {place} does not work at the moment ({said}); try again.")
+    return BucketError(f"The {place} refused a request ({said}); check its region and --endpoint-url.")
+
+
+def _code(error: ClientError) -> str:
+    return error.response.get("Error", {}).get("Code", "unknown")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,182 @@
+"""The store of plans: the local cache, and behind it a bucket that machines share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
+
+from ..errors import BucketError, BucketUnreachableError, PlanError, PlanManifestError
+from .identity import EngineIdentity
+from .local import LocalStore
+from .plan_manifest import PlanManifest
+from .stored_engine import StoredEngine
+
+if TYPE_CHECKING:  # boto3 is an extra
+    from .s3 import S3Store
+
+_log = logging.getLogger(__name__)
+
+_BUCKET_FAILED: Final = (BucketError, BucketUnreachableError, PlanError)
+
+
+class Place(Protocol):
+    """What the local cache and the bucket have in common."""
+
+    def manifests(self) -> Iterator[PlanManifest | PlanError]:
+        """Every engine's manifest; an error stands for one that is damaged."""
+
+    def check(self, manifest: PlanManifest) -> object:
+        """Compare a plan's bytes with its manifest; raises a PlanError where they differ."""
+
+    def remove(self, manifest: PlanManifest) -> None:
+        """Remove an engine."""
+
+
+class EngineStore:
+    """Where a plan is looked for before it is built, and left afterwards.
+
+    ::
+
+        with store.building(identity):
+            engine = store.fetch(identity)
+            if engine is None:
+                engine = store.put(plan, manifest)
+
+    ``fetch`` and ``put`` warn and do without the bucket when it fails: who has a GPU can build what
+    cannot be downloaded. ``pull`` and ``push`` are about the bucket, and fail with it.
+
+    Args:
+        local: The cache on this machine.
+        remote: The bucket, if there is one.
+    """
+
+    def __init__(self, local: LocalStore, remote: S3Store | None = None) -> None:
+        self.local = local
+        self.remote = remote
+
+    def fetch(self, identity: EngineIdentity) -> StoredEngine | None:
+        """Find an engine, checked byte for byte, and say where it was, or why there is none.
+
+        Raises:
+            CacheError: The local cache cannot be used.
+        """
+        try:
+            return self.pull(identity)
+        except _BUCKET_FAILED as error:
+            _log.warning("Miss: %s is not in the local cache. %s", identity.filename, error)
+            return None
+
+    def put(self, plan: bytes | Path, manifest: PlanManifest) -> StoredEngine:
+        """Store a plan here, and in the bucket if it can be reached.
+
+        Raises:
+            PlanError: The plan is not what the manifest describes.
+            CacheError: The local cache cannot be used; nothing was stored.
+        """
+        engine = self.local.add(plan, manifest)
+        if self.remote:
+            try:
+                # What fetch found there, if anything, was no good.
+                self.push(engine.manifest, overwrite=True)
+            except _BUCKET_FAILED as error:
+                _log.warning(
+                    "%s is in the local cache only. %s Then run `arcface-builder engines push`.",
+                    engine.path.name,
+                    error,
+                )
+        return engine
+
+    def pull(self, identity: EngineIdentity) -> StoredEngine | None:
+        """Find an engine as ``fetch`` does, with the bucket's failures as errors.
+
+        Raises:
+            PlanError: What the bucket has is not what its manifest says.
+            StoreError: The bucket or the local cache cannot be used.
+        """
+        name = identity.filename
+        if engine := self.local.find(identity):
+            _log.info("Hit: %s is in the local cache, %s", name, engine.path.parent)
+            return engine
+        manifest = self.remote.find(identity) if self.remote else None
+        if self.remote is None or manifest is None:
+            others = (other.identity for other in readable(self.local))
+            where = f"{self.local.name} or the {self.remote.name}" if self.remote else self.local.name
+            _log.info("Miss: %s is not in the %s%s", name, where, _nearest(identity, others))
+            return None
+        with self.local.staging() as folder:
+            self.remote.download(manifest, folder)
+            engine = self.local.commit(folder, manifest)
+        _log.info("Hit: %s came from the %s", name, self.remote.name)
+        return engine
+
+    def push(self, manifest: PlanManifest, *, overwrite: bool = False) -> bool:
+        """Upload an engine of the local cache, unless the bucket has one of the same identity.
+
+        Args:
+            manifest: The engine's.
+            overwrite: Replace the bucket's engine.
+
+        Returns:
+            Whether it was uploaded.
+
+        Raises:
+            PlanError: The plan is not what its manifest says.
+            StoreError: The bucket or the local cache cannot be used.
+            ValueError: There is no bucket.
+        """
+        if self.remote is None:
+            raise ValueError("this store has no bucket to push to")
+        engine = self.local.check(manifest)
+        if not overwrite:
+            try:
+                if self.remote.find(manifest.identity):
+                    return False
+            except PlanManifestError as error:
+                _log.warning("Replacing what the bucket has: %s", error)
+        self.remote.upload(engine)
+        return True
+
+    @contextmanager
+    def building(self, identity: EngineIdentity) -> Iterator[None]:
+        """Be the only one on this machine who builds an engine; look for it again inside.
+
+        Raises:
+            CacheError: The local cache cannot be written.
+        """
+        with self.local.lock(identity):
+            yield
+
+    def manifests(self) -> list[PlanManifest]:
+        """Every engine that ``pull`` finds, once, newest first.
+
+        Raises:
+            StoreError: The bucket or the local cache cannot be used.
+        """
+        places: list[Place] = [self.remote, self.local] if self.remote else [self.local]
+        found = {manifest.identity.key: manifest for place in places for manifest in readable(place)}
+        return sorted(found.values(), key=lambda manifest: manifest.created_at, reverse=True)
+
+
+def readable(place: Place) -> Iterator[PlanManifest]:
+    """A place's engines, with a warning for each manifest that is damaged.
+
+    Raises:
+        StoreError: The place cannot be used.
+    """
+    for manifest in place.manifests():
+        if isinstance(manifest, PlanError):
+            _log.warning("%s", manifest)
+        else:
+            yield manifest
+
+
+def _nearest(wanted: EngineIdentity, stored: Iterable[EngineIdentity]) -> str:
+    """Say what keeps the most similar engine of the same model from being the wanted one."""
+    differences = [wanted.differences(other) for other in stored if other.model == wanted.model]
+    if not differences:
+        return "."
+    nearest = sorted(differences, key=len)[0]
+    return f"; the nearest there has {', '.join(nearest)}."

@@ -1,0 +1,76 @@
+"""The little of CUDA that a runtime needs, over NVIDIA's ``cuda-bindings``."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from cuda.bindings import runtime as cudart
+
+from ..errors import DeploymentError
+
+
+class CudaError(DeploymentError):
+    """A call of CUDA failed: no device, a driver that is too old, or no memory left."""
+
+
+def check(result: tuple[Any, ...]) -> Any:
+    """Give back what a call of ``cuda.bindings.runtime`` returned, without its error code.
+
+    Raises:
+        CudaError: The error code is not success.
+    """
+    error, *values = result
+    if error != cudart.cudaError_t.cudaSuccess:
+        text = cudart.cudaGetErrorString(error)[1].decode()
+        raise CudaError(f"CUDA says {error.name}: {text}")
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+def device_count() -> int:
+    """Number of GPUs that CUDA can use; 0 without a driver, too.
+
+    Raises:
+        CudaError: The driver is there, but too old or broken.
+    """
+    error, count = cudart.cudaGetDeviceCount()
+    if error == cudart.cudaError_t.cudaErrorNoDevice:
+        return 0
+    return cast("int", check((error, count)))
+
+
+def compute_capability(device: int) -> str:
+    """Compute capability of a GPU, as Triton writes it: "8.6"."""
+    attributes = cudart.cudaDeviceAttr
+    major = check(cudart.cudaDeviceGetAttribute(attributes.cudaDevAttrComputeCapabilityMajor, device))
+    minor = check(cudart.cudaDeviceGetAttribute(attributes.cudaDevAttrComputeCapabilityMinor, device))
+    return f"{major}.{minor}"
+
+
+class DeviceBuffer:
+    """Memory on the current GPU."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+        self.address = int(check(cudart.cudaMalloc(nbytes)))
+
+    def free(self) -> None:
+        """Give the memory back."""
+        check(cudart.cudaFree(self.address))
+
+
+class PinnedBuffer:
+    """Page-locked memory of the host, which the GPU copies from and to without the CPU."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
+        kind = np.dtype(dtype)
+        self.nbytes = int(np.prod(shape)) * kind.itemsize
+        self.address = int(check(cudart.cudaMallocHost(self.nbytes)))
+        memory = (ctypes.c_byte * self.nbytes).from_address(self.address)
+        self.array: npt.NDArray[Any] = np.ctypeslib.as_array(memory).view(kind).reshape(shape)
+
+    def free(self) -> None:
+        """Give the memory back; the array must not be used afterwards."""
+        check(cudart.cudaFreeHost(self.address))

@@ -1,0 +1,185 @@
+"""TensorRT: a plan on one GPU."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from pathlib import Path
+
+import numpy as np
+import tensorrt as trt
+from cuda.bindings import runtime as cudart
+
+from ..contract import (
+    CROP_BYTES,
+    CROP_SHAPE,
+    EMBEDDING_DIM,
+    INPUT_NAME,
+    OUTPUT_NAME,
+    Crops,
+    Embeddings,
+    TensorSpec,
+    check_tensors,
+)
+from ..errors import DeploymentError, InputError
+from .cuda import DeviceBuffer, PinnedBuffer, check
+
+_TRITON_TYPES = {"UINT8": "UINT8", "FLOAT": "FP32", "HALF": "FP16", "BF16": "BF16", "INT8": "INT8"}
+_TO_DEVICE = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
+_TO_HOST = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
+
+
+class TensorRt:
+    """A plan loaded with TensorRT: one context, one stream, one CUDA graph for each batch size in use.
+
+    Safe to share between threads: calls follow one another. A plan is native code: check its SHA-256
+    against its manifest before it comes here.
+
+    Args:
+        plan_path: Plan with the contract's tensors.
+        sha256: What the plan's manifest says its SHA-256 is; a plan is native code, so another one is
+            refused before TensorRT sees it. None trusts the file.
+        device: Ordinal of the GPU.
+        graphs: Record a CUDA graph for a batch size when it comes the second time.
+
+    Raises:
+        CudaError: There is no such GPU, or its driver is too old.
+        DeploymentError: The plan is missing or another one, or TensorRT cannot load it; the message has
+            its reason.
+        ContractError: The plan has other tensors.
+    """
+
+    def __init__(
+        self, plan_path: str | Path, *, sha256: str | None = None, device: int = 0, graphs: bool = True
+    ) -> None:
+        path = Path(plan_path)
+        if not path.is_file():
+            raise DeploymentError(f"No plan at {path}; build one with `arcface-builder compile`.")
+        plan = path.read_bytes()
+        actual = hashlib.sha256(plan).hexdigest()
+        if sha256 not in (None, actual):
+            raise DeploymentError(
+                f"{path} has the SHA-256 {actual}; its manifest says {sha256}. Publish it again."
+            )
+        self._device = device
+        check(cudart.cudaSetDevice(device))
+        self._log = CollectingLogger()
+        self._runtime = trt.Runtime(self._log)
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise DeploymentError(f"TensorRT {trt.__version__} cannot load {path}: {self._log.last_error}")
+        check_tensors(str(path), *_tensor_specs(self._engine))
+        self.max_batch_size = int(self._engine.get_tensor_profile_shape(INPUT_NAME, 0)[2][0])
+        """The largest batch that the plan takes."""
+
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise DeploymentError(f"TensorRT has no memory to run {path}: {self._log.last_error}")
+        self._stream = check(cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking))
+        self._crops = PinnedBuffer((self.max_batch_size, *CROP_SHAPE), np.uint8)
+        self._embeddings = PinnedBuffer((self.max_batch_size, EMBEDDING_DIM), np.float32)
+        self._device_crops = DeviceBuffer(self._crops.nbytes)
+        self._device_embeddings = DeviceBuffer(self._embeddings.nbytes)
+        self._context.set_tensor_address(INPUT_NAME, self._device_crops.address)
+        self._context.set_tensor_address(OUTPUT_NAME, self._device_embeddings.address)
+        self._lock = threading.Lock()
+        self._wants_graphs = graphs
+        self._seen: set[int] = set()
+        self._graphs: dict[int, cudart.cudaGraphExec_t] = {}
+
+    def embed(self, crops: Crops) -> Embeddings:
+        """Embed one batch: uint8 [N, 112, 112, 3] BGR in, float32 [N, 512] unit rows out.
+
+        Raises:
+            InputError: N is 0 or above ``max_batch_size``.
+            CudaError: The GPU failed.
+        """
+        count = len(crops)
+        if not 0 < count <= self.max_batch_size:
+            raise InputError(f"The batch has {count} crops; the plan takes 1 to {self.max_batch_size}.")
+        with self._lock:
+            check(cudart.cudaSetDevice(self._device))
+            np.copyto(self._crops.array[:count], crops)
+            self._launch(count)
+            check(cudart.cudaStreamSynchronize(self._stream))
+            return self._embeddings.array[:count].copy()
+
+    def close(self) -> None:
+        """Free everything on the GPU."""
+        check(cudart.cudaSetDevice(self._device))
+        check(cudart.cudaStreamSynchronize(self._stream))
+        for graph in self._graphs.values():
+            check(cudart.cudaGraphExecDestroy(graph))
+        self._graphs.clear()
+        for buffer in (self._crops, self._embeddings, self._device_crops, self._device_embeddings):
+            buffer.free()
+        check(cudart.cudaStreamDestroy(self._stream))
+        # TensorRT wants its objects freed in this order.
+        del self._context
+        del self._engine
+        del self._runtime
+
+    def _launch(self, count: int) -> None:
+        """Start copying in, running and copying out; from a graph if this size has come before."""
+        graph = self._graphs.get(count)
+        if graph is None and self._wants_graphs and count in self._seen:
+            graph = self._graphs[count] = self._record(count)
+        if graph is not None:
+            check(cudart.cudaGraphLaunch(graph, self._stream))
+            return
+        # The first run of a size lets TensorRT set itself up, which must not end up in a graph.
+        self._enqueue(count)
+        self._seen.add(count)
+
+    def _record(self, count: int) -> cudart.cudaGraphExec_t:
+        mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        check(cudart.cudaStreamBeginCapture(self._stream, mode))
+        try:
+            self._enqueue(count)
+        finally:
+            graph = check(cudart.cudaStreamEndCapture(self._stream))
+        recorded = check(cudart.cudaGraphInstantiate(graph, 0))
+        check(cudart.cudaGraphDestroy(graph))
+        return recorded
+
+    def _enqueue(self, count: int) -> None:
+        crops, embeddings = self._device_crops.address, self._device_embeddings.address
+        self._context.set_input_shape(INPUT_NAME, (count, *CROP_SHAPE))
+        check(
+            cudart.cudaMemcpyAsync(crops, self._crops.address, count * CROP_BYTES, _TO_DEVICE, self._stream)
+        )
+        if not self._context.execute_async_v3(int(self._stream)):
+            raise DeploymentError(f"TensorRT cannot run a batch of {count}: {self._log.last_error}")
+        nbytes = count * EMBEDDING_DIM * np.dtype(np.float32).itemsize
+        check(cudart.cudaMemcpyAsync(self._embeddings.address, embeddings, nbytes, _TO_HOST, self._stream))
+
+
+class CollectingLogger(trt.ILogger):  # type: ignore[misc]
+    """Keeps TensorRT's errors for our own messages, instead of printing them."""
+
+    def __init__(self) -> None:
+        trt.ILogger.__init__(self)
+        self._errors: list[str] = []
+
+    def log(self, severity: trt.ILogger.Severity, message: str) -> None:
+        """Take a message; called by TensorRT, from any of its threads."""
+        if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+            self._errors.append(message)
+
+    @property
+    def last_error(self) -> str:
+        """What TensorRT said last."""
+        return self._errors[-1] if self._errors else "no reason given"
+
+
+def _tensor_specs(engine: trt.ICudaEngine) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    """Inputs and outputs of an engine as the contract writes them."""
+    inputs: list[TensorSpec] = []
+    outputs: list[TensorSpec] = []
+    for index in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(index)
+        datatype = _TRITON_TYPES.get(engine.get_tensor_dtype(name).name, engine.get_tensor_dtype(name).name)
+        batch, *shape = engine.get_tensor_shape(name)
+        spec = (name, datatype, tuple(shape) if batch == -1 else (batch, *shape))
+        (inputs if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else outputs).append(spec)
+    return inputs, outputs

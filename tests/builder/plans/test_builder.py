@@ -1,0 +1,242 @@
+"""TensorRT 11's path, with the real parser, network and builder of TensorRT-RTX."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import onnx
+import pytest
+
+from arcface_builder.errors import CompileError, OptionError, WorkspaceError
+from arcface_builder.plans import builder, toolkit
+from arcface_builder.plans.builder import BuildOptions, build_plan
+from arcface_builder.plans.precision import typed_graph
+from arcface_builder.plans.progress import Phases, run_interruptibly
+from arcface_builder.store.plan_header import plan_version
+
+
+@pytest.fixture(scope="module")
+def r18_typed(r18_graph: bytes) -> dict[str, bytes]:
+    return {precision: typed_graph(r18_graph, precision, fold=True) for precision in ("fp32", "fp16")}
+
+
+@pytest.mark.parametrize("sm", ["86", "89", "120"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_plan_is_built_for_another_architecture_without_a_gpu(
+    precision: str, sm: str, trt: ModuleType, r18_typed: dict[str, bytes]
+) -> None:
+    built = build_plan(trt, r18_typed[precision], BuildOptions(precision=precision), target_sm=sm)
+
+    version = plan_version(built.plan)
+    assert version is not None
+    assert version.may_be(trt.__version__)
+    assert 0.9 < len(built.plan) / len(r18_typed[precision]) < 1.3  # the weights, in their precision
+    assert built.workspace_size_mb == 1024
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_the_other_typed_graphs_are_what_tensorrt_takes(
+    precision: str, trt: ModuleType, small_graph: bytes
+) -> None:
+    from arcface_builder import faces
+
+    typed = typed_graph(small_graph, precision, calibration=faces.face_like(8, seed=5))
+
+    assert build_plan(trt, typed, BuildOptions(precision=precision), target_sm="89").plan
+
+
+def test_the_network_has_the_contract_types_and_a_profile_from_one_to_the_largest_batch(
+    trt: ModuleType, r18_typed: dict[str, bytes]
+) -> None:
+    log = toolkit.logger(trt, toolkit.Messages())
+    made = trt.Builder(log)
+    network = toolkit.create_network(trt, made)
+    parser = builder._parse(trt, network, r18_typed["fp16"], log)
+    config = made.create_builder_config()
+    toolkit.set_precision(trt, config, "fp16")
+    builder._add_profile(made, config, BuildOptions(max_batch_size=64, opt_batch_size=16))
+
+    assert parser.num_errors == 0
+    assert network.get_input(0).dtype == trt.DataType.UINT8
+    assert network.get_output(0).dtype == trt.DataType.FLOAT
+    kinds = [network.get_layer(index) for index in range(network.num_layers)]
+    convolutions = [layer for layer in kinds if layer.type == trt.LayerType.CONVOLUTION]
+    assert len(convolutions) == 21
+    assert {layer.get_output(0).dtype for layer in convolutions} == {trt.DataType.HALF}
+    assert config.num_optimization_profiles == 1
+
+
+@pytest.mark.parametrize(("precision", "on"), [("fp32", False), ("fp16", False), ("tf32", True)])
+def test_tf32_is_on_for_tf32_alone(precision: str, on: bool, trt: ModuleType) -> None:
+    config = trt.Builder(toolkit.logger(trt, toolkit.Messages())).create_builder_config()
+
+    toolkit.set_precision(trt, config, precision)
+
+    assert config.get_flag(trt.BuilderFlag.TF32) is on
+
+
+def test_what_the_parser_does_not_know_is_one_clear_line(trt: ModuleType, small_graph: bytes) -> None:
+    model = onnx.load_model_from_string(small_graph)
+    model.graph.node[4].op_type = "Unheard"
+    name = model.graph.node[4].name
+
+    with pytest.raises(CompileError) as caught:
+        build_plan(trt, model.SerializeToString(), BuildOptions(), target_sm="86")
+
+    assert f"cannot parse the graph at the Unheard node {name!r}: " in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_the_builder_refuses_is_its_first_error(trt: ModuleType, small_graph: bytes) -> None:
+    model = onnx.load_model_from_string(small_graph)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4  # the profile starts at 1
+
+    with pytest.raises(CompileError, match=r"TensorRT [\d.]+ cannot build the plan: .*profile"):
+        build_plan(trt, model.SerializeToString(), BuildOptions(), target_sm="86")
+
+
+@pytest.mark.parametrize(
+    ("text", "is_memory"),
+    [
+        ("[virtualMemoryBuffer.cpp::resizePhysical::145] Error Code 2: OutOfMemory (no further info)", True),
+        ("[resources.cpp::alloc::90] Error Code 1: Cuda Runtime (out of memory)", True),
+        (
+            "[a.cpp::f::1] Error Code 1: Cuda Runtime (cudaError 35: CUDA driver version is insufficient)",
+            False,
+        ),
+        ("[optimizer.cpp::f::1] Error Code 10: Internal Error (no implementation for node fc)", False),
+    ],
+)
+def test_running_out_of_memory_is_told_by_the_name_of_the_error(text: str, is_memory: bool) -> None:
+    messages = toolkit.Messages()
+
+    messages.fail(text)
+
+    assert messages.ran_out_of_memory is is_memory
+
+
+def without_memory_above(limit_mb: int, attempt: Any) -> Any:
+    """The real build, but out of memory above a workspace size: no test can fill a GPU."""
+
+    def limited(*arguments: Any) -> Any:
+        workspace_mb, messages = arguments[3:5]
+        if workspace_mb <= limit_mb:
+            return attempt(*arguments)
+        messages.fail("[x] Error Code 2: OutOfMemory (no further information)")
+        return None
+
+    return limited
+
+
+def test_out_of_memory_halves_the_workspace_and_says_so(
+    trt: ModuleType, small_graph: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(builder, "_attempt", without_memory_above(300, builder._attempt))
+
+    with caplog.at_level(logging.WARNING):
+        built = build_plan(
+            trt, small_graph, BuildOptions(precision="fp32", workspace_size_mb=1000), target_sm="86"
+        )
+
+    assert built.workspace_size_mb == 256
+    assert [record.args for record in caplog.records] == [(1000, 500), (500, 256)]
+
+
+def test_out_of_memory_at_the_least_workspace_names_the_setting(
+    trt: ModuleType, small_graph: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builder, "_attempt", without_memory_above(0, builder._attempt))
+
+    with pytest.raises(WorkspaceError, match=r"256 MB.*tensorrt\.workspace_size_mb was 512"):
+        build_plan(trt, small_graph, BuildOptions(workspace_size_mb=512), target_sm="86")
+
+
+def test_progress_is_told_as_stages_and_a_part_of_the_whole(
+    trt: ModuleType, r18_typed: dict[str, bytes]
+) -> None:
+    told: list[tuple[str, float | None]] = []
+
+    build_plan(
+        trt,
+        r18_typed["fp32"],
+        BuildOptions(precision="fp32"),
+        target_sm="86",
+        report=lambda stage, done: told.append((stage, done)),
+    )
+
+    assert told
+    assert all(done is not None and 0 <= done <= 1 for _, done in told)
+
+
+def test_ctrl_c_cancels_the_build(trt: ModuleType, r18_typed: dict[str, bytes]) -> None:
+    def interrupt(stage: str, done: float | None) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_plan(trt, r18_typed["fp32"], BuildOptions(precision="fp32"), target_sm="86", report=interrupt)
+
+    assert not [thread for thread in threading.enumerate() if thread.name == "tensorrt-build"]
+
+
+def test_work_that_cannot_be_stopped_does_not_keep_ctrl_c_waiting() -> None:
+    released = threading.Event()
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_interruptibly(released.wait, tick=interrupt, cancelled=threading.Event(), stoppable=False)
+    assert time.monotonic() - start < 5
+    released.set()
+
+
+def test_nested_phases_are_one_fraction() -> None:
+    phases = Phases()
+    phases.start("build", None, 4)
+    phases.step("build", 0)
+    phases.start("tactics", "build", 10)
+    phases.step("tactics", 4)
+
+    assert phases.current == "tactics"
+    assert phases.fraction == pytest.approx((1 + 0.5) / 4)
+    phases.finish("tactics")
+    phases.step("build", 1)
+    assert phases.fraction == pytest.approx(0.5)
+
+
+@pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
+def test_a_timing_cache_is_used_again_by_the_same_tensorrt_alone(
+    trt: ModuleType, small_graph: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "caches/timing.cache"
+    options = BuildOptions(precision="fp32", timing_cache=path)
+
+    states = [build_plan(trt, small_graph, options, target_sm="86").timing_cache for _ in range(2)]
+    content = path.read_bytes()
+    path.write_bytes(content.replace(trt.__version__.encode(), b"8.5.3.1"))
+    states.append(build_plan(trt, small_graph, options, target_sm="86").timing_cache)
+
+    assert states == ["cold", "warm", "cold: the file is of another TensorRT, or none"]
+    assert path.read_bytes() == content
+    assert [file.name for file in path.parent.iterdir()] == ["timing.cache"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("precision", "fp8", "Precision 'fp8' is unknown; expected fp32, tf32, fp16, bf16, int8"),
+        ("max_batch_size", 0, "max_batch_size is 0; expected 1 to 1024"),
+        ("opt_batch_size", 33, "opt_batch_size is 33; expected 1 to max_batch_size, 32"),
+        ("opt_batch_size", 0, "opt_batch_size is 0; expected 1 to max_batch_size, 32"),
+        ("workspace_size_mb", 128, "workspace_size_mb is 128; expected 256 or more"),
+    ],
+)
+def test_an_option_out_of_range_is_refused_by_name(option: str, value: Any, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        BuildOptions(**{option: value})

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from arcface_builder.errors import BlindGateError, ParityError
+from arcface_builder.graph import session
+from arcface_builder.parity import Embed
+from arcface_builder.plans.divergence import first_divergence
+from arcface_builder.plans.gate import ANOTHER_MODEL, Verdict, another_model, gate_crops, judge
+from arcface_builder.plans.precision import typed_graph
+from arcface_builder.reference import ReferenceEmbedder
+from arcface_builder.source_model import SourceModel
+from arcface_client.contract import INPUT_NAME, Crops, Embeddings
+from photograph import face_crops
+
+
+def embedder(graph: bytes) -> Embed:
+    loaded = session(graph)
+
+    def embed(crops: Crops) -> Embeddings:
+        return loaded.run(None, {INPUT_NAME: crops})[0]  # type: ignore[no-any-return]
+
+    return embed
+
+
+@pytest.fixture(scope="module")
+def crops() -> Crops:
+    return gate_crops(face_crops())
+
+
+@pytest.fixture(scope="module")
+def verdict_of(small_source: SourceModel, small_graph: bytes, crops: Crops) -> Callable[..., Verdict]:
+    expected = ReferenceEmbedder(small_source).embed(crops)
+
+    def judged(plan: Embed, *, served: bytes = small_graph, another: Embed | None = None) -> Verdict:
+        return judge(
+            lambda _: expected,
+            embedder(served),
+            plan,
+            crops,
+            max_batch_size=32,
+            another=another or embedder(another_model(small_graph)),
+        )
+
+    return judged
+
+
+def test_an_fp16_plan_passes(verdict_of: Callable[..., Verdict], small_graph: bytes) -> None:
+    verdict = verdict_of(embedder(typed_graph(small_graph, "fp16")))
+
+    verdict.check()
+    assert 0 < verdict.max_drift_cosine < 1e-4
+    assert verdict.source_to_onnx < 1e-6
+    assert verdict.between_batches < 1e-5
+    assert (verdict.crops, verdict.batch_sizes) == (256, (1, 16, 32))
+    assert all(drift > 0.001 for drift in verdict.controls.values())
+    assert set(verdict.controls) == {
+        "red and blue swapped",
+        "pixels normalised twice",
+        "another face",
+        ANOTHER_MODEL,
+    }
+
+
+def swapped(embed: Embed) -> Embed:
+    return lambda crops: embed(np.ascontiguousarray(crops[..., ::-1]))
+
+
+def one_place_wrong(embed: Embed) -> Embed:
+    """The last place of a full batch embeds its neighbour, as a wrong grid size makes it."""
+
+    def wrong(crops: Crops) -> Embeddings:
+        embeddings = embed(crops)
+        if len(crops) == 32:
+            embeddings[31] = embeddings[30]
+        return embeddings
+
+    return wrong
+
+
+def not_a_number(embed: Embed) -> Embed:
+    return lambda crops: np.full_like(embed(crops), np.nan)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (swapped, r"The plan drifts by 0\.\d+ from the source model; expected at most 0.001"),
+        (one_place_wrong, "drifts by .* with its place in a batch"),
+    ],
+)
+def test_a_plan_that_embeds_wrongly_is_refused(
+    fault: Callable[[Embed], Embed],
+    message: str,
+    verdict_of: Callable[..., Verdict],
+    small_graph: bytes,
+) -> None:
+    verdict = verdict_of(fault(embedder(small_graph)))
+
+    with pytest.raises(ParityError, match=message) as caught:
+        verdict.check()
+    assert not isinstance(caught.value, BlindGateError)
+
+
+def test_not_a_number_never_passes(verdict_of: Callable[..., Verdict], small_graph: bytes) -> None:
+    with pytest.raises(ParityError):
+        verdict_of(not_a_number(embedder(small_graph))).check()
+
+
+def test_the_plan_of_another_model_is_refused(verdict_of: Callable[..., Verdict], small_graph: bytes) -> None:
+    with pytest.raises(ParityError, match="The plan drifts by"):
+        verdict_of(embedder(another_model(small_graph))).check()
+
+
+def test_a_wrong_serving_graph_is_told_from_a_wrong_plan(
+    verdict_of: Callable[..., Verdict], small_graph: bytes
+) -> None:
+    wrong = another_model(small_graph)
+
+    with pytest.raises(ParityError, match=r"The served ONNX model drifts .* Its preprocessing is at fault"):
+        verdict_of(embedder(wrong), served=wrong).check()
+
+
+def test_int8_with_absurd_ranges_is_refused_and_its_layer_named(
+    verdict_of: Callable[..., Verdict], small_graph: bytes
+) -> None:
+    model = onnx.load_model_from_string(
+        typed_graph(small_graph, "int8", calibration=face_crops(), strongly_typed=False)
+    )
+    scales = [
+        tensor
+        for tensor in model.graph.initializer
+        if tensor.name.endswith("_scale") and len(tensor.dims) == 0
+    ]
+    (scale,) = scales
+    scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) * np.float32(40), scale.name))
+    absurd = model.SerializeToString()
+
+    with pytest.raises(ParityError, match="The plan drifts by"):
+        verdict_of(embedder(absurd)).check()
+    divergence = first_divergence(typed_graph(small_graph, "fp32"), absurd, face_crops(), "int8")
+    assert divergence is not None
+    assert divergence.layer == "conv2"
+    assert str(divergence).startswith("the first layer that diverges is conv2: relative error 0.")
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_a_sound_fp16_graph_has_no_layer_that_diverges(fold: bool, small_graph: bytes) -> None:
+    reference, typed = (typed_graph(small_graph, precision, fold=fold) for precision in ("fp32", "fp16"))
+
+    assert first_divergence(reference, typed, face_crops(), "fp16") is None
+
+
+def test_bf16_which_onnx_runtime_cannot_run_has_no_divergence_to_tell(small_graph: bytes) -> None:
+    typed = typed_graph(small_graph, "bf16")
+
+    assert first_divergence(typed_graph(small_graph, "fp32"), typed, face_crops(), "bf16") is None
+
+
+def test_a_gate_that_sees_no_difference_is_declared_blind(
+    verdict_of: Callable[..., Verdict], small_graph: bytes
+) -> None:
+    verdict = verdict_of(embedder(small_graph), another=embedder(small_graph))
+
+    with pytest.raises(BlindGateError, match="The gate is blind: another model makes a drift of"):
+        verdict.check()
+
+
+def test_a_model_that_embeds_all_alike_makes_the_gate_blind(crops: Crops) -> None:
+    verdict = judge(alike, alike, alike, crops, max_batch_size=8, another=alike)
+
+    with pytest.raises(BlindGateError):
+        verdict.check()
+
+
+def alike(crops: Crops) -> Embeddings:
+    return np.full((len(crops), 512), 512**-0.5, np.float32)
+
+
+def test_too_few_crops_are_refused(crops: Crops) -> None:
+    with pytest.raises(ParityError, match="The gate has 10 crops; expected 256 or more"):
+        judge(alike, alike, alike, crops[:10], max_batch_size=8, another=alike)
+
+
+def test_generated_crops_fill_up_real_ones(crops: Crops) -> None:
+    assert crops.shape == (256, 112, 112, 3)
+    assert np.array_equal(crops[:6], face_crops())
+    assert len(gate_crops(np.zeros((300, 112, 112, 3), np.uint8))) == 300

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from arcface_builder.errors import RepositoryError
+from arcface_builder.model_config import config_text
+from arcface_builder.plan_config import plan_config
+from arcface_builder.plan_repository import AddedPlan, add_plan
+from arcface_builder.repository import ModelRepository
+from arcface_builder.store import EngineIdentity, Parity, PlanManifest, StoredEngine, describe_plan
+
+GOLDEN = Path(__file__).parent / "arcface_r100_trt.pbtxt"
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> ModelRepository:
+    return ModelRepository(tmp_path / "models")
+
+
+def engine(
+    folder: Path,
+    sm: str,
+    content: str = "plan",
+    *,
+    version: int = 1,
+    precision: str = "fp16",
+    max_batch_size: int = 32,
+) -> StoredEngine:
+    """A stored plan, of bytes that nothing here loads."""
+    identity = EngineIdentity(
+        model="m",
+        onnx_sha256=hashlib.sha256(str(version).encode()).hexdigest(),
+        tensorrt_version="11.1.0.106",
+        sm=sm,
+        precision=precision,
+        min_batch_size=1,
+        opt_batch_size=max_batch_size,
+        max_batch_size=max_batch_size,
+    )
+    data = f"{content} {version} {sm} {precision}".encode()
+    path = folder / identity.digest / identity.filename
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
+    manifest = PlanManifest(
+        **describe_plan(data),
+        identity=identity,
+        created="2026-11-22T20:00:00+00:00",
+        gpu_name="a GPU",
+        driver_version="13.0",
+        precisions_used={precision: 50},
+        parity=Parity(max_drift_cosine=1e-6, allowed_drift_cosine=1e-3, crops=256),
+        build_command="arcface-builder compile",
+        tools={},
+    )
+    return StoredEngine(path, manifest)
+
+
+def add(
+    repository: ModelRepository, sm: str, version: int = 1, content: str = "plan", *, precision: str = "fp16"
+) -> AddedPlan:
+    folder = repository.root.parent
+    plan = engine(folder, sm, content, version=version, precision=precision)
+    return add_plan(repository, plan, version=version)
+
+
+def config(repository: ModelRepository) -> model_config_pb2.ModelConfig:
+    text = (repository.root / "m_trt/config.pbtxt").read_text()
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def test_the_configuration_is_the_golden_file() -> None:
+    filenames = {"8.0": "arcface_r100-fp16-sm80.plan", "12.0": "arcface_r100-fp16-sm120.plan"}
+    written = plan_config(
+        "arcface_r100_trt", filenames=filenames, versions=[2, 1], max_batch_size=32, instances=2
+    )
+
+    assert config_text(written) == GOLDEN.read_text()
+    assert text_format.Parse(GOLDEN.read_text(), model_config_pb2.ModelConfig()) == written
+
+
+def test_a_plan_gets_its_version_map_and_record(repository: ModelRepository) -> None:
+    added = add(repository, "86", version=3)
+
+    assert (added.model, added.version, added.served, added.is_new) == ("m_trt", 3, (3,), True)
+    assert added.path == repository.root / "m_trt/3/m-fp16-sm86.plan"
+    assert added.path.read_text() == "plan 3 86 fp16"
+    assert config(repository).cc_model_filenames == {"8.6": "m-fp16-sm86.plan"}
+    assert config(repository).default_model_filename == ""
+    record = json.loads((repository.root / "m_trt-3-sm86.manifest.json").read_text())
+    assert record["plan_sha256"] == hashlib.sha256(added.path.read_bytes()).hexdigest()
+    assert sorted(path.name for path in repository.root.iterdir() if path.is_dir()) == ["m_trt"]
+    assert sorted(path.name for path in (repository.root / "m_trt").iterdir()) == ["3", "config.pbtxt"]
+
+
+def test_an_architecture_is_added_beside_another(repository: ModelRepository) -> None:
+    add(repository, "80")
+    add(repository, "90")
+
+    assert config(repository).cc_model_filenames == {"8.0": "m-fp16-sm80.plan", "9.0": "m-fp16-sm90.plan"}
+    assert sorted(path.name for path in (repository.root / "m_trt/1").iterdir()) == [
+        "m-fp16-sm80.plan",
+        "m-fp16-sm90.plan",
+    ]
+
+
+def test_the_same_plan_again_changes_nothing(repository: ModelRepository) -> None:
+    path = add(repository, "80").path
+    for file in (path, repository.root / "m_trt/config.pbtxt"):
+        os.utime(file, (1, 1))
+
+    assert not add(repository, "80").is_new
+
+    assert path.stat().st_mtime == 1
+    assert (repository.root / "m_trt/config.pbtxt").stat().st_mtime == 1
+
+
+@pytest.mark.parametrize(("content", "precision"), [("another", "fp16"), ("plan", "int8")])
+def test_changing_a_plan_in_place_is_refused(
+    content: str, precision: str, repository: ModelRepository
+) -> None:
+    path = add(repository, "80").path
+
+    with pytest.raises(RepositoryError, match=r"sm80 already, m-fp16-sm80\.plan .* never changed"):
+        add(repository, "80", content=content, precision=precision)
+
+    assert path.read_text() == "plan 1 80 fp16"
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_new_version_is_served_once_it_has_every_architecture(
+    repository: ModelRepository, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(repository, "80")
+    add(repository, "90")
+
+    assert add(repository, "80", version=2).served == (1,)
+    assert "Version 2 of m_trt is not served until it has plans for 9.0 too" in caplog.text
+    assert add(repository, "90", version=2).served == (1, 2)
+    assert list(config(repository).version_policy.specific.versions) == [1, 2]
+
+
+def test_of_complete_versions_the_newest_two_are_served(repository: ModelRepository) -> None:
+    assert [add(repository, "80", version=version).served for version in (1, 2, 3)] == [(1,), (1, 2), (2, 3)]
+
+
+def test_where_no_version_is_complete_the_newest_is_served_as_it_is(repository: ModelRepository) -> None:
+    add(repository, "80")
+
+    assert add(repository, "90", version=2).served == (2,)
+    assert config(repository).cc_model_filenames == {"9.0": "m-fp16-sm90.plan"}
+
+
+def test_a_version_in_another_precision_takes_over_when_it_is_complete(repository: ModelRepository) -> None:
+    add(repository, "80")
+
+    assert add(repository, "80", version=2, precision="int8").served == (2,)
+    assert config(repository).cc_model_filenames == {"8.0": "m-int8-sm80.plan"}
+
+
+def test_the_largest_batch_is_one_that_every_served_plan_takes(
+    repository: ModelRepository, tmp_path: Path
+) -> None:
+    add_plan(repository, engine(tmp_path, "80", max_batch_size=64), version=1)
+    assert config(repository).max_batch_size == 64
+
+    add_plan(repository, engine(tmp_path, "90", max_batch_size=16), version=1)
+    assert config(repository).max_batch_size == 16
+
+
+def test_a_record_without_its_plan_does_not_count(repository: ModelRepository) -> None:
+    path = add(repository, "80").path
+    path.unlink()
+
+    assert add(repository, "80").is_new
+
+
+def test_a_plan_that_cannot_be_written_leaves_nothing(repository: ModelRepository, tmp_path: Path) -> None:
+    plan = engine(tmp_path, "80")
+    gone = replace(plan, path=tmp_path / "gone.plan")
+
+    with pytest.raises(RepositoryError, match="nothing was published"):
+        add_plan(repository, gone, version=1)
+
+    assert [path.name for path in repository.root.iterdir()] == [".lock"]

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from arcface_builder import faces
+from arcface_builder.errors import OptionError
+from arcface_builder.graph import session
+from arcface_builder.parity import largest_drift
+from arcface_builder.plans.preactivation import fold_preactivation
+from arcface_builder.plans.precision import typed_graph
+from arcface_client.contract import INPUT_NAME, OUTPUT_NAME, Crops, Embeddings
+from photograph import face_crops
+
+
+def embed(graph: bytes, crops: Crops) -> Embeddings:
+    (embeddings,) = session(graph).run([OUTPUT_NAME], {INPUT_NAME: crops})
+    return embeddings  # type: ignore[no-any-return]
+
+
+def crops() -> Crops:
+    return np.concatenate([face_crops(), faces.face_like(6, seed=7), faces.noise(4, seed=7)])
+
+
+def operators(graph: bytes) -> Counter[str]:
+    return Counter(node.op_type for node in onnx.load_model_from_string(graph).graph.node)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+def test_float32_graphs_compute_as_the_serving_graph_does(precision: str, small_graph: bytes) -> None:
+    typed = typed_graph(small_graph, precision)
+
+    np.testing.assert_allclose(embed(typed, crops()), embed(small_graph, crops()), rtol=0, atol=1e-6)
+
+
+def test_folding_preactivation_batch_norms_is_exact(r18_graph: bytes) -> None:
+    typed = typed_graph(r18_graph, "fp32", fold=True)
+
+    assert operators(r18_graph)["BatchNormalization"] == 8
+    assert operators(typed)["BatchNormalization"] == 0
+    np.testing.assert_allclose(embed(typed, crops()), embed(r18_graph, crops()), rtol=0, atol=1e-6)
+
+
+def test_folding_is_exact_whatever_stride_padding_and_dilation() -> None:
+    random = np.random.RandomState(0)
+    x = ir.val("x", ir.DataType.FLOAT, ("N", 4, 11, 9))
+    tape = ir.tape.Tape()
+
+    def weights(name: str, *shape: int) -> ir.Value:
+        return tape.initializer(ir.tensor(random.uniform(0.5, 2, shape).astype(np.float32), name=name))
+
+    norm = tape.op("BatchNormalization", [x, *(weights(field, 4) for field in ("g", "b", "m", "v"))])
+    window = {"strides": [2, 1], "pads": [2, 0, 1, 3], "dilations": [1, 2], "kernel_shape": [3, 3]}
+    y = tape.op("Conv", [norm, weights("w", 5, 4, 3, 3), weights("bias", 5)], window, name="conv")
+    y.name, y.dtype = "y", ir.DataType.FLOAT
+    graph = ir.Graph(
+        [x], [y], nodes=tape.nodes, initializers=tape.initializers, opset_imports={"": 17}, name="g"
+    )
+    model = ir.Model(graph, ir_version=8)
+    values = random.standard_normal((2, 4, 11, 9)).astype(np.float32)
+    (expected,) = session(model).run(None, {"x": values})
+
+    assert fold_preactivation(model) == 1
+
+    (got,) = session(model).run(None, {"x": values})
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_fp16_computes_in_halves_and_drifts_little(fold: bool, r18_graph: bytes) -> None:
+    typed = typed_graph(r18_graph, "fp16", fold=fold)
+    embeddings = embed(typed, face_crops())
+
+    assert largest_drift(embeddings, embed(r18_graph, face_crops())) < 2e-5
+    assert len(typed) < 0.6 * len(r18_graph)
+    # One cast for the pixels, one in front of the normalisation to unit length, and no detours.
+    assert operators(typed)["Cast"] == 2
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=0, atol=1e-6)
+
+
+def test_fp16_holds_batch_norms_whose_variance_it_does_not(small_graph: bytes) -> None:
+    model = onnx.load_model_from_string(small_graph)
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    norm = next(node for node in model.graph.node if node.op_type == "BatchNormalization")
+    for index, factor in ((1, 1e4), (3, 1e4), (4, 1e8)):  # the same function of a wider input
+        tensor = tensors[norm.input[index]]
+        array = numpy_helper.to_array(tensor) * np.float32(factor)
+        tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float32), tensor.name))
+    graph = model.SerializeToString()
+
+    typed = typed_graph(graph, "fp16")
+
+    assert largest_drift(embed(typed, crops()), embed(graph, crops())) < 1e-4
+
+
+def test_bf16_rounds_the_weights_once_and_keeps_the_contract(small_graph: bytes) -> None:
+    typed = onnx.load_model_from_string(typed_graph(small_graph, "bf16"))
+
+    kinds = {tensor.data_type for tensor in typed.graph.initializer}
+    assert TensorProto.BFLOAT16 in kinds
+    assert TensorProto.FLOAT16 not in kinds
+    assert typed.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
+    assert typed.graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in typed.graph.initializer}
+    exact = onnx.load_model_from_string(small_graph).graph.initializer
+    weight = next(tensor for tensor in exact if len(tensor.dims) == 4)
+    rounded = tensors[weight.name].astype(np.float32)
+    np.testing.assert_allclose(rounded, numpy_helper.to_array(weight), rtol=2**-8)
+
+
+@pytest.mark.parametrize("strongly_typed", [False, True])
+def test_int8_puts_pairs_in_front_of_convolutions_alone(strongly_typed: bool, small_graph: bytes) -> None:
+    calibration = np.concatenate([face_crops(), faces.face_like(10, seed=5)])
+
+    typed = typed_graph(small_graph, "int8", calibration=calibration, strongly_typed=strongly_typed)
+
+    nodes = onnx.load_model_from_string(typed).graph.node
+    consumers = {name: node for node in nodes for name in node.input}
+    pairs = [node for node in nodes if node.op_type == "DequantizeLinear"]
+    assert len(pairs) == 2  # input and weights of the second convolution; the first stays as it is
+    assert {consumers[pair.output[0]].op_type for pair in pairs} == {"Conv"}
+    drift = largest_drift(embed(typed, face_crops()), embed(small_graph, face_crops()))
+    assert 1e-7 < drift < 0.02
+
+
+def test_int8_reads_its_calibration_crops_a_few_at_a_time(
+    small_graph: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    run = onnxruntime.InferenceSession.run
+
+    def counting(self: onnxruntime.InferenceSession, names: object, feed: dict[str, Crops]) -> object:
+        seen.append(len(feed[INPUT_NAME]))
+        return run(self, names, feed)
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", counting)
+    typed_graph(small_graph, "int8", calibration=faces.face_like(20, seed=5))
+
+    assert max(seen) <= 8
+    assert sum(seen) == 20
+
+
+@pytest.mark.parametrize("calibration", [None, np.empty((0, 112, 112, 3), np.uint8)], ids=["none", "empty"])
+def test_int8_without_crops_is_refused(calibration: Crops | None, small_graph: bytes) -> None:
+    with pytest.raises(OptionError, match=r"int8 needs face crops .* --calibration-dir"):
+        typed_graph(small_graph, "int8", calibration=calibration)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_nodes_without_names_are_told_apart(precision: str, small_graph: bytes) -> None:
+    model = onnx.load_model_from_string(small_graph)
+    for node in model.graph.node:
+        node.name = ""
+
+    typed = typed_graph(
+        model.SerializeToString(), precision, calibration=face_crops(), strongly_typed=False, fold=True
+    )
+
+    assert largest_drift(embed(typed, face_crops()), embed(small_graph, face_crops())) < 0.02
+    assert operators(typed)["BatchNormalization"] == 0
+    assert operators(typed)["QuantizeLinear"] == (2 if precision == "int8" else 0)
+
+
+def test_an_unknown_precision_is_refused(small_graph: bytes) -> None:
+    with pytest.raises(
+        OptionError, match="Precision 'fp8' is unknown; expected fp32, tf32, fp16, bf16, int8"
+    ):
+        typed_graph(small_graph, "fp8")

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from arcface_builder.cli import main
+from arcface_builder.store import open_store
+from engines import IDENTITY, identity, manifest, plan
+from s3_server import S3Server
+
+SM90 = identity(sm="90")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache with plans for two architectures."""
+    monkeypatch.setenv("ARCFACE_CACHE_DIR", str(tmp_path / "cache"))
+    store = open_store()
+    store.put(plan(), manifest())
+    store.put(plan(), manifest(of=SM90, created="2026-01-01T00:00:00+00:00"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def bucket(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    monkeypatch.setenv("ARCFACE_TENSORRT_ENGINE_S3_BUCKET", "plans")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.url)
+    return s3
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> list[str]:
+    assert main(["engines", *arguments]) == code
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_list_says_what_there_is_and_where(bucket: S3Server, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["engines", "push", "--sm", "90"]) == 0
+    capsys.readouterr()
+
+    assert sorted(said(capsys, "list")) == sorted(
+        [
+            f"{IDENTITY.key}  0.0 MB  2026-11-22  cache",
+            f"{SM90.key}  0.0 MB  2026-01-01  cache and bucket",
+        ]
+    )
+    (record,) = json.loads("".join(said(capsys, "list", "--json", "--sm", "90")))
+    assert record["places"] == ["cache", "bucket"]
+    assert record["identity"]["onnx_sha256"] == IDENTITY.onnx_sha256
+
+
+def test_what_one_machine_pushes_another_pulls(
+    bucket: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pushed = said(capsys, "push")
+    other = str(tmp_path / "other")
+    pulled = said(capsys, "pull", "--cache-dir", other, "--precision", "fp16", "--sm", "86")
+
+    assert sorted(pushed) == sorted([f"pushed: {IDENTITY.key}", f"pushed: {SM90.key}"])
+    assert pulled == [f"pulled: {IDENTITY.key}"]
+    assert (tmp_path / "other" / IDENTITY.key).read_bytes() == plan()
+    assert said(capsys, "push", "--sm", "86") == [f"already there: {IDENTITY.key}"]
+    assert said(capsys, "push", "--sm", "86", "--overwrite") == [f"pushed: {IDENTITY.key}"]
+    assert said(capsys, "pull", "--sm", "86") == [f"already there: {IDENTITY.key}"]
+    assert said(capsys, "pull", "--model", "arcface_r50") == []
+
+
+def test_verify_finds_every_damaged_plan(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sorted(said(capsys, "verify")) == sorted([f"whole: {IDENTITY.key}", f"whole: {SM90.key}"])
+
+    (cache / IDENTITY.key).write_bytes(plan(seed=1))
+    (cache / f"{SM90.key}.json").write_text("{}")
+
+    outcomes = json.loads("".join(said(capsys, "verify", "--json", code=1)))
+    assert [outcome["result"] for outcome in outcomes] == ["damaged", "damaged"]
+    assert any("has SHA-256" in outcome["problem"] for outcome in outcomes)
+    assert (cache / IDENTITY.key).exists()
+
+
+def test_verify_downloads_and_checks_the_bucket(bucket: S3Server, capsys: pytest.CaptureFixture[str]) -> None:
+    said(capsys, "push")
+    assert len(said(capsys, "verify", "--remote")) == 2
+    (key,) = (key for key in bucket.keys("plans") if "sm90.plan" in key and not key.endswith(".json"))
+    bucket.client.put_object(Bucket="plans", Key=key, Body=plan(seed=1))
+
+    lines = said(capsys, "verify", "--remote", code=1)
+
+    assert sum(line.startswith("damaged: ") for line in lines) == 1
+
+
+def test_prune_removes_what_is_old_after_it_was_asked_to_only_say_so(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rule = ["--tensorrt-version", "10.16.1.11", "--sm", "90"]
+    assert said(capsys, "prune", *rule, "--dry-run") == [f"would be removed: {SM90.key}"]
+    assert (cache / SM90.key).exists()
+    assert said(capsys, "prune", *rule) == [f"removed: {SM90.key}"]
+    assert not (cache / SM90.key).exists()
+    assert said(capsys, "list") == [f"{IDENTITY.key}  0.0 MB  2026-11-22  cache"]
+
+
+def test_prune_touches_the_bucket_only_when_told_to(
+    bucket: S3Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said(capsys, "push")
+    said(capsys, "prune", "--keep", "0")
+    assert len(bucket.keys("plans")) == 4
+    said(capsys, "prune", "--keep", "0", "--remote")
+    assert bucket.keys("plans") == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["pull"], "There is no bucket; name one with --bucket or tensorrt.engine_s3_bucket in config/"),
+        (["push"], "There is no bucket"),
+        (["verify", "--remote"], "There is no bucket"),
+        (["prune"], "Nothing says what may go; expected --keep"),
+        (["prune", "--keep", "-1"], "Cannot prune by -1; expected 0 or more."),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_done_is_one_line(
+    arguments: list[str], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["engines", *arguments]) == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith(f"arcface-builder: {problem}")
+    assert errors.count("\n") == 1
+
+
+def test_a_bucket_that_fails_is_one_line(bucket: S3Server, capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("list", "pull", "push"):
+        assert main(["engines", verb, "--bucket", "nowhere"]) == 1
+        errors = capsys.readouterr().err
+        assert errors.startswith("arcface-builder: There is no bucket 'nowhere'; ")
+        assert errors.count("\n") == 1
+
+
+def test_without_boto3_the_message_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    assert main(["engines", "list", "--bucket", "plans"]) == 1
+    assert "pip install 'arcface-triton[s3]'" in capsys.readouterr().err
+
+
+def test_wrong_usage_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["engines", "prune", "--keep", "some"])

@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from arcface_builder.errors import CacheError, PlanDamagedError, PlanError
+from arcface_builder.store import LocalStore, StoredEngine, default_cache_dir
+from children import run
+from engines import IDENTITY, identity, manifest, plan
+from processes import wait_until
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "cache")
+
+
+def files(store: LocalStore) -> list[str]:
+    """Every file of the cache but its locks, which stay."""
+    found = (path.relative_to(store.root) for path in store.root.rglob("*") if path.is_file())
+    return sorted(str(path) for path in found if path.parts[0] != "locks")
+
+
+def test_the_cache_lies_where_the_environment_says_or_in_the_home_folder() -> None:
+    assert default_cache_dir({"ARCFACE_CACHE_DIR": "/somewhere"}) == Path("/somewhere")
+    assert default_cache_dir({}) == Path.home() / ".cache/arcface-triton"
+    assert default_cache_dir({"ARCFACE_CACHE_DIR": ""}) == Path.home() / ".cache/arcface-triton"
+
+
+@pytest.mark.parametrize("from_file", [False, True], ids=["from bytes", "from a file"])
+def test_what_was_stored_is_found_byte_for_byte(store: LocalStore, tmp_path: Path, from_file: bool) -> None:
+    source = tmp_path / "built.plan"
+    source.write_bytes(plan())
+
+    added = store.add(source if from_file else plan(), manifest())
+
+    assert store.find(IDENTITY) == added == StoredEngine(store.root / IDENTITY.key, manifest())
+    assert added.path.read_bytes() == plan()
+    assert files(store) == [IDENTITY.key, f"{IDENTITY.key}.json"]
+    assert source.read_bytes() == plan()
+
+
+def test_nothing_is_found_in_a_cache_that_is_not_there(store: LocalStore) -> None:
+    assert store.find(IDENTITY) is None
+    assert list(store.manifests()) == []
+    assert not store.root.exists()
+
+
+def test_only_the_same_identity_is_found(store: LocalStore) -> None:
+    store.add(plan(), manifest())
+    assert store.find(identity(precision="int8")) is None
+
+
+def test_a_plan_that_is_not_what_its_manifest_says_is_not_stored(store: LocalStore) -> None:
+    with pytest.raises(PlanDamagedError):
+        store.add(plan(seed=1), manifest())
+    assert not store.root.exists()
+
+
+def test_an_engine_is_never_changed(store: LocalStore) -> None:
+    first = store.add(plan(), manifest())
+    second = store.add(plan(seed=1), manifest(plan(seed=1)))
+    assert second == first
+    assert second.path.read_bytes() == plan()
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "a bit of the plan": flip,
+    "the plan's end": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "the manifest": lambda path: path.with_name(path.name + ".json").write_text("{"),
+    "another's manifest": lambda path: path.with_name(path.name + ".json").write_text(
+        manifest(of=identity(sm="90")).to_json()
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_engine_is_removed_with_a_warning_and_can_be_stored_again(
+    store: LocalStore, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    DAMAGES[damage](store.add(plan(), manifest()).path)
+
+    assert store.find(IDENTITY) is None
+
+    (warning,) = caplog.messages
+    assert IDENTITY.filename in warning
+    assert files(store) == []
+    assert store.add(plan(), manifest()).path.read_bytes() == plan()
+
+
+def test_a_damaged_engine_gives_way_to_a_good_one(store: LocalStore) -> None:
+    flip(store.add(plan(), manifest()).path)
+    store.add(plan(seed=1), manifest(plan(seed=1)))
+    found = store.find(IDENTITY)
+    assert found is not None
+    assert found.path.read_bytes() == plan(seed=1)
+
+
+@pytest.mark.parametrize("missing", ["", ".json"], ids=["plan", "manifest"])
+def test_half_an_engine_is_none(store: LocalStore, missing: str) -> None:
+    path = store.add(plan(), manifest()).path
+    path.with_name(path.name + missing).unlink()
+    assert store.find(IDENTITY) is None
+    assert store.add(plan(), manifest()).path.read_bytes() == plan()
+
+
+def test_a_listing_shows_good_and_damaged_engines_and_checks_them_on_request(store: LocalStore) -> None:
+    good = store.add(plan(), manifest())
+    altered_plan = store.add(plan(), manifest(of=identity(sm="89")))
+    bad_manifest = store.add(plan(), manifest(of=identity(sm="90")))
+    flip(altered_plan.path)
+    bad_manifest.path.with_name(bad_manifest.path.name + ".json").write_text("[]")
+
+    listed = list(store.manifests())
+
+    assert good.manifest in listed
+    assert altered_plan.manifest in listed
+    assert sum(isinstance(manifest, PlanError) for manifest in listed) == 1
+    assert store.check(good.manifest) == good
+    with pytest.raises(PlanDamagedError, match="SHA-256"):
+        store.check(altered_plan.manifest)
+    altered_plan.path.unlink()
+    with pytest.raises(PlanDamagedError, match="missing beside its manifest"):
+        store.check(altered_plan.manifest)
+
+
+def test_an_engine_that_goes_while_the_cache_is_listed_is_left_out(store: LocalStore) -> None:
+    store.add(plan(), manifest())
+    store.add(plan(), manifest(of=identity(sm="90")))
+    listing = store.manifests()
+    next(listing)
+    shutil.rmtree(store.root)
+    assert list(listing) == []
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path: Path) -> None:
+    code = """
+import resource, sys
+from pathlib import Path
+from arcface_builder.errors import CacheError
+from arcface_builder.store import LocalStore
+from engines import manifest, plan
+content = plan(2_000_000)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+try:
+    LocalStore(Path(sys.argv[1])).add(content, manifest(content))
+except CacheError as error:
+    print(error)
+"""
+    printed = run(code, tmp_path)
+    assert printed.startswith(f"No space left in the cache {tmp_path} (File too large); make room")
+    assert printed.count("\n") == 1
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_cache_that_is_no_folder_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("")
+    store = LocalStore(tmp_path / "cache")
+    with pytest.raises(CacheError, match=r"Cannot read the cache .*ARCFACE_CACHE_DIR"):
+        store.find(IDENTITY)
+    with pytest.raises(CacheError, match="Cannot write the cache"):
+        store.add(plan(), manifest())
+
+
+def test_what_a_killed_process_left_is_swept_after_a_day(store: LocalStore) -> None:
+    left = store.root / "staging" / "left"
+    fresh = store.root / "staging" / "fresh"
+    for folder in (left, fresh):
+        folder.mkdir(parents=True)
+    os.utime(left, (0, 0))
+
+    store.add(plan(), manifest())
+
+    assert not left.exists()
+    assert fresh.exists()
+
+
+def test_a_process_that_is_killed_in_the_middle_leaves_no_engine(store: LocalStore) -> None:
+    code = """
+import os, signal, sys
+from pathlib import Path
+from arcface_builder.store import LocalStore
+from engines import IDENTITY, plan
+with LocalStore(Path(sys.argv[1])).staging() as folder:
+    (folder / IDENTITY.filename).write_bytes(plan())
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    run(code, store.root)
+
+    assert any((store.root / "staging").iterdir())
+    assert store.find(IDENTITY) is None
+    assert list(store.manifests()) == []
+
+
+def test_many_writers_at_once_store_one_whole_engine(store: LocalStore) -> None:
+    contents = [plan(200_000, seed=seed) for seed in range(8)]
+    writers = [threading.Thread(target=store.add, args=(content, manifest(content))) for content in contents]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        found = store.find(IDENTITY)
+        assert found is None or found.path.read_bytes() in contents
+    found = store.find(IDENTITY)
+    assert found is not None
+    assert len(files(store)) == 2
+
+
+def test_a_lock_is_held_by_one_and_another_engine_has_another(
+    store: LocalStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    entered = threading.Event()
+
+    def enter() -> None:
+        with store.lock(IDENTITY):
+            entered.set()
+
+    with store.lock(IDENTITY):
+        with store.lock(identity(sm="90")):
+            pass
+        second = threading.Thread(target=enter)
+        second.start()
+        wait_until(lambda: bool(caplog.messages))
+        assert not entered.is_set()
+    second.join()
+    assert entered.is_set()
+    assert caplog.messages == [f"{IDENTITY.filename} is being built by another process; waiting for it."]

@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import gc
+import socket
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from arcface_builder.errors import BucketError, BucketUnreachableError, PlanDamagedError, PlanManifestError
+from arcface_builder.store import StoredEngine
+from arcface_builder.store.s3 import S3Store
+from engines import IDENTITY, identity, manifest, plan
+from s3_server import BadWire, S3Server
+
+CONTENT = plan(9_000_000)
+"""More than boto3 moves in one piece."""
+
+MANIFEST = manifest(CONTENT)
+MANIFEST_KEY = f"{IDENTITY.key}.json"
+PLAN_KEY = f"engines/{IDENTITY.prefix}/{MANIFEST.plan_sha256[:12]}/{IDENTITY.filename}"
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> StoredEngine:
+    path = tmp_path / "built" / IDENTITY.filename
+    path.parent.mkdir()
+    path.write_bytes(CONTENT)
+    return StoredEngine(path, MANIFEST)
+
+
+@pytest.fixture
+def bucket(s3: S3Server) -> S3Store:
+    return S3Store("plans", endpoint_url=s3.url)
+
+
+@pytest.fixture
+def wire(s3: S3Server) -> Iterator[BadWire]:
+    with BadWire(s3.port) as wire:
+        yield wire
+    with warnings.catch_warnings():
+        # s3transfer leaves the answers that broke off to the garbage collector.
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+def hasty(url: str) -> S3Store:
+    """A bucket that gives up soon."""
+    return S3Store("plans", endpoint_url=url, connect_timeout_s=1, read_timeout_s=1, attempts=1)
+
+
+def test_what_was_uploaded_is_downloaded_byte_for_byte(
+    s3: S3Server, bucket: S3Store, engine: StoredEngine, tmp_path: Path
+) -> None:
+    bucket.upload(engine)
+
+    assert s3.keys("plans") == [PLAN_KEY, MANIFEST_KEY]
+    assert bucket.find(IDENTITY) == MANIFEST
+    assert bucket.find(identity(sm="90")) is None
+    assert list(bucket.manifests()) == [MANIFEST]
+    assert bucket.download(MANIFEST, tmp_path).read_bytes() == CONTENT
+
+
+def test_the_manifest_is_uploaded_last(s3: S3Server, engine: StoredEngine, wire: BadWire) -> None:
+    moved: list[list[str]] = []
+
+    @contextmanager
+    def watch(name: str, size_bytes: int) -> Iterator[Callable[[int], object]]:
+        yield lambda count: moved.append(s3.keys("plans"))
+
+    S3Store("plans", endpoint_url=s3.url, progress=watch).upload(engine)
+
+    assert all(MANIFEST_KEY not in keys for keys in moved)
+    assert MANIFEST_KEY in s3.keys("plans")
+
+
+def test_progress_adds_up_to_the_plans_size(s3: S3Server, engine: StoredEngine, tmp_path: Path) -> None:
+    told: dict[str, tuple[int, list[int]]] = {}
+
+    @contextmanager
+    def watch(name: str, size_bytes: int) -> Iterator[Callable[[int], object]]:
+        told[name] = size_bytes, []
+        yield told[name][1].append
+
+    bucket = S3Store("plans", endpoint_url=s3.url, progress=watch)
+    bucket.upload(engine)
+    bucket.download(MANIFEST, tmp_path)
+
+    assert list(told) == [f"up {IDENTITY.filename}", f"down {IDENTITY.filename}"]
+    assert all(size == sum(counts) == len(CONTENT) for size, counts in told.values())
+
+
+def test_two_builders_of_one_engine_leave_one_that_is_whole(
+    bucket: S3Store, engine: StoredEngine, tmp_path: Path
+) -> None:
+    other = plan(seed=1)
+    (tmp_path / "other.plan").write_bytes(other)
+    bucket.upload(engine)
+    bucket.upload(StoredEngine(tmp_path / "other.plan", manifest(other)))
+
+    found = bucket.find(IDENTITY)
+
+    assert found is not None
+    assert bucket.download(found, tmp_path).read_bytes() == other
+    assert bucket.download(MANIFEST, tmp_path).read_bytes() == CONTENT  # who read the first manifest
+
+
+def test_a_removed_engine_is_gone(s3: S3Server, bucket: S3Store, engine: StoredEngine) -> None:
+    bucket.upload(engine)
+    bucket.remove(MANIFEST)
+    assert s3.keys("plans") == []
+    assert bucket.find(IDENTITY) is None
+
+
+def test_an_altered_plan_is_refused_and_not_kept(
+    s3: S3Server, bucket: S3Store, engine: StoredEngine, tmp_path: Path
+) -> None:
+    bucket.upload(engine)
+    s3.client.put_object(Bucket="plans", Key=PLAN_KEY, Body=plan(len(CONTENT), seed=1))
+    with pytest.raises(PlanDamagedError, match=r"in the bucket 'plans' at .* has SHA-256"):
+        bucket.download(MANIFEST, tmp_path)
+    assert not (tmp_path / IDENTITY.filename).exists()
+
+
+def test_a_plan_that_is_missing_beside_its_manifest_is_told(
+    s3: S3Server, bucket: S3Store, engine: StoredEngine, tmp_path: Path
+) -> None:
+    bucket.upload(engine)
+    s3.client.delete_object(Bucket="plans", Key=PLAN_KEY)
+    with pytest.raises(PlanDamagedError, match="is missing from the bucket"):
+        bucket.check(MANIFEST)
+
+
+def test_a_manifest_of_another_plan_is_refused(s3: S3Server, bucket: S3Store) -> None:
+    lie = manifest(of=identity(sm="90")).to_json().encode()
+    s3.client.put_object(Bucket="plans", Key=MANIFEST_KEY, Body=lie)
+    with pytest.raises(PlanManifestError, match="is that of another plan"):
+        bucket.find(IDENTITY)
+    (listed,) = bucket.manifests()
+    assert isinstance(listed, PlanManifestError)
+
+
+def test_a_manifest_too_big_to_be_one_is_not_read(s3: S3Server, bucket: S3Store) -> None:
+    s3.client.put_object(Bucket="plans", Key=MANIFEST_KEY, Body=bytes(2_000_000))
+    with pytest.raises(PlanManifestError, match="has 2,000,000 bytes; expected a few"):
+        bucket.find(IDENTITY)
+
+
+def test_a_connection_that_is_cut_in_the_middle_is_tried_again(
+    wire: BadWire, bucket: S3Store, engine: StoredEngine, tmp_path: Path
+) -> None:
+    bucket.upload(engine)
+    wire.cut_after_bytes, wire.cuts = 2_000_000, 2
+    downloaded = S3Store("plans", endpoint_url=wire.url).download(MANIFEST, tmp_path)
+    assert downloaded.read_bytes() == CONTENT
+    assert wire.was_cut == 2
+
+
+def test_a_connection_that_is_cut_again_and_again_is_one_clear_error(
+    wire: BadWire, bucket: S3Store, engine: StoredEngine, tmp_path: Path
+) -> None:
+    bucket.upload(engine)
+    wire.cut_after_bytes = 2_000_000
+    with pytest.raises(BucketUnreachableError, match=r"^Cannot reach the bucket 'plans' at http") as caught:
+        hasty(wire.url).download(MANIFEST, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_manifest_that_is_cut_in_the_middle_is_no_manifest(
+    wire: BadWire, bucket: S3Store, engine: StoredEngine
+) -> None:
+    bucket.upload(engine)
+    wire.cut_after_bytes = 1
+    with pytest.raises(BucketUnreachableError):
+        hasty(wire.url).find(IDENTITY)
+
+
+def test_a_slow_bucket_is_waited_for(
+    wire: BadWire, bucket: S3Store, engine: StoredEngine, tmp_path: Path
+) -> None:
+    bucket.upload(engine)
+    wire.bytes_per_s = 8e6
+    started = time.monotonic()
+    assert hasty(wire.url).download(MANIFEST, tmp_path).read_bytes() == CONTENT
+    assert time.monotonic() - started > 0.4
+
+
+def test_a_bucket_that_says_nothing_is_given_up(wire: BadWire, bucket: S3Store, engine: StoredEngine) -> None:
+    bucket.upload(engine)
+    wire.bytes_per_s = 100
+    with pytest.raises(BucketUnreachableError, match="Read timeout"):
+        hasty(wire.url).find(IDENTITY)
+
+
+@pytest.mark.parametrize("listening", [True, False], ids=["hangs up", "nobody listens"])
+def test_an_endpoint_that_cannot_be_reached_is_told(wire: BadWire, listening: bool) -> None:
+    wire.refuse = True
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        free = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    with pytest.raises(BucketUnreachableError, match=r"check the network and --endpoint-url"):
+        hasty(wire.url if listening else free).find(IDENTITY)
+
+
+def test_a_missing_bucket_is_told(s3: S3Server, engine: StoredEngine) -> None:
+    missing = S3Store("nowhere", endpoint_url=s3.url)
+    attempts = (
+        lambda: missing.find(IDENTITY),
+        lambda: list(missing.manifests()),
+        lambda: missing.upload(engine),
+    )
+    for attempt in attempts:
+        with pytest.raises(BucketError, match=r"^There is no bucket 'nowhere' at .*; create it"):
+            attempt()
+
+
+def test_a_forbidden_bucket_is_told_with_the_rights_that_it_takes(
+    s3: S3Server, bucket: S3Store, engine: StoredEngine, tmp_path: Path
+) -> None:
+    bucket.upload(engine)
+    s3.check_rights_from_now_on(True)
+    attempts = (
+        lambda: bucket.find(IDENTITY),
+        lambda: list(bucket.manifests()),
+        lambda: bucket.download(MANIFEST, tmp_path),
+        lambda: bucket.upload(engine),
+        lambda: bucket.remove(MANIFEST),
+    )
+    for attempt in attempts:
+        with pytest.raises(BucketError, match=r"is forbidden to these credentials .* s3:GetObject"):
+            attempt()
+
+
+def test_missing_credentials_are_told(bucket: S3Store, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(BucketError, match=r"There are no credentials for .*AWS_ACCESS_KEY_ID"):
+        S3Store("plans", endpoint_url=s3.url).find(IDENTITY)
+
+
+@pytest.mark.parametrize(("name", "endpoint"), [("s3://plans", None), ("plans", "localhost")])
+def test_a_bucket_or_endpoint_that_is_none_is_told(name: str, endpoint: str | None) -> None:
+    with pytest.raises(BucketError, match="expected"):
+        S3Store(name, endpoint_url=endpoint).find(IDENTITY)

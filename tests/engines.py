@@ -1,0 +1,51 @@
+"""Plans that no TensorRT wrote: a real header before bytes that mean nothing."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+from arcface_builder.store import EngineIdentity, Parity, PlanManifest, describe_plan
+
+IDENTITY = EngineIdentity(
+    model="arcface_r100",
+    onnx_sha256="4c06341c33c2ca1f86781dab0e829f88ad5b64be9fba56e56bc9ebdefc619e43",
+    tensorrt_version="10.16.1.11",
+    sm="86",
+    precision="fp16",
+    min_batch_size=1,
+    opt_batch_size=32,
+    max_batch_size=32,
+    settings={"workspace_size_mb": 1024, "hardware_compatibility": True},
+)
+
+
+def identity(**changes: Any) -> EngineIdentity:
+    return replace(IDENTITY, **changes)
+
+
+def plan(
+    size_bytes: int = 2000, *, seed: int = 0, version: str = "10.16.1.11", magic: bytes = b"ftrt"
+) -> bytes:
+    numbers = bytes(int(part) & 0xFF for part in version.split("."))
+    header = magic + bytes(20) + numbers
+    return header + random.Random(seed).randbytes(size_bytes - len(header))
+
+
+def manifest(content: bytes | None = None, of: EngineIdentity = IDENTITY, **changes: Any) -> PlanManifest:
+    """A manifest that is true of a plan."""
+    if content is None:
+        content = plan(version=of.tensorrt_version)
+    values: dict[str, Any] = {
+        "identity": of,
+        **describe_plan(content),
+        "created": "2026-11-22T20:00:00+00:00",
+        "gpu_name": "NVIDIA A10",
+        "driver_version": "595.58.03",
+        "precisions_used": {"Half": 121, "Float": 2},
+        "parity": Parity(max_drift_cosine=1.3e-5, allowed_drift_cosine=1e-3, crops=256),
+        "build_command": "arcface-builder compile --name arcface_r100 --precision fp16",
+        "tools": {"python": "3.12.3"},
+    }
+    return PlanManifest(**(values | changes))

@@ -1,0 +1,79 @@
+"""A real GPU with a real TensorRT, and what is built on it, once for all tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+
+from arcface_builder import faces
+from arcface_builder.compile import Compiled, compile_plan
+from arcface_builder.errors import NoGpuError
+from arcface_builder.plans.builder import BuildOptions
+from arcface_builder.plans.gpu import Gpu, gpu_at_hand
+from arcface_builder.sources import OnnxFile, Synthetic
+from arcface_builder.store import EngineStore, LocalStore
+from exports import small_arcface
+from gpu_models import Model, publish
+
+_BUILD_TIMEOUT_S = 600
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.gpu)
+            item.add_marker(pytest.mark.timeout(_BUILD_TIMEOUT_S))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def gpu() -> Gpu:
+    try:
+        return gpu_at_hand()
+    except NoGpuError as error:
+        pytest.skip(f"needs a GPU and TensorRT: {error}")
+
+
+@pytest.fixture(scope="session")
+def folder(gpu: Gpu, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("gpu")
+
+
+@pytest.fixture(scope="session")
+def store(folder: Path) -> EngineStore:
+    return EngineStore(LocalStore(folder / "cache"))
+
+
+@pytest.fixture(scope="session")
+def small(folder: Path) -> Model:
+    """A network with every structure of an IResNet's, which builds in seconds."""
+    onnx.save_model(small_arcface(), folder / "small.onnx")
+    # Of noise even so small a network tells crops apart.
+    return publish(OnnxFile(folder / "small.onnx"), "small", folder / "small", faces.noise(256))
+
+
+@pytest.fixture(scope="session")
+def small_options(folder: Path) -> BuildOptions:
+    return BuildOptions(precision="fp32", max_batch_size=8, timing_cache=folder / "small.cache")
+
+
+@pytest.fixture(scope="session")
+def small_plan(small: Model, small_options: BuildOptions, gpu: Gpu, store: EngineStore) -> Compiled:
+    return compile_plan(small.request(small_options), gpu, store, small.repository)
+
+
+@pytest.fixture(scope="session")
+def r18(folder: Path) -> Model:
+    return publish(Synthetic("r18"), "r18", folder / "r18")
+
+
+@pytest.fixture(scope="session")
+def r18_options(folder: Path) -> BuildOptions:
+    return BuildOptions(precision="fp16", max_batch_size=32, timing_cache=folder / "r18.cache")
+
+
+@pytest.fixture(scope="session")
+def r18_plan(r18: Model, r18_options: BuildOptions, gpu: Gpu, store: EngineStore) -> Compiled:
+    """The one long build of these tests: three minutes with TensorRT 8.5 on an H200."""
+    return compile_plan(r18.request(r18_options), gpu, store, r18.repository)

@@ -1,0 +1,145 @@
+"""Plans that a real TensorRT builds on a real GPU: what passes the gate, and what must not."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from arcface_builder.compile import Compiled, compile_plan
+from arcface_builder.errors import ParityError
+from arcface_builder.graph import constant, first_convolution, set_constant
+from arcface_builder.plans.builder import BuildOptions
+from arcface_builder.plans.gpu import Gpu
+from arcface_builder.repository import ModelRepository
+from arcface_builder.sources import OnnxFile
+from arcface_builder.store import EngineStore, LocalStore
+from exports import small_arcface
+from gpu_models import Model, build_seconds, publish
+
+COMMAND = "import sys; from arcface_builder.cli import main; sys.exit(main())"
+
+
+def test_a_plan_in_fp16_gives_the_source_models_embeddings(r18_plan: Compiled, gpu: Gpu) -> None:
+    manifest = r18_plan.manifest
+
+    assert not r18_plan.from_store
+    assert r18_plan.added.path.name == f"r18-fp16-sm{gpu.sm}.plan"
+    assert manifest.parity.max_drift_cosine < 2e-4
+    assert manifest.parity.details["source"] == "source file"
+    assert manifest.parity.details["between_batches"] < 2e-4
+    assert min(manifest.parity.details["controls"].values()) > manifest.parity.allowed_drift_cosine
+    assert manifest.precisions_used.get("fp16", 0) >= 21
+    assert manifest.identity.tensorrt_version == gpu.trt.__version__
+    assert manifest.gpu_name == gpu.name
+
+
+def test_a_plan_in_fp32_is_exact(small_plan: Compiled) -> None:
+    assert small_plan.manifest.parity.max_drift_cosine < 1e-6
+    assert set(small_plan.manifest.precisions_used) == {"fp32"}
+
+
+def test_the_second_time_the_plan_comes_from_the_store(
+    r18: Model, r18_options: BuildOptions, r18_plan: Compiled, gpu: Gpu, store: EngineStore, tmp_path: Path
+) -> None:
+    again = compile_plan(r18.request(r18_options), gpu, store, ModelRepository(tmp_path / "models"))
+
+    assert again.from_store
+    assert again.manifest == r18_plan.manifest
+    assert again.added.path.read_bytes() == r18_plan.added.path.read_bytes()
+
+
+def test_a_warm_timing_cache_makes_the_build_quick(
+    r18: Model, r18_options: BuildOptions, r18_plan: Compiled, gpu: Gpu, tmp_path: Path
+) -> None:
+    empty = EngineStore(LocalStore(tmp_path / "cache"))
+
+    again = compile_plan(r18.request(r18_options), gpu, empty, ModelRepository(tmp_path / "models"))
+
+    assert not again.from_store
+    assert "timing cache warm" in again.manifest.notes[-1]
+    assert build_seconds(again) < build_seconds(r18_plan) / 2
+
+
+def swapped(content: bytes) -> bytes:
+    """A serving graph that takes red for blue."""
+    model = ir.from_proto(onnx.load_model_from_string(content))
+    convolution = first_convolution(model)
+    weight = constant(convolution.inputs[1])
+    assert weight is not None
+    set_constant(convolution, 1, np.ascontiguousarray(weight[:, ::-1]), "swapped")
+    return bytes(ir.to_proto(model).SerializeToString())
+
+
+@pytest.mark.parametrize("wrong", ["swapped channels", "another ONNX's plan"])
+def test_a_plan_that_embeds_otherwise_is_refused_and_nothing_is_stored(
+    wrong: str, small: Model, small_options: BuildOptions, small_plan: Compiled, gpu: Gpu, tmp_path: Path
+) -> None:
+    if wrong == "swapped channels":
+        content = swapped(small.onnx.content)
+    else:
+        onnx.save_model(small_arcface(seed=1), tmp_path / "other.onnx")
+        content = publish(OnnxFile(tmp_path / "other.onnx"), "other", tmp_path).onnx.content
+    # What is built is not what the repository serves.
+    mixed_up = dataclasses.replace(small.onnx, content=content)
+    request = small.request(small_options, onnx=mixed_up)
+    cache, models = tmp_path / "cache", tmp_path / "models"
+
+    with pytest.raises(ParityError, match=r"The plan drifts by .*Nothing was stored"):
+        compile_plan(request, gpu, EngineStore(LocalStore(cache)), ModelRepository(models))
+
+    assert [*cache.rglob("*.plan"), *models.rglob("*.plan")] == []
+
+
+def test_a_corrupted_plan_in_the_store_is_built_again(
+    small: Model, small_options: BuildOptions, small_plan: Compiled, gpu: Gpu, tmp_path: Path
+) -> None:
+    store = EngineStore(LocalStore(tmp_path / "cache"))
+    request = small.request(small_options)
+    compile_plan(request, gpu, store, ModelRepository(tmp_path / "first"))
+    (plan,) = (tmp_path / "cache").rglob("*.plan")
+    content = bytearray(plan.read_bytes())
+    content[len(content) // 2] ^= 1
+    plan.write_bytes(content)
+
+    again = compile_plan(request, gpu, store, ModelRepository(tmp_path / "second"))
+
+    assert not again.from_store
+    assert again.manifest.parity.max_drift_cosine < 1e-6
+
+
+def test_ctrl_c_during_a_build_leaves_nothing(r18: Model, r18_plan: Compiled, tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    publish(r18.source, "r18", repository)
+    before = sorted(repository.rglob("*"))
+    cache = tmp_path / "cache"
+    child = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, "compile", "--name", "r18", "--repository", str(repository)],
+        env={**os.environ, "ARCFACE_CACHE_DIR": str(cache)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (cache / "locks").exists():  # it locks the engine first
+        assert child.poll() is None, child.stderr and child.stderr.read()
+        time.sleep(0.1)
+    time.sleep(15)  # by now TensorRT is trying kernels
+    assert child.poll() is None, child.stderr and child.stderr.read()
+
+    child.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    _, said = child.communicate(timeout=60)
+
+    assert time.monotonic() - started < 30
+    assert "Traceback" not in said
+    assert child.returncode in (130, -signal.SIGINT), said
+    assert sorted(repository.rglob("*")) == before
+    assert [path for path in cache.rglob("*") if path.is_file() and path.parent.name != "locks"] == []

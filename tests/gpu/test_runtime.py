@@ -1,0 +1,117 @@
+"""A plan in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from arcface_builder import faces
+from arcface_builder.compile import Compiled
+from arcface_client.errors import DeploymentError, InputError
+
+if TYPE_CHECKING:
+    from arcface_client.runtimes.tensorrt import TensorRt
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def runtime(small_plan: Compiled) -> Iterator[TensorRt]:
+    from arcface_client.runtimes.tensorrt import TensorRt
+
+    runtime = TensorRt(small_plan.added.path, sha256=small_plan.manifest.plan_sha256)
+    yield runtime
+    runtime.close()
+
+
+def free_bytes() -> int:
+    from cuda.bindings import runtime as cudart
+
+    from arcface_client.runtimes.cuda import check
+
+    return int(check(cudart.cudaMemGetInfo())[0])
+
+
+def test_a_batch_that_the_plan_does_not_take_is_refused(runtime: TensorRt) -> None:
+    for count in (0, 9):
+        with pytest.raises(InputError, match=f"The batch has {count} crops; the plan takes 1 to 8"):
+            runtime.embed(np.zeros((count, 112, 112, 3), np.uint8))
+
+
+def test_a_cuda_graph_gives_the_very_bits_of_a_run_without(r18_plan: Compiled) -> None:
+    from arcface_client.runtimes.tensorrt import TensorRt
+
+    crops = faces.face_like(32, seed=4)
+    plain, recorded = (TensorRt(r18_plan.added.path, graphs=graphs) for graphs in (False, True))
+    for count in (1, 7, 32):
+        expected = plain.embed(crops[:count])
+        for _ in range(3):  # the second run records, the third replays
+            np.testing.assert_array_equal(recorded.embed(crops[:count]), expected)
+        # A graph copies what is in the buffers now, not what was there when it was recorded.
+        np.testing.assert_array_equal(recorded.embed(crops[::-1][:count]), plain.embed(crops[::-1][:count]))
+    plain.close()
+    recorded.close()
+
+
+def test_ten_thousand_calls_leak_nothing(runtime: TensorRt) -> None:
+    crops = faces.noise(8)
+    for count in (*range(1, 9), *range(1, 9)):
+        runtime.embed(crops[:count])  # every graph is recorded
+    before = free_bytes()
+
+    for call in range(10_000):
+        runtime.embed(crops[: 1 + call % 8])
+
+    assert before - free_bytes() <= 2 * MIB
+
+
+def test_loading_and_closing_leaks_nothing(small_plan: Compiled) -> None:
+    from arcface_client.runtimes.tensorrt import TensorRt
+
+    def cycle() -> int:
+        runtime = TensorRt(small_plan.added.path)
+        for _ in range(2):
+            runtime.embed(faces.noise(3))
+        runtime.close()
+        return free_bytes()
+
+    for _ in range(3):
+        before = cycle()
+    for _ in range(20):
+        after = cycle()
+    assert before - after <= 8 * MIB
+
+
+def test_threads_may_share_a_plan(runtime: TensorRt) -> None:
+    batches = [faces.noise(1 + index % 8, seed=index) for index in range(32)]
+    expected = [runtime.embed(batch) for batch in batches]
+
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(10):
+            for got, want in zip(pool.map(runtime.embed, batches), expected, strict=True):
+                np.testing.assert_array_equal(got, want)
+
+
+def test_a_plan_that_was_changed_never_reaches_tensorrt(small_plan: Compiled, tmp_path: Path) -> None:
+    from arcface_client.runtimes.tensorrt import TensorRt
+
+    content = bytearray(small_plan.added.path.read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "changed.plan").write_bytes(content)
+
+    with pytest.raises(DeploymentError, match="its manifest says"):
+        TensorRt(tmp_path / "changed.plan", sha256=small_plan.manifest.plan_sha256)
+
+
+def test_a_plan_cut_short_is_refused_with_tensorrts_reason(small_plan: Compiled, tmp_path: Path) -> None:
+    from arcface_client.runtimes.tensorrt import TensorRt
+
+    (tmp_path / "short.plan").write_bytes(small_plan.added.path.read_bytes()[:1000])
+
+    with pytest.raises(DeploymentError, match=r"TensorRT [\d.]+ cannot load .*short\.plan: (?!no reason)"):
+        TensorRt(tmp_path / "short.plan")

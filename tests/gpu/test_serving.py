@@ -1,0 +1,101 @@
+"""Plans behind a real Triton, and the ONNX sibling where there is none."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from arcface_builder import faces
+from arcface_builder.compile import Compiled
+from arcface_builder.plan_repository import add_plan, manifest_path
+from arcface_builder.plans.gpu import Gpu
+from arcface_builder.repository import ModelRepository
+from arcface_builder.store import StoredEngine
+from arcface_client import EmbeddingClient
+from arcface_client.errors import ArcFaceError
+from arcface_server import LocalTriton
+from gpu_models import Model
+
+Damage = Callable[[ModelRepository, Compiled], None]
+
+
+def test_triton_serves_a_plan_with_the_runtimes_own_embeddings(r18: Model, r18_plan: Compiled) -> None:
+    from arcface_client.runtimes.tensorrt import TensorRt
+
+    crops = faces.face_like(32, seed=6)
+    runtime = TensorRt(r18_plan.added.path)
+    expected = runtime.embed(crops)
+    alone = runtime.embed(crops[:1])
+    runtime.close()
+
+    with LocalTriton(r18.repository.root) as server, EmbeddingClient(server.grpc_url, "r18_trt") as client:
+        np.testing.assert_array_equal(client.encode(crops), expected)
+        np.testing.assert_array_equal(client.encode(crops[:1]), alone)
+        # Two instances answer at once; batches are as they were sent, so the kernels are the same.
+        with ThreadPoolExecutor(4) as pool:
+            for got in pool.map(lambda _: client.encode(crops), range(40)):
+                np.testing.assert_array_equal(got, expected)
+        with EmbeddingClient(server.grpc_url, "r18_onnx") as sibling:
+            drift = 1 - np.sum(sibling.encode(crops[:4]) * expected[:4], axis=1)
+        assert drift.max() < 2e-4
+
+
+def removed(repository: ModelRepository, plan: Compiled) -> None:
+    (repository.root / "small_trt" / "1" / plan.added.path.name).unlink()
+
+
+def corrupted(repository: ModelRepository, plan: Compiled) -> None:
+    path = repository.root / "small_trt" / "1" / plan.added.path.name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def of_another_tensorrt(repository: ModelRepository, plan: Compiled) -> None:
+    record = manifest_path(repository, "small_trt", 1, plan.manifest.identity.sm)
+    manifest = json.loads(record.read_text())
+    manifest["identity"]["tensorrt_version"] = "10.16.1.11"
+    record.write_text(json.dumps(manifest))
+
+
+def of_another_gpu(repository: ModelRepository, plan: Compiled) -> None:
+    """Leave nothing but a plan with another architecture's name."""
+    shutil.rmtree(repository.root / "small_trt")
+    manifest_path(repository, "small_trt", 1, plan.manifest.identity.sm).unlink()
+    other = "80" if plan.manifest.identity.sm != "80" else "90"
+    identity = dataclasses.replace(plan.manifest.identity, sm=other)
+    engine = StoredEngine(plan.added.path, dataclasses.replace(plan.manifest, identity=identity))
+    add_plan(repository, engine, version=1)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (removed, "it is missing"),
+        (corrupted, "its manifest says"),
+        (of_another_tensorrt, "was built by TensorRT 10.16.1.11, and this server has TensorRT"),
+        (of_another_gpu, "has plans for compute capability"),
+    ],
+    ids=["removed", "corrupted", "another TensorRT", "another GPU"],
+)
+def test_where_the_plan_cannot_serve_the_reason_is_readable_and_the_onnx_sibling_serves(
+    damage: Damage, reason: str, small: Model, small_plan: Compiled, gpu: Gpu, tmp_path: Path
+) -> None:
+    shutil.copytree(small.repository.root, tmp_path / "models")
+    damage(ModelRepository(tmp_path / "models"), small_plan)
+
+    with LocalTriton(tmp_path / "models") as server:
+        with EmbeddingClient(server.grpc_url, "small_trt") as client, pytest.raises(ArcFaceError) as raised:
+            client.encode(faces.noise(2))
+        with EmbeddingClient(server.grpc_url, "small_onnx") as sibling:
+            embeddings = sibling.encode(faces.noise(2))
+
+    assert reason in str(raised.value)
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-6)

@@ -1,0 +1,59 @@
+"""Models to make plans of on a real GPU."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arcface_builder.build import build
+from arcface_builder.compile import Compiled, Request
+from arcface_builder.onnx_version import OnnxVersion, find_onnx
+from arcface_builder.plans.builder import BuildOptions
+from arcface_builder.repository import ModelRepository
+from arcface_builder.sources import Source
+from arcface_client.contract import Crops
+
+
+@dataclass(frozen=True)
+class Model:
+    """An ONNX model in a repository, and what it was built from.
+
+    Attributes:
+        repository: The repository.
+        onnx: The model in it.
+        source: What it was built from.
+        source_sha256: SHA-256 of that.
+        crops: What plans are judged on; None leaves it to the gate.
+    """
+
+    repository: ModelRepository
+    onnx: OnnxVersion
+    source: Source
+    source_sha256: str
+    crops: Crops | None = None
+
+    def request(self, options: BuildOptions, **changes: Any) -> Request:
+        """Ask for a plan of it."""
+        values: dict[str, Any] = {
+            "onnx": self.onnx,
+            "options": options,
+            "calibration": self.crops,
+            "source": self.source,
+            "source_sha256": self.source_sha256,
+        }
+        return Request(**(values | changes))
+
+
+def publish(source: Source, name: str, folder: Path, crops: Crops | None = None) -> Model:
+    """Build the ONNX model of a source."""
+    built = build(source, name=name, repository=folder)
+    repository = ModelRepository(folder)
+    return Model(repository, find_onnx(repository, name), source, built.manifest.source.sha256, crops)
+
+
+def build_seconds(compiled: Compiled) -> float:
+    """How long the build of a plan took, as its manifest says."""
+    (seconds,) = re.findall(r"built in ([\d.]+) s", " ".join(compiled.manifest.notes))
+    return float(seconds)
