@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, TypeVar
+
+from arcface_client.commandline import INTERRUPTED
 
 from ..errors import CompileError
 
@@ -99,17 +104,34 @@ def run_interruptibly(
         CompileError: The work died without a result.
     """
     results: list[T] = []
-    thread = threading.Thread(target=lambda: results.append(work()), name="tensorrt-build", daemon=True)
-    thread.start()
+    ended = threading.Event()
+
+    def body() -> None:
+        try:
+            results.append(work())
+        finally:
+            ended.set()
+
+    threading.Thread(target=body, name="tensorrt-build", daemon=True).start()
     try:
-        while thread.is_alive():
-            thread.join(_TICK_S)
+        # Not the thread's own join: in CPython 3.10 Ctrl-C there makes a running thread count as ended.
+        while not ended.wait(_TICK_S):
             tick()
     except KeyboardInterrupt:
         cancelled.set()
         if stoppable:
-            thread.join()
+            ended.wait()
+        else:
+            atexit.register(_end_process_unless, ended)
         raise
     if not results:
         raise CompileError("The build died without a result; the lines above say where.")
     return results[0]
+
+
+def _end_process_unless(ended: threading.Event) -> None:
+    """End the process at once if the work still runs: in a dying interpreter TensorRT's log aborts it."""
+    if not ended.is_set():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)

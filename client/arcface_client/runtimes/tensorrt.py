@@ -122,22 +122,24 @@ class TensorRt:
     def _launch(self, count: int) -> None:
         """Start copying in, running and copying out; from a graph if this size has come before."""
         graph = self._graphs.get(count)
-        if graph is None and self._wants_graphs and count in self._seen:
-            graph = self._graphs[count] = self._record(count)
         if graph is not None:
             check(cudart.cudaGraphLaunch(graph, self._stream))
             return
-        # The first run of a size lets TensorRT set itself up, which must not end up in a graph.
         self._enqueue(count)
+        if self._wants_graphs and count in self._seen:
+            self._graphs[count] = self._record(count)
         self._seen.add(count)
 
     def _record(self, count: int) -> cudart.cudaGraphExec_t:
+        """Record what ``_enqueue`` does; right after it did, since a new size sets up TensorRT first."""
         mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         check(cudart.cudaStreamBeginCapture(self._stream, mode))
         try:
             self._enqueue(count)
-        finally:
-            graph = check(cudart.cudaStreamEndCapture(self._stream))
+        except BaseException:
+            cudart.cudaStreamEndCapture(self._stream)  # says no more than that the capture failed
+            raise
+        graph = check(cudart.cudaStreamEndCapture(self._stream))
         recorded = check(cudart.cudaGraphInstantiate(graph, 0))
         check(cudart.cudaGraphDestroy(graph))
         return recorded
