@@ -114,7 +114,7 @@ def run_interruptibly(
 
     threading.Thread(target=body, name="tensorrt-build", daemon=True).start()
     try:
-        # Not the thread's own join: in CPython 3.10 Ctrl-C there makes a running thread count as ended.
+        # Not the thread's own join: Ctrl-C there makes CPython count a running thread as ended.
         while not ended.wait(_TICK_S):
             tick()
     except KeyboardInterrupt:
