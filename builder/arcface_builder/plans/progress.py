@@ -96,7 +96,7 @@ def run_interruptibly(
 
     Args:
         work: What to run; it must not hold Python's lock all the time.
-        tick: Is called while it runs, some times a second.
+        tick: Is called at the start and, while it runs, some times a second.
         cancelled: Is set on Ctrl-C; who can be stopped looks at it.
         stoppable: Wait until the work has stopped; otherwise it is left to end with the process.
 
@@ -114,6 +114,7 @@ def run_interruptibly(
 
     threading.Thread(target=body, name="tensorrt-build", daemon=True).start()
     try:
+        tick()
         # Not the thread's own join: Ctrl-C there makes CPython count a running thread as ended.
         while not ended.wait(_TICK_S):
             tick()
