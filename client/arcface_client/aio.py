@@ -8,14 +8,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 from grpc.aio import UsageError
 from tritonclient.grpc import aio as triton
 from tritonclient.utils import InferenceServerException
 
 from .client import DEFAULT_MAX_IN_FLIGHT, DEFAULT_MODEL, DEFAULT_REQUEST_TIMEOUT_S
 from .connection import Tls, triton_arguments
-from .contract import EMBEDDING_DIM, Crops, Embeddings
+from .contract import Crops, Embeddings
 from .crops import Color, CropsLike, as_batch
 from .deadline import Deadline
 from .errors import ArcFaceError
@@ -28,6 +27,7 @@ from .failures import (
     explain,
     needs_aftermath,
 )
+from .job import Job
 from .requests import (
     ServedModel,
     check_limits,
@@ -35,7 +35,6 @@ from .requests import (
     infer_arguments,
     runs,
     served_model,
-    slices,
 )
 from .status import ServerStatus, models_from_index
 
@@ -73,18 +72,13 @@ class AsyncEmbeddingClient:
         self, crops: CropsLike, *, color: Color = "bgr", timeout_s: float | None = None
     ) -> Embeddings:
         """Embed crops; see ``EmbeddingClient.encode``."""
-        batch = as_batch(crops, color=color)
-        embeddings = np.empty((len(batch), EMBEDDING_DIM), np.float32)
-        if len(batch) == 0:
-            return embeddings
-        deadline = Deadline(timeout_s)
-        served = await self._model(deadline)
-        done = 0
-        parts = (batch[part] for part in slices(len(batch), served.max_batch_size))
-        async for answer in self._pipeline(parts, deadline):
-            embeddings[done : done + len(answer)] = answer
-            done += len(answer)
-        return embeddings
+        job = Job(as_batch(crops, color=color), Deadline(timeout_s))
+        if job.missing:
+            parts = job.parts((await self._model(job.deadline)).max_batch_size)
+            done = iter(parts)
+            async for answer in self._pipeline((job.crops[part] for part in parts), job.deadline):
+                job.fill(next(done), answer)
+        return job.embeddings
 
     async def stream(self, crops: Iterable[Any], *, color: Color = "bgr") -> AsyncIterator[Embeddings]:
         """Embed crops as they come; see ``EmbeddingClient.stream``."""

@@ -8,12 +8,11 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Final
 
-import numpy as np
 from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from .connection import Tls, triton_arguments
-from .contract import EMBEDDING_DIM, Crops, Embeddings
+from .contract import Crops, Embeddings
 from .crops import Color, CropsLike, as_batch
 from .deadline import Deadline
 from .errors import ArcFaceError
@@ -26,6 +25,7 @@ from .failures import (
     explain,
     needs_aftermath,
 )
+from .job import Job
 from .requests import (
     ServedModel,
     check_limits,
@@ -33,7 +33,6 @@ from .requests import (
     infer_arguments,
     runs,
     served_model,
-    slices,
 )
 from .status import ServerStatus, models_from_index
 
@@ -97,20 +96,29 @@ class EmbeddingClient:
             TransientError: The server is away, full or late; nothing of the call is kept.
             DeploymentError: The model is missing, not ready, another one, or failed.
         """
-        batch = as_batch(crops, color=color)
-        embeddings = np.empty((len(batch), EMBEDDING_DIM), np.float32)
-        if len(batch) == 0:
-            return embeddings
-        deadline = Deadline(timeout_s)
-        parts = list(slices(len(batch), self._model(deadline).max_batch_size))
+        job = Job(as_batch(crops, color=color), Deadline(timeout_s))
+        self.work(job)
+        return job.embeddings
+
+    def work(self, job: Job) -> None:
+        """Embed what a job still misses.
+
+        Args:
+            job: Keeps what was embedded before an error, so that somebody else can do the rest.
+
+        Raises:
+            ArcFaceError: As ``encode``.
+        """
+        if not job.missing:
+            return
+        parts = job.parts(self._model(job.deadline).max_batch_size)
         if len(parts) == 1:
             # To wait for a single request takes no thread, whose wake-up costs a third of a millisecond.
-            embeddings[:] = self._infer(batch, deadline)
-            return embeddings
-        answers = self._pipeline((batch[part] for part in parts), deadline)
+            job.fill(parts[0], self._infer(job.crops[parts[0]], job.deadline))
+            return
+        answers = self._pipeline((job.crops[part] for part in parts), job.deadline)
         for part, answer in zip(parts, answers, strict=True):
-            embeddings[part] = answer
-        return embeddings
+            job.fill(part, answer)
 
     def stream(self, crops: Iterable[Any], *, color: Color = "bgr") -> Iterator[Embeddings]:
         """Embed crops as they come, however many, and hold only a few batches in memory.

@@ -52,11 +52,6 @@ def served_model(target: Target, response: Any) -> ServedModel:
     return ServedModel(max_batch_size=config.max_batch_size or 1)
 
 
-def slices(count: int, size: int) -> Iterator[slice]:
-    """Cut ``count`` crops into runs of at most ``size``, in order."""
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))
-
-
 def runs(crops: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """Gather crops into runs of ``size`` as they come; the last one may be shorter."""
     source = iter(crops)

@@ -9,8 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from arcface_client import EmbeddingClient
@@ -24,7 +22,6 @@ from arcface_client.errors import (
     ModelNotFoundError,
     ModelNotReadyError,
 )
-from arcface_client.requests import slices
 from arcface_server import LocalTriton
 
 TINY = "tiny_onnx"
@@ -99,14 +96,6 @@ def test_a_stream_keeps_order_and_reads_only_a_few_batches_ahead(
 
 def test_a_stream_of_nothing_is_empty(client: EmbeddingClient) -> None:
     assert list(client.stream([])) == []
-
-
-@settings(max_examples=200, deadline=None)
-@given(count=st.integers(0, 500), size=st.integers(1, 64))
-def test_slices_cover_every_crop_once_and_in_order(count: int, size: int) -> None:
-    parts = list(slices(count, size))
-    assert [index for part in parts for index in range(count)[part]] == list(range(count))
-    assert all(0 < part.stop - part.start <= size for part in parts)
 
 
 def test_the_deadline_holds_for_the_whole_call(triton: LocalTriton, crops: Crops) -> None:

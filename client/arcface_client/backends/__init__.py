@@ -1,0 +1,1 @@
+"""Ways to embed that a pipeline can hold, all behind ``EmbeddingBackend``."""

@@ -1,0 +1,141 @@
+"""What a pipeline holds: something that embeds, and can always say who did it and why not another."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, overload
+
+from ..contract import Embeddings
+from ..crops import Color, CropsLike, as_batch
+from ..deadline import Deadline
+from ..job import Job
+from .diagnostics import Diagnostics
+
+
+@dataclass(frozen=True)
+class Source:
+    """Who embedded crops of a call.
+
+    Attributes:
+        backend: "triton", "tensorrt", "onnxruntime" or "pytorch".
+        model: The model's name.
+        version: Its version; None when it has none.
+        where: ``host:port`` of the server, or "this process".
+        crops: How many crops of the call it embedded.
+    """
+
+    backend: str
+    model: str
+    version: int | None
+    where: str
+    crops: int
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A candidate that did not serve, and why."""
+
+    candidate: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Served:
+    """How a call was served.
+
+    Attributes:
+        sources: Who embedded its crops, in the order in which they came to it; one, unless a candidate
+            failed in the middle.
+        refusals: Every candidate that would have been preferred to the last of them, and why it was not
+            used.
+    """
+
+    sources: tuple[Source, ...]
+    refusals: tuple[Refusal, ...] = ()
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether not everything came from the first choice."""
+        return bool(self.refusals)
+
+
+class EmbeddingBackend(ABC):
+    """Face crops in, embeddings out. Safe to share between threads."""
+
+    @abstractmethod
+    def ensure_ready(self) -> None:
+        """Check that the backend can serve, and load what it needs.
+
+        Raises:
+            ArcFaceError: It cannot; the message says why and what to do.
+        """
+
+    @abstractmethod
+    def diagnostics(self) -> Diagnostics:
+        """What serves, how fast, how exactly, and why not another; unknown is None, never invented."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what the backend holds; it cannot be used afterwards."""
+
+    @abstractmethod
+    def _run(self, job: Job) -> Served:
+        """Fill a job whose crops are at least one."""
+
+    @overload
+    def encode(
+        self,
+        crops: CropsLike,
+        *,
+        color: Color = "bgr",
+        timeout_s: float | None = None,
+        return_source: Literal[False] = False,
+    ) -> Embeddings: ...
+
+    @overload
+    def encode(
+        self,
+        crops: CropsLike,
+        *,
+        color: Color = "bgr",
+        timeout_s: float | None = None,
+        return_source: Literal[True],
+    ) -> tuple[Embeddings, Served]: ...
+
+    def encode(
+        self,
+        crops: CropsLike,
+        *,
+        color: Color = "bgr",
+        timeout_s: float | None = None,
+        return_source: bool = False,
+    ) -> Embeddings | tuple[Embeddings, Served]:
+        """Embed crops; the result has one row for each, in their order.
+
+        Args:
+            crops: uint8 [N, 112, 112, 3], or a list of uint8 [112, 112, 3]; any N, 0 too.
+            color: Channel order of the crops.
+            timeout_s: Seconds that the whole call may take, all tries together; None is no limit.
+            return_source: Also say who served.
+
+        Returns:
+            float32 [N, 512], rows of length one; with ``return_source`` a ``Served`` beside it.
+
+        Raises:
+            InputError: The crops, or the backend (closed), cannot be used.
+            TransientError: Nobody could serve in time.
+            DeploymentError: Nobody can serve before something is mended.
+        """
+        job = Job(as_batch(crops, color=color), Deadline(timeout_s))
+        served = self._run(job) if job.missing else Served(())
+        return (job.embeddings, served) if return_source else job.embeddings
+
+    def __enter__(self) -> EmbeddingBackend:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
