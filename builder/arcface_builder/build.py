@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
+from arcface_client.golden import golden_crops, golden_sha256, to_text
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 
-from .manifest import Manifest, ModelFile, Preprocessing
+from .manifest import Golden, Manifest, ModelFile, Preprocessing
 from .model_config import MODEL_FILE, ServingOptions, config_text, onnx_config
 from .parity import check_parity
 from .reference import ReferenceEmbedder
@@ -100,6 +101,7 @@ def build(
             ),
             compared_with=reference.runs,
             parity=parity,
+            golden=Golden(golden_sha256(), to_text(reference.embed(golden_crops()))),
             rebuild_command=_command(source, name, repository, options),
         )
         published = target.publish(

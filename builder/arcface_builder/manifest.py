@@ -16,7 +16,7 @@ from .parity import Parity
 from .reference import Reference
 from .source_model import Origin
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 _TOOLS: Final = ("arcface-triton", "numpy", "onnx", "onnx-ir", "onnxruntime")
 
@@ -48,6 +48,19 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
+class Golden:
+    """The source model's embeddings of the golden crops, by which a client tells a model that is another one.
+
+    Attributes:
+        crops_sha256: SHA-256 of the golden crops.
+        embeddings: Base64 of float32 [8, 512], little-endian, unit rows.
+    """
+
+    crops_sha256: str
+    embeddings: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A build's record, written beside the model as JSON.
 
@@ -61,6 +74,7 @@ class Manifest:
         preprocessing: What the graph does to the pixels.
         compared_with: What the served file was compared with: the source file itself, or its mended copy.
         parity: How exactly the served file gives the source's embeddings.
+        golden: What a client compares with.
         rebuild_command: The command that builds it again.
         contract: Tensors: name, Triton data type, shape without batch.
         tools: Versions of what built it.
@@ -76,6 +90,7 @@ class Manifest:
     preprocessing: Preprocessing
     compared_with: Reference
     parity: Parity
+    golden: Golden
     rebuild_command: str
     contract: Mapping[str, Any] = field(
         default_factory=lambda: {"input": INPUT_SPEC, "output": OUTPUT_SPEC, "channels": "BGR", "length": 1}

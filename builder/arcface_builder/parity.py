@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 
 from arcface_client.contract import Crops, Embeddings
+from arcface_client.golden import largest_drift
 
 from . import faces
 from .errors import ParityError
@@ -85,9 +86,3 @@ def in_batches(embed: Embed, crops: Crops, size: int) -> Embeddings:
 
 def _difference(left: Embeddings, right: Embeddings) -> float:
     return float(np.abs(left - right).max())
-
-
-def largest_drift(left: Embeddings, right: Embeddings) -> float:
-    """The largest 1 - cosine similarity of two rows; NaN if a number is."""
-    cosine = np.einsum("nd,nd->n", left.astype(np.float64), right.astype(np.float64))
-    return float((1 - cosine).max())

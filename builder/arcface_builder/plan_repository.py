@@ -21,7 +21,8 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+
+from arcface_client import manifests
 
 from .errors import RepositoryError
 from .model_config import CONFIG_FILE, VERSIONS_SERVED, config_text
@@ -31,8 +32,6 @@ from .store import PlanManifest, StoredEngine
 from .store.records import read_record
 
 _log = logging.getLogger(__name__)
-
-_MANIFEST: Final = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def add_plan(
 
 def manifest_path(repository: ModelRepository, model: str, version: int, sm: str) -> Path:
     """Where the record of a plan is: in the root, which Triton passes over."""
-    return repository.root / f"{model}-{version}-sm{sm}.{_MANIFEST}"
+    return manifests.manifest_path(repository.root, model, version, sm)
 
 
 _Plans = dict[int, dict[str, PlanManifest]]
@@ -136,7 +135,7 @@ def _plans(repository: ModelRepository, model: str) -> _Plans:
 
 
 def _manifests(repository: ModelRepository, model: str, version: int) -> Iterator[PlanManifest]:
-    for path in sorted(repository.root.glob(f"{model}-{version}-sm*.{_MANIFEST}")):
+    for path in manifests.plan_manifest_paths(repository.root, model, version):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from arcface_client import manifests
+
 from .errors import OptionError, RepositoryError
 from .exchange import exchange
 from .model_config import CONFIG_FILE, config_changes
@@ -74,7 +76,7 @@ class ModelRepository:
 
     def manifest_path(self, model: str, version: int) -> Path:
         """Where the record of a version is: a plain file in the root, which Triton passes over."""
-        return self.root / f"{model}-{version}.manifest.json"
+        return manifests.manifest_path(self.root, model, version)
 
     @contextmanager
     def staging(self) -> Iterator[Path]:

@@ -14,6 +14,7 @@
     │   └── DeadlineExceededError    the answer did not come in time (a TimeoutError)
     └── DeploymentError              mend the installation, the configuration or the server
         ├── ConfigError              a configuration file or variable that cannot be used
+        ├── ManifestError            a model repository's record that is missing or cannot be true
         ├── MissingExtraError        an optional dependency that is not installed
         ├── ModelNotFoundError       the server has no such model or version
         ├── ModelNotReadyError       the server has it, but could not load it
@@ -74,6 +75,10 @@ class DeploymentError(ArcFaceError):
 
 class ConfigError(DeploymentError):
     """A configuration file or environment variable cannot be used."""
+
+
+class ManifestError(DeploymentError):
+    """A record of a model repository is missing, or says what cannot be."""
 
 
 class MissingExtraError(DeploymentError):

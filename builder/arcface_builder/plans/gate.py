@@ -16,11 +16,12 @@ import onnx
 import onnx_ir as ir
 
 from arcface_client.contract import CROP_SHAPE, Crops, Embeddings
+from arcface_client.golden import largest_drift
 
 from .. import faces
 from ..errors import BlindGateError, ParityError
 from ..graph import constant, first_convolution, set_constant
-from ..parity import Embed, in_batches, largest_drift
+from ..parity import Embed, in_batches
 
 LEAST_CROPS: Final = 256
 MAX_DRIFT_COSINE: Final = 0.001

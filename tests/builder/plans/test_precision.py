@@ -12,10 +12,10 @@ from onnx import TensorProto, numpy_helper
 from arcface_builder import faces
 from arcface_builder.errors import OptionError
 from arcface_builder.graph import session
-from arcface_builder.parity import largest_drift
 from arcface_builder.plans.preactivation import fold_preactivation
 from arcface_builder.plans.precision import typed_graph
 from arcface_client.contract import INPUT_NAME, OUTPUT_NAME, Crops, Embeddings
+from arcface_client.golden import largest_drift
 from photograph import face_crops
 
 

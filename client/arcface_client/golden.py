@@ -1,0 +1,105 @@
+"""The golden crops: through them it shows what a model really computes, whatever its name says.
+
+They are drawn, nobody's faces, and come with the package. ``arcface_builder`` made them::
+
+    import numpy
+    from arcface_builder.faces import face_like
+    numpy.savez_compressed("client/arcface_client/golden.npz", crops=face_like(8, seed=112))
+
+The file is what counts: another machine's arithmetic may round a pixel otherwise.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Final
+
+import numpy as np
+
+from .contract import EMBEDDING_DIM, Crops, Embeddings
+from .identity import EmbeddingIdentity, PrecisionClass
+
+GOLDEN_COUNT: Final = 8
+
+_LENGTH_TOLERANCE: Final = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class GoldenReference:
+    """What the golden crops' embeddings have to be.
+
+    Attributes:
+        embeddings: float32 [8, 512], unit rows.
+        source_sha256: SHA-256 of the source model that they are of; None when nobody knows.
+        precision_class: Of the model that is to be compared with them; None when nobody knows.
+        preprocessing: What happens to the pixels, see ``identity``; None when nobody knows.
+    """
+
+    embeddings: Embeddings
+    source_sha256: str | None = None
+    precision_class: PrecisionClass | None = None
+    preprocessing: str | None = None
+
+    @property
+    def identity(self) -> EmbeddingIdentity:
+        """Which gallery such embeddings belong to."""
+        return EmbeddingIdentity(
+            source_sha256=self.source_sha256,
+            preprocessing=self.preprocessing,
+            precision_class=self.precision_class,
+        )
+
+
+@cache
+def golden_crops() -> Crops:
+    """The golden crops: uint8 [8, 112, 112, 3], BGR, read-only."""
+    with resources.files(__package__).joinpath("golden.npz").open("rb") as file, np.load(file) as archive:
+        crops: Crops = archive["crops"]
+    crops.setflags(write=False)
+    return crops
+
+
+@cache
+def golden_sha256() -> str:
+    """SHA-256 of the golden crops' bytes, by which a manifest says which ones it is about."""
+    return hashlib.sha256(golden_crops().tobytes()).hexdigest()
+
+
+def largest_drift(left: Embeddings, right: Embeddings) -> float:
+    """The largest drift between rows of two sets of unit embeddings [N, 512]; NaN if a number is.
+
+    Drift is 1 - cosine similarity. It is computed as half the squared distance, which is the same for
+    rows of length one, exact for small drifts, and does not overlook a row of another length.
+    """
+    difference = left.astype(np.float64) - right.astype(np.float64)
+    return float(np.max(np.einsum("nd,nd->n", difference, difference) / 2))
+
+
+def to_text(embeddings: Embeddings) -> str:
+    """Write the golden crops' embeddings as a manifest holds them: base64 of little-endian float32."""
+    return base64.b64encode(embeddings.astype("<f4").tobytes()).decode("ascii")
+
+
+def from_text(text: str) -> Embeddings:
+    """Read what ``to_text`` wrote: float32 [8, 512].
+
+    Raises:
+        ValueError: It is something else; the message says what.
+    """
+    try:
+        content = base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"no base64 ({error})") from error
+    expected = GOLDEN_COUNT * EMBEDDING_DIM * 4
+    if len(content) != expected:
+        raise ValueError(f"{len(content):,} bytes; expected {expected:,}")
+    embeddings = np.frombuffer(content, "<f4").reshape(GOLDEN_COUNT, EMBEDDING_DIM).astype(np.float32)
+    # Written so that NaN fails as well.
+    if not np.all(np.abs(np.linalg.norm(embeddings, axis=1) - 1) < _LENGTH_TOLERANCE):
+        raise ValueError("rows that are not of length one")
+    return embeddings
