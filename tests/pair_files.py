@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from arcface_client.contract import Crops
@@ -41,6 +42,6 @@ def _noisy(crop: Crops, random: np.random.Generator) -> Crops:
     return np.asarray(np.clip(crop + random.normal(0, 12, crop.shape), 0, 255), np.uint8)
 
 
-def as_opencv(images: Sequence[bytes]) -> list[np.ndarray]:
+def as_opencv(images: Sequence[bytes]) -> list[npt.NDArray[np.uint8]]:
     """As ``cv2.imencode`` gives them, and many sets hold them."""
     return [np.frombuffer(image, np.uint8).copy() for image in images]

@@ -29,14 +29,15 @@ _STYLE: Final[Any] = {
     "font.family": "sans-serif",
     "font.size": 10,
     "grid.color": "#e2e8f0",
-    "legend.frameon": False,
     "svg.fonttype": "none",  # text stays text: the page's own font, which can be searched
     "text.color": "#0f172a",
     "xtick.color": "#475569",
     "ytick.color": "#475569",
 }
 
-_LEAST_DRIFT: Final = 1e-9
+_LONGEST_NAME: Final = 32
+
+LEAST_DRIFT: Final = 1e-9
 """float32 embeddings of the same values differ by about so much; a logarithm needs an end."""
 
 
@@ -47,15 +48,16 @@ def drift_histogram(drift: Values, allowed: float) -> Figure:
         drift: Of each crop, float64 [N].
         allowed: The largest that passes.
     """
-    shown = np.maximum(drift, _LEAST_DRIFT)
-    low, high = min(shown.min(), allowed) / 2, max(shown.max(), allowed) * 2
+    shown = np.maximum(drift, LEAST_DRIFT)
+    low, high = min(shown.min(), allowed) / 10, max(shown.max(), allowed) * 10
     figure, axes = _figure("Drift of each crop, 1 - cosine similarity", "crops")
-    bins = np.geomspace(low, high, 41)
+    bins = np.geomspace(low, high, 61)
     for kept, colour in ((shown <= allowed, _BLUE), (shown > allowed, _RED)):
         axes.hist(shown[kept], bins, color=colour)
     axes.set_xscale("log")
+    axes.margins(y=0.2)  # room for the legend
     _allowed(axes.axvline, allowed)
-    axes.legend(loc="upper left")
+    axes.legend(loc="upper left", frameon=False)
     return figure
 
 
@@ -67,7 +69,7 @@ def drift_scatter(drift: Values, worst: Sequence[int], allowed: float) -> Figure
         worst: Indices of the worst crops, worst first; each gets its rank as its number.
         allowed: The largest that passes.
     """
-    shown = np.maximum(drift, _LEAST_DRIFT)
+    shown = np.maximum(drift, LEAST_DRIFT)
     figure, axes = _figure("crop", "drift")
     axes.scatter(np.arange(len(shown)), shown, s=14, color=[_RED if d > allowed else _BLUE for d in shown])
     for rank, index in enumerate(worst, start=1):
@@ -75,7 +77,7 @@ def drift_scatter(drift: Values, worst: Sequence[int], allowed: float) -> Figure
     axes.set_yscale("log")
     _allowed(axes.axhline, allowed)
     axes.set_ylim(min(shown.min(), allowed) / 3, max(shown.max(), allowed) * 6)
-    axes.legend(loc="upper right")
+    axes.legend(loc="upper right", frameon=False)
     return figure
 
 
@@ -103,14 +105,14 @@ def similarity_scatter(
     axes.scatter(left[changed], right[changed], s=22, color=_RED, label=f"flips ({changed.sum()})")
     axes.axvline(threshold, color=_GREY, linewidth=1, linestyle="--")
     axes.axhline(threshold, color=_GREY, linewidth=1, linestyle="--")
-    axes.legend(loc="upper left")
+    axes.legend(loc="upper left", frameon=False)
     return figure
 
 
 def speed_bars(embedders: Sequence[EmbedderReport]) -> Figure:
     """Crops a second of each embedder, by batch size, with the speedup over the baseline."""
     sizes = [speed.batch_size for speed in embedders[0].speed]
-    figure, axes = _figure("faces a second", "", height=0.9 + 0.55 * len(embedders))
+    figure, axes = _figure("faces a second", "", width=8, height=0.9 + 0.5 * len(embedders))
     height = 0.8 / len(sizes)
     for number, size in enumerate(sizes):
         speeds = [embedder.speed[number] for embedder in embedders]
@@ -123,7 +125,7 @@ def speed_bars(embedders: Sequence[EmbedderReport]) -> Figure:
     axes.invert_yaxis()
     axes.margins(x=0.2)
     axes.grid(axis="y", visible=False)
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
 
 
@@ -136,9 +138,9 @@ def to_svg(figure: Figure) -> str:
     return file.getvalue()[file.getvalue().index("<svg") :]
 
 
-def _figure(x_label: str, y_label: str, *, height: float = 3.2) -> tuple[Figure, Any]:
+def _figure(x_label: str, y_label: str, *, width: float = 4.8, height: float = 3.4) -> tuple[Figure, Any]:
     with rc_context(_STYLE):
-        figure = Figure(figsize=(6, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots()
     axes.set(xlabel=x_label, ylabel=y_label)
     return figure, axes
@@ -149,5 +151,6 @@ def _allowed(line: Any, allowed: float) -> None:
 
 
 def _plain(name: str) -> str:
-    """A name as it is: to matplotlib, dollars begin a formula."""
-    return name.replace("$", r"\$")
+    """A name as it is, but for the beginning of a long one: to matplotlib, dollars begin a formula."""
+    short = name if len(name) <= _LONGEST_NAME else "…" + name[-_LONGEST_NAME:]
+    return short.replace("$", r"\$")

@@ -68,7 +68,8 @@ def _pair(report: Report, number: int, pair: PairReport) -> Mapping[str, Any]:
 
     runs, allowed = report.comparison.runs, report.allowed_drift_cosine
     drift = drifts(runs[0].embeddings, runs[number].embeddings)
-    worst = np.argsort(-drift)[:_WORST].tolist()
+    # Below the least drift that a figure shows, the order is that of rounding errors.
+    worst = [index for index in np.argsort(-drift)[:_WORST].tolist() if drift[index] > figures.LEAST_DRIFT]
     names = (pair.baseline, pair.other)
     similar = [similarities_of_all_pairs(runs[index].embeddings[:FLIP_CROPS]) for index in (0, number)]
     scatters = [

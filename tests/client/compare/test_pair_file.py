@@ -146,7 +146,7 @@ def test_a_class_of_another_module_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("missing", [1, 100, 5000])
 def test_a_truncated_set_is_said_to_be(tmp_path: Path, missing: int) -> None:
     content = pickle.dumps((IMAGES, SAME), 4)[:-missing]
-    with pytest.raises(PairFileError, match="cannot be read as a pickle .*, whole"):
+    with pytest.raises(PairFileError, match=r"cannot be read as a pickle .*, whole"):
         read_pair_file(written(tmp_path, content))
 
 
