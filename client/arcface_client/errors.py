@@ -17,9 +17,10 @@
         ├── ConfigError              a configuration file or variable that cannot be used
         ├── ManifestError            a model repository's record that is missing or cannot be true
         ├── MissingExtraError        an optional dependency that is not installed
-        ├── ModelNotFoundError       the server has no such model or version
+        ├── ModelNotFoundError       the server, or the model repository, has no such model or version
         ├── ModelNotReadyError       the server has it, but could not load it
         ├── ContractError            a model whose tensors are not the contract's
+        ├── DriftError               a model whose embeddings are not those of its source
         └── ServerError              the server failed on a request it should have served
 
 ``arcface_builder.errors`` and ``arcface_server.errors`` hang their own trees below ``ArcFaceError``,
@@ -91,7 +92,7 @@ class MissingExtraError(DeploymentError):
 
 
 class ModelNotFoundError(DeploymentError):
-    """The server has no such model or version."""
+    """The server, or the model repository, has no such model or version."""
 
 
 class ModelNotReadyError(DeploymentError):
@@ -100,6 +101,18 @@ class ModelNotReadyError(DeploymentError):
 
 class ContractError(DeploymentError):
     """A model's tensors are not those of the contract."""
+
+
+class DriftError(DeploymentError):
+    """A model's embeddings of the golden crops are not those of its source.
+
+    Attributes:
+        drift: The largest 1 - cosine similarity.
+    """
+
+    def __init__(self, message: str, drift: float) -> None:
+        super().__init__(message)
+        self.drift = drift
 
 
 class ServerError(DeploymentError):

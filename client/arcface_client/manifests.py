@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 from .contract import Embeddings
 from .errors import ManifestError
 from .golden import from_text, golden_sha256
-from .identity import PrecisionClass, describe_preprocessing, precision_class
+from .identity import PRECISIONS, EmbeddingIdentity, PrecisionClass, describe_preprocessing
 
 ENDING: Final = "manifest.json"
 
@@ -38,6 +38,14 @@ class OnnxRecord:
     preprocessing: str
     golden: Embeddings | None
 
+    def identity(self, precision_class: PrecisionClass = "float") -> EmbeddingIdentity:
+        """Which gallery the embeddings belong to, of this model or of a plan of another class."""
+        return EmbeddingIdentity(
+            source_sha256=self.source_sha256,
+            preprocessing=self.preprocessing,
+            precision_class=precision_class,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRecord:
@@ -62,7 +70,7 @@ class PlanRecord:
     @property
     def precision_class(self) -> PrecisionClass:
         """Its class of precision."""
-        return precision_class(self.precision)
+        return PRECISIONS[self.precision]
 
 
 def manifest_path(root: Path, model: str, version: int, sm: str | None = None) -> Path:
@@ -108,11 +116,16 @@ def read_plan_record(path: Path) -> PlanRecord:
         ManifestError: It is missing, or says what cannot be.
     """
     content = _read(path)
+    precision = _field(path, content, str, "identity", "precision")
+    if precision not in PRECISIONS:
+        raise ManifestError(
+            f"{path}: identity.precision is {precision!r:.80}; expected one of {', '.join(PRECISIONS)}."
+        )
     return PlanRecord(
         sha256=_sha256(path, content, "plan_sha256"),
         onnx_sha256=_sha256(path, content, "identity", "onnx_sha256"),
         tensorrt_version=_field(path, content, str, "identity", "tensorrt_version"),
-        precision=_field(path, content, str, "identity", "precision"),
+        precision=precision,
         sm=_field(path, content, str, "identity", "sm"),
         max_batch_size=_field(path, content, int, "identity", "max_batch_size"),
     )
