@@ -103,6 +103,8 @@ def _read(source: str | Path | BinaryIO, name: str, resize: bool) -> Crops:
             image = operations.exif_transpose(file).convert("RGB")
     except ImageFileError:
         raise
+    except pillow.UnidentifiedImageError as error:
+        raise ImageFileError(f"{name} cannot be read as an image: its format is unknown.") from error
     except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
         raise ImageFileError(f"{name} cannot be read as an image: {error}") from error
     if image.size != (CROP_SIZE, CROP_SIZE):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from ..commandline import DONE, FAILED
+from ..output import check_output
 from .connecting import add_connection_flags, settings_from
 
 _DESCRIPTION: Final = """\
@@ -50,7 +51,9 @@ def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--models", nargs="+", dest="more_models", default=[], metavar="MODEL", help="the same, as a flag"
     )
     compare.add_argument(
-        "--reference", type=Path, metavar="FILE", help="the source model's ONNX file, run by InsightFace"
+        "--reference",
+        metavar="FILE",
+        help="the source model's ONNX file, or the name of an InsightFace pack, run by InsightFace",
     )
     compare.add_argument(
         "--control-model",
@@ -118,8 +121,9 @@ def _compare(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
         from ..compare.page import check_extra, to_html
 
         check_extra()
-        arguments.report.touch()  # a file that cannot be written is said before the work
-    report = run(specs, settings_from(arguments), arguments)
+        check_output(arguments.report)
+    settings = settings_from(arguments, **{"validation.max_drift_cosine": arguments.max_drift_cosine})
+    report = run(specs, settings, arguments)
     if arguments.report is not None:
         arguments.report.write_text(to_html(report), encoding="utf-8")
     if arguments.json:

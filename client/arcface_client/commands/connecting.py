@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..settings import TritonSettings
+    from ..settings import PipelineSettings
 
 
 def add_connection_flags(parser: argparse._ActionsContainer) -> None:
@@ -22,28 +22,23 @@ def add_connection_flags(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--certificate-chain", type=Path, metavar="PEM", help="its certificate")
 
 
-def settings_from(
-    arguments: argparse.Namespace, *, model: str | None = None, version: int | None = None
-) -> TritonSettings:
+def settings_from(arguments: argparse.Namespace, **flags: object) -> PipelineSettings:
     """Read the settings, with what the flags say before all else.
 
     Args:
         arguments: The parsed arguments.
-        model: Model that the command names.
-        version: Its version.
+        flags: Further settings that the command has flags for, by key; None does not count.
 
     Raises:
-        ConfigError: As ``load_settings``.
+        ConfigError: As ``load_pipeline_settings``.
     """
-    from ..settings import load_settings  # brings gRPC, for which `--help` need not wait
+    from ..settings import load_pipeline_settings  # brings gRPC, for which `--help` need not wait
 
-    flags = {
+    connection = {
         "triton.url": arguments.url,
-        "triton.model": model,
-        "triton.version": version,
         "triton.request_timeout_s": arguments.timeout_s,
         "triton.tls.root_certificates": arguments.root_certificates,
         "triton.tls.private_key": arguments.private_key,
         "triton.tls.certificate_chain": arguments.certificate_chain,
     }
-    return load_settings(arguments.config, arguments=flags)
+    return load_pipeline_settings(arguments.config, arguments=connection | flags)

@@ -40,7 +40,8 @@ def add_embed(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 def _embed(arguments: argparse.Namespace) -> int:
     require("PIL", extra="cli", purpose="Reading images")  # said before a server is asked
-    settings = settings_from(arguments, model=arguments.model, version=arguments.version)
+    flags = {"triton.model": arguments.model, "triton.version": arguments.version}
+    settings = settings_from(arguments, **flags).triton
     files = list(find_images(arguments.paths))
     if not files:
         raise ImageFileError(f"There is no image in {', '.join(map(str, arguments.paths))}.")

@@ -25,7 +25,7 @@ def add_status(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    with settings_from(arguments).client() as client:
+    with settings_from(arguments).triton.client() as client:
         server = client.status()
     if arguments.json:
         print(json.dumps(dataclasses.asdict(server), indent=2))

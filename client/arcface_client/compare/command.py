@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from ..client import EmbeddingClient
 from ..commandline import require
 from ..errors import InputError
-from ..settings import TritonSettings
+from ..settings import PipelineSettings
 from .comparison import compare
 from .embedders import Embedder
 from .labelled_pairs import verify_all
@@ -20,15 +20,13 @@ from .report import Report, versions
 from .samples import generated_samples, samples_from
 from .selection import is_file, open_embedders, siblings_on
 
-MAX_DRIFT_COSINE = 0.001
 
-
-def run(specs: list[str], settings: TritonSettings, arguments: argparse.Namespace) -> Report:
+def run(specs: list[str], settings: PipelineSettings, arguments: argparse.Namespace) -> Report:
     """Compare what the arguments of the command name.
 
     Args:
         specs: Models and files; none is every ready version of the settings' model.
-        settings: The server, and the model.
+        settings: The server, the model, and the tolerance.
         arguments: The command's flags.
 
     Raises:
@@ -43,31 +41,33 @@ def run(specs: list[str], settings: TritonSettings, arguments: argparse.Namespac
     else:
         samples = generated_samples(arguments.n_samples)
 
+    triton = settings.triton
+
     def connect(model: str, version: int | None) -> EmbeddingClient:
-        return dataclasses.replace(settings, model=model, version=version).client()
+        return dataclasses.replace(triton, model=model, version=version).client()
 
     with ExitStack() as stack:
         server = None
         if not specs or not all(is_file(spec) for spec in [*specs, *arguments.control_model]):
-            with settings.client() as client:
+            with triton.client() as client:
                 server = client.status()
         embedders: list[Embedder] = []
         if arguments.reference:
             embedders.append(stack.enter_context(Reference(arguments.reference)))
         if not specs and server is not None:
-            specs = siblings_on(server, settings.model)
+            specs = siblings_on(server, settings.embedding.model)
         embedders += open_embedders(specs, connect, server, stack)
         if len(embedders) < 2:
             raise InputError(
-                f"{embedders[0].name} is all that is ready on {settings.url}: there is nothing to compare it "
-                "with. Publish another version or sibling, or give --reference FILE."
+                f"{embedders[0].name} is all that is ready on {triton.urls[0]}: there is nothing to compare "
+                "it with. Publish another version or sibling, or give --reference FILE."
             )
         others = open_embedders(arguments.control_model, connect, server, stack)
         comparison = compare(
             embedders,
             samples.crops,
             batch_size=arguments.batch_size,
-            allowed_drift_cosine=_allowed(arguments),
+            allowed_drift_cosine=settings.embedding.max_drift_cosine,
             threshold=arguments.threshold,
             other_models=others,
         )
@@ -86,14 +86,9 @@ def run(specs: list[str], settings: TritonSettings, arguments: argparse.Namespac
         samples=samples,
         verification=verification,
         batch_size=comparison.runs[0].batch_size,
-        allowed_drift_cosine=_allowed(arguments),
+        allowed_drift_cosine=settings.embedding.max_drift_cosine,
         threshold=arguments.threshold,
         command=arguments.command_line,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         versions=versions(None if server is None else server.version),
     )
-
-
-def _allowed(arguments: argparse.Namespace) -> float:
-    given: float | None = arguments.max_drift_cosine
-    return MAX_DRIFT_COSINE if given is None else given

@@ -14,8 +14,7 @@ from typing import Final
 import numpy as np
 
 from ..contract import Crops, Embeddings
-from .embedders import Embedder
-from .measuring import in_batches
+from .embedders import Embedder, in_batches
 from .reference import Reference
 from .statistics import largest_drift
 

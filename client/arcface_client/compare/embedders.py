@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from ..backends.onnxruntime import ENTRIES
 from ..commandline import require
 from ..contract import EMBEDDING_DIM, Crops, Embeddings
 from ..errors import DeploymentError
@@ -19,6 +21,11 @@ if TYPE_CHECKING:
 SERVED: Final = "served"
 IN_PROCESS: Final = "in process"
 REFERENCE: Final = "reference"
+
+
+def in_batches(embed: Callable[[Crops], Embeddings], crops: Crops, size: int) -> Embeddings:
+    """Embed crops in batches of a size; the last one may be smaller."""
+    return np.concatenate([embed(crops[start : start + size]) for start in range(0, len(crops), size)])
 
 
 class Embedder(ABC):
@@ -103,12 +110,11 @@ class InProcess(Embedder):
     kind = IN_PROCESS
 
     def __init__(self, path: Path) -> None:
-        require("onnxruntime", extra="builder", purpose="Running an ONNX file in this process")
+        require("onnxruntime", extra="onnxruntime", purpose="Running an ONNX file in this process")
         from ..runtimes.onnxruntime import OnnxRuntime
 
         self.name = self.where = str(path)
-        # Threads that went on spinning after a batch would slow down whose turn is next.
-        self._runtime = OnnxRuntime(path, entries={"session.force_spinning_stop": "1"})
+        self._runtime = OnnxRuntime(path, entries=ENTRIES)
 
     def _embed(self, crops: Crops) -> Embeddings:
         return self._runtime.embed(crops)

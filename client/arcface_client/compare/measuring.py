@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -126,11 +126,6 @@ def speeds(runs: Runs, baseline: Runs) -> tuple[Speed, ...]:
         )
         for size, own in runs.seconds().items()
     )
-
-
-def in_batches(embed: Callable[[Crops], Embeddings], crops: Crops, size: int) -> Embeddings:
-    """Embed crops in batches of a size; the last one may be smaller."""
-    return np.concatenate([embed(crops[start : start + size]) for start in range(0, len(crops), size)])
 
 
 def _take_turns(

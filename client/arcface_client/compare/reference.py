@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final
 
-import numpy as np
-
+from ..backends.insightface import InsightFaceRuntime, find_source
+from ..backends.onnxruntime import ENTRIES
 from ..commandline import require
 from ..contract import Crops, Embeddings
-from ..errors import DeploymentError
-from .embedders import REFERENCE, Embedder
+from .embedders import REFERENCE, Embedder, in_batches
 
-_CPU: Final = -1
+_PURPOSE: Final = "The reference"
 
 
 class Reference(Embedder):
     """InsightFace's own ``ArcFaceONNX.get_feat`` on the CPU, its features scaled to length one.
 
     Args:
-        path: The source model's ONNX file, as InsightFace takes it: float32 RGB in, raw features out.
+        source: The source model's ONNX file, as InsightFace takes it, or the name of one of its packs.
 
     Raises:
         DeploymentError: There is no such file, or InsightFace cannot use it.
@@ -28,60 +26,45 @@ class Reference(Embedder):
 
     kind = REFERENCE
 
-    def __init__(self, path: Path) -> None:
-        arcface = require("insightface.model_zoo.arcface_onnx", extra="insightface", purpose="The reference")
-        from google.protobuf.message import DecodeError
+    def __init__(self, source: str) -> None:
+        require("insightface.model_zoo.arcface_onnx", extra="insightface", purpose=_PURPOSE)
+        require("onnxruntime", extra="onnxruntime", purpose=_PURPOSE)
+        from ..runtimes.sessions import open_session
 
-        from ..runtimes.onnxruntime import RUN_ERRORS
-
-        self._errors = RUN_ERRORS
+        path = find_source(source)
         self.name, self.where = f"InsightFace {path.name}", str(path)
-        if not path.is_file():
-            raise DeploymentError(
-                f"There is no file {path}; give the ONNX file that the models were built from."
-            )
-        try:
-            self._recogniser = arcface.ArcFaceONNX(str(path))
-            self._recogniser.prepare(ctx_id=_CPU)
-            batch, *shape = self._recogniser.session.get_inputs()[0].shape
-        except (AssertionError, DecodeError, IndexError, *RUN_ERRORS) as error:
-            raise DeploymentError(
-                f"InsightFace cannot load {path}: {error or 'more than one output'}"
-            ) from error
-        if shape != [3, 112, 112]:
-            raise DeploymentError(
-                f"{path} takes {shape}; expected the source model, which takes [3, 112, 112] of floats. "
-                "A model of a model repository is named without --reference."
-            )
-        self._batch_size = batch if isinstance(batch, int) and batch > 0 else None
+        self._runtime = _Runtime(path, open_session(path, entries=ENTRIES))
 
     def _embed(self, crops: Crops) -> Embeddings:
-        size = self._batch_size or len(crops)
-        try:
-            runs = [
-                self._recogniser.get_feat(list(crops[start : start + size]))
-                for start in range(0, len(crops), size)
-            ]
-        except self._errors as error:
-            raise DeploymentError(f"InsightFace failed on {self.where}: {error}") from error
-        features = np.concatenate(runs).astype(np.float64)
-        unit = features / np.linalg.norm(features, axis=1, keepdims=True)
-        return np.asarray(unit, np.float32)
+        return in_batches(self._runtime.embed, crops, self._runtime.batch_size)
 
     @property
     def normalises(self) -> bool:
         """Whether InsightFace normalises the pixels, and not the file itself."""
-        return bool(self._recogniser.input_std != 1)
+        return self._runtime.normalisation != (0, 1)
 
     def embed_with(self, crops: Crops, *, mean: float, std: float) -> Embeddings:
         """Embed with another normalisation than InsightFace's: (pixel - mean) / std."""
-        right = self._recogniser.input_mean, self._recogniser.input_std
-        self._recogniser.input_mean, self._recogniser.input_std = mean, std
+        right = self._runtime.normalisation
+        self._runtime.normalisation = (mean, std)
         try:
             return self.embed(crops)
         finally:
-            self._recogniser.input_mean, self._recogniser.input_std = right
+            self._runtime.normalisation = right
 
     def close(self) -> None:
         """Free the model."""
-        del self._recogniser
+        self._runtime.close()
+
+
+class _Runtime(InsightFaceRuntime):
+    """One whose normalisation can be changed."""
+
+    @property
+    def normalisation(self) -> tuple[float, float]:
+        """Mean and divisor of the pixels."""
+        return self._model.input_mean, self._model.input_std
+
+    @normalisation.setter
+    def normalisation(self, values: tuple[float, float]) -> None:
+        self._model.input_mean, self._model.input_std = values

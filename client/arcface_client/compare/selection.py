@@ -43,6 +43,8 @@ def open_embedders(
     """
     embedders: list[Embedder] = []
     for spec in specs:
+        if is_file(spec) and not spec.endswith(".onnx"):
+            raise InputError(f"{spec} is no .onnx file; another model is compared as a server serves it.")
         opened = InProcess(Path(spec)) if is_file(spec) else _served(spec, connect, server)
         embedders.append(stack.enter_context(opened))
         if opened.name in [embedder.name for embedder in embedders[:-1]]:
@@ -50,19 +52,16 @@ def open_embedders(
     return embedders
 
 
-def siblings_on(server: ServerStatus, model: str) -> list[str]:
+def siblings_on(server: ServerStatus, name: str) -> list[str]:
     """Every ready version of ``{name}_onnx`` and ``{name}_trt``, as ``open_embedders`` takes them.
 
     Args:
         server: The server.
-        model: One of the two names.
+        name: Of the family, as "arcface_r100".
 
     Raises:
         ModelNotFoundError: Not one of them is ready.
     """
-    name = model
-    for suffix in SUFFIXES:
-        name = name.removesuffix(suffix)
     ready = [entry for entry in server.models if entry.ready]
     found = [
         f"{entry.name}:{entry.version}"

@@ -40,8 +40,8 @@ def judge(
     """Judge a comparison by its largest drifts; written so that NaN fails."""
     blind = [
         f"{control.fault} makes a drift of {control.drift_max:.2g}, which {allowed_drift_cosine:g} allows, "
-        "so this comparison cannot see it. Give real, coloured crops of several people (--images), or another "
-        "--control-model."
+        "so this comparison cannot see it. Give real, coloured crops of several people (--images), or "
+        "another --control-model."
         for control in controls
         if control.required and not control.seen
     ]
