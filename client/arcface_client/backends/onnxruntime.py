@@ -22,9 +22,8 @@ COREML: Final = "CoreMLExecutionProvider"
 BATCH_SIZE: Final = 32
 """Crops of one run: enough to keep every core at work, few enough to keep to a deadline."""
 
-# Idle threads spin between the operators of a run, where it pays, and not between runs: this process has other
-# work to do.
 ENTRIES: Final = {"session.force_spinning_stop": "1"}
+"""Idle threads spin between the operators of a run, where it pays, and not between runs."""
 
 
 def onnx_candidate(models: LocalModels, name: str, provider: str, gpu: int) -> LocalCandidate:
