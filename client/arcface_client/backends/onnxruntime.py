@@ -26,9 +26,13 @@ ENTRIES: Final = {"session.force_spinning_stop": "1"}
 """Idle threads spin between the operators of a run, where it pays, and not between runs."""
 
 
-def onnx_candidate(models: LocalModels, name: str, provider: str, gpu: int) -> LocalCandidate:
-    """The newest ``{name}_onnx`` on a provider."""
-    return LocalCandidate(f"{name}_onnx on {provider}", lambda: load_onnx(models, name, provider, gpu))
+def onnx_candidate(
+    models: LocalModels, name: str, provider: str, gpu: int = 0, version: int | None = None
+) -> LocalCandidate:
+    """A version of ``{name}_onnx`` on a provider; None is the newest."""
+    return LocalCandidate(
+        f"{name}_onnx on {provider}", lambda: load_onnx(models, name, provider, gpu, version)
+    )
 
 
 def provider_order(device: Device, providers: Sequence[str], *, allow_cpu_fallback: bool) -> list[str]:
@@ -51,8 +55,10 @@ def provider_order(device: Device, providers: Sequence[str], *, allow_cpu_fallba
     return [*(provider for provider in wanted if provider in available), CPU]
 
 
-def load_onnx(models: LocalModels, name: str, provider: str, gpu: int) -> LocalModel:
-    """Load the newest ``{name}_onnx`` on a provider.
+def load_onnx(
+    models: LocalModels, name: str, provider: str, gpu: int, version: int | None
+) -> LocalModel:
+    """Load a version of ``{name}_onnx`` on a provider; None is the newest.
 
     Raises:
         InputError: There is no such provider.
@@ -62,7 +68,7 @@ def load_onnx(models: LocalModels, name: str, provider: str, gpu: int) -> LocalM
     from ..runtimes.onnxruntime import OnnxRuntime
     from ..runtimes.sessions import open_on
 
-    found = models.onnx(name)
+    found = models.onnx(name, version)
     session = open_on(
         provider,
         found.path,
