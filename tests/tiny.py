@@ -20,7 +20,9 @@ _FEATURES = (CROP_SIZE // _POOL) ** 2 * 3
 _WORK_DIM = 1024
 
 
-def tiny_serving_graph(seed: int = 0, *, work: int = 0, poison: bool = False) -> onnx.ModelProto:
+def tiny_serving_graph(
+    seed: int = 0, *, work: int = 0, poison: bool = False, skew: float = 0.0
+) -> onnx.ModelProto:
     """A serving graph with the contract's tensors: the crop's coarse colours, randomly projected.
 
     Different seeds embed differently; different images land apart.
@@ -30,13 +32,16 @@ def tiny_serving_graph(seed: int = 0, *, work: int = 0, poison: bool = False) ->
         work: How much slower to be, in products of 1024 x 1024 matrices: each adds about 20 ms on one
             core, whatever the batch.
         poison: Fail at run time on a crop whose first byte is 255.
+        skew: How wrong the projection is, relative to itself: embeddings drift by about half its square.
     """
     generator = np.random.default_rng(seed)
     projection = generator.standard_normal((_FEATURES, EMBEDDING_DIM)).astype(np.float32)
+    bias = 0.01 * generator.standard_normal(EMBEDDING_DIM).astype(np.float32)
+    projection += np.float32(skew) * generator.standard_normal(projection.shape).astype(np.float32)
     constants = {
         "centre": np.float32(127.5),
         "projection": projection / np.float32(_FEATURES),
-        "bias": 0.01 * generator.standard_normal(EMBEDDING_DIM).astype(np.float32),
+        "bias": bias,
     }
     nodes = [
         helper.make_node("Cast", [INPUT_NAME], ["float"], to=TensorProto.FLOAT),
@@ -104,6 +109,8 @@ def write_tiny_repository(
     parameters: Mapping[str, str] | None = None,
     work: int = 0,
     poison: bool = False,
+    skew: float = 0.0,
+    queue: int = 0,
 ) -> Path:
     """Add a tiny model to a model repository; version N has the projection of seed N.
 
@@ -118,6 +125,8 @@ def write_tiny_repository(
         parameters: Parameters of the configuration, in place of one thread for each instance.
         work: As for the graph.
         poison: As for the graph.
+        skew: As for the graph.
+        queue: How many requests Triton lets wait; 0 is any number.
 
     Returns:
         The model's folder.
@@ -129,12 +138,13 @@ def write_tiny_repository(
     config.version_policy.all.SetInParent()
     if delay_us is not None:
         config.dynamic_batching.max_queue_delay_microseconds = delay_us
+        config.dynamic_batching.default_queue_policy.max_queue_size = queue
     for key, value in (parameters or {"intra_op_thread_count": "1"}).items():
         config.parameters[key].string_value = value
     folder = repository / name
     for version in versions:
         (folder / str(version)).mkdir(parents=True)
-        model = tiny_serving_graph(seed=version, work=work, poison=poison)
+        model = tiny_serving_graph(seed=version, work=work, poison=poison, skew=skew)
         onnx.save(model, folder / str(version) / "model.onnx")
     (folder / "config.pbtxt").write_text(text_format.MessageToString(config))
     return folder

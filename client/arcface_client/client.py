@@ -6,25 +6,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from .connection import Tls, triton_arguments
+from .connection import Connection, Tls
 from .contract import Crops, Embeddings
 from .crops import Color, CropsLike, as_batch
 from .deadline import Deadline
-from .errors import ArcFaceError
-from .failures import (
-    PROBE_TIMEOUT_S,
-    Aftermath,
-    Target,
-    aftermath_of_failed_probe,
-    closed,
-    explain,
-    needs_aftermath,
-)
+from .errors import ArcFaceError, ServerBusyError
+from .failures import CANCELLED, Aftermath, Target, closed, dropped, explain, needs_aftermath
 from .job import Job
 from .requests import (
     ServedModel,
@@ -39,6 +30,8 @@ from .status import ServerStatus, models_from_index
 DEFAULT_MODEL: Final = "arcface_r100_onnx"
 DEFAULT_REQUEST_TIMEOUT_S: Final = 60.0
 DEFAULT_MAX_IN_FLIGHT: Final = 8
+
+Key = TypeVar("Key")
 
 
 class EmbeddingClient:
@@ -56,6 +49,7 @@ class EmbeddingClient:
         request_timeout_s: Seconds that a single request may take, its wait in the server's queue included.
         max_in_flight: Requests that one call keeps with the server at a time.
         tls: Certificates; None connects without encryption.
+        connection: A connection to this server that others use too, and close; None makes one of its own.
 
     Raises:
         ConfigError: The URL or a certificate cannot be used. Nothing is sent before the first call.
@@ -71,14 +65,15 @@ class EmbeddingClient:
         request_timeout_s: float = DEFAULT_REQUEST_TIMEOUT_S,
         max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
         tls: Tls | None = None,
+        connection: Connection | None = None,
     ) -> None:
         check_limits(request_timeout_s, max_in_flight)
         self._target = Target(url, model, version)
         self._request_timeout_s = request_timeout_s
         self._max_in_flight = max_in_flight
         self._served: ServedModel | None = None
-        self._closed = False
-        self._triton = triton.InferenceServerClient(**triton_arguments(url, tls))
+        self._shares = connection is not None
+        self._connection = connection or Connection(url, tls)
 
     def encode(self, crops: CropsLike, *, color: Color = "bgr", timeout_s: float | None = None) -> Embeddings:
         """Embed crops; the result has one row for each, in their order.
@@ -104,7 +99,7 @@ class EmbeddingClient:
         """Embed what a job still misses.
 
         Args:
-            job: Keeps what was embedded before an error, so that somebody else can do the rest.
+            job: Keeps whatever was embedded before an error, so that somebody else can do the rest.
 
         Raises:
             ArcFaceError: As ``encode``.
@@ -116,8 +111,8 @@ class EmbeddingClient:
             # To wait for a single request takes no thread, whose wake-up costs a third of a millisecond.
             job.fill(parts[0], self._infer(job.crops[parts[0]], job.deadline))
             return
-        answers = self._pipeline((job.crops[part] for part in parts), job.deadline)
-        for part, answer in zip(parts, answers, strict=True):
+        batches = ((part, job.crops[part]) for part in parts)
+        for part, answer in self._pipeline(batches, job.deadline, salvage=True):
             job.fill(part, answer)
 
     def stream(self, crops: Iterable[Any], *, color: Color = "bgr") -> Iterator[Embeddings]:
@@ -135,7 +130,8 @@ class EmbeddingClient:
         """
         deadline = Deadline(None)
         size = self._model(deadline).max_batch_size
-        return self._pipeline((as_batch(run, color=color) for run in runs(crops, size)), deadline)
+        batches = ((None, as_batch(run, color=color)) for run in runs(crops, size))
+        return (answer for _, answer in self._pipeline(batches, deadline))
 
     def ensure_ready(self) -> None:
         """Check that the server answers and serves the model with the contract's tensors.
@@ -154,15 +150,22 @@ class EmbeddingClient:
             DeadlineExceededError: It does not answer in time.
         """
         timeout_s = self._request_timeout_s
-        metadata = self._call(self._triton.get_server_metadata, timeout_s)
-        ready = self._call(self._triton.is_server_ready, timeout_s)
-        index = self._call(self._triton.get_model_repository_index, timeout_s)
+        server = self._connection.triton
+        metadata = self._call(server.get_server_metadata, timeout_s)
+        ready = self._call(server.is_server_ready, timeout_s)
+        index = self._call(server.get_model_repository_index, timeout_s)
         return ServerStatus(self._target.url, metadata.version, ready, models_from_index(index))
 
     def close(self) -> None:
-        """Close the connection; a call that is under way in another thread fails."""
-        self._closed = True
-        self._triton.close()
+        """Close the connection, unless it is shared; a call that is under way in another thread fails."""
+        if not self._shares:
+            self._connection.close()
+
+    @property
+    def max_batch_size(self) -> int | None:
+        """Crops that the model takes at once; None before the first call."""
+        served = self._served
+        return None if served is None else served.max_batch_size
 
     def __enter__(self) -> EmbeddingClient:
         return self
@@ -173,37 +176,53 @@ class EmbeddingClient:
         self.close()
 
     def _model(self, deadline: Deadline) -> ServedModel:
-        if self._served is None:
+        served = self._served  # another thread's failure may set it to None at any time
+        if served is None:
             timeout_s = deadline.remaining_s(self._request_timeout_s)
             names = (self._target.model, self._target.version_text)
-            config = self._call(self._triton.get_model_config, timeout_s, *names)
-            self._served = served_model(self._target, config)
-        return self._served
+            config = self._call(self._connection.triton.get_model_config, timeout_s, *names)
+            served = self._served = served_model(self._target, config)
+        return served
 
     def _infer(self, crops: Crops, deadline: Deadline) -> Embeddings:
         timeout_s = deadline.remaining_s(self._request_timeout_s)
-        result = self._call(self._triton.infer, timeout_s, **infer_arguments(self._target, crops))
+        result = self._call(self._connection.triton.infer, timeout_s, **infer_arguments(self._target, crops))
         return embeddings_from(self._target, result, len(crops))
 
-    def _pipeline(self, batches: Iterable[Crops], deadline: Deadline) -> Iterator[Embeddings]:
-        """Send batches, a few at a time, and yield their embeddings in order."""
-        under_way: deque[_Request] = deque()
+    def _pipeline(
+        self, batches: Iterable[tuple[Key, Crops]], deadline: Deadline, *, salvage: bool = False
+    ) -> Iterator[tuple[Key, Embeddings]]:
+        """Send batches, a few at a time, and yield their embeddings in order, each with its batch's key.
+
+        With ``salvage``, what is there of the others when one fails is yielded before its error is raised.
+        """
+        under_way: deque[tuple[Key, _Request]] = deque()
         try:
-            for batch in batches:
+            for key, batch in batches:
                 if len(under_way) == self._max_in_flight:
-                    yield self._answer(under_way.popleft())
-                under_way.append(self._send(batch, deadline))
+                    yield self._next(under_way)
+                under_way.append((key, self._send(batch, deadline)))
             while under_way:
-                yield self._answer(under_way.popleft())
+                yield self._next(under_way)
+        except ArcFaceError as error:
+            for key, request in under_way if salvage else ():
+                # A full queue refuses one request while it serves the others: these are worth a wait.
+                if request.is_answered(wait=isinstance(error, ServerBusyError)):
+                    yield key, self._answer(request)
+            raise
         finally:
-            for request in under_way:
+            for _, request in under_way:
                 request.context.cancel()
+
+    def _next(self, under_way: deque[tuple[Key, _Request]]) -> tuple[Key, Embeddings]:
+        key, request = under_way.popleft()
+        return key, self._answer(request)
 
     def _send(self, crops: Crops, deadline: Deadline) -> _Request:
         request = _Request(len(crops), deadline.remaining_s(self._request_timeout_s))
         arguments = infer_arguments(self._target, crops)
         request.context = self._call(
-            self._triton.async_infer, request.timeout_s, callback=request.answered, **arguments
+            self._connection.triton.async_infer, request.timeout_s, callback=request.answered, **arguments
         )
         return request
 
@@ -216,33 +235,28 @@ class EmbeddingClient:
 
     def _call(self, method: Callable[..., Any], timeout_s: float, *arguments: Any, **named: Any) -> Any:
         """Call one of tritonclient's methods, and turn what goes wrong into this project's errors."""
-        if self._closed:
+        if self._connection.closed:
             raise closed(self._target)
         try:
             return method(*arguments, client_timeout=timeout_s, **named)
         except InferenceServerException as error:
             raise self._explained(error, timeout_s) from error
         except ValueError as error:  # gRPC's word for a channel that is closed
-            if self._closed:
+            if self._connection.closed:
                 raise closed(self._target) from error
+            if self._connection.dropped is not None:
+                raise dropped(self._target, self._connection.dropped) from error
             raise
 
     def _explained(self, error: InferenceServerException, timeout_s: float) -> ArcFaceError:
         # The server may have come back with another model of this name: look at it again next time.
         self._served = None
-        if self._closed:
+        if self._connection.closed:
             return closed(self._target)
-        aftermath = self._ask() if needs_aftermath(error) else Aftermath(answers=True)
+        if error.status() == CANCELLED and self._connection.dropped is not None:
+            return dropped(self._target, self._connection.dropped)
+        aftermath = self._connection.ask() if needs_aftermath(error) else Aftermath(answers=True)
         return explain(error, self._target, aftermath, timeout_s=timeout_s)
-
-    def _ask(self) -> Aftermath:
-        try:
-            index = self._triton.get_model_repository_index(client_timeout=PROBE_TIMEOUT_S)
-        except InferenceServerException as error:
-            return aftermath_of_failed_probe(error)
-        except ValueError:  # closed meanwhile
-            return Aftermath(answers=False)
-        return Aftermath(answers=True, models=models_from_index(index))
 
 
 class _Request:
@@ -253,6 +267,10 @@ class _Request:
         self.timeout_s = timeout_s
         self.future: Future[Any] = Future()
         self.context: Any = None
+
+    def is_answered(self, *, wait: bool) -> bool:
+        """Whether there is a good answer; with ``wait``, within the time that the request has."""
+        return (wait or self.future.done()) and self.future.exception() is None
 
     def answered(self, result: Any, error: InferenceServerException | None) -> None:
         """Callback of tritonclient, from a thread of gRPC's."""

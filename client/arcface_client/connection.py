@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from tritonclient import grpc as triton
+from tritonclient.utils import InferenceServerException
+
 from .errors import ConfigError
+from .failures import PROBE_TIMEOUT_S, Aftermath, aftermath_of_failed_probe
+from .status import models_from_index
 
 _MAX_MESSAGE_BYTES: Final = 2**31 - 1
 _RETRY_BUFFER_BYTES: Final = 64 << 20
@@ -55,7 +61,66 @@ class Tls:
             )
 
 
-def triton_arguments(url: str, tls: Tls | None) -> dict[str, Any]:
+class Connection:
+    """One gRPC connection to a server, which clients of several of its models may share.
+
+    Args:
+        url: ``host:port`` of the server's gRPC service.
+        tls: Certificates; None connects without encryption.
+        retries: Let gRPC itself try again what the server did not take. Off where somebody else can be
+            asked meanwhile.
+
+    Raises:
+        ConfigError: The URL cannot be used.
+    """
+
+    def __init__(self, url: str, tls: Tls | None = None, *, retries: bool = True) -> None:
+        self.url = url
+        self.closed = False
+        self.dropped: str | None = None
+        """Why it was dropped, the last time."""
+        self._arguments = triton_arguments(url, tls, retries=retries)
+        self._lock = threading.Lock()
+        self.triton = triton.InferenceServerClient(**self._arguments)
+        """tritonclient's client as it is now; to be fetched for each call."""
+
+    def drop(self, why: str) -> None:
+        """Break it off: calls that are under way fail at once, and the next one connects anew."""
+        with self._lock:
+            if self.closed:
+                return
+            self.dropped = why
+            hung, self.triton = self.triton, triton.InferenceServerClient(**self._arguments)
+        hung.close()
+
+    def close(self) -> None:
+        """End it; calls that are under way fail."""
+        with self._lock:
+            self.closed = True
+        self.triton.close()
+
+    def ask(self, timeout_s: float = PROBE_TIMEOUT_S) -> Aftermath:
+        """Ask the server for its models."""
+        try:
+            index = self.triton.get_model_repository_index(client_timeout=timeout_s)
+        except InferenceServerException as error:
+            return aftermath_of_failed_probe(error)
+        except ValueError:  # closed or dropped meanwhile
+            return Aftermath(answers=False, said="the connection was closed")
+        return Aftermath(answers=True, models=models_from_index(index))
+
+    def is_live(self, timeout_s: float = PROBE_TIMEOUT_S) -> bool:
+        """Whether the server answers at all."""
+        try:
+            self.triton.is_server_live(client_timeout=timeout_s)
+        except InferenceServerException as error:
+            return aftermath_of_failed_probe(error).answers
+        except ValueError:  # closed or dropped meanwhile, by somebody who knows why
+            return True
+        return True
+
+
+def triton_arguments(url: str, tls: Tls | None, *, retries: bool = True) -> dict[str, Any]:
     """Arguments for ``InferenceServerClient``, of tritonclient's gRPC client and of its asyncio twin.
 
     Raises:
@@ -66,7 +131,7 @@ def triton_arguments(url: str, tls: Tls | None) -> dict[str, Any]:
         raise ConfigError(
             f"The server's URL is {url!r}; expected host:port of its gRPC service, as localhost:8001."
         )
-    arguments: dict[str, Any] = {"url": url, "channel_args": _channel_arguments()}
+    arguments: dict[str, Any] = {"url": url, "channel_args": _channel_arguments(retries)}
     if tls is not None:
         arguments["ssl"] = True
         for name in ("root_certificates", "private_key", "certificate_chain"):
@@ -75,14 +140,17 @@ def triton_arguments(url: str, tls: Tls | None) -> dict[str, Any]:
     return arguments
 
 
-def _channel_arguments() -> list[tuple[str, Any]]:
+def _channel_arguments(retries: bool) -> list[tuple[str, Any]]:
     # Channel arguments replace tritonclient's own, so the message sizes have to be said again.
+    retrying = [
+        ("grpc.per_rpc_retry_buffer_size", _RETRY_BUFFER_BYTES),
+        ("grpc.service_config", json.dumps(_RETRY_POLICY)),
+    ]
     return [
         ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-        ("grpc.enable_retries", 1),
-        ("grpc.per_rpc_retry_buffer_size", _RETRY_BUFFER_BYTES),
-        ("grpc.service_config", json.dumps(_RETRY_POLICY)),
+        ("grpc.enable_retries", int(retries)),
+        *(retrying if retries else ()),
         # Two clients in one process do not share a connection, nor the state of a dead one.
         ("grpc.use_local_subchannel_pool", 1),
         # A server that is back is found while the retries last; gRPC's own waits grow to two minutes.

@@ -39,3 +39,7 @@ class Deadline:
                 f"The time allowed for the whole call, {self.timeout_s:g} s, is over."
             )
         return min(remaining, at_most)
+
+    def is_over(self, margin_s: float = 0.0) -> bool:
+        """Whether the time is up, or will be in as many seconds."""
+        return self._end - time.monotonic() <= margin_s

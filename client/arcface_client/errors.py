@@ -12,6 +12,7 @@
     │   ├── ServerUnavailableError   nothing answers at the address, or it broke off
     │   ├── ServerBusyError          it answers, but its queue is full
     │   ├── ModelLoadingError        it is just loading the model
+    │   ├── NoCandidateNowError      none of several candidates served, and one of them may later
     │   └── DeadlineExceededError    the answer did not come in time (a TimeoutError)
     └── DeploymentError              mend the installation, the configuration or the server
         ├── ConfigError              a configuration file or variable that cannot be used
@@ -21,6 +22,7 @@
         ├── ModelNotReadyError       the server has it, but could not load it
         ├── ContractError            a model whose tensors are not the contract's
         ├── DriftError               a model whose embeddings are not those of its source
+        ├── NoCandidateError         every one of several candidates was refused
         └── ServerError              the server failed on a request it should have served
 
 ``arcface_builder.errors`` and ``arcface_server.errors`` hang their own trees below ``ArcFaceError``,
@@ -71,6 +73,10 @@ class ModelLoadingError(TransientError):
     """The server is just loading, or unloading, the model."""
 
 
+class NoCandidateNowError(TransientError):
+    """None of several candidates served; the message lists them all. One of them may later."""
+
+
 class DeadlineExceededError(TransientError, TimeoutError):
     """The answer did not come within the time allowed."""
 
@@ -113,6 +119,10 @@ class DriftError(DeploymentError):
     def __init__(self, message: str, drift: float) -> None:
         super().__init__(message)
         self.drift = drift
+
+
+class NoCandidateError(DeploymentError):
+    """Every one of several candidates was refused; the message lists them all, with the reasons."""
 
 
 class ServerError(DeploymentError):

@@ -8,7 +8,7 @@ and ``explain`` puts both together.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from tritonclient.utils import InferenceServerException
@@ -32,6 +32,7 @@ PROBE_TIMEOUT_S: Final = 1.0
 UNAVAILABLE: Final = "StatusCode.UNAVAILABLE"
 DEADLINE_EXCEEDED: Final = "StatusCode.DEADLINE_EXCEEDED"
 NOT_FOUND: Final = "StatusCode.NOT_FOUND"
+CANCELLED: Final = "StatusCode.CANCELLED"
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,19 @@ def closed(target: Target) -> ClientClosedError:
     return ClientClosedError(f"The client for {target} is closed; make a new one.")
 
 
+def dropped(target: Target, why: str) -> ServerUnavailableError:
+    """The error for a call whose connection was dropped under it."""
+    return ServerUnavailableError(f"The connection to {target.url} was dropped: {why}.")
+
+
+def unanswered(url: str, said: str) -> ServerUnavailableError:
+    """The error for an address at which nothing answers."""
+    return ServerUnavailableError(
+        f"No Triton server answers at {url}: {said}. Is it running, is this its gRPC port, "
+        "and is TLS as it wants it?"
+    )
+
+
 @dataclass(frozen=True)
 class Aftermath:
     """What the server said when it was asked after a failure.
@@ -64,15 +78,18 @@ class Aftermath:
     Attributes:
         answers: It answered at all.
         models: Its models; None when it does not tell (a restricted protocol).
+        said: What was said instead of them.
     """
 
     answers: bool
     models: Sequence[ModelStatus] | None = None
+    said: str = field(default="", compare=False)
 
 
 def aftermath_of_failed_probe(error: InferenceServerException) -> Aftermath:
     """What it means that the question itself failed: no server, or one that does not tell."""
-    return Aftermath(answers=error.status() not in (UNAVAILABLE, DEADLINE_EXCEEDED))
+    answers = error.status() not in (UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED)
+    return Aftermath(answers, said=error.message() or "no message")
 
 
 def needs_aftermath(error: InferenceServerException) -> bool:
@@ -98,10 +115,7 @@ def explain(
             f"No answer from {target} within {seconds} s; allow more time, or see what holds it up."
         )
     if status == UNAVAILABLE and not aftermath.answers:
-        return ServerUnavailableError(
-            f"No Triton server answers at {target.url}: {text}. Is it running, is this its gRPC port, "
-            "and is TLS as it wants it?"
-        )
+        return unanswered(target.url, text)
     if aftermath.models is not None:
         model_error = _model_error(target, aftermath.models)
         if model_error is not None:

@@ -59,6 +59,7 @@ class Diagnostics:
         vram_mb: Memory on the GPU.
         validation: What was proved.
         candidates: Every candidate, in order of preference.
+        counters: Calls and faces by who served them, fallbacks by reason, errors.
     """
 
     backend: str
@@ -76,6 +77,7 @@ class Diagnostics:
     vram_mb: float | None = None
     validation: Validation = field(default_factory=Validation)
     candidates: tuple[CandidateReport, ...] = ()
+    counters: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

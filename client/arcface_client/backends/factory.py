@@ -7,13 +7,13 @@ from typing import Final
 
 from ..devices import Device, read_device
 from ..errors import InputError
-from ..settings import BACKEND_TYPES, KEYS, EmbeddingSettings, load_pipeline_settings
+from ..settings import BACKEND_TYPES, KEYS, EmbeddingSettings, PipelineSettings, load_pipeline_settings
 from ..tensorrt_settings import DEFAULT_PATH, TensorRtSettings, load_tensorrt_settings
 from .base import EmbeddingBackend
 from .in_process import InProcessBackend
 from .insightface import insightface_candidate
 from .local_model import LocalCandidate
-from .onnxruntime import onnx_candidate, provider_order
+from .onnxruntime import CPU, onnx_candidate, provider_order
 from .repository import LocalModels
 from .tensorrt import plan_candidate, switched_off
 
@@ -66,11 +66,37 @@ def get_embedding_backend(
     arguments["embedding.tensorrt_config"] = tensorrt_config or arguments.get("embedding.tensorrt_config")
     read = load_pipeline_settings(None if config is None else Path(config), arguments=arguments)
     if read.embedding.backend == "triton":
-        raise NotImplementedError
+        return _triton(read, allow_cpu_fallback)
     return InProcessBackend(
         read.embedding.backend,
         _local_candidates(read.embedding, where, allow_cpu_fallback),
         max_drift_cosine=read.embedding.max_drift_cosine,
+    )
+
+
+def _triton(settings: PipelineSettings, allow_cpu_fallback: bool) -> EmbeddingBackend:
+    from ..selection.server import RequestLimits
+    from .triton import TritonBackend
+
+    embedding, server = settings.embedding, settings.triton
+    models = LocalModels(embedding.model_repository)
+
+    def last_resort(version: int | None) -> EmbeddingBackend:
+        candidate = onnx_candidate(models, embedding.model, CPU, version=version)
+        return InProcessBackend(
+            "onnxruntime", [candidate], max_drift_cosine=embedding.max_drift_cosine
+        )
+
+    return TritonBackend(
+        server.urls,
+        embedding.model,
+        embedding.candidates,
+        references=models.golden,
+        max_drift_cosine=embedding.max_drift_cosine,
+        last_resort=last_resort if allow_cpu_fallback else None,
+        limits=RequestLimits(
+            request_timeout_s=server.request_timeout_s, max_in_flight=server.max_in_flight, tls=server.tls
+        ),
     )
 
 

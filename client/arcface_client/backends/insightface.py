@@ -132,11 +132,12 @@ def find_source(source: str) -> Path:
     found = [file for file in sorted(folder.rglob("*.onnx")) if _is_recognition(file)]
     if len(found) != 1:
         names = ", ".join(file.name for file in found)
-        there = f"{len(found)} recognition models ({names}) are in {folder}"
+        there = (
+            f"{len(found)} recognition models ({names}) are in" if found else f"There is no pack {source} at"
+        )
         raise ModelNotFoundError(
-            f"{there if found else f'There is no pack {source} at {folder}'}. Set embedding.source to an ONNX "
-            "file that you may use, or unpack a pack of InsightFace's there (for non-commercial research only); "
-            "other backends need neither."
+            f"{there} {folder}. Set embedding.source to an ONNX file that you may use, or unpack a pack of "
+            "InsightFace's there (for non-commercial research only); other backends need neither."
         )
     return found[0]
 

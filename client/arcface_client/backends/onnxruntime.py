@@ -22,14 +22,17 @@ COREML: Final = "CoreMLExecutionProvider"
 BATCH_SIZE: Final = 32
 """Crops of one run: enough to keep every core at work, few enough to keep to a deadline."""
 
-# Idle threads spin between the operators of a run, where it pays, and not between runs: this process has other
-# work to do.
 ENTRIES: Final = {"session.force_spinning_stop": "1"}
+"""Idle threads spin between the operators of a run, where it pays, and not between runs."""
 
 
-def onnx_candidate(models: LocalModels, name: str, provider: str, gpu: int) -> LocalCandidate:
-    """The newest ``{name}_onnx`` on a provider."""
-    return LocalCandidate(f"{name}_onnx on {provider}", lambda: load_onnx(models, name, provider, gpu))
+def onnx_candidate(
+    models: LocalModels, name: str, provider: str, gpu: int = 0, version: int | None = None
+) -> LocalCandidate:
+    """A version of ``{name}_onnx`` on a provider; None is the newest."""
+    return LocalCandidate(
+        f"{name}_onnx on {provider}", lambda: load_onnx(models, name, provider, gpu, version)
+    )
 
 
 def provider_order(device: Device, providers: Sequence[str], *, allow_cpu_fallback: bool) -> list[str]:
@@ -52,8 +55,10 @@ def provider_order(device: Device, providers: Sequence[str], *, allow_cpu_fallba
     return [*(provider for provider in wanted if provider in available), CPU]
 
 
-def load_onnx(models: LocalModels, name: str, provider: str, gpu: int) -> LocalModel:
-    """Load the newest ``{name}_onnx`` on a provider.
+def load_onnx(
+    models: LocalModels, name: str, provider: str, gpu: int, version: int | None
+) -> LocalModel:
+    """Load a version of ``{name}_onnx`` on a provider; None is the newest.
 
     Raises:
         InputError: There is no such provider.
@@ -63,7 +68,7 @@ def load_onnx(models: LocalModels, name: str, provider: str, gpu: int) -> LocalM
     from ..runtimes.onnxruntime import OnnxRuntime
     from ..runtimes.sessions import open_on
 
-    found = models.onnx(name)
+    found = models.onnx(name, version)
     session = open_on(
         provider,
         found.path,

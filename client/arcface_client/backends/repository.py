@@ -77,8 +77,8 @@ class LocalModels:
         names = (path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else ()
         return sorted(int(name) for name in names if name.isdecimal())
 
-    def onnx(self, name: str) -> LocalOnnx:
-        """The newest version of ``{name}_onnx``.
+    def onnx(self, name: str, version: int | None = None) -> LocalOnnx:
+        """A version of ``{name}_onnx``; None is the newest.
 
         Raises:
             ModelNotFoundError: There is none.
@@ -86,16 +86,17 @@ class LocalModels:
         """
         model = name + _ONNX
         versions = self.versions(model)
-        if not versions:
+        if not versions or version not in (None, *versions):
+            wanted = model if version is None else f"version {version} of {model}"
             raise ModelNotFoundError(
-                f"There is no {model} in {self.root.absolute()}; run `arcface-builder build --name {name}`, "
+                f"There is no {wanted} in {self.root.absolute()}; run `arcface-builder build --name {name}`, "
                 "or set embedding.model and embedding.model_repository."
             )
-        version = versions[-1]
-        path = self.root / model / str(version) / MODEL_FILE
-        record = read_onnx_record(manifest_path(self.root, model, version))
+        number = version or versions[-1]
+        path = self.root / model / str(number) / MODEL_FILE
+        record = read_onnx_record(manifest_path(self.root, model, number))
         _check_sha256(path, record.sha256)
-        return LocalOnnx(model=model, version=version, path=path, record=record)
+        return LocalOnnx(model=model, version=number, path=path, record=record)
 
     def plan(self, name: str, sm: str) -> LocalPlan:
         """The newest plan for a GPU architecture that serves the same gallery as the newest ``{name}_onnx``.

@@ -32,16 +32,15 @@ def load_plan(models: LocalModels, name: str, gpu: int) -> LocalModel:
     """
     try:
         import tensorrt
-        from cuda.bindings import runtime as _  # noqa: F401
+
+        from ..runtimes.cuda import compute_capability, device_count
+        from ..runtimes.tensorrt import TensorRt
     except ModuleNotFoundError as error:
         package = "tensorrt" if error.name == "tensorrt" else "cuda-bindings"
         raise MissingExtraError(
-            f"TensorRT in this process needs the package {package}: pip install {package} (TensorRT itself in "
-            "the very version that built the plans), or run in NVIDIA's tensorrt image."
+            f"TensorRT in this process needs the package {package}: pip install {package} (TensorRT itself "
+            "in the very version that built the plans), or run in NVIDIA's tensorrt image."
         ) from error
-    from ..runtimes.cuda import compute_capability, device_count
-    from ..runtimes.tensorrt import TensorRt
-
     count = device_count()
     if gpu >= count:
         raise DeploymentError(

@@ -1,0 +1,216 @@
+"""The backend of Triton servers: the best candidate that is there and right, else the next, and so on."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from ..deadline import Deadline
+from ..errors import ArcFaceError, ClientClosedError, ConfigError, InputError
+from ..golden import GoldenReference
+from ..job import Job
+from ..meter import Meter
+from ..metrics import Metrics, PrometheusExporter
+from ..selection.candidates import Pin, Wanted
+from ..selection.contender import Contender, Rhythm
+from ..selection.examination import ITSELF, References
+from ..selection.fallback import Fallback, nobody
+from ..selection.last_resort import LastResort, MakeBackend
+from ..selection.selector import Selector
+from ..selection.server import RequestLimits
+from ..selection.watcher import Watcher
+from .base import EmbeddingBackend, Served
+from .diagnostics import Diagnostics, Validation
+
+DEFAULT_NAME: Final = "arcface_r100"
+
+_FIRST_LOOK_S: Final = 5.0
+"""How long a server may take to list its models when nobody else serves meanwhile, in seconds."""
+
+
+def no_records(model: str, version: int) -> GoldenReference | None:
+    """The references of a client that sees no model repository."""
+    return None
+
+
+class TritonBackend(EmbeddingBackend):
+    """Embeds by whichever candidate of one or several Triton servers is there, right and preferred.
+
+    ::
+
+        with TritonBackend("localhost:8001", "arcface_r100") as embedder:
+            embeddings, served = embedder.encode(crops, return_source=True)
+
+    Nothing is sent before ``ensure_ready`` or the first ``encode``; from then on two threads in the
+    background look after the candidates until ``close``.
+
+    Args:
+        urls: ``host:port`` of a server's gRPC service, or of several, best first.
+        name: Base name of the models: ``{name}_trt`` is preferred to ``{name}_onnx``, newest version first.
+        candidates: Models to use instead of those, best first: "arcface_r100_trt:3", "arcface_r100_onnx".
+        references: What is recorded of a model's version here, as ``LocalModels.golden``.
+        max_drift_cosine: Largest drift of a candidate's golden embeddings from the reference.
+        last_resort: Makes the backend in this process for when no candidate serves, for a release or (None)
+            the newest one; None allows no such thing.
+        limits: Limits and certificates of requests.
+        rhythm: How often candidates are looked at, and when one is left alone.
+        registry: A Prometheus registry that is to have the counters.
+
+    Raises:
+        ConfigError: A URL or a candidate cannot be read.
+        InputError: ``max_drift_cosine`` is no positive number.
+        MissingExtraError: A registry was given, but prometheus-client is not installed.
+    """
+
+    def __init__(
+        self,
+        urls: str | Sequence[str],
+        name: str = DEFAULT_NAME,
+        candidates: Sequence[str] = (),
+        *,
+        references: References = no_records,
+        max_drift_cosine: float = 0.001,
+        last_resort: MakeBackend | None = None,
+        limits: RequestLimits | None = None,
+        rhythm: Rhythm | None = None,
+        registry: Any = None,
+    ) -> None:
+        if not max_drift_cosine > 0:
+            raise InputError(f"max_drift_cosine is {max_drift_cosine}; expected a number above 0.")
+        limits = limits or RequestLimits()
+        wanted = Wanted(_urls(urls), name, tuple(map(Pin.parse, candidates)))
+        self._rhythm = rhythm or Rhythm()
+        self._metrics = Metrics()
+        self._meter = Meter()
+        self._selector = Selector(wanted, references, max_drift_cosine, limits, self._rhythm)
+        self._last_resort = (
+            None if last_resort is None else LastResort(last_resort, self._selector, references)
+        )
+        self._fallback = Fallback(
+            self._selector,
+            self._last_resort,
+            self._metrics,
+            patience_s=limits.request_timeout_s,
+            pause=self._pause,
+        )
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._watcher: Watcher | None = None
+        self._exporter = None
+        if registry is not None:
+            self._exporter = PrometheusExporter(self._metrics, self._selector.reports, registry)
+
+    def ensure_ready(self) -> None:
+        """Find and examine the candidates anew; where none serves, load the last resort.
+
+        Raises:
+            NoCandidateNowError: None serves, but one may in a moment.
+            NoCandidateError: None can serve; the message lists them all.
+        """
+        self._begin()
+        standing = self._selector.look(Deadline(None), afresh=True, timeout_s=_FIRST_LOOK_S)
+        if standing.ranking:
+            return
+        reasons = dict(standing.refused)
+        if self._last_resort is not None:
+            try:
+                self._last_resort.ensure_ready()
+            except InputError:
+                raise
+            except ArcFaceError as error:
+                reasons["this process"] = error
+            else:
+                return
+        raise nobody(reasons)
+
+    def diagnostics(self) -> Diagnostics:
+        """Who serves, how fast, how exactly, and why not another."""
+        return replace(
+            self._who_serves(),
+            throughput_fps=self._meter.throughput_fps,
+            latency_ms=self._meter.latency_ms,
+            candidates=self._selector.reports(),
+            counters=self._metrics.snapshot(),
+        )
+
+    def close(self) -> None:
+        """End the background threads and the connections; calls that are under way fail."""
+        with self._lock:
+            if self._closed.is_set():
+                return
+            self._closed.set()
+        self._selector.close()
+        if self._watcher is not None:
+            self._watcher.close()
+        if self._last_resort is not None:
+            self._last_resort.close()
+        if self._exporter is not None:
+            self._exporter.close()
+
+    def _run(self, job: Job) -> Served:
+        self._check_open()
+        started = time.perf_counter()
+        try:
+            if not self._selector.has_looked:
+                self._begin()
+                self._selector.look(job.deadline, timeout_s=_FIRST_LOOK_S)
+            served = self._fallback.run(job)
+        except ArcFaceError as error:
+            self._metrics.failed(error)
+            raise
+        seconds = time.perf_counter() - started
+        self._metrics.served(served, seconds)
+        self._meter.record(len(job.crops), seconds)
+        return served
+
+    def _who_serves(self) -> Diagnostics:
+        ranking = self._selector.standing.ranking
+        loaded = None if self._last_resort is None else self._last_resort.loaded
+        if not ranking:
+            return Diagnostics(backend="triton") if loaded is None else loaded.diagnostics()
+        candidate = ranking[0].candidate
+        return Diagnostics(
+            backend="triton",
+            model=candidate.model,
+            version=candidate.version,
+            engine_path=f"{candidate.url}/{candidate.model}/{candidate.version or ''}".rstrip("/"),
+            transport="grpc",
+            batch_size=ranking[0].client.max_batch_size,
+            validation=_validation(ranking[0]),
+        )
+
+    def _begin(self) -> None:
+        """Start to watch."""
+        with self._lock:
+            self._check_open()
+            if self._watcher is None:
+                self._watcher = Watcher(self._selector, self._last_resort, self._rhythm)
+
+    def _pause(self, seconds: float) -> None:
+        self._closed.wait(seconds)
+        self._check_open()
+
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise ClientClosedError("The embedder is closed; make a new one.")
+
+
+def _urls(urls: str | Sequence[str]) -> tuple[str, ...]:
+    listed = (urls,) if isinstance(urls, str) else tuple(urls)
+    if not listed:
+        raise ConfigError("There is no server's URL; expected one or more, as localhost:8001.")
+    return tuple(dict.fromkeys(listed))
+
+
+def _validation(contender: Contender) -> Validation:
+    finding = contender.finding
+    if finding is None:
+        return Validation()
+    return Validation(
+        drift_vs_reference=None if finding.compared_with == ITSELF else finding.drift,
+        reference=finding.compared_with,
+        regression_test=None if finding.compared_with == ITSELF else "passed",
+    )

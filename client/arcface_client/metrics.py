@@ -1,0 +1,140 @@
+"""What an embedder counts of itself, and how Prometheus gets it."""
+
+from __future__ import annotations
+
+import bisect
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+from .backends.base import Served, Source
+from .backends.diagnostics import CandidateReport
+from .commandline import require
+from .errors import ArcFaceError
+
+LATENCY_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Upper bounds of the histogram's buckets, in seconds; one more has the rest."""
+
+_SOURCE_LABELS: Final = ("backend", "model", "version", "where")
+
+
+class Metrics:
+    """Plain counters of an embedder's calls. Safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls: Counter[tuple[str, ...]] = Counter()
+        self._faces: Counter[tuple[str, ...]] = Counter()
+        self._fallbacks: Counter[str] = Counter()
+        self._errors: Counter[str] = Counter()
+        self._buckets = [0] * (len(LATENCY_BOUNDS_S) + 1)
+        self._seconds = 0.0
+
+    def served(self, served: Served, seconds: float) -> None:
+        """Count a call that was served."""
+        with self._lock:
+            for source in served.sources:
+                labels = _labels(source)
+                self._calls[labels] += 1
+                self._faces[labels] += source.crops
+            self._buckets[bisect.bisect_left(LATENCY_BOUNDS_S, seconds)] += 1
+            self._seconds += seconds
+
+    def failed(self, error: ArcFaceError) -> None:
+        """Count a call that was not."""
+        with self._lock:
+            self._errors[type(error).__name__] += 1
+
+    def fell_back(self, reason: str) -> None:
+        """Count that a call was left to the next candidate."""
+        with self._lock:
+            self._fallbacks[reason] += 1
+
+    def snapshot(self) -> dict[str, Any]:
+        """The counters as they are now, for JSON."""
+        with self._lock:
+            return {
+                "sources": [
+                    dict(zip(_SOURCE_LABELS, labels, strict=True))
+                    | {"calls": calls, "faces": self._faces[labels]}
+                    for labels, calls in self._calls.items()
+                ],
+                "fallbacks": dict(self._fallbacks),
+                "errors": dict(self._errors),
+            }
+
+    def histogram(self) -> tuple[list[tuple[str, float]], float]:
+        """Calls by time taken, cumulated by upper bound as Prometheus has them, and the sum in seconds."""
+        with self._lock:
+            counts, seconds = list(self._buckets), self._seconds
+        bounds = [*map(str, LATENCY_BOUNDS_S), "+Inf"]
+        cumulated = [sum(counts[: place + 1]) for place in range(len(counts))]
+        return list(zip(bounds, map(float, cumulated), strict=True)), seconds
+
+
+class PrometheusExporter:
+    """Gives the counters to a Prometheus registry when it is scraped; calls pay nothing for it.
+
+    Args:
+        metrics: The counters.
+        reports: Gives every candidate's state.
+        registry: The registry; one embedder for each, since two would give the same series twice.
+
+    Raises:
+        MissingExtraError: prometheus-client is not installed.
+    """
+
+    def __init__(
+        self, metrics: Metrics, reports: Callable[[], Sequence[CandidateReport]], registry: Any
+    ) -> None:
+        self._core = require("prometheus_client.core", extra="metrics", purpose="Prometheus metrics")
+        self._metrics = metrics
+        self._reports = reports
+        self._registry = registry
+        registry.register(self)
+
+    def close(self) -> None:
+        """Take the counters out of the registry."""
+        self._registry.unregister(self)
+
+    def collect(self) -> Iterator[Any]:
+        """Yield the metric families; called by the registry."""
+        core, counters = self._core, self._metrics.snapshot()
+        calls = core.CounterMetricFamily(
+            "arcface_client_calls", "Calls of encode that a source had a part in.", labels=_SOURCE_LABELS
+        )
+        faces = core.CounterMetricFamily("arcface_client_faces", "Faces embedded.", labels=_SOURCE_LABELS)
+        for source in counters["sources"]:
+            labels = [source[name] for name in _SOURCE_LABELS]
+            calls.add_metric(labels, source["calls"])
+            faces.add_metric(labels, source["faces"])
+        fallbacks = core.CounterMetricFamily(
+            "arcface_client_fallbacks", "Times that a call was left to the next candidate.", labels=["reason"]
+        )
+        errors = core.CounterMetricFamily(
+            "arcface_client_errors", "Calls that ended in an error.", labels=["error"]
+        )
+        for family, counts in ((fallbacks, counters["fallbacks"]), (errors, counters["errors"])):
+            for label, count in counts.items():
+                family.add_metric([label], count)
+        buckets, seconds = self._metrics.histogram()
+        latency = core.HistogramMetricFamily(
+            "arcface_client_call_seconds",
+            "Time that calls of encode took.",
+            buckets=buckets,
+            sum_value=seconds,
+        )
+        states = core.GaugeMetricFamily(
+            "arcface_client_candidate",
+            "1 for the state that each candidate is in.",
+            labels=["candidate", "state"],
+        )
+        for report in self._reports():
+            states.add_metric([report.candidate, report.state], 1)
+        yield from (calls, faces, fallbacks, errors, latency, states)
+
+
+def _labels(source: Source) -> tuple[str, ...]:
+    version = "" if source.version is None else str(source.version)
+    return source.backend, source.model, version, source.where

@@ -1,0 +1,1 @@
+"""Which candidate serves a call: found, examined, ranked, watched, and left for the next when it fails."""

@@ -1,0 +1,100 @@
+"""What is known of one candidate at this moment."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from ..errors import ArcFaceError, DeploymentError, TransientError
+from .breaker import Breaker, BreakerLimits
+from .candidates import Candidate
+from .examination import Finding
+from .server import Server
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rhythm:
+    """How often candidates are looked at, in seconds.
+
+    Attributes:
+        recheck_s: Between two looks at what the servers list.
+        liveness_s: Between two questions to a server with calls under way whether it is alive, and how long
+            it may take to answer.
+        prove_again_s: Between two golden checks of a candidate that passed.
+        refused_again_s: Between two golden checks of one that did not.
+        breaker: When a candidate is left alone, and taken back.
+    """
+
+    recheck_s: float = 2.0
+    liveness_s: float = 1.0
+    prove_again_s: float = 300.0
+    refused_again_s: float = 30.0
+    breaker: BreakerLimits = field(default_factory=BreakerLimits)
+
+
+class Contender:
+    """A candidate with its client, its breaker and what was found of it.
+
+    Whoever changes it sees to it that one thread at a time does.
+    """
+
+    def __init__(self, candidate: Candidate, server: Server, rhythm: Rhythm) -> None:
+        self.candidate = candidate
+        self.server = server
+        self.client = server.client(candidate.model, candidate.version)
+        self.breaker = Breaker(rhythm.breaker)
+        self.finding: Finding | None = None
+        self.error: ArcFaceError | None = DeploymentError("not examined yet")
+        """Why it cannot serve, as far as this is not the finding's to say."""
+        self._rhythm = rhythm
+        self._examine_at = -math.inf
+
+    def __str__(self) -> str:
+        return str(self.candidate)
+
+    def wants_examination(self, now: float, *, afresh: bool) -> bool:
+        """Whether the golden crops should be sent through it."""
+        if afresh and self.error is not None:
+            return True
+        return now >= self._examine_at and (self.breaker.state != "open" or self.breaker.due)
+
+    def found(self, finding: Finding, objection: ArcFaceError | None, now: float) -> None:
+        """Take the result of an examination, and what speaks against it."""
+        self.finding = finding
+        self.error = None
+        self.breaker.probed(good=objection is None)
+        rhythm = self._rhythm
+        self._examine_at = now + (rhythm.refused_again_s if objection else rhythm.prove_again_s)
+
+    def not_examined(self, error: ArcFaceError, now: float) -> None:
+        """Take the error that ended an examination."""
+        if isinstance(error, TransientError):
+            if self.error is None:
+                return  # It was right a while ago, and calls will tell whether it is still there.
+            self._examine_at = -math.inf
+        else:
+            self._examine_at = now + self._rhythm.refused_again_s
+        self._out(error)
+
+    def withdrawn(self, error: ArcFaceError) -> None:
+        """Its server says that it is not ready, or says nothing."""
+        self._examine_at = -math.inf
+        self._out(error)
+
+    def failed(self, error: ArcFaceError, *, certain: bool) -> None:
+        """A call failed; ``certain`` when there is no doubt that the next one would, too."""
+        if self.error is not None:
+            return
+        self.breaker.failed(certain=certain)
+        if self.breaker.state == "open":
+            self.error = error
+            # Whatever comes back there has to be proved anew.
+            self._examine_at = -math.inf
+
+    def _out(self, error: ArcFaceError) -> None:
+        if self.error is None:
+            self.breaker.failed(certain=True)
+        elif self.breaker.due:
+            self.breaker.probed(good=False)
+        self.error = error
+        self.finding = None

@@ -1,0 +1,142 @@
+"""Whether what a candidate computes is what it has to be: the golden crops through it, and a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from ..contract import Crops, Embeddings
+from ..errors import ContractError, DeploymentError
+from ..golden import GoldenReference, golden_crops, largest_drift
+from .candidates import ONNX_SUFFIX, PLAN_SUFFIX
+
+References = Callable[[str, int], GoldenReference | None]
+"""What is recorded of a model's version here, as ``LocalModels.golden``."""
+
+Embed = Callable[[Crops], Embeddings]
+
+MANIFEST: Final = "manifest"
+ONNX_SIBLING: Final = "onnx sibling"
+ITSELF: Final = "itself"
+
+_LENGTH_TOLERANCE: Final = 1e-2
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """What the golden crops showed.
+
+    Attributes:
+        embeddings: The candidate's embeddings of them, float32 [8, 512].
+        reference: What they have to be.
+        compared_with: Where the reference is from: "manifest", "onnx sibling" or "itself".
+        drift: Largest drift of the embeddings from the reference.
+    """
+
+    embeddings: Embeddings
+    reference: GoldenReference
+    compared_with: str
+    drift: float
+
+
+@dataclass(frozen=True, eq=False)
+class Identity:
+    """The identity that an embedder keeps for its life.
+
+    Attributes:
+        settled_by: The candidate that settled it, for messages.
+        release: That candidate's version.
+        reference: What the golden crops' embeddings have to be.
+    """
+
+    settled_by: str
+    release: int | None
+    reference: GoldenReference
+
+
+class OtherIdentityError(DeploymentError):
+    """A candidate may be right, but its embeddings belong to another gallery."""
+
+
+def recorded(references: References, model: str, version: int | None) -> GoldenReference | None:
+    """What is recorded of a candidate here; None when nothing is.
+
+    Raises:
+        ManifestError: What is recorded cannot be true.
+    """
+    return None if version is None else references(model, version)
+
+
+def examine(embed: Embed, model: str, record: GoldenReference | None, sibling: Embed | None) -> Finding:
+    """Embed the golden crops and compare them with what they have to be.
+
+    Args:
+        embed: Embeds by the candidate.
+        model: The candidate's model.
+        record: What is recorded of it.
+        sibling: Embeds by its ONNX sibling of the same version at the same server, which a plan is compared
+            with when nothing is recorded; None where there is none to ask.
+
+    Raises:
+        ContractError: The embeddings are not of length one.
+        DeploymentError: It is a plan, and there is nothing to compare it with.
+        ArcFaceError: It could not embed; the error is the one of the call.
+    """
+    embeddings = embed(golden_crops())
+    lengths = np.linalg.norm(embeddings, axis=1)
+    worst = float(lengths[np.argmax(np.abs(lengths - 1))])
+    if not abs(worst - 1) < _LENGTH_TOLERANCE:
+        raise ContractError(f"it gives embeddings of length {worst:.3g}; expected 1")
+    if record is not None:
+        return Finding(embeddings, record, MANIFEST, largest_drift(embeddings, record.embeddings))
+    if not model.endswith(PLAN_SUFFIX):
+        return Finding(embeddings, GoldenReference(embeddings), ITSELF, 0.0)
+    if sibling is None:
+        raise DeploymentError("nothing proves it: no manifest is here, and it has no ONNX sibling")
+    try:
+        reference = sibling(golden_crops())
+    except DeploymentError as error:
+        raise DeploymentError(
+            f"nothing proves it: no manifest is here, and its ONNX sibling does not serve ({error})"
+        ) from error
+    return Finding(embeddings, GoldenReference(reference), ONNX_SIBLING, largest_drift(embeddings, reference))
+
+
+def sibling_of(model: str) -> str | None:
+    """The ONNX sibling of a plan's model; None for another model."""
+    return model.removesuffix(PLAN_SUFFIX) + ONNX_SUFFIX if model.endswith(PLAN_SUFFIX) else None
+
+
+def objection(finding: Finding, identity: Identity | None, max_drift: float) -> DeploymentError | None:
+    """Why a candidate must not serve; None when it may."""
+    # Written so that NaN is refused as well.
+    if not finding.drift <= max_drift:
+        return DeploymentError(
+            f"its golden embeddings drift {finding.drift:.2g} from the reference ({finding.compared_with}); "
+            f"max_drift_cosine allows {max_drift:g}"
+        )
+    if identity is None:
+        return None
+    conflict = conflicting(finding.reference, identity)
+    if conflict is not None:
+        return conflict
+    drift = largest_drift(finding.embeddings, identity.reference.embeddings)
+    if not drift <= max_drift:
+        return _other(f"another source model, its golden embeddings drift {drift:.2g}", identity)
+    return None
+
+
+def conflicting(reference: GoldenReference, identity: Identity) -> OtherIdentityError | None:
+    """What the records say against one gallery for both; None when they say nothing."""
+    conflict = identity.reference.identity.conflict(reference.identity)
+    return None if conflict is None else _other(conflict, identity)
+
+
+def _other(what: str, identity: Identity) -> OtherIdentityError:
+    return OtherIdentityError(
+        f"{what}, compared with {identity.settled_by}, with which this embedder began; "
+        "restart it to change over, or pin its candidates"
+    )

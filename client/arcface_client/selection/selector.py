@@ -1,0 +1,283 @@
+"""The state of all candidates: who serves, in what order, and why the others do not."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from ..backends.diagnostics import CandidateReport
+from ..deadline import Deadline
+from ..errors import (
+    ArcFaceError,
+    DeadlineExceededError,
+    ModelNotFoundError,
+    ServerError,
+    ServerUnavailableError,
+)
+from ..failures import PROBE_TIMEOUT_S, unanswered
+from .candidates import Candidate, Sighting, Wanted
+from .contender import Contender, Rhythm
+from .examination import (
+    Finding,
+    Identity,
+    References,
+    conflicting,
+    examine,
+    objection,
+    recorded,
+    sibling_of,
+)
+from .server import RequestLimits, Server
+from .standing import Standing, standing
+
+LONGEST_LOOK_S: Final = 120.0
+
+_log = logging.getLogger(__name__)
+
+
+class Selector:
+    """Finds the candidates, examines them, and keeps them in order.
+
+    ``standing`` is there for every call, ready made. ``look`` brings it up to date; who calls it often is
+    not this class's matter.
+
+    Args:
+        wanted: What to look for.
+        references: What is recorded of a model's version here.
+        max_drift: Largest drift of the golden crops that is allowed.
+        limits: Of requests.
+        rhythm: How often candidates are looked at.
+    """
+
+    def __init__(
+        self, wanted: Wanted, references: References, max_drift: float, limits: RequestLimits, rhythm: Rhythm
+    ) -> None:
+        self.servers: Sequence[Server] = [Server(url, limits) for url in wanted.urls]
+        self.standing = Standing()
+        self.identity: Identity | None = None
+        self._wanted = wanted
+        self._references = references
+        self._max_drift = max_drift
+        self._rhythm = rhythm
+        self._contenders: dict[Candidate, Contender] = {}
+        self._silent: dict[str, ArcFaceError] = {}
+        self._first: str | None = None
+        self._looks = 0
+        self._looking = threading.Lock()
+        self._state = threading.Lock()
+
+    def look(
+        self, deadline: Deadline, *, afresh: bool = False, timeout_s: float = PROBE_TIMEOUT_S
+    ) -> Standing:
+        """Ask the servers for their models, examine what is new or due, and rank.
+
+        Who comes while another thread looks, waits for what that one sees.
+
+        Args:
+            deadline: When to have ended.
+            afresh: Examine everybody again that was refused.
+            timeout_s: How long a server may take to list its models.
+
+        Raises:
+            DeadlineExceededError: The time is up.
+        """
+        looks = self._looks
+        if self._looking.acquire(timeout=deadline.remaining_s(LONGEST_LOOK_S)):
+            try:
+                if looks == self._looks or afresh:
+                    self._look(deadline, afresh, timeout_s)
+                    self._looks += 1
+            finally:
+                self._looking.release()
+        deadline.remaining_s()
+        return self.standing
+
+    @property
+    def has_looked(self) -> bool:
+        """Whether anything is known yet."""
+        return self._looks > 0
+
+    def failed(self, contender: Contender, error: ArcFaceError) -> None:
+        """A call to a candidate failed, through no fault of the caller's."""
+        if isinstance(error, ServerUnavailableError):
+            self.gone(contender.server, error)
+            return
+        certain = not isinstance(error, (DeadlineExceededError, ServerError))
+        with self._state:
+            contender.failed(error, certain=certain)
+            self._rank()
+
+    def gone(self, server: Server, error: ServerUnavailableError) -> None:
+        """A server does not answer."""
+        with self._state:
+            for contender in self._contenders.values():
+                if contender.server is server:
+                    contender.failed(error, certain=True)
+            self._rank()
+
+    def succeeded(self, contender: Contender) -> None:
+        """A call to a candidate succeeded."""
+        contender.breaker.succeeded()
+
+    def accept(self, name: str, release: int | None, finding: Finding) -> None:
+        """Let a way of embedding settle the identity, if nothing has yet, and else hold it to that.
+
+        Raises:
+            DeploymentError: It drifts, or is of another identity.
+        """
+        with self._state:
+            problem = objection(finding, self.identity, self._max_drift)
+            if problem is not None:
+                raise problem
+            if self.identity is None:
+                self.identity = Identity(name, release, finding.reference)
+                self._rank()
+
+    def reports(self) -> tuple[CandidateReport, ...]:
+        """Every candidate, by preference, and the servers of which none is known."""
+        with self._state:
+            reports = [self._report(contender) for contender in self._by_preference()]
+            silent = [
+                CandidateReport(candidate=name, state="refused", reason=str(error))
+                for name, error in self._silences()
+            ]
+        return (*reports, *silent)
+
+    def close(self) -> None:
+        """End all connections; calls that are under way fail."""
+        for server in self.servers:
+            server.connection.close()
+
+    def _look(self, deadline: Deadline, afresh: bool, timeout_s: float) -> None:
+        sightings = [found for server in self.servers for found in self._ask(server, deadline, timeout_s)]
+        # The newest release settles the identity, and records then tell which older ones are another's.
+        for sighting in sorted(sightings, key=lambda found: self._wanted.release(found.candidate)):
+            self._consider(sighting, deadline, afresh)
+        with self._state:
+            self._rank()
+
+    def _ask(self, server: Server, deadline: Deadline, timeout_s: float) -> Sequence[Sighting]:
+        """Ask a server for its models, and withdraw what it does not list."""
+        asked_at = time.monotonic()
+        answer = server.connection.ask(deadline.remaining_s(timeout_s))
+        if not answer.answers and server.answered_since(asked_at):
+            return ()
+        problem: ArcFaceError | None = None
+        sightings: Sequence[Sighting] = ()
+        if not answer.answers:
+            problem = unanswered(server.url, answer.said)
+        else:
+            try:
+                sightings = self._wanted.sight(server.url, answer.models)
+            except ModelNotFoundError as error:
+                problem = error
+        seen = {sighting.candidate for sighting in sightings}
+        with self._state:
+            self._silent.pop(server.url, None)
+            if problem is not None:
+                self._silent[server.url] = problem
+            for contender in self._contenders.values():
+                if contender.server is server and contender.candidate not in seen:
+                    contender.withdrawn(problem or ModelNotFoundError("the server does not list it any more"))
+        return sightings
+
+    def _consider(self, sighting: Sighting, deadline: Deadline, afresh: bool) -> None:
+        contender = self._contender(sighting.candidate)
+        if sighting.problem is not None:
+            with self._state:
+                contender.withdrawn(sighting.problem)
+            return
+        if not contender.wants_examination(time.monotonic(), afresh=afresh):
+            with self._state:
+                if contender.breaker.state == "half-open":
+                    contender.breaker.probed(good=True)
+            return
+        try:
+            finding = self._examine(contender, deadline)
+        except ArcFaceError as error:
+            with self._state:
+                contender.not_examined(error, time.monotonic())
+            return
+        with self._state:
+            problem = objection(finding, self.identity, self._max_drift)
+            contender.found(finding, problem, time.monotonic())
+            if problem is None and self.identity is None:
+                self.identity = Identity(str(contender), contender.candidate.version, finding.reference)
+
+    def _examine(self, contender: Contender, deadline: Deadline) -> Finding:
+        model, version = contender.candidate.model, contender.candidate.version
+        record = recorded(self._references, model, version)
+        if record is not None and self.identity is not None:
+            conflict = conflicting(record, self.identity)
+            if conflict is not None:
+                raise conflict
+        # A client of its own, since the model may have come back with another batch size or other tensors.
+        client = contender.server.client(model, version)
+        sibling = sibling_of(model)
+        with contender.server.call():
+            finding = examine(
+                lambda crops: client.encode(crops, timeout_s=deadline.remaining_s()),
+                model,
+                record,
+                None
+                if sibling is None
+                else lambda crops: contender.server.client(sibling, version).encode(
+                    crops, timeout_s=deadline.remaining_s()
+                ),
+            )
+        contender.client = client
+        return finding
+
+    def _contender(self, candidate: Candidate) -> Contender:
+        with self._state:
+            if candidate not in self._contenders:
+                server = next(server for server in self.servers if server.url == candidate.url)
+                self._contenders[candidate] = Contender(candidate, server, self._rhythm)
+            return self._contenders[candidate]
+
+    def _by_preference(self) -> list[Contender]:
+        return sorted(self._contenders.values(), key=lambda one: self._wanted.preference(one.candidate))
+
+    def _against(self, contender: Contender) -> ArcFaceError | None:
+        if contender.error is not None or contender.finding is None:
+            return contender.error
+        return objection(contender.finding, self.identity, self._max_drift)
+
+    def _silences(self) -> list[tuple[str, ArcFaceError]]:
+        known = {contender.server.url for contender in self._contenders.values()}
+        return [(f"any model at {url}", error) for url, error in self._silent.items() if url not in known]
+
+    def _rank(self) -> None:
+        judged = [(contender, self._against(contender)) for contender in self._by_preference()]
+        self.standing = standing(judged, self._silences())
+        self._say_who_serves({str(contender): error for contender, error in judged})
+
+    def _say_who_serves(self, against: dict[str, ArcFaceError | None]) -> None:
+        ranking = self.standing.ranking
+        first = str(ranking[0]) if ranking else None
+        if first == self._first:
+            return
+        if self._first is None:
+            _log.info("%s serves", first)
+        else:
+            reason = against.get(self._first) or "the other is preferred"
+            _log.warning("%s serves now, not %s: %s", first or "No candidate", self._first, reason)
+        self._first = first
+
+    def _report(self, contender: Contender) -> CandidateReport:
+        error = self._against(contender)
+        if error is not None:
+            state = "failing" if contender.breaker.state == "open" else "refused"
+        elif self.standing.ranking[:1] == (contender,):
+            state = "serving"
+        else:
+            state = "standing by" if contender.breaker.state == "closed" else "settling"
+        return CandidateReport(
+            candidate=str(contender),
+            state=state,
+            reason=None if error is None else str(error),
+            drift=None if contender.finding is None else contender.finding.drift,
+        )

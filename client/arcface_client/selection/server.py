@@ -1,0 +1,75 @@
+"""One server as the selection sees it: a connection that its candidates share, and the calls under way."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ..client import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, EmbeddingClient
+from ..connection import Connection, Tls
+from ..requests import check_limits
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestLimits:
+    """Limits and certificates of requests; the attributes are ``EmbeddingClient``'s."""
+
+    request_timeout_s: float = DEFAULT_REQUEST_TIMEOUT_S
+    max_in_flight: int = DEFAULT_MAX_IN_FLIGHT
+    tls: Tls | None = None
+
+    def __post_init__(self) -> None:
+        check_limits(self.request_timeout_s, self.max_in_flight)
+
+
+class Server:
+    """A Triton server that candidates are at.
+
+    Raises:
+        ConfigError: The URL cannot be used. Nothing is sent before the first call.
+    """
+
+    def __init__(self, url: str, limits: RequestLimits) -> None:
+        self.url = url
+        # Without gRPC's own retries: while they last, the next candidate could have answered.
+        self.connection = Connection(url, limits.tls, retries=False)
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._calls = 0
+        self._answered_at = -math.inf
+
+    def client(self, model: str, version: int | None) -> EmbeddingClient:
+        """A client of one of its models, over the connection that all share."""
+        return EmbeddingClient(
+            self.url,
+            model,
+            version,
+            request_timeout_s=self._limits.request_timeout_s,
+            max_in_flight=self._limits.max_in_flight,
+            connection=self.connection,
+        )
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Mark a call as being under way here, so that the server is watched."""
+        with self._lock:
+            self._calls += 1
+        try:
+            yield
+            self._answered_at = time.monotonic()
+        finally:
+            with self._lock:
+                self._calls -= 1
+
+    @property
+    def busy(self) -> bool:
+        """Whether calls are under way here."""
+        return self._calls > 0
+
+    def answered_since(self, moment: float) -> bool:
+        """Whether a call was answered after a moment of ``time.monotonic``: then it is slow, but not gone."""
+        return self._answered_at >= moment

@@ -1,0 +1,60 @@
+"""The order in which candidates serve now, and why others do not: a snapshot that calls go by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from ..backends.base import Refusal
+from ..errors import ArcFaceError
+from .contender import Contender
+from .examination import OtherIdentityError
+
+
+@dataclass(frozen=True, eq=False)
+class Standing:
+    """What the selection knew at a moment; costs a call nothing but to read it.
+
+    Attributes:
+        ranking: Who may serve, the first choice first; those that are settling come last.
+        refused: Who may not, by preference, each with the reason.
+        passed_over: For each of the ranking, those that it serves instead of.
+    """
+
+    ranking: tuple[Contender, ...] = ()
+    refused: tuple[tuple[str, ArcFaceError], ...] = ()
+    passed_over: Mapping[Contender, tuple[Refusal, ...]] = field(default_factory=dict)
+
+    @property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """Everybody that may not serve, as reports list them."""
+        return tuple(Refusal(name, str(error)) for name, error in self.refused)
+
+
+def standing(
+    contenders: Iterable[tuple[Contender, ArcFaceError | None]],
+    silent: Iterable[tuple[str, ArcFaceError]],
+) -> Standing:
+    """Take stock.
+
+    Args:
+        contenders: Every candidate, by preference, with what speaks against it.
+        silent: Servers of which no candidate is known, with the reason.
+    """
+    judged = list(contenders)
+    refused = [(str(contender), error) for contender, error in judged if error is not None]
+    good = [contender for contender, error in judged if error is None]
+    # Settled ones first; the sort is stable, so each group keeps its preference.
+    ranking = sorted(good, key=lambda contender: contender.breaker.state != "closed")
+    passed_over = {}
+    for contender in ranking:
+        better: list[Refusal] = []
+        for other, error in judged:
+            if other is contender:
+                break
+            if error is not None and not isinstance(error, OtherIdentityError):
+                better.append(Refusal(str(other), str(error)))
+            elif error is None and ranking.index(other) > ranking.index(contender):
+                better.append(Refusal(str(other), "it failed a moment ago and is settling"))
+        passed_over[contender] = tuple(better)
+    return Standing(tuple(ranking), (*refused, *silent), passed_over)

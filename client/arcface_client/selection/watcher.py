@@ -1,0 +1,96 @@
+"""What goes on in the background: threads that do something again and again until they are closed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from ..deadline import Deadline
+from ..failures import unanswered
+from .contender import Rhythm
+from .last_resort import LastResort
+from .selector import LONGEST_LOOK_S, Selector
+from .server import Server
+
+_log = logging.getLogger(__name__)
+
+
+class Repeater:
+    """A daemon thread that does something, waits, and does it again.
+
+    Args:
+        action: What to do. Its errors are logged and end nothing.
+        interval_s: Seconds to wait in between.
+        name: The thread's name.
+    """
+
+    def __init__(self, action: Callable[[], None], interval_s: float, name: str) -> None:
+        self._action = action
+        self._interval_s = interval_s
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._repeat, name=name, daemon=True)
+        self._thread.start()
+
+    def close(self, timeout_s: float) -> None:
+        """End the thread after what it is just doing, and wait for that."""
+        self._ended.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout_s)
+
+    def _repeat(self) -> None:
+        while not self._ended.wait(self._interval_s):
+            try:
+                self._action()
+            except Exception:  # noqa: BLE001 - the thread's outermost edge
+                # Nobody else would hear of it, and the embedder would go on with what it knew last.
+                _log.exception("%s failed; it goes on", self._thread.name)
+
+
+class Watcher:
+    """Keeps a selection up to date, and callers from waiting for a server that hangs.
+
+    Args:
+        selector: The selection.
+        last_resort: What may serve instead of any server; None where nothing may.
+        rhythm: How often to look.
+    """
+
+    def __init__(self, selector: Selector, last_resort: LastResort | None, rhythm: Rhythm) -> None:
+        self._selector = selector
+        self._last_resort = last_resort
+        self._liveness_s = rhythm.liveness_s
+        # Two threads, since an examination may last and a hung server must not.
+        self._repeaters = (
+            Repeater(self._look, rhythm.recheck_s, "arcface-recheck"),
+            Repeater(self._check_liveness, rhythm.liveness_s, "arcface-liveness"),
+        )
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """End the threads."""
+        for repeater in self._repeaters:
+            repeater.close(timeout_s)
+
+    def _look(self) -> None:
+        self._selector.look(Deadline(LONGEST_LOOK_S))
+        if self._last_resort is not None:
+            self._last_resort.let_go_if_idle()
+
+    def _check_liveness(self) -> None:
+        for server in self._selector.servers:
+            if server.busy and self._can_do_without(server):
+                self._drop_if_hung(server)
+
+    def _can_do_without(self, server: Server) -> bool:
+        """Whether somebody else can serve; where nobody can, it is better to wait."""
+        ranking = self._selector.standing.ranking
+        return self._last_resort is not None or any(one.server is not server for one in ranking)
+
+    def _drop_if_hung(self, server: Server) -> None:
+        asked_at = time.monotonic()
+        if server.connection.is_live(self._liveness_s) or server.answered_since(asked_at):
+            return
+        why = f"it did not say within {self._liveness_s:g} s that it is alive"
+        self._selector.gone(server, unanswered(server.url, why))
+        server.connection.drop(why)
