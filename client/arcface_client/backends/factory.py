@@ -83,9 +83,7 @@ def _triton(settings: PipelineSettings, allow_cpu_fallback: bool) -> EmbeddingBa
 
     def last_resort(version: int | None) -> EmbeddingBackend:
         candidate = onnx_candidate(models, embedding.model, CPU, version=version)
-        return InProcessBackend(
-            "onnxruntime", [candidate], max_drift_cosine=embedding.max_drift_cosine
-        )
+        return InProcessBackend("onnxruntime", [candidate], max_drift_cosine=embedding.max_drift_cosine)
 
     return TritonBackend(
         server.urls,

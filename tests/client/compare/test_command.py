@@ -186,7 +186,7 @@ def test_an_image_of_a_set_that_is_none_is_named(
         (["face_onnx", "face_onnx:1"], "face_onnx:1 is named twice"),
         (["face_onnx", "face_trt:9"], "There is no model face_trt version 9"),
         (["face_onnx", "missing"], "There is no model missing"),
-        (["face_onnx", "face_trt:new"], "'face_trt:new' is no model; expected NAME or NAME:VERSION"),
+        (["face_onnx", "face_trt:new"], "'face_trt:new' is no model; expected its name"),
         (["face_onnx", "missing.onnx"], "No model file at missing.onnx"),
         (["face_onnx", "--reference", "missing.onnx"], "There is no file missing.onnx"),
         (["face_onnx", "face_trt", "--images", "missing"], "There is no file or folder missing"),
