@@ -55,9 +55,7 @@ def provider_order(device: Device, providers: Sequence[str], *, allow_cpu_fallba
     return [*(provider for provider in wanted if provider in available), CPU]
 
 
-def load_onnx(
-    models: LocalModels, name: str, provider: str, gpu: int, version: int | None
-) -> LocalModel:
+def load_onnx(models: LocalModels, name: str, provider: str, gpu: int, version: int | None) -> LocalModel:
     """Load a version of ``{name}_onnx`` on a provider; None is the newest.
 
     Raises:
