@@ -6,6 +6,7 @@
     ├── InputError (ValueError)      mend what was passed in; trying again changes nothing
     │   ├── CropError                an array that is not a batch of face crops
     │   ├── ImageFileError           a file that is no readable image
+    │   ├── PairFileError            a file that is no set of pairs to verify
     │   └── ClientClosedError        the client was closed, before the call or during it
     ├── TransientError               try again, or elsewhere
     │   ├── ServerUnavailableError   nothing answers at the address, or it broke off
@@ -46,6 +47,10 @@ class CropError(InputError):
 
 class ImageFileError(InputError):
     """A file is no image that can be read."""
+
+
+class PairFileError(InputError):
+    """A file is no verification set."""
 
 
 class ClientClosedError(InputError):

@@ -1,0 +1,99 @@
+"""From what a person names to embedders: models of a server, files, the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ..errors import InputError, ModelNotFoundError
+from ..status import ServerStatus
+from .embedders import Embedder, InProcess, Served
+
+if TYPE_CHECKING:
+    from ..client import EmbeddingClient
+
+Connect = Callable[[str, "int | None"], "EmbeddingClient"]
+"""Makes a client of a model and version."""
+
+SUFFIXES: Final = ("_onnx", "_trt")
+"""A release's siblings; the first one comes first."""
+
+
+def is_file(spec: str) -> bool:
+    """Whether a person means a file, and not a model of a server."""
+    return spec.endswith(".onnx") or "/" in spec
+
+
+def open_embedders(
+    specs: Sequence[str], connect: Connect, server: ServerStatus | None, stack: ExitStack
+) -> list[Embedder]:
+    """Open what was named.
+
+    Args:
+        specs: "model", "model:version" or "path/to/model.onnx", each.
+        connect: How to reach the server.
+        server: What the server said of itself; None where only files are named.
+        stack: Closes them.
+
+    Raises:
+        InputError: A version is no number, or the same is named twice.
+        ArcFaceError: One of them is not there, or not ready.
+    """
+    embedders: list[Embedder] = []
+    for spec in specs:
+        if is_file(spec) and not spec.endswith(".onnx"):
+            raise InputError(f"{spec} is no .onnx file; another model is compared as a server serves it.")
+        opened = InProcess(Path(spec)) if is_file(spec) else _served(spec, connect, server)
+        embedders.append(stack.enter_context(opened))
+        if opened.name in [embedder.name for embedder in embedders[:-1]]:
+            raise InputError(f"{opened.name} is named twice; name each model once.")
+    return embedders
+
+
+def siblings_on(server: ServerStatus, name: str) -> list[str]:
+    """Every ready version of ``{name}_onnx`` and ``{name}_trt``, as ``open_embedders`` takes them.
+
+    Args:
+        server: The server.
+        name: Of the family, as "arcface_r100".
+
+    Raises:
+        ModelNotFoundError: Not one of them is ready.
+    """
+    ready = [entry for entry in server.models if entry.ready]
+    found = [
+        f"{entry.name}:{entry.version}"
+        for suffix in SUFFIXES
+        for entry in ready
+        if entry.name == name + suffix
+    ]
+    if not found:
+        others = ", ".join(f"{entry.name}:{entry.version}" for entry in ready) or "none"
+        raise ModelNotFoundError(
+            f"{server.url} has no ready version of {name}_onnx or {name}_trt; ready there: {others}. "
+            "Name the models to compare."
+        )
+    return found
+
+
+def _served(spec: str, connect: Connect, server: ServerStatus | None) -> Served:
+    model, _, text = spec.partition(":")
+    if not model or (":" in spec and not text.isdecimal()):
+        raise InputError(
+            f"{spec!r} is no model; expected NAME or NAME:VERSION, as arcface_r100_trt:3, or a file."
+        )
+    version = int(text) if text else _newest(server, model)
+    client = connect(model, version)
+    try:
+        client.ensure_ready()  # where there is no version, its error says why
+    except BaseException:
+        client.close()
+        raise
+    return Served(client, f"{model}:{version}", "" if server is None else server.url)
+
+
+def _newest(server: ServerStatus | None, model: str) -> int | None:
+    models = () if server is None else server.models
+    return max((m.version for m in models if m.name == model and m.ready and m.version), default=None)
