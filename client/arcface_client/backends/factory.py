@@ -65,12 +65,24 @@ def get_embedding_backend(
     arguments["embedding.backend"] = backend_type or arguments.get("embedding.backend")
     arguments["embedding.tensorrt_config"] = tensorrt_config or arguments.get("embedding.tensorrt_config")
     read = load_pipeline_settings(None if config is None else Path(config), arguments=arguments)
-    if read.embedding.backend == "triton":
-        return _triton(read, allow_cpu_fallback)
+    return make_backend(read, where, allow_cpu_fallback=allow_cpu_fallback)
+
+
+def make_backend(
+    settings: PipelineSettings, device: Device, *, allow_cpu_fallback: bool = True
+) -> EmbeddingBackend:
+    """Make an embedder by settings that were read.
+
+    Raises:
+        ConfigError: The settings of TensorRT cannot be used, or leave no candidate.
+    """
+    embedding = settings.embedding
+    if embedding.backend == "triton":
+        return _triton(settings, allow_cpu_fallback)
     return InProcessBackend(
-        read.embedding.backend,
-        _local_candidates(read.embedding, where, allow_cpu_fallback),
-        max_drift_cosine=read.embedding.max_drift_cosine,
+        embedding.backend,
+        _local_candidates(embedding, device, allow_cpu_fallback),
+        max_drift_cosine=embedding.max_drift_cosine,
     )
 
 

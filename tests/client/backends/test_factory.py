@@ -18,6 +18,7 @@ from arcface_client import get_embedding_backend
 from arcface_client.backends.base import EmbeddingBackend
 from arcface_client.contract import Crops
 from arcface_client.errors import (
+    ArcFaceError,
     ConfigError,
     ContractError,
     DeploymentError,
@@ -25,7 +26,9 @@ from arcface_client.errors import (
     ManifestError,
     MissingExtraError,
     ModelNotFoundError,
+    NoCandidateNowError,
 )
+from arcface_server import LocalTriton
 from exports import constant_reshape, small_arcface
 from photograph import face_crops
 
@@ -311,3 +314,45 @@ def test_importing_it_brings_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_a_server_is_held_against_the_manifests_and_this_process_stands_in_when_it_is_gone(
+    make: Make, models: Path, crops: Crops
+) -> None:
+    settings = {"embedding_model_repository": models, "triton_recheck_s": 0.2}
+    with LocalTriton(models) as server:
+        embedder = make("triton", triton_url=server.grpc_url, **settings)
+        embedder.ensure_ready()
+        by_server, served = embedder.encode(crops, return_source=True)
+        diagnostics = embedder.diagnostics()
+    with embedder:
+        by_process, fallen_back = embedder.encode(crops, return_source=True)
+
+    assert [(source.backend, source.where) for source in served.sources] == [("triton", server.grpc_url)]
+    assert (diagnostics.validation.reference, diagnostics.validation.regression_test) == (
+        "manifest",
+        "passed",
+    )
+    assert [(one.backend, one.where) for one in fallen_back.sources] == [("onnxruntime", "this process")]
+    assert fallen_back.fell_back
+    np.testing.assert_allclose(by_process, by_server, atol=1e-6)
+
+
+def test_without_the_fallback_every_candidate_is_listed(make: Make) -> None:
+    with (
+        make("triton", triton_url="127.0.0.1:9", allow_cpu_fallback=False) as embedder,
+        pytest.raises(NoCandidateNowError, match=r"127\.0\.0\.1:9"),
+    ):
+        embedder.ensure_ready()
+
+
+def test_plans_that_are_required_are_not_replaced_by_their_sibling(
+    make: Make, triton: LocalTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"triton_url": triton.grpc_url, "embedding_model": "tiny"}
+    with make("triton", **settings) as embedder:
+        embedder.ensure_ready()
+
+    monkeypatch.setenv("ARCFACE_TENSORRT_ENABLED", "true")
+    with make("triton", **settings) as embedder, pytest.raises(ArcFaceError, match="tiny_trt"):
+        embedder.ensure_ready()
