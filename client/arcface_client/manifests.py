@@ -1,4 +1,4 @@
-"""The records that ``arcface_builder`` leaves in a model repository, as far as those who serve need them."""
+"""What ``arcface_builder`` leaves in a model repository beside the models, as far as serving needs it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from .contract import Embeddings
-from .errors import ManifestError
+from .errors import DeploymentError, ManifestError
 from .golden import from_text, golden_sha256
 from .identity import PRECISIONS, EmbeddingIdentity, PrecisionClass, describe_preprocessing
 
-ENDING: Final = "manifest.json"
+MODEL_FILE: Final = "model.onnx"
+"""What Triton's onnxruntime backend looks for in a version's folder."""
+
+_ENDING: Final = "manifest.json"
 
 _SCHEMAS: Final = (1, 2)
 """Of an ONNX model's record; 1 had no golden embeddings."""
@@ -67,6 +70,18 @@ class PlanRecord:
     sm: str
     max_batch_size: int
 
+    def check_loadable(self, plan: Path, installed_version: str) -> None:
+        """Refuse a plan by another TensorRT before that one sees it.
+
+        Raises:
+            DeploymentError: The versions differ.
+        """
+        if self.tensorrt_version != installed_version:
+            raise DeploymentError(
+                f"{plan} was built by TensorRT {self.tensorrt_version}, and TensorRT {installed_version} is "
+                "installed: a plan fits one build. Run `arcface-builder compile` with that one."
+            )
+
     @property
     def precision_class(self) -> PrecisionClass:
         """Its class of precision."""
@@ -76,12 +91,12 @@ class PlanRecord:
 def manifest_path(root: Path, model: str, version: int, sm: str | None = None) -> Path:
     """Where a version's record is, or that of its plan for an SM: in the root, which Triton passes over."""
     plan = "" if sm is None else f"-sm{sm}"
-    return root / f"{model}-{version}{plan}.{ENDING}"
+    return root / f"{model}-{version}{plan}.{_ENDING}"
 
 
 def plan_manifest_paths(root: Path, model: str, version: int) -> list[Path]:
     """The records of all plans of a version."""
-    return sorted(root.glob(f"{model}-{version}-sm*.{ENDING}"))
+    return sorted(root.glob(f"{model}-{version}-sm*.{_ENDING}"))
 
 
 def read_onnx_record(path: Path) -> OnnxRecord:

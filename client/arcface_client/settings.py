@@ -12,6 +12,7 @@ from . import tensorrt_settings
 from .client import DEFAULT_MAX_IN_FLIGHT, DEFAULT_MODEL, DEFAULT_REQUEST_TIMEOUT_S, EmbeddingClient
 from .connection import Tls
 from .layers import BOOLEAN, NUMBER, PATH, TEXT, TEXTS, WHOLE, Defaults, one_of, read_layers
+from .selection.contender import Rhythm
 
 DEFAULT_PATH: Final = Path("config/pipeline/embedding.yaml")
 
@@ -47,10 +48,16 @@ class EmbeddingSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TritonSettings:
-    """Which server, which model, and within what limits; the attributes are ``EmbeddingClient``'s.
+    """Which servers, within what limits, and how closely they are watched.
 
     Attributes:
-        urls: The servers, in order of preference.
+        urls: The servers, best first.
+        model: The one model that ``client`` calls; see ``EmbeddingClient``, also for the next four.
+        version: Its version.
+        request_timeout_s: Seconds that a request may take.
+        max_in_flight: Requests that one call keeps with the server at a time.
+        tls: Certificates.
+        rhythm: How often candidates are looked at.
     """
 
     urls: tuple[str, ...]
@@ -59,6 +66,7 @@ class TritonSettings:
     request_timeout_s: float
     max_in_flight: int
     tls: Tls | None
+    rhythm: Rhythm
 
     def client(self) -> EmbeddingClient:
         """Make a client of the first server with these settings."""
@@ -80,6 +88,8 @@ class PipelineSettings:
     triton: TritonSettings
 
 
+_RHYTHM: Final = Rhythm()
+
 KEYS: Final[Defaults] = {
     "embedding.backend": (one_of({name: name for name in BACKEND_TYPES}), "pytorch"),
     "embedding.tensorrt_config": (PATH, tensorrt_settings.DEFAULT_PATH),
@@ -94,6 +104,10 @@ KEYS: Final[Defaults] = {
     "triton.version": (WHOLE, None),
     "triton.request_timeout_s": (NUMBER, DEFAULT_REQUEST_TIMEOUT_S),
     "triton.max_in_flight": (WHOLE, DEFAULT_MAX_IN_FLIGHT),
+    "triton.recheck_s": (NUMBER, _RHYTHM.recheck_s),
+    "triton.liveness_s": (NUMBER, _RHYTHM.liveness_s),
+    "triton.prove_again_s": (NUMBER, _RHYTHM.prove_again_s),
+    "triton.refused_again_s": (NUMBER, _RHYTHM.refused_again_s),
     "triton.tls.enabled": (BOOLEAN, False),
     "triton.tls.root_certificates": (PATH, None),
     "triton.tls.private_key": (PATH, None),
@@ -121,9 +135,11 @@ def load_pipeline_settings(
     tls = _section(values, "triton.tls.")
     wants_tls = tls.pop("enabled") or any(tls.values())
     triton = _section(values, "triton.")
+    rhythm = Rhythm(**{name: triton.pop(name) for name in list(triton) if hasattr(_RHYTHM, name)})
+    urls = triton.pop("url")
     return PipelineSettings(
         embedding=EmbeddingSettings(**_section(values, "embedding."), **_section(values, "validation.")),
-        triton=TritonSettings(urls=triton.pop("url"), **triton, tls=Tls(**tls) if wants_tls else None),
+        triton=TritonSettings(urls=urls, **triton, tls=Tls(**tls) if wants_tls else None, rhythm=rhythm),
     )
 
 

@@ -20,11 +20,11 @@ def unit(seed: int = 0) -> Embeddings:
 def test_the_golden_crops_are_the_very_ones_that_manifests_are_about() -> None:
     assert golden_crops().shape == (8, 112, 112, 3)
     assert golden_crops().dtype == np.uint8
-    assert golden_sha256() == "6f2644ccf91bf31433017542d855dc35305cc366f24cd6e31b3985d8293567d7"
+    assert golden_sha256() == "99d0aa7705cb347c0337284cc27ff6b0dc99be54da98a4d6a29244f04dff2e8c"
 
 
 def test_the_command_that_made_the_golden_crops_makes_nearly_the_same() -> None:
-    difference = np.abs(golden_crops().astype(int) - face_like(8, seed=112))
+    difference = np.abs(golden_crops().astype(int) - face_like(8, seed=114))
     assert difference.max() <= 1
     assert np.count_nonzero(difference) < 100
 

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from arcface_client.errors import ConfigError
+from arcface_client.selection.contender import Rhythm
 from arcface_client.settings import TritonSettings, load_pipeline_settings, load_settings
 
 SHIPPED = Path(__file__).parents[2] / "config/pipeline/embedding.yaml"
@@ -25,6 +26,7 @@ def test_argument_goes_before_environment_before_file_before_default(tmp_path: P
         request_timeout_s=60.0,
         max_in_flight=3,
         tls=None,
+        rhythm=Rhythm(),
     )
 
 
@@ -113,6 +115,11 @@ def test_what_a_pipeline_embeds_with_comes_from_the_same_file(tmp_path: Path) ->
     assert settings.embedding.model_repository == Path("/models")
     assert settings.embedding.max_drift_cosine == 0.001
     assert settings.triton == load_settings(path, environment={})
+
+
+def test_how_often_servers_are_looked_at_is_set(tmp_path: Path) -> None:
+    path = write(tmp_path, "triton: {recheck_s: 5, liveness_s: 0.5}")
+    assert load_settings(path, environment={}).rhythm == Rhythm(recheck_s=5, liveness_s=0.5)
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

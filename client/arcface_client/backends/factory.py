@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Final
 
 from ..devices import Device, read_device
-from ..errors import InputError
+from ..errors import ConfigError, InputError
 from ..settings import BACKEND_TYPES, KEYS, EmbeddingSettings, PipelineSettings, load_pipeline_settings
-from ..tensorrt_settings import DEFAULT_PATH, TensorRtSettings, load_tensorrt_settings
+from ..tensorrt_settings import DEFAULT_PATH, Enabled, TensorRtSettings, load_tensorrt_settings
 from .base import EmbeddingBackend
 from .in_process import InProcessBackend
 from .insightface import insightface_candidate
@@ -65,12 +65,24 @@ def get_embedding_backend(
     arguments["embedding.backend"] = backend_type or arguments.get("embedding.backend")
     arguments["embedding.tensorrt_config"] = tensorrt_config or arguments.get("embedding.tensorrt_config")
     read = load_pipeline_settings(None if config is None else Path(config), arguments=arguments)
-    if read.embedding.backend == "triton":
-        return _triton(read, allow_cpu_fallback)
+    return make_backend(read, where, allow_cpu_fallback=allow_cpu_fallback)
+
+
+def make_backend(
+    settings: PipelineSettings, device: Device, *, allow_cpu_fallback: bool = True
+) -> EmbeddingBackend:
+    """Make an embedder by settings that were read.
+
+    Raises:
+        ConfigError: The settings of TensorRT cannot be used, or leave no candidate.
+    """
+    embedding = settings.embedding
+    if embedding.backend == "triton":
+        return _triton(settings, allow_cpu_fallback)
     return InProcessBackend(
-        read.embedding.backend,
-        _local_candidates(read.embedding, where, allow_cpu_fallback),
-        max_drift_cosine=read.embedding.max_drift_cosine,
+        embedding.backend,
+        _local_candidates(embedding, device, allow_cpu_fallback),
+        max_drift_cosine=embedding.max_drift_cosine,
     )
 
 
@@ -85,17 +97,37 @@ def _triton(settings: PipelineSettings, allow_cpu_fallback: bool) -> EmbeddingBa
         candidate = onnx_candidate(models, embedding.model, CPU, version=version)
         return InProcessBackend("onnxruntime", [candidate], max_drift_cosine=embedding.max_drift_cosine)
 
+    enabled = _tensorrt(embedding).enabled
+    if enabled == "required":
+        allow_cpu_fallback = False
     return TritonBackend(
         server.urls,
         embedding.model,
-        embedding.candidates,
+        _candidates(embedding, enabled),
         references=models.golden,
         max_drift_cosine=embedding.max_drift_cosine,
         last_resort=last_resort if allow_cpu_fallback else None,
         limits=RequestLimits(
             request_timeout_s=server.request_timeout_s, max_in_flight=server.max_in_flight, tls=server.tls
         ),
+        rhythm=server.rhythm,
     )
+
+
+def _candidates(settings: EmbeddingSettings, enabled: Enabled) -> tuple[str, ...]:
+    """The models on the server that the settings leave; none leaves it to what is found there."""
+    if enabled == "auto":
+        return settings.candidates
+    wants_plans = enabled == "required"
+    named = settings.candidates or (f"{settings.model}_trt", f"{settings.model}_onnx")
+    left = tuple(name for name in named if name.partition(":")[0].endswith("_trt") == wants_plans)
+    if not left:
+        word = "true" if wants_plans else "false"
+        raise ConfigError(
+            f"arcface_tensorrt.enabled is {word}, which leaves none of embedding.candidates "
+            f"({', '.join(named)}); change one of them."
+        )
+    return left
 
 
 def _local_candidates(

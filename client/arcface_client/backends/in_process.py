@@ -68,10 +68,15 @@ class InProcessBackend(EmbeddingBackend):
             serving, errors = self._serving, dict(self._errors)
         reports = tuple(self._report(candidate, serving, errors) for candidate in self._candidates)
         if serving is None:
-            drifts = [report.drift for report in reports if report.drift is not None]
-            failed = Validation(drift_vs_reference=drifts[0], reference="manifest", regression_test="failed")
+            drift = next((report.drift for report in reports if report.drift is not None), None)
             return Diagnostics(
-                backend=self._backend, validation=failed if drifts else Validation(), candidates=reports
+                backend=self._backend,
+                validation=Validation(
+                    drift_vs_reference=drift,
+                    reference=None if drift is None else "manifest",
+                    regression_test=None if drift is None else "failed",
+                ),
+                candidates=reports,
             )
         model = serving.model
         return Diagnostics(

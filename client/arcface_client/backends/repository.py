@@ -11,6 +11,7 @@ from ..errors import DeploymentError, ManifestError, ModelNotFoundError
 from ..golden import GoldenReference
 from ..identity import PrecisionClass
 from ..manifests import (
+    MODEL_FILE,
     OnnxRecord,
     PlanRecord,
     manifest_path,
@@ -18,8 +19,6 @@ from ..manifests import (
     read_onnx_record,
     read_plan_record,
 )
-
-MODEL_FILE: Final = "model.onnx"
 
 _ONNX: Final = "_onnx"
 _TRT: Final = "_trt"

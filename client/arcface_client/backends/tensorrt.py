@@ -48,12 +48,7 @@ def load_plan(models: LocalModels, name: str, gpu: int) -> LocalModel:
         )
     sm = compute_capability(gpu).replace(".", "")
     plan = models.plan(name, sm)
-    if plan.record.tensorrt_version != tensorrt.__version__:
-        raise DeploymentError(
-            f"{plan.path} was built by TensorRT {plan.record.tensorrt_version}, and TensorRT "
-            f"{tensorrt.__version__} is installed: a plan fits one build. Run `arcface-builder compile "
-            f"--name {name}` here, or install that version."
-        )
+    plan.record.check_loadable(plan.path, tensorrt.__version__)
     runtime = TensorRt(plan.path, sha256=plan.record.sha256, device=gpu)
     return LocalModel(
         runtime=runtime,
