@@ -29,10 +29,10 @@ from arcface_client.errors import (
     NoCandidateNowError,
 )
 from arcface_server import LocalTriton
-from exports import constant_reshape, small_arcface
+from exports import constant_reshape, save_for_insightface, small_arcface
 from photograph import face_crops
 
-from .conftest import Make, save_source
+from .conftest import Make
 
 
 @pytest.mark.parametrize("backend_type", ["pytorch", "onnxruntime"])
@@ -81,7 +81,7 @@ def test_the_reference_is_held_against_the_manifest_of_what_was_built_from_it(
     validation = known.diagnostics().validation
     assert (validation.reference, validation.regression_test) == ("manifest", "passed")
 
-    unknown = make("pytorch", embedding_source=str(save_source(tmp_path, seed=5)))
+    unknown = make("pytorch", embedding_source=str(save_for_insightface(tmp_path, seed=5)))
     unknown.ensure_ready()
     diagnostics = unknown.diagnostics()
     assert diagnostics.validation.reference == "itself"
@@ -242,7 +242,7 @@ def test_a_model_whose_manifest_tells_of_other_embeddings_is_refused_with_the_fi
 ) -> None:
     from arcface_builder.build import build
 
-    build(OnnxFile(save_source(tmp_path, seed=1)), name="small", repository=models)
+    build(OnnxFile(save_for_insightface(tmp_path, seed=1)), name="small", repository=models)
     first, second = (models / f"small_onnx-{version}.manifest.json" for version in (1, 2))
     record = json.loads(second.read_text())
     record["golden"] = json.loads(first.read_text())["golden"]
