@@ -14,11 +14,11 @@ from ..settings import PipelineSettings
 from .comparison import compare
 from .embedders import Embedder
 from .labelled_pairs import verify_all
+from .opening import is_file, open_embedders, siblings_on
 from .pair_file import read_pair_file
 from .reference import Reference
 from .report import Report, versions
 from .samples import generated_samples, samples_from
-from .selection import is_file, open_embedders, siblings_on
 
 
 def run(specs: list[str], settings: PipelineSettings, arguments: argparse.Namespace) -> Report:

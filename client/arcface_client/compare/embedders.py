@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from ..errors import DeploymentError
 
 if TYPE_CHECKING:
     from ..client import EmbeddingClient
+
+E = TypeVar("E", bound="Embedder")
 
 SERVED: Final = "served"
 IN_PROCESS: Final = "in process"
@@ -63,7 +65,7 @@ class Embedder(ABC):
             raise DeploymentError(f"{self.name} answered with embeddings that are zero, NaN or infinite.")
         return embeddings
 
-    def __enter__(self) -> Embedder:
+    def __enter__(self: E) -> E:
         return self
 
     def __exit__(

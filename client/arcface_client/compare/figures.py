@@ -37,8 +37,8 @@ _STYLE: Final[Any] = {
 
 _LONGEST_NAME: Final = 32
 
-LEAST_DRIFT: Final = 1e-9
-"""float32 embeddings of the same values differ by about so much; a logarithm needs an end."""
+LEAST_DRIFT: Final = 1e-15
+"""The rounding of float32 makes about so much, and a logarithm needs an end."""
 
 
 def drift_histogram(drift: Values, allowed: float) -> Figure:

@@ -61,5 +61,5 @@ def test_faults_of_normalisation_are_made_exactly(save: Callable[[onnx.ModelProt
 def test_what_insightface_cannot_use_is_one_line(save: Callable[[onnx.ModelProto], str]) -> None:
     with pytest.raises(DeploymentError, match="no recognition model of InsightFace's"):
         Reference(save(tiny_serving_graph()))
-    with pytest.raises(DeploymentError, match="There is no file missing.onnx"):
+    with pytest.raises(DeploymentError, match=r"There is no file missing\.onnx"):
         Reference("missing.onnx")

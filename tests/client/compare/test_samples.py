@@ -51,10 +51,10 @@ def test_what_is_no_crop_is_passed_over_and_said(folder: Path) -> None:
 
 
 def test_a_folder_without_images_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(ImageFileError, match="There is no image in .*; give a folder of 112x112 face crops"):
+    with pytest.raises(ImageFileError, match=r"There is no image in .*; give a folder of 112x112 face crops"):
         samples_from(tmp_path, 10)
     with pytest.raises(ImageFileError, match="There is no file or folder"):
         samples_from(tmp_path / "missing", 10)
     Image.new("RGB", (112, 112)).save(tmp_path / "only.png")
-    with pytest.raises(ImageFileError, match="1 of 1 files in .* are face crops; expected two or more"):
+    with pytest.raises(ImageFileError, match=r"1 of 1 files in .* are face crops; expected two or more"):
         samples_from(tmp_path, 10)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ..errors import InputError, ModelNotFoundError
+from ..selection.candidates import ONNX_SUFFIX, PLAN_SUFFIX, Pin
 from ..status import ServerStatus
 from .embedders import Embedder, InProcess, Served
 
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 Connect = Callable[[str, "int | None"], "EmbeddingClient"]
 """Makes a client of a model and version."""
 
-SUFFIXES: Final = ("_onnx", "_trt")
-"""A release's siblings; the first one comes first."""
+_SIBLINGS: Final = (ONNX_SUFFIX, PLAN_SUFFIX)
+"""Of a release; the first is what the other was made from."""
 
 
 def is_file(spec: str) -> bool:
@@ -38,7 +39,8 @@ def open_embedders(
         stack: Closes them.
 
     Raises:
-        InputError: A version is no number, or the same is named twice.
+        InputError: A file is no ONNX file, or the same is named twice.
+        ConfigError: A text names no model.
         ArcFaceError: One of them is not there, or not ready.
     """
     embedders: list[Embedder] = []
@@ -55,6 +57,8 @@ def open_embedders(
 def siblings_on(server: ServerStatus, name: str) -> list[str]:
     """Every ready version of ``{name}_onnx`` and ``{name}_trt``, as ``open_embedders`` takes them.
 
+    ONNX models come first, and the newest version first: the baseline is the newest release's ONNX model.
+
     Args:
         server: The server.
         name: Of the family, as "arcface_r100".
@@ -62,36 +66,33 @@ def siblings_on(server: ServerStatus, name: str) -> list[str]:
     Raises:
         ModelNotFoundError: Not one of them is ready.
     """
-    ready = [entry for entry in server.models if entry.ready]
+    ready = [model for model in server.models if model.ready]
+    newest_first = sorted(ready, key=lambda model: -(model.version or 0))
     found = [
-        f"{entry.name}:{entry.version}"
-        for suffix in SUFFIXES
-        for entry in ready
-        if entry.name == name + suffix
+        f"{model.name}:{model.version}"
+        for suffix in _SIBLINGS
+        for model in newest_first
+        if model.name == name + suffix
     ]
     if not found:
-        others = ", ".join(f"{entry.name}:{entry.version}" for entry in ready) or "none"
+        others = ", ".join(f"{model.name}:{model.version}" for model in ready) or "none"
         raise ModelNotFoundError(
             f"{server.url} has no ready version of {name}_onnx or {name}_trt; ready there: {others}. "
-            "Name the models to compare."
+            "Name the models to compare, or set embedding.model."
         )
     return found
 
 
 def _served(spec: str, connect: Connect, server: ServerStatus | None) -> Served:
-    model, _, text = spec.partition(":")
-    if not model or (":" in spec and not text.isdecimal()):
-        raise InputError(
-            f"{spec!r} is no model; expected NAME or NAME:VERSION, as arcface_r100_trt:3, or a file."
-        )
-    version = int(text) if text else _newest(server, model)
-    client = connect(model, version)
+    pin = Pin.parse(spec)
+    version = _newest(server, pin.model) if pin.version is None else pin.version
+    client = connect(pin.model, version)
     try:
         client.ensure_ready()  # where there is no version, its error says why
     except BaseException:
         client.close()
         raise
-    return Served(client, f"{model}:{version}", "" if server is None else server.url)
+    return Served(client, f"{pin.model}:{version}", "" if server is None else server.url)
 
 
 def _newest(server: ServerStatus | None, model: str) -> int | None:
