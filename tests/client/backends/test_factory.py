@@ -197,6 +197,16 @@ def test_a_provider_that_there_is_not_is_refused_by_name(make: Make) -> None:
         make("onnxruntime", embedding_providers=["Cuda"]).ensure_ready()
 
 
+def test_a_package_that_is_installed_but_cannot_be_loaded_is_said(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.8: cannot open shared object')")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with pytest.raises(MissingExtraError, match=r"installed, but cannot be loaded: libnvinfer\.so\.8"):
+        make("tensorrt", allow_cpu_fallback=False).ensure_ready()
+
+
 def test_tensorrt_gives_way_to_onnxruntime_where_it_cannot_run(make: Make, crops: Crops) -> None:
     with make("tensorrt") as embedder:
         _, served = embedder.encode(crops[:2], return_source=True)
