@@ -9,6 +9,7 @@ import onnx
 
 from arcface_client.backends.base import EmbeddingBackend, Served, Source
 from arcface_client.backends.diagnostics import Diagnostics
+from arcface_client.contract import Crops, Embeddings
 from arcface_client.job import Job
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_client.selection.breaker import BreakerLimits
@@ -61,3 +62,10 @@ class InThisProcess(EmbeddingBackend):
             job.fill(part, self._runtime.embed(job.crops[part]))
         self.crops += missing
         return Served((Source("onnxruntime", ONNX, self.release, "this process", missing),))
+
+
+def tiny_embeddings(folder: Path, crops: Crops, seed: int = 1) -> Embeddings:
+    """Embeddings of crops by the tiny model of a seed."""
+    path = folder / f"tiny-{seed}.onnx"
+    onnx.save(tiny_serving_graph(seed), path)
+    return OnnxRuntime(path).embed(crops)

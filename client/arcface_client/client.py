@@ -133,14 +133,17 @@ class EmbeddingClient:
         batches = ((None, as_batch(run, color=color)) for run in runs(crops, size))
         return (answer for _, answer in self._pipeline(batches, deadline))
 
-    def ensure_ready(self) -> None:
+    def ensure_ready(self, *, timeout_s: float | None = None) -> None:
         """Check that the server answers and serves the model with the contract's tensors.
+
+        Args:
+            timeout_s: Seconds that it may take; None leaves it to the requests' own limit.
 
         Raises:
             ArcFaceError: It does not; the message says why.
         """
         self._served = None
-        self._model(Deadline(None))
+        self._model(Deadline(timeout_s))
 
     def status(self) -> ServerStatus:
         """Ask the server for its version, its readiness and its models.

@@ -5,13 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, overload
+from typing import Literal, TypeVar, overload
 
 from ..contract import Embeddings
 from ..crops import Color, CropsLike, as_batch
 from ..deadline import Deadline
 from ..job import Job
 from .diagnostics import Diagnostics
+
+Backend = TypeVar("Backend", bound="EmbeddingBackend")
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ class EmbeddingBackend(ABC):
         served = self._run(job) if job.missing else Served(())
         return (job.embeddings, served) if return_source else job.embeddings
 
-    def __enter__(self) -> EmbeddingBackend:
+    def __enter__(self: Backend) -> Backend:
         return self
 
     def __exit__(

@@ -27,7 +27,7 @@ from .diagnostics import Diagnostics, Validation
 
 DEFAULT_NAME: Final = "arcface_r100"
 
-_FIRST_LOOK_S: Final = 5.0
+_FIRST_LOOK_S: Final = 2.0
 """How long a server may take to list its models when nobody else serves meanwhile, in seconds."""
 
 

@@ -21,6 +21,7 @@ from ..failures import PROBE_TIMEOUT_S, unanswered
 from .candidates import Candidate, Sighting, Wanted
 from .contender import Contender, Rhythm
 from .examination import (
+    Embed,
     Finding,
     Identity,
     References,
@@ -214,20 +215,17 @@ class Selector:
             conflict = conflicting(record, self.identity)
             if conflict is not None:
                 raise conflict
-        # A client of its own, since the model may have come back with another batch size or other tensors.
-        client = contender.server.client(model, version)
-        sibling = sibling_of(model)
-        with contender.server.call():
-            finding = examine(
-                lambda crops: client.encode(crops, timeout_s=deadline.remaining_s()),
-                model,
-                record,
-                None
-                if sibling is None
-                else lambda crops: contender.server.client(sibling, version).encode(
-                    crops, timeout_s=deadline.remaining_s()
-                ),
-            )
+        server, sibling = contender.server, sibling_of(model)
+
+        def embed_by(name: str) -> Embed:
+            client = server.client(name, version, modest=True)
+            return lambda crops: client.encode(crops, timeout_s=deadline.remaining_s())
+
+        with server.call():
+            # A new client, since the model may have come back with another batch size or other tensors.
+            client = server.client(model, version)
+            client.ensure_ready(timeout_s=deadline.remaining_s())
+            finding = examine(embed_by(model), model, record, None if sibling is None else embed_by(sibling))
         contender.client = client
         return finding
 

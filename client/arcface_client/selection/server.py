@@ -42,14 +42,20 @@ class Server:
         self._calls = 0
         self._answered_at = -math.inf
 
-    def client(self, model: str, version: int | None) -> EmbeddingClient:
-        """A client of one of its models, over the connection that all share."""
+    def client(self, model: str, version: int | None, *, modest: bool = False) -> EmbeddingClient:
+        """A client of one of its models, over the connection that all share.
+
+        Args:
+            model: The model.
+            version: Its version.
+            modest: Send one request at a time, so that a queue has room for others.
+        """
         return EmbeddingClient(
             self.url,
             model,
             version,
             request_timeout_s=self._limits.request_timeout_s,
-            max_in_flight=self._limits.max_in_flight,
+            max_in_flight=1 if modest else self._limits.max_in_flight,
             connection=self.connection,
         )
 

@@ -1,37 +1,57 @@
-"""A model repository as the builder leaves it, and the source that it was built from."""
+"""Real servers with sibling models; a model repository as the builder leaves it, and its source."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
 
 from arcface_builder.build import build
 from arcface_builder.sources import OnnxFile
 from arcface_client.backends.base import EmbeddingBackend
 from arcface_client.backends.factory import get_embedding_backend
-from exports import pytorch_pack, small_arcface
+from arcface_server import LocalTriton
+from exports import save_for_insightface
+from siblings import write_siblings
+from tiny import write_tiny_repository
+
+EXPLICIT = ("--model-control-mode=explicit", "--load-model=*")
 
 Make = Callable[..., EmbeddingBackend]
 
 
-def save_source(folder: Path, seed: int = 0) -> Path:
-    """A source model as InsightFace's packs hold them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"source-{seed}.onnx"
-    onnx.save_model(pytorch_pack(small_arcface(seed)), path)
-    return path
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalTriton, LocalTriton]]:
+    """Two servers with tiny_trt and tiny_onnx, two crops a batch, whose models can be unloaded."""
+    repository = write_siblings(tmp_path_factory.mktemp("siblings"), max_batch_size=2, work=1)
+    with ExitStack() as stack:
+        first, second = (
+            stack.enter_context(LocalTriton(repository, flags=EXPLICIT, stop_timeout_s=1)) for _ in range(2)
+        )
+        yield first, second
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTriton]:
+    """A server with tiny_trt and tiny_onnx, and models whose weights are wrong by more and less."""
+    repository = write_siblings(tmp_path_factory.mktemp("crowd"))
+    write_tiny_repository(repository, "wrong_trt", skew=1.0)
+    write_tiny_repository(repository, "slight_trt", skew=0.063)
+    write_tiny_repository(repository, "near_trt", skew=0.02)
+    write_tiny_repository(repository, "full_trt", max_batch_size=1, work=3, queue=1)
+    with LocalTriton(repository, stop_timeout_s=1) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``source-0.onnx``, and ``models`` with version 1 of small_onnx; not to be changed."""
     folder = tmp_path_factory.mktemp("built")
-    build(OnnxFile(save_source(folder)), name="small", repository=folder / "models")
+    build(OnnxFile(save_for_insightface(folder)), name="small", repository=folder / "models")
     return folder
 
 

@@ -29,10 +29,10 @@ from arcface_client.errors import (
     NoCandidateNowError,
 )
 from arcface_server import LocalTriton
-from exports import constant_reshape, small_arcface
+from exports import constant_reshape, save_for_insightface, small_arcface
 from photograph import face_crops
 
-from .conftest import Make, save_source
+from .conftest import Make
 
 
 @pytest.mark.parametrize("backend_type", ["pytorch", "onnxruntime"])
@@ -81,7 +81,7 @@ def test_the_reference_is_held_against_the_manifest_of_what_was_built_from_it(
     validation = known.diagnostics().validation
     assert (validation.reference, validation.regression_test) == ("manifest", "passed")
 
-    unknown = make("pytorch", embedding_source=str(save_source(tmp_path, seed=5)))
+    unknown = make("pytorch", embedding_source=str(save_for_insightface(tmp_path, seed=5)))
     unknown.ensure_ready()
     diagnostics = unknown.diagnostics()
     assert diagnostics.validation.reference == "itself"
@@ -197,6 +197,16 @@ def test_a_provider_that_there_is_not_is_refused_by_name(make: Make) -> None:
         make("onnxruntime", embedding_providers=["Cuda"]).ensure_ready()
 
 
+def test_a_package_that_is_installed_but_cannot_be_loaded_is_said(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.8: cannot open shared object')")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with pytest.raises(MissingExtraError, match=r"installed, but cannot be loaded: libnvinfer\.so\.8"):
+        make("tensorrt", allow_cpu_fallback=False).ensure_ready()
+
+
 def test_tensorrt_gives_way_to_onnxruntime_where_it_cannot_run(make: Make, crops: Crops) -> None:
     with make("tensorrt") as embedder:
         _, served = embedder.encode(crops[:2], return_source=True)
@@ -242,7 +252,7 @@ def test_a_model_whose_manifest_tells_of_other_embeddings_is_refused_with_the_fi
 ) -> None:
     from arcface_builder.build import build
 
-    build(OnnxFile(save_source(tmp_path, seed=1)), name="small", repository=models)
+    build(OnnxFile(save_for_insightface(tmp_path, seed=1)), name="small", repository=models)
     first, second = (models / f"small_onnx-{version}.manifest.json" for version in (1, 2))
     record = json.loads(second.read_text())
     record["golden"] = json.loads(first.read_text())["golden"]

@@ -16,8 +16,7 @@ from arcface_builder.sources import OnnxFile
 from arcface_client.backends.repository import LocalModels, file_sha256
 from arcface_client.errors import ManifestError, ModelNotFoundError
 from arcface_client.golden import golden_crops
-
-from .conftest import save_source
+from exports import save_for_insightface
 
 Manifest = dict[str, Any]
 
@@ -194,7 +193,7 @@ def test_a_plan_of_an_older_release_serves_only_if_the_gallery_is_the_same(
     another_release(models, built / "source-0.onnx")
     assert LocalModels(models).plan("small", "90").path == older
 
-    another_release(models, save_source(tmp_path, seed=1))
+    another_release(models, save_for_insightface(tmp_path, seed=1))
     with pytest.raises(ModelNotFoundError, match=r"sm90 .*; version 1 is of another source model, SHA-256"):
         LocalModels(models).plan("small", "90")
 

@@ -1,0 +1,314 @@
+"""Who serves, and why not the others; see test_triton_faults.py for servers that fail."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from arcface_client import EmbeddingClient
+from arcface_client.backends.base import EmbeddingBackend
+from arcface_client.backends.diagnostics import CandidateReport
+from arcface_client.backends.triton import TritonBackend
+from arcface_client.connection import Connection
+from arcface_client.contract import Crops, Embeddings
+from arcface_client.errors import (
+    ClientClosedError,
+    ConfigError,
+    DeadlineExceededError,
+    InputError,
+    ManifestError,
+    NoCandidateError,
+    NoCandidateNowError,
+    ServerBusyError,
+)
+from arcface_client.golden import GoldenReference, golden_crops
+from arcface_client.selection.examination import References
+from arcface_server import LocalTriton
+from processes import wait_until
+from siblings import NAME, QUICK, InThisProcess, tiny_embeddings
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> References:
+    """A manifest for every model, which says that it is the tiny model of seed 1."""
+    reference = tiny_embeddings(tmp_path_factory.mktemp("record"), golden_crops())
+    return lambda model, version: GoldenReference(reference, source_sha256="a" * 64)
+
+
+@pytest.fixture(scope="module")
+def truth(crops: Crops, tmp_path_factory: pytest.TempPathFactory) -> Embeddings:
+    return tiny_embeddings(tmp_path_factory.mktemp("truth"), crops)
+
+
+def report(embedder: EmbeddingBackend, candidate: str) -> CandidateReport:
+    reports = embedder.diagnostics().candidates
+    (found,) = (one for one in reports if one.candidate.startswith(f"{candidate} at "))
+    return found
+
+
+def test_the_plan_serves_and_its_onnx_sibling_stands_by(
+    crowd: LocalTriton, crops: Crops, truth: Embeddings
+) -> None:
+    with TritonBackend(crowd.grpc_url, NAME) as embedder:
+        embeddings, served = embedder.encode(crops, return_source=True)
+        diagnostics = embedder.diagnostics()
+    np.testing.assert_allclose(embeddings, truth, atol=1e-6)
+    (source,) = served.sources
+    assert (source.backend, source.model, source.version, source.where, source.crops) == (
+        "triton",
+        "tiny_trt",
+        1,
+        crowd.grpc_url,
+        100,
+    )
+    assert not served.fell_back
+    assert [(one.candidate, one.state) for one in diagnostics.candidates] == [
+        (f"tiny_trt:1 at {crowd.grpc_url}", "serving"),
+        (f"tiny_onnx:1 at {crowd.grpc_url}", "standing by"),
+    ]
+    assert (diagnostics.model, diagnostics.version, diagnostics.batch_size) == ("tiny_trt", 1, 32)
+    assert diagnostics.validation.reference == "onnx sibling"
+    assert diagnostics.validation.regression_test == "passed"
+    assert diagnostics.validation.drift_vs_reference == pytest.approx(0, abs=1e-6)
+    assert diagnostics.latency_ms and diagnostics.latency_ms > 0
+    assert diagnostics.throughput_fps and diagnostics.throughput_fps > 0
+    assert diagnostics.counters["sources"][0]["faces"] == 100
+
+
+def test_pins_override_the_order(crowd: LocalTriton, crops: Crops) -> None:
+    with TritonBackend(crowd.grpc_url, NAME, ["tiny_onnx:1", "tiny_trt"]) as embedder:
+        _, served = embedder.encode(crops[:3], return_source=True)
+        assert served.sources[0].model == "tiny_onnx"
+        assert report(embedder, "tiny_trt:1").state == "standing by"
+
+
+@pytest.mark.parametrize(
+    ("candidate", "serves", "drift"),
+    [("wrong_trt", False, 0.3), ("slight_trt", False, 0.002), ("near_trt", True, 0.0002)],
+)
+def test_a_candidate_serves_only_when_its_drift_is_within_the_tolerance(
+    crowd: LocalTriton,
+    recorded: References,
+    crops: Crops,
+    truth: Embeddings,
+    candidate: str,
+    serves: bool,
+    drift: float,
+) -> None:
+    with TritonBackend(crowd.grpc_url, NAME, [candidate, "tiny_onnx"], references=recorded) as embedder:
+        embeddings, served = embedder.encode(crops, return_source=True)
+        measured = report(embedder, f"{candidate}:1").drift
+    assert served.sources[0].model == (candidate if serves else "tiny_onnx")
+    assert measured == pytest.approx(drift, rel=0.5)
+    assert np.einsum("nd,nd->n", embeddings, truth).min() > 1 - 0.001
+    if not serves:
+        assert served.refusals[0].candidate.startswith(f"{candidate}:1")
+        assert f"drift {measured:.2g} from the reference (manifest)" in served.refusals[0].reason
+
+
+def test_a_drift_is_measured_against_the_onnx_sibling_when_nothing_is_recorded(
+    crowd: LocalTriton, crops: Crops
+) -> None:
+    with (
+        TritonBackend(crowd.grpc_url, NAME, ["wrong_trt:1"]) as embedder,
+        pytest.raises(NoCandidateError, match="nothing proves it: no manifest is here"),
+    ):
+        embedder.encode(crops[:1])
+
+
+def test_only_the_newest_release_serves_and_another_source_model_never(
+    triton: LocalTriton, crops: Crops, expected: Embeddings
+) -> None:
+    with TritonBackend(triton.grpc_url, NAME) as embedder:
+        embeddings, served = embedder.encode(crops[:9], return_source=True)
+        older = report(embedder, "tiny_onnx:1")
+    np.testing.assert_allclose(embeddings, expected[:9], atol=1e-6)
+    assert served.sources[0].version == 2
+    assert older.state == "refused"
+    assert "another source model" in (older.reason or "")
+    assert not served.fell_back
+
+
+def test_a_record_tells_another_source_model_though_its_embeddings_agree(
+    crowd: LocalTriton, crops: Crops, tmp_path: Path
+) -> None:
+    reference = tiny_embeddings(tmp_path, golden_crops())
+
+    def records(model: str, version: int) -> GoldenReference:
+        return GoldenReference(reference, source_sha256=("a" if model == "tiny_trt" else "b") * 64)
+
+    with TritonBackend(crowd.grpc_url, NAME, references=records) as embedder:
+        embedder.ensure_ready()
+        assert "another source model, SHA-256 bbbb" in (report(embedder, "tiny_onnx:1").reason or "")
+
+
+def test_a_manifest_that_lies_refuses_its_candidate(crowd: LocalTriton, crops: Crops) -> None:
+    def lying(model: str, version: int) -> GoldenReference | None:
+        if model == "tiny_trt":
+            raise ManifestError("tiny_trt-1.manifest.json is no JSON")
+        return None
+
+    with TritonBackend(crowd.grpc_url, NAME, references=lying) as embedder:
+        _, served = embedder.encode(crops[:1], return_source=True)
+    assert served.sources[0].model == "tiny_onnx"
+    assert "is no JSON" in served.refusals[0].reason
+
+
+def test_every_candidate_refused_is_one_error_that_lists_them_all(triton: LocalTriton, crops: Crops) -> None:
+    pins = ["other", "broken_onnx:1", "tiny_onnx:7", "nothing"]
+    with TritonBackend(triton.grpc_url, NAME, pins) as embedder:
+        for call in (embedder.ensure_ready, lambda: embedder.encode(crops[:1])):
+            with pytest.raises(NoCandidateError) as caught:
+                call()
+            text = str(caught.value)
+            assert "other:1" in text and "expected image UINT8[N, 112, 112, 3]" in text
+            assert "broken_onnx:1" in text and "not ready: " in text
+            assert "tiny_onnx:7" in text and "its versions: 1, 2" in text
+            assert "nothing at" in text and "no such model" in text
+            assert "\n" not in text
+
+
+def test_a_server_without_such_models_is_said(crowd: LocalTriton, crops: Crops) -> None:
+    with (
+        TritonBackend(crowd.grpc_url, "arcface_r50") as embedder,
+        pytest.raises(
+            NoCandidateError, match=r"no arcface_r50_trt or arcface_r50_onnx; its models: .*tiny_trt"
+        ),
+    ):
+        embedder.encode(crops[:1])
+
+
+def test_the_http_port_is_said_to_be_none(crowd: LocalTriton, crops: Crops) -> None:
+    with (
+        TritonBackend(crowd.http_url, NAME) as embedder,
+        pytest.raises(NoCandidateNowError, match="is this its gRPC port"),
+    ):
+        embedder.encode(crops[:1])
+
+
+def test_no_server_at_all_is_said_soon_and_listed(crops: Crops) -> None:
+    with (
+        TritonBackend(["127.0.0.1:9", "127.0.0.1:10"], NAME) as embedder,
+        pytest.raises(
+            NoCandidateNowError, match=r"any model at 127\.0\.0\.1:9: .*; any model at 127\.0\.0\.1:10: "
+        ),
+    ):
+        embedder.encode(crops[:1])
+
+
+@contextmanager
+def crowded(server: LocalTriton, model: str, crops: Crops) -> Iterator[None]:
+    """Keep the queue of a model full."""
+    ended = threading.Event()
+
+    def crowd_in() -> None:
+        client = EmbeddingClient(server.grpc_url, model, connection=connection)
+        while not ended.is_set():
+            with suppress(ServerBusyError):
+                client.encode(crops[:1])
+
+    connection = Connection(server.grpc_url, retries=False)
+    with ThreadPoolExecutor(6) as pool:
+        others = [pool.submit(crowd_in) for _ in range(6)]
+        yield
+        ended.set()
+    for other in others:
+        other.result()
+    connection.close()
+
+
+def test_a_full_queue_is_tried_again_and_then_left_to_the_next(
+    crowd: LocalTriton, recorded: References, crops: Crops, truth: Embeddings
+) -> None:
+    with TritonBackend(crowd.grpc_url, NAME, ["full_trt", "tiny_onnx"], references=recorded) as embedder:
+        embedder.ensure_ready()
+
+        def left_to_the_next() -> bool:
+            embeddings, served = embedder.encode(crops[:2], return_source=True)
+            np.testing.assert_allclose(embeddings, truth[:2], atol=1e-6)
+            assert served.fell_back == (served.sources[-1].model == "tiny_onnx")
+            return served.fell_back
+
+        with crowded(crowd, "full_trt", crops):
+            wait_until(left_to_the_next)
+        assert embedder.diagnostics().counters["fallbacks"]["ServerBusyError"] == 1
+        # A full queue is the moment's affair: it takes nobody out.
+        assert report(embedder, "full_trt:1").state == "serving"
+
+
+def test_without_anybody_else_a_full_queue_is_waited_for_until_the_deadline(
+    crowd: LocalTriton, recorded: References, crops: Crops
+) -> None:
+    with TritonBackend(crowd.grpc_url, NAME, ["full_trt"], references=recorded) as embedder:
+        embedder.ensure_ready()
+        with pytest.raises(
+            DeadlineExceededError, match=r"for the whole call, 0.5 s, is over; .* of 100 crops"
+        ):
+            embedder.encode(crops, timeout_s=0.5)
+        assert embedder.encode(crops[:4]).shape == (4, 512)
+
+
+def test_the_last_resort_serves_when_no_server_does_and_holds_to_the_identity(
+    crops: Crops, truth: Embeddings, tmp_path: Path
+) -> None:
+    with TritonBackend(
+        "127.0.0.1:9", NAME, last_resort=lambda release: InThisProcess(tmp_path, release)
+    ) as embedder:
+        embedder.ensure_ready()
+        embeddings, served = embedder.encode(crops, return_source=True)
+        diagnostics = embedder.diagnostics()
+    np.testing.assert_allclose(embeddings, truth, atol=1e-6)
+    assert [source.where for source in served.sources] == ["this process"]
+    assert "No Triton server answers" in served.refusals[0].reason
+    assert diagnostics.backend == "onnxruntime"
+
+
+def test_a_server_that_is_found_after_the_last_resort_settled_the_identity_is_held_to_it(
+    triton: LocalTriton, crops: Crops, tmp_path: Path
+) -> None:
+    with TritonBackend(
+        [triton.grpc_url], "slow", last_resort=lambda release: InThisProcess(tmp_path, 2), rhythm=QUICK
+    ) as embedder:
+        embedder.ensure_ready()
+        _, served = embedder.encode(crops[:1], return_source=True)
+    assert served.sources[0].model == "slow_onnx"
+
+
+def test_empty_input_asks_nobody(tmp_path: Path) -> None:
+    with TritonBackend("127.0.0.1:9", NAME) as embedder:
+        embeddings, served = embedder.encode([], return_source=True)
+    assert embeddings.shape == (0, 512)
+    assert served.sources == ()
+
+
+def test_a_closed_backend_says_so(crowd: LocalTriton, crops: Crops) -> None:
+    embedder = TritonBackend(crowd.grpc_url, NAME)
+    embedder.encode(crops[:1])
+    threads = {thread.name for thread in threading.enumerate()}
+    assert {"arcface-recheck", "arcface-liveness"} <= threads
+    embedder.close()
+    embedder.close()
+    assert not {"arcface-recheck", "arcface-liveness"} & {thread.name for thread in threading.enumerate()}
+    with pytest.raises(ClientClosedError):
+        embedder.encode(crops[:1])
+    with pytest.raises(ClientClosedError):
+        embedder.ensure_ready()
+
+
+def test_arguments_that_cannot_be_used_are_refused() -> None:
+    with pytest.raises(InputError, match="max_drift_cosine is 0"):
+        TritonBackend("localhost:1", max_drift_cosine=0)
+    with pytest.raises(InputError, match="max_drift_cosine is nan"):
+        TritonBackend("localhost:1", max_drift_cosine=float("nan"))
+    with pytest.raises(ConfigError, match="expected host:port"):
+        TritonBackend(["localhost:1", "http://localhost"])
+    with pytest.raises(ConfigError, match="no server's URL"):
+        TritonBackend([])
+    with pytest.raises(ConfigError, match="expected its name"):
+        TritonBackend("localhost:1", candidates=["arcface_r100_trt:new"])

@@ -1,0 +1,244 @@
+"""Servers that die, hang, and come back, while calls are under way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tritonclient import grpc as tritonclient
+
+from arcface_client.backends.base import Served
+from arcface_client.backends.triton import TritonBackend
+from arcface_client.contract import Crops, Embeddings
+from arcface_client.errors import DeadlineExceededError, NoCandidateNowError
+from arcface_server import LocalTriton
+from processes import wait_until
+from siblings import NAME, ONNX, PLAN, QUICK, InThisProcess, tiny_embeddings, write_siblings
+
+Pair = tuple[LocalTriton, LocalTriton]
+
+
+@pytest.fixture(scope="module")
+def many(crops: Crops) -> Crops:
+    """Crops for a call that lasts."""
+    return np.concatenate([crops, crops[::-1]])
+
+
+@pytest.fixture(scope="module")
+def truth(many: Crops, tmp_path_factory: pytest.TempPathFactory) -> Embeddings:
+    return tiny_embeddings(tmp_path_factory.mktemp("truth"), many)
+
+
+def urls(pair: Pair) -> list[str]:
+    return [server.grpc_url for server in pair]
+
+
+def serving(embedder: TritonBackend) -> str | None:
+    states = {one.state: one.candidate for one in embedder.diagnostics().candidates}
+    return states.get("serving")
+
+
+@contextmanager
+def stopped(server: LocalTriton) -> Iterator[None]:
+    """Keep a server from running, as one that hangs."""
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+
+
+def in_the_middle(
+    embedder: TritonBackend, crops: Crops, happens: int, server: LocalTriton
+) -> tuple[Embeddings, Served]:
+    """Embed crops, and send a server a signal once some of them were answered."""
+    before = answered(server)
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(embedder.encode, crops, timeout_s=30, return_source=True)
+        wait_until(lambda: answered(server) > before)
+        os.kill(server.pid, happens)
+        return call.result()
+
+
+def answered(server: LocalTriton) -> int:
+    """How many requests for the plan a server has answered."""
+    with tritonclient.InferenceServerClient(server.grpc_url) as client:
+        (statistics,) = client.get_inference_statistics(PLAN).model_stats
+    return int(statistics.inference_stats.success.count)
+
+
+def test_killed_servers_leave_the_rest_to_the_next_and_then_to_this_process_and_are_used_again(
+    tmp_path: Path, many: Crops, truth: Embeddings, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_siblings(tmp_path / "repository", max_batch_size=2, work=1)
+    with (
+        LocalTriton(tmp_path / "repository") as first,
+        LocalTriton(tmp_path / "repository") as second,
+        TritonBackend(
+            [first.grpc_url, second.grpc_url],
+            NAME,
+            last_resort=lambda release: InThisProcess(tmp_path, release),
+            rhythm=QUICK,
+        ) as embedder,
+    ):
+        embedder.ensure_ready()
+
+        embeddings, served = in_the_middle(embedder, many, signal.SIGKILL, first)
+        np.testing.assert_allclose(embeddings, truth, atol=1e-6)
+        assert [source.where for source in served.sources] == [first.grpc_url, second.grpc_url]
+        assert sum(source.crops for source in served.sources) == len(many)
+        assert served.refusals[0].candidate == f"tiny_trt:1 at {first.grpc_url}"
+        assert f"{PLAN}:1 at {second.grpc_url} serves now, not {PLAN}:1 at {first.grpc_url}" in caplog.text
+
+        embeddings, served = in_the_middle(embedder, many, signal.SIGKILL, second)
+        np.testing.assert_allclose(embeddings, truth, atol=1e-6)
+        assert [source.where for source in served.sources] == [second.grpc_url, "this process"]
+        assert sum(source.crops for source in served.sources) == len(many)
+        assert "No candidate serves now" in caplog.text
+        assert embedder.diagnostics().backend == "onnxruntime"
+
+        port = int(first.grpc_url.rpartition(":")[2])
+        with LocalTriton(tmp_path / "repository", grpc_port=port):
+            wait_until(lambda: serving(embedder) == f"{PLAN}:1 at {first.grpc_url}")
+            embeddings, served = embedder.encode(many[:9], return_source=True)
+        np.testing.assert_allclose(embeddings, truth[:9], atol=1e-6)
+        assert [source.where for source in served.sources] == [first.grpc_url]
+
+
+def test_a_server_that_hangs_does_not_hold_a_call_that_another_can_serve(
+    pair: Pair, many: Crops, truth: Embeddings
+) -> None:
+    with TritonBackend(urls(pair), NAME, rhythm=QUICK) as embedder:
+        embedder.ensure_ready()
+        started = time.monotonic()
+        try:
+            embeddings, served = in_the_middle(embedder, many, signal.SIGSTOP, pair[0])
+        finally:
+            os.kill(pair[0].pid, signal.SIGCONT)
+        took_s = time.monotonic() - started
+        np.testing.assert_allclose(embeddings, truth, atol=1e-6)
+        assert [source.where for source in served.sources] == urls(pair)
+        assert "did not say within 0.5 s that it is alive" in served.refusals[0].reason
+        assert took_s < 15  # of 30 that the call had, and 60 that a request has
+        wait_until(lambda: serving(embedder) == f"{PLAN}:1 at {pair[0].grpc_url}")
+
+
+def test_one_deadline_holds_across_all_tries(pair: Pair, many: Crops) -> None:
+    with TritonBackend(urls(pair), NAME, rhythm=QUICK) as embedder:
+        embedder.ensure_ready()
+        with stopped(pair[0]), stopped(pair[1]):
+            started = time.monotonic()
+            with pytest.raises(
+                DeadlineExceededError, match=r"the whole call, 1\.5 s, is over; 0 of 200 crops"
+            ):
+                embedder.encode(many, timeout_s=1.5)
+            assert time.monotonic() - started < 2
+        wait_until(lambda: serving(embedder) is not None)
+        assert embedder.encode(many[:3]).shape == (3, 512)
+
+
+def test_a_server_that_hangs_at_the_first_look_is_not_waited_for_long(pair: Pair, many: Crops) -> None:
+    with TritonBackend(urls(pair), NAME) as embedder, stopped(pair[0]):
+        started = time.monotonic()
+        _, served = embedder.encode(many[:3], return_source=True)
+        assert time.monotonic() - started < 8
+    assert served.sources[0].where == pair[1].grpc_url
+
+
+def test_a_model_unloaded_under_load_is_replaced_and_used_again_once_it_is_back(
+    pair: Pair, many: Crops, truth: Embeddings
+) -> None:
+    server, _ = pair
+    ended = threading.Event()
+
+    def use(embedder: TritonBackend) -> int:
+        calls = 0
+        while not ended.is_set():
+            np.testing.assert_allclose(embedder.encode(many[:5]), truth[:5], atol=1e-6)
+            calls += 1
+        return calls
+
+    with (
+        tritonclient.InferenceServerClient(server.grpc_url) as control,
+        TritonBackend(server.grpc_url, NAME, rhythm=QUICK) as embedder,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        embedder.ensure_ready()
+        users = [pool.submit(use, embedder) for _ in range(2)]
+        try:
+            control.unload_model(PLAN)
+            wait_until(lambda: serving(embedder) == f"{ONNX}:1 at {server.grpc_url}")
+            _, served = embedder.encode(many[:5], return_source=True)
+            assert served.sources[0].model == ONNX
+            assert served.refusals[0].candidate.startswith(PLAN)
+        finally:
+            control.load_model(PLAN)
+        try:
+            wait_until(lambda: serving(embedder) == f"{PLAN}:1 at {server.grpc_url}")
+        finally:
+            ended.set()
+        assert all(user.result() > 0 for user in users)
+        _, served = embedder.encode(many[:5], return_source=True)
+    assert served.sources[0].model == PLAN
+    assert not served.fell_back
+
+
+def test_a_plan_that_was_missing_at_first_is_used_when_it_is_there(pair: Pair, many: Crops) -> None:
+    server, _ = pair
+    with (
+        tritonclient.InferenceServerClient(server.grpc_url) as control,
+        TritonBackend(server.grpc_url, NAME, rhythm=QUICK) as embedder,
+    ):
+        control.unload_model(PLAN)
+        try:
+            wait_until(lambda: not control.is_model_ready(PLAN))
+            _, served = embedder.encode(many[:1], return_source=True)
+            assert served.sources[0].model == ONNX
+            assert "unload" in served.refusals[0].reason
+        finally:
+            control.load_model(PLAN)
+        wait_until(lambda: serving(embedder) == f"{PLAN}:1 at {server.grpc_url}")
+
+
+def test_a_candidate_that_comes_and_goes_does_not_make_the_choice_flap(pair: Pair, many: Crops) -> None:
+    server, _ = pair
+    chosen: list[str | None] = []
+    with (
+        tritonclient.InferenceServerClient(server.grpc_url) as control,
+        TritonBackend(server.grpc_url, NAME) as embedder,
+    ):
+        embedder.ensure_ready()
+        for _ in range(3):
+            control.unload_model(PLAN)
+            wait_until(lambda: not control.is_model_ready(PLAN))
+            embedder.encode(many[:1])
+            chosen.append(serving(embedder))
+            control.load_model(PLAN)
+            embedder.encode(many[:1])
+            chosen.append(serving(embedder))
+    assert chosen == [f"{ONNX}:1 at {server.grpc_url}"] * 6
+
+
+def test_a_single_server_that_is_gone_is_said_soon_and_found_again(
+    tmp_path: Path, many: Crops, truth: Embeddings
+) -> None:
+    write_siblings(tmp_path)
+    with LocalTriton(tmp_path) as server:
+        port = int(server.grpc_url.rpartition(":")[2])
+        with TritonBackend(server.grpc_url, NAME) as embedder:
+            embedder.encode(many)
+            os.kill(server.pid, signal.SIGKILL)
+            started = time.monotonic()
+            with pytest.raises(NoCandidateNowError, match=f"{PLAN}:1 at .*; {ONNX}:1 at .*"):
+                embedder.encode(many)
+            assert time.monotonic() - started < 3
+            with LocalTriton(tmp_path, grpc_port=port):
+                np.testing.assert_allclose(embedder.encode(many), truth, atol=1e-6)

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arcface_client.selection.breaker import Breaker, BreakerLimits
+
+LIMITS = BreakerLimits(failures=3, wait_s=1, longest_wait_s=8, settle_s=5, peace_s=60)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def breaker(clock: Clock) -> Breaker:
+    return Breaker(LIMITS, clock)
+
+
+def outage(breaker: Breaker, clock: Clock) -> float:
+    """Let it fail, and come back as soon as it may; how long it was left alone."""
+    breaker.failed(certain=True)
+    began = clock.now
+    while not breaker.due:
+        clock.now += 0.25
+    left_alone_s = clock.now - began
+    breaker.probed(good=True)
+    assert breaker.state == "half-open"
+    clock.now += LIMITS.settle_s
+    breaker.probed(good=True)
+    assert breaker.state == "closed"
+    return left_alone_s
+
+
+def test_failures_in_a_row_open_it_and_a_success_between_them_does_not(breaker: Breaker) -> None:
+    for _ in range(5):
+        breaker.failed()
+        breaker.failed()
+        breaker.succeeded()
+    assert breaker.state == "closed"
+    for _ in range(3):
+        breaker.failed()
+    assert breaker.state == "open"
+
+
+def test_a_certain_failure_opens_it_at_once(breaker: Breaker) -> None:
+    breaker.failed(certain=True)
+    assert breaker.state == "open"
+
+
+def test_it_may_be_probed_after_its_wait_and_a_bad_probe_starts_the_wait_again(
+    breaker: Breaker, clock: Clock
+) -> None:
+    breaker.failed(certain=True)
+    assert not breaker.due
+    clock.now += 1
+    assert breaker.due
+    breaker.probed(good=False)
+    assert not breaker.due
+    clock.now += 1
+    assert breaker.due
+
+
+def test_it_closes_only_after_probes_were_good_for_a_while(breaker: Breaker, clock: Clock) -> None:
+    breaker.failed(certain=True)
+    clock.now += 1
+    breaker.probed(good=True)
+    clock.now += 4.9
+    breaker.probed(good=True)
+    assert breaker.state == "half-open"
+    clock.now += 0.1
+    breaker.probed(good=True)
+    assert breaker.state == "closed"
+
+
+@pytest.mark.parametrize("kind", ["call", "probe"])
+def test_one_failure_while_it_settles_opens_it_again(breaker: Breaker, clock: Clock, kind: str) -> None:
+    breaker.failed(certain=True)
+    clock.now += 1
+    breaker.probed(good=True)
+    breaker.failed() if kind == "call" else breaker.probed(good=False)
+    assert breaker.state == "open"
+
+
+def test_a_candidate_that_comes_and_goes_is_left_alone_longer_each_time(
+    breaker: Breaker, clock: Clock
+) -> None:
+    assert [outage(breaker, clock) for _ in range(5)] == [1, 2, 4, 8, 8]
+
+
+def test_after_a_time_of_peace_an_outage_is_the_first_again(breaker: Breaker, clock: Clock) -> None:
+    outage(breaker, clock)
+    assert outage(breaker, clock) == 2
+    clock.now += LIMITS.peace_s
+    assert outage(breaker, clock) == 1
+
+
+@given(st.lists(st.sampled_from(["failed", "certain", "succeeded", "good", "bad", "wait"]), max_size=60))
+def test_whatever_happens_an_open_breaker_is_due_within_its_longest_wait(events: list[str]) -> None:
+    clock = Clock()
+    breaker = Breaker(LIMITS, clock)
+    for event in events:
+        before = breaker.state
+        if event == "wait":
+            clock.now += 1.5
+        elif event == "succeeded":
+            breaker.succeeded()
+        elif event in ("good", "bad"):
+            breaker.probed(good=event == "good")
+        else:
+            breaker.failed(certain=event == "certain")
+        assert (before, breaker.state) != ("open", "closed")
+    clock.now += LIMITS.longest_wait_s
+    assert breaker.due == (breaker.state == "open")

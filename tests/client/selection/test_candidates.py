@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arcface_client.errors import ConfigError, ModelLoadingError, ModelNotFoundError, ModelNotReadyError
+from arcface_client.selection.candidates import Candidate, Pin, Wanted
+from arcface_client.status import ModelStatus
+
+WANTED = Wanted(("one:1", "two:2"), "arcface")
+
+
+def ready(name: str, *versions: int) -> list[ModelStatus]:
+    return [ModelStatus(name, version, "READY", "") for version in versions]
+
+
+def found(wanted: Wanted, *models: ModelStatus, urls: tuple[str, ...] = ("one:1",)) -> list[Candidate]:
+    sightings = [sighting for url in urls for sighting in wanted.sight(url, models)]
+    return sorted((sighting.candidate for sighting in sightings), key=wanted.preference)
+
+
+def test_plans_go_before_onnx_then_the_newest_version_then_the_order_of_urls() -> None:
+    models = [*ready("arcface_onnx", 1, 10, 9), *ready("arcface_trt", 9, 10), *ready("other_trt", 11)]
+    assert list(map(str, found(WANTED, *models, urls=("two:2", "one:1")))) == [
+        "arcface_trt:10 at one:1",
+        "arcface_trt:10 at two:2",
+        "arcface_trt:9 at one:1",
+        "arcface_trt:9 at two:2",
+        "arcface_onnx:10 at one:1",
+        "arcface_onnx:10 at two:2",
+        "arcface_onnx:9 at one:1",
+        "arcface_onnx:9 at two:2",
+        "arcface_onnx:1 at one:1",
+        "arcface_onnx:1 at two:2",
+    ]
+
+
+def test_pins_override_the_order_and_everything_else_is_out() -> None:
+    wanted = Wanted(("one:1",), "arcface", (Pin.parse("arcface_onnx:1"), Pin.parse("mine")))
+    models = [*ready("arcface_onnx", 1, 2), *ready("arcface_trt", 1), *ready("mine", 3, 4)]
+    assert list(map(str, found(wanted, *models))) == [
+        "arcface_onnx:1 at one:1",
+        "mine:4 at one:1",
+        "mine:3 at one:1",
+    ]
+
+
+def test_the_newest_release_settles_the_identity_even_where_an_older_plan_is_preferred() -> None:
+    candidates = found(WANTED, *ready("arcface_trt", 1), *ready("arcface_onnx", 1, 2))
+    assert str(candidates[0]) == "arcface_trt:1 at one:1"
+    assert str(min(candidates, key=WANTED.release)) == "arcface_onnx:2 at one:1"
+
+
+def test_what_is_not_ready_is_a_candidate_with_its_reason() -> None:
+    models = [
+        ModelStatus("arcface_trt", 2, "UNAVAILABLE", "no plan for this GPU"),
+        ModelStatus("arcface_trt", None, "", ""),
+        ModelStatus("arcface_onnx", 2, "LOADING", ""),
+    ]
+    problems = {str(sighting.candidate): sighting.problem for sighting in WANTED.sight("one:1", models)}
+    assert isinstance(problems["arcface_trt:2 at one:1"], ModelNotReadyError)
+    assert "no plan for this GPU" in str(problems["arcface_trt:2 at one:1"])
+    assert isinstance(problems["arcface_trt at one:1"], ModelNotReadyError)
+    assert isinstance(problems["arcface_onnx:2 at one:1"], ModelLoadingError)
+
+
+def test_a_pin_that_the_server_does_not_have_is_said_with_what_it_has() -> None:
+    wanted = Wanted(("one:1",), "arcface", (Pin("arcface_trt", 3), Pin("mine")))
+    sightings = wanted.sight("one:1", ready("arcface_trt", 1, 2))
+    assert [str(sighting.candidate) for sighting in sightings] == ["arcface_trt:3 at one:1", "mine at one:1"]
+    assert "its versions: 1, 2" in str(sightings[0].problem)
+    assert "no such model" in str(sightings[1].problem)
+
+
+def test_a_server_without_any_of_the_models_is_said_with_what_it_has() -> None:
+    with pytest.raises(ModelNotFoundError, match="no arcface_trt or arcface_onnx; its models: resnet"):
+        WANTED.sight("one:1", ready("resnet", 1))
+
+
+def test_a_server_that_lists_nothing_can_be_gone_by_pins_alone() -> None:
+    with pytest.raises(ModelNotFoundError, match="name them as candidates"):
+        WANTED.sight("one:1", None)
+    pinned = Wanted(("one:1",), "arcface", (Pin("arcface_trt", 3),))
+    assert [str(sighting.candidate) for sighting in pinned.sight("one:1", None)] == ["arcface_trt:3 at one:1"]
+
+
+@pytest.mark.parametrize("text", ["", ":3", "arcface:", "arcface:0", "arcface:x", "arcface:3:4", "a b"])
+def test_a_pin_that_cannot_be_read_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected its name"):
+        Pin.parse(text)
+
+
+@given(st.from_regex(r"[a-z0-9_.-]+", fullmatch=True), st.none() | st.integers(1, 10**6))
+def test_a_pin_reads_what_it_writes(model: str, version: int | None) -> None:
+    assert Pin.parse(str(Pin(model, version))) == Pin(model, version)
