@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from PIL import Image
 from arcface_client.cli import main
 from arcface_client.contract import Crops, Embeddings
 from arcface_server import LocalTriton
+from processes import wait_until
 
 MODEL = ["--model", "tiny_onnx"]
 
@@ -230,7 +230,8 @@ def test_ctrl_c_leaves_nothing(triton: LocalTriton, folder: Path, tmp_path: Path
     process = subprocess.Popen(
         [*command, "--url", triton.grpc_url, "--model", "slow_onnx"], stderr=subprocess.PIPE, text=True
     )
-    time.sleep(2)
+    # Its half-written file is there: before that, Ctrl-C would meet a Python that is still starting.
+    wait_until(lambda: any(path.name.startswith(".out.npz") for path in tmp_path.iterdir()))
     os.kill(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=10)
     assert process.returncode == 130
