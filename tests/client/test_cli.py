@@ -16,7 +16,7 @@ from PIL import Image
 from arcface_client.cli import main
 from arcface_client.contract import Crops, Embeddings
 from arcface_server import LocalTriton
-from processes import wait_until
+from processes import open_files, wait_until
 
 MODEL = ["--model", "tiny_onnx"]
 
@@ -230,8 +230,8 @@ def test_ctrl_c_leaves_nothing(triton: LocalTriton, folder: Path, tmp_path: Path
     process = subprocess.Popen(
         [*command, "--url", triton.grpc_url, "--model", "slow_onnx"], stderr=subprocess.PIPE, text=True
     )
-    # Its half-written file is there: before that, Ctrl-C would meet a Python that is still starting.
-    wait_until(lambda: any(path.name.startswith(".out.npz") for path in tmp_path.iterdir()))
+    # It has begun to write: before that, Ctrl-C could meet a Python that is still starting.
+    wait_until(lambda: any(path.startswith(str(tmp_path)) for path in open_files(process.pid)))
     os.kill(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=10)
     assert process.returncode == 130
