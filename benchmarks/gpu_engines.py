@@ -17,7 +17,6 @@ from arcface_builder.build import build
 from arcface_builder.compile import Compiled, Request, compile_plan
 from arcface_builder.errors import RepositoryError
 from arcface_builder.onnx_version import OnnxVersion, find_onnx
-from arcface_builder.parity import in_batches
 from arcface_builder.plans.builder import BuildOptions
 from arcface_builder.plans.gpu import Gpu
 from arcface_builder.repository import ModelRepository
@@ -25,6 +24,7 @@ from arcface_builder.sources import Synthetic
 from arcface_builder.store import EngineStore, LocalStore
 from arcface_client.contract import Crops
 from arcface_client.golden import largest_drift
+from arcface_client.runtimes.base import in_batches
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from gpu_report import Figure
 

@@ -13,13 +13,13 @@ from typing import Final
 
 from arcface_client.contract import Crops
 from arcface_client.errors import ArcFaceError
+from arcface_client.runtimes.base import Embed
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 
 from .errors import BlindGateError, ParityError, PrecisionError
 from .graph import session
 from .manifest import tool_versions
 from .onnx_version import OnnxVersion
-from .parity import Embed
 from .plan_repository import AddedPlan, add_plan
 from .plans.builder import MIN_BATCH_SIZE, BuildOptions, BuiltPlan, build_plan
 from .plans.divergence import first_divergence

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from arcface_client.contract import Crops, Embeddings
+from arcface_client.contract import Embeddings
+from arcface_client.faults import FAULTS, divided_by_128
 from arcface_client.golden import largest_drift
+from arcface_client.runtimes.base import Embed, in_batches
 
 from . import faces
 from .errors import ParityError
@@ -18,12 +20,9 @@ TOLERANCE: Final = 1e-5
 """Largest absolute difference allowed between two unit embeddings' numbers."""
 
 CONTROL: Final = 1e-3
-"""Least difference that swapped colour channels must make; below it the check would be blind."""
+"""Least difference that each of ``faults.FAULTS`` must make; below it the check would be blind."""
 
 BATCH_SIZES: Final = (1, 3, 8)
-
-Embed = Callable[[Crops], Embeddings]
-"""Unit embeddings, float32 [N, 512], of BGR crops."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +32,17 @@ class Parity:
     Attributes:
         max_abs_difference: Largest difference between two numbers of the unit embeddings.
         max_drift_cosine: Largest 1 - cosine similarity.
-        control_difference: The same for crops with red and blue swapped, which must be large.
+        controls: The same for each fault that people make, which must be large.
+        divisor_control: The same for pixels divided by 128 in place of 127.5: reported, and not asked
+            for, since it changes a byte by half at most.
         crops: Number of crops compared, half of them noise and half face-like.
         batch_sizes: Batch sizes that the serving graph was run with.
     """
 
     max_abs_difference: float
     max_drift_cosine: float
-    control_difference: float
+    controls: Mapping[str, float]
+    divisor_control: float
     crops: int
     batch_sizes: tuple[int, ...]
 
@@ -55,11 +57,11 @@ def check_parity(reference: Embed, serving: Embed, *, seed: int = 1) -> Parity:
     crops = np.concatenate([faces.noise(half, seed), faces.face_like(half, seed)])
     expected = reference(crops)
     runs = [in_batches(serving, crops, size) for size in BATCH_SIZES]
-    swapped = serving(np.ascontiguousarray(crops[..., ::-1]))
     parity = Parity(
         max_abs_difference=max(_difference(expected, run) for run in runs),
         max_drift_cosine=max(largest_drift(expected, run) for run in runs),
-        control_difference=_difference(expected, swapped),
+        controls={fault: _difference(expected, serving(alter(crops))) for fault, alter in FAULTS.items()},
+        divisor_control=_difference(expected, serving(divided_by_128(crops))),
         crops=len(crops),
         batch_sizes=BATCH_SIZES,
     )
@@ -70,18 +72,13 @@ def check_parity(reference: Embed, serving: Embed, *, seed: int = 1) -> Parity:
             f"{parity.max_abs_difference:.2g}; expected at most {TOLERANCE:g}. Nothing was published; "
             "please report this with the output of `arcface-builder inspect`."
         )
-    if not parity.control_difference >= CONTROL:
-        raise ParityError(
-            f"Swapping red and blue changes the embeddings by only {parity.control_difference:.2g}; "
-            f"expected at least {CONTROL:g}. A model blind to colour is no ArcFace; check its weights."
-        )
+    for fault, difference in parity.controls.items():
+        if not difference >= CONTROL:
+            raise ParityError(
+                f"The comparison is blind: with {fault} the embeddings change by only {difference:.2g}; "
+                f"expected at least {CONTROL:g}. Such a model is no ArcFace; check its weights."
+            )
     return parity
-
-
-def in_batches(embed: Embed, crops: Crops, size: int) -> Embeddings:
-    """Embed crops in batches of a size; the last one may be smaller."""
-    batches = [embed(crops[start : start + size]) for start in range(0, len(crops), size)]
-    return np.concatenate(batches)
 
 
 def _difference(left: Embeddings, right: Embeddings) -> float:

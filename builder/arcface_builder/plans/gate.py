@@ -7,7 +7,7 @@ that cannot fail is worthless, it is also shown what must not pass: faults that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,25 +16,19 @@ import onnx
 import onnx_ir as ir
 
 from arcface_client.contract import CROP_SHAPE, Crops, Embeddings
+from arcface_client.faults import FAULTS, divided_by_128
 from arcface_client.golden import largest_drift
+from arcface_client.runtimes.base import Embed, in_batches
 
 from .. import faces
 from ..errors import BlindGateError, ParityError
 from ..graph import constant, first_convolution, set_constant
-from ..parity import Embed, in_batches
 
 LEAST_CROPS: Final = 256
 MAX_DRIFT_COSINE: Final = 0.001
 
 _CONTROL_CROPS: Final = 32
 _ONNX_BATCH: Final = 8
-
-_FAULTS: Final[Mapping[str, Callable[[Crops], Crops]]] = {
-    "red and blue swapped": lambda crops: np.ascontiguousarray(crops[..., ::-1]),
-    "pixels normalised twice": lambda crops: np.asarray(crops / 127.5, np.uint8),
-    "another face": lambda crops: np.roll(crops, 1, axis=0),
-}
-"""What a caller may do wrong; each must be seen."""
 
 ANOTHER_MODEL: Final = "another model"
 
@@ -141,9 +135,9 @@ def judge(
         # The served model, so that a plan with one of these faults does not pass for a blind gate.
         return in_batches(served, altered, _ONNX_BATCH)
 
-    controls = {fault: largest_drift(right, run(alter(few))) for fault, alter in _FAULTS.items()}
+    controls = {fault: largest_drift(right, run(alter(few))) for fault, alter in FAULTS.items()}
     controls[ANOTHER_MODEL] = largest_drift(right, in_batches(another, few, _ONNX_BATCH))
-    divisor = largest_drift(right, run(_divided_by_128(few)))
+    divisor = largest_drift(right, run(divided_by_128(few)))
     return Verdict(
         max_drift_cosine=_largest(largest_drift(expected[places], got) for got in runs.values()),
         allowed_drift_cosine=allowed_drift_cosine,
@@ -180,11 +174,6 @@ def another_model(serving_graph: bytes) -> bytes:
         raise ValueError("The first convolution has no weights.")
     set_constant(convolution, 1, np.ascontiguousarray(weight[::-1]), "another")
     return bytes(ir.to_proto(model).SerializeToString())
-
-
-def _divided_by_128(crops: Crops) -> Crops:
-    """Pixels that a graph which divides by 127.5 takes for pixels divided by 128."""
-    return np.asarray(np.rint((crops - 127.5) * (127.5 / 128) + 127.5), np.uint8)
 
 
 def _largest(drifts: Iterable[float]) -> float:

@@ -7,24 +7,18 @@ The baseline, and not what is compared with it: a model that has the fault would
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-
 from ..contract import Crops, Embeddings
-from .embedders import Embedder, in_batches
+from ..faults import FAULTS, divided_by_128
+from ..runtimes.base import in_batches
+from .embedders import Embedder
 from .reference import Reference
 from .statistics import largest_drift
 
 CONTROL_CROPS: Final = 32
-
-_FAULTS: Final[Mapping[str, Callable[[Crops], Crops]]] = {
-    "red and blue swapped": lambda crops: np.ascontiguousarray(crops[..., ::-1]),
-    "pixels normalised twice": lambda crops: np.asarray(crops / 127.5, np.uint8),
-    "another image": lambda crops: np.roll(crops, 1, axis=0),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +66,7 @@ def run_controls(
         return Control(fault=fault, drift_max=drift, required=required, seen=drift > allowed_drift_cosine)
 
     right = run(baseline.embed)
-    controls = [control(fault, run(baseline.embed, alter(few))) for fault, alter in _FAULTS.items()]
+    controls = [control(fault, run(baseline.embed, alter(few))) for fault, alter in FAULTS.items()]
     controls += [control(f"another model: {other.name}", run(other.embed)) for other in others]
     if isinstance(baseline, Reference) and baseline.normalises:
         # InsightFace normalises in floats, outside the model, so these faults can be made exactly.
@@ -80,11 +74,6 @@ def run_controls(
         controls.append(control("not normalised", raw))
         divided = run(lambda batch: baseline.embed_with(batch, mean=127.5, std=128.0))
     else:
-        divided = run(baseline.embed, _divided_by_128(few))
+        divided = run(baseline.embed, divided_by_128(few))
     controls.append(control("divided by 128, not 127.5", divided, required=False))
     return tuple(controls)
-
-
-def _divided_by_128(crops: Crops) -> Crops:
-    """Pixels that a graph which divides by 127.5 takes for pixels divided by 128."""
-    return np.asarray(np.rint((crops - 127.5) * (127.5 / 128) + 127.5), np.uint8)

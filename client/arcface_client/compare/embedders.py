@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -23,11 +22,6 @@ E = TypeVar("E", bound="Embedder")
 SERVED: Final = "served"
 IN_PROCESS: Final = "in process"
 REFERENCE: Final = "reference"
-
-
-def in_batches(embed: Callable[[Crops], Embeddings], crops: Crops, size: int) -> Embeddings:
-    """Embed crops in batches of a size; the last one may be smaller."""
-    return np.concatenate([embed(crops[start : start + size]) for start in range(0, len(crops), size)])
 
 
 class Embedder(ABC):

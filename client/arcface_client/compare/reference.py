@@ -8,7 +8,8 @@ from ..backends.insightface import InsightFaceRuntime, find_source
 from ..backends.onnxruntime import ENTRIES
 from ..commandline import require
 from ..contract import Crops, Embeddings
-from .embedders import REFERENCE, Embedder, in_batches
+from ..runtimes.base import in_batches
+from .embedders import REFERENCE, Embedder
 
 _PURPOSE: Final = "The reference"
 

@@ -9,13 +9,13 @@ from onnx import numpy_helper
 
 from arcface_builder.errors import BlindGateError, ParityError
 from arcface_builder.graph import session
-from arcface_builder.parity import Embed
 from arcface_builder.plans.divergence import first_divergence
 from arcface_builder.plans.gate import ANOTHER_MODEL, Verdict, another_model, gate_crops, judge
 from arcface_builder.plans.precision import typed_graph
 from arcface_builder.reference import ReferenceEmbedder
 from arcface_builder.source_model import SourceModel
 from arcface_client.contract import INPUT_NAME, Crops, Embeddings
+from arcface_client.runtimes.base import Embed
 from photograph import face_crops
 
 
@@ -62,7 +62,7 @@ def test_an_fp16_plan_passes(verdict_of: Callable[..., Verdict], small_graph: by
     assert set(verdict.controls) == {
         "red and blue swapped",
         "pixels normalised twice",
-        "another face",
+        "another image",
         ANOTHER_MODEL,
     }
 

@@ -1,0 +1,25 @@
+"""Faults that people really make with crops: controls, which a comparison must be able to see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import numpy as np
+
+from .contract import Crops
+
+FAULTS: Final[Mapping[str, Callable[[Crops], Crops]]] = {
+    "red and blue swapped": lambda crops: np.ascontiguousarray(crops[..., ::-1]),
+    "pixels normalised twice": lambda crops: np.asarray(crops / 127.5, np.uint8),
+    "another image": lambda crops: np.roll(crops, 1, axis=0),
+}
+"""What each does to crops: uint8 [N, 112, 112, 3], N at least 2."""
+
+
+def divided_by_128(crops: Crops) -> Crops:
+    """Pixels that a graph which divides by 127.5 takes for pixels divided by 128.
+
+    They differ by half a step at most: such a drift is reported, but no tolerance can be asked to see it.
+    """
+    return np.asarray(np.rint((crops - 127.5) * (127.5 / 128) + 127.5), np.uint8)
