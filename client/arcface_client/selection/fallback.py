@@ -33,6 +33,9 @@ BUSY_WAITS_S: Final = (0.05, 0.1, 0.2)
 RECONNECT_S: Final = 1.0
 """How long a call keeps asking when every server is gone, in seconds: a broken connection is no more."""
 
+SILENCE_S: Final = 1.0
+"""A candidate that used up a call's time counts as failing if that was so long, in seconds, and for nothing."""
+
 _MARGIN_S: Final = 0.02
 """A request that is given the rest of a call's time ends this much before it, or after."""
 
@@ -89,8 +92,9 @@ class Fallback:
             if call.age_s + wait_s > call.patience_s(reasons):
                 raise nobody(reasons)
             self._pause(min(wait_s, job.deadline.remaining_s()))
-            call.check_deadline(nobody(reasons))
-            self._selector.look(job.deadline)
+            if job.deadline.is_over(_MARGIN_S):
+                raise call.too_late(nobody(reasons))
+            self._selector.look(job.deadline, afresh=True)
         raise AssertionError("the backoff has no end")
 
     def _try(self, contender: Contender, call: _Call) -> bool:
@@ -99,7 +103,7 @@ class Fallback:
         source = Source("triton", candidate.model, candidate.version, candidate.url, 0)
         waits = iter(BUSY_WAITS_S)
         while True:
-            missing = job.missing
+            missing, started = job.missing, time.monotonic()
             try:
                 with contender.server.call():
                     contender.client.work(job)
@@ -116,7 +120,10 @@ class Fallback:
                 return True
             finally:
                 call.credit(source, missing - job.missing)
-            call.check_deadline(failure)
+            if job.deadline.is_over(_MARGIN_S):
+                if job.missing == missing and time.monotonic() - started >= SILENCE_S:
+                    self._selector.failed(contender, failure)
+                raise call.too_late(failure) from failure
             if wait_s is None:
                 self._give_up(contender, failure, call)
                 return False
@@ -139,7 +146,8 @@ class Fallback:
         except InputError:
             raise
         except ArcFaceError as error:
-            call.check_deadline(error)
+            if call.job.deadline.is_over(_MARGIN_S):
+                raise call.too_late(error) from error
             call.failures["this process"] = error
             return False
         call.credit(served.sources[-1], missing)
@@ -181,14 +189,13 @@ class _Call:
         reasons |= {name: str(error) for name, error in self.failures.items()}
         return Served(sources, tuple(Refusal(name, reason) for name, reason in reasons.items()))
 
-    def check_deadline(self, error: ArcFaceError) -> None:
-        """Raise if the call's time is up, and not that of a request alone."""
-        if self.job.deadline.is_over(_MARGIN_S):
-            total = len(self.job.crops)
-            raise DeadlineExceededError(
-                f"The time allowed for the whole call, {self.job.deadline.timeout_s:g} s, is over; "
-                f"{total - self.job.missing} of {total} crops are embedded. {error}"
-            ) from error
+    def too_late(self, error: ArcFaceError) -> DeadlineExceededError:
+        """The error for a call whose time is up, and not that of a request alone."""
+        total = len(self.job.crops)
+        return DeadlineExceededError(
+            f"The time allowed for the whole call, {self.job.deadline.timeout_s:g} s, is over; "
+            f"{total - self.job.missing} of {total} crops are embedded. {error}"
+        )
 
     def reasons(self, refused: Iterable[tuple[str, ArcFaceError]]) -> dict[str, ArcFaceError]:
         """Why nobody serves, by candidate: what this call met with, and what was known before."""

@@ -66,7 +66,8 @@ class Selector:
         self._contenders: dict[Candidate, Contender] = {}
         self._silent: dict[str, ArcFaceError] = {}
         self._first: str | None = None
-        self._looks = 0
+        self._has_served = False
+        self._looks = {False: 0, True: 0}  # by whether they were afresh
         self._looking = threading.Lock()
         self._state = threading.Lock()
 
@@ -79,18 +80,19 @@ class Selector:
 
         Args:
             deadline: When to have ended.
-            afresh: Examine everybody again that was refused.
+            afresh: Examine everybody that is out at once, whenever that would be due.
             timeout_s: How long a server may take to list its models.
 
         Raises:
             DeadlineExceededError: The time is up.
         """
-        looks = self._looks
+        looks = self._looks[afresh]
         if self._looking.acquire(timeout=deadline.remaining_s(LONGEST_LOOK_S)):
             try:
-                if looks == self._looks or afresh:
+                if looks == self._looks[afresh]:
                     self._look(deadline, afresh, timeout_s)
-                    self._looks += 1
+                    self._looks[False] += 1
+                    self._looks[True] += afresh
             finally:
                 self._looking.release()
         deadline.remaining_s()
@@ -99,7 +101,7 @@ class Selector:
     @property
     def has_looked(self) -> bool:
         """Whether anything is known yet."""
-        return self._looks > 0
+        return self._looks[False] > 0
 
     def failed(self, contender: Contender, error: ArcFaceError) -> None:
         """A call to a candidate failed, through no fault of the caller's."""
@@ -259,11 +261,12 @@ class Selector:
         if first == self._first:
             return
         if self._first is None:
-            _log.info("%s serves", first)
+            _log.log(logging.WARNING if self._has_served else logging.INFO, "%s serves", first)
         else:
             reason = against.get(self._first) or "the other is preferred"
             _log.warning("%s serves now, not %s: %s", first or "No candidate", self._first, reason)
         self._first = first
+        self._has_served = True
 
     def _report(self, contender: Contender) -> CandidateReport:
         error = self._against(contender)

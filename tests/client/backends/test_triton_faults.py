@@ -145,6 +145,36 @@ def test_one_deadline_holds_across_all_tries(pair: Pair, many: Crops) -> None:
         assert embedder.encode(many[:3]).shape == (3, 512)
 
 
+def test_a_last_resort_of_another_source_model_is_refused(pair: Pair, many: Crops, tmp_path: Path) -> None:
+    with TritonBackend(
+        urls(pair), NAME, rhythm=QUICK, last_resort=lambda release: InThisProcess(tmp_path, release, skew=0.2)
+    ) as embedder:
+        embedder.ensure_ready()
+        with (
+            stopped(pair[0]),
+            stopped(pair[1]),
+            pytest.raises(NoCandidateNowError, match=r"this process: another source model, .* drift 0\.02"),
+        ):
+            embedder.encode(many[:3])
+
+
+def test_a_last_resort_that_settled_the_identity_keeps_another_source_model_out(
+    pair: Pair, many: Crops, tmp_path: Path
+) -> None:
+    with TritonBackend(
+        pair[0].grpc_url,
+        NAME,
+        rhythm=QUICK,
+        last_resort=lambda release: InThisProcess(tmp_path, release, skew=0.2),
+    ) as embedder:
+        with stopped(pair[0]):
+            embeddings = embedder.encode(many[:3])
+        wait_until(lambda: len(embedder.diagnostics().candidates) == 2)
+        again, served = embedder.encode(many[:3], return_source=True)
+    np.testing.assert_allclose(again, embeddings, atol=1e-6)
+    assert [source.where for source in served.sources] == ["this process"]
+
+
 def test_a_server_that_hangs_at_the_first_look_is_not_waited_for_long(pair: Pair, many: Crops) -> None:
     with TritonBackend(urls(pair), NAME) as embedder, stopped(pair[0]):
         started = time.monotonic()
