@@ -18,7 +18,7 @@ install: $(READY) ## Make the virtual environment .venv with everything in it
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/pip install --quiet --editable '.[cli,builder,server,insightface,s3,bench]' --group dev
+	$(BIN)/pip install --quiet --editable '.[cli,builder,server,insightface,s3,bench,report]' --group dev
 	@touch $(READY)
 
 demo: $(READY) ## Build, serve and call a model on a real photograph (no GPU, no download of weights)

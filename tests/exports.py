@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,13 @@ def small_arcface(seed: int = 0) -> onnx.ModelProto:
     )
     batch_norm("fc", "features", 512)
     return _model(nodes, weights, opset=11, output="features")
+
+
+def save_for_insightface(folder: Path, seed: int = 0) -> Path:
+    """Save a network as InsightFace's packs hold theirs, as ``source-{seed}.onnx``."""
+    path = folder / f"source-{seed}.onnx"
+    onnx.save_model(pytorch_pack(small_arcface(seed)), path)
+    return path
 
 
 def as_is(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -11,10 +11,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from arcface_client.golden import golden_crops, golden_sha256, to_text
+from arcface_client.manifests import MODEL_FILE
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 
 from .manifest import Golden, Manifest, ModelFile, Preprocessing
-from .model_config import MODEL_FILE, ServingOptions, config_text, onnx_config
+from .model_config import ServingOptions, config_text, onnx_config
 from .parity import check_parity
 from .reference import ReferenceEmbedder
 from .repository import ModelRepository, check_name

@@ -10,12 +10,11 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from arcface_client.contract import CROP_SHAPE, EMBEDDING_DIM, INPUT_NAME, OUTPUT_NAME
+from arcface_client.manifests import MODEL_FILE
 
 from .errors import OptionError
 
 CONFIG_FILE: Final = "config.pbtxt"
-MODEL_FILE: Final = "model.onnx"
-"""What Triton's onnxruntime backend looks for in a version's folder."""
 
 VERSIONS_SERVED: Final = 2
 """The newest version and the one before: a client can stay on the last release until the new one has

@@ -6,8 +6,9 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from arcface_client.manifests import MODEL_FILE
+
 from .errors import RepositoryError
-from .model_config import MODEL_FILE
 from .repository import ModelRepository, check_name
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from arcface_client import manifests
+from arcface_client.backends.repository import LocalModels
 
 from .errors import OptionError, RepositoryError
 from .exchange import exchange
@@ -70,9 +71,7 @@ class ModelRepository:
 
     def versions(self, model: str) -> list[int]:
         """The versions of a model, oldest first."""
-        folder = self.root / model
-        names = (path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else ()
-        return sorted(int(name) for name in names if name.isdecimal())
+        return LocalModels(self.root).versions(model)
 
     def manifest_path(self, model: str, version: int) -> Path:
         """Where the record of a version is: a plain file in the root, which Triton passes over."""

@@ -1,32 +1,39 @@
-"""Face crops in, ArcFace embeddings out, through Triton Inference Server.
+"""Face crops in, ArcFace embeddings out, through Triton Inference Server or in this process.
 
 ::
 
-    from arcface_client import EmbeddingClient
+    from arcface_client import get_embedding_backend
 
-    with EmbeddingClient("localhost:8001", model="arcface_r100_onnx") as client:
-        embeddings = client.encode(crops)  # uint8 [N, 112, 112, 3] BGR -> float32 [N, 512]
+    with get_embedding_backend("triton") as embedder:
+        embedder.ensure_ready()
+        embeddings = embedder.encode(crops)  # uint8 [N, 112, 112, 3] BGR -> float32 [N, 512]
+
+``EmbeddingClient`` and its asyncio twin are the plain clients of one model of one server.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .aio import AsyncEmbeddingClient
+    from .backends.base import EmbeddingBackend
+    from .backends.factory import get_embedding_backend
     from .client import EmbeddingClient
 
-__all__ = ["AsyncEmbeddingClient", "EmbeddingClient"]
+__all__ = ["AsyncEmbeddingClient", "EmbeddingBackend", "EmbeddingClient", "get_embedding_backend"]
+
+_MODULES = {
+    "AsyncEmbeddingClient": "aio",
+    "EmbeddingBackend": "backends.base",
+    "EmbeddingClient": "client",
+    "get_embedding_backend": "backends.factory",
+}
 
 
 def __getattr__(name: str) -> Any:
     # gRPC takes a fifth of a second to import; who needs only the contract does not wait for it.
-    if name == "EmbeddingClient":
-        from .client import EmbeddingClient
-
-        return EmbeddingClient
-    if name == "AsyncEmbeddingClient":
-        from .aio import AsyncEmbeddingClient
-
-        return AsyncEmbeddingClient
+    if name in _MODULES:
+        return getattr(import_module(f".{_MODULES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,7 @@ from types import TracebackType
 import numpy as np
 
 from .contract import EMBEDDING_DIM, Embeddings
-from .errors import InputError
+from .output import check_output
 
 
 class EmbeddingArchive:
@@ -31,12 +31,7 @@ class EmbeddingArchive:
         path = path.resolve()  # a link stays, and what it points to is written
         self._path = path
         self._names: list[str] = []
-        if not path.parent.is_dir():
-            raise InputError(f"There is no folder {path.parent} to write {path.name} to; make it first.")
-        if path.is_dir():
-            raise InputError(f"{path} is a folder; give the name of a file in it, as {path / 'out.npz'}.")
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path} is no regular file; give the name of a file to write.")
+        check_output(path)
 
     def __enter__(self) -> EmbeddingArchive:
         # Beside the result, so that the disk which must hold the result is the one that fills up.

@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import logging
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -30,7 +31,8 @@ def run(
 ) -> int:
     """Parse the arguments, run the command that they name, and return the exit code.
 
-    Each sub-command sets ``run``, a function from the parsed arguments to an exit code. An error that
+    Each sub-command sets ``run``, a function from the parsed arguments to an exit code; it finds what was
+    typed in their ``command_line``. An error that
     was raised on purpose becomes one line on standard error and exit code 1; wrong usage ends in
     argparse with code 2; a full disk and its like are one line too; anything else is a bug and keeps
     its traceback. SIGTERM and a closed terminal end a command as Ctrl-C does: it tidies up first.
@@ -43,6 +45,7 @@ def run(
     try:
         with _interrupting_signals():
             arguments = make_parser().parse_args(argv)
+            arguments.command_line = shlex.join([prog, *(sys.argv[1:] if argv is None else argv)])
             logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
             code = int(arguments.run(arguments))
             sys.stdout.flush()  # here, where a reader that is gone can still be handled

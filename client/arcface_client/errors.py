@@ -6,6 +6,7 @@
     ├── InputError (ValueError)      mend what was passed in; trying again changes nothing
     │   ├── CropError                an array that is not a batch of face crops
     │   ├── ImageFileError           a file that is no readable image
+    │   ├── PairFileError            a file that is no set of pairs to verify
     │   └── ClientClosedError        the client was closed, before the call or during it
     ├── TransientError               try again, or elsewhere
     │   ├── ServerUnavailableError   nothing answers at the address, or it broke off
@@ -17,9 +18,10 @@
         ├── ConfigError              a configuration file or variable that cannot be used
         ├── ManifestError            a model repository's record that is missing or cannot be true
         ├── MissingExtraError        an optional dependency that is not installed
-        ├── ModelNotFoundError       the server has no such model or version
+        ├── ModelNotFoundError       the server, or the model repository, has no such model or version
         ├── ModelNotReadyError       the server has it, but could not load it
         ├── ContractError            a model whose tensors are not the contract's
+        ├── DriftError               a model whose embeddings are not those of its source
         ├── NoCandidateError         every one of several candidates was refused
         └── ServerError              the server failed on a request it should have served
 
@@ -45,6 +47,10 @@ class CropError(InputError):
 
 class ImageFileError(InputError):
     """A file is no image that can be read."""
+
+
+class PairFileError(InputError):
+    """A file is no verification set."""
 
 
 class ClientClosedError(InputError):
@@ -92,7 +98,7 @@ class MissingExtraError(DeploymentError):
 
 
 class ModelNotFoundError(DeploymentError):
-    """The server has no such model or version."""
+    """The server, or the model repository, has no such model or version."""
 
 
 class ModelNotReadyError(DeploymentError):
@@ -101,6 +107,18 @@ class ModelNotReadyError(DeploymentError):
 
 class ContractError(DeploymentError):
     """A model's tensors are not those of the contract."""
+
+
+class DriftError(DeploymentError):
+    """A model's embeddings of the golden crops are not those of its source.
+
+    Attributes:
+        drift: The largest 1 - cosine similarity.
+    """
+
+    def __init__(self, message: str, drift: float) -> None:
+        super().__init__(message)
+        self.drift = drift
 
 
 class NoCandidateError(DeploymentError):

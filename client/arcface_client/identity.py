@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 PrecisionClass = Literal["float", "int8"]
 """fp32, tf32, fp16 and bf16 are one class: they agree within the tolerance. int8 is another."""
+
+PRECISIONS: Final[Mapping[str, PrecisionClass]] = {
+    "fp32": "float",
+    "tf32": "float",
+    "fp16": "float",
+    "bf16": "float",
+    "int8": "int8",
+}
+"""Every precision that a plan can have, and its class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +43,6 @@ class EmbeddingIdentity:
         if _differ(self.precision_class, other.precision_class):
             return f"another class of precision, {other.precision_class}, not {self.precision_class}"
         return None
-
-
-def precision_class(precision: str) -> PrecisionClass:
-    """The class of a precision such as "fp16"."""
-    return "int8" if precision == "int8" else "float"
 
 
 def describe_preprocessing(mean: tuple[float, ...], std: tuple[float, ...], channels: str) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import numpy as np
 
@@ -63,25 +64,49 @@ def read_crop(path: str | Path, *, resize: bool = False) -> Crops:
         ImageFileError: The file is no image, or has another size.
         MissingExtraError: Pillow is not installed.
     """
+    return _read(path, str(path), resize)
+
+
+def decode_crop(content: bytes, name: str, *, resize: bool = False) -> Crops:
+    """Read one face crop from an encoded image in memory.
+
+    Args:
+        content: A JPEG, PNG or whatever else Pillow reads.
+        name: What to call it in an error.
+        resize: Scale an image of another size to 112x112 instead of refusing it.
+
+    Returns:
+        uint8 [112, 112, 3], BGR.
+
+    Raises:
+        ImageFileError: It is no image, or has another size.
+        MissingExtraError: Pillow is not installed.
+    """
+    return _read(io.BytesIO(content), name, resize)
+
+
+def _read(source: str | Path | BinaryIO, name: str, resize: bool) -> Crops:
     pillow = require("PIL.Image", extra="cli", purpose="Reading images")
     operations = require("PIL.ImageOps", extra="cli", purpose="Reading images")
     try:
-        with pillow.open(path) as file:
+        with pillow.open(source) as file:
             if file.mode not in _MODES:
                 raise ImageFileError(
-                    f"{path} has pixels of mode {file.mode}; expected 8 bits a channel, as in a PNG or JPEG."
+                    f"{name} has pixels of mode {file.mode}; expected 8 bits a channel, as in a PNG or JPEG."
                 )
             if not resize and file.size != (CROP_SIZE, CROP_SIZE):
                 raise ImageFileError(
-                    f"{path} is {file.width}x{file.height}; expected an aligned crop of 112x112 "
+                    f"{name} is {file.width}x{file.height}; expected an aligned crop of 112x112 "
                     "(insightface.utils.face_align.norm_crop makes one), or --resize."
                 )
             # Cameras store the rotation beside the pixels; OpenCV applies it, Pillow only when asked.
             image = operations.exif_transpose(file).convert("RGB")
     except ImageFileError:
         raise
+    except pillow.UnidentifiedImageError as error:
+        raise ImageFileError(f"{name} cannot be read as an image: its format is unknown.") from error
     except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
-        raise ImageFileError(f"{path} cannot be read as an image: {error}") from error
+        raise ImageFileError(f"{name} cannot be read as an image: {error}") from error
     if image.size != (CROP_SIZE, CROP_SIZE):
         image = image.resize((CROP_SIZE, CROP_SIZE), pillow.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(image, np.uint8)[..., ::-1])

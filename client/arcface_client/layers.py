@@ -1,12 +1,14 @@
 """Settings in layers: argument over environment over file over default.
 
 A setting's key is its path in the YAML file, as ``triton.url``; its environment variable is
-``ARCFACE_`` and the key in capitals, as ``ARCFACE_TRITON_URL``.
+``ARCFACE_`` and the key in capitals, as ``ARCFACE_TRITON_URL``; one that is empty does not count.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,15 +16,58 @@ import yaml
 
 from .errors import ConfigError
 
-Defaults = Mapping[str, tuple[Callable[[str], Any], Any]]
-"""Every key, with what makes its value from a text, and its default."""
-
 _BOOLEANS: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
-def boolean(text: str) -> bool:
-    """Make true or false of a text; raises KeyError for another one."""
-    return _BOOLEANS[text.lower()]
+@dataclass(frozen=True)
+class Kind:
+    """What a setting's value may be.
+
+    Attributes:
+        make: Makes the value from a text; raises ValueError or KeyError for a text that it is not.
+        expected: What is expected, for messages.
+        takes: The types that YAML may give for it.
+    """
+
+    make: Callable[[str], Any]
+    expected: str
+    takes: tuple[type, ...] = (str, int, float)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
+
+
+def _filled(text: str) -> str:
+    if not text.strip():
+        raise ValueError(text)
+    return text
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    return tuple(_filled(part).strip() for part in text.split(",")) if text else ()
+
+
+TEXT: Final = Kind(_filled, "a text")
+WHOLE: Final = Kind(int, "a whole number", (str, int))
+NUMBER: Final = Kind(_finite, "a number")
+BOOLEAN: Final = Kind(lambda text: _BOOLEANS[text.lower()], "true or false", (str, int, bool))
+PATH: Final = Kind(lambda text: Path(_filled(text)), "a path", (str, Path))
+TEXTS: Final = Kind(
+    _parts, "a text, several with commas between them, or a list of texts", (str, list, tuple)
+)
+
+
+def one_of(values: Mapping[str, Any]) -> Kind:
+    """One of a few words, each of which stands for a value; YAML's true and false are words too."""
+    return Kind(lambda text: values[text.lower()], f"one of {', '.join(values)}", (str, bool))
+
+
+Defaults = Mapping[str, tuple[Kind, Any]]
+"""Every key, with what its value may be, and its default."""
 
 
 def variable(key: str) -> str:
@@ -34,6 +79,7 @@ def read_layers(
     defaults: Defaults,
     path: Path | None,
     *,
+    usual_path: Path,
     environment: Mapping[str, str],
     arguments: Mapping[str, object] | None = None,
 ) -> dict[str, Any]:
@@ -41,24 +87,27 @@ def read_layers(
 
     Args:
         defaults: The keys.
-        path: A YAML file, if there is one.
+        path: A YAML file; None takes the usual one where that exists.
+        usual_path: Where the file usually is.
         environment: Environment variables.
         arguments: Values by key that go before all others; those that are None do not count.
 
     Raises:
         ConfigError: The file is missing or no YAML, a key is unknown, or a value is of the wrong kind.
     """
+    if path is None and usual_path.is_file():
+        path = usual_path
     values = {key: default for key, (_, default) in defaults.items()}
     if path is not None:
         for key, value in _read_yaml(path, defaults):
-            values[key] = _parse(defaults, key, value, str(path))
+            values[key] = _parse(defaults, key, value, f"{path}: ")
     for key in defaults:
         name = variable(key)
-        if name in environment:
-            values[key] = _parse(defaults, key, environment[name], name)
+        if environment.get(name):
+            values[key] = _parse(defaults, key, environment[name], f"{name}: ")
     for key, argument in (arguments or {}).items():
         if argument is not None:
-            values[key] = argument
+            values[key] = _parse(defaults, key, argument, "")
     return values
 
 
@@ -69,7 +118,7 @@ def _read_yaml(path: Path, defaults: Defaults) -> Iterator[tuple[str, object]]:
         raise ConfigError(f"Cannot read the configuration file {path}: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    for key, value in _flatten(content or {}, path, defaults):
+    for key, value in _flatten({} if content is None else content, path, defaults):
         if key not in defaults:
             raise ConfigError(f"{path} has the unknown key {key}; known keys: {', '.join(defaults)}.")
         yield key, value
@@ -84,17 +133,26 @@ def _flatten(
         key = f"{prefix}{name}"
         is_section = any(known.startswith(f"{key}.") for known in defaults)
         if key not in defaults and (isinstance(value, dict) or is_section):
-            yield from _flatten(value or {}, path, defaults, f"{key}.")
+            yield from _flatten({} if value is None else value, path, defaults, f"{key}.")
         else:
             yield key, value
 
 
+def _text(value: object, kind: Kind) -> str:
+    """The text of a value as YAML or a caller gives it; raises ValueError for one of another type."""
+    # A truth value is a number to Python, and a mapping would make a text as well.
+    if not isinstance(value, kind.takes) or (isinstance(value, bool) and bool not in kind.takes):
+        raise ValueError(value)
+    if isinstance(value, (list, tuple)):
+        return ",".join(_text(item, TEXT) for item in value)
+    return str(value)
+
+
 def _parse(defaults: Defaults, key: str, value: object, where: str) -> Any:
-    make, default = defaults[key]
+    kind, default = defaults[key]
     if value is None:
         return default
     try:
-        return make(str(value))
+        return kind.make(_text(value, kind))
     except (ValueError, KeyError) as error:
-        kind = {int: "a whole number", float: "a number"}.get(make, "true or false")  # type: ignore[call-overload]
-        raise ConfigError(f"{where}: {key} is {value!r}; expected {kind}.") from error
+        raise ConfigError(f"{where}{key} is {value!r}; expected {kind.expected}.") from error

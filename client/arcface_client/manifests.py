@@ -1,4 +1,4 @@
-"""The records that ``arcface_builder`` leaves in a model repository, as far as those who serve need them."""
+"""What ``arcface_builder`` leaves in a model repository beside the models, as far as serving needs it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from .contract import Embeddings
-from .errors import ManifestError
+from .errors import DeploymentError, ManifestError
 from .golden import from_text, golden_sha256
-from .identity import PrecisionClass, describe_preprocessing, precision_class
+from .identity import PRECISIONS, EmbeddingIdentity, PrecisionClass, describe_preprocessing
 
-ENDING: Final = "manifest.json"
+MODEL_FILE: Final = "model.onnx"
+"""What Triton's onnxruntime backend looks for in a version's folder."""
+
+_ENDING: Final = "manifest.json"
 
 _SCHEMAS: Final = (1, 2)
 """Of an ONNX model's record; 1 had no golden embeddings."""
@@ -38,6 +41,14 @@ class OnnxRecord:
     preprocessing: str
     golden: Embeddings | None
 
+    def identity(self, precision_class: PrecisionClass = "float") -> EmbeddingIdentity:
+        """Which gallery the embeddings belong to, of this model or of a plan of another class."""
+        return EmbeddingIdentity(
+            source_sha256=self.source_sha256,
+            preprocessing=self.preprocessing,
+            precision_class=precision_class,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRecord:
@@ -59,21 +70,33 @@ class PlanRecord:
     sm: str
     max_batch_size: int
 
+    def check_loadable(self, plan: Path, installed_version: str) -> None:
+        """Refuse a plan by another TensorRT before that one sees it.
+
+        Raises:
+            DeploymentError: The versions differ.
+        """
+        if self.tensorrt_version != installed_version:
+            raise DeploymentError(
+                f"{plan} was built by TensorRT {self.tensorrt_version}, and TensorRT {installed_version} is "
+                "installed: a plan fits one build. Run `arcface-builder compile` with that one."
+            )
+
     @property
     def precision_class(self) -> PrecisionClass:
         """Its class of precision."""
-        return precision_class(self.precision)
+        return PRECISIONS[self.precision]
 
 
 def manifest_path(root: Path, model: str, version: int, sm: str | None = None) -> Path:
     """Where a version's record is, or that of its plan for an SM: in the root, which Triton passes over."""
     plan = "" if sm is None else f"-sm{sm}"
-    return root / f"{model}-{version}{plan}.{ENDING}"
+    return root / f"{model}-{version}{plan}.{_ENDING}"
 
 
 def plan_manifest_paths(root: Path, model: str, version: int) -> list[Path]:
     """The records of all plans of a version."""
-    return sorted(root.glob(f"{model}-{version}-sm*.{ENDING}"))
+    return sorted(root.glob(f"{model}-{version}-sm*.{_ENDING}"))
 
 
 def read_onnx_record(path: Path) -> OnnxRecord:
@@ -108,11 +131,16 @@ def read_plan_record(path: Path) -> PlanRecord:
         ManifestError: It is missing, or says what cannot be.
     """
     content = _read(path)
+    precision = _field(path, content, str, "identity", "precision")
+    if precision not in PRECISIONS:
+        raise ManifestError(
+            f"{path}: identity.precision is {precision!r:.80}; expected one of {', '.join(PRECISIONS)}."
+        )
     return PlanRecord(
         sha256=_sha256(path, content, "plan_sha256"),
         onnx_sha256=_sha256(path, content, "identity", "onnx_sha256"),
         tensorrt_version=_field(path, content, str, "identity", "tensorrt_version"),
-        precision=_field(path, content, str, "identity", "precision"),
+        precision=precision,
         sm=_field(path, content, str, "identity", "sm"),
         max_batch_size=_field(path, content, int, "identity", "max_batch_size"),
     )

@@ -1,4 +1,4 @@
-"""Settings of the client: which server, and which model; see ``layers`` for where they come from."""
+"""Settings of a pipeline's embeddings: which way, which model, which server; see ``layers``."""
 
 from __future__ import annotations
 
@@ -6,30 +6,72 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Literal
 
+from . import tensorrt_settings
 from .client import DEFAULT_MAX_IN_FLIGHT, DEFAULT_MODEL, DEFAULT_REQUEST_TIMEOUT_S, EmbeddingClient
 from .connection import Tls
-from .layers import Defaults, boolean, read_layers
+from .layers import BOOLEAN, NUMBER, PATH, TEXT, TEXTS, WHOLE, Defaults, one_of, read_layers
+from .selection.contender import Rhythm
 
 DEFAULT_PATH: Final = Path("config/pipeline/embedding.yaml")
+
+BackendType = Literal["pytorch", "tensorrt", "onnxruntime", "triton"]
+BACKEND_TYPES: Final[tuple[BackendType, ...]] = ("pytorch", "tensorrt", "onnxruntime", "triton")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingSettings:
+    """Which way to embed, and with which model.
+
+    Attributes:
+        backend: "pytorch" (the reference through the insightface package), "tensorrt" and "onnxruntime" (in
+            this process), or "triton" (a server).
+        tensorrt_config: File of the settings of TensorRT.
+        model: Name of the family of models, as "arcface_r100" for arcface_r100_onnx and arcface_r100_trt.
+        model_repository: The model repository, where it can be read from here.
+        source: What the reference runs: an ONNX file, or the name of an InsightFace pack.
+        providers: ONNX Runtime's execution providers in order of preference; empty leaves it to the device.
+        candidates: Models on the server in order of preference, as "arcface_r100_trt:3"; empty finds them.
+        max_drift_cosine: Largest 1 - cosine similarity of the golden crops that is let pass.
+    """
+
+    backend: BackendType
+    tensorrt_config: Path
+    model: str
+    model_repository: Path
+    source: str
+    providers: tuple[str, ...]
+    candidates: tuple[str, ...]
+    max_drift_cosine: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class TritonSettings:
-    """Which server, which model, and within what limits; the attributes are ``EmbeddingClient``'s."""
+    """Which servers, within what limits, and how closely they are watched.
 
-    url: str
+    Attributes:
+        urls: The servers, best first.
+        model: The one model that ``client`` calls; see ``EmbeddingClient``, also for the next four.
+        version: Its version.
+        request_timeout_s: Seconds that a request may take.
+        max_in_flight: Requests that one call keeps with the server at a time.
+        tls: Certificates.
+        rhythm: How often candidates are looked at.
+    """
+
+    urls: tuple[str, ...]
     model: str
     version: int | None
     request_timeout_s: float
     max_in_flight: int
     tls: Tls | None
+    rhythm: Rhythm
 
     def client(self) -> EmbeddingClient:
-        """Make a client with these settings."""
+        """Make a client of the first server with these settings."""
         return EmbeddingClient(
-            self.url,
+            self.urls[0],
             self.model,
             self.version,
             request_timeout_s=self.request_timeout_s,
@@ -38,25 +80,47 @@ class TritonSettings:
         )
 
 
-_DEFAULTS: Final[Defaults] = {
-    "triton.url": (str, "localhost:8001"),
-    "triton.model": (str, DEFAULT_MODEL),
-    "triton.version": (int, None),
-    "triton.request_timeout_s": (float, DEFAULT_REQUEST_TIMEOUT_S),
-    "triton.max_in_flight": (int, DEFAULT_MAX_IN_FLIGHT),
-    "triton.tls.enabled": (boolean, False),
-    "triton.tls.root_certificates": (Path, None),
-    "triton.tls.private_key": (Path, None),
-    "triton.tls.certificate_chain": (Path, None),
+@dataclass(frozen=True, kw_only=True)
+class PipelineSettings:
+    """Everything that ``config/pipeline/embedding.yaml`` says."""
+
+    embedding: EmbeddingSettings
+    triton: TritonSettings
+
+
+_RHYTHM: Final = Rhythm()
+
+KEYS: Final[Defaults] = {
+    "embedding.backend": (one_of({name: name for name in BACKEND_TYPES}), "pytorch"),
+    "embedding.tensorrt_config": (PATH, tensorrt_settings.DEFAULT_PATH),
+    "embedding.model": (TEXT, "arcface_r100"),
+    "embedding.model_repository": (PATH, Path("model_repository")),
+    "embedding.source": (TEXT, "buffalo_l"),
+    "embedding.providers": (TEXTS, ()),
+    "embedding.candidates": (TEXTS, ()),
+    "validation.max_drift_cosine": (NUMBER, 0.001),
+    "triton.url": (TEXTS, ("localhost:8001",)),
+    "triton.model": (TEXT, DEFAULT_MODEL),
+    "triton.version": (WHOLE, None),
+    "triton.request_timeout_s": (NUMBER, DEFAULT_REQUEST_TIMEOUT_S),
+    "triton.max_in_flight": (WHOLE, DEFAULT_MAX_IN_FLIGHT),
+    "triton.recheck_s": (NUMBER, _RHYTHM.recheck_s),
+    "triton.liveness_s": (NUMBER, _RHYTHM.liveness_s),
+    "triton.prove_again_s": (NUMBER, _RHYTHM.prove_again_s),
+    "triton.refused_again_s": (NUMBER, _RHYTHM.refused_again_s),
+    "triton.tls.enabled": (BOOLEAN, False),
+    "triton.tls.root_certificates": (PATH, None),
+    "triton.tls.private_key": (PATH, None),
+    "triton.tls.certificate_chain": (PATH, None),
 }
 
 
-def load_settings(
+def load_pipeline_settings(
     path: Path | None = None,
     *,
     environment: Mapping[str, str] = os.environ,
     arguments: Mapping[str, object] | None = None,
-) -> TritonSettings:
+) -> PipelineSettings:
     """Read the settings.
 
     Args:
@@ -67,10 +131,28 @@ def load_settings(
     Raises:
         ConfigError: The file is missing or no YAML, a key is unknown, or a value is of the wrong kind.
     """
-    if path is None and DEFAULT_PATH.is_file():
-        path = DEFAULT_PATH
-    values = read_layers(_DEFAULTS, path, environment=environment, arguments=arguments)
-    tls = {key.removeprefix("triton.tls."): values.pop(key) for key in _DEFAULTS if "tls" in key}
+    values = read_layers(KEYS, path, usual_path=DEFAULT_PATH, environment=environment, arguments=arguments)
+    tls = _section(values, "triton.tls.")
     wants_tls = tls.pop("enabled") or any(tls.values())
-    plain = {key.removeprefix("triton."): value for key, value in values.items()}
-    return TritonSettings(**plain, tls=Tls(**tls) if wants_tls else None)
+    triton = _section(values, "triton.")
+    rhythm = Rhythm(**{name: triton.pop(name) for name in list(triton) if hasattr(_RHYTHM, name)})
+    urls = triton.pop("url")
+    return PipelineSettings(
+        embedding=EmbeddingSettings(**_section(values, "embedding."), **_section(values, "validation.")),
+        triton=TritonSettings(urls=urls, **triton, tls=Tls(**tls) if wants_tls else None, rhythm=rhythm),
+    )
+
+
+def load_settings(
+    path: Path | None = None,
+    *,
+    environment: Mapping[str, str] = os.environ,
+    arguments: Mapping[str, object] | None = None,
+) -> TritonSettings:
+    """Read the settings of a server alone; arguments and errors are ``load_pipeline_settings``'s."""
+    return load_pipeline_settings(path, environment=environment, arguments=arguments).triton
+
+
+def _section(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Take the values of a section out, under their names in it."""
+    return {key.removeprefix(prefix): values.pop(key) for key in list(values) if key.startswith(prefix)}

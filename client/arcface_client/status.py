@@ -31,10 +31,17 @@ class ModelStatus:
 
 @dataclass(frozen=True)
 class ServerStatus:
-    """A server that answers, and what it serves."""
+    """A server, and what it serves.
+
+    Attributes:
+        url: ``host:port`` of its gRPC service.
+        version: Triton's version; None when it does not answer.
+        ready: Whether it says that it is ready.
+        models: Its models.
+    """
 
     url: str
-    version: str
+    version: str | None
     ready: bool
     models: Sequence[ModelStatus]
 

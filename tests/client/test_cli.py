@@ -109,6 +109,54 @@ def test_status_without_a_server_fails_in_one_line(capsys: pytest.CaptureFixture
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_status_says_who_embeds_how_fast_and_why_not_another(
+    triton: LocalTriton, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "embedding.yaml"
+    config.write_text(f"embedding: {{model: tiny, model_repository: {tmp_path}}}")
+    arguments = ["--url", triton.grpc_url, "--config", str(config), "--json"]
+
+    assert main(["status", "--backend", "triton", *arguments]) == 0
+    embedder = json.loads(capsys.readouterr().out)["embedder"]
+    assert (embedder["backend"], embedder["model"], embedder["problem"]) == ("triton", "tiny_onnx", None)
+    assert embedder["throughput_fps"] > 0
+    assert embedder["vram_mb"] is None
+    assert embedder["validation"] == {
+        "drift_vs_reference": None,
+        "reference": "itself",
+        "regression_test": None,
+    }
+    assert [candidate["state"] for candidate in embedder["candidates"]][:1] == ["serving"]
+
+    assert main(["status", "--backend", "tensorrt", *arguments]) == 0
+    embedder = json.loads(capsys.readouterr().out)["embedder"]
+    assert (embedder["backend"], embedder["latency_ms"]) == ("tensorrt", None)
+    assert "There is no tiny_onnx in" in embedder["problem"]
+    assert [candidate["state"] for candidate in embedder["candidates"]] == ["refused", "refused"]
+
+
+def test_status_says_who_embeds_without_a_server_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "embedding.yaml"
+    config.write_text(f"embedding: {{backend: onnxruntime, model_repository: {tmp_path}}}")
+    assert main(["status", "--url", "127.0.0.1:9", "--config", str(config), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert (report["version"], report["ready"], report["models"]) == (None, False, [])
+    assert report["problem"].startswith("No Triton server answers at 127.0.0.1:9")
+    assert report["embedder"]["problem"].startswith("There is no arcface_r100_onnx in")
+
+
+@pytest.mark.parametrize("flags", [["--backend", "torch"], ["--device", "mps"]])
+def test_status_of_an_embedder_that_there_is_not_is_one_line(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["status", "--json", "--url", "127.0.0.1:9", *flags]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"is '{flags[1]}'; expected" in error
+
+
 def test_a_reader_that_goes_away_is_no_traceback(triton: LocalTriton) -> None:
     command = [sys.executable, "-m", "arcface_client.cli", "status", "--url", triton.grpc_url]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}

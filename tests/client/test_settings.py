@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from arcface_client.errors import ConfigError
-from arcface_client.settings import TritonSettings, load_settings
+from arcface_client.selection.contender import Rhythm
+from arcface_client.settings import TritonSettings, load_pipeline_settings, load_settings
 
 SHIPPED = Path(__file__).parents[2] / "config/pipeline/embedding.yaml"
 
@@ -19,12 +20,13 @@ def test_argument_goes_before_environment_before_file_before_default(tmp_path: P
     environment = {"ARCFACE_TRITON_URL": "environment:2", "ARCFACE_TRITON_MODEL": "from_environment"}
     settings = load_settings(path, environment=environment, arguments={"triton.url": "argument:3"})
     assert settings == TritonSettings(
-        url="argument:3",
+        urls=("argument:3",),
         model="from_environment",
         version=None,
         request_timeout_s=60.0,
         max_in_flight=3,
         tls=None,
+        rhythm=Rhythm(),
     )
 
 
@@ -58,7 +60,7 @@ def test_tls_without_certificates_is_possible() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("triton: {ulr: x}", r"unknown key triton\.ulr; known keys: triton\.url, "),
+        ("triton: {ulr: x}", r"unknown key triton\.ulr; known keys: .*, triton\.url, "),
         ("trition: {url: x}", r"unknown key trition\.url"),
         ("triton: [1]", r"has \[1\] where triton\. should hold keys and values"),
         ("- 1", r"where the file should hold keys"),
@@ -66,6 +68,21 @@ def test_tls_without_certificates_is_possible() -> None:
         ("triton: {request_timeout_s: soon}", r"triton\.request_timeout_s is 'soon'; expected a number"),
         ("triton: {tls: {enabled: perhaps}}", r"triton\.tls\.enabled is 'perhaps'; expected true or false"),
         ("triton: {url: 'x", r"is not YAML"),
+        ("triton: 0", r"has 0 where triton\. should hold keys and values"),
+        ("triton: {model: {a: 1}}", r"triton\.model is {'a': 1}; expected a text"),
+        ("triton: {model: [a]}", r"triton\.model is \['a'\]; expected a text"),
+        ("triton: {model: yes}", r"triton\.model is True; expected a text"),
+        ("triton: {model: ''}", r"triton\.model is ''; expected a text"),
+        ("triton: {max_in_flight: true}", r"triton\.max_in_flight is True; expected a whole number"),
+        ("triton: {max_in_flight: 2.5}", r"triton\.max_in_flight is 2\.5; expected a whole number"),
+        ("triton: {url: [{a: 1}]}", r"triton\.url is \[{'a': 1}\]; expected .* a list of texts"),
+        ("triton: {url: 'a:1,,b:2'}", r"triton\.url is 'a:1,,b:2'; expected"),
+        (
+            "embedding: {backend: torch}",
+            r"embedding\.backend is 'torch'; expected one of pytorch, ",
+        ),
+        ("validation: {max_drift_cosine: small}", r"max_drift_cosine is 'small'; expected a number"),
+        ("validation: {max_drift_cosine: .nan}", r"max_drift_cosine is nan; expected a number"),
         ("triton: {tls: {root_certificates: /nowhere.pem}}", r"tls\.root_certificates is /nowhere\.pem"),
         ("triton: {tls: {private_key: " + str(SHIPPED) + "}}", r"needs both tls\.private_key and"),
     ],
@@ -73,6 +90,36 @@ def test_tls_without_certificates_is_possible() -> None:
 def test_a_bad_file_is_refused_with_the_key(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_settings(write(tmp_path, text), environment={})
+
+
+def test_several_servers_are_a_list_or_a_text_with_commas(tmp_path: Path) -> None:
+    listed = load_settings(write(tmp_path, "triton: {url: [one:1, two:2]}"), environment={})
+    assert listed.urls == ("one:1", "two:2")
+    assert load_settings(environment={"ARCFACE_TRITON_URL": "one:1, two:2"}).urls == ("one:1", "two:2")
+
+
+def test_an_empty_variable_does_not_count() -> None:
+    assert load_settings(environment={"ARCFACE_TRITON_MODEL": ""}).model == "arcface_r100_onnx"
+
+
+def test_an_argument_of_the_wrong_kind_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"validation\.max_drift_cosine is 'none'; expected a number"):
+        load_pipeline_settings(environment={}, arguments={"validation.max_drift_cosine": "none"})
+
+
+def test_what_a_pipeline_embeds_with_comes_from_the_same_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "embedding: {backend: triton, candidates: [a_trt:3, a_onnx]}\ntriton: {model: b}")
+    settings = load_pipeline_settings(path, environment={"ARCFACE_EMBEDDING_MODEL_REPOSITORY": "/models"})
+    assert settings.embedding.backend == "triton"
+    assert settings.embedding.candidates == ("a_trt:3", "a_onnx")
+    assert settings.embedding.model_repository == Path("/models")
+    assert settings.embedding.max_drift_cosine == 0.001
+    assert settings.triton == load_settings(path, environment={})
+
+
+def test_how_often_servers_are_looked_at_is_set(tmp_path: Path) -> None:
+    path = write(tmp_path, "triton: {recheck_s: 5, liveness_s: 0.5}")
+    assert load_settings(path, environment={}).rhythm == Rhythm(recheck_s=5, liveness_s=0.5)
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from arcface_client.errors import ConfigError, DeploymentError
+from arcface_client.errors import ConfigError, DeploymentError, ManifestError
+from arcface_client.manifests import PlanRecord
 from arcface_server.backends.config import InstanceConfig
-from arcface_server.backends.plans import PublishedPlan, load_plan, manifest_of, plan_for, published_plan
+from arcface_server.backends.plans import load_plan, plan_for, record_of
 
 MODEL = "arcface_trt"
 PLANS = {"8.0": "arcface-fp16-sm80.plan", "9.0": "arcface-fp16-sm90.plan"}
@@ -40,28 +41,43 @@ def test_an_instance_on_the_cpu_is_refused(config: InstanceConfig) -> None:
         load_plan(MODEL, InstanceConfig(config.version_folder, "", "CPU", 0, cc_filenames=PLANS))
 
 
-def test_the_manifest_lies_beside_the_models(config: InstanceConfig, tmp_path: Path) -> None:
-    plan = config.version_folder / PLANS["9.0"]
-    manifest = manifest_of(plan)
-    assert manifest == tmp_path / "arcface_trt-3-sm90.manifest.json"
-    manifest.write_text(json.dumps({"plan_sha256": "abc", "identity": {"tensorrt_version": "8.5.3.1"}}))
-    assert published_plan(plan, manifest) == PublishedPlan("abc", "8.5.3.1")
+def test_the_record_lies_beside_the_models(config: InstanceConfig, tmp_path: Path) -> None:
+    identity = {
+        "onnx_sha256": "b" * 64,
+        "tensorrt_version": "8.5.3.1",
+        "precision": "fp16",
+        "sm": "90",
+        "max_batch_size": 32,
+    }
+    record = {"plan_sha256": "a" * 64, "identity": identity}
+    (tmp_path / "arcface_trt-3-sm90.manifest.json").write_text(json.dumps(record))
+
+    published = record_of(config.version_folder / PLANS["9.0"])
+
+    assert (published.sha256, published.tensorrt_version) == ("a" * 64, "8.5.3.1")
+    assert (published.precision, published.sm, published.max_batch_size) == ("fp16", "90", 32)
 
 
 def test_a_plan_of_another_tensorrt_is_refused_with_both_versions(config: InstanceConfig) -> None:
-    published = PublishedPlan("abc", "8.5.3.1")
+    record = PlanRecord(
+        sha256="a" * 64,
+        onnx_sha256="b" * 64,
+        tensorrt_version="8.5.3.1",
+        precision="fp16",
+        sm="90",
+        max_batch_size=32,
+    )
     plan = config.version_folder / PLANS["9.0"]
-    published.check_loadable(plan, "8.5.3.1")
-    with pytest.raises(DeploymentError, match=r"by TensorRT 8\.5\.3\.1, and this server has TensorRT 11\.1"):
-        published.check_loadable(plan, "11.1.0.106")
+    record.check_loadable(plan, "8.5.3.1")
+    with pytest.raises(DeploymentError, match=r"by TensorRT 8\.5\.3\.1, and TensorRT 11\.1\.0\.106 is"):
+        record.check_loadable(plan, "11.1.0.106")
 
 
 @pytest.mark.parametrize("content", [None, "no json", "[]", "{}", '{"plan_sha256": "abc"}'])
 def test_a_plan_of_which_nothing_is_known_is_not_run(
     config: InstanceConfig, tmp_path: Path, content: str | None
 ) -> None:
-    manifest = tmp_path / "manifest.json"
     if content is not None:
-        manifest.write_text(content)
-    with pytest.raises(DeploymentError, match=r"Nothing is known of .*, so it is not run"):
-        published_plan(config.version_folder / PLANS["9.0"], manifest)
+        (tmp_path / "arcface_trt-3-sm90.manifest.json").write_text(content)
+    with pytest.raises(ManifestError, match=r"arcface_trt-3-sm90\.manifest\.json"):
+        record_of(config.version_folder / PLANS["9.0"])

@@ -16,6 +16,7 @@ import numpy as np
 from arcface_client.commandline import DONE, progress, stages
 from arcface_client.contract import Crops
 from arcface_client.images import find_images, read_crop
+from arcface_client.tensorrt_settings import DEFAULT_PATH, TensorRtSettings, load_tensorrt_settings
 
 from ..build import DEFAULT_REPOSITORY
 from ..compile import Request, compile_plan
@@ -24,7 +25,7 @@ from ..fleet import assemble
 from ..onnx_version import OnnxVersion, find_onnx
 from ..plan_repository import AddedPlan
 from ..plans.gpu import gpu_at_hand
-from ..plans.settings import DEFAULT_PATH, TensorRtSettings, load_tensorrt_settings
+from ..plans.settings import build_options
 from ..repository import ModelRepository
 from ..sources import Source
 from ..store import PRECISIONS, open_store
@@ -93,10 +94,10 @@ def _run(arguments: argparse.Namespace) -> int:
     if bool(arguments.cc) != arguments.from_store:
         arguments.usage_error("--cc and --from-store go together: plans are built on the GPU they are for")
     settings = _settings(arguments)
-    if not settings.enabled:
+    if settings.enabled == "off":
         print("TensorRT is switched off (arcface_tensorrt.enabled); nothing was compiled", file=sys.stderr)
         return DONE
-    options = settings.build_options(arguments.timing_cache)
+    options = build_options(settings, arguments.timing_cache)
     repository = ModelRepository(arguments.repository)
     onnx = find_onnx(repository, arguments.name, arguments.version)
     if arguments.from_store:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Final
 
 from arcface_client.commandline import DONE, FAILED
+from arcface_client.tensorrt_settings import DEFAULT_PATH, load_tensorrt_settings
 
 from ..errors import OptionError, PlanError
-from ..plans.settings import DEFAULT_PATH, load_tensorrt_settings
 from ..store import EngineStore, PlanManifest, open_store
 from ..store.pruning import PruneRule
 from ..store.store import Place, readable

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from arcface_client.contract import INPUT_NAME, Crops
-from arcface_client.runtimes.onnxruntime import RUN_ERRORS
+from arcface_client.runtimes.sessions import RUN_ERRORS
 
 from ..graph import session
 

@@ -2,15 +2,62 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ..errors import DeploymentError, ManifestError, ModelNotFoundError
 from ..golden import GoldenReference
 from ..identity import PrecisionClass
-from ..manifests import manifest_path, plan_manifest_paths, read_onnx_record, read_plan_record
+from ..manifests import (
+    MODEL_FILE,
+    OnnxRecord,
+    PlanRecord,
+    manifest_path,
+    plan_manifest_paths,
+    read_onnx_record,
+    read_plan_record,
+)
 
 _ONNX: Final = "_onnx"
 _TRT: Final = "_trt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalOnnx:
+    """A version of an ONNX model, whose file is the one that was recorded.
+
+    Attributes:
+        model: The model, as "arcface_r100_onnx".
+        version: Its version.
+        path: Its file.
+        record: What is recorded of it.
+    """
+
+    model: str
+    version: int
+    path: Path
+    record: OnnxRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalPlan:
+    """A plan, whose bytes are still to be held against its record.
+
+    Attributes:
+        model: The model, as "arcface_r100_trt".
+        version: Its version.
+        path: Its file.
+        record: What is recorded of it.
+        onnx: What is recorded of the ONNX model that it was built from.
+    """
+
+    model: str
+    version: int
+    path: Path
+    record: PlanRecord
+    onnx: OnnxRecord
 
 
 class LocalModels:
@@ -23,6 +70,70 @@ class LocalModels:
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    def versions(self, model: str) -> list[int]:
+        """The versions of a model, oldest first."""
+        folder = self.root / model
+        names = (path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else ()
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def onnx(self, name: str, version: int | None = None) -> LocalOnnx:
+        """A version of ``{name}_onnx``; None is the newest.
+
+        Raises:
+            ModelNotFoundError: There is none.
+            ManifestError: Nothing is recorded of it, or the file is another than the one recorded.
+        """
+        model = name + _ONNX
+        versions = self.versions(model)
+        if not versions or version not in (None, *versions):
+            wanted = model if version is None else f"version {version} of {model}"
+            raise ModelNotFoundError(
+                f"There is no {wanted} in {self.root.absolute()}; run `arcface-builder build --name {name}`, "
+                "or set embedding.model and embedding.model_repository."
+            )
+        number = version or versions[-1]
+        path = self.root / model / str(number) / MODEL_FILE
+        record = read_onnx_record(manifest_path(self.root, model, number))
+        _check_sha256(path, record.sha256)
+        return LocalOnnx(model=model, version=number, path=path, record=record)
+
+    def plan(self, name: str, sm: str) -> LocalPlan:
+        """The newest plan for a GPU architecture that serves the same gallery as the newest ``{name}_onnx``.
+
+        Args:
+            name: Name of the family of models.
+            sm: The GPU's architecture, as "90".
+
+        Raises:
+            ModelNotFoundError: There is none.
+            ManifestError: What is recorded of it cannot be true.
+        """
+        model = name + _TRT
+        releases = self.versions(name + _ONNX)
+        newest = read_onnx_record(manifest_path(self.root, name + _ONNX, releases[-1])) if releases else None
+        refused = []
+        for version in reversed(self.versions(model)):
+            path = manifest_path(self.root, model, version, sm)
+            if not path.is_file():
+                continue
+            record = read_plan_record(path)
+            onnx = read_onnx_record(manifest_path(self.root, name + _ONNX, version))
+            if onnx.sha256 != record.onnx_sha256:
+                raise ManifestError(
+                    f"{path} is about a plan of an ONNX model with SHA-256 {record.onnx_sha256:.12}...; "
+                    f"{name}{_ONNX} version {version} has {onnx.sha256:.12}... Compile the next version."
+                )
+            conflict = newest.identity().conflict(onnx.identity()) if newest else None
+            if conflict is None:
+                file = self.root / model / str(version) / f"{name}-{record.precision}-sm{sm}.plan"
+                return LocalPlan(model=model, version=version, path=file, record=record, onnx=onnx)
+            refused.append(f"version {version} is of {conflict}")
+        raise ModelNotFoundError(
+            f"There is no plan of {name} for sm{sm} in {self.root.absolute()}"
+            f"{''.join(f'; {reason}' for reason in refused)}. Run `arcface-builder compile --name {name}` on "
+            "this GPU."
+        )
+
     def golden(self, model: str, version: int) -> GoldenReference | None:
         """What a version's embeddings of the golden crops have to be.
 
@@ -34,8 +145,8 @@ class LocalModels:
         Raises:
             ManifestError: What is recorded cannot be true.
         """
-        name = model.removesuffix(_TRT) + _ONNX if model.endswith(_TRT) else model
-        path = manifest_path(self.root, name, version)
+        is_plan = model.endswith(_TRT)
+        path = manifest_path(self.root, model.removesuffix(_TRT) + _ONNX if is_plan else model, version)
         if not path.is_file():
             return None
         record = read_onnx_record(path)
@@ -44,12 +155,46 @@ class LocalModels:
         return GoldenReference(
             record.golden,
             source_sha256=record.source_sha256,
-            precision_class=self._precision_class(model, version) if model.endswith(_TRT) else "float",
+            precision_class=self._precision_class(model, version) if is_plan else "float",
             preprocessing=record.preprocessing,
         )
+
+    def golden_of_source(self, name: str, source_sha256: str) -> GoldenReference | None:
+        """A source model's embeddings of the golden crops, if a ``{name}_onnx`` was built from it."""
+        model = name + _ONNX
+        for version in reversed(self.versions(model)):
+            reference = self.golden(model, version)
+            if reference is not None and reference.source_sha256 == source_sha256:
+                return reference
+        return None
 
     def _precision_class(self, model: str, version: int) -> PrecisionClass | None:
         """Of all plans of a version; None when there are none, or of both classes."""
         paths = plan_manifest_paths(self.root, model, version)
         classes = {read_plan_record(path).precision_class for path in paths}
         return classes.pop() if len(classes) == 1 else None
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        DeploymentError: It cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise DeploymentError(f"Cannot read {path}: {error.strerror}.") from error
+    return digest.hexdigest()
+
+
+def _check_sha256(path: Path, expected: str) -> None:
+    actual = file_sha256(path)
+    if actual != expected:
+        raise ManifestError(
+            f"{path} has SHA-256 {actual:.12}...; its manifest says {expected:.12}... "
+            "One of them was changed: build the next version."
+        )

@@ -6,24 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as _ort
 
 from ..contract import INPUT_NAME, OUTPUT_NAME, Crops, Embeddings, check_tensors
 from ..errors import DeploymentError
-from .cores import physical_cores
+from .sessions import CPU, RUN_ERRORS, Provider, open_session
 
 _TRITON_TYPES: Mapping[str, str] = {"tensor(uint8)": "UINT8", "tensor(float)": "FP32"}
-
-RUN_ERRORS = (
-    _ort.EPFail,
-    _ort.Fail,
-    _ort.InvalidArgument,
-    _ort.InvalidGraph,
-    _ort.InvalidProtobuf,
-    _ort.NotImplemented,
-    _ort.RuntimeException,
-)
-"""What ONNX Runtime raises; its exceptions have no base class of their own."""
 
 
 class OnnxRuntime:
@@ -38,6 +26,7 @@ class OnnxRuntime:
             cores are the session's own; much slower when another process wants them too.
         providers: Execution providers in order of preference.
         entries: Further entries of ONNX Runtime's session configuration ("session.force_spinning_stop").
+        session: The file's session where it is open already; then nothing of the above counts.
 
     Raises:
         DeploymentError: The file is missing or ONNX Runtime cannot load it.
@@ -51,26 +40,19 @@ class OnnxRuntime:
         intra_op_threads: int = 0,
         inter_op_threads: int = 0,
         spinning: bool = True,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        providers: Sequence[Provider] = (CPU,),
         entries: Mapping[str, str] | None = None,
+        session: onnxruntime.InferenceSession | None = None,
     ) -> None:
-        path = Path(model_path)
-        if not path.is_file():
-            raise DeploymentError(f"No model file at {path}; build one with `arcface-builder build`.")
-        options = onnxruntime.SessionOptions()
-        # ONNX Runtime's own choice pins each thread to a core, and a pinned thread waits while another
-        # process, such as the server around this one, has that core. A number that is given is not pinned.
-        options.intra_op_num_threads = intra_op_threads or physical_cores()
-        options.inter_op_num_threads = inter_op_threads
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
-        for name, value in (entries or {}).items():
-            options.add_session_config_entry(name, value)
-        try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=list(providers))
-        except RUN_ERRORS as error:
-            raise DeploymentError(f"ONNX Runtime cannot load {path}: {error}") from error
+        self._session = session or open_session(
+            Path(model_path),
+            intra_op_threads=intra_op_threads,
+            inter_op_threads=inter_op_threads,
+            providers=providers,
+            entries={"session.intra_op.allow_spinning": "1" if spinning else "0", **(entries or {})},
+        )
         check_tensors(
-            str(path),
+            str(model_path),
             [_spec(tensor) for tensor in self._session.get_inputs()],
             [_spec(tensor) for tensor in self._session.get_outputs()],
         )

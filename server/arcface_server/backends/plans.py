@@ -2,42 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from arcface_client.errors import ConfigError, DeploymentError, MissingExtraError
+from arcface_client.manifests import PlanRecord, manifest_path, read_plan_record
 
 from .config import InstanceConfig
 
 if TYPE_CHECKING:
     from arcface_client.runtimes.tensorrt import TensorRt
-
-
-@dataclass(frozen=True)
-class PublishedPlan:
-    """What a plan's manifest says of it.
-
-    Attributes:
-        sha256: SHA-256 of its bytes.
-        tensorrt_version: The TensorRT that built it.
-    """
-
-    sha256: str
-    tensorrt_version: str
-
-    def check_loadable(self, plan: Path, installed_version: str) -> None:
-        """Refuse a plan by another TensorRT before that one sees it.
-
-        Raises:
-            DeploymentError: The versions differ.
-        """
-        if self.tensorrt_version != installed_version:
-            raise DeploymentError(
-                f"{plan} was built by TensorRT {self.tensorrt_version}, and this server has TensorRT "
-                f"{installed_version}: a plan fits one build. Run `arcface-builder compile` with that one."
-            )
 
 
 def load_plan(model: str, config: InstanceConfig) -> TensorRt:
@@ -65,9 +39,9 @@ def load_plan(model: str, config: InstanceConfig) -> TensorRt:
             "pip install 'arcface-triton[tensorrt]'. The ONNX sibling serves without it."
         ) from error
     path = plan_for(model, config, compute_capability(config.device_id))
-    published = published_plan(path, manifest_of(path))
-    published.check_loadable(path, tensorrt.__version__)
-    return TensorRt(path, sha256=published.sha256, device=config.device_id)
+    record = record_of(path)
+    record.check_loadable(path, tensorrt.__version__)
+    return TensorRt(path, sha256=record.sha256, device=config.device_id)
 
 
 def plan_for(model: str, config: InstanceConfig, compute_capability: str) -> Path:
@@ -91,23 +65,12 @@ def plan_for(model: str, config: InstanceConfig, compute_capability: str) -> Pat
     return path
 
 
-def manifest_of(plan: Path) -> Path:
-    """Where the builder wrote what it knows of a plan: beside the models, so that Triton does not read it."""
-    version, model = plan.parent, plan.parent.parent
-    return model.parent / f"{model.name}-{version.name}-{plan.stem.rpartition('-')[2]}.manifest.json"
-
-
-def published_plan(plan: Path, manifest: Path) -> PublishedPlan:
-    """Read what the manifest says of a plan.
+def record_of(plan: Path) -> PlanRecord:
+    """What the builder recorded of a plan: beside the models, so that Triton does not read it.
 
     Raises:
-        DeploymentError: Nothing is known of the plan.
+        ManifestError: Nothing is known of the plan.
     """
-    try:
-        content = json.loads(manifest.read_text())
-        return PublishedPlan(str(content["plan_sha256"]), str(content["identity"]["tensorrt_version"]))
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise DeploymentError(
-            f"Nothing is known of {plan}, so it is not run: {manifest} cannot be read ({error!r}). "
-            "Publish plans with `arcface-builder compile`."
-        ) from error
+    version, model = plan.parent, plan.parent.parent
+    sm = plan.stem.rpartition("-sm")[2]
+    return read_plan_record(manifest_path(model.parent, model.name, int(version.name), sm))

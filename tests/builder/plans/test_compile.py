@@ -236,7 +236,7 @@ def test_a_stored_plan_that_passed_a_more_lenient_gate_is_refused(
     compile_plan(request_, gpu, store, repository)
 
     with pytest.raises(ParityError, match=r"The stored small-fp16-sm86\.plan drifts by"):
-        compile_plan(replace(request_, allowed_drift_cosine=1e-9), gpu, store, repository)
+        compile_plan(replace(request_, allowed_drift_cosine=0.0), gpu, store, repository)
 
 
 def test_a_fleet_is_assembled_from_the_store_without_a_gpu(

@@ -1,61 +1,20 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from arcface_builder.errors import OptionError
-from arcface_builder.plans.settings import load_tensorrt_settings
-from arcface_client.errors import ConfigError
-
-SHIPPED = Path(__file__).parents[3] / "config/pipeline/arcface_tensorrt.yaml"
+from arcface_builder.plans.settings import build_options
+from arcface_client.tensorrt_settings import load_tensorrt_settings
 
 
-@pytest.fixture
-def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def test_the_settings_are_what_is_built() -> None:
+    options = build_options(load_tensorrt_settings(environment={"ARCFACE_TENSORRT_MAX_BATCH_SIZE": "16"}))
+
+    assert (options.precision, options.max_batch_size, options.tuned_for) == ("fp16", 16, 16)
 
 
-def test_the_shipped_file_says_the_defaults(nowhere: Path) -> None:
-    assert load_tensorrt_settings(SHIPPED) == load_tensorrt_settings(environment={})
-
-
-def test_a_flag_goes_before_the_environment_before_the_file_before_the_default(tmp_path: Path) -> None:
-    path = tmp_path / "settings.yaml"
-    path.write_text(
-        "tensorrt: {precision: tf32, max_batch_size: 8, workspace_size_mb: 512}\n"
-        "arcface_tensorrt: {enabled: false}\n"
-    )
-    environment = {"ARCFACE_TENSORRT_PRECISION": "fp32", "ARCFACE_TENSORRT_MAX_BATCH_SIZE": "16"}
-
-    settings = load_tensorrt_settings(
-        path, environment=environment, arguments={"tensorrt.max_batch_size": 64, "tensorrt.precision": None}
-    )
-
-    assert settings.max_batch_size == 64
-    assert settings.precision == "fp32"
-    assert settings.workspace_size_mb == 512
-    assert settings.opt_batch_size is None
-    assert not settings.enabled
-
-
-@pytest.mark.parametrize(
-    ("environment", "message"),
-    [
-        ({"ARCFACE_TENSORRT_ENABLED": "perhaps"}, "ARCFACE_TENSORRT_ENABLED: .* expected true or false"),
-        ({"ARCFACE_TENSORRT_MAX_BATCH_SIZE": "x"}, "ARCFACE_TENSORRT_MAX_BATCH_SIZE: .* a whole number"),
-    ],
-)
-def test_a_value_of_the_wrong_kind_is_refused(
-    environment: dict[str, str], message: str, nowhere: Path
-) -> None:
-    with pytest.raises(ConfigError, match=message):
-        load_tensorrt_settings(environment=environment)
-
-
-def test_an_unknown_precision_of_the_environment_is_refused(nowhere: Path) -> None:
+def test_an_unknown_precision_of_the_environment_is_refused() -> None:
     settings = load_tensorrt_settings(environment={"ARCFACE_TENSORRT_PRECISION": "fp8"})
 
     with pytest.raises(OptionError, match="Precision 'fp8' is unknown"):
-        settings.build_options()
+        build_options(settings)

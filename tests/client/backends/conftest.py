@@ -1,17 +1,27 @@
-"""Real servers with sibling models."""
+"""Real servers with sibling models; a model repository as the builder leaves it, and its source."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from arcface_builder.build import build
+from arcface_builder.sources import OnnxFile
+from arcface_client.backends.base import EmbeddingBackend
+from arcface_client.backends.factory import get_embedding_backend
 from arcface_server import LocalTriton
+from exports import save_for_insightface
 from siblings import write_siblings
 from tiny import write_tiny_repository
 
 EXPLICIT = ("--model-control-mode=explicit", "--load-model=*")
+
+Make = Callable[..., EmbeddingBackend]
 
 
 @pytest.fixture(scope="module")
@@ -35,3 +45,33 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTriton]:
     write_tiny_repository(repository, "full_trt", max_batch_size=1, work=3, queue=1)
     with LocalTriton(repository, stop_timeout_s=1) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``source-0.onnx``, and ``models`` with version 1 of small_onnx; not to be changed."""
+    folder = tmp_path_factory.mktemp("built")
+    build(OnnxFile(save_for_insightface(folder)), name="small", repository=folder / "models")
+    return folder
+
+
+@pytest.fixture
+def models(built: Path, tmp_path: Path) -> Path:
+    """A copy of the repository, to do what one likes with."""
+    return shutil.copytree(built / "models", tmp_path / "models")
+
+
+@pytest.fixture
+def make(built: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Make:
+    """``get_embedding_backend`` with the repository that was built, and nothing else around."""
+    monkeypatch.chdir(tmp_path)
+
+    def backend(*arguments: Any, **named: Any) -> EmbeddingBackend:
+        settings = {
+            "embedding_model": "small",
+            "embedding_model_repository": built / "models",
+            "embedding_source": str(built / "source-0.onnx"),
+        }
+        return get_embedding_backend(*arguments, **{**settings, **named})
+
+    return backend

@@ -1,0 +1,157 @@
+"""Make the embedder that a pipeline asks for, by its settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from ..devices import Device, read_device
+from ..errors import ConfigError, InputError
+from ..settings import BACKEND_TYPES, KEYS, EmbeddingSettings, PipelineSettings, load_pipeline_settings
+from ..tensorrt_settings import DEFAULT_PATH, Enabled, TensorRtSettings, load_tensorrt_settings
+from .base import EmbeddingBackend
+from .in_process import InProcessBackend
+from .insightface import insightface_candidate
+from .local_model import LocalCandidate
+from .onnxruntime import CPU, onnx_candidate, provider_order
+from .repository import LocalModels
+from .tensorrt import plan_candidate, switched_off
+
+_KEYS: Final = {key.replace(".", "_"): key for key in KEYS}
+"""Every setting as a keyword argument, as "triton_url" for triton.url."""
+
+
+def get_embedding_backend(
+    backend_type: str | None = None,
+    device: str = "cpu",
+    tensorrt_config: str | Path | None = None,
+    allow_cpu_fallback: bool = True,
+    *,
+    config: str | Path | None = None,
+    **settings: object,
+) -> EmbeddingBackend:
+    """Make an embedder; ``ensure_ready`` then loads what it needs, and ``encode`` embeds.
+
+    ::
+
+        embedder = get_embedding_backend("triton", triton_url="localhost:8001")
+        embedder.ensure_ready()
+        embeddings = embedder.encode(face_crops)  # float32 (N, 512), unit length
+
+    Args:
+        backend_type: "pytorch" (the reference, through the insightface package), "tensorrt" or "onnxruntime"
+            (in this process), or "triton" (a server); None leaves it to ``embedding.backend``.
+        device: Where to compute in this process: "cpu", "cuda", "cuda:N", or "auto" for the best provider of
+            ONNX Runtime that is there. A TensorRT plan runs on a GPU whatever it says, the first unless it
+            names another.
+        tensorrt_config: File of the settings of TensorRT; None leaves it to ``embedding.tensorrt_config``.
+        allow_cpu_fallback: Let ONNX Runtime on the CPU of this process stand in for what cannot be used;
+            never silently: a warning is logged, and ``encode(..., return_source=True)`` and ``diagnostics()``
+            say so.
+        config: File of the settings; None takes ``config/pipeline/embedding.yaml`` where that exists.
+        **settings: Any setting, by its key with "_" for ".": ``triton_url="localhost:8001"``. It goes before
+            the environment and the file.
+
+    Raises:
+        InputError: There is no such type of backend, device or setting.
+        ConfigError: A file or variable cannot be used.
+    """
+    if backend_type not in (None, *BACKEND_TYPES):
+        raise InputError(f"backend_type is {backend_type!r}; expected one of {', '.join(BACKEND_TYPES)}.")
+    where = read_device(device)
+    for name in settings.keys() - _KEYS.keys():
+        raise InputError(f"There is no setting {name!r}; known ones: {', '.join(_KEYS)}.")
+    arguments: dict[str, object] = {_KEYS[name]: value for name, value in settings.items()}
+    arguments["embedding.backend"] = backend_type or arguments.get("embedding.backend")
+    arguments["embedding.tensorrt_config"] = tensorrt_config or arguments.get("embedding.tensorrt_config")
+    read = load_pipeline_settings(None if config is None else Path(config), arguments=arguments)
+    return make_backend(read, where, allow_cpu_fallback=allow_cpu_fallback)
+
+
+def make_backend(
+    settings: PipelineSettings, device: Device, *, allow_cpu_fallback: bool = True
+) -> EmbeddingBackend:
+    """Make an embedder by settings that were read.
+
+    Raises:
+        ConfigError: The settings of TensorRT cannot be used, or leave no candidate.
+    """
+    embedding = settings.embedding
+    if embedding.backend == "triton":
+        return _triton(settings, allow_cpu_fallback)
+    return InProcessBackend(
+        embedding.backend,
+        _local_candidates(embedding, device, allow_cpu_fallback),
+        max_drift_cosine=embedding.max_drift_cosine,
+    )
+
+
+def _triton(settings: PipelineSettings, allow_cpu_fallback: bool) -> EmbeddingBackend:
+    from ..selection.server import RequestLimits
+    from .triton import TritonBackend
+
+    embedding, server = settings.embedding, settings.triton
+    models = LocalModels(embedding.model_repository)
+
+    def last_resort(version: int | None) -> EmbeddingBackend:
+        candidate = onnx_candidate(models, embedding.model, CPU, version=version)
+        return InProcessBackend("onnxruntime", [candidate], max_drift_cosine=embedding.max_drift_cosine)
+
+    enabled = _tensorrt(embedding).enabled
+    if enabled == "required":
+        allow_cpu_fallback = False
+    return TritonBackend(
+        server.urls,
+        embedding.model,
+        _candidates(embedding, enabled),
+        references=models.golden,
+        max_drift_cosine=embedding.max_drift_cosine,
+        last_resort=last_resort if allow_cpu_fallback else None,
+        limits=RequestLimits(
+            request_timeout_s=server.request_timeout_s, max_in_flight=server.max_in_flight, tls=server.tls
+        ),
+        rhythm=server.rhythm,
+    )
+
+
+def _candidates(settings: EmbeddingSettings, enabled: Enabled) -> tuple[str, ...]:
+    """The models on the server that the settings leave; none leaves it to what is found there."""
+    if enabled == "auto":
+        return settings.candidates
+    wants_plans = enabled == "required"
+    named = settings.candidates or (f"{settings.model}_trt", f"{settings.model}_onnx")
+    left = tuple(name for name in named if name.partition(":")[0].endswith("_trt") == wants_plans)
+    if not left:
+        word = "true" if wants_plans else "false"
+        raise ConfigError(
+            f"arcface_tensorrt.enabled is {word}, which leaves none of embedding.candidates "
+            f"({', '.join(named)}); change one of them."
+        )
+    return left
+
+
+def _local_candidates(
+    settings: EmbeddingSettings, device: Device, allow_cpu_fallback: bool
+) -> list[LocalCandidate]:
+    """What may embed in this process, in order of preference."""
+    models, name = LocalModels(settings.model_repository), settings.model
+    providers = provider_order(device, settings.providers, allow_cpu_fallback=allow_cpu_fallback)
+    if settings.backend == "pytorch":
+        return [
+            insightface_candidate(models, name, settings.source, provider, device.index)
+            for provider in providers
+        ]
+    onnx = [onnx_candidate(models, name, provider, device.index) for provider in providers]
+    if settings.backend == "onnxruntime":
+        return onnx
+    enabled = _tensorrt(settings).enabled
+    if enabled == "required":
+        return [plan_candidate(models, name, device.index)]
+    plan = switched_off(name) if enabled == "off" else plan_candidate(models, name, device.index)
+    return [plan, *(onnx if allow_cpu_fallback else [])]
+
+
+def _tensorrt(settings: EmbeddingSettings) -> TensorRtSettings:
+    # The usual file may be missing, one that somebody named may not.
+    path = settings.tensorrt_config
+    return load_tensorrt_settings(None if path == DEFAULT_PATH else path)

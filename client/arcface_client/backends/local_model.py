@@ -1,0 +1,87 @@
+"""A model in this process, before and after it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..contract import Embeddings
+from ..errors import DriftError, ServerError
+from ..golden import golden_crops, largest_drift
+from ..identity import EmbeddingIdentity
+from ..runtimes.base import Runtime
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LocalModel:
+    """A model that is loaded.
+
+    Attributes:
+        runtime: Runs it.
+        backend: "tensorrt", "onnxruntime" or "pytorch".
+        model: Its name.
+        version: Its version; None when it has none.
+        path: Its file.
+        batch_size: Largest batch of one run.
+        identity: Which gallery its embeddings belong to.
+        golden: What the golden crops' embeddings have to be, float32 [8, 512]; None when nobody knows.
+        precision: As "fp16".
+        sm: Architecture of the GPU, as "90".
+        provider: What ONNX Runtime really runs on.
+    """
+
+    runtime: Runtime
+    backend: str
+    model: str
+    version: int | None
+    path: Path
+    batch_size: int
+    identity: EmbeddingIdentity
+    golden: Embeddings | None
+    precision: str
+    sm: str | None = None
+    provider: str | None = None
+
+    def examine(self, max_drift_cosine: float) -> float | None:
+        """Embed the golden crops.
+
+        Returns:
+            The largest drift from what they have to be; None when nobody knows that.
+
+        Raises:
+            DriftError: It is above ``max_drift_cosine``.
+            DeploymentError: The model does not run.
+        """
+        crops = golden_crops()
+        parts = range(0, len(crops), self.batch_size)
+        embeddings = np.concatenate(
+            [self.runtime.embed(crops[start : start + self.batch_size]) for start in parts]
+        )
+        if not np.isfinite(embeddings).all():
+            raise ServerError(f"{self.path} gives NaN or infinite values; build it again.")
+        if self.golden is None:
+            return None
+        drift = largest_drift(embeddings, self.golden)
+        if not drift <= max_drift_cosine:
+            raise DriftError(
+                f"{self.path} drifts by {drift:.2g} from its source model on the golden crops; expected at "
+                f"most {max_drift_cosine:g} (validation.max_drift_cosine). Build it again.",
+                drift,
+            )
+        return drift
+
+
+@dataclass(frozen=True)
+class LocalCandidate:
+    """A model that can be loaded, or cannot.
+
+    Attributes:
+        name: What a person calls it, as "arcface_r100_onnx on CPUExecutionProvider".
+        load: Loads it; raises a DeploymentError when something has to be mended first.
+    """
+
+    name: str
+    load: Callable[[], LocalModel]

@@ -1,0 +1,93 @@
+"""ONNX Runtime in this process: the repository's newest ONNX model, on the best provider that there is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from ..commandline import require
+from ..contract import INPUT_NAME
+from ..devices import Device
+from ..golden import golden_crops
+from .local_model import LocalCandidate, LocalModel
+from .repository import LocalModels
+
+CPU: Final = "CPUExecutionProvider"
+CUDA: Final = "CUDAExecutionProvider"
+COREML: Final = "CoreMLExecutionProvider"
+
+BATCH_SIZE: Final = 32
+"""Crops of one run: enough to keep every core at work, few enough to keep to a deadline."""
+
+ENTRIES: Final = {"session.force_spinning_stop": "1"}
+"""Idle threads spin between the operators of a run, where it pays, and not between runs."""
+
+
+def onnx_candidate(
+    models: LocalModels, name: str, provider: str, gpu: int = 0, version: int | None = None
+) -> LocalCandidate:
+    """A version of ``{name}_onnx`` on a provider; None is the newest."""
+    return LocalCandidate(
+        f"{name}_onnx on {provider}", lambda: load_onnx(models, name, provider, gpu, version)
+    )
+
+
+def provider_order(device: Device, providers: Sequence[str], *, allow_cpu_fallback: bool) -> list[str]:
+    """The providers that may be used, in order of preference.
+
+    Args:
+        device: Where to compute; "auto" is whatever is there of CUDA, CoreML and the CPU.
+        providers: A list to use in place of that.
+        allow_cpu_fallback: Whether the CPU may stand in for something else.
+    """
+    if providers:
+        first, *others = dict.fromkeys([*providers, CPU])
+        return [first, *(name for name in others if name != CPU or allow_cpu_fallback)]
+    if device.kind == "cuda":
+        return [CUDA, CPU] if allow_cpu_fallback else [CUDA]
+    wanted = [CUDA, COREML] if device.kind == "auto" else [COREML] if sys.platform == "darwin" else []
+    if not wanted:
+        return [CPU]
+    available = require("onnxruntime", extra="onnxruntime", purpose="This backend").get_available_providers()
+    return [*(provider for provider in wanted if provider in available), CPU]
+
+
+def load_onnx(models: LocalModels, name: str, provider: str, gpu: int, version: int | None) -> LocalModel:
+    """Load a version of ``{name}_onnx`` on a provider; None is the newest.
+
+    Raises:
+        InputError: There is no such provider.
+        DeploymentError: There is no such model, ONNX Runtime is not installed, or the provider does not run.
+    """
+    require("onnxruntime", extra="onnxruntime", purpose="Embedding in this process")
+    from ..runtimes.onnxruntime import OnnxRuntime
+    from ..runtimes.sessions import open_on
+
+    found = models.onnx(name, version)
+    session = open_on(
+        provider,
+        found.path,
+        options=provider_options(provider, gpu),
+        entries=ENTRIES,
+        try_out=lambda session: session.run(None, {INPUT_NAME: np.asarray(golden_crops()[:1])}),
+    )
+    return LocalModel(
+        runtime=OnnxRuntime(found.path, session=session),
+        backend="onnxruntime",
+        model=found.model,
+        version=found.version,
+        path=found.path,
+        batch_size=BATCH_SIZE,
+        identity=found.record.identity(),
+        golden=found.record.golden,
+        precision="fp32",
+        provider=provider,
+    )
+
+
+def provider_options(provider: str, gpu: int) -> dict[str, str]:
+    """What a provider has to be told: which GPU."""
+    return {"device_id": str(gpu)} if provider == CUDA else {}

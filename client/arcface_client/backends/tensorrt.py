@@ -1,0 +1,64 @@
+"""TensorRT in this process: the repository's newest plan for the GPU at hand."""
+
+from __future__ import annotations
+
+from ..errors import DeploymentError, MissingExtraError
+from .local_model import LocalCandidate, LocalModel
+from .repository import LocalModels
+
+
+def plan_candidate(models: LocalModels, name: str, gpu: int) -> LocalCandidate:
+    """The newest plan of ``{name}_trt`` for a GPU."""
+    return LocalCandidate(f"{name}_trt on cuda:{gpu}", lambda: load_plan(models, name, gpu))
+
+
+def switched_off(name: str) -> LocalCandidate:
+    """What stands for the plan where the settings keep TensorRT out."""
+
+    def refuse() -> LocalModel:
+        raise DeploymentError("TensorRT is switched off: arcface_tensorrt.enabled is false; set it to auto.")
+
+    return LocalCandidate(f"{name}_trt", refuse)
+
+
+def load_plan(models: LocalModels, name: str, gpu: int) -> LocalModel:
+    """Load the newest plan for a GPU.
+
+    Raises:
+        MissingExtraError: TensorRT or CUDA's Python package is not installed.
+        CudaError: There is no such GPU, or its driver is too old.
+        DeploymentError: There is no plan for it, the plan is another than the one recorded, of another
+            TensorRT, or cannot be loaded.
+    """
+    try:
+        import tensorrt
+
+        from ..runtimes.cuda import compute_capability, device_count
+        from ..runtimes.tensorrt import TensorRt
+    except ModuleNotFoundError as error:
+        package = "tensorrt" if error.name == "tensorrt" else "cuda-bindings"
+        raise MissingExtraError(
+            f"TensorRT in this process needs the package {package}: pip install {package} (TensorRT itself "
+            "in the very version that built the plans), or run in NVIDIA's tensorrt image."
+        ) from error
+    count = device_count()
+    if gpu >= count:
+        raise DeploymentError(
+            f"There is no GPU {gpu}: CUDA sees {count}. Name another device, or use backend onnxruntime."
+        )
+    sm = compute_capability(gpu).replace(".", "")
+    plan = models.plan(name, sm)
+    plan.record.check_loadable(plan.path, tensorrt.__version__)
+    runtime = TensorRt(plan.path, sha256=plan.record.sha256, device=gpu)
+    return LocalModel(
+        runtime=runtime,
+        backend="tensorrt",
+        model=plan.model,
+        version=plan.version,
+        path=plan.path,
+        batch_size=runtime.max_batch_size,
+        identity=plan.onnx.identity(plan.record.precision_class),
+        golden=plan.onnx.golden,
+        precision=plan.record.precision,
+        sm=sm,
+    )

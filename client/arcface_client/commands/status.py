@@ -1,0 +1,80 @@
+"""``arcface-client status``: a server's models, why one is not ready, and who embeds by the settings."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from ..commandline import DONE, FAILED
+from ..errors import ArcFaceError, TransientError
+from ..golden import golden_crops
+from ..status import ServerStatus
+from .connecting import add_connection_flags, settings_from
+
+if TYPE_CHECKING:
+    from ..settings import PipelineSettings
+
+_TIMED_CALLS: Final = 5
+
+
+def add_status(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    status = commands.add_parser(
+        "status",
+        help="show a server's models, and why one is not ready",
+        description="Show the server, its models and versions, and why one is not ready. With --json also "
+        "the embedder that the settings make: who embeds, how fast, how exactly, and why not another; a few "
+        "crops are embedded to know. The exit code is 1 when no server answers.",
+        epilog="example: arcface-client status --url localhost:8001 --backend triton --json",
+    )
+    status.add_argument("--json", action="store_true", help="report as JSON")
+    status.add_argument(
+        "--backend",
+        metavar="TYPE",
+        help="embedder to report: pytorch, tensorrt, onnxruntime or triton (default: embedding.backend)",
+    )
+    status.add_argument(
+        "--device", default="cpu", help="its device: cpu, cuda, cuda:N or auto (default: %(default)s)"
+    )
+    add_connection_flags(status)
+    status.set_defaults(run=_status)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    settings = settings_from(arguments, **{"embedding.backend": arguments.backend})
+    problem = None
+    with settings.triton.client() as client:
+        try:
+            server = client.status()
+        except TransientError as error:
+            if not arguments.json:
+                raise
+            server, problem = ServerStatus(settings.triton.urls[0], None, False, ()), str(error)
+    if arguments.json:
+        embedder = _embedder(settings, arguments.device)
+        print(json.dumps(dataclasses.asdict(server) | {"problem": problem, "embedder": embedder}, indent=2))
+        return DONE if problem is None else FAILED
+    print(f"Triton {server.version} at {server.url}: {'ready' if server.ready else 'not ready'}")
+    for model in server.models:
+        version = "-" if model.version is None else str(model.version)
+        state = model.state or "NOT LOADED"
+        print(f"  {model.name:<28} {version:>3}  {state:<12} {model.reason}".rstrip())
+    return DONE
+
+
+def _embedder(settings: PipelineSettings, device: str) -> dict[str, Any]:
+    """What the embedder says of itself after a few real calls, and what kept it from them."""
+    from ..backends.factory import make_backend
+    from ..devices import read_device
+
+    problem = None
+    with make_backend(settings, read_device(device)) as embedder:
+        try:
+            embedder.ensure_ready()
+            for _ in range(_TIMED_CALLS):
+                embedder.encode(golden_crops())
+        except ArcFaceError as error:
+            problem = str(error)
+        return embedder.diagnostics().to_dict() | {"problem": problem}

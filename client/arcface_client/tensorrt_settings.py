@@ -1,0 +1,74 @@
+"""Settings of TensorRT: ``config/pipeline/arcface_tensorrt.yaml`` and what goes before it; see ``layers``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from .layers import BOOLEAN, NUMBER, TEXT, WHOLE, Defaults, one_of, read_layers
+
+DEFAULT_PATH: Final = Path("config/pipeline/arcface_tensorrt.yaml")
+
+Enabled = Literal["auto", "required", "off"]
+"""What ``arcface_tensorrt.enabled`` says: "auto", true ("required") or false ("off")."""
+
+_ENABLED: Final = one_of({"auto": "auto", "true": "required", "false": "off"})
+
+_DEFAULTS: Final[Defaults] = {
+    "arcface_tensorrt.enabled": (_ENABLED, "auto"),
+    "tensorrt.precision": (TEXT, "fp16"),
+    "tensorrt.max_batch_size": (WHOLE, 32),
+    "tensorrt.opt_batch_size": (WHOLE, None),
+    "tensorrt.workspace_size_mb": (WHOLE, 1024),
+    "tensorrt.hardware_compatible": (BOOLEAN, True),
+    "tensorrt.fold_preactivation": (BOOLEAN, False),
+    "tensorrt.instances": (WHOLE, 2),
+    "tensorrt.engine_s3_bucket": (TEXT, None),
+    "validation.max_drift_cosine": (NUMBER, 0.001),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorRtSettings:
+    """How plans are made and kept, and whether they are used.
+
+    Attributes:
+        enabled: "auto": used when one is there and right; "required": nothing else is; "off": none is made
+            or used.
+        precision: Of the plan: fp32, tf32, fp16, bf16 or int8.
+        max_batch_size: Largest batch.
+        opt_batch_size: The batch that TensorRT tunes for; None is the largest.
+        workspace_size_mb: Memory of one kernel, in MiB.
+        hardware_compatible: Fit every GPU of the compute capability.
+        fold_preactivation: Fold the batch norms in front of convolutions.
+        instances: Copies that Triton runs side by side on each GPU.
+        engine_s3_bucket: Bucket to share plans through.
+        max_drift_cosine: Largest drift that the gate lets pass.
+    """
+
+    enabled: Enabled
+    precision: str
+    max_batch_size: int
+    opt_batch_size: int | None
+    workspace_size_mb: int
+    hardware_compatible: bool
+    fold_preactivation: bool
+    instances: int
+    engine_s3_bucket: str | None
+    max_drift_cosine: float
+
+
+def load_tensorrt_settings(
+    path: Path | None = None,
+    *,
+    environment: Mapping[str, str] = os.environ,
+    arguments: Mapping[str, object] | None = None,
+) -> TensorRtSettings:
+    """Read the settings; path, environment, arguments and errors are those of ``layers.read_layers``."""
+    values = read_layers(
+        _DEFAULTS, path, usual_path=DEFAULT_PATH, environment=environment, arguments=arguments
+    )
+    return TensorRtSettings(**{key.rpartition(".")[2]: value for key, value in values.items()})

@@ -1,0 +1,358 @@
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from arcface_builder.reference import ReferenceEmbedder
+from arcface_builder.sources import OnnxFile
+from arcface_client import get_embedding_backend
+from arcface_client.backends.base import EmbeddingBackend
+from arcface_client.contract import Crops
+from arcface_client.errors import (
+    ArcFaceError,
+    ConfigError,
+    ContractError,
+    DeploymentError,
+    InputError,
+    ManifestError,
+    MissingExtraError,
+    ModelNotFoundError,
+    NoCandidateNowError,
+)
+from arcface_server import LocalTriton
+from exports import constant_reshape, save_for_insightface, small_arcface
+from photograph import face_crops
+
+from .conftest import Make
+
+
+@pytest.mark.parametrize("backend_type", ["pytorch", "onnxruntime"])
+def test_it_embeds_as_the_source_model_does(backend_type: str, make: Make, built: Path) -> None:
+    crops = face_crops()
+    expected = ReferenceEmbedder(OnnxFile(built / "source-0.onnx").load()).embed(crops)
+
+    with make(backend_type) as embedder:
+        embedder.ensure_ready()
+        embeddings, served = embedder.encode(crops, return_source=True)
+
+    assert embeddings.dtype == np.float32
+    np.testing.assert_allclose(embeddings, expected, atol=1e-5)
+    assert [source.backend for source in served.sources] == [backend_type]
+    assert not served.fell_back
+
+
+def test_onnxruntime_says_what_runs(make: Make, built: Path) -> None:
+    with make("onnxruntime") as embedder:
+        embedder.ensure_ready()
+        embedder.encode(face_crops())
+        said = embedder.diagnostics().to_dict()
+
+    assert json.loads(json.dumps(said)) == {**said, "candidates": list(said["candidates"])}
+    drift = said["validation"].pop("drift_vs_reference")
+    assert 0 <= drift < 1e-9
+    assert said["throughput_fps"] > 0
+    assert said["latency_ms"] > 0
+    assert {name: said[name] for name in ("backend", "model", "version", "engine_path", "precision")} == {
+        "backend": "onnxruntime",
+        "model": "small_onnx",
+        "version": 1,
+        "engine_path": str(built / "models/small_onnx/1/model.onnx"),
+        "precision": "fp32",
+    }
+    assert (said["provider"], said["batch_size"], said["embedding_dim"]) == ("CPUExecutionProvider", 32, 512)
+    assert said["validation"] == {"reference": "manifest", "regression_test": "passed"}
+    assert (said["sm"], said["vram_mb"]) == (None, None)
+
+
+def test_the_reference_is_held_against_the_manifest_of_what_was_built_from_it(
+    make: Make, tmp_path: Path
+) -> None:
+    known = make("pytorch")
+    known.ensure_ready()
+    validation = known.diagnostics().validation
+    assert (validation.reference, validation.regression_test) == ("manifest", "passed")
+
+    unknown = make("pytorch", embedding_source=str(save_for_insightface(tmp_path, seed=5)))
+    unknown.ensure_ready()
+    diagnostics = unknown.diagnostics()
+    assert diagnostics.validation.reference == "itself"
+    assert diagnostics.validation.drift_vs_reference is None
+    assert (diagnostics.model, diagnostics.version) == ("source-5", None)
+
+
+def test_the_reference_is_found_in_insightfaces_own_folder(
+    make: Make, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    pack = tmp_path / ".insightface/models/buffalo_l"
+    pack.mkdir(parents=True)
+    shutil.copy(built / "source-0.onnx", pack / "w600k_r50.onnx")
+    other = small_arcface()
+    for place, size in ((2, 96), (3, 96)):
+        other.graph.input[0].type.tensor_type.shape.dim[place].dim_value = size
+    onnx.save_model(other, pack / "genderage.onnx")
+
+    with make("pytorch", embedding_source="buffalo_l") as embedder:
+        embedder.ensure_ready()
+        assert embedder.diagnostics().engine_path == str(pack / "w600k_r50.onnx")
+
+    shutil.copy(built / "source-0.onnx", pack / "again.onnx")
+    with pytest.raises(
+        ModelNotFoundError, match=r"2 recognition models \(again\.onnx, w600k_r50\.onnx\) are in"
+    ):
+        make("pytorch", embedding_source="buffalo_l").ensure_ready()
+
+
+def test_a_pack_that_is_not_there_is_said_with_what_to_do(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    with pytest.raises(ModelNotFoundError, match=r"no pack buffalo_l at .*models/buffalo_l\. Set"):
+        make("pytorch", embedding_source="buffalo_l").ensure_ready()
+    with pytest.raises(ModelNotFoundError, match=r"There is no file gone\.onnx; set embedding\.source"):
+        make("pytorch", embedding_source="gone.onnx").ensure_ready()
+
+
+def test_a_reference_that_takes_one_crop_at_a_time_gets_them_so(make: Make, tmp_path: Path) -> None:
+    path = tmp_path / "one.onnx"
+    onnx.save_model(constant_reshape(small_arcface()), path)
+
+    with make("pytorch", embedding_source=str(path)) as embedder:
+        embeddings = embedder.encode(face_crops())
+        assert embedder.diagnostics().batch_size == 1
+
+    expected = ReferenceEmbedder(OnnxFile(path).load()).embed(face_crops())
+    np.testing.assert_allclose(embeddings, expected, atol=1e-5)
+
+
+def test_a_reference_that_is_no_recognition_model_is_refused(make: Make, built: Path) -> None:
+    serving = built / "models/small_onnx/1/model.onnx"
+
+    with pytest.raises(
+        ContractError, match=r"no recognition model of InsightFace's: it has inputs \[\['N', 112"
+    ):
+        make("pytorch", embedding_source=str(serving)).ensure_ready()
+
+
+@pytest.mark.parametrize("backend_type", ["pytorch", "onnxruntime"])
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"device": "cuda:0"}, "is here without CUDAExecutionProvider; it has .*CPUExecutionProvider"),
+        (
+            {"embedding_providers": ["AzureExecutionProvider"]},
+            r"AzureExecutionProvider took 0 of the model's \d+ nodes; ONNX Runtime quietly ran the others",
+        ),
+    ],
+    ids=["a provider that is not installed", "a provider that quietly leaves it to the CPU"],
+)
+def test_a_fallback_to_the_cpu_is_a_fallback_like_any_other(
+    backend_type: str,
+    settings: dict[str, Any],
+    reason: str,
+    make: Make,
+    crops: Crops,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING), make(backend_type, **settings) as embedder:
+        embeddings, served = embedder.encode(crops[:3], return_source=True)
+        diagnostics = embedder.diagnostics()
+    with make(backend_type) as plain:
+        np.testing.assert_allclose(embeddings, plain.encode(crops[:3]), atol=1e-6)
+
+    assert served.fell_back
+    assert diagnostics.provider == "CPUExecutionProvider"
+    assert [report.state for report in diagnostics.candidates] == ["refused", "serving"]
+    assert " serves, since " in caplog.text
+    with pytest.raises(DeploymentError, match=reason):
+        make(backend_type, allow_cpu_fallback=False, **settings).ensure_ready()
+
+
+def test_providers_are_used_in_the_order_of_the_settings(make: Make) -> None:
+    wanted = ["CUDAExecutionProvider", "AzureExecutionProvider", "CPUExecutionProvider"]
+    with make("onnxruntime", embedding_providers=wanted) as embedder:
+        embedder.ensure_ready()
+        names = [report.candidate for report in embedder.diagnostics().candidates]
+    assert names == [f"small_onnx on {provider}" for provider in wanted]
+
+
+def test_the_best_provider_that_is_there_is_no_fallback(make: Make, crops: Crops) -> None:
+    with make("onnxruntime", "auto", allow_cpu_fallback=False) as embedder:
+        _, served = embedder.encode(crops[:1], return_source=True)
+    assert not served.fell_back
+
+
+def test_a_provider_that_there_is_not_is_refused_by_name(make: Make) -> None:
+    with pytest.raises(InputError, match="Execution provider 'Cuda' is unknown; ONNX Runtime knows"):
+        make("onnxruntime", embedding_providers=["Cuda"]).ensure_ready()
+
+
+def test_tensorrt_gives_way_to_onnxruntime_where_it_cannot_run(make: Make, crops: Crops) -> None:
+    with make("tensorrt") as embedder:
+        _, served = embedder.encode(crops[:2], return_source=True)
+
+    assert [source.backend for source in served.sources] == ["onnxruntime"]
+    assert served.refusals[0].candidate == "small_trt on cuda:0"
+    assert "TensorRT in this process needs the package" in served.refusals[0].reason
+
+
+def test_tensorrt_without_a_fallback_says_what_is_missing(make: Make) -> None:
+    with pytest.raises(MissingExtraError, match=r"needs the package tensorrt: pip install tensorrt"):
+        make("tensorrt", allow_cpu_fallback=False).ensure_ready()
+
+
+def test_tensorrt_that_is_required_has_no_fallback(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARCFACE_TENSORRT_ENABLED", "true")
+
+    with pytest.raises(MissingExtraError, match="needs the package tensorrt"):
+        make("tensorrt").ensure_ready()
+
+
+def test_tensorrt_that_is_switched_off_is_kept_out(make: Make, crops: Crops, tmp_path: Path) -> None:
+    settings = tmp_path / "trt.yaml"
+    settings.write_text("arcface_tensorrt: {enabled: false}")
+
+    with make("tensorrt", tensorrt_config=settings) as embedder:
+        _, served = embedder.encode(crops[:1], return_source=True)
+    assert served.refusals[0].reason.startswith("TensorRT is switched off: arcface_tensorrt.enabled is false")
+
+    with pytest.raises(DeploymentError, match="TensorRT is switched off"):
+        make("tensorrt", tensorrt_config=settings, allow_cpu_fallback=False).ensure_ready()
+
+
+def test_a_model_that_lies_is_not_loaded(make: Make, models: Path) -> None:
+    (models / "small_onnx-1.manifest.json").write_text("{}")
+
+    with pytest.raises(ManifestError, match=r"small_onnx-1\.manifest\.json has schema_version None"):
+        make("onnxruntime", embedding_model_repository=models).ensure_ready()
+
+
+def test_a_model_whose_manifest_tells_of_other_embeddings_is_refused_with_the_figure(
+    make: Make, models: Path, tmp_path: Path
+) -> None:
+    from arcface_builder.build import build
+
+    build(OnnxFile(save_for_insightface(tmp_path, seed=1)), name="small", repository=models)
+    first, second = (models / f"small_onnx-{version}.manifest.json" for version in (1, 2))
+    record = json.loads(second.read_text())
+    record["golden"] = json.loads(first.read_text())["golden"]
+    second.write_text(json.dumps(record))
+
+    with pytest.raises(DeploymentError, match=r"model\.onnx drifts by 0?\.?\d.* expected at most 0\.001"):
+        make("onnxruntime", embedding_model_repository=models).ensure_ready()
+
+
+def test_the_file_says_the_backend_and_an_argument_goes_before_it(make: Make, tmp_path: Path) -> None:
+    config = tmp_path / "embedding.yaml"
+    config.write_text("embedding: {backend: onnxruntime}")
+
+    def backend(embedder: EmbeddingBackend) -> str:
+        embedder.ensure_ready()
+        return embedder.diagnostics().backend
+
+    assert backend(make()) == "pytorch"
+    assert backend(make(config=config)) == "onnxruntime"
+    assert backend(make("pytorch", config=str(config))) == "pytorch"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"backend_type": "torch"},
+            "backend_type is 'torch'; expected one of pytorch, tensorrt, onnxruntime",
+        ),
+        ({"device": "mps"}, "device is 'mps'; expected 'cpu'"),
+        ({"triton_ulr": "x"}, "There is no setting 'triton_ulr'; known ones: embedding_backend, "),
+    ],
+)
+def test_what_there_is_not_is_refused_with_what_there_is(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        get_embedding_backend(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"validation_max_drift_cosine": "small"}, "max_drift_cosine is 'small'; expected a number"),
+        ({"config": "/nowhere.yaml"}, r"Cannot read the configuration file /nowhere\.yaml"),
+        ({"backend_type": "tensorrt", "tensorrt_config": "/no.yaml"}, r"configuration file /no\.yaml"),
+        ({"backend_type": "triton", "triton_url": "http://localhost:8000"}, "expected host:port"),
+        ({"backend_type": "triton", "embedding_candidates": "a:b:c"}, "candidate 'a:b:c' is no model"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        get_embedding_backend(**arguments)
+
+
+@pytest.mark.parametrize(("enabled", "left"), [("true", "a_onnx"), ("false", "a_trt:1, b_trt")])
+def test_candidates_that_the_settings_of_tensorrt_keep_out_are_none(
+    enabled: str, left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARCFACE_TENSORRT_ENABLED", enabled)
+
+    with pytest.raises(ConfigError, match=rf"enabled is {enabled}, which leaves none of .* \({left}\)"):
+        get_embedding_backend("triton", embedding_candidates=left)
+
+
+def test_importing_it_brings_nothing_heavy() -> None:
+    code = (
+        "import sys; from arcface_client import get_embedding_backend; get_embedding_backend('pytorch');"
+        "get_embedding_backend('onnxruntime'); get_embedding_backend('tensorrt');"
+        "print(*{'onnx', 'onnxruntime', 'insightface', 'cv2', 'tensorrt', 'cuda'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_a_server_is_held_against_the_manifests_and_this_process_stands_in_when_it_is_gone(
+    make: Make, models: Path, crops: Crops
+) -> None:
+    settings = {"embedding_model_repository": models, "triton_recheck_s": 0.2}
+    with LocalTriton(models) as server:
+        embedder = make("triton", triton_url=server.grpc_url, **settings)
+        embedder.ensure_ready()
+        by_server, served = embedder.encode(crops, return_source=True)
+        diagnostics = embedder.diagnostics()
+    with embedder:
+        by_process, fallen_back = embedder.encode(crops, return_source=True)
+
+    assert [(source.backend, source.where) for source in served.sources] == [("triton", server.grpc_url)]
+    assert (diagnostics.validation.reference, diagnostics.validation.regression_test) == (
+        "manifest",
+        "passed",
+    )
+    assert [(one.backend, one.where) for one in fallen_back.sources] == [("onnxruntime", "this process")]
+    assert fallen_back.fell_back
+    np.testing.assert_allclose(by_process, by_server, atol=1e-6)
+
+
+def test_without_the_fallback_every_candidate_is_listed(make: Make) -> None:
+    with (
+        make("triton", triton_url="127.0.0.1:9", allow_cpu_fallback=False) as embedder,
+        pytest.raises(NoCandidateNowError, match=r"127\.0\.0\.1:9"),
+    ):
+        embedder.ensure_ready()
+
+
+def test_plans_that_are_required_are_not_replaced_by_their_sibling(
+    make: Make, triton: LocalTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"triton_url": triton.grpc_url, "embedding_model": "tiny"}
+    with make("triton", **settings) as embedder:
+        embedder.ensure_ready()
+
+    monkeypatch.setenv("ARCFACE_TENSORRT_ENABLED", "true")
+    with make("triton", **settings) as embedder, pytest.raises(ArcFaceError, match="tiny_trt"):
+        embedder.ensure_ready()

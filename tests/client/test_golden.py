@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import base64
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arcface_builder.faces import face_like
+from arcface_client.contract import Embeddings
+from arcface_client.golden import from_text, golden_crops, golden_sha256, largest_drift, to_text
+
+
+def unit(seed: int = 0) -> Embeddings:
+    rows = np.random.default_rng(seed).standard_normal((8, 512)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)  # type: ignore[no-any-return]
+
+
+def test_the_golden_crops_are_the_very_ones_that_manifests_are_about() -> None:
+    assert golden_crops().shape == (8, 112, 112, 3)
+    assert golden_crops().dtype == np.uint8
+    assert golden_sha256() == "99d0aa7705cb347c0337284cc27ff6b0dc99be54da98a4d6a29244f04dff2e8c"
+
+
+def test_the_command_that_made_the_golden_crops_makes_nearly_the_same() -> None:
+    difference = np.abs(golden_crops().astype(int) - face_like(8, seed=114))
+    assert difference.max() <= 1
+    assert np.count_nonzero(difference) < 100
+
+
+def test_nobody_can_change_the_golden_crops() -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        golden_crops()[0] = 0
+
+
+@given(st.floats(0, 1.5), st.integers(0, 99))
+def test_drift_is_one_less_the_cosine(angle: float, seed: int) -> None:
+    left, other = unit(seed), unit(seed + 100)
+    other -= np.einsum("nd,nd->n", left, other)[:, np.newaxis] * left
+    other /= np.linalg.norm(other, axis=1, keepdims=True)
+    right = (np.cos(angle) * left + np.sin(angle) * other).astype(np.float32)
+    assert largest_drift(left, right) == pytest.approx(1 - np.cos(angle), rel=1e-4, abs=1e-10)
+
+
+def test_one_row_that_drifts_is_enough() -> None:
+    changed = unit()
+    changed[5] = -changed[5]
+    assert largest_drift(unit(), changed) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.5, 2.0, np.nan])
+def test_a_row_of_another_length_does_not_pass_for_right(factor: float) -> None:
+    changed = unit()
+    changed[0] *= factor
+    assert not largest_drift(unit(), changed) <= 0.001
+
+
+def test_a_manifests_text_gives_the_same_embeddings() -> None:
+    np.testing.assert_array_equal(from_text(to_text(unit())), unit())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("*", "no base64"),
+        (base64.b64encode(b"four").decode(), "4 bytes; expected 16,384"),
+        (to_text(2 * unit()), "rows that are not of length one"),
+        (to_text(np.full((8, 512), np.nan, np.float32)), "rows that are not of length one"),
+    ],
+)
+def test_another_text_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_text(text)
