@@ -34,7 +34,13 @@ def test_no_ready_sibling_is_an_error_that_names_what_is_ready(name: str) -> Non
 
 @pytest.mark.parametrize(
     ("spec", "expected"),
-    [("face_onnx", False), ("face_trt:3", False), ("model.onnx", True), ("./model", True), ("a/b.plan", True)],
+    [
+        ("face_onnx", False),
+        ("face_trt:3", False),
+        ("model.onnx", True),
+        ("./model", True),
+        ("a/b.plan", True),
+    ],
 )
 def test_a_file_is_told_from_a_model(spec: str, expected: bool) -> None:
     assert is_file(spec) is expected
