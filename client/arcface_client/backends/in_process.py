@@ -160,7 +160,7 @@ class InProcessBackend(EmbeddingBackend):
             conflict = self._identity and self._identity.conflict(model.identity)
             if conflict:
                 raise DeploymentError(
-                    f"{model.path} is of {conflict}. Embeddings of both do not go together: make another."
+                    f"{model.path} is of {conflict}. Their embeddings do not go together: make a new backend."
                 )
             drift = model.examine(self._max_drift_cosine)
         except BaseException:
@@ -176,7 +176,7 @@ class InProcessBackend(EmbeddingBackend):
                 self._errors = {**self._errors, serving.candidate: error}
                 self._drop()
             if len(self._errors) == len(self._candidates):
-                raise self._exhausted() from error
+                raise self._exhausted()
 
     def _drop(self) -> None:
         if self._serving is not None:

@@ -14,16 +14,19 @@ from ..golden import GoldenReference
 from ..job import Job
 from ..meter import Meter
 from ..metrics import Metrics, PrometheusExporter
+from ..selection.call import nobody
 from ..selection.candidates import Pin, Wanted
 from ..selection.contender import Contender, Rhythm
 from ..selection.examination import ITSELF, References
-from ..selection.fallback import Fallback, nobody
+from ..selection.examiner import Examiner
+from ..selection.fallback import Fallback
 from ..selection.last_resort import LastResort, MakeBackend
 from ..selection.selector import Selector
 from ..selection.server import RequestLimits
 from ..selection.watcher import Watcher
 from .base import EmbeddingBackend, Served
 from .diagnostics import Diagnostics, Validation
+from .in_process import HERE
 
 DEFAULT_NAME: Final = "arcface_r100"
 
@@ -85,10 +88,9 @@ class TritonBackend(EmbeddingBackend):
         self._rhythm = rhythm or Rhythm()
         self._metrics = Metrics()
         self._meter = Meter()
-        self._selector = Selector(wanted, references, max_drift_cosine, limits, self._rhythm)
-        self._last_resort = (
-            None if last_resort is None else LastResort(last_resort, self._selector, references)
-        )
+        examiner = Examiner(references, max_drift_cosine)
+        self._selector = Selector(wanted, examiner, limits, self._rhythm)
+        self._last_resort = None if last_resort is None else LastResort(last_resort, self._selector, examiner)
         self._fallback = Fallback(
             self._selector,
             self._last_resort,
@@ -121,7 +123,7 @@ class TritonBackend(EmbeddingBackend):
             except InputError:
                 raise
             except ArcFaceError as error:
-                reasons["this process"] = error
+                reasons[HERE] = error
             else:
                 return
         raise nobody(reasons)

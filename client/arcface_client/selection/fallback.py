@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Final
 
-from ..backends.base import Refusal, Served, Source
-from ..errors import (
-    ArcFaceError,
-    DeadlineExceededError,
-    InputError,
-    ModelLoadingError,
-    NoCandidateError,
-    NoCandidateNowError,
-    ServerBusyError,
-    ServerError,
-    ServerUnavailableError,
-    TransientError,
-)
+from ..backends.base import Served, Source
+from ..backends.in_process import HERE
+from ..errors import ArcFaceError, InputError, ServerBusyError, ServerError
 from ..job import Job
 from ..metrics import Metrics
+from .call import Call, nobody
 from .contender import Contender
 from .last_resort import LastResort
 from .selector import Selector
 
 BUSY_WAITS_S: Final = (0.05, 0.1, 0.2)
-"""Seconds between the tries of one candidate that is full or loading, while it makes no headway."""
+"""Seconds between the tries of one candidate that is full, while it makes no headway."""
 
-RECONNECT_S: Final = 1.0
-"""How long a call keeps asking when every server is gone, in seconds: a broken connection is no more."""
+SILENCE_S: Final = 1.0
+"""A candidate that uses up a call's time counts as failing when it was silent for so long, in seconds."""
 
-_MARGIN_S: Final = 0.02
-"""A request that is given the rest of a call's time ends this much before it, or after."""
-
+_FIRST_WAIT_S: Final = 0.1
 _LONGEST_WAIT_S: Final = 1.0
 
 
@@ -43,7 +30,8 @@ class Fallback:
     """Runs calls over a selection's ranking.
 
     - The caller's errors (``InputError``) are raised at once.
-    - The moment's (a full queue, a model that loads) are tried again, then the next candidate is.
+    - The moment's are tried again, then the next candidate is: a full queue a few times at once; a model that
+      loads after the others, since it has to be examined before it is used again.
     - All others are the candidate's: the next one does what is missing.
 
     Args:
@@ -78,34 +66,43 @@ class Fallback:
             NoCandidateNowError: Nobody serves, but trying again may help.
             NoCandidateError: Nobody serves before something is mended.
         """
-        call = _Call(job, self._patience_s)
-        for wait_s in _backoff():
-            for contender in self._selector.standing.ranking:
-                if contender.error is None and self._try(contender, call):
-                    return call.served(self._selector.standing.passed_over.get(contender, ()))
-            if self._last_resort is not None and self._try_last_resort(self._last_resort, call):
-                return call.served(self._selector.standing.refusals)
+        call = Call(job, self._patience_s)
+        wait_s = _FIRST_WAIT_S
+        while True:
+            served = self._try_all(call)
+            if served is not None:
+                return served
             reasons = call.reasons(self._selector.standing.refused)
             if call.age_s + wait_s > call.patience_s(reasons):
                 raise nobody(reasons)
             self._pause(min(wait_s, job.deadline.remaining_s()))
-            call.check_deadline(nobody(reasons))
-            self._selector.look(job.deadline)
-        raise AssertionError("the backoff has no end")
+            if call.is_over:
+                raise call.too_late(nobody(reasons))
+            self._selector.look(job.deadline, afresh=True)
+            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
-    def _try(self, contender: Contender, call: _Call) -> bool:
+    def _try_all(self, call: Call) -> Served | None:
+        """Let everybody have a go at what is missing, by preference; None when some still is."""
+        standing = self._selector.standing
+        for contender in standing.ranking:
+            # What another call met with meanwhile counts here, too.
+            if contender.error is None and self._try(contender, call):
+                return call.served(str(contender), standing.passed_over[contender])
+        return None if self._last_resort is None else self._try_last_resort(self._last_resort, call)
+
+    def _try(self, contender: Contender, call: Call) -> bool:
         """Let a candidate do what is missing; False when it did not all of it."""
         job, candidate = call.job, contender.candidate
         source = Source("triton", candidate.model, candidate.version, candidate.url, 0)
         waits = iter(BUSY_WAITS_S)
         while True:
-            missing = job.missing
+            missing, started = job.missing, time.monotonic()
             try:
                 with contender.server.call():
                     contender.client.work(job)
             except InputError:
                 raise
-            except (ServerBusyError, ModelLoadingError) as error:
+            except ServerBusyError as error:
                 wait_s = 0.0 if job.missing < missing else next(waits, None)
                 failure: ArcFaceError = error
             except ArcFaceError as error:
@@ -116,13 +113,16 @@ class Fallback:
                 return True
             finally:
                 call.credit(source, missing - job.missing)
-            call.check_deadline(failure)
+            if call.is_over:
+                if job.missing == missing and time.monotonic() - started >= SILENCE_S:
+                    self._selector.failed(contender, failure)
+                raise call.too_late(failure) from failure
             if wait_s is None:
                 self._give_up(contender, failure, call)
                 return False
             self._pause(min(wait_s, job.deadline.remaining_s()))
 
-    def _give_up(self, contender: Contender, error: ArcFaceError, call: _Call) -> None:
+    def _give_up(self, contender: Contender, error: ArcFaceError, call: Call) -> None:
         call.failures[str(contender)] = error
         self._metrics.fell_back(type(error).__name__)
         if isinstance(error, ServerError):
@@ -131,85 +131,23 @@ class Fallback:
         elif not isinstance(error, ServerBusyError):
             self._selector.failed(contender, error)
 
-    def _try_last_resort(self, last_resort: LastResort, call: _Call) -> bool:
+    def _try_last_resort(self, last_resort: LastResort, call: Call) -> Served | None:
         call.job.deadline.remaining_s()
-        missing = call.job.missing
         try:
             served = last_resort.run(call.job)
         except InputError:
             raise
         except ArcFaceError as error:
-            call.check_deadline(error)
-            call.failures["this process"] = error
-            return False
-        call.credit(served.sources[-1], missing)
+            if call.is_over:
+                raise call.too_late(error) from error
+            call.failures[HERE] = error
+            return None
+        for source in served.sources:
+            call.credit(source, source.crops)
         self._metrics.fell_back("LastResort")
         self._settle_suspicions(call)
-        return True
+        return call.served(HERE, (*self._selector.standing.refusals, *served.refusals))
 
-    def _settle_suspicions(self, call: _Call) -> None:
+    def _settle_suspicions(self, call: Call) -> None:
         for contender, error in call.suspects:
             self._selector.failed(contender, error)
-
-
-class _Call:
-    """What a call went through so far."""
-
-    def __init__(self, job: Job, patience_s: float) -> None:
-        self.job = job
-        self.failures: dict[str, ArcFaceError] = {}
-        self.suspects: list[tuple[Contender, ServerError]] = []
-        self._patience_s = patience_s
-        self._started = time.monotonic()
-        self._credits: dict[Source, int] = {}
-
-    @property
-    def age_s(self) -> float:
-        """Seconds since the call began."""
-        return time.monotonic() - self._started
-
-    def credit(self, source: Source, crops: int) -> None:
-        """Note who embedded how many."""
-        if crops:
-            source = replace(source, crops=0)
-            self._credits[source] = self._credits.get(source, 0) + crops
-
-    def served(self, passed_over: tuple[Refusal, ...]) -> Served:
-        """The report on a call that is done."""
-        sources = tuple(replace(source, crops=crops) for source, crops in self._credits.items())
-        reasons = {refusal.candidate: refusal.reason for refusal in passed_over}
-        reasons |= {name: str(error) for name, error in self.failures.items()}
-        return Served(sources, tuple(Refusal(name, reason) for name, reason in reasons.items()))
-
-    def check_deadline(self, error: ArcFaceError) -> None:
-        """Raise if the call's time is up, and not that of a request alone."""
-        if self.job.deadline.is_over(_MARGIN_S):
-            total = len(self.job.crops)
-            raise DeadlineExceededError(
-                f"The time allowed for the whole call, {self.job.deadline.timeout_s:g} s, is over; "
-                f"{total - self.job.missing} of {total} crops are embedded. {error}"
-            ) from error
-
-    def reasons(self, refused: Iterable[tuple[str, ArcFaceError]]) -> dict[str, ArcFaceError]:
-        """Why nobody serves, by candidate: what this call met with, and what was known before."""
-        return dict(refused) | self.failures
-
-    def patience_s(self, reasons: Mapping[str, ArcFaceError]) -> float:
-        """How long after its start the call still tries them all again."""
-        if any(isinstance(error, (ServerBusyError, ModelLoadingError)) for error in reasons.values()):
-            return self._patience_s
-        if any(isinstance(error, ServerUnavailableError) for error in reasons.values()):
-            return RECONNECT_S
-        return 0.0
-
-
-def nobody(reasons: Mapping[str, ArcFaceError]) -> ArcFaceError:
-    """The error that lists every candidate and why it did not serve."""
-    each = "; ".join(f"{name}: {error}" for name, error in reasons.items()) or "There is none."
-    if any(isinstance(error, TransientError) for error in reasons.values()):
-        return NoCandidateNowError(f"No candidate serves now. {each}")
-    return NoCandidateError(f"No candidate can serve. {each}")
-
-
-def _backoff() -> Iterator[float]:
-    return (min(0.1 * 2**turn, _LONGEST_WAIT_S) for turn in itertools.count())

@@ -100,6 +100,7 @@ def test_the_reference_is_found_in_insightfaces_own_folder(
     for place, size in ((2, 96), (3, 96)):
         other.graph.input[0].type.tensor_type.shape.dim[place].dim_value = size
     onnx.save_model(other, pack / "genderage.onnx")
+    (pack / "half-a-download.onnx").write_bytes(b"no model")
 
     with make("pytorch", embedding_source="buffalo_l") as embedder:
         embedder.ensure_ready()

@@ -31,7 +31,7 @@ from arcface_client.golden import GoldenReference, golden_crops
 from arcface_client.selection.examination import References
 from arcface_server import LocalTriton
 from processes import wait_until
-from siblings import NAME, QUICK, InThisProcess, tiny_embeddings
+from siblings import NAME, InThisProcess, tiny_embeddings
 
 
 @pytest.fixture(scope="module")
@@ -267,17 +267,6 @@ def test_the_last_resort_serves_when_no_server_does_and_holds_to_the_identity(
     assert [source.where for source in served.sources] == ["this process"]
     assert "No Triton server answers" in served.refusals[0].reason
     assert diagnostics.backend == "onnxruntime"
-
-
-def test_a_server_that_is_found_after_the_last_resort_settled_the_identity_is_held_to_it(
-    triton: LocalTriton, crops: Crops, tmp_path: Path
-) -> None:
-    with TritonBackend(
-        [triton.grpc_url], "slow", last_resort=lambda release: InThisProcess(tmp_path, 2), rhythm=QUICK
-    ) as embedder:
-        embedder.ensure_ready()
-        _, served = embedder.encode(crops[:1], return_source=True)
-    assert served.sources[0].model == "slow_onnx"
 
 
 def test_empty_input_asks_nobody(tmp_path: Path) -> None:

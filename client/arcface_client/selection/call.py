@@ -1,0 +1,106 @@
+"""What one call went through: who embedded what, who failed, and how long it is worth going on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Final
+
+from ..backends.base import Refusal, Served, Source
+from ..errors import (
+    ArcFaceError,
+    DeadlineExceededError,
+    ModelLoadingError,
+    NoCandidateError,
+    NoCandidateNowError,
+    ServerBusyError,
+    ServerError,
+    TransientError,
+)
+from ..job import Job
+from .contender import Contender
+
+RECONNECT_S: Final = 1.0
+"""How long a call keeps asking when every server is gone, in seconds: a broken connection is no more."""
+
+MARGIN_S: Final = 0.02
+"""A request that is given the rest of a call's time may end this much before it."""
+
+
+class Call:
+    """What a call went through so far.
+
+    Args:
+        job: Its crops.
+        patience_s: How long it waits for full queues and loading models if it has no deadline.
+
+    Attributes:
+        failures: Who failed in it, and with what.
+        suspects: Who failed on crops that nobody has served since.
+    """
+
+    def __init__(self, job: Job, patience_s: float) -> None:
+        self.job = job
+        self.failures: dict[str, ArcFaceError] = {}
+        self.suspects: list[tuple[Contender, ServerError]] = []
+        self._patience_s = patience_s
+        self._started = time.monotonic()
+        self._credits: dict[Source, int] = {}
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the call's time is up, and not that of a request alone."""
+        return self.job.deadline.is_over(MARGIN_S)
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the call began."""
+        return time.monotonic() - self._started
+
+    def credit(self, source: Source, crops: int) -> None:
+        """Note who embedded how many."""
+        if crops:
+            source = replace(source, crops=0)
+            self._credits[source] = self._credits.get(source, 0) + crops
+
+    def served(self, by: str, passed_over: Iterable[Refusal]) -> Served:
+        """The report on a call that is done.
+
+        Args:
+            by: Who did the last of it.
+            passed_over: Those that were known before to be out.
+        """
+        sources = tuple(replace(source, crops=crops) for source, crops in self._credits.items())
+        reasons = {refusal.candidate: refusal.reason for refusal in passed_over}
+        # Whoever failed and then served after all, is no refusal.
+        reasons |= {name: str(error) for name, error in self.failures.items() if name != by}
+        return Served(sources, tuple(Refusal(name, reason) for name, reason in reasons.items()))
+
+    def too_late(self, error: ArcFaceError) -> DeadlineExceededError:
+        """The error for a call whose time is up."""
+        total = len(self.job.crops)
+        return DeadlineExceededError(
+            f"The time allowed for the whole call, {self.job.deadline.timeout_s:g} s, is over; "
+            f"{total - self.job.missing} of {total} crops are embedded. {error}"
+        )
+
+    def reasons(self, refused: Iterable[tuple[str, ArcFaceError]]) -> dict[str, ArcFaceError]:
+        """Why nobody serves, by candidate: what this call met with, and what was known before."""
+        return dict(refused) | self.failures
+
+    def patience_s(self, reasons: Mapping[str, ArcFaceError]) -> float:
+        """How long after its start the call still tries them all again."""
+        if any(isinstance(error, (ServerBusyError, ModelLoadingError)) for error in reasons.values()):
+            return self._patience_s
+        if any(isinstance(error, TransientError) for error in reasons.values()):
+            return RECONNECT_S
+        return 0.0
+
+
+def nobody(reasons: Mapping[str, ArcFaceError]) -> ArcFaceError:
+    """The error that lists every candidate and why it did not serve."""
+    each = "; ".join(f"{name}: {error}" for name, error in reasons.items()) or "There is none."
+    if any(isinstance(error, TransientError) for error in reasons.values()):
+        return NoCandidateNowError(f"No candidate serves now. {each}")
+    return NoCandidateError(f"No candidate can serve. {each}")

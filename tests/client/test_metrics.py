@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import sys
+import threading
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from arcface_client.backends.base import Served, Source
+from arcface_client.backends.diagnostics import CandidateReport
+from arcface_client.backends.triton import TritonBackend
+from arcface_client.errors import InputError, MissingExtraError, NoCandidateNowError
+from arcface_client.metrics import LATENCY_BOUNDS_S, Metrics, PrometheusExporter
+from fake_triton import FakeTriton, served
+
+PLAN = Source("triton", "arcface_trt", 3, "localhost:8001", 30)
+HERE = Source("onnxruntime", "arcface_onnx", None, "this process", 2)
+
+
+CROP = np.zeros((112, 112, 3), np.uint8)
+
+
+def filled() -> Metrics:
+    metrics = Metrics()
+    metrics.served(Served((PLAN,)), 0.004)
+    metrics.served(Served((PLAN, HERE)), 99.0)
+    metrics.fell_back("ServerUnavailableError")
+    metrics.failed(InputError("no crop"))
+    return metrics
+
+
+def test_calls_and_faces_are_counted_by_who_served_them() -> None:
+    snapshot = filled().snapshot()
+    labels = {"backend": "triton", "model": "arcface_trt", "version": "3", "where": "localhost:8001"}
+    assert snapshot["sources"][0] == labels | {"calls": 2, "faces": 60}
+    assert snapshot["sources"][1]["version"] == ""
+    assert snapshot["fallbacks"] == {"ServerUnavailableError": 1}
+    assert snapshot["errors"] == {"InputError": 1}
+
+
+def test_the_histogram_is_cumulated_and_its_last_bucket_has_every_call() -> None:
+    buckets, seconds = filled().histogram()
+    assert len(buckets) == len(LATENCY_BOUNDS_S) + 1
+    assert dict(buckets)["0.0025"] == 0
+    assert dict(buckets)["0.005"] == dict(buckets)["10.0"] == 1
+    assert buckets[-1] == ("+Inf", 2)
+    assert seconds == pytest.approx(99.004)
+
+
+def test_no_count_is_lost_between_threads() -> None:
+    metrics = Metrics()
+
+    def count() -> None:
+        for _ in range(500):
+            metrics.served(Served((PLAN,)), 0.1)
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert metrics.snapshot()["sources"][0]["calls"] == 2000
+
+
+def test_prometheus_reads_them_when_it_scrapes() -> None:
+    registry = CollectorRegistry()
+    candidate = CandidateReport(candidate="arcface_trt:3 at localhost:8001", state="failing")
+    exporter = PrometheusExporter(filled(), lambda: [candidate], registry)
+    text = generate_latest(registry).decode()
+    labels = 'backend="triton",model="arcface_trt",version="3",where="localhost:8001"'
+    assert f"arcface_client_calls_total{{{labels}}} 2.0" in text
+    assert f"arcface_client_faces_total{{{labels}}} 60.0" in text
+    assert 'arcface_client_fallbacks_total{reason="ServerUnavailableError"} 1.0' in text
+    assert 'arcface_client_errors_total{error="InputError"} 1.0' in text
+    assert 'arcface_client_call_seconds_bucket{le="0.005"} 1.0' in text
+    assert "arcface_client_call_seconds_count 2.0" in text
+    assert 'arcface_client_candidate{candidate="arcface_trt:3 at localhost:8001",state="failing"} 1.0' in text
+    exporter.close()
+    assert "arcface_client" not in generate_latest(registry).decode()
+
+
+def test_a_backend_counts_its_calls_and_errors_for_a_registry() -> None:
+    registry = CollectorRegistry()
+    fake = FakeTriton(model="fake_onnx")
+    with served(fake) as url, TritonBackend(url, "fake", registry=registry) as embedder:
+        embedder.ensure_ready()
+        sample = registry.get_sample_value
+        labels = {"backend": "triton", "model": "fake_onnx", "version": "1", "where": url}
+        for _ in range(3):
+            embedder.encode([CROP] * 5)
+        assert sample("arcface_client_faces_total", labels) == 15
+        state = {"candidate": f"fake_onnx:1 at {url}", "state": "serving"}
+        assert sample("arcface_client_candidate", state) == 1
+        assert sample("arcface_client_call_seconds_count") == 3
+
+
+def test_calls_that_fail_are_counted_as_errors() -> None:
+    with TritonBackend("127.0.0.1:9", "fake") as embedder:
+        with pytest.raises(NoCandidateNowError):
+            embedder.encode([CROP])
+        assert embedder.diagnostics().counters["errors"] == {"NoCandidateNowError": 1}
+
+
+def test_without_prometheus_client_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client.core", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'arcface-triton\[metrics\]'"):
+        TritonBackend("localhost:1", registry=CollectorRegistry())
