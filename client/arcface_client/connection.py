@@ -12,7 +12,7 @@ from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from .errors import ConfigError
-from .failures import PROBE_TIMEOUT_S, Aftermath, aftermath_of_failed_probe
+from .failures import PROBE_TIMEOUT_S, UNAVAILABLE, Aftermath, aftermath_of_failed_probe
 from .status import models_from_index
 
 _MAX_MESSAGE_BYTES: Final = 2**31 - 1
@@ -104,7 +104,10 @@ class Connection:
         try:
             index = self.triton.get_model_repository_index(client_timeout=timeout_s)
         except InferenceServerException as error:
-            return aftermath_of_failed_probe(error)
+            failed = aftermath_of_failed_probe(error)
+            # Triton refuses a restricted protocol with the status of a server that is not there.
+            restricted = error.status() == UNAVAILABLE and self.is_live(timeout_s)
+            return Aftermath(answers=True, said=failed.said) if restricted else failed
         except ValueError:  # closed or dropped meanwhile
             return Aftermath(answers=False, said="the connection was closed")
         return Aftermath(answers=True, models=models_from_index(index))
