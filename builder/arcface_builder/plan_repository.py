@@ -24,10 +24,11 @@ from pathlib import Path
 
 from arcface_client import manifests
 
+from .disk import flush
 from .errors import RepositoryError
 from .model_config import CONFIG_FILE, VERSIONS_SERVED, config_text
 from .plan_config import plan_config
-from .repository import ModelRepository, flush, os_errors, replace_text
+from .repository import ModelRepository, os_errors, replace_text
 from .store import PlanManifest, StoredEngine
 from .store.records import read_record
 

@@ -24,10 +24,11 @@ from typing import Final
 from arcface_client import manifests
 from arcface_client.backends.repository import LocalModels
 
+from .disk import NO_SPACE, flush
 from .errors import OptionError, RepositoryError
 from .exchange import exchange
 from .model_config import CONFIG_FILE, config_changes
-from .staging import NO_SPACE, locked, staging_folder, sweep
+from .staging import locked, staging_folder, sweep
 
 _log = logging.getLogger(__name__)
 
@@ -199,15 +200,6 @@ def replace_text(path: Path, text: str, *, via: Path) -> None:
 
 def _bytes(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
-
-
-def flush(path: Path) -> None:
-    """Have a file or a folder on the disk, not in its cache alone."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

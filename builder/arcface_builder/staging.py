@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import shutil
@@ -10,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from .disk import NO_SPACE
 
 _OWNER_FILE: Final = ".owner"
 _PROBE_FILE: Final = ".probe"

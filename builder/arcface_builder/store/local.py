@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from ..disk import NO_SPACE, flush
 from ..errors import CacheError, PlanDamagedError, PlanError
 from .identity import EngineIdentity
 from .plan_manifest import ENDING, PlanManifest, check_plan, read_manifest
@@ -26,7 +27,6 @@ from .stored_engine import StoredEngine
 
 _log = logging.getLogger(__name__)
 
-_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TAKEN: Final = (errno.ENOTEMPTY, errno.EEXIST)
 _STAGING_LIFETIME_S: Final = 24 * 3600  # what is older was left by a process that was killed
 
@@ -142,17 +142,17 @@ class LocalStore:
         """
         plan = self.root / manifest.identity.key
         with self._os_errors("write"):
-            _flush(folder / plan.name)
+            flush(folder / plan.name)
             record = folder / f"{plan.name}{ENDING}"
             record.write_text(manifest.to_json(), encoding="utf-8")
-            _flush(record)
-            _flush(folder)
+            flush(record)
+            flush(folder)
             plan.parent.parent.mkdir(parents=True, exist_ok=True)
             while not _renamed(folder, plan.parent):
                 if there := self.find(manifest.identity):
                     return there
                 self._discard(plan)  # half an engine: somebody took a file out of it
-            _flush(plan.parent.parent)
+            flush(plan.parent.parent)
         return StoredEngine(plan, manifest)
 
     def remove(self, manifest: PlanManifest) -> None:
@@ -200,7 +200,7 @@ class LocalStore:
         try:
             yield
         except OSError as error:
-            if error.errno in _NO_SPACE:
+            if error.errno in NO_SPACE:
                 raise CacheError(
                     f"No space left in the cache {self.root} ({error.strerror}); make room, e.g. with "
                     "`arcface-builder engines prune`, or set ARCFACE_CACHE_DIR. Nothing was stored."
@@ -219,11 +219,3 @@ def _renamed(folder: Path, target: Path) -> bool:
             return False
         raise
     return True
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
