@@ -48,6 +48,7 @@ class Contender:
         """Why it cannot serve, as far as this is not the finding's to say."""
         self._rhythm = rhythm
         self._examine_at = -math.inf
+        self._inferences = 0
 
     def __str__(self) -> str:
         return str(self.candidate)
@@ -83,6 +84,15 @@ class Contender:
         """Its server says that it is not ready, or says nothing."""
         self._examine_at = -math.inf
         self._out(error)
+
+    def has_served(self, inferences: int) -> None:
+        """Take how often its server says that it has served since it was loaded.
+
+        Less than before tells of a reload, which the list of models need not show.
+        """
+        if inferences < self._inferences:
+            self._examine_at = -math.inf
+        self._inferences = inferences
 
     def failed(self, error: ArcFaceError, *, certain: bool) -> None:
         """A call failed; ``certain`` when there is no doubt that the next one would, too."""

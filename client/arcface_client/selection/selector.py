@@ -178,13 +178,18 @@ class Selector:
             except ModelNotFoundError as error:
                 problem = error
         seen = {sighting.candidate for sighting in sightings}
+        inferences = server.connection.inferences(deadline.remaining_s(timeout_s)) if seen else {}
         with self._state:
             self._silent.pop(server.url, None)
             if problem is not None:
                 self._silent[server.url] = problem
             for contender in self._contenders.values():
-                if contender.server is server and contender.candidate not in seen:
+                candidate = contender.candidate
+                key = (candidate.model, candidate.version or 0)
+                if contender.server is server and candidate not in seen:
                     contender.withdrawn(problem or ModelNotFoundError("the server does not list it any more"))
+                elif contender.server is server and key in inferences:
+                    contender.has_served(inferences[key])
         return sightings
 
     def _consider(self, contender: Contender, deadline: Deadline, afresh: bool) -> ArcFaceError | None:
