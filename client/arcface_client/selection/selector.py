@@ -23,7 +23,7 @@ from .contender import Contender, Rhythm
 from .examination import Finding, Identity
 from .examiner import Examiner
 from .server import RequestLimits, Server
-from .standing import Standing, report, standing
+from .standing import Standing, anything_at, report, standing
 
 LONGEST_LOOK_S: Final = 120.0
 
@@ -135,8 +135,8 @@ class Selector:
                 for contender in self._by_preference()
             ]
             silent = [
-                CandidateReport(candidate=name, state="refused", reason=str(error))
-                for name, error in self._silences()
+                CandidateReport(candidate=anything_at(url), state="refused", reason=str(error))
+                for url, error in self._silences().items()
             ]
         return (*reports, *silent)
 
@@ -227,13 +227,13 @@ class Selector:
             return contender.error
         return self._examiner.objection(contender.finding, self.identity)
 
-    def _silences(self) -> list[tuple[str, ArcFaceError]]:
+    def _silences(self) -> dict[str, ArcFaceError]:
         known = {contender.server.url for contender in self._contenders.values()}
-        return [(f"any model at {url}", error) for url, error in self._silent.items() if url not in known]
+        return {url: error for url, error in self._silent.items() if url not in known}
 
     def _rank(self) -> None:
         judged = [(contender, self._against(contender)) for contender in self._by_preference()]
-        self.standing = standing(judged, self._silences())
+        self.standing = standing(judged, self._silences(), self._wanted.urls)
         self._say_who_serves({str(contender): error for contender, error in judged})
 
     def _say_who_serves(self, against: dict[str, ArcFaceError | None]) -> None:
