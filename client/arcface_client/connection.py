@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -111,6 +112,14 @@ class Connection:
         except ValueError:  # closed or dropped meanwhile
             return Aftermath(answers=False, said="the connection was closed")
         return Aftermath(answers=True, models=models_from_index(index))
+
+    def inferences(self, timeout_s: float = PROBE_TIMEOUT_S) -> Mapping[tuple[str, int], int]:
+        """How often each version has served since it was loaded; empty when the server does not say."""
+        try:
+            answer = self.triton.get_inference_statistics(client_timeout=timeout_s)
+        except (InferenceServerException, ValueError):
+            return {}
+        return {(model.name, int(model.version)): model.inference_count for model in answer.model_stats}
 
     def is_live(self, timeout_s: float = PROBE_TIMEOUT_S) -> bool:
         """Whether the server answers at all."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,23 +22,11 @@ from fake_triton import FakeTriton, served
 from processes import wait_until
 
 
-class SlowTriton(FakeTriton):
-    """Answers a request only once it is let go on."""
-
-    def __init__(self) -> None:
-        super().__init__(max_batch_size=2)
-        self.goes_on = threading.Event()
-
-    def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:
-        answer = super().ModelInfer(request, context)
-        self.goes_on.wait(20)
-        return answer
-
-
 @contextmanager
-def waiting_call(crops: Crops) -> Iterator[tuple[SlowTriton, Connection, EmbeddingClient, Any]]:
+def waiting_call(crops: Crops) -> Iterator[tuple[FakeTriton, Connection, EmbeddingClient, Any]]:
     """A call that is under way at a server which does not answer."""
-    fake = SlowTriton()
+    fake = FakeTriton(max_batch_size=2)
+    fake.answers.clear()
     with served(fake) as url, ThreadPoolExecutor(1) as pool:
         connection = Connection(url, retries=False)
         client = EmbeddingClient(url, "fake", connection=connection)
@@ -48,7 +35,7 @@ def waiting_call(crops: Crops) -> Iterator[tuple[SlowTriton, Connection, Embeddi
         try:
             yield fake, connection, client, call
         finally:
-            fake.goes_on.set()
+            fake.answers.set()
             connection.close()
 
 
@@ -62,7 +49,7 @@ def test_dropping_fails_the_calls_under_way_at_once_and_the_next_connects_anew(
         with pytest.raises(ServerUnavailableError, match="was dropped: it hangs"):
             call.result(timeout=10)
         assert time.monotonic() - started < 1
-        fake.goes_on.set()
+        fake.answers.set()
         client.ensure_ready()
 
 

@@ -194,6 +194,15 @@ def test_the_http_port_is_said_to_be_none(crowd: LocalTriton, crops: Crops) -> N
         embedder.encode(crops[:1])
 
 
+def test_a_preferred_server_that_is_not_there_is_said_though_another_serves(
+    crowd: LocalTriton, crops: Crops
+) -> None:
+    with TritonBackend(["127.0.0.1:9", crowd.grpc_url, "127.0.0.1:10"], NAME) as embedder:
+        _, served = embedder.encode(crops[:1], return_source=True)
+    assert served.sources[0].where == crowd.grpc_url
+    assert [refusal.candidate for refusal in served.refusals] == ["any model at 127.0.0.1:9"]
+
+
 def test_no_server_at_all_is_said_soon_and_listed(crops: Crops) -> None:
     with (
         TritonBackend(["127.0.0.1:9", "127.0.0.1:10"], NAME) as embedder,

@@ -89,6 +89,29 @@ def test_a_call_waits_for_the_loading_no_longer_than_it_may(
     last_resort.close()
 
 
+def test_closing_while_it_loads_frees_what_was_loaded(
+    selector: Selector, crops: Crops, tmp_path: Path
+) -> None:
+    goes_on = threading.Event()
+    closed: list[int] = []
+
+    class Closing(InThisProcess):
+        def close(self) -> None:
+            closed.append(1)
+            super().close()
+
+    def make(release: int | None) -> EmbeddingBackend:
+        goes_on.wait(20)
+        return Closing(tmp_path, release)
+
+    last_resort = LastResort(make, selector, EXAMINER)
+    with pytest.raises(DeadlineExceededError):
+        last_resort.run(job(crops, timeout_s=0.05))
+    threading.Timer(0.2, goes_on.set).start()
+    last_resort.close()
+    assert closed == [1]
+
+
 def test_a_failure_to_load_is_not_tried_again_at_every_call(
     selector: Selector, crops: Crops, monkeypatch: pytest.MonkeyPatch
 ) -> None:
