@@ -14,6 +14,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from arcface_client.contract import CROP_SIZE
+from arcface_client.runtimes.cores import physical_cores
 
 from . import faces
 from .iresnet import CHANNELS, EPSILON, flat_features, model_of, parameter_shapes
@@ -110,7 +111,7 @@ def _measure(depth: str, weights: dict[str, _Array], batch: _Array) -> tuple[dic
     model = model_of(tape, image, outputs, name="calibration")
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # sums in one order: the same file on every run
+    options.intra_op_num_threads = physical_cores()  # which changes no bit of the sums
     session = onnxruntime.InferenceSession(
         ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
