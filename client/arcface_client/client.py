@@ -190,6 +190,7 @@ class EmbeddingClient:
     def _infer(self, crops: Crops, deadline: Deadline) -> Embeddings:
         timeout_s = deadline.remaining_s(self._request_timeout_s)
         result = self._call(self._connection.triton.infer, timeout_s, **infer_arguments(self._target, crops))
+        self._connection.answered()
         return embeddings_from(self._target, result, len(crops))
 
     def _pipeline(
@@ -222,7 +223,7 @@ class EmbeddingClient:
         return key, self._answer(request)
 
     def _send(self, crops: Crops, deadline: Deadline) -> _Request:
-        request = _Request(len(crops), deadline.remaining_s(self._request_timeout_s))
+        request = _Request(len(crops), deadline.remaining_s(self._request_timeout_s), self._connection)
         arguments = infer_arguments(self._target, crops)
         request.context = self._call(
             self._connection.triton.async_infer, request.timeout_s, callback=request.answered, **arguments
@@ -265,9 +266,10 @@ class EmbeddingClient:
 class _Request:
     """A request that is under way."""
 
-    def __init__(self, count: int, timeout_s: float) -> None:
+    def __init__(self, count: int, timeout_s: float, connection: Connection) -> None:
         self.count = count
         self.timeout_s = timeout_s
+        self.connection = connection
         self.future: Future[Any] = Future()
         self.context: Any = None
 
@@ -278,6 +280,7 @@ class _Request:
     def answered(self, result: Any, error: InferenceServerException | None) -> None:
         """Callback of tritonclient, from a thread of gRPC's."""
         if error is None:
+            self.connection.answered()
             self.future.set_result(result)
         else:
             self.future.set_exception(error)
