@@ -21,7 +21,7 @@ from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import DeadlineExceededError, NoCandidateNowError
 from arcface_server import LocalTriton
 from processes import wait_until
-from siblings import NAME, ONNX, PLAN, QUICK, InThisProcess, tiny_embeddings, write_siblings
+from siblings import NAME, ONNX, PLAN, QUICK, InThisProcess, answered, tiny_embeddings, write_siblings
 
 Pair = tuple[LocalTriton, LocalTriton]
 
@@ -66,13 +66,6 @@ def in_the_middle(
         wait_until(lambda: answered(server) > before)
         os.kill(server.pid, happens)
         return call.result()
-
-
-def answered(server: LocalTriton) -> int:
-    """How many requests for the plan a server has answered."""
-    with tritonclient.InferenceServerClient(server.grpc_url) as client:
-        (statistics,) = client.get_inference_statistics(PLAN).model_stats
-    return int(statistics.inference_stats.success.count)
 
 
 def test_killed_servers_leave_the_rest_to_the_next_and_then_to_this_process_and_are_used_again(
