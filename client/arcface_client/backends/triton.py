@@ -18,6 +18,7 @@ from ..selection.call import nobody
 from ..selection.candidates import Pin, Wanted
 from ..selection.contender import Contender, Rhythm
 from ..selection.examination import ITSELF, References
+from ..selection.examiner import Examiner
 from ..selection.fallback import Fallback
 from ..selection.last_resort import LastResort, MakeBackend
 from ..selection.selector import Selector
@@ -87,10 +88,9 @@ class TritonBackend(EmbeddingBackend):
         self._rhythm = rhythm or Rhythm()
         self._metrics = Metrics()
         self._meter = Meter()
-        self._selector = Selector(wanted, references, max_drift_cosine, limits, self._rhythm)
-        self._last_resort = (
-            None if last_resort is None else LastResort(last_resort, self._selector, references)
-        )
+        examiner = Examiner(references, max_drift_cosine)
+        self._selector = Selector(wanted, examiner, limits, self._rhythm)
+        self._last_resort = None if last_resort is None else LastResort(last_resort, self._selector, examiner)
         self._fallback = Fallback(
             self._selector,
             self._last_resort,

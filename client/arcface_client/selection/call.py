@@ -16,7 +16,6 @@ from ..errors import (
     NoCandidateNowError,
     ServerBusyError,
     ServerError,
-    ServerUnavailableError,
     TransientError,
 )
 from ..job import Job
@@ -94,7 +93,7 @@ class Call:
         """How long after its start the call still tries them all again."""
         if any(isinstance(error, (ServerBusyError, ModelLoadingError)) for error in reasons.values()):
             return self._patience_s
-        if any(isinstance(error, ServerUnavailableError) for error in reasons.values()):
+        if any(isinstance(error, TransientError) for error in reasons.values()):
             return RECONNECT_S
         return 0.0
 

@@ -70,7 +70,9 @@ class Contender:
         """Take the error that ended an examination."""
         if isinstance(error, TransientError):
             if self.error is None:
-                return  # It was right a while ago, and calls will tell whether it is still there.
+                # It was right a while ago, and calls will tell whether it is still there.
+                self._examine_at = now + self._rhythm.refused_again_s
+                return
             self._examine_at = -math.inf
         else:
             self._examine_at = now + self._rhythm.refused_again_s

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from ..contract import Crops, Embeddings
-from ..errors import ContractError, DeploymentError
+from ..errors import ContractError, DeploymentError, DriftError
 from ..golden import GoldenReference, golden_crops, largest_drift
 from .candidates import ONNX_SUFFIX, PLAN_SUFFIX
 
@@ -114,9 +114,10 @@ def objection(finding: Finding, identity: Identity | None, max_drift: float) -> 
     """Why a candidate must not serve; None when it may."""
     # Written so that NaN is refused as well.
     if not finding.drift <= max_drift:
-        return DeploymentError(
+        return DriftError(
             f"its golden embeddings drift {finding.drift:.2g} from the reference ({finding.compared_with}); "
-            f"max_drift_cosine allows {max_drift:g}"
+            f"max_drift_cosine allows {max_drift:g}",
+            finding.drift,
         )
     if identity is None:
         return None

@@ -8,7 +8,7 @@ from typing import Final
 
 from ..backends.base import Served, Source
 from ..backends.in_process import HERE
-from ..errors import ArcFaceError, InputError, ModelLoadingError, ServerBusyError, ServerError
+from ..errors import ArcFaceError, InputError, ServerBusyError, ServerError
 from ..job import Job
 from ..metrics import Metrics
 from .call import Call, nobody
@@ -17,7 +17,7 @@ from .last_resort import LastResort
 from .selector import Selector
 
 BUSY_WAITS_S: Final = (0.05, 0.1, 0.2)
-"""Seconds between the tries of one candidate that is full or loading, while it makes no headway."""
+"""Seconds between the tries of one candidate that is full, while it makes no headway."""
 
 SILENCE_S: Final = 1.0
 """A candidate that uses up a call's time counts as failing when it was silent for so long, in seconds."""
@@ -30,7 +30,8 @@ class Fallback:
     """Runs calls over a selection's ranking.
 
     - The caller's errors (``InputError``) are raised at once.
-    - The moment's (a full queue, a model that loads) are tried again, then the next candidate is.
+    - The moment's are tried again, then the next candidate is: a full queue a few times at once; a model that
+      loads after the others, since it has to be examined before it is used again.
     - All others are the candidate's: the next one does what is missing.
 
     Args:
@@ -101,7 +102,7 @@ class Fallback:
                     contender.client.work(job)
             except InputError:
                 raise
-            except (ServerBusyError, ModelLoadingError) as error:
+            except ServerBusyError as error:
                 wait_s = 0.0 if job.missing < missing else next(waits, None)
                 failure: ArcFaceError = error
             except ArcFaceError as error:

@@ -15,7 +15,7 @@ from ..deadline import Deadline
 from ..errors import ArcFaceError, ClientClosedError, DeadlineExceededError
 from ..golden import golden_crops
 from ..job import Job
-from .examination import References, examine, recorded
+from .examiner import Examiner
 from .selector import LONGEST_LOOK_S, Selector
 
 IDLE_S: Final = 300.0
@@ -36,13 +36,13 @@ class LastResort:
     Args:
         make: Makes the backend; called at first need.
         selector: Whose identity holds here too.
-        references: What is recorded of a model's version here.
+        examiner: Says what it is worth.
     """
 
-    def __init__(self, make: MakeBackend, selector: Selector, references: References) -> None:
+    def __init__(self, make: MakeBackend, selector: Selector, examiner: Examiner) -> None:
         self._make = make
         self._selector = selector
-        self._references = references
+        self._examiner = examiner
         self._lock = threading.Lock()
         # A thread of its own, so that no call waits for it longer than it may.
         self._loader = ThreadPoolExecutor(1, "arcface-last-resort")
@@ -125,7 +125,6 @@ class LastResort:
     def _prove(self, backend: EmbeddingBackend) -> None:
         _, served = backend.encode(golden_crops(), return_source=True)
         source = served.sources[-1]
-        record = recorded(self._references, source.model, source.version)
-        finding = examine(backend.encode, source.model, record, None)
+        finding = self._examiner.examine_here(backend.encode, source.model, source.version)
         self._selector.accept(f"{source.model} in this process", source.version, finding)
         _log.warning("%s is loaded into this process, since no server serves", source.model)

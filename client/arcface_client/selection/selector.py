@@ -20,19 +20,10 @@ from ..errors import (
 from ..failures import PROBE_TIMEOUT_S, unanswered
 from .candidates import Candidate, Sighting, Wanted
 from .contender import Contender, Rhythm
-from .examination import (
-    Embed,
-    Finding,
-    Identity,
-    References,
-    conflicting,
-    examine,
-    objection,
-    recorded,
-    sibling_of,
-)
+from .examination import Finding, Identity
+from .examiner import Examiner
 from .server import RequestLimits, Server
-from .standing import Standing, standing
+from .standing import Standing, report, standing
 
 LONGEST_LOOK_S: Final = 120.0
 
@@ -47,21 +38,17 @@ class Selector:
 
     Args:
         wanted: What to look for.
-        references: What is recorded of a model's version here.
-        max_drift: Largest drift of the golden crops that is allowed.
+        examiner: Says what they are worth.
         limits: Of requests.
         rhythm: How often candidates are looked at.
     """
 
-    def __init__(
-        self, wanted: Wanted, references: References, max_drift: float, limits: RequestLimits, rhythm: Rhythm
-    ) -> None:
+    def __init__(self, wanted: Wanted, examiner: Examiner, limits: RequestLimits, rhythm: Rhythm) -> None:
         self.servers: Sequence[Server] = [Server(url, limits) for url in wanted.urls]
         self.standing = Standing()
         self.identity: Identity | None = None
         self._wanted = wanted
-        self._references = references
-        self._max_drift = max_drift
+        self._examiner = examiner
         self._rhythm = rhythm
         self._contenders: dict[Candidate, Contender] = {}
         self._silent: dict[str, ArcFaceError] = {}
@@ -132,7 +119,7 @@ class Selector:
             DeploymentError: It drifts, or is of another identity.
         """
         with self._state:
-            problem = objection(finding, self.identity, self._max_drift)
+            problem = self._examiner.objection(finding, self.identity)
             if problem is not None:
                 raise problem
             if self.identity is None:
@@ -142,7 +129,11 @@ class Selector:
     def reports(self) -> tuple[CandidateReport, ...]:
         """Every candidate, by preference, and the servers of which none is known."""
         with self._state:
-            reports = [self._report(contender) for contender in self._by_preference()]
+            first = self.standing.ranking[:1]
+            reports = [
+                report(contender, self._against(contender), serving=first == (contender,))
+                for contender in self._by_preference()
+            ]
             silent = [
                 CandidateReport(candidate=name, state="refused", reason=str(error))
                 for name, error in self._silences()
@@ -157,8 +148,17 @@ class Selector:
     def _look(self, deadline: Deadline, afresh: bool, timeout_s: float) -> None:
         sightings = [found for server in self.servers for found in self._ask(server, deadline, timeout_s)]
         # The newest release settles the identity, and records then tell which older ones are another's.
+        gone: dict[str, ArcFaceError] = {}
         for sighting in sorted(sightings, key=lambda found: self._wanted.release(found.candidate)):
-            self._consider(sighting, deadline, afresh)
+            contender = self._contender(sighting.candidate)
+            problem = sighting.problem or gone.get(contender.server.url)
+            if problem is not None:
+                with self._state:
+                    contender.withdrawn(problem)
+                continue
+            error = self._consider(contender, deadline, afresh)
+            if isinstance(error, ServerUnavailableError):
+                gone[contender.server.url] = error
         with self._state:
             self._rank()
 
@@ -187,49 +187,25 @@ class Selector:
                     contender.withdrawn(problem or ModelNotFoundError("the server does not list it any more"))
         return sightings
 
-    def _consider(self, sighting: Sighting, deadline: Deadline, afresh: bool) -> None:
-        contender = self._contender(sighting.candidate)
-        if sighting.problem is not None:
-            with self._state:
-                contender.withdrawn(sighting.problem)
-            return
+    def _consider(self, contender: Contender, deadline: Deadline, afresh: bool) -> ArcFaceError | None:
+        """Examine a candidate that its server has ready, if that is due, and return what ended it early."""
         if not contender.wants_examination(time.monotonic(), afresh=afresh):
             with self._state:
                 if contender.breaker.state == "half-open":
                     contender.breaker.probed(good=True)
-            return
+            return None
         try:
-            finding = self._examine(contender, deadline)
+            finding = self._examiner.examine(contender, self.identity, deadline)
         except ArcFaceError as error:
             with self._state:
                 contender.not_examined(error, time.monotonic())
-            return
+            return error
         with self._state:
-            problem = objection(finding, self.identity, self._max_drift)
+            problem = self._examiner.objection(finding, self.identity)
             contender.found(finding, problem, time.monotonic())
             if problem is None and self.identity is None:
                 self.identity = Identity(str(contender), contender.candidate.version, finding.reference)
-
-    def _examine(self, contender: Contender, deadline: Deadline) -> Finding:
-        model, version = contender.candidate.model, contender.candidate.version
-        record = recorded(self._references, model, version)
-        if record is not None and self.identity is not None:
-            conflict = conflicting(record, self.identity)
-            if conflict is not None:
-                raise conflict
-        server, sibling = contender.server, sibling_of(model)
-
-        def embed_by(name: str) -> Embed:
-            client = server.client(name, version, modest=True)
-            return lambda crops: client.encode(crops, timeout_s=deadline.remaining_s())
-
-        with server.call():
-            # A new client, since the model may have come back with another batch size or other tensors.
-            client = server.client(model, version)
-            client.ensure_ready(timeout_s=deadline.remaining_s())
-            finding = examine(embed_by(model), model, record, None if sibling is None else embed_by(sibling))
-        contender.client = client
-        return finding
+        return None
 
     def _contender(self, candidate: Candidate) -> Contender:
         with self._state:
@@ -244,7 +220,7 @@ class Selector:
     def _against(self, contender: Contender) -> ArcFaceError | None:
         if contender.error is not None or contender.finding is None:
             return contender.error
-        return objection(contender.finding, self.identity, self._max_drift)
+        return self._examiner.objection(contender.finding, self.identity)
 
     def _silences(self) -> list[tuple[str, ArcFaceError]]:
         known = {contender.server.url for contender in self._contenders.values()}
@@ -267,18 +243,3 @@ class Selector:
             _log.warning("%s serves now, not %s: %s", first or "No candidate", self._first, reason)
         self._first = first
         self._has_served = True
-
-    def _report(self, contender: Contender) -> CandidateReport:
-        error = self._against(contender)
-        if error is not None:
-            state = "failing" if contender.breaker.state == "open" else "refused"
-        elif self.standing.ranking[:1] == (contender,):
-            state = "serving"
-        else:
-            state = "standing by" if contender.breaker.state == "closed" else "settling"
-        return CandidateReport(
-            candidate=str(contender),
-            state=state,
-            reason=None if error is None else str(error),
-            drift=None if contender.finding is None else contender.finding.drift,
-        )

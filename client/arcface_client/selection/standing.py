@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ..backends.base import Refusal
+from ..backends.diagnostics import CandidateReport
 from ..errors import ArcFaceError
 from .contender import Contender
 from .examination import OtherIdentityError
@@ -58,3 +59,25 @@ def standing(
                 better.append(Refusal(str(other), "it failed a moment ago and is settling"))
         passed_over[contender] = tuple(better)
     return Standing(tuple(ranking), (*refused, *silent), passed_over)
+
+
+def report(contender: Contender, error: ArcFaceError | None, *, serving: bool) -> CandidateReport:
+    """Describe a candidate for diagnostics.
+
+    Args:
+        contender: The candidate.
+        error: What speaks against it.
+        serving: Whether it is the first choice.
+    """
+    if error is not None:
+        state = "failing" if contender.breaker.state == "open" else "refused"
+    elif serving:
+        state = "serving"
+    else:
+        state = "standing by" if contender.breaker.state == "closed" else "settling"
+    return CandidateReport(
+        candidate=str(contender),
+        state=state,
+        reason=None if error is None else str(error),
+        drift=None if contender.finding is None else contender.finding.drift,
+    )

@@ -83,9 +83,9 @@ class Watcher:
                 self._drop_if_hung(server)
 
     def _can_do_without(self, server: Server) -> bool:
-        """Whether somebody else can serve; where nobody can, it is better to wait."""
-        ranking = self._selector.standing.ranking
-        return self._last_resort is not None or any(one.server is not server for one in ranking)
+        """Whether nobody serves there, or somebody else can; where nobody can, it is better to wait."""
+        servers = {contender.server for contender in self._selector.standing.ranking}
+        return self._last_resort is not None or servers != {server}
 
     def _drop_if_hung(self, server: Server) -> None:
         asked_at = time.monotonic()

@@ -17,6 +17,7 @@ from tritonclient import grpc as tritonclient
 
 from arcface_client.backends.base import Served
 from arcface_client.backends.triton import TritonBackend
+from arcface_client.client import DEFAULT_MAX_IN_FLIGHT
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import DeadlineExceededError, NoCandidateNowError
 from arcface_server import LocalTriton
@@ -63,7 +64,8 @@ def in_the_middle(
     before = answered(server)
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(embedder.encode, crops, timeout_s=30, return_source=True)
-        wait_until(lambda: answered(server) > before)
+        # More than the client keeps under way, so that some answers have reached it.
+        wait_until(lambda: answered(server) > before + 2 * DEFAULT_MAX_IN_FLIGHT)
         os.kill(server.pid, happens)
         return call.result()
 
@@ -168,12 +170,25 @@ def test_a_last_resort_that_settled_the_identity_keeps_another_source_model_out(
     assert [source.where for source in served.sources] == ["this process"]
 
 
-def test_a_server_that_hangs_at_the_first_look_is_not_waited_for_long(pair: Pair, many: Crops) -> None:
-    with TritonBackend(urls(pair), NAME) as embedder, stopped(pair[0]):
-        started = time.monotonic()
-        _, served = embedder.encode(many[:3], return_source=True)
-        assert time.monotonic() - started < 8
-    assert served.sources[0].where == pair[1].grpc_url
+def test_a_server_that_hangs_while_it_is_examined_does_not_hold_the_first_call(
+    pair: Pair, many: Crops
+) -> None:
+    hung, other = pair
+
+    def stop(model: str, version: int) -> None:
+        """Called between the list of models and the examination."""
+        if not time_of_stop:
+            time_of_stop.append(time.monotonic())
+            os.kill(hung.pid, signal.SIGSTOP)
+
+    time_of_stop: list[float] = []
+    try:
+        with TritonBackend(urls(pair), NAME, references=stop, rhythm=QUICK) as embedder:
+            _, served = embedder.encode(many[:3], return_source=True)
+            assert time.monotonic() - time_of_stop[0] < 8
+    finally:
+        os.kill(hung.pid, signal.SIGCONT)
+    assert served.sources[0].where == other.grpc_url
 
 
 def test_a_model_unloaded_under_load_is_replaced_and_used_again_once_it_is_back(

@@ -1,0 +1,69 @@
+"""Examines candidates: by their records, their tensors and the golden crops."""
+
+from __future__ import annotations
+
+from ..deadline import Deadline
+from ..errors import DeploymentError
+from .contender import Contender
+from .examination import (
+    Embed,
+    Finding,
+    Identity,
+    References,
+    conflicting,
+    examine,
+    objection,
+    recorded,
+    sibling_of,
+)
+
+
+class Examiner:
+    """Knows what is recorded here, and how much drift is allowed.
+
+    Args:
+        references: What is recorded of a model's version, as ``LocalModels.golden``.
+        max_drift: Largest drift of the golden crops that is allowed.
+    """
+
+    def __init__(self, references: References, max_drift: float) -> None:
+        self._references = references
+        self._max_drift = max_drift
+
+    def examine(self, contender: Contender, identity: Identity | None, deadline: Deadline) -> Finding:
+        """Look at a candidate's record and tensors, and send the golden crops through it.
+
+        Raises:
+            OtherIdentityError: Its record says that it is another's.
+            ArcFaceError: It cannot be used, or not now.
+        """
+        model, version = contender.candidate.model, contender.candidate.version
+        record = recorded(self._references, model, version)
+        conflict = None if record is None or identity is None else conflicting(record, identity)
+        if conflict is not None:
+            raise conflict
+        server, sibling = contender.server, sibling_of(model)
+
+        def embed_by(name: str) -> Embed:
+            client = server.client(name, version, modest=True)
+            return lambda crops: client.encode(crops, timeout_s=deadline.remaining_s())
+
+        with server.call():
+            # A new client, since the model may have come back with another batch size or other tensors.
+            client = server.client(model, version)
+            client.ensure_ready(timeout_s=deadline.remaining_s())
+            finding = examine(embed_by(model), model, record, None if sibling is None else embed_by(sibling))
+        contender.client = client
+        return finding
+
+    def examine_here(self, embed: Embed, model: str, version: int | None) -> Finding:
+        """Send the golden crops through a model in this process.
+
+        Raises:
+            ArcFaceError: It cannot be used.
+        """
+        return examine(embed, model, recorded(self._references, model, version), None)
+
+    def objection(self, finding: Finding, identity: Identity | None) -> DeploymentError | None:
+        """Why what was found must not serve; None when it may."""
+        return objection(finding, identity, self._max_drift)
