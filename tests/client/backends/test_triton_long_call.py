@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arcface_client.backends.base import Served
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import Crops, Embeddings
+from arcface_client.errors import NoCandidateError
 from arcface_server import LocalTriton
 from processes import wait_until
-from siblings import NAME, ONNX, PLAN, QUICK, answered, tiny_embeddings, write_siblings
+from siblings import NAME, PLAN, QUICK, answered, tiny_embeddings, write_siblings
 
 COUNT = 5000
 
@@ -35,7 +35,7 @@ def truth(many: Crops, tmp_path_factory: pytest.TempPathFactory) -> Embeddings:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_siblings(tmp_path_factory.mktemp("siblings"), max_batch_size=32, work=1)
+    return write_siblings(tmp_path_factory.mktemp("siblings"))
 
 
 @pytest.mark.parametrize("servers", [1, 2])
@@ -43,13 +43,16 @@ def test_a_server_killed_and_started_again_in_the_middle_costs_no_crop(
     repository: Path, many: Crops, truth: Embeddings, servers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     with ExitStack() as stack, ThreadPoolExecutor(1) as pool:
-        running = [stack.enter_context(LocalTriton(repository, stop_timeout_s=1)) for _ in range(servers)]
-        urls = [server.grpc_url for server in running]
+        victim = ExitStack()
+        first = victim.enter_context(LocalTriton(repository, stop_timeout_s=1))
+        others = [stack.enter_context(LocalTriton(repository, stop_timeout_s=1)) for _ in range(servers - 1)]
+        urls = [server.grpc_url for server in (first, *others)]
         embedder = stack.enter_context(TritonBackend(urls, NAME, rhythm=QUICK))
         embedder.ensure_ready()
         call = pool.submit(embedder.encode, many, timeout_s=60, return_source=True)
-        wait_until(lambda: answered(running[0]) > COUNT // 32 // 4)
-        os.kill(running[0].pid, signal.SIGKILL)
+        with victim:
+            wait_until(lambda: answered(first) > COUNT // 32 // 5)
+            os.kill(first.pid, signal.SIGKILL)
         port = int(urls[0].rpartition(":")[2])
         stack.enter_context(LocalTriton(repository, grpc_port=port, stop_timeout_s=1))
         embeddings, served = call.result()
@@ -57,3 +60,20 @@ def test_a_server_killed_and_started_again_in_the_middle_costs_no_crop(
     assert sum(source.crops for source in served.sources) == COUNT
     assert [source.where for source in served.sources] == urls
     assert f"not {PLAN}:1 at {urls[0]}" in caplog.text
+
+
+def test_a_server_that_comes_back_with_another_model_in_the_middle_of_a_call_does_not_go_on_with_it(
+    repository: Path, many: Crops, tmp_path: Path
+) -> None:
+    write_siblings(tmp_path, skew=0.1)
+    with ExitStack() as stack, ThreadPoolExecutor(1) as pool:
+        with LocalTriton(repository, stop_timeout_s=1) as first:
+            port = int(first.grpc_url.rpartition(":")[2])
+            embedder = stack.enter_context(TritonBackend(first.grpc_url, NAME, rhythm=QUICK))
+            embedder.ensure_ready()
+            call = pool.submit(embedder.encode, many)
+            wait_until(lambda: answered(first) > COUNT // 32 // 5)
+            os.kill(first.pid, signal.SIGKILL)
+        stack.enter_context(LocalTriton(tmp_path, grpc_port=port, stop_timeout_s=1))
+        with pytest.raises(NoCandidateError, match=r"tiny_trt:1 .* another source model, .* drift 0\.00"):
+            call.result()
