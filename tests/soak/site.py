@@ -15,9 +15,7 @@ from tritonclient import grpc as tritonclient
 
 from arcface_server import LocalTriton
 from proxy import Proxy
-from siblings import ONNX, PLAN
-
-EXPLICIT = ("--model-control-mode=explicit", "--load-model=*")
+from siblings import EXPLICIT, ONNX, PLAN
 
 
 class Site:
