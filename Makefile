@@ -51,9 +51,10 @@ type: $(READY) ## Check types
 
 check: lint type test ## Everything that a change must pass
 
-bench: $(READY) ## Measure serving against running in process, on this machine (about 10 minutes)
+bench: $(READY) ## Measure serving against running in process, on this machine (about 20 minutes)
 	$(BIN)/python benchmarks/serving.py --output docs/benchmarks
 	$(BIN)/python benchmarks/client.py --output docs/benchmarks
+	$(BIN)/python benchmarks/fallback.py --output docs/benchmarks
 
 bench-gpu: $(READY) ## Measure TensorRT plans on this GPU (about an hour; benchmarks/gpu.py runs it in pieces)
 	$(BIN)/python benchmarks/gpu.py --torch-python $(TORCH_PYTHON) --output docs/benchmarks
