@@ -223,7 +223,7 @@ class EmbeddingClient:
         return key, self._answer(request)
 
     def _send(self, crops: Crops, deadline: Deadline) -> _Request:
-        request = _Request(len(crops), deadline.remaining_s(self._request_timeout_s), self._connection)
+        request = _Request(len(crops), deadline.remaining_s(self._request_timeout_s))
         arguments = infer_arguments(self._target, crops)
         request.context = self._call(
             self._connection.triton.async_infer, request.timeout_s, callback=request.answered, **arguments
@@ -235,6 +235,7 @@ class EmbeddingClient:
             result = request.future.result()
         except InferenceServerException as error:
             raise self._explained(error, request.timeout_s) from error
+        self._connection.answered()
         return embeddings_from(self._target, result, request.count)
 
     def _call(self, method: Callable[..., Any], timeout_s: float, *arguments: Any, **named: Any) -> Any:
@@ -266,10 +267,9 @@ class EmbeddingClient:
 class _Request:
     """A request that is under way."""
 
-    def __init__(self, count: int, timeout_s: float, connection: Connection) -> None:
+    def __init__(self, count: int, timeout_s: float) -> None:
         self.count = count
         self.timeout_s = timeout_s
-        self.connection = connection
         self.future: Future[Any] = Future()
         self.context: Any = None
 
@@ -280,7 +280,6 @@ class _Request:
     def answered(self, result: Any, error: InferenceServerException | None) -> None:
         """Callback of tritonclient, from a thread of gRPC's."""
         if error is None:
-            self.connection.answered()
             self.future.set_result(result)
         else:
             self.future.set_exception(error)
