@@ -14,6 +14,7 @@ from types import TracebackType
 from tritonclient import grpc as tritonclient
 
 from arcface_server import LocalTriton
+from processes import shared_memory
 from proxy import Proxy
 from siblings import EXPLICIT, ONNX, PLAN
 
@@ -87,8 +88,11 @@ class Site:
         self._port = int(server.grpc_url.rpartition(":")[2])
 
     def _kill(self) -> None:
+        left = shared_memory(self._server.pid)
         os.kill(self._server.pid, signal.SIGKILL)
         self._life.close()
+        for path in left:
+            path.unlink(missing_ok=True)
 
 
 def faults(
