@@ -34,6 +34,11 @@ def thread_count(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/task").iterdir()))
 
 
+def open_files(pid: int) -> list[Path]:
+    """The files and sockets that a process has open."""
+    return list(Path(f"/proc/{pid}/fd").iterdir())
+
+
 def shared_memory(pid: int) -> list[Path]:
     """The files in /dev/shm that a process has mapped: what is left there when it is killed."""
     lines = Path(f"/proc/{pid}/maps").read_text().splitlines()

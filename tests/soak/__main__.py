@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import sys
 import tempfile
@@ -24,6 +25,7 @@ import numpy as np
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.selection.breaker import BreakerLimits
 from arcface_client.selection.contender import Rhythm
+from processes import open_files
 from siblings import NAME, InThisProcess, tiny_embeddings, write_siblings
 
 from .load import Faces, Subject
@@ -32,6 +34,9 @@ from .tally import Tally
 
 USERS = 2
 """Threads that use each embedder."""
+
+OPEN_FILES = 10
+"""How many more files and sockets may be open at the end: gRPC keeps a few of its own."""
 
 BRISK = Rhythm(
     recheck_s=0.5,
@@ -69,18 +74,23 @@ def soak(seconds: float, seed: int) -> Tally:
         crops = np.random.default_rng(seed).integers(0, 256, (500, 7, 7, 3), np.uint8)
         crops = crops.repeat(16, axis=1).repeat(16, axis=2)
         faces = Faces(crops, tiny_embeddings(folder, crops))
-        sites = [stack.enter_context(Site(right, wrong)) for _ in range(2)]
-        subjects = []
-        for last_resort in (lambda release: InThisProcess(folder, release), None):
-            embedder = TritonBackend(
-                [site.url for site in sites], NAME, rhythm=BRISK, last_resort=last_resort
-            )
-            subjects.append(Subject(stack.enter_context(embedder), last_resort is not None, tally))
-            embedder.ensure_ready()
-        _run(sites, subjects, faces, tally, seconds, seed)
-        for subject in subjects:
-            subject.comes_back_to(sites[0].url, faces)
-            tally.fallbacks.update(subject.embedder.diagnostics().counters["fallbacks"])
+        sites = [
+            stack.enter_context(Site(right, wrong, folder / f"server-{number}.log")) for number in (1, 2)
+        ]
+        open_before = len(open_files(os.getpid()))
+        with ExitStack() as embedders:
+            subjects = []
+            for last_resort in (lambda release: InThisProcess(folder, release), None):
+                embedder = embedders.enter_context(
+                    TritonBackend([site.url for site in sites], NAME, rhythm=BRISK, last_resort=last_resort)
+                )
+                subjects.append(Subject(embedder, last_resort is not None, tally))
+                embedder.ensure_ready()
+            _run(sites, subjects, faces, tally, seconds, seed)
+            for subject in subjects:
+                subject.comes_back_to(sites[0].url, faces)
+                tally.fallbacks.update(subject.embedder.diagnostics().counters["fallbacks"])
+        _check_left(tally, open_before)
     return tally
 
 
@@ -109,7 +119,7 @@ def _run(
     def use(subject: Subject, number: int) -> None:
         subject.use(faces, random.Random(f"{seed} user {number} {subject.has_last_resort}"), ended.is_set)
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(len(sites) + USERS * len(subjects)) as pool:
         troubles = [pool.submit(make_trouble, number, site) for number, site in enumerate(sites, 1)]
         users = [pool.submit(use, subject, number) for subject in subjects for number in range(USERS)]
         try:
@@ -119,6 +129,16 @@ def _run(
             ended.set()
         for each in users:
             each.result()
+
+
+def _check_left(tally: Tally, open_before: int) -> None:
+    """Note what closed embedders left behind in this process."""
+    threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("arcface-")]
+    if threads:
+        tally.bug(f"Threads of closed embedders still run: {', '.join(threads)}.")
+    more = len(open_files(os.getpid())) - open_before
+    if more > OPEN_FILES:
+        tally.bug(f"{more} more files and sockets are open than before.")
 
 
 if __name__ == "__main__":
