@@ -20,7 +20,6 @@ from processes import shared_memory
 from proxy import Proxy
 from siblings import EXPLICIT, ONNX, PLAN
 
-
 CRASH = "crash of Triton's own"
 
 _log = logging.getLogger(__name__)
