@@ -2,12 +2,13 @@
 PYTHON ?= python3
 # An interpreter with PyTorch, for `make bench-gpu`.
 TORCH_PYTHON ?= python3
+MINUTES ?= 10
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-torch test-gpu lint format type check bench bench-gpu package clean
+.PHONY: help install demo test test-torch test-gpu soak lint format type check bench bench-gpu package clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +35,9 @@ test-torch: $(READY) ## Install PyTorch and compare the network with a plain PyT
 test-gpu: $(READY) ## Run the tests that need a GPU and TensorRT (5 minutes; `make test` skips them)
 	$(BIN)/pytest -m gpu tests/gpu
 
+soak: $(READY) ## Run load with random faults for MINUTES (10) on real servers; exit 1 when anything is wrong
+	PYTHONPATH=tests $(BIN)/python -m soak --minutes $(MINUTES)
+
 lint: $(READY) ## Check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,9 +51,10 @@ type: $(READY) ## Check types
 
 check: lint type test ## Everything that a change must pass
 
-bench: $(READY) ## Measure serving against running in process, on this machine (about 10 minutes)
+bench: $(READY) ## Measure serving against running in process, on this machine (about 20 minutes)
 	$(BIN)/python benchmarks/serving.py --output docs/benchmarks
 	$(BIN)/python benchmarks/client.py --output docs/benchmarks
+	$(BIN)/python benchmarks/fallback.py --output docs/benchmarks
 
 bench-gpu: $(READY) ## Measure TensorRT plans on this GPU (about an hour; benchmarks/gpu.py runs it in pieces)
 	$(BIN)/python benchmarks/gpu.py --torch-python $(TORCH_PYTHON) --output docs/benchmarks

@@ -39,7 +39,7 @@ class Row:
     batch: int
     faces_per_s: float
     ratio: float
-    """Speed over that of ONNX Runtime in process, in the same turn."""
+    """Speed over that of the rival that all are compared with, in the same turn."""
 
 
 def main() -> None:
@@ -80,11 +80,13 @@ def main() -> None:
         (arguments.output / "serving.md").write_text(page(arguments.depth, command, table))
 
 
-def measure(rivals: Mapping[str, Worker], batches: Sequence[int], turns: int) -> list[Row]:
-    """Let the rivals take turns at every batch size."""
+def measure(
+    rivals: Mapping[str, Worker], batches: Sequence[int], turns: int, base: str = ONNXRUNTIME
+) -> list[Row]:
+    """Let the rivals take turns at every batch size; ratios are to the one called ``base``."""
     rows: list[Row] = []
     for batch in batches:
-        repeats = max(1, round(TURN_S / rivals[ONNXRUNTIME].seconds(batch, 1)))
+        repeats = max(1, round(TURN_S / rivals[base].seconds(batch, 1)))
         speeds: dict[str, list[float]] = {name: [] for name in rivals}
         names = list(rivals)
         for turn in progress(range(turns), unit="turn"):
@@ -92,7 +94,7 @@ def measure(rivals: Mapping[str, Worker], batches: Sequence[int], turns: int) ->
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
                 speeds[name].append(batch * repeats / rivals[name].seconds(batch, repeats))
         for name in rivals:
-            ratios = [own / base for own, base in zip(speeds[name], speeds[ONNXRUNTIME], strict=True)]
+            ratios = [own / base for own, base in zip(speeds[name], speeds[base], strict=True)]
             rows.append(Row(name, batch, statistics.median(speeds[name]), statistics.median(ratios)))
     return rows
 

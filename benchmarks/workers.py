@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from arcface_builder.faces import face_like
-from arcface_client.contract import CROP_SHAPE, Crops
+from arcface_client.contract import CROP_SHAPE, INPUT_NAME, OUTPUT_NAME, Crops
 
 Embed = Callable[[Crops], Any]
 
@@ -38,6 +38,27 @@ def triton(url: str, model: str) -> Embed:
     from arcface_client import EmbeddingClient
 
     return EmbeddingClient(url, model).encode
+
+
+def bare(url: str, model: str) -> Embed:
+    """The shortest loop that tritonclient allows: one request, nothing checked, nothing retried."""
+    from tritonclient import grpc
+
+    client = grpc.InferenceServerClient(url)
+
+    def embed(crops: Crops) -> Any:
+        image = grpc.InferInput(INPUT_NAME, list(crops.shape), "UINT8")
+        image.set_data_from_numpy(crops)
+        return client.infer(model, [image]).as_numpy(OUTPUT_NAME)
+
+    return embed
+
+
+def selecting(url: str, name: str) -> Embed:
+    """This project's embedder: selection, breaker, counters, and the threads in the background."""
+    from arcface_client.backends.triton import TritonBackend
+
+    return TritonBackend(url, name).encode
 
 
 class Worker:

@@ -44,6 +44,12 @@ def open_files(pid: int) -> list[str]:
     return names
 
 
+def shared_memory(pid: int) -> list[Path]:
+    """The files in /dev/shm that a process has mapped: what is left there when it is killed."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return sorted({Path(line.split()[-1]) for line in lines if " /dev/shm/" in line and line[-1] != ")"})
+
+
 def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from tritonclient import grpc as tritonclient
 
 from arcface_client.backends.base import EmbeddingBackend, Served, Source
 from arcface_client.backends.diagnostics import Diagnostics
@@ -14,6 +15,7 @@ from arcface_client.job import Job
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_client.selection.breaker import BreakerLimits
 from arcface_client.selection.contender import Rhythm
+from arcface_server import LocalTriton
 from tiny import tiny_serving_graph, write_tiny_repository
 
 NAME = "tiny"
@@ -71,3 +73,10 @@ def tiny_embeddings(folder: Path, crops: Crops, seed: int = 1) -> Embeddings:
     path = folder / f"tiny-{seed}.onnx"
     onnx.save(tiny_serving_graph(seed), path)
     return OnnxRuntime(path).embed(crops)
+
+
+def answered(server: LocalTriton) -> int:
+    """How many requests a server has answered."""
+    with tritonclient.InferenceServerClient(server.grpc_url) as client:
+        models = client.get_inference_statistics().model_stats
+    return sum(int(model.inference_stats.success.count) for model in models)

@@ -190,6 +190,7 @@ class EmbeddingClient:
     def _infer(self, crops: Crops, deadline: Deadline) -> Embeddings:
         timeout_s = deadline.remaining_s(self._request_timeout_s)
         result = self._call(self._connection.triton.infer, timeout_s, **infer_arguments(self._target, crops))
+        self._connection.answered()
         return embeddings_from(self._target, result, len(crops))
 
     def _pipeline(
@@ -234,6 +235,7 @@ class EmbeddingClient:
             result = request.future.result()
         except InferenceServerException as error:
             raise self._explained(error, request.timeout_s) from error
+        self._connection.answered()
         return embeddings_from(self._target, result, request.count)
 
     def _call(self, method: Callable[..., Any], timeout_s: float, *arguments: Any, **named: Any) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +82,7 @@ class Connection:
         self.closed = False
         self.dropped: str | None = None
         """Why it was dropped, the last time."""
+        self._answered_at = -math.inf
         self._arguments = triton_arguments(url, tls, retries=retries)
         self._lock = threading.Lock()
         self.triton = triton.InferenceServerClient(**self._arguments)
@@ -99,6 +102,14 @@ class Connection:
         with self._lock:
             self.closed = True
         self.triton.close()
+
+    def answered(self) -> None:
+        """Note that an answer to a request came."""
+        self._answered_at = time.monotonic()
+
+    def answered_since(self, moment: float) -> bool:
+        """Whether one came after a moment of ``time.monotonic``: then the server is slow, but not gone."""
+        return self._answered_at >= moment
 
     def ask(self, timeout_s: float = PROBE_TIMEOUT_S) -> Aftermath:
         """Ask the server for its models."""

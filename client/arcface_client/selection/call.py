@@ -22,7 +22,7 @@ from ..job import Job
 from .contender import Contender
 
 RECONNECT_S: Final = 1.0
-"""How long a call keeps asking when every server is gone, in seconds: a broken connection is no more."""
+"""How long a call that nobody served yet keeps asking when every server is gone, in seconds."""
 
 MARGIN_S: Final = 0.02
 """A request that is given the rest of a call's time may end this much before it."""
@@ -33,7 +33,7 @@ class Call:
 
     Args:
         job: Its crops.
-        patience_s: How long it waits for full queues and loading models if it has no deadline.
+        patience_s: How long it waits without headway for what may soon be over, if it has no deadline.
 
     Attributes:
         failures: Who failed in it, and with what.
@@ -45,7 +45,7 @@ class Call:
         self.failures: dict[str, ArcFaceError] = {}
         self.suspects: list[tuple[Contender, ServerError]] = []
         self._patience_s = patience_s
-        self._started = time.monotonic()
+        self._moved_at = time.monotonic()
         self._credits: dict[Source, int] = {}
 
     @property
@@ -54,13 +54,14 @@ class Call:
         return self.job.deadline.is_over(MARGIN_S)
 
     @property
-    def age_s(self) -> float:
-        """Seconds since the call began."""
-        return time.monotonic() - self._started
+    def stalled_s(self) -> float:
+        """Seconds since it made headway, or began."""
+        return time.monotonic() - self._moved_at
 
     def credit(self, source: Source, crops: int) -> None:
         """Note who embedded how many."""
         if crops:
+            self._moved_at = time.monotonic()
             source = replace(source, crops=0)
             self._credits[source] = self._credits.get(source, 0) + crops
 
@@ -87,14 +88,16 @@ class Call:
 
     def reasons(self, refused: Iterable[tuple[str, ArcFaceError]]) -> dict[str, ArcFaceError]:
         """Why nobody serves, by candidate: what this call met with, and what was known before."""
-        return dict(refused) | self.failures
+        # What is known is the newer: a server that was away may be back, with another model.
+        return self.failures | dict(refused)
 
     def patience_s(self, reasons: Mapping[str, ArcFaceError]) -> float:
-        """How long after its start the call still tries them all again."""
+        """How long without headway the call still tries them all again."""
         if any(isinstance(error, (ServerBusyError, ModelLoadingError)) for error in reasons.values()):
             return self._patience_s
         if any(isinstance(error, TransientError) for error in reasons.values()):
-            return RECONNECT_S
+            # Whoever served it so far may be just starting again, and its embeddings are worth the wait.
+            return self._patience_s if self._credits else RECONNECT_S
         return 0.0
 
 

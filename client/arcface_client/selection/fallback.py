@@ -38,7 +38,7 @@ class Fallback:
         selector: Who may serve.
         last_resort: Who serves when nobody else does; None where nobody may.
         metrics: Counts what happens.
-        patience_s: How long a call without a deadline waits for full queues and loading models.
+        patience_s: How long a call waits without headway for what may soon be over, if it has no deadline.
         pause: Waits some seconds; raises when the embedder is closed meanwhile.
     """
 
@@ -73,7 +73,7 @@ class Fallback:
             if served is not None:
                 return served
             reasons = call.reasons(self._selector.standing.refused)
-            if call.age_s + wait_s > call.patience_s(reasons):
+            if call.stalled_s + wait_s > call.patience_s(reasons):
                 raise nobody(reasons)
             self._pause(min(wait_s, job.deadline.remaining_s()))
             if call.is_over:

@@ -166,7 +166,7 @@ class Selector:
         """Ask a server for its models, and withdraw what it does not list."""
         asked_at = time.monotonic()
         answer = server.connection.ask(deadline.remaining_s(timeout_s))
-        if not answer.answers and server.answered_since(asked_at):
+        if not answer.answers and server.connection.answered_since(asked_at):
             return ()
         problem: ArcFaceError | None = None
         sightings: Sequence[Sighting] = ()

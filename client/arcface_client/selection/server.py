@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,7 +38,6 @@ class Server:
         self._limits = limits
         self._lock = threading.Lock()
         self._calls = 0
-        self._answered_at = -math.inf
 
     def client(self, model: str, version: int | None, *, modest: bool = False) -> EmbeddingClient:
         """A client of one of its models, over the connection that all share.
@@ -66,7 +63,6 @@ class Server:
             self._calls += 1
         try:
             yield
-            self._answered_at = time.monotonic()
         finally:
             with self._lock:
                 self._calls -= 1
@@ -75,7 +71,3 @@ class Server:
     def busy(self) -> bool:
         """Whether calls are under way here."""
         return self._calls > 0
-
-    def answered_since(self, moment: float) -> bool:
-        """Whether a call was answered after a moment of ``time.monotonic``: then it is slow, but not gone."""
-        return self._answered_at >= moment

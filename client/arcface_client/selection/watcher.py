@@ -89,7 +89,7 @@ class Watcher:
 
     def _drop_if_hung(self, server: Server) -> None:
         asked_at = time.monotonic()
-        if server.connection.is_live(self._liveness_s) or server.answered_since(asked_at):
+        if server.connection.is_live(self._liveness_s) or server.connection.answered_since(asked_at):
             return
         why = f"it did not say within {self._liveness_s:g} s that it is alive"
         self._selector.gone(server, unanswered(server.url, why))

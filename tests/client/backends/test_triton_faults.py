@@ -23,7 +23,17 @@ from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import DeadlineExceededError, NoCandidateNowError
 from arcface_server import LocalTriton
 from processes import wait_until
-from siblings import EXPLICIT, NAME, ONNX, PLAN, QUICK, InThisProcess, tiny_embeddings, write_siblings
+from siblings import (
+    EXPLICIT,
+    NAME,
+    ONNX,
+    PLAN,
+    QUICK,
+    InThisProcess,
+    answered,
+    tiny_embeddings,
+    write_siblings,
+)
 from tiny import tiny_serving_graph, write_tiny_repository
 
 Pair = tuple[LocalTriton, LocalTriton]
@@ -70,13 +80,6 @@ def in_the_middle(
         wait_until(lambda: answered(server) > before + 2 * DEFAULT_MAX_IN_FLIGHT)
         os.kill(server.pid, happens)
         return call.result()
-
-
-def answered(server: LocalTriton) -> int:
-    """How many requests a server has answered."""
-    with tritonclient.InferenceServerClient(server.grpc_url) as client:
-        models = client.get_inference_statistics().model_stats
-    return sum(int(model.inference_stats.success.count) for model in models)
 
 
 def test_killed_servers_leave_the_rest_to_the_next_and_then_to_this_process_and_are_used_again(

@@ -1,0 +1,98 @@
+"""What one call remembers: who did how much of it, and how long it is worth going on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arcface_client.backends.base import Refusal, Source
+from arcface_client.contract import CROP_SHAPE
+from arcface_client.deadline import Deadline
+from arcface_client.errors import (
+    ArcFaceError,
+    DeploymentError,
+    ModelLoadingError,
+    NoCandidateError,
+    NoCandidateNowError,
+    ServerBusyError,
+    ServerUnavailableError,
+)
+from arcface_client.job import Job
+from arcface_client.selection.call import RECONNECT_S, Call, nobody
+
+PATIENCE_S = 60.0
+GONE = ServerUnavailableError("gone")
+BUSY = ServerBusyError("full")
+LOADING = ModelLoadingError("loading")
+WRONG = DeploymentError("drifts")
+
+
+@pytest.fixture
+def call() -> Call:
+    return new_call()
+
+
+def new_call() -> Call:
+    return Call(Job(np.zeros((9, *CROP_SHAPE), np.uint8), Deadline(None)), PATIENCE_S)
+
+
+def source(where: str) -> Source:
+    return Source("triton", "tiny_trt", 1, where, 0)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["one:1", "two:2", "three:3"]), st.integers(0, 50))))
+def test_everybody_is_credited_with_all_that_he_did_in_the_order_in_which_he_began(
+    work: list[tuple[str, int]],
+) -> None:
+    call = new_call()
+    for where, crops in work:
+        call.credit(source(where), crops)
+    sources = call.served("last", ()).sources
+    began = list(dict.fromkeys(where for where, crops in work if crops))
+    assert [each.where for each in sources] == began
+    for each in sources:
+        assert each.crops == sum(crops for where, crops in work if where == each.where)
+
+
+@pytest.mark.parametrize(
+    ("errors", "fresh_s", "begun_s"),
+    [
+        ([GONE], RECONNECT_S, PATIENCE_S),
+        ([GONE, WRONG], RECONNECT_S, PATIENCE_S),
+        ([BUSY], PATIENCE_S, PATIENCE_S),
+        ([LOADING, GONE], PATIENCE_S, PATIENCE_S),
+        ([WRONG], 0.0, 0.0),
+        ([], 0.0, 0.0),
+    ],
+    ids=["gone", "gone or wrong", "full", "loading or gone", "wrong", "nobody"],
+)
+def test_a_call_waits_the_longer_for_who_may_come_back_when_it_has_embeddings_to_lose(
+    call: Call, errors: list[ArcFaceError], fresh_s: float, begun_s: float
+) -> None:
+    reasons = {str(number): error for number, error in enumerate(errors)}
+    assert call.patience_s(reasons) == fresh_s
+    call.credit(source("one:1"), 0)
+    assert call.patience_s(reasons) == fresh_s
+    call.credit(source("one:1"), 1)
+    assert call.patience_s(reasons) == begun_s
+
+
+def test_what_is_known_now_goes_before_what_the_call_met_with(call: Call) -> None:
+    call.failures = {"one": GONE, "two": BUSY}
+    assert call.reasons([("one", WRONG), ("three", WRONG)]) == {"one": WRONG, "two": BUSY, "three": WRONG}
+
+
+def test_the_report_names_whoever_failed_or_was_out_but_not_who_served_after_all(call: Call) -> None:
+    call.failures = {"one": GONE, "two": BUSY}
+    assert call.served("two", [Refusal("none", "refused")]).refusals == (
+        Refusal("none", "refused"),
+        Refusal("one", "gone"),
+    )
+
+
+def test_the_error_for_a_call_that_nobody_served_says_whether_trying_later_may_help() -> None:
+    assert isinstance(nobody({"one": WRONG, "two": GONE}), NoCandidateNowError)
+    assert isinstance(nobody({"one": WRONG}), NoCandidateError)
+    assert isinstance(nobody({}), NoCandidateError)

@@ -1,0 +1,145 @@
+"""Load from several threads on two real servers, with random faults all the while.
+
+Two embedders, one with a last resort in this process and one without, share the servers. Every embedding is
+held against what it has to be; when everything is mended, both have to come back to their first choice. The
+exit code is 1 when anything is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from arcface_client.backends.triton import TritonBackend
+from arcface_client.selection.breaker import BreakerLimits
+from arcface_client.selection.contender import Rhythm
+from processes import open_files
+from siblings import NAME, InThisProcess, tiny_embeddings, write_siblings
+
+from .load import Faces, Subject
+from .site import Site, trouble
+from .tally import Tally
+
+USERS = 2
+"""Threads that use each embedder."""
+
+OPEN_FILES = 10
+"""How many more files and sockets may be open at the end: gRPC keeps a few of its own."""
+
+BRISK = Rhythm(
+    recheck_s=0.5,
+    liveness_s=0.5,
+    prove_again_s=10.0,
+    refused_again_s=1.0,
+    breaker=BreakerLimits(wait_s=0.2, longest_wait_s=5.0, settle_s=1.0),
+)
+"""So that ten minutes see many turns."""
+
+
+def main() -> int:
+    """Run the soak."""
+    parser = argparse.ArgumentParser(
+        prog="soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=10.0, help="how long (default: %(default)g)")
+    parser.add_argument("--seed", type=int, help="of faults and calls (default: another one each time)")
+    parser.add_argument("--json", action="store_true", help="print the counts as JSON")
+    arguments = parser.parse_args()
+    seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
+    print(f"soak: {arguments.minutes:g} minutes, seed {seed}", file=sys.stderr)
+    tally = soak(60 * arguments.minutes, seed)
+    print(json.dumps({"seed": seed, **tally.report()}, indent=2) if arguments.json else tally.text())
+    return 0 if tally.passed else 1
+
+
+def soak(seconds: float, seed: int) -> Tally:
+    """Run servers, users and faults for so long, and count."""
+    tally = Tally()
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        right = write_siblings(folder / "right", max_batch_size=8)
+        wrong = write_siblings(folder / "wrong", max_batch_size=8, skew=0.1)
+        crops = np.random.default_rng(seed).integers(0, 256, (500, 7, 7, 3), np.uint8)
+        crops = crops.repeat(16, axis=1).repeat(16, axis=2)
+        faces = Faces(crops, tiny_embeddings(folder, crops))
+        sites = [
+            stack.enter_context(Site(right, wrong, folder / f"server-{number}.log")) for number in (1, 2)
+        ]
+        open_before = len(open_files(os.getpid()))
+        with ExitStack() as embedders:
+            subjects = []
+            for last_resort in (lambda release: InThisProcess(folder, release), None):
+                embedder = embedders.enter_context(
+                    TritonBackend([site.url for site in sites], NAME, rhythm=BRISK, last_resort=last_resort)
+                )
+                subjects.append(Subject(embedder, last_resort is not None, tally))
+                embedder.ensure_ready()
+            _run(sites, subjects, faces, tally, seconds, seed)
+            for subject in subjects:
+                subject.comes_back_to(sites[0].url, faces)
+                tally.fallbacks.update(subject.embedder.diagnostics().counters["fallbacks"])
+        _check_left(tally, open_before)
+    return tally
+
+
+def _run(
+    sites: Sequence[Site],
+    subjects: Sequence[Subject],
+    faces: Faces,
+    tally: Tally,
+    seconds: float,
+    seed: int,
+) -> None:
+    until = time.monotonic() + seconds
+    ended = threading.Event()
+
+    def make_trouble(number: int, site: Site) -> None:
+        def noticed() -> None:
+            for subject in subjects:
+                subject.notices_that_nobody_is_at(site.url)
+
+        def tell(fault: str) -> None:
+            print(f"{until - time.monotonic():6.1f} s left, server {number}: {fault}", file=sys.stderr)
+            tally.happened(fault)
+
+        trouble(site, random.Random(f"{seed} trouble {number}"), until=until, noticed=noticed, tell=tell)
+
+    def use(subject: Subject, number: int) -> None:
+        subject.use(faces, random.Random(f"{seed} user {number} {subject.has_last_resort}"), ended.is_set)
+
+    with ThreadPoolExecutor(len(sites) + USERS * len(subjects)) as pool:
+        troubles = [pool.submit(make_trouble, number, site) for number, site in enumerate(sites, 1)]
+        users = [pool.submit(use, subject, number) for subject in subjects for number in range(USERS)]
+        try:
+            for each in troubles:
+                each.result()
+        finally:
+            ended.set()
+        for each in users:
+            each.result()
+
+
+def _check_left(tally: Tally, open_before: int) -> None:
+    """Note what closed embedders left behind in this process."""
+    threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("arcface-")]
+    if threads:
+        tally.bug(f"Threads of closed embedders still run: {', '.join(threads)}.")
+    more = len(open_files(os.getpid())) - open_before
+    if more > OPEN_FILES:
+        tally.bug(f"{more} more files and sockets are open than before.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
