@@ -26,6 +26,7 @@ def test_argument_goes_before_environment_before_file_before_default(tmp_path: P
         request_timeout_s=60.0,
         max_in_flight=3,
         tls=None,
+        shared_memory=True,
         rhythm=Rhythm(),
     )
 

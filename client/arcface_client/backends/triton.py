@@ -179,7 +179,7 @@ class TritonBackend(EmbeddingBackend):
             model=candidate.model,
             version=candidate.version,
             engine_path=f"{candidate.url}/{candidate.model}/{candidate.version or ''}".rstrip("/"),
-            transport="grpc",
+            transport=ranking[0].server.connection.transport,
             batch_size=ranking[0].client.max_batch_size,
             validation=_validation(ranking[0]),
         )
