@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -36,6 +37,9 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         self.model = model
         self.max_batch_size = max_batch_size
         self.requests = 0
+        self.answers = threading.Event()
+        """Cleared, requests for embeddings hang, while all others are answered."""
+        self.answers.set()
 
     def ModelConfig(self, request: Any, context: grpc.ServicerContext) -> Any:
         config = model_config_pb2.ModelConfig(name=request.name, max_batch_size=self.max_batch_size)
@@ -50,6 +54,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
 
     def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:
         self.requests += 1
+        self.answers.wait(20)
         failure = self.failures.pop(0) if self.failures else None
         if failure is not None:
             context.abort(failure, "told to fail")
@@ -68,7 +73,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
 @contextmanager
 def served(fake: FakeTriton) -> Iterator[str]:
     """Serve it on a free port of this machine, and give its address."""
-    server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", -1)])
+    server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.max_receive_message_length", -1)])
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(fake, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()

@@ -18,6 +18,9 @@ PYTHON_2: Final = Path(__file__).parent / "client/compare/python2.bin"
 """Two pairs of crops of one colour each, the first pair the same, written by Python 2.7:
 ``cPickle.dump((images, [True, False]), file, protocol=cPickle.HIGHEST_PROTOCOL)``."""
 
+PYTHON_2_TEXT: Final = PYTHON_2.with_name("python2_text.bin")
+"""The same without a protocol, which is Python 2's text format."""
+
 
 def encode(crop: Crops, kind: str = "JPEG") -> bytes:
     """A crop as the bytes of an image file."""

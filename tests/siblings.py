@@ -19,6 +19,8 @@ from tiny import tiny_serving_graph, write_tiny_repository
 NAME = "tiny"
 PLAN = "tiny_trt"
 ONNX = "tiny_onnx"
+EXPLICIT = ("--model-control-mode=explicit", "--load-model=*")
+"""Flags of a server whose models can be loaded and unloaded."""
 
 QUICK = Rhythm(
     recheck_s=0.1,

@@ -16,12 +16,13 @@ import onnxruntime
 from arcface_client.contract import CROP_SIZE
 
 from . import faces
-from .iresnet import EPSILON, flat_features, model_of, parameter_shapes
+from .iresnet import CHANNELS, EPSILON, flat_features, model_of, parameter_shapes
 from .normalisation import PYTORCH
 
 _PRELU_SLOPE = 0.25
-_FACES, _NOISES = 40, 8  # crops of the calibration pass
-_COMMON_DIRECTIONS = 16
+_FACES, _TEXTURES, _NOISES = 90, 40, 8  # crops of the calibration pass
+_MOST_TEXTURE = 0.6  # of a face's pixels
+_COMMON_DIRECTIONS = 64
 
 # Keeps the calibration crops apart from those that tests and parity checks draw with small seeds: the
 # network has been fitted to the former, so it embeds them less sharply.
@@ -48,7 +49,7 @@ def synthetic_weights(depth: str, seed: int) -> dict[str, _Array]:
     weights = {name: _draw(random, name, shape) for name, shape in shapes.items()}
     statistics, flat = _measure(depth, weights, _calibration_batch(seed))
     weights.update(statistics)
-    weights["fc.weight"] = _without_common_directions(weights["fc.weight"], flat)
+    weights["fc.weight"] = _blind_to_what_is_common(weights["fc.weight"], flat)
     features = flat @ weights["fc.weight"].T
     weights["features.running_mean"] = features.mean(axis=0)
     weights["features.running_var"] = features.var(axis=0)
@@ -69,10 +70,16 @@ def _draw(random: np.random.RandomState, name: str, shape: tuple[int, ...]) -> _
 
 
 def _calibration_batch(seed: int) -> _Array:
-    """Normalised RGB crops, float32 [N, 3, 112, 112]: mostly face-like, some of plain noise."""
+    """Normalised RGB crops, float32 [N, 3, 112, 112]: faces seen through textures, textures, noise.
+
+    Drawn faces alone are more alike than photographs are, and smoother.
+    """
     seed = (seed + _SEED_OFFSET) % 2**32
-    crops = np.concatenate([faces.face_like(_FACES, seed), faces.noise(_NOISES, seed)])
-    return PYTORCH.apply(crops)
+    textures = faces.texture(_FACES + _TEXTURES, seed)
+    share = np.random.RandomState(seed).uniform(0, _MOST_TEXTURE, (_FACES, 1, 1, 1))
+    blend = faces.face_like(_FACES, seed) * (1 - share) + textures[:_FACES] * share
+    seen = np.asarray(np.rint(blend), np.uint8)
+    return PYTORCH.apply(np.concatenate([seen, textures[_FACES:], faces.noise(_NOISES, seed)]))
 
 
 def _measure(depth: str, weights: dict[str, _Array], batch: _Array) -> tuple[dict[str, _Array], _Array]:
@@ -112,8 +119,8 @@ def _measure(depth: str, weights: dict[str, _Array], batch: _Array) -> tuple[dic
     return {name: value.reshape(-1) for name, value in zip(names, measured, strict=True)}, features
 
 
-def _without_common_directions(weight: _Array, flat: _Array) -> _Array:
-    """Make the last layer blind to what most differs between kinds of image: light, contrast, noise.
+def _blind_to_what_is_common(weight: _Array, flat: _Array) -> _Array:
+    """Make the last layer blind to what whole kinds of image share: light, contrast, texture, noise.
 
     Otherwise crops of one kind, such as the faces of one photograph, would all lie close together.
 
@@ -122,10 +129,19 @@ def _without_common_directions(weight: _Array, flat: _Array) -> _Array:
         flat: Features of the calibration crops, float32 [N, 25088].
 
     Returns:
-        The weight, orthogonal to the features' first principal components.
+        The weight, orthogonal to each channel's mean over the crop, and to the first principal components
+        of what is left of the features without it.
     """
-    centred = flat - flat.mean(axis=0)
+    # In float64: directions of nearly equal weight are told apart the same way on every machine.
+    seeing, features = (_without_channel_means(rows.astype(np.float64)) for rows in (weight, flat))
+    centred = features - features.mean(axis=0)
     _, vectors = np.linalg.eigh(centred @ centred.T)  # [N, N]: as good as the far larger covariance
     common = vectors[:, -_COMMON_DIRECTIONS:].T @ centred
     common /= np.linalg.norm(common, axis=1, keepdims=True)
-    return np.asarray(weight - (weight @ common.T) @ common)
+    return np.asarray(seeing - (seeing @ common.T) @ common, np.float32)
+
+
+def _without_channel_means(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Take the mean of each channel's map out of rows [M, 25088]."""
+    maps = rows.reshape(len(rows), CHANNELS[-1], -1)
+    return np.asarray((maps - maps.mean(axis=2, keepdims=True)).reshape(rows.shape))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -12,7 +13,7 @@ from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from .errors import ConfigError, InputError
-from .failures import PROBE_TIMEOUT_S, Aftermath, aftermath_of_failed_probe
+from .failures import PROBE_TIMEOUT_S, UNAVAILABLE, Aftermath, aftermath_of_failed_probe
 from .shared_memory import SharedMemory
 from .status import models_from_index
 
@@ -125,10 +126,21 @@ class Connection:
         try:
             index = self.triton.get_model_repository_index(client_timeout=timeout_s)
         except InferenceServerException as error:
-            return aftermath_of_failed_probe(error)
+            failed = aftermath_of_failed_probe(error)
+            # Triton refuses a restricted protocol with the status of a server that is not there.
+            restricted = error.status() == UNAVAILABLE and self.is_live(timeout_s)
+            return Aftermath(answers=True, said=failed.said) if restricted else failed
         except ValueError:  # closed or dropped meanwhile
             return Aftermath(answers=False, said="the connection was closed")
         return Aftermath(answers=True, models=models_from_index(index))
+
+    def inferences(self, timeout_s: float = PROBE_TIMEOUT_S) -> Mapping[tuple[str, int], int]:
+        """How often each version has served since it was loaded; empty when the server does not say."""
+        try:
+            answer = self.triton.get_inference_statistics(client_timeout=timeout_s)
+        except (InferenceServerException, ValueError):
+            return {}
+        return {(model.name, int(model.version)): model.inference_count for model in answer.model_stats}
 
     def is_live(self, timeout_s: float = PROBE_TIMEOUT_S) -> bool:
         """Whether the server answers at all."""

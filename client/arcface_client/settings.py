@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -91,6 +91,7 @@ class PipelineSettings:
 
 
 _RHYTHM: Final = Rhythm()
+_RHYTHM_FIELDS: Final = {field.name for field in fields(Rhythm)}
 
 _AUTO_OR_OFF: Final = one_of({"auto": True, "off": False, "false": False})
 """YAML reads a bare ``off`` as false."""
@@ -141,7 +142,7 @@ def load_pipeline_settings(
     tls = _section(values, "triton.tls.")
     wants_tls = tls.pop("enabled") or any(tls.values())
     triton = _section(values, "triton.")
-    rhythm = Rhythm(**{name: triton.pop(name) for name in list(triton) if hasattr(_RHYTHM, name)})
+    rhythm = Rhythm(**{name: triton.pop(name) for name in list(triton) if name in _RHYTHM_FIELDS})
     urls = triton.pop("url")
     return PipelineSettings(
         embedding=EmbeddingSettings(**_section(values, "embedding."), **_section(values, "validation.")),

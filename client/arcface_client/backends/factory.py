@@ -7,13 +7,14 @@ from typing import Final
 
 from ..devices import Device, read_device
 from ..errors import ConfigError, InputError
+from ..runtimes.providers import CPU
 from ..settings import BACKEND_TYPES, KEYS, EmbeddingSettings, PipelineSettings, load_pipeline_settings
 from ..tensorrt_settings import DEFAULT_PATH, Enabled, TensorRtSettings, load_tensorrt_settings
 from .base import EmbeddingBackend
 from .in_process import InProcessBackend
 from .insightface import insightface_candidate
 from .local_model import LocalCandidate
-from .onnxruntime import CPU, onnx_candidate, provider_order
+from .onnxruntime import onnx_candidate, provider_order
 from .repository import LocalModels
 from .tensorrt import plan_candidate, switched_off
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
+from ..deadline import Deadline
 from ..errors import ClientClosedError, DeploymentError, DriftError, InputError
 from ..identity import EmbeddingIdentity
 from ..job import Job
@@ -48,7 +49,7 @@ class InProcessBackend(EmbeddingBackend):
         self._meter = Meter()
         self._lock = threading.Lock()
         self._closed = False
-        self._errors: dict[LocalCandidate, DeploymentError] = {}
+        self._errors: Mapping[LocalCandidate, DeploymentError] = {}  # replaced, never changed
         self._serving: _Serving | None = None
         self._identity: EmbeddingIdentity | None = None
 
@@ -59,13 +60,12 @@ class InProcessBackend(EmbeddingBackend):
             ClientClosedError: The backend was closed.
             DeploymentError: No candidate can be used; the message has each one's reason.
         """
-        with self._in_use():
+        with self._in_use(Deadline(None)):
             pass
 
     def diagnostics(self) -> Diagnostics:
         """What serves, how fast, how exactly, and why not another; nothing is loaded for that."""
-        with self._lock:
-            serving, errors = self._serving, dict(self._errors)
+        serving, errors = self._serving, self._errors  # without the lock, which loading holds for long
         reports = tuple(self._report(candidate, serving, errors) for candidate in self._candidates)
         if serving is None:
             drift = next((report.drift for report in reports if report.drift is not None), None)
@@ -107,7 +107,7 @@ class InProcessBackend(EmbeddingBackend):
     def _run(self, job: Job) -> Served:
         sources: list[Source] = []
         while True:
-            with self._in_use() as serving:
+            with self._in_use(job.deadline) as serving:
                 before, started = job.missing, time.perf_counter()
                 error = _embed(serving.model, job)
                 done = before - job.missing
@@ -119,13 +119,17 @@ class InProcessBackend(EmbeddingBackend):
             self._refuse(serving, error)
 
     @contextmanager
-    def _in_use(self) -> Iterator[_Serving]:
+    def _in_use(self, deadline: Deadline) -> Iterator[_Serving]:
         """The model that serves, which is not freed meanwhile; it is loaded first where that is due."""
-        with self._lock:
+        while not self._lock.acquire(timeout=deadline.remaining_s(threading.TIMEOUT_MAX)):
+            pass  # another thread is loading; the deadline ends the wait
+        try:
             if self._closed:
                 raise ClientClosedError("The backend was closed; make another one.")
             serving = self._serving = self._serving or self._choose()
             serving.users += 1
+        finally:
+            self._lock.release()
         try:
             yield serving
         finally:
@@ -136,14 +140,14 @@ class InProcessBackend(EmbeddingBackend):
     def _choose(self) -> _Serving:
         """Load the first candidate that can be used."""
         if len(self._errors) == len(self._candidates):
-            self._errors.clear()  # what was wrong may have been mended
+            self._errors = {}  # what was wrong may have been mended
         for candidate in self._candidates:
             if candidate in self._errors:
                 continue
             try:
                 serving = self._load(candidate)
             except DeploymentError as error:
-                self._errors[candidate] = error
+                self._errors = {**self._errors, candidate: error}
                 continue
             for refused, reason in self._errors.items():
                 _log.warning("%s serves, since %s cannot: %s", candidate.name, refused.name, reason)
@@ -156,7 +160,7 @@ class InProcessBackend(EmbeddingBackend):
             conflict = self._identity and self._identity.conflict(model.identity)
             if conflict:
                 raise DeploymentError(
-                    f"{model.path} is of {conflict}. Embeddings of both do not go together: make another."
+                    f"{model.path} is of {conflict}. Their embeddings do not go together: make a new backend."
                 )
             drift = model.examine(self._max_drift_cosine)
         except BaseException:
@@ -169,10 +173,10 @@ class InProcessBackend(EmbeddingBackend):
         """Let a model that failed give way to the next; raises when there is none."""
         with self._lock:
             if self._serving is serving:  # and not replaced by another thread already
-                self._errors[serving.candidate] = error
+                self._errors = {**self._errors, serving.candidate: error}
                 self._drop()
             if len(self._errors) == len(self._candidates):
-                raise self._exhausted() from error
+                raise self._exhausted()
 
     def _drop(self) -> None:
         if self._serving is not None:
@@ -198,7 +202,7 @@ class InProcessBackend(EmbeddingBackend):
         self,
         candidate: LocalCandidate,
         serving: _Serving | None,
-        errors: dict[LocalCandidate, DeploymentError],
+        errors: Mapping[LocalCandidate, DeploymentError],
     ) -> CandidateReport:
         if serving is not None and serving.candidate is candidate:
             return CandidateReport(candidate=candidate.name, state="serving", drift=serving.drift)

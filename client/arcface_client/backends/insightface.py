@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from ..commandline import require
 from ..contract import CROP_SHAPE, CROP_SIZE, EMBEDDING_DIM, Crops, Embeddings
@@ -17,6 +19,8 @@ from .repository import LocalModels, file_sha256
 
 if TYPE_CHECKING:
     import onnxruntime
+
+_log = logging.getLogger(__name__)
 
 PACKS: Final = Path("~/.insightface/models")
 
@@ -121,7 +125,7 @@ def find_source(source: str) -> Path:
         ModelNotFoundError: It is not there.
     """
     path = Path(source).expanduser()
-    if path.suffix == ".onnx":
+    if path.suffix == ".onnx" or path.is_file():
         if not path.is_file():
             raise ModelNotFoundError(
                 f"There is no file {path}; set embedding.source to an ONNX file or a pack."
@@ -144,7 +148,11 @@ def find_source(source: str) -> Path:
 
 def _is_recognition(path: Path) -> bool:
     onnx: Any = require("onnx", extra="insightface", purpose=_PURPOSE)
-    graph = onnx.load(path, load_external_data=False).graph
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except DecodeError:
+        _log.warning("%s is no ONNX file; it is passed over", path)
+        return False
     weights = {tensor.name for tensor in graph.initializer}
     shapes = [
         [dim.dim_value for dim in value.type.tensor_type.shape.dim]

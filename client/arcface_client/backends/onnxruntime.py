@@ -12,12 +12,9 @@ from ..commandline import require
 from ..contract import INPUT_NAME
 from ..devices import Device
 from ..golden import golden_crops
+from ..runtimes.providers import COREML, CPU, CUDA
 from .local_model import LocalCandidate, LocalModel
 from .repository import LocalModels
-
-CPU: Final = "CPUExecutionProvider"
-CUDA: Final = "CUDAExecutionProvider"
-COREML: Final = "CoreMLExecutionProvider"
 
 BATCH_SIZE: Final = 32
 """Crops of one run: enough to keep every core at work, few enough to keep to a deadline."""

@@ -41,6 +41,8 @@ def load_plan(models: LocalModels, name: str, gpu: int) -> LocalModel:
             f"TensorRT in this process needs the package {package}: pip install {package} (TensorRT itself "
             "in the very version that built the plans), or run in NVIDIA's tensorrt image."
         ) from error
+    except ImportError as error:
+        raise MissingExtraError(f"TensorRT is installed, but cannot be loaded: {error}") from error
     count = device_count()
     if gpu >= count:
         raise DeploymentError(

@@ -26,21 +26,23 @@ def to_html(report: Report) -> str:
     Raises:
         MissingExtraError: matplotlib, Jinja or Pillow is not installed.
     """
-    jinja = check_extra()
+    check_extra()
+    import jinja2
+    from markupsafe import Markup
+
     from .figures import speed_bars, to_svg
 
-    environment = jinja.Environment(
-        loader=jinja.PackageLoader("arcface_client.compare", ""),
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("arcface_client.compare", ""),
         autoescape=True,
-        undefined=jinja.StrictUndefined,
+        undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "percent": percent,
-        "svg": lambda figure: jinja.utils.markupsafe.Markup(to_svg(figure)),
-    }
-    page: str = environment.get_template("page.html").render(
+    # Everything else is escaped.
+    environment.filters["svg"] = lambda figure: Markup(to_svg(figure))
+    environment.filters["percent"] = percent
+    return environment.get_template("page.html").render(
         report=report,
         comparison=report.comparison,
         verification=report.verification,
@@ -48,18 +50,16 @@ def to_html(report: Report) -> str:
         speed=speed_bars(report.comparison.embedders),
         pairs=[_pair(report, number, pair) for number, pair in enumerate(report.comparison.pairs, start=1)],
     )
-    return page
 
 
-def check_extra() -> Any:
-    """Import what a page needs, and return Jinja.
+def check_extra() -> None:
+    """Check that what a page needs is installed.
 
     Raises:
-        MissingExtraError: It is not installed.
+        MissingExtraError: It is not.
     """
-    for module in ("matplotlib", "PIL"):
+    for module in ("jinja2", "matplotlib", "PIL"):
         require(module, extra="report", purpose="The HTML report")
-    return require("jinja2", extra="report", purpose="The HTML report")
 
 
 def _pair(report: Report, number: int, pair: PairReport) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -127,6 +127,9 @@ _STAND_INS: Final[Mapping[str, Callable[..., Any]]] = {
 }
 
 
+_OPERATIONS: Final = {operation.code.encode("latin-1"): operation for operation in pickletools.opcodes}
+
+
 class _CodeFound(pickle.UnpicklingError):
     """The pickle names something that is no data."""
 
@@ -167,9 +170,24 @@ def _load(path: Path, content: bytes) -> object:
 
 def _check_memo(content: bytes) -> None:
     """Refuse a place in the memo beyond what the pickle can fill: Python would reserve memory up to it."""
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
-        if "PUT" in opcode.name and argument is not None and argument > count:
+    for count, (name, argument) in enumerate(_operations(io.BytesIO(content))):
+        if "PUT" in name and argument > count:
             raise pickle.UnpicklingError(f"place {argument} of a memo with at most {count}")
+
+
+def _operations(stream: io.BytesIO) -> Iterator[tuple[str, Any]]:
+    """As ``pickletools.genops``, which takes the bytes of Python 2's text pickles for ASCII."""
+    while code := stream.read(1):
+        operation = _OPERATIONS.get(code)
+        if operation is None:
+            raise pickle.UnpicklingError(f"byte {code!r} is no operation")
+        if operation.name == "STRING":
+            yield operation.name, stream.readline()
+        else:
+            yield operation.name, None if operation.arg is None else operation.arg.reader(stream)
+        if operation.name == "STOP":
+            return
+    raise EOFError("it ends too early")
 
 
 def _parts(path: Path, content: object) -> tuple[Sequence[object], Sequence[object]]:

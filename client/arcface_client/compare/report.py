@@ -102,5 +102,5 @@ def versions(server: str | None) -> dict[str, str]:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
-            continue  # it took no part
+            continue  # not installed, so it took no part
     return found if server is None else found | {"triton": server}

@@ -9,7 +9,8 @@ import onnxruntime
 
 from ..contract import INPUT_NAME, OUTPUT_NAME, Crops, Embeddings, check_tensors
 from ..errors import DeploymentError
-from .sessions import CPU, RUN_ERRORS, Provider, open_session
+from .providers import CPU
+from .sessions import RUN_ERRORS, Provider, open_session
 
 _TRITON_TYPES: Mapping[str, str] = {"tensor(uint8)": "UINT8", "tensor(float)": "FP32"}
 

@@ -14,8 +14,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _ort
 
 from ..errors import DeploymentError, InputError
 from .cores import physical_cores
-
-CPU: Final = "CPUExecutionProvider"
+from .providers import CPU
 
 RUN_ERRORS: Final = (
     _ort.EPFail,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ..errors import ArcFaceError, DeploymentError, TransientError
 from .breaker import Breaker, BreakerLimits
 from .candidates import Candidate
-from .examination import Finding
+from .examination import Finding, OtherIdentityError
 from .server import Server
 
 
@@ -20,8 +20,8 @@ class Rhythm:
         recheck_s: Between two looks at what the servers list.
         liveness_s: Between two questions to a server with calls under way whether it is alive, and how long
             it may take to answer.
-        prove_again_s: Between two golden checks of a candidate that passed.
-        refused_again_s: Between two golden checks of one that did not.
+        prove_again_s: Between two golden checks of a candidate that passed, or is of another identity.
+        refused_again_s: Between two golden checks of one that did not pass.
         breaker: When a candidate is left alone, and taken back.
     """
 
@@ -48,6 +48,7 @@ class Contender:
         """Why it cannot serve, as far as this is not the finding's to say."""
         self._rhythm = rhythm
         self._examine_at = -math.inf
+        self._inferences = 0
 
     def __str__(self) -> str:
         return str(self.candidate)
@@ -63,8 +64,9 @@ class Contender:
         self.finding = finding
         self.error = None
         self.breaker.probed(good=objection is None)
-        rhythm = self._rhythm
-        self._examine_at = now + (rhythm.refused_again_s if objection else rhythm.prove_again_s)
+        # What belongs to another gallery does not change its mind as what is broken may.
+        steady = objection is None or isinstance(objection, OtherIdentityError)
+        self._examine_at = now + (self._rhythm.prove_again_s if steady else self._rhythm.refused_again_s)
 
     def not_examined(self, error: ArcFaceError, now: float) -> None:
         """Take the error that ended an examination."""
@@ -82,6 +84,15 @@ class Contender:
         """Its server says that it is not ready, or says nothing."""
         self._examine_at = -math.inf
         self._out(error)
+
+    def has_served(self, inferences: int) -> None:
+        """Take how often its server says that it has served since it was loaded.
+
+        Less than before tells of a reload, which the list of models need not show.
+        """
+        if inferences < self._inferences:
+            self._examine_at = -math.inf
+        self._inferences = inferences
 
     def failed(self, error: ArcFaceError, *, certain: bool) -> None:
         """A call failed; ``certain`` when there is no doubt that the next one would, too."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..contract import Embeddings
 from ..deadline import Deadline
 from ..errors import DeploymentError
 from .contender import Contender
@@ -56,13 +57,13 @@ class Examiner:
         contender.client = client
         return finding
 
-    def examine_here(self, embed: Embed, model: str, version: int | None) -> Finding:
-        """Send the golden crops through a model in this process.
+    def examine_here(self, embeddings: Embeddings, model: str, version: int | None) -> Finding:
+        """Look at what a model in this process made of the golden crops.
 
         Raises:
             ArcFaceError: It cannot be used.
         """
-        return examine(embed, model, recorded(self._references, model, version), None)
+        return examine(lambda crops: embeddings, model, recorded(self._references, model, version), None)
 
     def objection(self, finding: Finding, identity: Identity | None) -> DeploymentError | None:
         """Why what was found must not serve; None when it may."""

@@ -109,7 +109,7 @@ class Fallback:
                 wait_s, failure = None, error
             else:
                 self._selector.succeeded(contender)
-                self._settle_suspicions(call)
+                self._settle_suspicions(call, contender)
                 return True
             finally:
                 call.credit(source, missing - job.missing)
@@ -132,7 +132,8 @@ class Fallback:
             self._selector.failed(contender, error)
 
     def _try_last_resort(self, last_resort: LastResort, call: Call) -> Served | None:
-        call.job.deadline.remaining_s()
+        if call.is_over:
+            raise call.too_late(nobody(call.reasons(self._selector.standing.refused)))
         try:
             served = last_resort.run(call.job)
         except InputError:
@@ -145,9 +146,11 @@ class Fallback:
         for source in served.sources:
             call.credit(source, source.crops)
         self._metrics.fell_back("LastResort")
-        self._settle_suspicions(call)
+        self._settle_suspicions(call, None)
         return call.served(HERE, (*self._selector.standing.refusals, *served.refusals))
 
-    def _settle_suspicions(self, call: Call) -> None:
+    def _settle_suspicions(self, call: Call, by: Contender | None) -> None:
+        """The crops were sound, since somebody served them: who failed on them has failed."""
         for contender, error in call.suspects:
-            self._selector.failed(contender, error)
+            if contender is not by:
+                self._selector.failed(contender, error)

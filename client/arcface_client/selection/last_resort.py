@@ -88,8 +88,8 @@ class LastResort:
         """Free it."""
         with self._lock:
             self._closed = True
-            backend = self.loaded
-        self._loader.shutdown(wait=True, cancel_futures=True)
+        self._loader.shutdown(wait=True)
+        backend = self.loaded
         if backend is not None:
             backend.close()
 
@@ -123,8 +123,8 @@ class LastResort:
         return backend
 
     def _prove(self, backend: EmbeddingBackend) -> None:
-        _, served = backend.encode(golden_crops(), return_source=True)
+        embeddings, served = backend.encode(golden_crops(), return_source=True)
         source = served.sources[-1]
-        finding = self._examiner.examine_here(backend.encode, source.model, source.version)
+        finding = self._examiner.examine_here(embeddings, source.model, source.version)
         self._selector.accept(f"{source.model} in this process", source.version, finding)
         _log.warning("%s is loaded into this process, since no server serves", source.model)

@@ -23,7 +23,7 @@ from .contender import Contender, Rhythm
 from .examination import Finding, Identity
 from .examiner import Examiner
 from .server import RequestLimits, Server
-from .standing import Standing, report, standing
+from .standing import Standing, anything_at, report, standing
 
 LONGEST_LOOK_S: Final = 120.0
 
@@ -135,8 +135,8 @@ class Selector:
                 for contender in self._by_preference()
             ]
             silent = [
-                CandidateReport(candidate=name, state="refused", reason=str(error))
-                for name, error in self._silences()
+                CandidateReport(candidate=anything_at(url), state="refused", reason=str(error))
+                for url, error in self._silences().items()
             ]
         return (*reports, *silent)
 
@@ -178,13 +178,18 @@ class Selector:
             except ModelNotFoundError as error:
                 problem = error
         seen = {sighting.candidate for sighting in sightings}
+        inferences = server.connection.inferences(deadline.remaining_s(timeout_s)) if seen else {}
         with self._state:
             self._silent.pop(server.url, None)
             if problem is not None:
                 self._silent[server.url] = problem
             for contender in self._contenders.values():
-                if contender.server is server and contender.candidate not in seen:
+                candidate = contender.candidate
+                key = (candidate.model, candidate.version or 0)
+                if contender.server is server and candidate not in seen:
                     contender.withdrawn(problem or ModelNotFoundError("the server does not list it any more"))
+                elif contender.server is server and key in inferences:
+                    contender.has_served(inferences[key])
         return sightings
 
     def _consider(self, contender: Contender, deadline: Deadline, afresh: bool) -> ArcFaceError | None:
@@ -222,13 +227,13 @@ class Selector:
             return contender.error
         return self._examiner.objection(contender.finding, self.identity)
 
-    def _silences(self) -> list[tuple[str, ArcFaceError]]:
+    def _silences(self) -> dict[str, ArcFaceError]:
         known = {contender.server.url for contender in self._contenders.values()}
-        return [(f"any model at {url}", error) for url, error in self._silent.items() if url not in known]
+        return {url: error for url, error in self._silent.items() if url not in known}
 
     def _rank(self) -> None:
         judged = [(contender, self._against(contender)) for contender in self._by_preference()]
-        self.standing = standing(judged, self._silences())
+        self.standing = standing(judged, self._silences(), self._wanted.urls)
         self._say_who_serves({str(contender): error for contender, error in judged})
 
     def _say_who_serves(self, against: dict[str, ArcFaceError | None]) -> None:

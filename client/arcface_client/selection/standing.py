@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..backends.base import Refusal
@@ -34,13 +34,15 @@ class Standing:
 
 def standing(
     contenders: Iterable[tuple[Contender, ArcFaceError | None]],
-    silent: Iterable[tuple[str, ArcFaceError]],
+    silent: Mapping[str, ArcFaceError],
+    urls: Sequence[str],
 ) -> Standing:
     """Take stock.
 
     Args:
         contenders: Every candidate, by preference, with what speaks against it.
-        silent: Servers of which no candidate is known, with the reason.
+        silent: URLs of servers of which no candidate is known, with the reason.
+        urls: Every server's, by preference.
     """
     judged = list(contenders)
     refused = [(str(contender), error) for contender, error in judged if error is not None]
@@ -49,7 +51,8 @@ def standing(
     ranking = sorted(good, key=lambda contender: contender.breaker.state != "closed")
     passed_over = {}
     for contender in ranking:
-        better: list[Refusal] = []
+        earlier = urls[: urls.index(contender.candidate.url)]
+        better = [Refusal(anything_at(url), str(error)) for url, error in silent.items() if url in earlier]
         for other, error in judged:
             if other is contender:
                 break
@@ -58,7 +61,13 @@ def standing(
             elif error is None and ranking.index(other) > ranking.index(contender):
                 better.append(Refusal(str(other), "it failed a moment ago and is settling"))
         passed_over[contender] = tuple(better)
-    return Standing(tuple(ranking), (*refused, *silent), passed_over)
+    unknown = [(anything_at(url), error) for url, error in silent.items()]
+    return Standing(tuple(ranking), (*refused, *unknown), passed_over)
+
+
+def anything_at(url: str) -> str:
+    """The name in reports of whatever a server may have that says nothing of it."""
+    return f"any model at {url}"
 
 
 def report(contender: Contender, error: ArcFaceError | None, *, serving: bool) -> CandidateReport:

@@ -70,18 +70,27 @@ class Measurement:
     settled: bool
 
 
-def measure(perf_analyzer: PerfAnalyzer, load: Load, batch_size: int, concurrency: int) -> Measurement:
+def measure(
+    perf_analyzer: PerfAnalyzer, load: Load, batch_size: int, concurrency: int, *, settle: bool = True
+) -> Measurement:
     """Measure one figure.
 
     Of a figure that does not settle perf_analyzer reports nothing, so that it is measured once more
     with any spread allowed, and marked.
+
+    Args:
+        perf_analyzer: The program.
+        load: What to send, and where.
+        batch_size: Crops in a request.
+        concurrency: Requests that are under way at a time.
+        settle: Try for a settled figure first; without it three windows are taken as they are.
 
     Raises:
         PerfAnalyzerError: perf_analyzer failed; the message has its own reason.
     """
     with tempfile.TemporaryDirectory(prefix="arcface-perf-") as scratch:
         report = Path(scratch, "report.csv")
-        for stability_percent in (STABILITY_PERCENT, _ANY_SPREAD_PERCENT):
+        for stability_percent in (STABILITY_PERCENT, _ANY_SPREAD_PERCENT)[0 if settle else 1 :]:
             command = [
                 str(perf_analyzer.program),
                 *arguments(load, batch_size, concurrency, stability_percent),

@@ -16,10 +16,8 @@ from arcface_client.backends.base import EmbeddingBackend
 from arcface_client.backends.factory import get_embedding_backend
 from arcface_server import LocalTriton
 from exports import save_for_insightface
-from siblings import write_siblings
+from siblings import EXPLICIT, write_siblings
 from tiny import write_tiny_repository
-
-EXPLICIT = ("--model-control-mode=explicit", "--load-model=*")
 
 Make = Callable[..., EmbeddingBackend]
 

@@ -100,6 +100,7 @@ def test_the_reference_is_found_in_insightfaces_own_folder(
     for place, size in ((2, 96), (3, 96)):
         other.graph.input[0].type.tensor_type.shape.dim[place].dim_value = size
     onnx.save_model(other, pack / "genderage.onnx")
+    (pack / "half-a-download.onnx").write_bytes(b"no model")
 
     with make("pytorch", embedding_source="buffalo_l") as embedder:
         embedder.ensure_ready()
@@ -195,6 +196,16 @@ def test_the_best_provider_that_is_there_is_no_fallback(make: Make, crops: Crops
 def test_a_provider_that_there_is_not_is_refused_by_name(make: Make) -> None:
     with pytest.raises(InputError, match="Execution provider 'Cuda' is unknown; ONNX Runtime knows"):
         make("onnxruntime", embedding_providers=["Cuda"]).ensure_ready()
+
+
+def test_a_package_that_is_installed_but_cannot_be_loaded_is_said(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.8: cannot open shared object')")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with pytest.raises(MissingExtraError, match=r"installed, but cannot be loaded: libnvinfer\.so\.8"):
+        make("tensorrt", allow_cpu_fallback=False).ensure_ready()
 
 
 def test_tensorrt_gives_way_to_onnxruntime_where_it_cannot_run(make: Make, crops: Crops) -> None:

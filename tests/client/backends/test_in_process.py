@@ -275,6 +275,29 @@ def test_a_call_under_way_ends_well_when_another_thread_closes(
     assert gate.freed.is_set()
 
 
+def test_another_threads_deadline_is_kept_while_a_model_is_loading(
+    save: Callable[..., Path], crops: Crops
+) -> None:
+    path, loading, go = save("model"), threading.Event(), threading.Event()
+
+    def load_slowly(path: Path) -> Runtime:
+        loading.set()
+        assert go.wait(20)
+        return OnnxRuntime(path)
+
+    backend = InProcessBackend("onnxruntime", [candidate(path, runtime=load_slowly)])
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(backend.encode, crops)
+        assert loading.wait(20)
+        try:
+            with pytest.raises(DeadlineExceededError):
+                backend.encode(crops, timeout_s=0.05)
+            assert backend.diagnostics().model is None
+        finally:
+            go.set()
+        assert len(first.result(20)) == len(crops)
+
+
 def test_threads_share_it(save: Callable[..., Path], crops: Crops) -> None:
     path = save("model")
     expected = embed(path, crops)

@@ -30,8 +30,10 @@ from arcface_client.errors import (
 from arcface_client.golden import GoldenReference, golden_crops
 from arcface_client.selection.examination import References
 from arcface_server import LocalTriton
+from fake_triton import FakeTriton
+from fake_triton import served as fake_served
 from processes import wait_until
-from siblings import NAME, InThisProcess, tiny_embeddings
+from siblings import NAME, InThisProcess, tiny_embeddings, write_siblings
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +194,15 @@ def test_the_http_port_is_said_to_be_none(crowd: LocalTriton, crops: Crops) -> N
         embedder.encode(crops[:1])
 
 
+def test_a_preferred_server_that_is_not_there_is_said_though_another_serves(
+    crowd: LocalTriton, crops: Crops
+) -> None:
+    with TritonBackend(["127.0.0.1:9", crowd.grpc_url, "127.0.0.1:10"], NAME) as embedder:
+        _, served = embedder.encode(crops[:1], return_source=True)
+    assert served.sources[0].where == crowd.grpc_url
+    assert [refusal.candidate for refusal in served.refusals] == ["any model at 127.0.0.1:9"]
+
+
 def test_no_server_at_all_is_said_soon_and_listed(crops: Crops) -> None:
     with (
         TritonBackend(["127.0.0.1:9", "127.0.0.1:10"], NAME) as embedder,
@@ -301,3 +312,46 @@ def test_arguments_that_cannot_be_used_are_refused() -> None:
         TritonBackend([])
     with pytest.raises(ConfigError, match="expected its name"):
         TritonBackend("localhost:1", candidates=["arcface_r100_trt:new"])
+
+
+def test_a_server_that_does_not_list_its_models_can_be_used_by_pins(
+    tmp_path: Path, crops: Crops, truth: Embeddings
+) -> None:
+    write_siblings(tmp_path)
+    flags = ("--grpc-restricted-protocol=model-repository:key=value",)
+    with LocalTriton(tmp_path, flags=flags, stop_timeout_s=1) as server:
+        with TritonBackend(server.grpc_url, NAME, ["tiny_onnx:1", "tiny_trt"]) as embedder:
+            embeddings, served = embedder.encode(crops, return_source=True)
+            assert report(embedder, "tiny_trt").state == "standing by"
+        with (
+            TritonBackend(server.grpc_url, NAME) as embedder,
+            pytest.raises(NoCandidateError, match="name them as candidates"),
+        ):
+            embedder.ensure_ready()
+    np.testing.assert_allclose(embeddings, truth, atol=1e-6)
+    assert (served.sources[0].model, served.sources[0].version) == ("tiny_onnx", 1)
+
+
+def test_closing_ends_a_call_in_another_thread(
+    crowd: LocalTriton, recorded: References, crops: Crops
+) -> None:
+    embedder = TritonBackend(crowd.grpc_url, NAME, ["full_trt"], references=recorded)
+    embedder.ensure_ready()
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(embedder.encode, crops)
+        wait_until(lambda: embedder._selector.servers[0].busy)
+        embedder.close()
+        with pytest.raises(ClientClosedError):
+            call.result(timeout=10)
+
+
+def test_first_calls_of_many_threads_examine_a_candidate_once(crops: Crops) -> None:
+    fake = FakeTriton(model="fake_onnx")
+    with (
+        fake_served(fake) as url,
+        TritonBackend(url, "fake") as embedder,
+        ThreadPoolExecutor(6) as pool,
+    ):
+        calls = [pool.submit(embedder.encode, crops[:1]) for _ in range(6)]
+        assert all(call.result().shape == (1, 512) for call in calls)
+    assert fake.requests == 1 + 6

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from tritonclient import grpc as tritonclient
 
@@ -22,7 +23,8 @@ from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import DeadlineExceededError, NoCandidateNowError
 from arcface_server import LocalTriton
 from processes import wait_until
-from siblings import NAME, ONNX, PLAN, QUICK, InThisProcess, tiny_embeddings, write_siblings
+from siblings import EXPLICIT, NAME, ONNX, PLAN, QUICK, InThisProcess, tiny_embeddings, write_siblings
+from tiny import tiny_serving_graph
 
 Pair = tuple[LocalTriton, LocalTriton]
 
@@ -251,6 +253,25 @@ def test_a_plan_that_was_missing_at_first_is_used_when_it_is_there(pair: Pair, m
         finally:
             control.load_model(PLAN)
         wait_until(lambda: serving(embedder) == f"{PLAN}:1 at {server.grpc_url}")
+
+
+def test_a_version_that_was_changed_and_reloaded_in_place_is_found_out(
+    tmp_path: Path, many: Crops, truth: Embeddings
+) -> None:
+    write_siblings(tmp_path)
+    with (
+        LocalTriton(tmp_path, flags=EXPLICIT, stop_timeout_s=1) as server,
+        tritonclient.InferenceServerClient(server.grpc_url) as control,
+        TritonBackend(server.grpc_url, NAME, rhythm=QUICK) as embedder,
+    ):
+        embedder.encode(many)
+        wait_until(lambda: answered(server) > 0)
+        onnx.save(tiny_serving_graph(1, skew=0.3), tmp_path / PLAN / "1" / "model.onnx")
+        control.load_model(PLAN)
+        wait_until(lambda: serving(embedder) == f"{ONNX}:1 at {server.grpc_url}")
+        embeddings, served = embedder.encode(many, return_source=True)
+        assert "drift 0.04" in served.refusals[0].reason
+    np.testing.assert_allclose(embeddings, truth, atol=1e-6)
 
 
 def test_a_candidate_that_comes_and_goes_does_not_make_the_choice_flap(pair: Pair, many: Crops) -> None:

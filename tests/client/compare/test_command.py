@@ -6,6 +6,7 @@ import html.parser
 import json
 import pickle
 import re
+import sys
 import xml.etree.ElementTree
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,14 @@ from PIL import Image
 from arcface_builder.build import build
 from arcface_builder.sources import OnnxFile
 from arcface_client.cli import main
+from arcface_client.compare.statistics import flips, similarities
+from arcface_client.images import decode_crop
+from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_server import LocalTriton
 from exports import small_arcface
 from pair_files import PYTHON_2, encode, pairs
+
+DOCUMENTATION = Path(__file__).parents[3] / "docs/compare.md"
 
 FEW = ["--n-samples", "12", "--batch-size", "4"]
 
@@ -146,20 +152,29 @@ def test_the_folder_of_images_is_what_is_compared_on(
 
 
 def test_a_set_of_pairs_gives_accuracy_and_flips(
-    url: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    url: list[str], models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    images, same = pairs(60)
     path = tmp_path / "lfw.bin"
-    path.write_bytes(pickle.dumps(pairs(60), 2))
-    arguments = ["face_onnx", "face_trt", "another_onnx", *FEW, "--pairs", str(path), *url]
+    path.write_bytes(pickle.dumps((images, same), 2))
+    crops = np.stack([decode_crop(image, "image") for image in images])
+    embedded = [
+        OnnxRuntime(models / name / "model.onnx").embed(crops) for name in ("face_onnx/1", "another_onnx/2")
+    ]
+    similar = [similarities(own[0::2], own[1::2]) for own in embedded]
+    threshold = float(similar[0][1] + similar[1][1]) / 2  # between the two models' views of one pair
+    flags = [*FEW, "--pairs", str(path), "--threshold", str(threshold), *url]
+    arguments = ["face_onnx", "face_trt", "another_onnx", *flags]
     found = compared(arguments, capsys, 1)["verification"]
     assert (found["pairs"], found["same"], found["mirrored"]) == (60, 30, False)
     assert [own["name"] for own in found["backends"]] == ["face_onnx:1", "face_trt:1", "another_onnx:2"]
     for own in found["backends"]:
         assert own["accuracy_mean"] > 0.95
         assert own["tar_at_far"] == {"0.001": None, "0.0001": None}  # 30 false pairs cannot say
-    right, wrong = (own["count"] for own in found["flips"])
-    assert right == 0 < wrong
-    mirrored = compared([*arguments[:2], *arguments[3:], "--mirrored"], capsys, 0)["verification"]
+    expected = flips(similar[0], similar[1], threshold).count
+    assert expected > 0
+    assert [own["count"] for own in found["flips"]] == [0, expected]
+    mirrored = compared(["face_onnx", "face_trt", *flags, "--mirrored"], capsys, 0)["verification"]
     assert mirrored["mirrored"]
 
 
@@ -302,3 +317,25 @@ def test_equal_models_make_a_report_too(url: list[str], tmp_path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert "No crop drifts measurably" in text
     assert "passed" in text
+
+
+def test_a_page_says_what_it_needs_before_the_work(
+    url: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    assert main(["compare", "missing", "missing", *url, "--report", str(tmp_path / "out.html")]) == 1
+    assert capsys.readouterr().err == (
+        "arcface-client: The HTML report needs the package jinja2: pip install 'arcface-triton[report]'\n"
+    )
+
+
+def test_every_field_of_the_json_is_documented(url: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    def keys(value: Any) -> set[str]:
+        if isinstance(value, dict):
+            return set(value).union(*map(keys, value.values()))
+        return set().union(*map(keys, value)) if isinstance(value, list) else set()
+
+    found = compared(["face_onnx", "face_trt", *FEW, "--pairs", str(PYTHON_2), *url], capsys, 0)
+    del found["versions"]  # whose keys are packages
+    documented = set(re.findall(r"`(\w+)`", DOCUMENTATION.read_text(encoding="utf-8")))
+    assert keys(found) - {"0.001", "0.0001"} <= documented

@@ -96,9 +96,10 @@ def test_speedup_is_within_the_turns(tiny: InProcess) -> None:
     alone, batched = speeds(fast, slow)
     assert (alone.batch_size, alone.turns, batched.batch_size, batched.turns) == (1, 20, 8, 4)
     assert alone.speedup > 1.5 < batched.speedup
-    assert speeds(slow, slow)[1].speedup == 1
-    assert speeds(slow, slow)[1].latency_ms == pytest.approx(20, rel=0.5)
-    assert speeds(slow, slow)[1].faces_per_s == pytest.approx(8 / 0.02, rel=0.5)
+    own = speeds(slow, slow)[1]
+    assert own.speedup == 1
+    assert own.latency_ms >= 20
+    assert own.faces_per_s == pytest.approx(8 * 1000 / own.latency_ms)
 
 
 def test_what_depends_on_its_place_in_a_batch_fails(tiny: InProcess) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from arcface_client.compare.pair_file import read_pair_file
 from arcface_client.errors import PairFileError
 from arcface_client.images import decode_crop
-from pair_files import PYTHON_2, as_opencv, pairs
+from pair_files import PYTHON_2, PYTHON_2_TEXT, as_opencv, pairs
 
 IMAGES, SAME = pairs(6)
 
@@ -48,8 +48,9 @@ def test_a_set_is_read_in_every_protocol(tmp_path: Path, protocol: int, images: 
     assert found.same.tolist() == SAME
 
 
-def test_a_set_that_python_2_wrote_is_read() -> None:
-    found = read_pair_file(PYTHON_2)
+@pytest.mark.parametrize("path", [PYTHON_2, PYTHON_2_TEXT], ids=["protocol 2", "protocol 0"])
+def test_a_set_that_python_2_wrote_is_read(path: Path) -> None:
+    found = read_pair_file(path)
     assert found.same.tolist() == [True, False]
     colours = [decode_crop(image, "image")[0, 0].tolist() for image in found.images]
     assert colours == [[30, 30, 200], [30, 40, 190], [200, 30, 30], [30, 200, 30]]

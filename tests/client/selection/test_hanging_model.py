@@ -1,0 +1,70 @@
+"""A model that hangs while its server is alive: only calls can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from arcface_client.backends.triton import TritonBackend
+from arcface_client.contract import CROP_SHAPE
+from arcface_client.errors import DeadlineExceededError
+from arcface_client.selection import fallback
+from arcface_client.selection.server import RequestLimits
+from fake_triton import FakeTriton, served
+
+CROPS = np.zeros((3, *CROP_SHAPE), np.uint8)
+
+Servers = tuple[FakeTriton, str, str]
+
+
+@pytest.fixture
+def servers() -> Iterator[Servers]:
+    """The first, which can be made to hang, its URL and that of the second."""
+    first, second = FakeTriton(model="fake_onnx"), FakeTriton(model="fake_onnx")
+    with served(first) as one, served(second) as two:
+        yield first, one, two
+        first.answers.set()
+
+
+def test_a_request_that_takes_too_long_is_done_by_the_next(servers: Servers) -> None:
+    first, one, two = servers
+    with TritonBackend([one, two], "fake", limits=RequestLimits(request_timeout_s=0.2)) as embedder:
+        embedder.ensure_ready()
+        first.answers.clear()
+        for _ in range(3):
+            _, report = embedder.encode(CROPS, timeout_s=10, return_source=True)
+            assert [source.where for source in report.sources] == [two]
+            assert "within 0.2 s" in report.refusals[0].reason
+        asked = first.requests
+        embedder.encode(CROPS)
+    assert first.requests == asked, "after three in a row it is left alone"
+
+
+def test_calls_that_run_out_of_time_at_a_silent_candidate_take_it_out(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fallback, "SILENCE_S", 0.1)
+    first, one, two = servers
+    with TritonBackend([one, two], "fake") as embedder:
+        embedder.ensure_ready()
+        first.answers.clear()
+        for _ in range(3):
+            with pytest.raises(DeadlineExceededError, match=r"the whole call, 0\.2 s, is over"):
+                embedder.encode(CROPS, timeout_s=0.2)
+        _, report = embedder.encode(CROPS, timeout_s=0.2, return_source=True)
+    assert report.sources[0].where == two
+
+
+def test_an_impatient_caller_takes_nobody_out(servers: Servers) -> None:
+    first, one, two = servers
+    with TritonBackend([one, two], "fake") as embedder:
+        embedder.ensure_ready()
+        first.answers.clear()
+        for _ in range(5):
+            with pytest.raises(DeadlineExceededError):
+                embedder.encode(CROPS, timeout_s=0.05)
+        first.answers.set()
+        _, report = embedder.encode(CROPS, return_source=True)
+    assert report.sources[0].where == one

@@ -1,0 +1,158 @@
+"""The model in this process: loaded at first need, within a call's time, and let go."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from arcface_client.backends.base import EmbeddingBackend
+from arcface_client.contract import Crops, Embeddings
+from arcface_client.deadline import Deadline
+from arcface_client.errors import ClientClosedError, DeadlineExceededError, DeploymentError
+from arcface_client.job import Job
+from arcface_client.selection import last_resort as module
+from arcface_client.selection.candidates import Wanted
+from arcface_client.selection.contender import Rhythm
+from arcface_client.selection.examiner import Examiner
+from arcface_client.selection.last_resort import LastResort
+from arcface_client.selection.selector import Selector
+from arcface_client.selection.server import RequestLimits
+from fake_triton import FakeTriton, served
+from siblings import InThisProcess, tiny_embeddings
+
+EXAMINER = Examiner(lambda model, version: None, 0.001)
+
+
+@pytest.fixture
+def selector() -> Iterator[Selector]:
+    selector = Selector(Wanted(("127.0.0.1:9",), "tiny"), EXAMINER, RequestLimits(), Rhythm())
+    yield selector
+    selector.close()
+
+
+def job(crops: Crops, timeout_s: float | None = None) -> Job:
+    return Job(crops, Deadline(timeout_s))
+
+
+def embedded(last_resort: LastResort, crops: Crops) -> Embeddings:
+    work = job(crops)
+    last_resort.run(work)
+    return work.embeddings
+
+
+def test_it_is_loaded_once_for_many_threads_and_settles_the_identity(
+    selector: Selector, crops: Crops, tmp_path: Path
+) -> None:
+    made: list[int | None] = []
+
+    def make(release: int | None) -> EmbeddingBackend:
+        made.append(release)
+        return InThisProcess(tmp_path, release)
+
+    last_resort = LastResort(make, selector, EXAMINER)
+    assert last_resort.loaded is None
+    threads = [threading.Thread(target=embedded, args=(last_resort, crops[:2])) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert made == [None]
+    np.testing.assert_allclose(embedded(last_resort, crops), tiny_embeddings(tmp_path, crops), atol=1e-6)
+    assert selector.identity is not None
+    assert selector.identity.settled_by == "tiny_onnx in this process"
+    last_resort.close()
+    with pytest.raises(ClientClosedError):
+        embedded(last_resort, crops)
+
+
+def test_a_call_waits_for_the_loading_no_longer_than_it_may(
+    selector: Selector, crops: Crops, tmp_path: Path
+) -> None:
+    goes_on = threading.Event()
+
+    def make(release: int | None) -> EmbeddingBackend:
+        goes_on.wait(20)
+        return InThisProcess(tmp_path, release)
+
+    last_resort = LastResort(make, selector, EXAMINER)
+    started = time.monotonic()
+    with pytest.raises(DeadlineExceededError):
+        last_resort.run(job(crops, timeout_s=0.1))
+    assert time.monotonic() - started < 2
+    goes_on.set()
+    assert embedded(last_resort, crops[:1]).shape == (1, 512)
+    last_resort.close()
+
+
+def test_closing_while_it_loads_frees_what_was_loaded(
+    selector: Selector, crops: Crops, tmp_path: Path
+) -> None:
+    goes_on = threading.Event()
+    closed: list[int] = []
+
+    class Closing(InThisProcess):
+        def close(self) -> None:
+            closed.append(1)
+            super().close()
+
+    def make(release: int | None) -> EmbeddingBackend:
+        goes_on.wait(20)
+        return Closing(tmp_path, release)
+
+    last_resort = LastResort(make, selector, EXAMINER)
+    with pytest.raises(DeadlineExceededError):
+        last_resort.run(job(crops, timeout_s=0.05))
+    threading.Timer(0.2, goes_on.set).start()
+    last_resort.close()
+    assert closed == [1]
+
+
+def test_a_failure_to_load_is_not_tried_again_at_every_call(
+    selector: Selector, crops: Crops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[int] = []
+
+    def make(release: int | None) -> EmbeddingBackend:
+        tries.append(1)
+        raise DeploymentError("there is no model repository")
+
+    last_resort = LastResort(make, selector, EXAMINER)
+    for _ in range(3):
+        with pytest.raises(DeploymentError, match="there is no model repository"):
+            embedded(last_resort, crops[:1])
+    assert len(tries) == 1
+    monkeypatch.setattr(module, "TRY_AGAIN_S", 0.0)
+    with pytest.raises(DeploymentError):
+        embedded(last_resort, crops[:1])
+    assert len(tries) == 2
+    last_resort.close()
+
+
+def test_it_is_let_go_when_a_candidate_serves_and_nobody_needed_it_for_a_while(
+    crops: Crops, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeTriton(model="fake_onnx")
+    with served(fake) as url:
+        selector = Selector(Wanted((url,), "fake"), EXAMINER, RequestLimits(), Rhythm())
+        made: list[InThisProcess] = []
+
+        def make(release: int | None) -> EmbeddingBackend:
+            made.append(InThisProcess(tmp_path, release))
+            return made[-1]
+
+        last_resort = LastResort(make, selector, EXAMINER)
+        last_resort.ensure_ready()
+        monkeypatch.setattr(module, "IDLE_S", 0.0)
+        last_resort.let_go_if_idle()
+        assert last_resort.loaded is not None, "nobody else serves"
+        selector.identity = None  # the fake is no relative of the tiny model
+        assert selector.look(Deadline(None)).ranking
+        last_resort.let_go_if_idle()
+        assert last_resort.loaded is None
+        last_resort.close()
+        selector.close()

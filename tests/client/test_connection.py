@@ -1,0 +1,112 @@
+"""A connection that several clients share, and that may be dropped under their calls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from arcface_client import EmbeddingClient
+from arcface_client.connection import Connection
+from arcface_client.contract import Crops
+from arcface_client.deadline import Deadline
+from arcface_client.errors import ClientClosedError, ServerBusyError, ServerError, ServerUnavailableError
+from arcface_client.job import Job
+from fake_triton import FakeTriton, served
+from processes import wait_until
+
+
+@contextmanager
+def waiting_call(crops: Crops) -> Iterator[tuple[FakeTriton, Connection, EmbeddingClient, Any]]:
+    """A call that is under way at a server which does not answer."""
+    fake = FakeTriton(max_batch_size=2)
+    fake.answers.clear()
+    with served(fake) as url, ThreadPoolExecutor(1) as pool:
+        connection = Connection(url, retries=False)
+        client = EmbeddingClient(url, "fake", connection=connection)
+        call = pool.submit(client.encode, crops)
+        wait_until(lambda: fake.requests > 0)
+        try:
+            yield fake, connection, client, call
+        finally:
+            fake.answers.set()
+            connection.close()
+
+
+@pytest.mark.parametrize("count", [1, 20], ids=["one request", "several requests"])
+def test_dropping_fails_the_calls_under_way_at_once_and_the_next_connects_anew(
+    crops: Crops, count: int
+) -> None:
+    with waiting_call(crops[:count]) as (fake, connection, client, call):
+        started = time.monotonic()
+        connection.drop("it hangs")
+        with pytest.raises(ServerUnavailableError, match="was dropped: it hangs"):
+            call.result(timeout=10)
+        assert time.monotonic() - started < 1
+        fake.answers.set()
+        client.ensure_ready()
+
+
+def test_closing_ends_the_calls_of_all_its_clients(crops: Crops) -> None:
+    with waiting_call(crops[:20]) as (_, connection, client, call):
+        connection.close()
+        with pytest.raises(ClientClosedError):
+            call.result(timeout=10)
+        with pytest.raises(ClientClosedError):
+            client.ensure_ready()
+        connection.drop("too late")
+        with pytest.raises(ClientClosedError):
+            client.ensure_ready()
+
+
+def test_a_client_does_not_close_a_connection_that_it_shares(crops: Crops) -> None:
+    with served(FakeTriton()) as url:
+        connection = Connection(url)
+        with EmbeddingClient(url, "fake", connection=connection) as client:
+            client.encode(crops[:1])
+        assert EmbeddingClient(url, "fake", connection=connection).encode(crops[:1]).shape == (1, 512)
+        connection.close()
+
+
+def test_without_retries_a_refusal_is_said_at_once(crops: Crops) -> None:
+    fake = FakeTriton(failures=(grpc.StatusCode.UNAVAILABLE,))
+    with served(fake) as url:
+        connection = Connection(url, retries=False)
+        with pytest.raises(ServerBusyError):
+            EmbeddingClient(url, "fake", connection=connection).encode(crops[:1])
+        connection.close()
+    assert fake.requests == 1
+
+
+def test_a_refused_request_does_not_lose_the_others_that_are_under_way(crops: Crops) -> None:
+    fake = FakeTriton(failures=(grpc.StatusCode.UNAVAILABLE,), max_batch_size=2)
+    job = Job(crops[:10], Deadline(None))
+    with served(fake) as url:
+        connection = Connection(url, retries=False)
+        client = EmbeddingClient(url, "fake", connection=connection)
+        with pytest.raises(ServerBusyError):
+            client.work(job)
+        assert job.missing == 2
+        client.work(job)
+        connection.close()
+    assert job.missing == 0
+    assert fake.requests == 6
+    np.testing.assert_array_equal(job.embeddings, np.full((10, 512), 512**-0.5, np.float32))
+
+
+def test_an_error_keeps_what_was_answered_before_it(crops: Crops) -> None:
+    fake = FakeTriton(failures=(None, None, grpc.StatusCode.INTERNAL), max_batch_size=2)
+    job = Job(crops[:10], Deadline(None))
+    with (
+        served(fake) as url,
+        EmbeddingClient(url, "fake", max_in_flight=1) as client,
+        pytest.raises(ServerError),
+    ):
+        client.work(job)
+    assert job.missing == 6
