@@ -58,6 +58,7 @@ class TritonSettings:
         max_in_flight: Requests that one call keeps with the server at a time.
         tls: Certificates.
         shared_memory: Let crops pass by system shared memory to a server on the same host.
+        shadow_rate: Share of the live crops that the sibling embeds as well, to compare.
         rhythm: How often candidates are looked at.
     """
 
@@ -68,6 +69,7 @@ class TritonSettings:
     max_in_flight: int
     tls: Tls | None
     shared_memory: bool
+    shadow_rate: float
     rhythm: Rhythm
 
     def client(self) -> EmbeddingClient:
@@ -111,6 +113,7 @@ KEYS: Final[Defaults] = {
     "triton.request_timeout_s": (NUMBER, DEFAULT_REQUEST_TIMEOUT_S),
     "triton.max_in_flight": (WHOLE, DEFAULT_MAX_IN_FLIGHT),
     "triton.shared_memory": (_AUTO_OR_OFF, True),
+    "triton.shadow_rate": (NUMBER, 0.0),
     "triton.recheck_s": (NUMBER, _RHYTHM.recheck_s),
     "triton.liveness_s": (NUMBER, _RHYTHM.liveness_s),
     "triton.prove_again_s": (NUMBER, _RHYTHM.prove_again_s),

@@ -115,6 +115,7 @@ def _triton(settings: PipelineSettings, allow_cpu_fallback: bool) -> EmbeddingBa
             shared_memory=server.shared_memory,
         ),
         rhythm=server.rhythm,
+        shadow_rate=server.shadow_rate,
     )
 
 
