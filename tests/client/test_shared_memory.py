@@ -16,7 +16,7 @@ import pytest
 from tritonclient import grpc as tritonclient
 
 import children
-from arcface_client import EmbeddingClient, shared_memory
+from arcface_client import EmbeddingClient, get_embedding_backend, shared_memory
 from arcface_client.connection import Connection
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import DeadlineExceededError, InputError, ServerError, ServerUnavailableError
@@ -187,6 +187,21 @@ def test_what_fails_without_it_too_is_the_models_fault_and_it_goes_on(tmp_path: 
             client.encode(poisoned)
         client.encode(sound)
         assert connection.transport == "system shared memory"
+
+
+@pytest.mark.parametrize(("setting", "transport"), [("auto", "system shared memory"), ("off", "grpc")])
+def test_an_embedder_uses_it_unless_told_not_to(
+    triton: LocalTriton, crops: Crops, expected: Embeddings, setting: str, transport: str
+) -> None:
+    with get_embedding_backend(
+        "triton",
+        triton_url=triton.grpc_url,
+        embedding_model="tiny",
+        triton_shared_memory=setting,
+        allow_cpu_fallback=False,
+    ) as embedder:
+        np.testing.assert_allclose(embedder.encode(crops), expected, atol=1e-6)
+        assert embedder.diagnostics().transport == transport
 
 
 def test_a_client_that_is_killed_leaves_nothing_in_the_folder(triton: LocalTriton) -> None:
