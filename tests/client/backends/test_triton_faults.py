@@ -24,7 +24,7 @@ from arcface_client.errors import DeadlineExceededError, NoCandidateNowError
 from arcface_server import LocalTriton
 from processes import wait_until
 from siblings import EXPLICIT, NAME, ONNX, PLAN, QUICK, InThisProcess, tiny_embeddings, write_siblings
-from tiny import tiny_serving_graph
+from tiny import tiny_serving_graph, write_tiny_repository
 
 Pair = tuple[LocalTriton, LocalTriton]
 
@@ -73,16 +73,16 @@ def in_the_middle(
 
 
 def answered(server: LocalTriton) -> int:
-    """How many requests for the plan a server has answered."""
+    """How many requests a server has answered."""
     with tritonclient.InferenceServerClient(server.grpc_url) as client:
-        (statistics,) = client.get_inference_statistics(PLAN).model_stats
-    return int(statistics.inference_stats.success.count)
+        models = client.get_inference_statistics().model_stats
+    return sum(int(model.inference_stats.success.count) for model in models)
 
 
 def test_killed_servers_leave_the_rest_to_the_next_and_then_to_this_process_and_are_used_again(
     tmp_path: Path, many: Crops, truth: Embeddings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write_siblings(tmp_path / "repository", max_batch_size=2, work=1)
+    write_tiny_repository(tmp_path / "repository", max_batch_size=2, work=1)
     with (
         LocalTriton(tmp_path / "repository") as first,
         LocalTriton(tmp_path / "repository") as second,
@@ -99,8 +99,8 @@ def test_killed_servers_leave_the_rest_to_the_next_and_then_to_this_process_and_
         np.testing.assert_allclose(embeddings, truth, atol=1e-6)
         assert [source.where for source in served.sources] == [first.grpc_url, second.grpc_url]
         assert sum(source.crops for source in served.sources) == len(many)
-        assert served.refusals[0].candidate == f"tiny_trt:1 at {first.grpc_url}"
-        assert f"{PLAN}:1 at {second.grpc_url} serves now, not {PLAN}:1 at {first.grpc_url}" in caplog.text
+        assert served.refusals[0].candidate == f"tiny_onnx:1 at {first.grpc_url}"
+        assert f"{ONNX}:1 at {second.grpc_url} serves now, not {ONNX}:1 at {first.grpc_url}" in caplog.text
 
         embeddings, served = in_the_middle(embedder, many, signal.SIGKILL, second)
         np.testing.assert_allclose(embeddings, truth, atol=1e-6)
@@ -111,7 +111,7 @@ def test_killed_servers_leave_the_rest_to_the_next_and_then_to_this_process_and_
 
         port = int(first.grpc_url.rpartition(":")[2])
         with LocalTriton(tmp_path / "repository", grpc_port=port):
-            wait_until(lambda: serving(embedder) == f"{PLAN}:1 at {first.grpc_url}")
+            wait_until(lambda: serving(embedder) == f"{ONNX}:1 at {first.grpc_url}")
             embeddings, served = embedder.encode(many[:9], return_source=True)
         np.testing.assert_allclose(embeddings, truth[:9], atol=1e-6)
         assert [source.where for source in served.sources] == [first.grpc_url]
@@ -296,15 +296,15 @@ def test_a_candidate_that_comes_and_goes_does_not_make_the_choice_flap(pair: Pai
 def test_a_single_server_that_is_gone_is_said_soon_and_found_again(
     tmp_path: Path, many: Crops, truth: Embeddings
 ) -> None:
-    write_siblings(tmp_path)
-    with LocalTriton(tmp_path) as server:
+    write_tiny_repository(tmp_path)
+    with LocalTriton(tmp_path, stop_timeout_s=1) as server:
         port = int(server.grpc_url.rpartition(":")[2])
         with TritonBackend(server.grpc_url, NAME) as embedder:
             embedder.encode(many)
             os.kill(server.pid, signal.SIGKILL)
             started = time.monotonic()
-            with pytest.raises(NoCandidateNowError, match=f"{PLAN}:1 at .*; {ONNX}:1 at .*"):
+            with pytest.raises(NoCandidateNowError, match=f"{ONNX}:1 at .*No Triton server answers"):
                 embedder.encode(many)
             assert time.monotonic() - started < 3
-            with LocalTriton(tmp_path, grpc_port=port):
+            with LocalTriton(tmp_path, grpc_port=port, stop_timeout_s=1):
                 np.testing.assert_allclose(embedder.encode(many), truth, atol=1e-6)
