@@ -22,7 +22,7 @@ from .contract import (
 )
 from .errors import InputError, ServerError
 from .failures import Target
-from .shared_memory import Region
+from .region import Region
 
 
 @dataclass(frozen=True)

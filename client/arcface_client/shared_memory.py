@@ -4,7 +4,8 @@ A region belongs to one request at a time, and holds its crops and then its embe
 server really shares it shows in every answer: the embeddings' place is filled with NaN beforehand.
 
 - A region's name is gone from ``/dev/shm`` as soon as the server has opened it, so a process that is
-  killed leaves none behind there. The server keeps the memory of a killed one until it ends itself.
+  killed leaves none behind there, but an empty lock file. By that the next client of the same server
+  knows, and has the server leave the memory that it kept.
 - A region whose request was not answered is never used again, since the server may still write to it.
 - What cannot be shared is no error: the request goes without, and it is tried again later.
 """
@@ -12,21 +13,16 @@ server really shares it shows in every answer: the embeddings' place is filled w
 from __future__ import annotations
 
 import logging
-import mmap
-import os
 import re
 import threading
 import time
-import uuid
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from tritonclient.utils import InferenceServerException
 
-from .contract import CROP_BYTES, CROP_SHAPE, EMBEDDING_DIM, Crops, Embeddings
+from .region import ROW_BYTES, Owner, Region
 
 RETRY_S: Final = 60.0
 """How long requests go without after it did not work, in seconds."""
@@ -37,10 +33,6 @@ LONGEST_CALL_S: Final = 1.0
 LARGEST_BYTES: Final = 256 << 20
 """How much memory one connection shares at most."""
 
-_FOLDER: Final = Path("/dev/shm")
-_PREFIX: Final = "arcface-client-"
-_ROW_BYTES: Final = CROP_BYTES + EMBEDDING_DIM * 4
-
 _EXTENSION: Final = "system_shared_memory"
 _OLDEST_SERVER: Final = (2, 50)
 """Older ones crash when they have to leave a region that a request still uses."""
@@ -48,52 +40,6 @@ _OLDEST_SERVER: Final = (2, 50)
 _IN_USE: Final = "StatusCode.INTERNAL"
 
 _log = logging.getLogger(__name__)
-
-
-class Region:
-    """Memory for one request: crops, and behind them their embeddings.
-
-    Args:
-        capacity: How many crops it holds.
-
-    Raises:
-        OSError: There is no such memory, or no room left in it.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.size = capacity * _ROW_BYTES
-        self.output_offset = capacity * CROP_BYTES
-        self.name = f"{_PREFIX}{uuid.uuid4().hex}"
-        self._path = _FOLDER / self.name
-        descriptor = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-        try:
-            # Now, and not by a signal that kills the process when a page turns out not to be there.
-            os.posix_fallocate(descriptor, 0, self.size)
-            memory = mmap.mmap(descriptor, self.size)
-        except OSError:
-            self.unlink()
-            raise
-        finally:
-            os.close(descriptor)
-        # The arrays hold the mapping: it goes with the last of them.
-        self._crops: Crops = np.frombuffer(memory, np.uint8, self.output_offset).reshape(-1, *CROP_SHAPE)
-        self._embeddings: Embeddings = np.frombuffer(memory, np.float32, offset=self.output_offset).reshape(
-            -1, EMBEDDING_DIM
-        )
-
-    def unlink(self) -> None:
-        """Take the name away; who has opened it keeps the memory."""
-        self._path.unlink(missing_ok=True)
-
-    def put(self, crops: Crops) -> None:
-        """Write the crops of a request."""
-        self._crops[: len(crops)] = crops
-        self._embeddings[: len(crops)] = np.nan
-
-    def take(self, count: int) -> Embeddings:
-        """Read the embeddings of a request, float32 [count, 512]; NaN where the server wrote none."""
-        return self._embeddings[:count].copy()
 
 
 class SharedMemory:
@@ -113,6 +59,7 @@ class SharedMemory:
         self._lent: set[Region] = set()
         self._left: dict[str, int] = {}  # names that the server may still know, with their sizes
         self._bytes = 0
+        self._owner: Owner | None = None
         self._supported = False
         self._resume_at = 0.0
         self._closed = False
@@ -169,6 +116,7 @@ class SharedMemory:
     def suspend(self, why: object) -> None:
         """Go without for a while."""
         self.forget()
+        self._disown()
         with self._lock:
             if self._closed or time.monotonic() < self._resume_at:
                 return
@@ -184,9 +132,10 @@ class SharedMemory:
             self._leave(LONGEST_CALL_S)
         except (InferenceServerException, ValueError) as error:
             _log.info("%s may keep shared memory until it ends: %s", self._url, error)
+        self._disown()
 
     def _open(self, capacity: int, timeout_s: float) -> Region | None:
-        size = capacity * _ROW_BYTES
+        size = capacity * ROW_BYTES
         try:
             self._leave(timeout_s)
             with self._lock:
@@ -216,20 +165,40 @@ class SharedMemory:
 
     def _made(self, capacity: int) -> Region:
         try:
-            return Region(capacity)
+            with self._lock:
+                if self._owner is None:
+                    self._owner = Owner(self._url)
+                return self._owner.region(capacity)
         except OSError:
             with self._lock:
-                self._bytes -= capacity * _ROW_BYTES
+                self._bytes -= capacity * ROW_BYTES
             raise
 
     def _introduce(self, region: Region, timeout_s: float) -> None:
         triton = self._triton()
         if not self._supported:
             check_server(triton.get_server_metadata(client_timeout=timeout_s))
+            self._clear_up(triton, timeout_s)
             self._supported = True
         triton.register_system_shared_memory(
             region.name, f"/{region.name}", region.size, client_timeout=timeout_s
         )
+
+    def _clear_up(self, triton: Any, timeout_s: float) -> None:
+        """Have the server leave the regions of processes that were killed."""
+        owner = self._owner
+        for dead in () if owner is None else owner.dead():
+            for name in triton.get_system_shared_memory_status(client_timeout=timeout_s).regions:
+                if name.startswith(dead):
+                    triton.unregister_system_shared_memory(name, client_timeout=timeout_s)
+
+    def _disown(self) -> None:
+        with self._lock:
+            if self._left:
+                return  # for which another process may have to see to it
+            owner, self._owner = self._owner, None
+        if owner is not None:
+            owner.close()
 
     def _leave(self, timeout_s: float) -> None:
         """Ask the server to leave what was retired; what a request still uses, it keeps until asked again."""

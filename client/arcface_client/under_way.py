@@ -11,7 +11,8 @@ from tritonclient.utils import InferenceServerException
 
 from .contract import Crops
 from .deadline import Deadline
-from .shared_memory import Region, SharedMemory
+from .region import Region
+from .shared_memory import SharedMemory
 
 
 class Request:

@@ -16,11 +16,12 @@ import pytest
 from tritonclient import grpc as tritonclient
 
 import children
-from arcface_client import EmbeddingClient, get_embedding_backend, shared_memory
+from arcface_client import EmbeddingClient, get_embedding_backend, region, shared_memory
 from arcface_client.connection import Connection
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import DeadlineExceededError, InputError, ServerError, ServerUnavailableError
-from arcface_client.shared_memory import Region, check_server
+from arcface_client.region import FOLDER, Region
+from arcface_client.shared_memory import check_server
 from arcface_server import LocalTriton
 from fake_triton import FakeTriton, served
 from processes import wait_until
@@ -57,7 +58,7 @@ def known_regions(server: LocalTriton) -> set[str]:
 
 
 def in_folder(names: set[str]) -> list[str]:
-    return [name for name in names if Path("/dev/shm", name).exists()]
+    return [name for name in names if (FOLDER / name).exists()]
 
 
 def transport_after(url: str, crops: Crops, expected: Embeddings) -> str:
@@ -145,8 +146,8 @@ def test_memory_that_the_server_does_not_share_is_noticed(
     # As with a server in another container, which has opened another file of the same name.
     make = Region.__init__
 
-    def of_ones_own(region: Region, capacity: int) -> None:
-        make(region, capacity)
+    def of_ones_own(region: Region, name: str, capacity: int) -> None:
+        make(region, name, capacity)
         region._crops, region._embeddings = region._crops.copy(), region._embeddings.copy()
 
     monkeypatch.setattr(Region, "__init__", of_ones_own)
@@ -166,7 +167,7 @@ def test_no_room_in_the_folder_is_no_error(
 def test_a_machine_without_such_memory_goes_without(
     triton: LocalTriton, crops: Crops, expected: Embeddings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(shared_memory, "_FOLDER", tmp_path / "missing")
+    monkeypatch.setattr(region, "FOLDER", tmp_path / "missing")
     assert transport_after(triton.grpc_url, crops, expected) == "grpc"
 
 
@@ -204,18 +205,26 @@ def test_an_embedder_uses_it_unless_told_not_to(
         assert embedder.diagnostics().transport == transport
 
 
-def test_a_client_that_is_killed_leaves_nothing_in_the_folder(triton: LocalTriton) -> None:
-    before = known_regions(triton)
-    with children.start(EMBED_FOR_EVER, triton.grpc_url) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "system shared memory\n"
-        child.kill()
-    names = known_regions(triton) - before
-    assert names  # which is what the server keeps, until it ends
-    assert not in_folder(names)
-    with tritonclient.InferenceServerClient(triton.grpc_url) as control:
-        for name in names:
-            control.unregister_system_shared_memory(name)
+def test_what_a_client_that_was_killed_left_the_next_one_clears_up(
+    triton: LocalTriton, crops: Crops, expected: Embeddings
+) -> None:
+    with sharing(triton.grpc_url) as (client, _):
+        client.encode(crops)
+        before = known_regions(triton)
+        with children.start(EMBED_FOR_EVER, triton.grpc_url) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "system shared memory\n"
+            child.kill()
+        left = known_regions(triton) - before
+        assert left  # which is what the server keeps
+        assert not in_folder(left)
+
+        assert transport_after(triton.grpc_url, crops, expected) == "system shared memory"
+        assert not left & known_regions(triton)
+        # Not those of somebody who lives.
+        assert before <= known_regions(triton)
+    owner = next(iter(left)).rpartition("-")[0]
+    assert not list(FOLDER.glob(f"{owner}*"))
 
 
 def test_a_server_that_is_gone_is_said(crops: Crops) -> None:
