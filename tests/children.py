@@ -10,7 +10,8 @@ from pathlib import Path
 
 def start(code: str, *arguments: object) -> subprocess.Popen[str]:
     """Start Python code that can import what tests import; the arguments are in ``sys.argv``."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    folders = (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 

@@ -21,7 +21,7 @@ _WORK_DIM = 1024
 
 
 def tiny_serving_graph(
-    seed: int = 0, *, work: int = 0, poison: bool = False, skew: float = 0.0
+    seed: int = 0, *, work: int = 0, poison: bool = False, quirk: float = 0.0, skew: float = 0.0
 ) -> onnx.ModelProto:
     """A serving graph with the contract's tensors: the crop's coarse colours, randomly projected.
 
@@ -32,6 +32,7 @@ def tiny_serving_graph(
         work: How much slower to be, in products of 1024 x 1024 matrices: each adds about 20 ms on one
             core, whatever the batch.
         poison: Fail at run time on a crop whose first byte is 255.
+        quirk: How wrong to be on such a crop, and on no other.
         skew: How wrong the projection is, relative to itself: embeddings drift by about half its square.
     """
     generator = np.random.default_rng(seed)
@@ -70,15 +71,18 @@ def tiny_serving_graph(
             helper.make_node("Add", [last, "zero"], ["worked"]),
         ]
         last = "worked"
-    if poison:
-        # An index out of bounds for 255 alone; what it gathers is zero.
-        constants |= {"zeros": np.zeros(255, np.float32), "byte": np.array([0], np.int64)}
+    if poison or quirk:
+        # An index out of bounds for 255 alone; what it gathers else is zero.
+        table = (
+            np.zeros(255, np.float32) if poison else np.eye(1, 256, 255, np.float32)[0] * np.float32(quirk)
+        )
+        constants |= {"table": table, "byte": np.array([0], np.int64)}
         nodes += [
             helper.make_node("Flatten", ["float"], ["bytes"]),
             helper.make_node("Gather", ["bytes", "byte"], ["first_byte"], axis=1),
             helper.make_node("Cast", ["first_byte"], ["index"], to=TensorProto.INT64),
-            helper.make_node("Gather", ["zeros", "index"], ["nothing"], axis=0),
-            helper.make_node("Add", [last, "nothing"], ["sound"]),
+            helper.make_node("Gather", ["table", "index"], ["quirk"], axis=0),
+            helper.make_node("Add", [last, "quirk"], ["sound"]),
         ]
         last = "sound"
     nodes += [
@@ -109,6 +113,7 @@ def write_tiny_repository(
     parameters: Mapping[str, str] | None = None,
     work: int = 0,
     poison: bool = False,
+    quirk: float = 0.0,
     skew: float = 0.0,
     queue: int = 0,
 ) -> Path:
@@ -125,6 +130,7 @@ def write_tiny_repository(
         parameters: Parameters of the configuration, in place of one thread for each instance.
         work: As for the graph.
         poison: As for the graph.
+        quirk: As for the graph.
         skew: As for the graph.
         queue: How many requests Triton lets wait; 0 is any number.
 
@@ -144,7 +150,7 @@ def write_tiny_repository(
     folder = repository / name
     for version in versions:
         (folder / str(version)).mkdir(parents=True)
-        model = tiny_serving_graph(seed=version, work=work, poison=poison, skew=skew)
+        model = tiny_serving_graph(seed=version, work=work, poison=poison, quirk=quirk, skew=skew)
         onnx.save(model, folder / str(version) / "model.onnx")
     (folder / "config.pbtxt").write_text(text_format.MessageToString(config))
     return folder

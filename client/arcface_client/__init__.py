@@ -18,13 +18,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .aio import AsyncEmbeddingClient
+    from .backends.aio import AsyncEmbeddingBackend
     from .backends.base import EmbeddingBackend
     from .backends.factory import get_embedding_backend
     from .client import EmbeddingClient
 
-__all__ = ["AsyncEmbeddingClient", "EmbeddingBackend", "EmbeddingClient", "get_embedding_backend"]
+__all__ = [
+    "AsyncEmbeddingBackend",
+    "AsyncEmbeddingClient",
+    "EmbeddingBackend",
+    "EmbeddingClient",
+    "get_embedding_backend",
+]
 
 _MODULES = {
+    "AsyncEmbeddingBackend": "backends.aio",
     "AsyncEmbeddingClient": "aio",
     "EmbeddingBackend": "backends.base",
     "EmbeddingClient": "client",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Final, TypeVar
 
@@ -14,7 +14,7 @@ from .connection import Connection, Tls
 from .contract import Crops, Embeddings
 from .crops import Color, CropsLike, as_batch
 from .deadline import Deadline
-from .errors import ArcFaceError, ServerBusyError
+from .errors import ArcFaceError, ModelNotFoundError, ServerBusyError, ServerError, ServerUnavailableError
 from .failures import CANCELLED, Aftermath, Target, closed, dropped, explain, needs_aftermath
 from .job import Job
 from .requests import (
@@ -26,6 +26,7 @@ from .requests import (
     served_model,
 )
 from .status import ServerStatus, models_from_index
+from .under_way import Request
 
 DEFAULT_MODEL: Final = "arcface_r100_onnx"
 DEFAULT_REQUEST_TIMEOUT_S: Final = 60.0
@@ -187,11 +188,14 @@ class EmbeddingClient:
             served = self._served = served_model(self._target, config)
         return served
 
-    def _infer(self, crops: Crops, deadline: Deadline) -> Embeddings:
-        timeout_s = deadline.remaining_s(self._request_timeout_s)
-        result = self._call(self._connection.triton.infer, timeout_s, **infer_arguments(self._target, crops))
-        self._connection.answered()
-        return embeddings_from(self._target, result, len(crops))
+    def _infer(self, crops: Crops, deadline: Deadline, *, shared: bool = True) -> Embeddings:
+        request = self._request(crops, deadline, shared=shared)
+        arguments = infer_arguments(self._target, crops, request.region)
+
+        def infer() -> Any:
+            return self._connection.triton.infer(client_timeout=request.timeout_s, **arguments)
+
+        return self._embeddings(request, infer)
 
     def _pipeline(
         self, batches: Iterable[tuple[Key, Crops]], deadline: Deadline, *, salvage: bool = False
@@ -200,7 +204,7 @@ class EmbeddingClient:
 
         With ``salvage``, what is there of the others when one fails is yielded before its error is raised.
         """
-        under_way: deque[tuple[Key, _Request]] = deque()
+        under_way: deque[tuple[Key, Request]] = deque()
         try:
             for key, batch in batches:
                 if len(under_way) == self._max_in_flight:
@@ -216,34 +220,62 @@ class EmbeddingClient:
             raise
         finally:
             for _, request in under_way:
-                request.context.cancel()
+                request.give_up()
 
-    def _next(self, under_way: deque[tuple[Key, _Request]]) -> tuple[Key, Embeddings]:
+    def _next(self, under_way: deque[tuple[Key, Request]]) -> tuple[Key, Embeddings]:
         key, request = under_way.popleft()
         return key, self._answer(request)
 
-    def _send(self, crops: Crops, deadline: Deadline) -> _Request:
-        request = _Request(len(crops), deadline.remaining_s(self._request_timeout_s))
-        arguments = infer_arguments(self._target, crops)
-        request.context = self._call(
-            self._connection.triton.async_infer, request.timeout_s, callback=request.answered, **arguments
-        )
+    def _request(self, crops: Crops, deadline: Deadline, *, shared: bool = True) -> Request:
+        memory = self._connection.shared_memory if shared else None
+        region = None if memory is None else memory.lend(len(crops), deadline.remaining_s())
+        return Request(crops, deadline, deadline.remaining_s(self._request_timeout_s), memory, region)
+
+    def _send(self, crops: Crops, deadline: Deadline) -> Request:
+        request = self._request(crops, deadline)
+        arguments = infer_arguments(self._target, crops, request.region)
+        send = self._connection.triton.async_infer
+        try:
+            request.context = self._call(send, request.timeout_s, callback=request.answered, **arguments)
+        except ArcFaceError:
+            request.give_up()
+            raise
         return request
 
-    def _answer(self, request: _Request) -> Embeddings:
+    def _answer(self, request: Request) -> Embeddings:
+        return self._embeddings(request, request.future.result)
+
+    def _embeddings(self, request: Request, result: Callable[[], Any]) -> Embeddings:
+        """Wait for the answer to a request, and read it."""
+        memory = self._connection.shared_memory
         try:
-            result = request.future.result()
-        except InferenceServerException as error:
-            raise self._explained(error, request.timeout_s) from error
-        self._connection.answered()
-        return embeddings_from(self._target, result, request.count)
+            with request.reading(), self._explaining(request.timeout_s):
+                answer = result()
+                self._connection.answered()
+                return embeddings_from(self._target, answer, len(request.crops), request.region)
+        except ServerUnavailableError:
+            if memory is not None:
+                memory.forget()
+            raise
+        except (ModelNotFoundError, ServerError) as error:
+            if memory is None or request.region is None:
+                raise
+            # The server does not know the region, or wrote elsewhere; unless it fails without one, too.
+            embeddings = self._infer(request.crops, request.deadline, shared=False)
+            memory.suspend(error)
+            return embeddings
 
     def _call(self, method: Callable[..., Any], timeout_s: float, *arguments: Any, **named: Any) -> Any:
         """Call one of tritonclient's methods, and turn what goes wrong into this project's errors."""
+        with self._explaining(timeout_s):
+            return method(*arguments, client_timeout=timeout_s, **named)
+
+    @contextmanager
+    def _explaining(self, timeout_s: float) -> Iterator[None]:
         if self._connection.closed:
             raise closed(self._target)
         try:
-            return method(*arguments, client_timeout=timeout_s, **named)
+            yield
         except InferenceServerException as error:
             raise self._explained(error, timeout_s) from error
         except ValueError as error:  # gRPC's word for a channel that is closed
@@ -262,24 +294,3 @@ class EmbeddingClient:
             return dropped(self._target, self._connection.dropped)
         aftermath = self._connection.ask() if needs_aftermath(error) else Aftermath(answers=True)
         return explain(error, self._target, aftermath, timeout_s=timeout_s)
-
-
-class _Request:
-    """A request that is under way."""
-
-    def __init__(self, count: int, timeout_s: float) -> None:
-        self.count = count
-        self.timeout_s = timeout_s
-        self.future: Future[Any] = Future()
-        self.context: Any = None
-
-    def is_answered(self, *, wait: bool) -> bool:
-        """Whether there is a good answer; with ``wait``, within the time that the request has."""
-        return (wait or self.future.done()) and self.future.exception() is None
-
-    def answered(self, result: Any, error: InferenceServerException | None) -> None:
-        """Callback of tritonclient, from a thread of gRPC's."""
-        if error is None:
-            self.future.set_result(result)
-        else:
-            self.future.set_exception(error)

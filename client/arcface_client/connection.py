@@ -9,14 +9,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from .errors import ConfigError
+from .errors import ConfigError, InputError
 from .failures import PROBE_TIMEOUT_S, UNAVAILABLE, Aftermath, aftermath_of_failed_probe
+from .shared_memory import SharedMemory
 from .status import models_from_index
+
+Transport = Literal["grpc", "system shared memory"]
 
 _MAX_MESSAGE_BYTES: Final = 2**31 - 1
 _RETRY_BUFFER_BYTES: Final = 64 << 20
@@ -72,12 +75,19 @@ class Connection:
         tls: Certificates; None connects without encryption.
         retries: Let gRPC itself try again what the server did not take. Off where somebody else can be
             asked meanwhile.
+        shared_memory: Pass crops and embeddings by system shared memory where the server allows it; not
+            together with ``retries``, since then a region may be in use by a request that was given up.
 
     Raises:
         ConfigError: The URL cannot be used.
+        InputError: Both ``retries`` and ``shared_memory`` are wanted.
     """
 
-    def __init__(self, url: str, tls: Tls | None = None, *, retries: bool = True) -> None:
+    def __init__(
+        self, url: str, tls: Tls | None = None, *, retries: bool = True, shared_memory: bool = False
+    ) -> None:
+        if retries and shared_memory:
+            raise InputError("retries and shared_memory are both True; expected at most one of them.")
         self.url = url
         self.closed = False
         self.dropped: str | None = None
@@ -87,6 +97,7 @@ class Connection:
         self._lock = threading.Lock()
         self.triton = triton.InferenceServerClient(**self._arguments)
         """tritonclient's client as it is now; to be fetched for each call."""
+        self.shared_memory = SharedMemory(lambda: self.triton, url) if shared_memory else None
 
     def drop(self, why: str) -> None:
         """Break it off: calls that are under way fail at once, and the next one connects anew."""
@@ -100,7 +111,11 @@ class Connection:
     def close(self) -> None:
         """End it; calls that are under way fail."""
         with self._lock:
+            if self.closed:
+                return
             self.closed = True
+        if self.shared_memory is not None:
+            self.shared_memory.close()
         self.triton.close()
 
     def answered(self) -> None:
@@ -110,6 +125,12 @@ class Connection:
     def answered_since(self, moment: float) -> bool:
         """Whether one came after a moment of ``time.monotonic``: then the server is slow, but not gone."""
         return self._answered_at >= moment
+
+    @property
+    def transport(self) -> Transport:
+        """How crops get to the server now."""
+        shared = self.shared_memory is not None and self.shared_memory.in_use
+        return "system shared memory" if shared else "grpc"
 
     def ask(self, timeout_s: float = PROBE_TIMEOUT_S) -> Aftermath:
         """Ask the server for its models."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 
-from .errors import DeadlineExceededError, InputError
+from .errors import CallCancelledError, DeadlineExceededError, InputError
 
 
 class Deadline:
@@ -23,6 +23,11 @@ class Deadline:
             raise InputError(f"timeout_s is {timeout_s}; expected a number of seconds above 0, or None.")
         self.timeout_s = math.inf if timeout_s is None else timeout_s
         self._end = time.monotonic() + self.timeout_s
+        self._is_cancelled = False
+
+    def cancel(self) -> None:
+        """Let the call end as soon as it can: nobody waits for it any more."""
+        self._is_cancelled = True
 
     def remaining_s(self, at_most: float = math.inf) -> float:
         """Seconds that the next request may take.
@@ -32,7 +37,10 @@ class Deadline:
 
         Raises:
             DeadlineExceededError: The time is up.
+            CallCancelledError: Nobody waits any more.
         """
+        if self._is_cancelled:
+            raise CallCancelledError("The call was cancelled.")
         remaining = self._end - time.monotonic()
         if remaining <= 0:
             raise DeadlineExceededError(

@@ -7,7 +7,8 @@
     │   ├── CropError                an array that is not a batch of face crops
     │   ├── ImageFileError           a file that is no readable image
     │   ├── PairFileError            a file that is no set of pairs to verify
-    │   └── ClientClosedError        the client was closed, before the call or during it
+    │   ├── ClientClosedError        the client was closed, before the call or during it
+    │   └── CallCancelledError       who asked for it, cancelled it
     ├── TransientError               try again, or elsewhere
     │   ├── ServerUnavailableError   nothing answers at the address, or it broke off
     │   ├── ServerBusyError          it answers, but its queue is full
@@ -55,6 +56,10 @@ class PairFileError(InputError):
 
 class ClientClosedError(InputError):
     """The client was closed, before the call or during it."""
+
+
+class CallCancelledError(InputError):
+    """Who asked for a call, cancelled it; raised where nobody waits any more."""
 
 
 class TransientError(ArcFaceError):

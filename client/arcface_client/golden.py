@@ -20,6 +20,7 @@ from importlib import resources
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from .contract import EMBEDDING_DIM, Crops, Embeddings
 from .identity import EmbeddingIdentity, PrecisionClass
@@ -70,14 +71,20 @@ def golden_sha256() -> str:
     return hashlib.sha256(golden_crops().tobytes()).hexdigest()
 
 
-def largest_drift(left: Embeddings, right: Embeddings) -> float:
-    """The largest drift between rows of two sets of unit embeddings [N, 512]; NaN if a number is.
+def drifts(left: Embeddings, right: Embeddings) -> npt.NDArray[np.float64]:
+    """The drift between rows of two sets of unit embeddings [N, 512]: float64 [N]; NaN if a number is.
 
     Drift is 1 - cosine similarity. It is computed as half the squared distance, which is the same for
     rows of length one, exact for small drifts, and does not overlook a row of another length.
     """
     difference = left.astype(np.float64) - right.astype(np.float64)
-    return float(np.max(np.einsum("nd,nd->n", difference, difference) / 2))
+    squares: npt.NDArray[np.float64] = np.einsum("nd,nd->n", difference, difference)
+    return squares / 2
+
+
+def largest_drift(left: Embeddings, right: Embeddings) -> float:
+    """The largest drift between rows of two sets of unit embeddings [N, 512]; NaN if a number is."""
+    return float(np.max(drifts(left, right)))
 
 
 def to_text(embeddings: Embeddings) -> str:

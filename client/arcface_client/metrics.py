@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from .backends.base import Served, Source
@@ -80,17 +81,23 @@ class PrometheusExporter:
         metrics: The counters.
         reports: Gives every candidate's state.
         registry: The registry; one embedder for each, since two would give the same series twice.
+        shadow: Gives what shadow traffic found; None when there is none.
 
     Raises:
         MissingExtraError: prometheus-client is not installed.
     """
 
     def __init__(
-        self, metrics: Metrics, reports: Callable[[], Sequence[CandidateReport]], registry: Any
+        self,
+        metrics: Metrics,
+        reports: Callable[[], Sequence[CandidateReport]],
+        registry: Any,
+        shadow: Callable[[], Mapping[str, Any] | None] = lambda: None,
     ) -> None:
         self._core = require("prometheus_client.core", extra="metrics", purpose="Prometheus metrics")
         self._metrics = metrics
         self._reports = reports
+        self._shadow = shadow
         self._registry = registry
         registry.register(self)
 
@@ -133,6 +140,28 @@ class PrometheusExporter:
         for report in self._reports():
             states.add_metric([report.candidate, report.state], 1)
         yield from (calls, faces, fallbacks, errors, latency, states)
+        shadow = self._shadow()
+        if shadow is not None:
+            yield from self._of_shadow(shadow)
+
+    def _of_shadow(self, shadow: Mapping[str, Any]) -> Iterator[Any]:
+        crops = self._core.CounterMetricFamily(
+            "arcface_client_shadow_crops",
+            "Live crops for the sibling, by the result.",
+            labels=["result"],
+        )
+        for result, count in shadow["crops"].items():
+            crops.add_metric([result], count)
+        drift = self._core.HistogramMetricFamily(
+            "arcface_client_shadow_drift", "Drift of live crops from the ONNX sibling.", labels=["candidate"]
+        )
+        for candidate, figures in shadow["drift"].items():
+            counts = itertools.accumulate(figures["histogram"].values())
+            buckets = [
+                (bound, float(count)) for bound, count in zip(figures["histogram"], counts, strict=True)
+            ]
+            drift.add_metric([candidate], buckets, sum_value=figures["sum"])
+        yield from (crops, drift)
 
 
 def _labels(source: Source) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from .contract import (
 )
 from .errors import InputError, ServerError
 from .failures import Target
+from .region import Region
 
 
 @dataclass(frozen=True)
@@ -71,30 +72,49 @@ def check_limits(request_timeout_s: float, max_in_flight: int) -> None:
         raise InputError(f"max_in_flight is {max_in_flight}; expected 1 or more.")
 
 
-def infer_arguments(target: Target, crops: Crops) -> dict[str, Any]:
-    """Arguments for ``infer`` and ``async_infer``."""
+def infer_arguments(target: Target, crops: Crops, region: Region | None = None) -> dict[str, Any]:
+    """Arguments for ``infer`` and ``async_infer``.
+
+    Args:
+        target: Where the request goes.
+        crops: Its crops, uint8 [N, 112, 112, 3].
+        region: Shared memory to pass crops and embeddings by; None puts them into the request.
+    """
     image = triton.InferInput(INPUT_NAME, list(crops.shape), INPUT_SPEC[1])
-    image.set_data_from_numpy(crops)
+    embedding = triton.InferRequestedOutput(OUTPUT_NAME)
+    if region is None:
+        image.set_data_from_numpy(crops)
+    else:
+        region.put(crops)
+        image.set_shared_memory(region.name, crops.nbytes)
+        embedding.set_shared_memory(region.name, len(crops) * EMBEDDING_DIM * 4, region.output_offset)
     return {
         "model_name": target.model,
         "model_version": target.version_text,
         "inputs": [image],
-        "outputs": [triton.InferRequestedOutput(OUTPUT_NAME)],
+        "outputs": [embedding],
     }
 
 
-def embeddings_from(target: Target, result: Any, count: int) -> Embeddings:
+def embeddings_from(target: Target, result: Any, count: int, region: Region | None = None) -> Embeddings:
     """Read one answer.
+
+    Args:
+        target: Where the request went.
+        result: tritonclient's result.
+        count: How many crops it had.
+        region: The shared memory that it went by.
 
     Raises:
         ServerError: It has another shape than ``count`` embeddings, or values that are not finite.
     """
-    embeddings = result.as_numpy(OUTPUT_NAME)
-    shape = None if embeddings is None else embeddings.shape
+    output = result.get_output(OUTPUT_NAME)
+    shape = None if output is None else tuple(output.shape)
     if shape != (count, EMBEDDING_DIM):
         raise ServerError(f"{target} answered with shape {shape}; expected {(count, EMBEDDING_DIM)}.")
+    embeddings: Embeddings = result.as_numpy(OUTPUT_NAME) if region is None else region.take(count)
     if not np.isfinite(embeddings).all():
         raise ServerError(
             f"{target} answered with NaN or infinite values; compare the model with its source."
         )
-    return embeddings  # type: ignore[no-any-return]
+    return embeddings

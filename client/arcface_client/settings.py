@@ -57,6 +57,8 @@ class TritonSettings:
         request_timeout_s: Seconds that a request may take.
         max_in_flight: Requests that one call keeps with the server at a time.
         tls: Certificates.
+        shared_memory: Let crops pass by system shared memory to a server on the same host.
+        shadow_rate: Share of the live crops that the sibling embeds as well, to compare.
         rhythm: How often candidates are looked at.
     """
 
@@ -66,6 +68,8 @@ class TritonSettings:
     request_timeout_s: float
     max_in_flight: int
     tls: Tls | None
+    shared_memory: bool
+    shadow_rate: float
     rhythm: Rhythm
 
     def client(self) -> EmbeddingClient:
@@ -91,6 +95,9 @@ class PipelineSettings:
 _RHYTHM: Final = Rhythm()
 _RHYTHM_FIELDS: Final = {field.name for field in fields(Rhythm)}
 
+_AUTO_OR_OFF: Final = one_of({"auto": True, "off": False, "false": False})
+"""YAML reads a bare ``off`` as false."""
+
 KEYS: Final[Defaults] = {
     "embedding.backend": (one_of({name: name for name in BACKEND_TYPES}), "pytorch"),
     "embedding.tensorrt_config": (PATH, tensorrt_settings.DEFAULT_PATH),
@@ -105,6 +112,8 @@ KEYS: Final[Defaults] = {
     "triton.version": (WHOLE, None),
     "triton.request_timeout_s": (NUMBER, DEFAULT_REQUEST_TIMEOUT_S),
     "triton.max_in_flight": (WHOLE, DEFAULT_MAX_IN_FLIGHT),
+    "triton.shared_memory": (_AUTO_OR_OFF, True),
+    "triton.shadow_rate": (NUMBER, 0.0),
     "triton.recheck_s": (NUMBER, _RHYTHM.recheck_s),
     "triton.liveness_s": (NUMBER, _RHYTHM.liveness_s),
     "triton.prove_again_s": (NUMBER, _RHYTHM.prove_again_s),

@@ -130,9 +130,14 @@ class EmbeddingBackend(ABC):
             TransientError: Nobody could serve in time.
             DeploymentError: Nobody can serve before something is mended.
         """
-        job = Job(as_batch(crops, color=color), Deadline(timeout_s))
+        embeddings, served = self.embed(crops, color, Deadline(timeout_s))
+        return (embeddings, served) if return_source else embeddings
+
+    def embed(self, crops: CropsLike, color: Color, deadline: Deadline) -> tuple[Embeddings, Served]:
+        """Embed crops within a deadline of the caller's own, who may end it early; else as ``encode``."""
+        job = Job(as_batch(crops, color=color), deadline)
         served = self._run(job) if job.missing else Served(())
-        return (job.embeddings, served) if return_source else job.embeddings
+        return job.embeddings, served
 
     def __enter__(self: Backend) -> Backend:
         return self

@@ -60,6 +60,7 @@ class Diagnostics:
         validation: What was proved.
         candidates: Every candidate, in order of preference.
         counters: Calls and faces by who served them, fallbacks by reason, errors.
+        shadow: Drift of live crops between plan and ONNX model; None when they are not compared.
     """
 
     backend: str
@@ -78,6 +79,7 @@ class Diagnostics:
     validation: Validation = field(default_factory=Validation)
     candidates: tuple[CandidateReport, ...] = ()
     counters: dict[str, Any] = field(default_factory=dict)
+    shadow: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -109,9 +109,13 @@ def _triton(settings: PipelineSettings, allow_cpu_fallback: bool) -> EmbeddingBa
         max_drift_cosine=embedding.max_drift_cosine,
         last_resort=last_resort if allow_cpu_fallback else None,
         limits=RequestLimits(
-            request_timeout_s=server.request_timeout_s, max_in_flight=server.max_in_flight, tls=server.tls
+            request_timeout_s=server.request_timeout_s,
+            max_in_flight=server.max_in_flight,
+            tls=server.tls,
+            shared_memory=server.shared_memory,
         ),
         rhythm=server.rhythm,
+        shadow_rate=server.shadow_rate,
     )
 
 

@@ -23,6 +23,7 @@ from ..selection.fallback import Fallback
 from ..selection.last_resort import LastResort, MakeBackend
 from ..selection.selector import Selector
 from ..selection.server import RequestLimits
+from ..selection.shadow import Shadow
 from ..selection.watcher import Watcher
 from .base import EmbeddingBackend, Served
 from .diagnostics import Diagnostics, Validation
@@ -60,11 +61,12 @@ class TritonBackend(EmbeddingBackend):
             the newest one; None allows no such thing.
         limits: Limits and certificates of requests.
         rhythm: How often candidates are looked at, and when one is left alone.
+        shadow_rate: Share of the live crops, 0 to 1, that the sibling embeds as well, to compare.
         registry: A Prometheus registry that is to have the counters.
 
     Raises:
         ConfigError: A URL or a candidate cannot be read.
-        InputError: ``max_drift_cosine`` is no positive number.
+        InputError: ``max_drift_cosine`` is no positive number, or ``shadow_rate`` no share.
         MissingExtraError: A registry was given, but prometheus-client is not installed.
     """
 
@@ -79,6 +81,7 @@ class TritonBackend(EmbeddingBackend):
         last_resort: MakeBackend | None = None,
         limits: RequestLimits | None = None,
         rhythm: Rhythm | None = None,
+        shadow_rate: float = 0.0,
         registry: Any = None,
     ) -> None:
         if not max_drift_cosine > 0:
@@ -90,6 +93,7 @@ class TritonBackend(EmbeddingBackend):
         self._meter = Meter()
         examiner = Examiner(references, max_drift_cosine)
         self._selector = Selector(wanted, examiner, limits, self._rhythm)
+        self._shadow = Shadow(self._selector, shadow_rate, max_drift_cosine)
         self._last_resort = None if last_resort is None else LastResort(last_resort, self._selector, examiner)
         self._fallback = Fallback(
             self._selector,
@@ -103,7 +107,9 @@ class TritonBackend(EmbeddingBackend):
         self._watcher: Watcher | None = None
         self._exporter = None
         if registry is not None:
-            self._exporter = PrometheusExporter(self._metrics, self._selector.reports, registry)
+            self._exporter = PrometheusExporter(
+                self._metrics, self._selector.reports, registry, self._shadow.snapshot
+            )
 
     def ensure_ready(self) -> None:
         """Find and examine the candidates anew; where none serves, load the last resort.
@@ -136,6 +142,7 @@ class TritonBackend(EmbeddingBackend):
             latency_ms=self._meter.latency_ms,
             candidates=self._selector.reports(),
             counters=self._metrics.snapshot(),
+            shadow=self._shadow.snapshot(),
         )
 
     def close(self) -> None:
@@ -145,6 +152,7 @@ class TritonBackend(EmbeddingBackend):
                 return
             self._closed.set()
         self._selector.close()
+        self._shadow.close()
         if self._watcher is not None:
             self._watcher.close()
         if self._last_resort is not None:
@@ -166,6 +174,7 @@ class TritonBackend(EmbeddingBackend):
         seconds = time.perf_counter() - started
         self._metrics.served(served, seconds)
         self._meter.record(len(job.crops), seconds)
+        self._shadow.offer(job, served)
         return served
 
     def _who_serves(self) -> Diagnostics:
@@ -179,7 +188,7 @@ class TritonBackend(EmbeddingBackend):
             model=candidate.model,
             version=candidate.version,
             engine_path=f"{candidate.url}/{candidate.model}/{candidate.version or ''}".rstrip("/"),
-            transport="grpc",
+            transport=ranking[0].server.connection.transport,
             batch_size=ranking[0].client.max_batch_size,
             validation=_validation(ranking[0]),
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ..errors import ArcFaceError, DeploymentError, TransientError
 from .breaker import Breaker, BreakerLimits
 from .candidates import Candidate
-from .examination import Finding, OtherIdentityError
+from .examination import Evidence, Finding, OtherIdentityError
 from .server import Server
 
 
@@ -46,6 +46,8 @@ class Contender:
         self.finding: Finding | None = None
         self.error: ArcFaceError | None = DeploymentError("not examined yet")
         """Why it cannot serve, as far as this is not the finding's to say."""
+        self.evidence: Evidence | None = None
+        """Live crops that it was wrong on."""
         self._rhythm = rhythm
         self._examine_at = -math.inf
         self._inferences = 0

@@ -43,6 +43,36 @@ class Finding:
 
 
 @dataclass(frozen=True, eq=False)
+class Evidence:
+    """Live crops that a candidate was wrong on, which it has to get right before it serves again.
+
+    Attributes:
+        crops: uint8 [N, 112, 112, 3].
+        embeddings: What they have to be, float32 [N, 512].
+        given_by: Who says so.
+    """
+
+    crops: Crops
+    embeddings: Embeddings
+    given_by: str
+
+    def check(self, embed: Embed, max_drift: float) -> None:
+        """Embed the crops anew.
+
+        Raises:
+            DriftError: It is still wrong on one.
+            ArcFaceError: It could not embed.
+        """
+        drift = largest_drift(embed(self.crops), self.embeddings)
+        if not drift <= max_drift:
+            raise DriftError(
+                f"live crops that gave it away drift up to {drift:.2g} from {self.given_by}; "
+                f"max_drift_cosine allows {max_drift:g}",
+                drift,
+            )
+
+
+@dataclass(frozen=True, eq=False)
 class Identity:
     """The identity that an embedder keeps for its life.
 

@@ -29,10 +29,12 @@ class Examiner:
 
     def __init__(self, references: References, max_drift: float) -> None:
         self._references = references
-        self._max_drift = max_drift
+        self.max_drift = max_drift
 
     def examine(self, contender: Contender, identity: Identity | None, deadline: Deadline) -> Finding:
         """Look at a candidate's record and tensors, and send the golden crops through it.
+
+        Live crops that it was wrong on, too.
 
         Raises:
             OtherIdentityError: Its record says that it is another's.
@@ -54,6 +56,8 @@ class Examiner:
             client = server.client(model, version)
             client.ensure_ready(timeout_s=deadline.remaining_s())
             finding = examine(embed_by(model), model, record, None if sibling is None else embed_by(sibling))
+            if contender.evidence is not None:
+                contender.evidence.check(embed_by(model), self.max_drift)
         contender.client = client
         return finding
 
@@ -67,4 +71,4 @@ class Examiner:
 
     def objection(self, finding: Finding, identity: Identity | None) -> DeploymentError | None:
         """Why what was found must not serve; None when it may."""
-        return objection(finding, identity, self._max_drift)
+        return objection(finding, identity, self.max_drift)

@@ -13,6 +13,7 @@ from ..deadline import Deadline
 from ..errors import (
     ArcFaceError,
     DeadlineExceededError,
+    DriftError,
     ModelNotFoundError,
     ServerError,
     ServerUnavailableError,
@@ -20,7 +21,7 @@ from ..errors import (
 from ..failures import PROBE_TIMEOUT_S, unanswered
 from .candidates import Candidate, Sighting, Wanted
 from .contender import Contender, Rhythm
-from .examination import Finding, Identity
+from .examination import Evidence, Finding, Identity
 from .examiner import Examiner
 from .server import RequestLimits, Server
 from .standing import Standing, anything_at, report, standing
@@ -112,6 +113,13 @@ class Selector:
         """A call to a candidate succeeded."""
         contender.breaker.succeeded()
 
+    def demote(self, contender: Contender, evidence: Evidence, error: DriftError) -> None:
+        """Live crops showed that a candidate is wrong: it is out until it gets them right."""
+        with self._state:
+            contender.evidence = evidence
+            contender.not_examined(error, time.monotonic())
+            self._rank()
+
     def accept(self, name: str, release: int | None, finding: Finding) -> None:
         """Let a way of embedding settle the identity, if nothing has yet, and else hold it to that.
 
@@ -199,6 +207,7 @@ class Selector:
                 if contender.breaker.state == "half-open":
                     contender.breaker.probed(good=True)
             return None
+        evidence = contender.evidence
         try:
             finding = self._examiner.examine(contender, self.identity, deadline)
         except ArcFaceError as error:
@@ -206,6 +215,8 @@ class Selector:
                 contender.not_examined(error, time.monotonic())
             return error
         with self._state:
+            if contender.evidence is not evidence:
+                return None  # It was demoted meanwhile.
             problem = self._examiner.objection(finding, self.identity)
             contender.found(finding, problem, time.monotonic())
             if problem is None and self.identity is None:

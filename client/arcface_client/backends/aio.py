@@ -1,0 +1,139 @@
+"""An embedder for asyncio: the same calls, awaited, while threads do them."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from types import TracebackType
+from typing import Final, Literal, overload
+
+from ..contract import Embeddings
+from ..crops import Color, CropsLike
+from ..deadline import Deadline
+from ..errors import ClientClosedError, DeadlineExceededError, InputError
+from .base import EmbeddingBackend, Served
+from .diagnostics import Diagnostics
+
+DEFAULT_MAX_CALLS: Final = 8
+
+
+class AsyncEmbeddingBackend:
+    """Any embedder, for one event loop.
+
+    ::
+
+        async with AsyncEmbeddingBackend(get_embedding_backend("triton")) as embedder:
+            embeddings = await embedder.encode(crops)
+
+    A call that is cancelled raises ``asyncio.CancelledError`` at once. Nothing more is sent for it; what
+    was sent already keeps its thread until it is answered or its time is over.
+
+    Args:
+        embedder: What embeds; closed together with this.
+        max_calls: Calls that run at a time, each in a thread; others wait for their turn.
+
+    Raises:
+        InputError: ``max_calls`` is below 1.
+    """
+
+    def __init__(self, embedder: EmbeddingBackend, *, max_calls: int = DEFAULT_MAX_CALLS) -> None:
+        if max_calls < 1:
+            raise InputError(f"max_calls is {max_calls}; expected 1 or more.")
+        self._embedder = embedder
+        self._pool = ThreadPoolExecutor(max_calls, "arcface-asyncio")
+        self._turns = asyncio.Semaphore(max_calls)
+
+    async def ensure_ready(self) -> None:
+        """Check that the embedder can serve; see ``EmbeddingBackend.ensure_ready``."""
+        await asyncio.to_thread(self._embedder.ensure_ready)
+
+    @overload
+    async def encode(
+        self,
+        crops: CropsLike,
+        *,
+        color: Color = "bgr",
+        timeout_s: float | None = None,
+        return_source: Literal[False] = False,
+    ) -> Embeddings: ...
+
+    @overload
+    async def encode(
+        self,
+        crops: CropsLike,
+        *,
+        color: Color = "bgr",
+        timeout_s: float | None = None,
+        return_source: Literal[True],
+    ) -> tuple[Embeddings, Served]: ...
+
+    async def encode(
+        self,
+        crops: CropsLike,
+        *,
+        color: Color = "bgr",
+        timeout_s: float | None = None,
+        return_source: bool = False,
+    ) -> Embeddings | tuple[Embeddings, Served]:
+        """Embed crops; see ``EmbeddingBackend.encode``.
+
+        The crops must not change before it returns. ``timeout_s`` counts from now, the wait for a turn
+        included.
+        """
+        deadline = Deadline(timeout_s)
+        await self._take_turn(deadline)
+        try:
+            call = self._pool.submit(self._embedder.embed, crops, color, deadline)
+        except RuntimeError as error:  # the threads have ended
+            self._turns.release()
+            raise ClientClosedError("The embedder is closed; make a new one.") from error
+        self._end_turn_with(call)
+        try:
+            embeddings, served = await asyncio.wrap_future(call)
+        except asyncio.CancelledError:
+            deadline.cancel()
+            raise
+        return (embeddings, served) if return_source else embeddings
+
+    def diagnostics(self) -> Diagnostics:
+        """What the embedder says of itself; it waits for nothing."""
+        return self._embedder.diagnostics()
+
+    async def close(self) -> None:
+        """Close the embedder, and end the threads; calls that are under way or waiting fail."""
+        await asyncio.to_thread(self._close)
+
+    async def __aenter__(self) -> AsyncEmbeddingBackend:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _take_turn(self, deadline: Deadline) -> None:
+        timeout_s = deadline.remaining_s()
+        turn = self._turns.acquire()
+        try:
+            await (turn if math.isinf(timeout_s) else asyncio.wait_for(turn, timeout_s))
+        except asyncio.TimeoutError as error:
+            raise DeadlineExceededError(
+                f"The time allowed for the whole call, {deadline.timeout_s:g} s, was over before it had its "
+                "turn; allow more time, or more calls at a time (max_calls)."
+            ) from error
+
+    def _end_turn_with(self, call: Future[tuple[Embeddings, Served]]) -> None:
+        # Not when its caller goes: a call that was cancelled still has its thread.
+        loop = asyncio.get_running_loop()
+
+        def end_turn(_: object) -> None:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self._turns.release)
+
+        call.add_done_callback(end_turn)
+
+    def _close(self) -> None:
+        self._embedder.close()
+        self._pool.shutdown()

@@ -1,0 +1,226 @@
+"""System shared memory: crops and embeddings pass beside the requests to a server on the same host.
+
+A region belongs to one request at a time, and holds its crops and then its embeddings. Whether the
+server really shares it shows in every answer: the embeddings' place is filled with NaN beforehand.
+
+- A region's name is gone from ``/dev/shm`` as soon as the server has opened it, so a process that is
+  killed leaves none behind there, but an empty lock file. By that the next client of the same server
+  knows, and has the server leave the memory that it kept.
+- A region whose request was not answered is never used again, since the server may still write to it.
+- What cannot be shared is no error: the request goes without, and it is tried again later.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any, Final
+
+from tritonclient.utils import InferenceServerException
+
+from .region import ROW_BYTES, Owner, Region
+
+RETRY_S: Final = 60.0
+"""How long requests go without after it did not work, in seconds."""
+
+LONGEST_CALL_S: Final = 1.0
+"""How long the server may take to open or leave a region, in seconds."""
+
+LARGEST_BYTES: Final = 256 << 20
+"""How much memory one connection shares at most."""
+
+_EXTENSION: Final = "system_shared_memory"
+_OLDEST_SERVER: Final = (2, 50)
+"""Older ones crash when they have to leave a region that a request still uses."""
+
+_IN_USE: Final = "StatusCode.INTERNAL"
+
+_log = logging.getLogger(__name__)
+
+
+class SharedMemory:
+    """The regions that one connection shares with its server. Safe to share between threads.
+
+    Args:
+        triton: Gives tritonclient's client as it is now. Its calls must not be repeated by gRPC: a request
+            that comes twice might write to a region that the next one has already.
+        url: The server, for messages.
+    """
+
+    def __init__(self, triton: Callable[[], Any], url: str) -> None:
+        self._triton = triton
+        self._url = url
+        self._lock = threading.Lock()
+        self._free: defaultdict[int, list[Region]] = defaultdict(list)
+        self._lent: set[Region] = set()
+        self._left: dict[str, int] = {}  # names that the server may still know, with their sizes
+        self._bytes = 0
+        self._owner: Owner | None = None
+        self._supported = False
+        self._resume_at = 0.0
+        self._closed = False
+
+    @property
+    def in_use(self) -> bool:
+        """Whether requests go by it now."""
+        with self._lock:
+            return bool(self._lent) or any(self._free.values())
+
+    def lend(self, count: int, timeout_s: float) -> Region | None:
+        """Get a region for a request, which then has to be given back, or to be retired.
+
+        Args:
+            count: How many crops the request has.
+            timeout_s: How long that may take, where the server has to open one first.
+
+        Returns:
+            A region; None when the request has to go without.
+        """
+        capacity = 1 << (count - 1).bit_length()
+        with self._lock:
+            if self._closed or time.monotonic() < self._resume_at:
+                return None
+            if self._free[capacity]:
+                region = self._free[capacity].pop()
+                self._lent.add(region)
+                return region
+        return self._open(capacity, min(timeout_s, LONGEST_CALL_S))
+
+    def give_back(self, region: Region) -> None:
+        """Take a region back whose request was answered."""
+        with self._lock:
+            if region in self._lent:
+                self._lent.remove(region)
+                self._free[region.capacity].append(region)
+
+    def retire(self, region: Region) -> None:
+        """Take a region back that the server may still write to, or has forgotten: nobody gets it again."""
+        with self._lock:
+            if region in self._lent:
+                self._lent.remove(region)
+                self._left[region.name] = region.size
+
+    def forget(self) -> None:
+        """Retire all regions: the server is gone, and another one in its place knows none of them."""
+        with self._lock:
+            regions = [*self._lent, *(region for free in self._free.values() for region in free)]
+            self._left |= {region.name: region.size for region in regions}
+            self._lent.clear()
+            self._free.clear()
+            self._supported = False
+
+    def suspend(self, why: object) -> None:
+        """Go without for a while."""
+        self.forget()
+        self._disown()
+        with self._lock:
+            if self._closed or time.monotonic() < self._resume_at:
+                return
+            self._resume_at = time.monotonic() + RETRY_S
+        _log.info("Crops go to %s inside the requests, not by shared memory: %s", self._url, why)
+
+    def close(self) -> None:
+        """Ask the server to leave all regions, while there is still a connection to it."""
+        with self._lock:
+            self._closed = True
+        self.forget()
+        try:
+            self._leave(LONGEST_CALL_S)
+        except (InferenceServerException, ValueError) as error:
+            _log.info("%s may keep shared memory until it ends: %s", self._url, error)
+        self._disown()
+
+    def _open(self, capacity: int, timeout_s: float) -> Region | None:
+        size = capacity * ROW_BYTES
+        try:
+            self._leave(timeout_s)
+            with self._lock:
+                if self._bytes + size > LARGEST_BYTES:
+                    return None
+                self._bytes += size
+            region = self._made(capacity)
+        except (InferenceServerException, OSError, ValueError) as error:
+            # gRPC raises ValueError when its channel is closed.
+            self.suspend(error)
+            return None
+        try:
+            self._introduce(region, timeout_s)
+        except (InferenceServerException, ValueError) as error:
+            with self._lock:
+                self._left[region.name] = size  # it may have been too late to say no
+            self.suspend(error)
+            return None
+        finally:
+            region.unlink()
+        with self._lock:
+            if self._closed:
+                self._left[region.name] = size
+                return None
+            self._lent.add(region)
+        return region
+
+    def _made(self, capacity: int) -> Region:
+        try:
+            with self._lock:
+                if self._owner is None:
+                    self._owner = Owner(self._url)
+                return self._owner.region(capacity)
+        except OSError:
+            with self._lock:
+                self._bytes -= capacity * ROW_BYTES
+            raise
+
+    def _introduce(self, region: Region, timeout_s: float) -> None:
+        triton = self._triton()
+        if not self._supported:
+            check_server(triton.get_server_metadata(client_timeout=timeout_s))
+            self._clear_up(triton, timeout_s)
+            self._supported = True
+        triton.register_system_shared_memory(
+            region.name, f"/{region.name}", region.size, client_timeout=timeout_s
+        )
+
+    def _clear_up(self, triton: Any, timeout_s: float) -> None:
+        """Have the server leave the regions of processes that were killed."""
+        owner = self._owner
+        for dead in () if owner is None else owner.dead():
+            for name in triton.get_system_shared_memory_status(client_timeout=timeout_s).regions:
+                if name.startswith(dead):
+                    triton.unregister_system_shared_memory(name, client_timeout=timeout_s)
+
+    def _disown(self) -> None:
+        with self._lock:
+            if self._left:
+                return  # for which another process may have to see to it
+            owner, self._owner = self._owner, None
+        if owner is not None:
+            owner.close()
+
+    def _leave(self, timeout_s: float) -> None:
+        """Ask the server to leave what was retired; what a request still uses, it keeps until asked again."""
+        with self._lock:
+            left = dict(self._left)
+        for name, size in left.items():
+            try:
+                self._triton().unregister_system_shared_memory(name, client_timeout=timeout_s)
+            except InferenceServerException as error:
+                if error.status() == _IN_USE:
+                    continue
+                raise
+            with self._lock:
+                if self._left.pop(name, None) is not None:
+                    self._bytes -= size
+
+
+def check_server(metadata: Any) -> None:
+    """Raise ValueError for a server that cannot do it, or not safely."""
+    if _EXTENSION not in metadata.extensions:
+        raise ValueError(f"Triton {metadata.version} has no extension {_EXTENSION}")
+    version = re.match(r"(\d+)\.(\d+)", metadata.version)
+    if version is None or tuple(map(int, version.groups())) < _OLDEST_SERVER:
+        oldest = ".".join(map(str, _OLDEST_SERVER))
+        raise ValueError(f"Triton {metadata.version} does not do it safely; {oldest} and newer do")

@@ -1,0 +1,147 @@
+"""AsyncEmbeddingBackend: the loop goes on, cancelling ends a call, and closing ends them all."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from arcface_client import AsyncEmbeddingBackend
+from arcface_client.backends.triton import TritonBackend
+from arcface_client.contract import Crops, Embeddings
+from arcface_client.errors import (
+    ClientClosedError,
+    CropError,
+    DeadlineExceededError,
+    InputError,
+)
+from arcface_server import LocalTriton
+from siblings import NAME, PLAN, tiny_embeddings
+
+Pair = tuple[LocalTriton, LocalTriton]
+Call = Callable[[AsyncEmbeddingBackend], Coroutine[Any, Any, Any]]
+
+
+@pytest.fixture(scope="module")
+def truth(crops: Crops, tmp_path_factory: pytest.TempPathFactory) -> Embeddings:
+    return tiny_embeddings(tmp_path_factory.mktemp("truth"), crops)
+
+
+def run(server: LocalTriton, call: Call, **limits: Any) -> Any:
+    async def main() -> Any:
+        async with AsyncEmbeddingBackend(TritonBackend(server.grpc_url, NAME), **limits) as embedder:
+            await embedder.ensure_ready()
+            return await call(embedder)
+
+    return asyncio.run(main())
+
+
+def errors(embedder: AsyncEmbeddingBackend) -> dict[str, int]:
+    counted: dict[str, int] = embedder.diagnostics().counters["errors"]
+    return counted
+
+
+def under_way() -> int:
+    """How many threads have begun with a call; they begin when there is one for them."""
+    return sum(thread.name.startswith("arcface-asyncio") for thread in threading.enumerate())
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s"
+        await asyncio.sleep(0.01)
+
+
+def test_calls_side_by_side_get_their_own_embeddings(pair: Pair, crops: Crops, truth: Embeddings) -> None:
+    async def call(embedder: AsyncEmbeddingBackend) -> None:
+        parts = [slice(start, start + 7) for start in range(0, 28, 7)]
+        answers = await asyncio.gather(*(embedder.encode(crops[part]) for part in parts))
+        for part, answer in zip(parts, answers, strict=True):
+            np.testing.assert_allclose(answer, truth[part], atol=1e-6)
+        _, served = await embedder.encode(crops[:1], return_source=True)
+        assert served.sources[0].model == PLAN
+
+    run(pair[0], call, max_calls=2)
+
+
+def test_the_loop_goes_on_meanwhile(pair: Pair, crops: Crops) -> None:
+    async def call(embedder: AsyncEmbeddingBackend) -> int:
+        turns = 0
+        encoding = asyncio.create_task(embedder.encode(crops[:40]))
+        while not encoding.done():
+            await asyncio.sleep(0.001)
+            turns += 1
+        await encoding
+        return turns
+
+    assert run(pair[0], call) > 20
+
+
+def test_a_call_that_is_cancelled_ends_at_once_and_sends_no_more(pair: Pair, crops: Crops) -> None:
+    many = np.concatenate([crops] * 5)  # some five seconds
+
+    async def call(embedder: AsyncEmbeddingBackend) -> None:
+        encoding = asyncio.create_task(embedder.encode(many))
+        await until(lambda: under_way() == 1)
+        started = time.monotonic()
+        encoding.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await encoding
+        assert time.monotonic() - started < 0.2
+        await until(lambda: errors(embedder) == {"CallCancelledError": 1}, timeout_s=2.0)
+        # Its thread is free for another one, and its candidate is not to blame.
+        await embedder.encode(crops[:1], timeout_s=2.0)
+        assert embedder.diagnostics().candidates[0].state == "serving"
+
+    run(pair[0], call, max_calls=1)
+
+
+def test_the_deadline_counts_the_wait_for_a_turn(pair: Pair, crops: Crops) -> None:
+    async def call(embedder: AsyncEmbeddingBackend) -> None:
+        first = asyncio.create_task(embedder.encode(crops[:60]))
+        await asyncio.sleep(0)
+        started = time.monotonic()
+        with pytest.raises(DeadlineExceededError, match=r"0\.2 s, was over before it had its turn"):
+            await embedder.encode(crops[:1], timeout_s=0.2)
+        assert time.monotonic() - started < 0.6
+        await first
+
+    run(pair[0], call, max_calls=1)
+
+
+def test_closing_fails_calls_under_way_and_waiting(pair: Pair, crops: Crops) -> None:
+    async def call(embedder: AsyncEmbeddingBackend) -> None:
+        calls = [asyncio.create_task(embedder.encode(crops)) for _ in range(3)]
+        await until(lambda: under_way() == 2)
+        await embedder.close()
+        for outcome in await asyncio.gather(*calls, return_exceptions=True):
+            assert isinstance(outcome, ClientClosedError)
+        with pytest.raises(ClientClosedError):
+            await embedder.encode(crops[:1])
+
+    run(pair[0], call, max_calls=2)
+
+
+def test_errors_are_the_embedders(pair: Pair, crops: Crops) -> None:
+    async def call(embedder: AsyncEmbeddingBackend) -> None:
+        with pytest.raises(CropError):
+            await embedder.encode(crops[0])
+        with pytest.raises(InputError, match="timeout_s is 0"):
+            await embedder.encode(crops, timeout_s=0)
+
+    run(pair[0], call)
+
+
+def test_one_call_at_a_time_is_the_least(tmp_path: Path) -> None:
+    with (
+        TritonBackend("localhost:8001", NAME) as embedder,
+        pytest.raises(InputError, match="max_calls is 0"),
+    ):
+        AsyncEmbeddingBackend(embedder, max_calls=0)
