@@ -166,7 +166,7 @@ class SharedMemory:
             return None
         try:
             self._introduce(region, timeout_s)
-        except (InferenceServerException, ValueError) as error:
+        except (InferenceServerException, OSError, ValueError) as error:
             with self._lock:
                 if _is_refusal(error):
                     self._bytes -= size
