@@ -115,6 +115,10 @@ class Connection:
                 return
             self.closed = True
         if self.shared_memory is not None:
+            if self.shared_memory.is_awaited:
+                # Calls end with the connection, and what they shared is then left through another one.
+                self.triton.close()
+                self.triton = triton.InferenceServerClient(**self._arguments)
             self.shared_memory.close()
         self.triton.close()
 

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from tritonclient.utils import InferenceServerException
 
+from .failures import CANCELLED, DEADLINE_EXCEEDED
 from .region import ROW_BYTES, Owner, Region
 
 RETRY_S: Final = 60.0
@@ -29,6 +30,8 @@ RETRY_S: Final = 60.0
 
 LONGEST_CALL_S: Final = 1.0
 """How long the server may take to open or leave a region, in seconds."""
+
+_PAUSE_S: Final = 0.05
 
 LARGEST_BYTES: Final = 256 << 20
 """How much memory one connection shares at most."""
@@ -38,6 +41,7 @@ _OLDEST_SERVER: Final = (2, 50)
 """Older ones crash when they have to leave a region that a request still uses."""
 
 _IN_USE: Final = "StatusCode.INTERNAL"
+_DOUBTFUL: Final = (DEADLINE_EXCEEDED, CANCELLED)
 
 _log = logging.getLogger(__name__)
 
@@ -123,15 +127,28 @@ class SharedMemory:
             self._resume_at = time.monotonic() + RETRY_S
         _log.info("Crops go to %s inside the requests, not by shared memory: %s", self._url, why)
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the server may be at work on a region, or keeps one that nobody needs."""
+        with self._lock:
+            return bool(self._lent or self._left)
+
     def close(self) -> None:
         """Ask the server to leave all regions, while there is still a connection to it."""
         with self._lock:
             self._closed = True
         self.forget()
+        until = time.monotonic() + LONGEST_CALL_S
         try:
             self._leave(LONGEST_CALL_S)
+            while self.is_awaited and time.monotonic() < until:
+                time.sleep(_PAUSE_S)
+                self._leave(LONGEST_CALL_S)
         except (InferenceServerException, ValueError) as error:
-            _log.info("%s may keep shared memory until it ends: %s", self._url, error)
+            if _is_refusal(error):
+                self._left.clear()  # There is no server any more that could have kept it.
+        if self.is_awaited:
+            _log.info("%s keeps shared memory until another client clears up, or it ends", self._url)
         self._disown()
 
     def _open(self, capacity: int, timeout_s: float) -> Region | None:
@@ -149,9 +166,12 @@ class SharedMemory:
             return None
         try:
             self._introduce(region, timeout_s)
-        except (InferenceServerException, ValueError) as error:
+        except (InferenceServerException, OSError, ValueError) as error:
             with self._lock:
-                self._left[region.name] = size  # it may have been too late to say no
+                if _is_refusal(error):
+                    self._bytes -= size
+                else:
+                    self._left[region.name] = size  # the server may have opened it all the same
             self.suspend(error)
             return None
         finally:
@@ -214,6 +234,11 @@ class SharedMemory:
             with self._lock:
                 if self._left.pop(name, None) is not None:
                     self._bytes -= size
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the server has certainly not done what it was asked, for it said so or was not there."""
+    return isinstance(error, InferenceServerException) and error.status() not in _DOUBTFUL
 
 
 def check_server(metadata: Any) -> None:

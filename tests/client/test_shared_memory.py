@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -227,9 +229,13 @@ def test_what_a_client_that_was_killed_left_the_next_one_clears_up(
     assert not list(FOLDER.glob(f"{owner}*"))
 
 
-def test_a_server_that_is_gone_is_said(crops: Crops) -> None:
-    with sharing("127.0.0.1:9") as (client, _), pytest.raises(ServerUnavailableError):
-        client.encode(crops)
+def test_a_server_that_is_gone_is_said_and_nothing_is_kept_for_it(crops: Crops) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # so that nobody else has the port
+        url = f"127.0.0.1:{taken.getsockname()[1]}"
+        with sharing(url) as (client, _), pytest.raises(ServerUnavailableError):
+            client.encode(crops)
+        assert not list(FOLDER.glob(f"arcface-client-{hashlib.sha256(url.encode()).hexdigest()[:8]}-*"))
 
 
 @pytest.mark.parametrize(
