@@ -45,8 +45,11 @@ def open_files(pid: int) -> list[str]:
 
 
 def shared_memory(pid: int) -> list[Path]:
-    """The files in /dev/shm that a process has mapped: what is left there when it is killed."""
-    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    """The files in /dev/shm that a process has mapped, and leaves there when it is killed."""
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
     return sorted({Path(line.split()[-1]) for line in lines if " /dev/shm/" in line and line[-1] != ")"})
 
 

@@ -8,6 +8,7 @@ exit code is 1 when anything is wrong.
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import json
 import os
 import random
@@ -123,7 +124,7 @@ def _run(
         troubles = [pool.submit(make_trouble, number, site) for number, site in enumerate(sites, 1)]
         users = [pool.submit(use, subject, number) for subject in subjects for number in range(USERS)]
         try:
-            for each in troubles:
+            for each in concurrent.futures.as_completed(troubles):
                 each.result()
         finally:
             ended.set()

@@ -8,7 +8,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -68,9 +68,9 @@ class Site:
     @contextmanager
     def hung(self) -> Iterator[None]:
         """SIGSTOP, and SIGCONT."""
-        os.kill(self._server.pid, signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
         yield
-        os.kill(self._server.pid, signal.SIGCONT)
+        self._signal(signal.SIGCONT)
 
     @contextmanager
     def unloaded(self, model: str) -> Iterator[None]:
@@ -113,9 +113,13 @@ class Site:
         self._server = self._life.enter_context(server)
         self._port = int(server.grpc_url.rpartition(":")[2])
 
+    def _signal(self, which: signal.Signals) -> None:
+        with suppress(ProcessLookupError):  # it has crashed just now
+            os.kill(self._server.pid, which)
+
     def _kill(self) -> None:
         left = shared_memory(self._server.pid)
-        os.kill(self._server.pid, signal.SIGKILL)
+        self._signal(signal.SIGKILL)
         self._life.close()
         for path in left:
             path.unlink(missing_ok=True)
@@ -164,10 +168,11 @@ def trouble(
     while time.monotonic() < until:
         time.sleep(chance.uniform(0.2, 4))
         name = chance.choice(list(possible))
-        tell(name)
-        with possible[name]():
-            time.sleep(chance.uniform(0.1, 4))
+        if not site.has_crashed:
+            tell(name)
+            with possible[name]():
+                time.sleep(chance.uniform(0.1, 4))
         if site.has_crashed:
-            # It is not what is tested here, and one more fault to get over.
+            # Not what is tested here, but one more fault to get over.
             tell(CRASH)
             _log.warning("%s", site.revive())
