@@ -15,12 +15,14 @@ from arcface_client.backends.base import Served
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import CROP_SHAPE, Crops, Embeddings
 from arcface_client.errors import DeadlineExceededError
+from arcface_client.selection.server import RequestLimits
 from arcface_server import LocalTriton
 from processes import wait_until
 from proxy import Proxy
 from siblings import NAME, PLAN, QUICK, InThisProcess, tiny_embeddings, write_siblings
 
 Ways = tuple[Proxy, Proxy]
+BY_NETWORK = RequestLimits(shared_memory=False)
 CROP_BYTES = int(np.prod(CROP_SHAPE))
 
 
@@ -40,7 +42,7 @@ def ways(server: LocalTriton) -> Iterator[Ways]:
 
 @pytest.fixture
 def embedder(ways: Ways) -> Iterator[TritonBackend]:
-    with TritonBackend([way.url for way in ways], NAME, rhythm=QUICK) as backend:
+    with TritonBackend([way.url for way in ways], NAME, rhythm=QUICK, limits=BY_NETWORK) as backend:
         backend.ensure_ready()
         yield backend
 
@@ -107,7 +109,7 @@ def test_a_network_that_fails_in_the_middle_leaves_the_rest_to_the_next_server_a
 def test_a_single_way_that_is_cut_for_a_moment_loses_nothing(
     ways: Ways, crops: Crops, truth: Embeddings
 ) -> None:
-    with TritonBackend(ways[0].url, NAME) as embedder:
+    with TritonBackend(ways[0].url, NAME, limits=BY_NETWORK) as embedder:
         embedder.ensure_ready()
         embeddings, served = in_the_middle(embedder, crops, ways[0], ways[0].cut, lasts_s=0.3)
         np.testing.assert_allclose(embeddings, truth, atol=1e-6)
@@ -118,7 +120,7 @@ def test_a_single_way_that_is_cut_for_a_moment_loses_nothing(
 def test_a_single_way_that_swallows_everything_is_waited_for_until_the_deadline(
     ways: Ways, crops: Crops
 ) -> None:
-    with TritonBackend(ways[0].url, NAME, rhythm=QUICK) as embedder:
+    with TritonBackend(ways[0].url, NAME, rhythm=QUICK, limits=BY_NETWORK) as embedder:
         embedder.ensure_ready()
         started = time.monotonic()
         with (
@@ -134,7 +136,11 @@ def test_a_way_that_swallows_everything_leaves_the_rest_to_this_process(
     ways: Ways, crops: Crops, truth: Embeddings, tmp_path: Path
 ) -> None:
     with TritonBackend(
-        ways[0].url, NAME, rhythm=QUICK, last_resort=lambda release: InThisProcess(tmp_path, release)
+        ways[0].url,
+        NAME,
+        rhythm=QUICK,
+        limits=BY_NETWORK,
+        last_resort=lambda release: InThisProcess(tmp_path, release),
     ) as embedder:
         embedder.ensure_ready()
         embeddings, served = in_the_middle(embedder, crops, ways[0], ways[0].black_hole)
