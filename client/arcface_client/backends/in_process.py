@@ -109,7 +109,11 @@ class InProcessBackend(EmbeddingBackend):
         while True:
             with self._in_use(job.deadline) as serving:
                 before, started = job.missing, time.perf_counter()
-                error = _embed(serving.model, job)
+                error = None
+                try:
+                    serving.model.run(job)
+                except DeploymentError as failure:
+                    error = failure
                 done = before - job.missing
                 if done:
                     sources.append(serving.source(done))
@@ -229,14 +233,3 @@ class _Serving:
     def free_if_idle(self) -> None:
         if self.dropped and not self.users:
             self.model.runtime.close()
-
-
-def _embed(model: LocalModel, job: Job) -> DeploymentError | None:
-    """Embed what a job misses, batch by batch; what the model fails with is given back."""
-    for part in job.parts(model.batch_size):
-        job.deadline.remaining_s()
-        try:
-            job.fill(part, model.runtime.embed(job.crops[part]))
-        except DeploymentError as error:
-            return error
-    return None

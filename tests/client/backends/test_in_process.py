@@ -14,7 +14,13 @@ from arcface_client.backends.base import Refusal, Source
 from arcface_client.backends.in_process import InProcessBackend
 from arcface_client.backends.local_model import LocalCandidate, LocalModel
 from arcface_client.contract import Crops, Embeddings
-from arcface_client.errors import ClientClosedError, DeadlineExceededError, DeploymentError, InputError
+from arcface_client.errors import (
+    ClientClosedError,
+    DeadlineExceededError,
+    DeploymentError,
+    InputError,
+    ServerError,
+)
 from arcface_client.golden import golden_crops
 from arcface_client.identity import EmbeddingIdentity
 from arcface_client.runtimes.base import Runtime
@@ -137,6 +143,43 @@ def test_a_model_that_fails_in_the_middle_leaves_the_rest_to_the_next(
     assert "failed on a batch of 8" in served.refusals[0].reason
     _, later = backend.encode(crops[:1], return_source=True)
     assert [source.model for source in later.sources] == ["good"]
+
+
+class Degrading:
+    """ONNX Runtime whose answers to anything but the golden crops are spoilt."""
+
+    def __init__(self, path: Path, spoil: Callable[[Embeddings], Embeddings]) -> None:
+        self._runtime, self._spoil = OnnxRuntime(path), spoil
+
+    def embed(self, crops: Crops) -> Embeddings:
+        embeddings = self._runtime.embed(crops)
+        return embeddings if np.array_equal(crops, golden_crops()) else self._spoil(embeddings)
+
+    def close(self) -> None:
+        self._runtime.close()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda embeddings: embeddings * np.float32("nan"), "NaN or infinite values"),
+        (lambda embeddings: embeddings[:1], r"shape \(1, 512\); expected \(3, 512\)"),
+    ],
+    ids=["NaN", "too few"],
+)
+def test_what_are_no_embeddings_is_never_handed_out(
+    spoil: Callable[[Embeddings], Embeddings], message: str, save: Callable[..., Path], crops: Crops
+) -> None:
+    path = save("model")
+    bad = candidate(path, runtime=lambda path: Degrading(path, spoil))
+
+    with pytest.raises(ServerError, match=message):
+        InProcessBackend("onnxruntime", [bad]).encode(crops[:3])
+
+    both = InProcessBackend("onnxruntime", [bad, candidate(save("second"))])
+    embeddings, served = both.encode(crops[:3], return_source=True)
+    np.testing.assert_allclose(embeddings, embed(path, crops[:3]), atol=1e-6)
+    assert [source.model for source in served.sources] == ["second"]
 
 
 def test_the_last_one_that_fails_is_tried_again_by_the_next_call(
