@@ -159,7 +159,7 @@ class InProcessBackend(EmbeddingBackend):
         raise self._exhausted()
 
     def _load(self, candidate: LocalCandidate) -> _Serving:
-        model = candidate.load()
+        model = candidate.load(self._identity)
         try:
             conflict = self._identity and self._identity.conflict(model.identity)
             if conflict:

@@ -86,8 +86,9 @@ class LocalCandidate:
 
     Attributes:
         name: What a person calls it, as "arcface_r100_onnx on CPUExecutionProvider".
-        load: Loads it; raises a DeploymentError when something has to be mended first.
+        load: Loads the newest version that does not conflict with an identity (None: the newest of all);
+            raises a DeploymentError when something has to be mended first.
     """
 
     name: str
-    load: Callable[[], LocalModel]
+    load: Callable[[EmbeddingIdentity | None], LocalModel]

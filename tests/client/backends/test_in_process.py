@@ -10,9 +10,13 @@ import numpy as np
 import onnx
 import pytest
 
+from arcface_builder.build import build
+from arcface_builder.sources import OnnxFile
 from arcface_client.backends.base import Refusal, Source
 from arcface_client.backends.in_process import InProcessBackend
 from arcface_client.backends.local_model import LocalCandidate, LocalModel
+from arcface_client.backends.onnxruntime import onnx_candidate
+from arcface_client.backends.repository import LocalModels
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import (
     ClientClosedError,
@@ -25,6 +29,8 @@ from arcface_client.golden import golden_crops
 from arcface_client.identity import EmbeddingIdentity
 from arcface_client.runtimes.base import Runtime
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
+from arcface_client.runtimes.providers import CPU
+from exports import save_for_insightface
 from tiny import tiny_serving_graph
 
 A, B = EmbeddingIdentity(source_sha256="a" * 64), EmbeddingIdentity(source_sha256="b" * 64)
@@ -47,7 +53,7 @@ def candidate(
     batch_size: int = 8,
     runtime: Callable[[Path], Runtime] = OnnxRuntime,
 ) -> LocalCandidate:
-    def load() -> LocalModel:
+    def load(_: EmbeddingIdentity | None) -> LocalModel:
         return LocalModel(
             runtime=runtime(path),
             backend="onnxruntime",
@@ -202,6 +208,22 @@ def test_a_candidate_of_another_source_model_never_takes_over(
 
     with pytest.raises(DeploymentError, match=r"theirs: .* is of another source model, SHA-256 bbbbbbbbbbbb"):
         backend.encode(poisoned(crops, at=3))
+
+
+def test_a_fallback_takes_the_newest_version_of_the_identity_in_use(
+    save: Callable[..., Path], crops: Crops, models: Path, tmp_path: Path
+) -> None:
+    repository = LocalModels(models)
+    ours = repository.onnx("small")
+    first = candidate(save("first", poison=True), identity=ours.record.identity())
+    backend = InProcessBackend("onnxruntime", [first, onnx_candidate(repository, "small", CPU)])
+    backend.ensure_ready()
+
+    build(OnnxFile(save_for_insightface(tmp_path, seed=1)), name="small", repository=models)
+    embeddings, served = backend.encode(poisoned(crops, at=0), return_source=True)
+
+    assert [(source.model, source.version) for source in served.sources] == [("small_onnx", 1)]
+    np.testing.assert_allclose(embeddings, embed(ours.path, poisoned(crops, at=0)), atol=1e-6)
 
 
 def test_a_model_that_drifts_from_its_reference_is_refused_with_the_figure(
