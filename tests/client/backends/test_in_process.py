@@ -12,10 +12,11 @@ import pytest
 
 from arcface_builder.build import build
 from arcface_builder.sources import OnnxFile
-from arcface_client.backends.base import Refusal, Source
+from arcface_client.backends.base import Refusal, Served, Source
 from arcface_client.backends.in_process import InProcessBackend
 from arcface_client.backends.local_model import LocalCandidate, LocalModel
 from arcface_client.backends.onnxruntime import onnx_candidate
+from arcface_client.backends.refused import WAIT_S
 from arcface_client.backends.repository import LocalModels
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import (
@@ -31,6 +32,7 @@ from arcface_client.runtimes.base import Runtime
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_client.runtimes.providers import CPU
 from exports import save_for_insightface
+from processes import wait_until
 from tiny import tiny_serving_graph
 
 A, B = EmbeddingIdentity(source_sha256="a" * 64), EmbeddingIdentity(source_sha256="b" * 64)
@@ -186,6 +188,61 @@ def test_what_are_no_embeddings_is_never_handed_out(
     embeddings, served = both.encode(crops[:3], return_source=True)
     np.testing.assert_allclose(embeddings, embed(path, crops[:3]), atol=1e-6)
     assert [source.model for source in served.sources] == ["second"]
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def models_of(served: Served) -> list[str]:
+    return [source.model for source in served.sources]
+
+
+def test_ensure_ready_takes_back_what_failed_for_a_moment(
+    save: Callable[..., Path], crops: Crops, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = candidate(save("first", poison=True)), candidate(save("second"))
+    backend = InProcessBackend("onnxruntime", [first, second], clock=Clock())
+    assert models_of(backend.encode(poisoned(crops[:3], at=0), return_source=True)[1]) == ["second"]
+    assert models_of(backend.encode(poisoned(crops[:3], at=0)[1:], return_source=True)[1]) == ["second"]
+
+    with caplog.at_level(logging.WARNING):
+        backend.ensure_ready()
+    _, served = backend.encode(poisoned(crops[:3], at=0)[1:], return_source=True)
+
+    assert models_of(served) == ["first"]
+    assert not served.fell_back
+    assert "first serves again, instead of second" in caplog.text
+
+
+def test_what_failed_is_taken_back_after_a_while_and_no_call_waits_for_it(
+    save: Callable[..., Path], crops: Crops
+) -> None:
+    loaded, go, clock = threading.Semaphore(1), threading.Event(), Clock()
+
+    def load(path: Path) -> Runtime:
+        if not loaded.acquire(blocking=False):  # not the first time
+            assert go.wait(20)
+        return OnnxRuntime(path)
+
+    first = candidate(save("first", poison=True), runtime=load)
+    backend = InProcessBackend("onnxruntime", [first, candidate(save("second"))], clock=clock)
+    good = poisoned(crops[:3], at=0)[1:]
+    backend.encode(poisoned(crops[:3], at=0))
+
+    clock.now_s += WAIT_S + 1
+    _, meanwhile = backend.encode(good, return_source=True, timeout_s=10)
+    assert models_of(meanwhile) == ["second"]
+    assert meanwhile.fell_back
+    go.set()
+
+    wait_until(lambda: models_of(backend.encode(good, return_source=True)[1]) == ["first"])
 
 
 def test_the_last_one_that_fails_is_tried_again_by_the_next_call(
@@ -361,6 +418,24 @@ def test_another_threads_deadline_is_kept_while_a_model_is_loading(
         finally:
             go.set()
         assert len(first.result(20)) == len(crops)
+
+
+def test_the_deadline_of_the_call_that_lets_it_load_is_kept_too(
+    save: Callable[..., Path], crops: Crops
+) -> None:
+    path, go = save("model"), threading.Event()
+
+    def load_slowly(path: Path) -> Runtime:
+        assert go.wait(20)
+        return OnnxRuntime(path)
+
+    backend = InProcessBackend("onnxruntime", [candidate(path, runtime=load_slowly)])
+    try:
+        with pytest.raises(DeadlineExceededError, match=r"whole call, 0\.05 s"):
+            backend.encode(crops, timeout_s=0.05)
+    finally:
+        go.set()
+    assert len(backend.encode(crops)) == len(crops)
 
 
 def test_threads_share_it(save: Callable[..., Path], crops: Crops) -> None:
