@@ -6,17 +6,20 @@ import concurrent.futures
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 from ..deadline import Deadline
-from ..errors import ClientClosedError, DeploymentError, InputError
+from ..errors import ArcFaceError, ClientClosedError, DeploymentError, InputError
 from ..identity import EmbeddingIdentity
 from ..job import Job
 from ..meter import Meter
-from .base import HERE as HERE
-from .base import EmbeddingBackend, Refusal, Served, Source
+from ..metrics import Metrics, PrometheusExporter
+from .base import HERE as HERE  # where others look for it
+from .base import EmbeddingBackend, Served, Source
 from .description import describe
 from .diagnostics import Diagnostics
 from .local_model import LocalCandidate
@@ -37,10 +40,12 @@ class InProcessBackend(EmbeddingBackend):
         backend: What was asked for: "tensorrt", "onnxruntime" or "pytorch".
         candidates: Models in order of preference, at least one.
         max_drift_cosine: Largest drift of the golden crops that is let pass.
+        registry: A Prometheus registry that is to have the counters.
         clock: Seconds, monotonic.
 
     Raises:
         InputError: ``max_drift_cosine`` is not above 0.
+        MissingExtraError: A registry was given, but prometheus-client is not installed.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class InProcessBackend(EmbeddingBackend):
         candidates: Sequence[LocalCandidate],
         *,
         max_drift_cosine: float = 0.001,
+        registry: Any = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if not max_drift_cosine > 0:
@@ -57,6 +63,7 @@ class InProcessBackend(EmbeddingBackend):
         self._candidates = tuple(candidates)
         self._max_drift_cosine = max_drift_cosine
         self._meter = Meter()
+        self._metrics = Metrics()
         self._lock = threading.Lock()
         self._closed = False
         self._refused = Refused(clock)
@@ -65,6 +72,11 @@ class InProcessBackend(EmbeddingBackend):
         # A thread of its own, so that no call waits for it longer than it may.
         self._loader = ThreadPoolExecutor(1, "arcface-loading")
         self._loading: Future[None] | None = None
+        self._exporter = None
+        if registry is not None:
+            self._exporter = PrometheusExporter(
+                self._metrics, lambda: self.diagnostics().candidates, registry
+            )
 
     def ensure_ready(self) -> None:
         """Load the best model that can be used, and hold it against its reference where that is known.
@@ -82,16 +94,31 @@ class InProcessBackend(EmbeddingBackend):
     def diagnostics(self) -> Diagnostics:
         """What serves, how fast, how exactly, and why not another; nothing is loaded for that."""
         # Without the lock: each of these is replaced, never changed.
-        return describe(self._backend, self._serving, self._candidates, self._refused.errors(), self._meter)
+        said = describe(self._backend, self._serving, self._candidates, self._refused.errors(), self._meter)
+        return replace(said, counters=self._metrics.snapshot())
 
     def close(self) -> None:
         """Free the model; a call that is under way in another thread still ends as it should."""
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
             self._drop()
         self._loader.shutdown()
+        if self._exporter is not None:
+            self._exporter.close()
 
     def _run(self, job: Job) -> Served:
+        started = time.perf_counter()
+        try:
+            served = self._embed(job)
+        except ArcFaceError as error:
+            self._metrics.failed(error)
+            raise
+        self._metrics.served(served, time.perf_counter() - started)
+        return served
+
+    def _embed(self, job: Job) -> Served:
         sources: list[Source] = []
         failed: dict[LocalCandidate, DeploymentError] = {}
         while True:
@@ -107,7 +134,8 @@ class InProcessBackend(EmbeddingBackend):
                     sources.append(serving.source(done))
                 if error is None:
                     self._meter.record(done, time.perf_counter() - started)
-                    return Served(tuple(sources), self._refusals(serving, failed))
+                    refusals = self._refused.refusals(self._preferred_to(serving), failed)
+                    return Served(tuple(sources), refusals)
             failed[serving.candidate] = error
             self._refuse(serving, error)
 
@@ -169,7 +197,7 @@ class InProcessBackend(EmbeddingBackend):
                 self._replace(serving)
                 return
         with self._lock:
-            raise self._exhausted()
+            raise self._refused.all_failed()
 
     def _load(self, candidate: LocalCandidate) -> Serving:
         model = candidate.load(self._identity)
@@ -200,6 +228,7 @@ class InProcessBackend(EmbeddingBackend):
         if replaced is not None:
             _log.warning("%s serves again, instead of %s", serving.candidate.name, replaced.candidate.name)
         for preferred in self._preferred_to(serving):
+            self._metrics.fell_back(type(errors[preferred]).__name__)
             _log.warning(
                 "%s serves, since %s cannot: %s", serving.candidate.name, preferred.name, errors[preferred]
             )
@@ -211,7 +240,7 @@ class InProcessBackend(EmbeddingBackend):
                 self._refused.add(serving.candidate, error)
                 self._drop()
             if self._all_left_alone():
-                raise self._exhausted()
+                raise self._refused.all_failed()
 
     def _drop(self) -> None:
         if self._serving is not None:
@@ -227,21 +256,3 @@ class InProcessBackend(EmbeddingBackend):
 
     def _preferred_to(self, serving: Serving) -> tuple[LocalCandidate, ...]:
         return self._candidates[: self._candidates.index(serving.candidate)]
-
-    def _exhausted(self) -> DeploymentError:
-        errors = self._refused.errors()
-        if len(errors) == 1:
-            return next(iter(errors.values()))
-        reasons = "; ".join(f"{candidate.name}: {error}" for candidate, error in errors.items())
-        return DeploymentError(f"Nothing can embed in this process. {reasons}")
-
-    def _refusals(
-        self, serving: Serving, failed: Mapping[LocalCandidate, DeploymentError]
-    ) -> tuple[Refusal, ...]:
-        """Why those that are preferred did not serve a call, in which some of them failed."""
-        errors = {**self._refused.errors(), **failed}
-        return tuple(
-            Refusal(candidate.name, str(errors[candidate]))
-            for candidate in self._preferred_to(serving)
-            if candidate in errors
-        )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from ..errors import DeploymentError
+from .base import Refusal
 from .local_model import LocalCandidate
 
 WAIT_S: Final = 60.0
@@ -66,3 +67,22 @@ class Refused:
     def is_due(self, candidate: LocalCandidate) -> bool:
         """Whether it failed, and may be tried again."""
         return candidate in self._failures and not self.is_left_alone(candidate)
+
+    def refusals(
+        self,
+        preferred: Sequence[LocalCandidate],
+        failed: Mapping[LocalCandidate, DeploymentError],
+    ) -> tuple[Refusal, ...]:
+        """Why candidates did not serve a call, in which some of them failed."""
+        errors = {**self.errors(), **failed}
+        return tuple(
+            Refusal(candidate.name, str(errors[candidate])) for candidate in preferred if candidate in errors
+        )
+
+    def all_failed(self) -> DeploymentError:
+        """The error to raise when nobody is left."""
+        errors = self.errors()
+        if len(errors) == 1:
+            return next(iter(errors.values()))
+        reasons = "; ".join(f"{candidate.name}: {error}" for candidate, error in errors.items())
+        return DeploymentError(f"Nothing can embed in this process. {reasons}")
