@@ -19,23 +19,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .aio import AsyncEmbeddingClient
     from .backends.aio import AsyncEmbeddingBackend
-    from .backends.base import EmbeddingBackend
+    from .backends.base import EmbeddingBackend, Served
+    from .backends.diagnostics import Diagnostics
     from .backends.factory import get_embedding_backend
     from .client import EmbeddingClient
 
 __all__ = [
     "AsyncEmbeddingBackend",
     "AsyncEmbeddingClient",
+    "Diagnostics",
     "EmbeddingBackend",
     "EmbeddingClient",
+    "Served",
     "get_embedding_backend",
 ]
 
 _MODULES = {
     "AsyncEmbeddingBackend": "backends.aio",
     "AsyncEmbeddingClient": "aio",
+    "Diagnostics": "backends.diagnostics",
     "EmbeddingBackend": "backends.base",
     "EmbeddingClient": "client",
+    "Served": "backends.base",
     "get_embedding_backend": "backends.factory",
 }
 

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from .errors import ContractError
+from .errors import ContractError, ServerError
 
 INPUT_NAME: Final = "image"
 """uint8, [N, 112, 112, 3], BGR: as OpenCV reads it and InsightFace aligns it."""
@@ -57,6 +57,31 @@ def check_tensors(model: str, inputs: Sequence[TensorSpec], outputs: Sequence[Te
         f"expected {_describe([INPUT_SPEC])} and {_describe([OUTPUT_SPEC])}. "
         "Build the model with `arcface-builder build`."
     )
+
+
+def check_shape(model: str, shape: tuple[int, ...] | None, count: int) -> None:
+    """Check the shape of what a model answered with.
+
+    Args:
+        model: The model as a person would name it, for the message.
+        shape: The shape; None when the output is not there at all.
+        count: How many crops it was given.
+
+    Raises:
+        ServerError: It is not [count, 512].
+    """
+    if shape != (count, EMBEDDING_DIM):
+        raise ServerError(f"{model} answered with shape {shape}; expected {(count, EMBEDDING_DIM)}.")
+
+
+def check_finite(model: str, embeddings: Embeddings) -> None:
+    """Check the values that a model answered with.
+
+    Raises:
+        ServerError: One of them is NaN or infinite.
+    """
+    if not np.isfinite(embeddings).all():
+        raise ServerError(f"{model} answered with NaN or infinite values; compare the model with its source.")
 
 
 def _describe(specs: Sequence[TensorSpec]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .contract import EMBEDDING_DIM, Crops, Embeddings
+from .contract import EMBEDDING_DIM, Crops, Embeddings, check_finite, check_shape
 from .deadline import Deadline
 
 
@@ -42,6 +42,12 @@ class Job:
         ]
 
     def fill(self, part: slice, embeddings: Embeddings) -> None:
-        """Take the embeddings of a part: float32 [n, 512]."""
+        """Take the embeddings of a part: float32 [n, 512].
+
+        Raises:
+            ServerError: They have another shape, or values that are not finite; nothing is taken.
+        """
+        check_shape("The model", embeddings.shape, part.stop - part.start)
+        check_finite("The model", embeddings)
         self.embeddings[part] = embeddings
         self._there[part] = True

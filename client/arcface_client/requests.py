@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from tritonclient import grpc as triton
 
 from .contract import (
@@ -18,9 +17,11 @@ from .contract import (
     Crops,
     Embeddings,
     TensorSpec,
+    check_finite,
+    check_shape,
     check_tensors,
 )
-from .errors import InputError, ServerError
+from .errors import InputError
 from .failures import Target
 from .region import Region
 
@@ -110,11 +111,7 @@ def embeddings_from(target: Target, result: Any, count: int, region: Region | No
     """
     output = result.get_output(OUTPUT_NAME)
     shape = None if output is None else tuple(output.shape)
-    if shape != (count, EMBEDDING_DIM):
-        raise ServerError(f"{target} answered with shape {shape}; expected {(count, EMBEDDING_DIM)}.")
+    check_shape(str(target), shape, count)
     embeddings: Embeddings = result.as_numpy(OUTPUT_NAME) if region is None else region.take(count)
-    if not np.isfinite(embeddings).all():
-        raise ServerError(
-            f"{target} answered with NaN or infinite values; compare the model with its source."
-        )
+    check_finite(str(target), embeddings)
     return embeddings

@@ -5,13 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, TypeVar, overload
+from typing import Final, Literal, TypeVar, overload
 
 from ..contract import Embeddings
 from ..crops import Color, CropsLike, as_batch
 from ..deadline import Deadline
 from ..job import Job
 from .diagnostics import Diagnostics
+
+HERE: Final = "this process"
+"""Where a source in this process is."""
 
 Backend = TypeVar("Backend", bound="EmbeddingBackend")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from ..devices import Device, read_device
 from ..errors import ConfigError, InputError
@@ -18,6 +19,8 @@ from .onnxruntime import onnx_candidate, provider_order
 from .repository import LocalModels
 from .tensorrt import plan_candidate, switched_off
 
+_log = logging.getLogger(__name__)
+
 _KEYS: Final = {key.replace(".", "_"): key for key in KEYS}
 """Every setting as a keyword argument, as "triton_url" for triton.url."""
 
@@ -29,6 +32,7 @@ def get_embedding_backend(
     allow_cpu_fallback: bool = True,
     *,
     config: str | Path | None = None,
+    registry: Any = None,
     **settings: object,
 ) -> EmbeddingBackend:
     """Make an embedder; ``ensure_ready`` then loads what it needs, and ``encode`` embeds.
@@ -44,18 +48,22 @@ def get_embedding_backend(
             (in this process), or "triton" (a server); None leaves it to ``embedding.backend``.
         device: Where to compute in this process: "cpu", "cuda", "cuda:N", or "auto" for the best provider of
             ONNX Runtime that is there. A TensorRT plan runs on a GPU whatever it says, the first unless it
-            names another.
+            names another. A server computes on what its own configuration says.
         tensorrt_config: File of the settings of TensorRT; None leaves it to ``embedding.tensorrt_config``.
         allow_cpu_fallback: Let ONNX Runtime on the CPU of this process stand in for what cannot be used;
             never silently: a warning is logged, and ``encode(..., return_source=True)`` and ``diagnostics()``
             say so.
         config: File of the settings; None takes ``config/pipeline/embedding.yaml`` where that exists.
+        registry: A Prometheus registry that is to have the counters (extra ``metrics``), as
+            ``prometheus_client.REGISTRY``; one embedder a registry.
         **settings: Any setting, by its key with "_" for ".": ``triton_url="localhost:8001"``. It goes before
             the environment and the file.
 
     Raises:
-        InputError: There is no such type of backend, device or setting.
+        InputError: There is no such type of backend, device or setting, or a setting is out of its range.
         ConfigError: A file or variable cannot be used.
+        MissingExtraError: A registry was given, but prometheus-client is not installed, or the best
+            provider is asked for (device "auto"), but ONNX Runtime is not.
     """
     if backend_type not in (None, *BACKEND_TYPES):
         raise InputError(f"backend_type is {backend_type!r}; expected one of {', '.join(BACKEND_TYPES)}.")
@@ -66,28 +74,46 @@ def get_embedding_backend(
     arguments["embedding.backend"] = backend_type or arguments.get("embedding.backend")
     arguments["embedding.tensorrt_config"] = tensorrt_config or arguments.get("embedding.tensorrt_config")
     read = load_pipeline_settings(None if config is None else Path(config), arguments=arguments)
-    return make_backend(read, where, allow_cpu_fallback=allow_cpu_fallback)
+    return make_backend(read, where, allow_cpu_fallback=allow_cpu_fallback, registry=registry)
 
 
 def make_backend(
-    settings: PipelineSettings, device: Device, *, allow_cpu_fallback: bool = True
+    settings: PipelineSettings, device: Device, *, allow_cpu_fallback: bool = True, registry: Any = None
 ) -> EmbeddingBackend:
-    """Make an embedder by settings that were read.
+    """Make an embedder by settings that were read; see ``get_embedding_backend``.
 
     Raises:
+        InputError: A setting is out of its range.
         ConfigError: The settings of TensorRT cannot be used, or leave no candidate.
+        MissingExtraError: What the settings ask for needs a package that is not installed.
     """
     embedding = settings.embedding
     if embedding.backend == "triton":
-        return _triton(settings, allow_cpu_fallback)
+        _say_what_is_not_used(embedding, device)
+        return _triton(settings, allow_cpu_fallback, registry)
     return InProcessBackend(
         embedding.backend,
         _local_candidates(embedding, device, allow_cpu_fallback),
         max_drift_cosine=embedding.max_drift_cosine,
+        registry=registry,
     )
 
 
-def _triton(settings: PipelineSettings, allow_cpu_fallback: bool) -> EmbeddingBackend:
+def _say_what_is_not_used(settings: EmbeddingSettings, device: Device) -> None:
+    given = {"embedding.providers": ", ".join(settings.providers)}
+    if device.kind != "cpu":
+        given["device"] = str(device)
+    for name, value in given.items():
+        if value:
+            _log.warning(
+                "%s is %s, which backend triton does not use: each model's config.pbtxt says where the "
+                "server runs it, and what stands in for the server runs on the CPU",
+                name,
+                value,
+            )
+
+
+def _triton(settings: PipelineSettings, allow_cpu_fallback: bool, registry: Any) -> EmbeddingBackend:
     from ..selection.server import RequestLimits
     from .triton import TritonBackend
 
@@ -116,6 +142,7 @@ def _triton(settings: PipelineSettings, allow_cpu_fallback: bool) -> EmbeddingBa
         ),
         rhythm=server.rhythm,
         shadow_rate=server.shadow_rate,
+        registry=registry,
     )
 
 

@@ -2,44 +2,60 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Final
+from dataclasses import replace
+from typing import Any
 
 from ..deadline import Deadline
-from ..errors import ClientClosedError, DeploymentError, DriftError, InputError
+from ..errors import ArcFaceError, ClientClosedError, DeploymentError, InputError
 from ..identity import EmbeddingIdentity
 from ..job import Job
 from ..meter import Meter
-from .base import EmbeddingBackend, Refusal, Served, Source
-from .diagnostics import CandidateReport, Diagnostics, Validation
-from .local_model import LocalCandidate, LocalModel
+from ..metrics import Metrics, PrometheusExporter
+from .base import HERE as HERE  # where others look for it
+from .base import EmbeddingBackend, Served, Source
+from .description import describe
+from .diagnostics import Diagnostics
+from .local_model import LocalCandidate
+from .refused import Refused
+from .serving import Serving
 
 _log = logging.getLogger(__name__)
-
-HERE: Final = "this process"
 
 
 class InProcessBackend(EmbeddingBackend):
     """Embeds with the first of its candidates that can be used; a model that fails gives way to the next.
 
-    The first model that is loaded settles the identity of all embeddings to come: a candidate of another
-    one is refused for as long as this object lives.
+    What failed is tried again: by ``ensure_ready``, and after a while in the background, while the next one
+    serves. The first model that is loaded settles the identity of all embeddings to come: a candidate of
+    another one is refused for as long as this object lives.
 
     Args:
         backend: What was asked for: "tensorrt", "onnxruntime" or "pytorch".
         candidates: Models in order of preference, at least one.
         max_drift_cosine: Largest drift of the golden crops that is let pass.
+        registry: A Prometheus registry that is to have the counters.
+        clock: Seconds, monotonic.
 
     Raises:
         InputError: ``max_drift_cosine`` is not above 0.
+        MissingExtraError: A registry was given, but prometheus-client is not installed.
     """
 
     def __init__(
-        self, backend: str, candidates: Sequence[LocalCandidate], *, max_drift_cosine: float = 0.001
+        self,
+        backend: str,
+        candidates: Sequence[LocalCandidate],
+        *,
+        max_drift_cosine: float = 0.001,
+        registry: Any = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if not max_drift_cosine > 0:
             raise InputError(f"max_drift_cosine is {max_drift_cosine}; expected a number above 0.")
@@ -47,115 +63,144 @@ class InProcessBackend(EmbeddingBackend):
         self._candidates = tuple(candidates)
         self._max_drift_cosine = max_drift_cosine
         self._meter = Meter()
+        self._metrics = Metrics()
         self._lock = threading.Lock()
         self._closed = False
-        self._errors: Mapping[LocalCandidate, DeploymentError] = {}  # replaced, never changed
-        self._serving: _Serving | None = None
+        self._refused = Refused(clock)
+        self._serving: Serving | None = None
         self._identity: EmbeddingIdentity | None = None
+        # A thread of its own, so that no call waits for it longer than it may.
+        self._loader = ThreadPoolExecutor(1, "arcface-loading")
+        self._loading: Future[None] | None = None
+        self._exporter = None
+        if registry is not None:
+            self._exporter = PrometheusExporter(
+                self._metrics, lambda: self.diagnostics().candidates, registry
+            )
 
     def ensure_ready(self) -> None:
-        """Load the model, and hold it against its reference where that is known.
+        """Load the best model that can be used, and hold it against its reference where that is known.
+
+        Candidates that failed are tried again, those included that are preferred to the one that serves.
 
         Raises:
             ClientClosedError: The backend was closed.
             DeploymentError: No candidate can be used; the message has each one's reason.
         """
-        with self._in_use(Deadline(None)):
-            pass
+        with self._lock:
+            loading = self._begin_loading(afresh=True)
+        loading.result()
 
     def diagnostics(self) -> Diagnostics:
         """What serves, how fast, how exactly, and why not another; nothing is loaded for that."""
-        serving, errors = self._serving, self._errors  # without the lock, which loading holds for long
-        reports = tuple(self._report(candidate, serving, errors) for candidate in self._candidates)
-        if serving is None:
-            drift = next((report.drift for report in reports if report.drift is not None), None)
-            return Diagnostics(
-                backend=self._backend,
-                validation=Validation(
-                    drift_vs_reference=drift,
-                    reference=None if drift is None else "manifest",
-                    regression_test=None if drift is None else "failed",
-                ),
-                candidates=reports,
-            )
-        model = serving.model
-        return Diagnostics(
-            backend=model.backend,
-            model=model.model,
-            version=model.version,
-            engine_path=str(model.path),
-            precision=model.precision,
-            sm=model.sm,
-            provider=model.provider,
-            batch_size=model.batch_size,
-            throughput_fps=self._meter.throughput_fps,
-            latency_ms=self._meter.latency_ms,
-            validation=Validation(
-                drift_vs_reference=serving.drift,
-                reference="itself" if serving.drift is None else "manifest",
-                regression_test=None if serving.drift is None else "passed",
-            ),
-            candidates=reports,
-        )
+        # Without the lock: each of these is replaced, never changed.
+        said = describe(self._backend, self._serving, self._candidates, self._refused.errors(), self._meter)
+        return replace(said, counters=self._metrics.snapshot())
 
     def close(self) -> None:
         """Free the model; a call that is under way in another thread still ends as it should."""
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
             self._drop()
+        self._loader.shutdown()
+        if self._exporter is not None:
+            self._exporter.close()
 
     def _run(self, job: Job) -> Served:
+        started = time.perf_counter()
+        try:
+            served = self._embed(job)
+        except ArcFaceError as error:
+            self._metrics.failed(error)
+            raise
+        self._metrics.served(served, time.perf_counter() - started)
+        return served
+
+    def _embed(self, job: Job) -> Served:
         sources: list[Source] = []
+        failed: dict[LocalCandidate, DeploymentError] = {}
         while True:
             with self._in_use(job.deadline) as serving:
                 before, started = job.missing, time.perf_counter()
-                error = _embed(serving.model, job)
+                error = None
+                try:
+                    serving.model.run(job)
+                except DeploymentError as failure:
+                    error = failure
                 done = before - job.missing
                 if done:
                     sources.append(serving.source(done))
                 if error is None:
                     self._meter.record(done, time.perf_counter() - started)
-                    return Served(tuple(sources), self._refusals(serving))
+                    refusals = self._refused.refusals(self._preferred_to(serving), failed)
+                    return Served(tuple(sources), refusals)
+            failed[serving.candidate] = error
             self._refuse(serving, error)
 
     @contextmanager
-    def _in_use(self, deadline: Deadline) -> Iterator[_Serving]:
+    def _in_use(self, deadline: Deadline) -> Iterator[Serving]:
         """The model that serves, which is not freed meanwhile; it is loaded first where that is due."""
-        while not self._lock.acquire(timeout=deadline.remaining_s(threading.TIMEOUT_MAX)):
-            pass  # another thread is loading; the deadline ends the wait
-        try:
-            if self._closed:
-                raise ClientClosedError("The backend was closed; make another one.")
-            serving = self._serving = self._serving or self._choose()
-            serving.users += 1
-        finally:
-            self._lock.release()
+        serving = self._take(deadline)
         try:
             yield serving
         finally:
             with self._lock:
-                serving.users -= 1
-                serving.free_if_idle()
+                serving.leave()
 
-    def _choose(self) -> _Serving:
-        """Load the first candidate that can be used."""
-        if len(self._errors) == len(self._candidates):
-            self._errors = {}  # what was wrong may have been mended
+    def _take(self, deadline: Deadline) -> Serving:
+        while True:
+            with self._lock:
+                self._check_open()
+                serving = self._serving
+                loading = self._loading
+                if serving is None or any(map(self._refused.is_due, self._preferred_to(serving))):
+                    loading = self._begin_loading()
+                if serving is not None:
+                    serving.enter()
+                    return serving
+            assert loading is not None
+            while not concurrent.futures.wait([loading], deadline.remaining_s(threading.TIMEOUT_MAX)).done:
+                pass  # the deadline ends the wait
+            loading.result()
+
+    def _begin_loading(self, *, afresh: bool = False) -> Future[None]:
+        """Let the best candidate be loaded; with the lock held."""
+        self._check_open()
+        if afresh or self._loading is None or self._loading.done():
+            self._loading = self._loader.submit(self._load_best, afresh)
+        return self._loading
+
+    def _load_best(self, afresh: bool) -> None:
+        """Load the first candidate that can be used, unless it serves already.
+
+        Args:
+            afresh: Also try those that are to be left alone.
+        """
+        with self._lock:
+            # Where nobody is left, it may have been mended what was wrong.
+            afresh = afresh or (self._serving is None and self._all_left_alone())
         for candidate in self._candidates:
-            if candidate in self._errors:
-                continue
+            with self._lock:
+                self._check_open()
+                if self._serving is not None and self._serving.candidate is candidate:
+                    return
+                if not afresh and self._refused.is_left_alone(candidate):
+                    continue
             try:
                 serving = self._load(candidate)
             except DeploymentError as error:
-                self._errors = {**self._errors, candidate: error}
-                continue
-            for refused, reason in self._errors.items():
-                _log.warning("%s serves, since %s cannot: %s", candidate.name, refused.name, reason)
-            return serving
-        raise self._exhausted()
+                with self._lock:
+                    self._refused.add(candidate, error)
+            else:
+                self._replace(serving)
+                return
+        with self._lock:
+            raise self._refused.all_failed()
 
-    def _load(self, candidate: LocalCandidate) -> _Serving:
-        model = candidate.load()
+    def _load(self, candidate: LocalCandidate) -> Serving:
+        model = candidate.load(self._identity)
         try:
             conflict = self._identity and self._identity.conflict(model.identity)
             if conflict:
@@ -166,77 +211,48 @@ class InProcessBackend(EmbeddingBackend):
         except BaseException:
             model.runtime.close()
             raise
-        self._identity = self._identity or model.identity
-        return _Serving(candidate, model, drift)
+        return Serving(candidate, model, drift)
 
-    def _refuse(self, serving: _Serving, error: DeploymentError) -> None:
+    def _replace(self, serving: Serving) -> None:
+        """Let a model serve that was just loaded."""
+        with self._lock:
+            if self._closed:
+                serving.drop()
+            self._check_open()
+            replaced = self._serving
+            self._drop()
+            self._serving = serving
+            self._identity = self._identity or serving.model.identity
+            self._refused.remove(serving.candidate)
+            errors = self._refused.errors()
+        if replaced is not None:
+            _log.warning("%s serves again, instead of %s", serving.candidate.name, replaced.candidate.name)
+        for preferred in self._preferred_to(serving):
+            self._metrics.fell_back(type(errors[preferred]).__name__)
+            _log.warning(
+                "%s serves, since %s cannot: %s", serving.candidate.name, preferred.name, errors[preferred]
+            )
+
+    def _refuse(self, serving: Serving, error: DeploymentError) -> None:
         """Let a model that failed give way to the next; raises when there is none."""
         with self._lock:
             if self._serving is serving:  # and not replaced by another thread already
-                self._errors = {**self._errors, serving.candidate: error}
+                self._refused.add(serving.candidate, error)
                 self._drop()
-            if len(self._errors) == len(self._candidates):
-                raise self._exhausted()
+            if self._all_left_alone():
+                raise self._refused.all_failed()
 
     def _drop(self) -> None:
         if self._serving is not None:
-            self._serving.dropped = True
-            self._serving.free_if_idle()
+            self._serving.drop()
             self._serving = None
 
-    def _exhausted(self) -> DeploymentError:
-        if len(self._errors) == 1:
-            return next(iter(self._errors.values()))
-        reasons = "; ".join(f"{candidate.name}: {error}" for candidate, error in self._errors.items())
-        return DeploymentError(f"Nothing can embed in this process. {reasons}")
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClientClosedError("The backend was closed; make another one.")
 
-    def _refusals(self, serving: _Serving) -> tuple[Refusal, ...]:
-        preferred = self._candidates[: self._candidates.index(serving.candidate)]
-        return tuple(
-            Refusal(candidate.name, str(self._errors[candidate]))
-            for candidate in preferred
-            if candidate in self._errors
-        )
+    def _all_left_alone(self) -> bool:
+        return all(map(self._refused.is_left_alone, self._candidates))
 
-    def _report(
-        self,
-        candidate: LocalCandidate,
-        serving: _Serving | None,
-        errors: Mapping[LocalCandidate, DeploymentError],
-    ) -> CandidateReport:
-        if serving is not None and serving.candidate is candidate:
-            return CandidateReport(candidate=candidate.name, state="serving", drift=serving.drift)
-        error = errors.get(candidate)
-        if error is None:
-            return CandidateReport(candidate=candidate.name, state="standing by")
-        drift = error.drift if isinstance(error, DriftError) else None
-        return CandidateReport(candidate=candidate.name, state="refused", reason=str(error), drift=drift)
-
-
-class _Serving:
-    """The model that serves, and how many calls are using it."""
-
-    def __init__(self, candidate: LocalCandidate, model: LocalModel, drift: float | None) -> None:
-        self.candidate = candidate
-        self.model = model
-        self.drift = drift
-        self.users = 0
-        self.dropped = False
-
-    def source(self, crops: int) -> Source:
-        return Source(self.model.backend, self.model.model, self.model.version, HERE, crops)
-
-    def free_if_idle(self) -> None:
-        if self.dropped and not self.users:
-            self.model.runtime.close()
-
-
-def _embed(model: LocalModel, job: Job) -> DeploymentError | None:
-    """Embed what a job misses, batch by batch; what the model fails with is given back."""
-    for part in job.parts(model.batch_size):
-        job.deadline.remaining_s()
-        try:
-            job.fill(part, model.runtime.embed(job.crops[part]))
-        except DeploymentError as error:
-            return error
-    return None
+    def _preferred_to(self, serving: Serving) -> tuple[LocalCandidate, ...]:
+        return self._candidates[: self._candidates.index(serving.candidate)]

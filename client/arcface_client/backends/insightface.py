@@ -79,7 +79,7 @@ def insightface_candidate(
     """The reference on a provider; ``name`` tells the family of models whose reference it may be."""
     return LocalCandidate(
         f"{source} through InsightFace on {provider}",
-        lambda: load_insightface(models, name, source, provider, gpu),
+        lambda _: load_insightface(models, name, source, provider, gpu),
     )
 
 

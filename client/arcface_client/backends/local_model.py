@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from ..contract import Embeddings
-from ..errors import DriftError, ServerError
+from ..deadline import Deadline
+from ..errors import DriftError
 from ..golden import golden_crops, largest_drift
 from ..identity import EmbeddingIdentity
+from ..job import Job
 from ..runtimes.base import Runtime
 
 
@@ -45,6 +45,17 @@ class LocalModel:
     sm: str | None = None
     provider: str | None = None
 
+    def run(self, job: Job) -> None:
+        """Embed what a job misses, batch by batch; what is done before an error stays done.
+
+        Raises:
+            TransientError: The job's time is over.
+            DeploymentError: The model does not run, or gives what are no embeddings.
+        """
+        for part in job.parts(self.batch_size):
+            job.deadline.remaining_s()
+            job.fill(part, self.runtime.embed(job.crops[part]))
+
     def examine(self, max_drift_cosine: float) -> float | None:
         """Embed the golden crops.
 
@@ -55,16 +66,11 @@ class LocalModel:
             DriftError: It is above ``max_drift_cosine``.
             DeploymentError: The model does not run.
         """
-        crops = golden_crops()
-        parts = range(0, len(crops), self.batch_size)
-        embeddings = np.concatenate(
-            [self.runtime.embed(crops[start : start + self.batch_size]) for start in parts]
-        )
-        if not np.isfinite(embeddings).all():
-            raise ServerError(f"{self.path} gives NaN or infinite values; build it again.")
+        job = Job(golden_crops(), Deadline(None))
+        self.run(job)
         if self.golden is None:
             return None
-        drift = largest_drift(embeddings, self.golden)
+        drift = largest_drift(job.embeddings, self.golden)
         if not drift <= max_drift_cosine:
             raise DriftError(
                 f"{self.path} drifts by {drift:.2g} from its source model on the golden crops; expected at "
@@ -80,8 +86,9 @@ class LocalCandidate:
 
     Attributes:
         name: What a person calls it, as "arcface_r100_onnx on CPUExecutionProvider".
-        load: Loads it; raises a DeploymentError when something has to be mended first.
+        load: Loads the newest version that does not conflict with an identity (None: the newest of all);
+            raises a DeploymentError when something has to be mended first.
     """
 
     name: str
-    load: Callable[[], LocalModel]
+    load: Callable[[EmbeddingIdentity | None], LocalModel]

@@ -12,6 +12,7 @@ from ..commandline import require
 from ..contract import INPUT_NAME
 from ..devices import Device
 from ..golden import golden_crops
+from ..identity import EmbeddingIdentity
 from ..runtimes.providers import COREML, CPU, CUDA
 from .local_model import LocalCandidate, LocalModel
 from .repository import LocalModels
@@ -28,7 +29,8 @@ def onnx_candidate(
 ) -> LocalCandidate:
     """A version of ``{name}_onnx`` on a provider; None is the newest."""
     return LocalCandidate(
-        f"{name}_onnx on {provider}", lambda: load_onnx(models, name, provider, gpu, version)
+        f"{name}_onnx on {provider}",
+        lambda identity: load_onnx(models, name, provider, gpu, version, identity),
     )
 
 
@@ -52,8 +54,15 @@ def provider_order(device: Device, providers: Sequence[str], *, allow_cpu_fallba
     return [*(provider for provider in wanted if provider in available), CPU]
 
 
-def load_onnx(models: LocalModels, name: str, provider: str, gpu: int, version: int | None) -> LocalModel:
-    """Load a version of ``{name}_onnx`` on a provider; None is the newest.
+def load_onnx(
+    models: LocalModels,
+    name: str,
+    provider: str,
+    gpu: int,
+    version: int | None,
+    identity: EmbeddingIdentity | None = None,
+) -> LocalModel:
+    """Load a version of ``{name}_onnx`` on a provider; None is the newest of an identity.
 
     Raises:
         InputError: There is no such provider.
@@ -63,7 +72,7 @@ def load_onnx(models: LocalModels, name: str, provider: str, gpu: int, version: 
     from ..runtimes.onnxruntime import OnnxRuntime
     from ..runtimes.sessions import open_on
 
-    found = models.onnx(name, version)
+    found = models.onnx(name, version, identity)
     session = open_on(
         provider,
         found.path,

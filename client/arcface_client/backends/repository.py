@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from ..errors import DeploymentError, ManifestError, ModelNotFoundError
 from ..golden import GoldenReference
-from ..identity import PrecisionClass
+from ..identity import EmbeddingIdentity, PrecisionClass
 from ..manifests import (
     MODEL_FILE,
     OnnxRecord,
@@ -76,8 +76,15 @@ class LocalModels:
         names = (path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else ()
         return sorted(int(name) for name in names if name.isdecimal())
 
-    def onnx(self, name: str, version: int | None = None) -> LocalOnnx:
-        """A version of ``{name}_onnx``; None is the newest.
+    def onnx(
+        self, name: str, version: int | None = None, identity: EmbeddingIdentity | None = None
+    ) -> LocalOnnx:
+        """A version of ``{name}_onnx``.
+
+        Args:
+            name: Name of the family of models.
+            version: Its version; None is the newest.
+            identity: What the newest must not conflict with; None lets any be the newest.
 
         Raises:
             ModelNotFoundError: There is none.
@@ -91,26 +98,34 @@ class LocalModels:
                 f"There is no {wanted} in {self.root.absolute()}; run `arcface-builder build --name {name}`, "
                 "or set embedding.model and embedding.model_repository."
             )
-        number = version or versions[-1]
-        path = self.root / model / str(number) / MODEL_FILE
-        record = read_onnx_record(manifest_path(self.root, model, number))
-        _check_sha256(path, record.sha256)
-        return LocalOnnx(model=model, version=number, path=path, record=record)
+        refused = []
+        for number in reversed(versions) if version is None else (version,):
+            path = self.root / model / str(number) / MODEL_FILE
+            record = read_onnx_record(manifest_path(self.root, model, number))
+            conflict = identity.conflict(record.identity()) if identity and version is None else None
+            if conflict is None:
+                _check_sha256(path, record.sha256)
+                return LocalOnnx(model=model, version=number, path=path, record=record)
+            refused.append(f"version {number} is of {conflict}")
+        raise ModelNotFoundError(
+            f"No version of {model} in {self.root.absolute()} belongs to the embeddings so far: "
+            f"{'; '.join(refused)}. Their embeddings do not go together: make a new backend."
+        )
 
-    def plan(self, name: str, sm: str) -> LocalPlan:
-        """The newest plan for a GPU architecture that serves the same gallery as the newest ``{name}_onnx``.
+    def plan(self, name: str, sm: str, identity: EmbeddingIdentity | None = None) -> LocalPlan:
+        """The newest plan for a GPU architecture that serves a gallery.
 
         Args:
             name: Name of the family of models.
             sm: The GPU's architecture, as "90".
+            identity: The gallery's; None is that of the newest ``{name}_onnx``.
 
         Raises:
             ModelNotFoundError: There is none.
             ManifestError: What is recorded of it cannot be true.
         """
         model = name + _TRT
-        releases = self.versions(name + _ONNX)
-        newest = read_onnx_record(manifest_path(self.root, name + _ONNX, releases[-1])) if releases else None
+        wanted = identity or self._newest_identity(name)
         refused = []
         for version in reversed(self.versions(model)):
             path = manifest_path(self.root, model, version, sm)
@@ -123,7 +138,7 @@ class LocalModels:
                     f"{path} is about a plan of an ONNX model with SHA-256 {record.onnx_sha256:.12}...; "
                     f"{name}{_ONNX} version {version} has {onnx.sha256:.12}... Compile the next version."
                 )
-            conflict = newest.identity().conflict(onnx.identity()) if newest else None
+            conflict = wanted and wanted.conflict(onnx.identity(record.precision_class))
             if conflict is None:
                 file = self.root / model / str(version) / f"{name}-{record.precision}-sm{sm}.plan"
                 return LocalPlan(model=model, version=version, path=file, record=record, onnx=onnx)
@@ -167,6 +182,14 @@ class LocalModels:
             if reference is not None and reference.source_sha256 == source_sha256:
                 return reference
         return None
+
+    def _newest_identity(self, name: str) -> EmbeddingIdentity | None:
+        """Of the newest ``{name}_onnx``, in any class of precision; None when there is none."""
+        releases = self.versions(name + _ONNX)
+        if not releases:
+            return None
+        record = read_onnx_record(manifest_path(self.root, name + _ONNX, releases[-1]))
+        return replace(record.identity(), precision_class=None)
 
     def _precision_class(self, model: str, version: int) -> PrecisionClass | None:
         """Of all plans of a version; None when there are none, or of both classes."""

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from ..errors import DeploymentError, MissingExtraError
+from ..identity import EmbeddingIdentity
 from .local_model import LocalCandidate, LocalModel
 from .repository import LocalModels
 
 
 def plan_candidate(models: LocalModels, name: str, gpu: int) -> LocalCandidate:
     """The newest plan of ``{name}_trt`` for a GPU."""
-    return LocalCandidate(f"{name}_trt on cuda:{gpu}", lambda: load_plan(models, name, gpu))
+    return LocalCandidate(
+        f"{name}_trt on cuda:{gpu}", lambda identity: load_plan(models, name, gpu, identity)
+    )
 
 
 def switched_off(name: str) -> LocalCandidate:
     """What stands for the plan where the settings keep TensorRT out."""
 
-    def refuse() -> LocalModel:
+    def refuse(_: EmbeddingIdentity | None) -> LocalModel:
         raise DeploymentError("TensorRT is switched off: arcface_tensorrt.enabled is false; set it to auto.")
 
     return LocalCandidate(f"{name}_trt", refuse)
 
 
-def load_plan(models: LocalModels, name: str, gpu: int) -> LocalModel:
-    """Load the newest plan for a GPU.
+def load_plan(
+    models: LocalModels, name: str, gpu: int, identity: EmbeddingIdentity | None = None
+) -> LocalModel:
+    """Load the newest plan for a GPU, of an identity or (None) that of the newest ONNX model.
 
     Raises:
         MissingExtraError: TensorRT or CUDA's Python package is not installed.
@@ -49,7 +54,7 @@ def load_plan(models: LocalModels, name: str, gpu: int) -> LocalModel:
             f"There is no GPU {gpu}: CUDA sees {count}. Name another device, or use backend onnxruntime."
         )
     sm = compute_capability(gpu).replace(".", "")
-    plan = models.plan(name, sm)
+    plan = models.plan(name, sm, identity)
     plan.record.check_loadable(plan.path, tensorrt.__version__)
     runtime = TensorRt(plan.path, sha256=plan.record.sha256, device=gpu)
     return LocalModel(

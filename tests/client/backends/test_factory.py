@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from prometheus_client import CollectorRegistry
 
+import arcface_client
 from arcface_builder.reference import ReferenceEmbedder
 from arcface_builder.sources import OnnxFile
 from arcface_client import get_embedding_backend
-from arcface_client.backends.base import EmbeddingBackend
+from arcface_client.backends.base import EmbeddingBackend, Served
+from arcface_client.backends.diagnostics import Diagnostics
 from arcface_client.contract import Crops
 from arcface_client.errors import (
     ArcFaceError,
@@ -177,6 +180,50 @@ def test_a_fallback_to_the_cpu_is_a_fallback_like_any_other(
     assert " serves, since " in caplog.text
     with pytest.raises(DeploymentError, match=reason):
         make(backend_type, allow_cpu_fallback=False, **settings).ensure_ready()
+
+
+def test_calls_and_fallbacks_in_this_process_are_counted_too(make: Make, crops: Crops) -> None:
+    registry = CollectorRegistry()
+    with make("onnxruntime", "cuda:0", registry=registry) as embedder:
+        for _ in range(2):
+            embedder.encode(crops[:3])
+        counters = embedder.diagnostics().counters
+        labels = {"backend": "onnxruntime", "model": "small_onnx", "version": "1", "where": "this process"}
+        assert registry.get_sample_value("arcface_client_faces_total", labels) == 6
+        assert registry.get_sample_value("arcface_client_call_seconds_count") == 2
+        state = {"candidate": "small_onnx on CUDAExecutionProvider", "state": "refused"}
+        assert registry.get_sample_value("arcface_client_candidate", state) == 1
+    assert counters["fallbacks"] == {"DeploymentError": 1}
+    assert not list(registry.collect())
+
+    with make("onnxruntime", embedding_model="missing") as embedder:
+        with pytest.raises(ModelNotFoundError):
+            embedder.encode(crops[:1])
+        assert embedder.diagnostics().counters["errors"] == {"ModelNotFoundError": 1}
+
+
+def test_a_registry_is_passed_on_to_the_backend_of_servers(make: Make) -> None:
+    registry = CollectorRegistry()
+    with make("triton", triton_url="127.0.0.1:9", registry=registry):
+        assert list(registry.collect())
+
+
+def test_what_the_backend_of_servers_does_not_use_is_said(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    make("triton").close()
+    assert not caplog.text
+    make("triton", "cuda:1", embedding_providers=["CUDAExecutionProvider"]).close()
+    assert "device is cuda:1, which backend triton does not use" in caplog.text
+    assert "embedding.providers is CUDAExecutionProvider, which backend triton does not" in caplog.text
+
+
+def test_what_a_caller_names_is_had_from_the_package() -> None:
+    code = "import sys, arcface_client as it; print(*sorted(sys.modules));"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"grpc", "numpy"} & set(done.stdout.split())
+    assert {arcface_client.Served, arcface_client.Diagnostics} == {Served, Diagnostics}
+    assert all(getattr(arcface_client, name) for name in arcface_client.__all__)
 
 
 def test_providers_are_used_in_the_order_of_the_settings(make: Make) -> None:

@@ -10,15 +10,29 @@ import numpy as np
 import onnx
 import pytest
 
-from arcface_client.backends.base import Refusal, Source
+from arcface_builder.build import build
+from arcface_builder.sources import OnnxFile
+from arcface_client.backends.base import Refusal, Served, Source
 from arcface_client.backends.in_process import InProcessBackend
 from arcface_client.backends.local_model import LocalCandidate, LocalModel
+from arcface_client.backends.onnxruntime import onnx_candidate
+from arcface_client.backends.refused import WAIT_S
+from arcface_client.backends.repository import LocalModels
 from arcface_client.contract import Crops, Embeddings
-from arcface_client.errors import ClientClosedError, DeadlineExceededError, DeploymentError, InputError
+from arcface_client.errors import (
+    ClientClosedError,
+    DeadlineExceededError,
+    DeploymentError,
+    InputError,
+    ServerError,
+)
 from arcface_client.golden import golden_crops
 from arcface_client.identity import EmbeddingIdentity
 from arcface_client.runtimes.base import Runtime
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
+from arcface_client.runtimes.providers import CPU
+from exports import save_for_insightface
+from processes import wait_until
 from tiny import tiny_serving_graph
 
 A, B = EmbeddingIdentity(source_sha256="a" * 64), EmbeddingIdentity(source_sha256="b" * 64)
@@ -41,7 +55,7 @@ def candidate(
     batch_size: int = 8,
     runtime: Callable[[Path], Runtime] = OnnxRuntime,
 ) -> LocalCandidate:
-    def load() -> LocalModel:
+    def load(_: EmbeddingIdentity | None) -> LocalModel:
         return LocalModel(
             runtime=runtime(path),
             backend="onnxruntime",
@@ -139,6 +153,98 @@ def test_a_model_that_fails_in_the_middle_leaves_the_rest_to_the_next(
     assert [source.model for source in later.sources] == ["good"]
 
 
+class Degrading:
+    """ONNX Runtime whose answers to anything but the golden crops are spoilt."""
+
+    def __init__(self, path: Path, spoil: Callable[[Embeddings], Embeddings]) -> None:
+        self._runtime, self._spoil = OnnxRuntime(path), spoil
+
+    def embed(self, crops: Crops) -> Embeddings:
+        embeddings = self._runtime.embed(crops)
+        return embeddings if np.array_equal(crops, golden_crops()) else self._spoil(embeddings)
+
+    def close(self) -> None:
+        self._runtime.close()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda embeddings: embeddings * np.float32("nan"), "NaN or infinite values"),
+        (lambda embeddings: embeddings[:1], r"shape \(1, 512\); expected \(3, 512\)"),
+    ],
+    ids=["NaN", "too few"],
+)
+def test_what_are_no_embeddings_is_never_handed_out(
+    spoil: Callable[[Embeddings], Embeddings], message: str, save: Callable[..., Path], crops: Crops
+) -> None:
+    path = save("model")
+    bad = candidate(path, runtime=lambda path: Degrading(path, spoil))
+
+    with pytest.raises(ServerError, match=message):
+        InProcessBackend("onnxruntime", [bad]).encode(crops[:3])
+
+    both = InProcessBackend("onnxruntime", [bad, candidate(save("second"))])
+    embeddings, served = both.encode(crops[:3], return_source=True)
+    np.testing.assert_allclose(embeddings, embed(path, crops[:3]), atol=1e-6)
+    assert [source.model for source in served.sources] == ["second"]
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def models_of(served: Served) -> list[str]:
+    return [source.model for source in served.sources]
+
+
+def test_ensure_ready_takes_back_what_failed_for_a_moment(
+    save: Callable[..., Path], crops: Crops, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = candidate(save("first", poison=True)), candidate(save("second"))
+    backend = InProcessBackend("onnxruntime", [first, second], clock=Clock())
+    assert models_of(backend.encode(poisoned(crops[:3], at=0), return_source=True)[1]) == ["second"]
+    assert models_of(backend.encode(poisoned(crops[:3], at=0)[1:], return_source=True)[1]) == ["second"]
+
+    with caplog.at_level(logging.WARNING):
+        backend.ensure_ready()
+    _, served = backend.encode(poisoned(crops[:3], at=0)[1:], return_source=True)
+
+    assert models_of(served) == ["first"]
+    assert not served.fell_back
+    assert "first serves again, instead of second" in caplog.text
+
+
+def test_what_failed_is_taken_back_after_a_while_and_no_call_waits_for_it(
+    save: Callable[..., Path], crops: Crops
+) -> None:
+    loaded, go, clock = threading.Semaphore(1), threading.Event(), Clock()
+
+    def load(path: Path) -> Runtime:
+        if not loaded.acquire(blocking=False):  # not the first time
+            assert go.wait(20)
+        return OnnxRuntime(path)
+
+    first = candidate(save("first", poison=True), runtime=load)
+    backend = InProcessBackend("onnxruntime", [first, candidate(save("second"))], clock=clock)
+    good = poisoned(crops[:3], at=0)[1:]
+    backend.encode(poisoned(crops[:3], at=0))
+
+    clock.now_s += WAIT_S + 1
+    _, meanwhile = backend.encode(good, return_source=True, timeout_s=10)
+    assert models_of(meanwhile) == ["second"]
+    assert meanwhile.fell_back
+    go.set()
+
+    wait_until(lambda: models_of(backend.encode(good, return_source=True)[1]) == ["first"])
+
+
 def test_the_last_one_that_fails_is_tried_again_by_the_next_call(
     save: Callable[..., Path], crops: Crops
 ) -> None:
@@ -159,6 +265,22 @@ def test_a_candidate_of_another_source_model_never_takes_over(
 
     with pytest.raises(DeploymentError, match=r"theirs: .* is of another source model, SHA-256 bbbbbbbbbbbb"):
         backend.encode(poisoned(crops, at=3))
+
+
+def test_a_fallback_takes_the_newest_version_of_the_identity_in_use(
+    save: Callable[..., Path], crops: Crops, models: Path, tmp_path: Path
+) -> None:
+    repository = LocalModels(models)
+    ours = repository.onnx("small")
+    first = candidate(save("first", poison=True), identity=ours.record.identity())
+    backend = InProcessBackend("onnxruntime", [first, onnx_candidate(repository, "small", CPU)])
+    backend.ensure_ready()
+
+    build(OnnxFile(save_for_insightface(tmp_path, seed=1)), name="small", repository=models)
+    embeddings, served = backend.encode(poisoned(crops, at=0), return_source=True)
+
+    assert [(source.model, source.version) for source in served.sources] == [("small_onnx", 1)]
+    np.testing.assert_allclose(embeddings, embed(ours.path, poisoned(crops, at=0)), atol=1e-6)
 
 
 def test_a_model_that_drifts_from_its_reference_is_refused_with_the_figure(
@@ -296,6 +418,24 @@ def test_another_threads_deadline_is_kept_while_a_model_is_loading(
         finally:
             go.set()
         assert len(first.result(20)) == len(crops)
+
+
+def test_the_deadline_of_the_call_that_lets_it_load_is_kept_too(
+    save: Callable[..., Path], crops: Crops
+) -> None:
+    path, go = save("model"), threading.Event()
+
+    def load_slowly(path: Path) -> Runtime:
+        assert go.wait(20)
+        return OnnxRuntime(path)
+
+    backend = InProcessBackend("onnxruntime", [candidate(path, runtime=load_slowly)])
+    try:
+        with pytest.raises(DeadlineExceededError, match=r"whole call, 0\.05 s"):
+            backend.encode(crops, timeout_s=0.05)
+    finally:
+        go.set()
+    assert len(backend.encode(crops)) == len(crops)
 
 
 def test_threads_share_it(save: Callable[..., Path], crops: Crops) -> None:

@@ -200,6 +200,28 @@ def test_a_plan_of_an_older_release_serves_only_if_the_gallery_is_the_same(
         LocalModels(models).plan("small", "90")
 
 
+def test_what_is_wanted_of_an_identity_is_the_newest_without_conflict(
+    models: Path, built: Path, tmp_path: Path
+) -> None:
+    plan = write_plan(models, 1)
+    another_release(models, built / "source-0.onnx")
+    repository = LocalModels(models)
+    ours = repository.onnx("small").record.identity()
+    another_release(models, save_for_insightface(tmp_path, seed=1))
+    theirs = repository.onnx("small").record.identity()
+
+    assert repository.onnx("small").version == 3
+    assert repository.onnx("small", identity=ours).version == 2
+    assert repository.plan("small", "90", ours).path == plan
+    with pytest.raises(ModelNotFoundError, match=r"version 1 is of another source model, SHA-256"):
+        repository.plan("small", "90", theirs)
+    shutil.rmtree(models / "small_onnx/3")
+    with pytest.raises(
+        ModelNotFoundError, match=r"No version of small_onnx .* version 2 is of another.*; ver"
+    ):
+        repository.onnx("small", identity=theirs)
+
+
 def test_a_plan_of_another_onnx_model_is_not_believed(models: Path) -> None:
     write_plan(models, onnx_sha256="1" * 64)
 

@@ -6,6 +6,7 @@ import os
 import pickle
 import pickletools
 import subprocess
+import tracemalloc
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arcface_client.compare.pair_file import read_pair_file
+from arcface_client.compare.pair_pickle import Array, Dtype, Encoded
 from arcface_client.errors import PairFileError
 from arcface_client.images import decode_crop
 from pair_files import PYTHON_2, PYTHON_2_TEXT, as_opencv, pairs
@@ -110,6 +112,109 @@ def test_no_way_of_naming_code_gets_through(tmp_path: Path, opcodes: bytes) -> N
         read_pair_file(written(tmp_path, opcodes))
 
 
+ENCODE, NDARRAY, DTYPE = b"c_codecs\nencode\n", b"cnumpy\nndarray\n", b"cnumpy\ndtype\n"
+SCALAR, FROM_BUFFER = b"cnumpy.core.multiarray\nscalar\n", b"cnumpy.core.numeric\n_frombuffer\n"
+
+
+def of_pairs(*, images: bytes = b"](C\x01aC\x01be", truths: bytes = b"]\x88a") -> bytes:
+    """The operations of a set of one pair, with images or truths of one's own."""
+    return b"\x80\x02" + images + truths + b"\x86."
+
+
+@pytest.mark.parametrize("name", [ENCODE, NDARRAY, DTYPE, SCALAR, FROM_BUFFER])
+def test_a_stand_in_cannot_be_changed(tmp_path: Path, name: bytes) -> None:
+    kinds = [Array, Dtype, Encoded, *Array.__subclasses__()]
+    before = [dict(vars(kind)) for kind in kinds]
+    state = b"N}X\x0c\x00\x00\x00__defaults__X\x06\x00\x00\x00latin1\x85s\x86"
+    state_of_attributes = b"(NX\x04\x00\x00\x00textX\x03\x00\x00\x00bad\x86t"
+    for given_state in (state, state_of_attributes):
+        with pytest.raises(PairFileError):
+            read_pair_file(written(tmp_path, b"\x80\x02" + name + given_state + b"b0]]\x86."))
+    assert [dict(vars(kind)) for kind in kinds] == before
+
+
+DEEP = b"]" * 100_000 + b"a" * 99_999
+DEEP_TUPLE = b")" + b"\x85" * 200_000
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (of_pairs(truths=NDARRAY + b")\x81"), "a pickle of something else"),
+        (of_pairs(images=b"](C\x01a" + NDARRAY + b")\x81e"), "image 1 is an array of another type"),
+        (of_pairs(images=b"](C\x01a" + ENCODE + b")\x81e"), "image 1 is Encoded"),
+        (of_pairs(truths=b"]" + SCALAR + DTYPE + b")\x81C\x01\x01\x86Ra"), "pair 0 is the same is Array"),
+        (of_pairs(truths=b"]" + DEEP + b"a"), "pair 0 is the same is list"),
+        (of_pairs(images=b"]" + DEEP + b"a"), "image 0 is list"),
+        (of_pairs(truths=b"]" + DEEP_TUPLE + b"a"), "pair 0 is the same is tuple"),
+        (of_pairs(truths=b"]}" + DEEP_TUPLE + b"Nsa"), "a pickle of something else"),
+        (pickle.dumps((IMAGES[:2], [10**6000]), 2), "pair 0 is the same is int"),
+        (
+            of_pairs(images=b"](" + b"C\x01a" * 200_002 + b"e", truths=b"](" + b"\x88" * 100_001 + b"e"),
+            "holds 100,001 pairs; expected at most 100,000",
+        ),
+    ],
+    ids=[
+        "truths without __init__",
+        "array without __init__",
+        "text without __init__",
+        "data type without __init__",
+        "deep truth",
+        "deep image",
+        "deep tuple",
+        "deep key",
+        "truth of 6,000 digits",
+        "too many pairs",
+    ],
+)
+def test_what_only_an_attacker_writes_is_one_clear_error_too(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    with pytest.raises(PairFileError, match=message):
+        read_pair_file(written(tmp_path, content))
+
+
+def test_a_small_file_cannot_become_a_large_memory(tmp_path: Path) -> None:
+    """A megabyte that is referred to a thousand times, in each way that could copy it."""
+    size = (1_000_000).to_bytes(4, "little")
+    dtype = DTYPE + b"X\x02\x00\x00\x00u1\x85R"
+    kinds = {
+        "array": FROM_BUFFER
+        + b"(B"
+        + size
+        + b"a" * 1_000_000
+        + dtype
+        + b"tRq\x000"
+        + b"]("
+        + b"h\x00" * 1000,
+        "arrays of one buffer": FROM_BUFFER
+        + b"q\x000B"
+        + size
+        + b"a" * 1_000_000
+        + b"q\x010"
+        + dtype
+        + b"q\x020]("
+        + b"h\x00h\x01h\x02\x86R" * 1000,
+        "encoded again and again": ENCODE
+        + b"q\x000X"
+        + size
+        + b"a" * 1_000_000
+        + b"X\x06\x00\x00\x00latin1\x86q\x010]("
+        + b"h\x00h\x01R" * 1000,
+    }
+    for images in kinds.values():
+        path = written(tmp_path, of_pairs(images=images + b"e", truths=b"](" + b"\x88" * 500 + b"e"))
+        tracemalloc.start()
+        try:
+            found = read_pair_file(path)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert len(found.images) == 1000
+        assert set(map(len, found.images)) == {1_000_000}
+        assert peak < 20_000_000
+
+
 def test_a_memo_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PairFileError, match="place 4294967280 of a memo"):
         read_pair_file(written(tmp_path, b"\x80\x02]r\xf0\xff\xff\xff."))
@@ -141,7 +246,7 @@ def test_what_is_no_set_is_one_clear_error(tmp_path: Path, content: Any, message
 
 def test_a_class_of_another_module_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PairFileError, match=r"names collections\.OrderedDict"):
-        read_pair_file(written(tmp_path, OrderedDict(images=IMAGES), 4))
+        read_pair_file(written(tmp_path, OrderedDict(), 4))
 
 
 @pytest.mark.parametrize("missing", [1, 100, 5000])

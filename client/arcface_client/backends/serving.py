@@ -1,0 +1,45 @@
+"""A model that serves, for as long as a call uses it."""
+
+from __future__ import annotations
+
+from .base import HERE, Source
+from .local_model import LocalCandidate, LocalModel
+
+
+class Serving:
+    """The model that serves, and how many calls are using it. One thread at a time may change it.
+
+    Args:
+        candidate: Whose model it is.
+        model: The model.
+        drift: Largest drift of its golden crops; None when nobody knows.
+    """
+
+    def __init__(self, candidate: LocalCandidate, model: LocalModel, drift: float | None) -> None:
+        self.candidate = candidate
+        self.model = model
+        self.drift = drift
+        self._users = 0
+        self._dropped = False
+
+    def source(self, crops: int) -> Source:
+        """It as the source of some crops."""
+        return Source(self.model.backend, self.model.model, self.model.version, HERE, crops)
+
+    def enter(self) -> None:
+        """A call begins to use it."""
+        self._users += 1
+
+    def leave(self) -> None:
+        """A call is done with it."""
+        self._users -= 1
+        self._free_if_idle()
+
+    def drop(self) -> None:
+        """No further call will use it; it is freed when the last one is done."""
+        self._dropped = True
+        self._free_if_idle()
+
+    def _free_if_idle(self) -> None:
+        if self._dropped and not self._users:
+            self.model.runtime.close()
