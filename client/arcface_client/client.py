@@ -24,6 +24,7 @@ from .requests import (
     infer_arguments,
     runs,
     served_model,
+    version_from,
 )
 from .status import ServerStatus, models_from_index
 from .under_way import Request
@@ -73,6 +74,7 @@ class EmbeddingClient:
         self._request_timeout_s = request_timeout_s
         self._max_in_flight = max_in_flight
         self._served: ServedModel | None = None
+        self._answered_by: int | None = None
         self._shares = connection is not None
         self._connection = connection or Connection(url, tls)
 
@@ -171,6 +173,11 @@ class EmbeddingClient:
         served = self._served
         return None if served is None else served.max_batch_size
 
+    @property
+    def answered_by(self) -> int | None:
+        """The version that answered last; None before the first call, or when the server does not say."""
+        return self._answered_by
+
     def __enter__(self) -> EmbeddingClient:
         return self
 
@@ -252,6 +259,7 @@ class EmbeddingClient:
             with request.reading(), self._explaining(request.timeout_s):
                 answer = result()
                 self._connection.answered()
+                self._answered_by = version_from(self._target, answer)
                 return embeddings_from(self._target, answer, len(request.crops), request.region)
         except ServerUnavailableError:
             if memory is not None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from ..errors import ArcFaceError, DeploymentError, TransientError
+from ..errors import ArcFaceError, DeploymentError, ModelLoadingError, TransientError
 from .breaker import Breaker, BreakerLimits
 from .candidates import Candidate
 from .examination import Evidence, Finding, OtherIdentityError
+from .loads import Loads
 from .server import Server
 
 
@@ -42,6 +43,9 @@ class Contender:
         self.candidate = candidate
         self.server = server
         self.client = server.client(candidate.model, candidate.version)
+        self.version = candidate.version
+        """The version that was examined; for a pin without one, the one that answered."""
+        self.loads = Loads()
         self.breaker = Breaker(rhythm.breaker)
         self.finding: Finding | None = None
         self.error: ArcFaceError | None = DeploymentError("not examined yet")
@@ -50,7 +54,6 @@ class Contender:
         """Live crops that it was wrong on."""
         self._rhythm = rhythm
         self._examine_at = -math.inf
-        self._inferences = 0
 
     def __str__(self) -> str:
         return str(self.candidate)
@@ -65,6 +68,7 @@ class Contender:
         """Take the result of an examination, and what speaks against it."""
         self.finding = finding
         self.error = None
+        self.loads.answered(len(finding.embeddings), self.loads.begin())
         self.breaker.probed(good=objection is None)
         # What belongs to another gallery does not change its mind as what is broken may.
         steady = objection is None or isinstance(objection, OtherIdentityError)
@@ -87,14 +91,11 @@ class Contender:
         self._examine_at = -math.inf
         self._out(error)
 
-    def has_served(self, inferences: int) -> None:
-        """Take how often its server says that it has served since it was loaded.
-
-        Less than before tells of a reload, which the list of models need not show.
-        """
-        if inferences < self._inferences:
-            self._examine_at = -math.inf
-        self._inferences = inferences
+    def loaded_anew(self) -> None:
+        """Its server has loaded it again: it is out until it is proved, which counts as no failure."""
+        self._examine_at = -math.inf
+        if self.error is None:
+            self.error = ModelLoadingError("the server has loaded it anew; it has to be examined first")
 
     def failed(self, error: ArcFaceError, *, certain: bool) -> None:
         """A call failed; ``certain`` when there is no doubt that the next one would, too."""
@@ -103,6 +104,7 @@ class Contender:
         self.breaker.failed(certain=certain)
         if self.breaker.state == "open":
             self.error = error
+            self.version = self.candidate.version
             # Whatever comes back there has to be proved anew.
             self._examine_at = -math.inf
 
@@ -113,3 +115,4 @@ class Contender:
             self.breaker.probed(good=False)
         self.error = error
         self.finding = None
+        self.version = self.candidate.version
