@@ -22,7 +22,7 @@ class Loads:
         return self._look
 
     def answered(self, crops: int, begun: int) -> None:
-        """So many crops of a call were answered; of a call that began before the last look, some are counted."""
+        """Note crops of a call; of one that began before the last look, some may be counted already."""
         with self._lock:
             if begun == self._look:
                 self._least += crops
