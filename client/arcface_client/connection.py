@@ -92,8 +92,7 @@ class Connection:
             raise InputError("retries and shared_memory are both True; expected at most one of them.")
         self.url = url
         self.closed = False
-        self.dropped: str | None = None
-        """Why it was dropped, the last time."""
+        self._dropped: str | None = None
         self._answered_at = -math.inf
         self._arguments = triton_arguments(url, tls, retries=retries)
         self._lock = threading.Lock()
@@ -107,11 +106,15 @@ class Connection:
         with self._lock:
             if self.closed:
                 return
-            self.dropped = why
+            self._dropped = why
             hung = self.triton, self._questions
             self.triton, self._questions = (triton.InferenceServerClient(**self._arguments) for _ in hung)
         for client in hung:
             client.close()
+
+    def why_dropped(self, server: Any) -> str | None:
+        """Why one of tritonclient's clients, which was ``triton`` once, was dropped; None when it was not."""
+        return None if server is self.triton else self._dropped
 
     def close(self) -> None:
         """End it; calls that are under way fail."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
+from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
@@ -15,6 +19,20 @@ from arcface_client.selection.server import RequestLimits
 from fake_triton import FakeTriton, served
 
 CROPS = np.zeros((3, *CROP_SHAPE), np.uint8)
+
+
+class SecretiveTriton(FakeTriton):
+    """Does not say what models it has, while it is told not to."""
+
+    def __init__(self) -> None:
+        super().__init__(model="fake_onnx")
+        self.lists = threading.Event()
+        self.lists.set()
+
+    def RepositoryIndex(self, request: Any, context: grpc.ServicerContext) -> Any:
+        self.lists.wait(20)
+        return super().RepositoryIndex(request, context)
+
 
 Servers = tuple[FakeTriton, str, str]
 
@@ -68,3 +86,18 @@ def test_an_impatient_caller_takes_nobody_out(servers: Servers) -> None:
         first.answers.set()
         _, report = embedder.encode(CROPS, return_source=True)
     assert report.sources[0].where == one
+
+
+def test_the_question_after_a_failure_does_not_outlast_the_call() -> None:
+    fake = SecretiveTriton()
+    with served(fake) as url, TritonBackend(url, "fake") as embedder:
+        embedder.ensure_ready()
+        fake.lists.clear()
+        fake.failures = [grpc.StatusCode.INTERNAL]
+        started = time.monotonic()
+        try:
+            with pytest.raises(DeadlineExceededError, match=r"the whole call, 0\.2 s, is over"):
+                embedder.encode(CROPS, timeout_s=0.2)
+            assert time.monotonic() - started < 0.9, "the question alone may take a second"
+        finally:
+            fake.lists.set()
