@@ -23,7 +23,7 @@ from ..job import Job
 from .contender import Contender
 
 RECONNECT_S: Final = 1.0
-"""How long a call without a deadline that nobody served yet keeps asking for servers that are gone, in seconds."""
+"""How long a call without a deadline, unserved, keeps asking when every server is gone, in seconds."""
 
 MARGIN_S: Final = 0.02
 """A request that is given the rest of a call's time may end this much before it."""

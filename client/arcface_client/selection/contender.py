@@ -5,8 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from ..errors import ArcFaceError, DeploymentError, ModelLoadingError, TransientError
-from .breaker import Breaker, BreakerLimits
+from ..errors import (
+    ArcFaceError,
+    DeadlineExceededError,
+    DeploymentError,
+    DriftError,
+    ModelLoadingError,
+    TransientError,
+)
+from .breaker import Breaker, BreakerLimits, check_seconds
 from .candidates import Candidate
 from .examination import Evidence, Finding, OtherIdentityError
 from .loads import Loads
@@ -22,7 +29,8 @@ class Rhythm:
         liveness_s: Between two questions to a server with calls under way whether it is alive, and how long
             it may take to answer.
         prove_again_s: Between two golden checks of a candidate that passed, or is of another identity.
-        refused_again_s: Between two golden checks of one that did not pass.
+        refused_again_s: Between two golden checks of one that did not pass, or not in time.
+        examination_s: How long an examination of one may take.
         breaker: When a candidate is left alone, and taken back.
     """
 
@@ -30,7 +38,11 @@ class Rhythm:
     liveness_s: float = 1.0
     prove_again_s: float = 300.0
     refused_again_s: float = 30.0
+    examination_s: float = 10.0
     breaker: BreakerLimits = field(default_factory=BreakerLimits)
+
+    def __post_init__(self) -> None:
+        check_seconds(self)
 
 
 class Contender:
@@ -54,13 +66,14 @@ class Contender:
         """Live crops that it was wrong on."""
         self._rhythm = rhythm
         self._examine_at = -math.inf
+        self._drifts = False
 
     def __str__(self) -> str:
         return str(self.candidate)
 
     def wants_examination(self, now: float, *, afresh: bool) -> bool:
         """Whether the golden crops should be sent through it."""
-        if afresh and self.error is not None:
+        if self.breaker.has_settled or (afresh and (self.error is not None or self._drifts)):
             return True
         return now >= self._examine_at and (self.breaker.state != "open" or self.breaker.due)
 
@@ -69,6 +82,7 @@ class Contender:
         self.finding = finding
         self.error = None
         self.loads.answered(len(finding.embeddings), self.loads.begin())
+        self._drifts = isinstance(objection, DriftError)
         self.breaker.probed(good=objection is None)
         # What belongs to another gallery does not change its mind as what is broken may.
         steady = objection is None or isinstance(objection, OtherIdentityError)
@@ -76,14 +90,13 @@ class Contender:
 
     def not_examined(self, error: ArcFaceError, now: float) -> None:
         """Take the error that ended an examination."""
-        if isinstance(error, TransientError):
-            if self.error is None:
-                # It was right a while ago, and calls will tell whether it is still there.
-                self._examine_at = now + self._rhythm.refused_again_s
-                return
-            self._examine_at = -math.inf
-        else:
+        if isinstance(error, TransientError) and self.error is None:
+            # It was right a while ago, and calls will tell whether it is still there.
             self._examine_at = now + self._rhythm.refused_again_s
+            return
+        # One that hangs would keep the others waiting at every look.
+        soon = isinstance(error, TransientError) and not isinstance(error, DeadlineExceededError)
+        self._examine_at = -math.inf if soon else now + self._rhythm.refused_again_s
         self._out(error)
 
     def withdrawn(self, error: ArcFaceError) -> None:

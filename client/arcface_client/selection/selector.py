@@ -114,7 +114,8 @@ class Selector:
 
     def succeeded(self, contender: Contender) -> None:
         """A call to a candidate succeeded."""
-        contender.breaker.succeeded()
+        with self._state:
+            contender.breaker.succeeded()
 
     def demote(self, contender: Contender, evidence: Evidence, error: DriftError) -> None:
         """Live crops showed that a candidate is wrong: it is out until it gets them right."""
@@ -168,6 +169,8 @@ class Selector:
                     contender.withdrawn(problem)
                 continue
             error = self._consider(contender, deadline, afresh)
+            with self._state:
+                self._rank()  # Calls need not wait for what may hang behind it.
             if isinstance(error, ServerUnavailableError):
                 gone[contender.server.url] = error
         with self._state:
@@ -215,7 +218,7 @@ class Selector:
                 contender.loads.seen(count)
                 if count < least[contender]:
                     contender.loaded_anew()
-                    self._rank()
+            self._rank()
 
     def _counts(
         self, server: Server, contenders: Iterable[Contender], deadline: Deadline, timeout_s: float
@@ -227,14 +230,15 @@ class Selector:
     def _consider(self, contender: Contender, deadline: Deadline, afresh: bool) -> ArcFaceError | None:
         """Examine a candidate that its server has ready, if that is due, and return what ended it early."""
         if not contender.wants_examination(time.monotonic(), afresh=afresh):
-            with self._state:
-                if contender.breaker.state == "half-open":
-                    contender.breaker.probed(good=True)
             return None
         evidence = contender.evidence
         try:
-            finding = self._examiner.examine(contender, self.identity, deadline)
+            limit = Deadline(deadline.remaining_s(self._rhythm.examination_s))
+            finding = self._examiner.examine(contender, self.identity, limit)
         except ArcFaceError as error:
+            if isinstance(error, DeadlineExceededError):
+                # Raises if it was the caller's time that was over, which says nothing of the candidate.
+                deadline.remaining_s()
             with self._state:
                 contender.not_examined(error, time.monotonic())
             return error
@@ -244,7 +248,7 @@ class Selector:
             problem = self._examiner.objection(finding, self.identity)
             contender.found(finding, problem, time.monotonic())
             if problem is None and self.identity is None:
-                self.identity = Identity(str(contender), contender.candidate.version, finding.reference)
+                self.identity = Identity(str(contender), contender.version, finding.reference)
         return None
 
     def _contender(self, candidate: Candidate) -> Contender:

@@ -13,8 +13,10 @@ import pytest
 
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import CROP_SHAPE
+from arcface_client.deadline import Deadline
 from arcface_client.errors import DeadlineExceededError
 from arcface_client.selection import fallback
+from arcface_client.selection.contender import Rhythm
 from arcface_client.selection.server import RequestLimits
 from fake_triton import FakeTriton, served
 
@@ -101,3 +103,29 @@ def test_the_question_after_a_failure_does_not_outlast_the_call() -> None:
             assert time.monotonic() - started < 0.9, "the question alone may take a second"
         finally:
             fake.lists.set()
+
+
+def test_a_model_that_hangs_at_its_examination_does_not_hide_the_others(servers: Servers) -> None:
+    first, one, two = servers
+    first.answers.clear()
+    with TritonBackend([one, two], "fake", rhythm=Rhythm(examination_s=0.3)) as embedder:
+        started = time.monotonic()
+        _, report = embedder.encode(CROPS, return_source=True)
+        assert time.monotonic() - started < 10, "of 60 that a request has"
+        assert [source.where for source in report.sources] == [two]
+        assert "No answer" in report.refusals[0].reason
+        asked = first.requests
+        embedder._selector.look(Deadline(None))
+        assert first.requests == asked, "the next looks leave it alone"
+
+
+def test_an_examination_that_a_caller_had_no_time_for_says_nothing_of_the_candidate(
+    servers: Servers,
+) -> None:
+    first, one, _ = servers
+    first.answers.clear()
+    with TritonBackend(one, "fake", rhythm=Rhythm(recheck_s=600)) as embedder:
+        with pytest.raises(DeadlineExceededError):
+            embedder.encode(CROPS, timeout_s=0.2)
+        first.answers.set()
+        assert embedder.encode(CROPS, timeout_s=10).shape == (3, 512)
