@@ -119,13 +119,14 @@ class AsyncEmbeddingClient:
         if self._served is None:
             timeout_s = deadline.remaining_s(self._request_timeout_s)
             names = (self._target.model, self._target.version_text)
-            config = await self._call(self._triton.get_model_config, timeout_s, *names)
+            config = await self._call(self._triton.get_model_config, timeout_s, *names, deadline=deadline)
             self._served = served_model(self._target, config)
         return self._served
 
     async def _infer(self, crops: Crops, deadline: Deadline) -> Embeddings:
         timeout_s = deadline.remaining_s(self._request_timeout_s)
-        result = await self._call(self._triton.infer, timeout_s, **infer_arguments(self._target, crops))
+        arguments = infer_arguments(self._target, crops)
+        result = await self._call(self._triton.infer, timeout_s, deadline=deadline, **arguments)
         return embeddings_from(self._target, result, len(crops))
 
     async def _pipeline(self, batches: Iterable[Crops], deadline: Deadline) -> AsyncIterator[Embeddings]:
@@ -144,7 +145,12 @@ class AsyncEmbeddingClient:
             await asyncio.gather(*under_way, return_exceptions=True)
 
     async def _call(
-        self, method: Callable[..., Awaitable[Any]], timeout_s: float, *arguments: Any, **named: Any
+        self,
+        method: Callable[..., Awaitable[Any]],
+        timeout_s: float,
+        *arguments: Any,
+        deadline: Deadline | None = None,
+        **named: Any,
     ) -> Any:
         """Call one of tritonclient's methods, and turn what goes wrong into this project's errors."""
         if self._closed:
@@ -152,23 +158,27 @@ class AsyncEmbeddingClient:
         try:
             return await method(*arguments, client_timeout=timeout_s, **named)
         except InferenceServerException as error:
-            raise await self._explained(error, timeout_s) from error
+            raise await self._explained(error, timeout_s, deadline or Deadline(None)) from error
         except (UsageError, asyncio.CancelledError) as error:
             # gRPC cancels what is under way when its channel closes; that is no cancellation of the task.
             if self._closed:
                 raise closed(self._target) from error
             raise
 
-    async def _explained(self, error: InferenceServerException, timeout_s: float) -> ArcFaceError:
+    async def _explained(
+        self, error: InferenceServerException, timeout_s: float, deadline: Deadline
+    ) -> ArcFaceError:
         self._served = None
         if self._closed:
             return closed(self._target)
-        aftermath = await self._ask() if needs_aftermath(error) else Aftermath(answers=True)
+        aftermath = Aftermath(answers=True)
+        if needs_aftermath(error):
+            aftermath = await self._ask(deadline.remaining_s(PROBE_TIMEOUT_S))
         return explain(error, self._target, aftermath, timeout_s=timeout_s)
 
-    async def _ask(self) -> Aftermath:
+    async def _ask(self, timeout_s: float) -> Aftermath:
         try:
-            index = await self._triton.get_model_repository_index(client_timeout=PROBE_TIMEOUT_S)
+            index = await self._triton.get_model_repository_index(client_timeout=timeout_s)
         except InferenceServerException as error:
             return aftermath_of_failed_probe(error)
         except UsageError:  # closed meanwhile

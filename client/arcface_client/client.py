@@ -15,7 +15,16 @@ from .contract import Crops, Embeddings
 from .crops import Color, CropsLike, as_batch
 from .deadline import Deadline
 from .errors import ArcFaceError, ModelNotFoundError, ServerBusyError, ServerError, ServerUnavailableError
-from .failures import CANCELLED, Aftermath, Target, closed, dropped, explain, needs_aftermath
+from .failures import (
+    CANCELLED,
+    PROBE_TIMEOUT_S,
+    Aftermath,
+    Target,
+    closed,
+    dropped,
+    explain,
+    needs_aftermath,
+)
 from .job import Job
 from .requests import (
     ServedModel,
@@ -24,6 +33,7 @@ from .requests import (
     infer_arguments,
     runs,
     served_model,
+    version_from,
 )
 from .status import ServerStatus, models_from_index
 from .under_way import Request
@@ -73,6 +83,7 @@ class EmbeddingClient:
         self._request_timeout_s = request_timeout_s
         self._max_in_flight = max_in_flight
         self._served: ServedModel | None = None
+        self._answered_by: int | None = None
         self._shares = connection is not None
         self._connection = connection or Connection(url, tls)
 
@@ -154,10 +165,10 @@ class EmbeddingClient:
             DeadlineExceededError: It does not answer in time.
         """
         timeout_s = self._request_timeout_s
-        server = self._connection.triton
-        metadata = self._call(server.get_server_metadata, timeout_s)
-        ready = self._call(server.is_server_ready, timeout_s)
-        index = self._call(server.get_model_repository_index, timeout_s)
+        with self._explaining(timeout_s, Deadline(None), self._connection.triton) as server:
+            metadata = server.get_server_metadata(client_timeout=timeout_s)
+            ready = server.is_server_ready(client_timeout=timeout_s)
+            index = server.get_model_repository_index(client_timeout=timeout_s)
         return ServerStatus(self._target.url, metadata.version, ready, models_from_index(index))
 
     def close(self) -> None:
@@ -170,6 +181,11 @@ class EmbeddingClient:
         """Crops that the model takes at once; None before the first call."""
         served = self._served
         return None if served is None else served.max_batch_size
+
+    @property
+    def answered_by(self) -> int | None:
+        """The version that answered last; None before the first call, or when the server does not say."""
+        return self._answered_by
 
     def __enter__(self) -> EmbeddingClient:
         return self
@@ -184,7 +200,8 @@ class EmbeddingClient:
         if served is None:
             timeout_s = deadline.remaining_s(self._request_timeout_s)
             names = (self._target.model, self._target.version_text)
-            config = self._call(self._connection.triton.get_model_config, timeout_s, *names)
+            with self._explaining(timeout_s, deadline, self._connection.triton) as server:
+                config = server.get_model_config(*names, client_timeout=timeout_s)
             served = self._served = served_model(self._target, config)
         return served
 
@@ -193,7 +210,7 @@ class EmbeddingClient:
         arguments = infer_arguments(self._target, crops, request.region)
 
         def infer() -> Any:
-            return self._connection.triton.infer(client_timeout=request.timeout_s, **arguments)
+            return request.server.infer(client_timeout=request.timeout_s, **arguments)
 
         return self._embeddings(request, infer)
 
@@ -229,14 +246,17 @@ class EmbeddingClient:
     def _request(self, crops: Crops, deadline: Deadline, *, shared: bool = True) -> Request:
         memory = self._connection.shared_memory if shared else None
         region = None if memory is None else memory.lend(len(crops), deadline.remaining_s())
-        return Request(crops, deadline, deadline.remaining_s(self._request_timeout_s), memory, region)
+        timeout_s = deadline.remaining_s(self._request_timeout_s)
+        return Request(crops, deadline, timeout_s, self._connection.triton, memory, region)
 
     def _send(self, crops: Crops, deadline: Deadline) -> Request:
         request = self._request(crops, deadline)
         arguments = infer_arguments(self._target, crops, request.region)
-        send = self._connection.triton.async_infer
         try:
-            request.context = self._call(send, request.timeout_s, callback=request.answered, **arguments)
+            with self._explaining(request.timeout_s, deadline, request.server) as server:
+                request.context = server.async_infer(
+                    callback=request.answered, client_timeout=request.timeout_s, **arguments
+                )
         except ArcFaceError:
             request.give_up()
             raise
@@ -249,9 +269,10 @@ class EmbeddingClient:
         """Wait for the answer to a request, and read it."""
         memory = self._connection.shared_memory
         try:
-            with request.reading(), self._explaining(request.timeout_s):
+            with request.reading(), self._explaining(request.timeout_s, request.deadline, request.server):
                 answer = result()
                 self._connection.answered()
+                self._answered_by = version_from(self._target, answer)
                 return embeddings_from(self._target, answer, len(request.crops), request.region)
         except ServerUnavailableError:
             if memory is not None:
@@ -265,32 +286,34 @@ class EmbeddingClient:
             memory.suspend(error)
             return embeddings
 
-    def _call(self, method: Callable[..., Any], timeout_s: float, *arguments: Any, **named: Any) -> Any:
-        """Call one of tritonclient's methods, and turn what goes wrong into this project's errors."""
-        with self._explaining(timeout_s):
-            return method(*arguments, client_timeout=timeout_s, **named)
-
     @contextmanager
-    def _explaining(self, timeout_s: float) -> Iterator[None]:
+    def _explaining(self, timeout_s: float, deadline: Deadline, server: Any) -> Iterator[Any]:
+        """Call tritonclient's methods in this context: what goes wrong becomes this project's errors."""
         if self._connection.closed:
             raise closed(self._target)
         try:
-            yield
+            yield server
         except InferenceServerException as error:
-            raise self._explained(error, timeout_s) from error
+            raise self._explained(error, timeout_s, deadline, server) from error
         except ValueError as error:  # gRPC's word for a channel that is closed
             if self._connection.closed:
                 raise closed(self._target) from error
-            if self._connection.dropped is not None:
-                raise dropped(self._target, self._connection.dropped) from error
+            why = self._connection.why_dropped(server)
+            if why is not None:
+                raise dropped(self._target, why) from error
             raise
 
-    def _explained(self, error: InferenceServerException, timeout_s: float) -> ArcFaceError:
+    def _explained(
+        self, error: InferenceServerException, timeout_s: float, deadline: Deadline, server: Any
+    ) -> ArcFaceError:
         # The server may have come back with another model of this name: look at it again next time.
         self._served = None
         if self._connection.closed:
             return closed(self._target)
-        if error.status() == CANCELLED and self._connection.dropped is not None:
-            return dropped(self._target, self._connection.dropped)
-        aftermath = self._connection.ask() if needs_aftermath(error) else Aftermath(answers=True)
+        why = self._connection.why_dropped(server)
+        if error.status() == CANCELLED and why is not None:
+            return dropped(self._target, why)
+        aftermath = Aftermath(answers=True)
+        if needs_aftermath(error):
+            aftermath = self._connection.ask(deadline.remaining_s(PROBE_TIMEOUT_S))
         return explain(error, self._target, aftermath, timeout_s=timeout_s)

@@ -68,7 +68,9 @@ class Tls:
 
 
 class Connection:
-    """One gRPC connection to a server, which clients of several of its models may share.
+    """A connection to a server, which clients of several of its models may share.
+
+    Questions about the server go over a TCP connection of their own, so that they do not wait behind crops.
 
     Args:
         url: ``host:port`` of the server's gRPC service.
@@ -90,13 +92,13 @@ class Connection:
             raise InputError("retries and shared_memory are both True; expected at most one of them.")
         self.url = url
         self.closed = False
-        self.dropped: str | None = None
-        """Why it was dropped, the last time."""
+        self._dropped: str | None = None
         self._answered_at = -math.inf
         self._arguments = triton_arguments(url, tls, retries=retries)
         self._lock = threading.Lock()
         self.triton = triton.InferenceServerClient(**self._arguments)
         """tritonclient's client as it is now; to be fetched for each call."""
+        self._questions = triton.InferenceServerClient(**self._arguments)
         self.shared_memory = SharedMemory(lambda: self.triton, url) if shared_memory else None
 
     def drop(self, why: str) -> None:
@@ -104,9 +106,15 @@ class Connection:
         with self._lock:
             if self.closed:
                 return
-            self.dropped = why
-            hung, self.triton = self.triton, triton.InferenceServerClient(**self._arguments)
-        hung.close()
+            self._dropped = why
+            hung = self.triton, self._questions
+            self.triton, self._questions = (triton.InferenceServerClient(**self._arguments) for _ in hung)
+        for client in hung:
+            client.close()
+
+    def why_dropped(self, server: Any) -> str | None:
+        """Why one of tritonclient's clients, which was ``triton`` once, was dropped; None when it was not."""
+        return None if server is self.triton else self._dropped
 
     def close(self) -> None:
         """End it; calls that are under way fail."""
@@ -121,6 +129,7 @@ class Connection:
                 self.triton = triton.InferenceServerClient(**self._arguments)
             self.shared_memory.close()
         self.triton.close()
+        self._questions.close()
 
     def answered(self) -> None:
         """Note that an answer to a request came."""
@@ -139,7 +148,7 @@ class Connection:
     def ask(self, timeout_s: float = PROBE_TIMEOUT_S) -> Aftermath:
         """Ask the server for its models."""
         try:
-            index = self.triton.get_model_repository_index(client_timeout=timeout_s)
+            index = self._questions.get_model_repository_index(client_timeout=timeout_s)
         except InferenceServerException as error:
             failed = aftermath_of_failed_probe(error)
             # Triton refuses a restricted protocol with the status of a server that is not there.
@@ -152,7 +161,7 @@ class Connection:
     def inferences(self, timeout_s: float = PROBE_TIMEOUT_S) -> Mapping[tuple[str, int], int]:
         """How often each version has served since it was loaded; empty when the server does not say."""
         try:
-            answer = self.triton.get_inference_statistics(client_timeout=timeout_s)
+            answer = self._questions.get_inference_statistics(client_timeout=timeout_s)
         except (InferenceServerException, ValueError):
             return {}
         return {(model.name, int(model.version)): model.inference_count for model in answer.model_stats}
@@ -160,7 +169,7 @@ class Connection:
     def is_live(self, timeout_s: float = PROBE_TIMEOUT_S) -> bool:
         """Whether the server answers at all."""
         try:
-            self.triton.is_server_live(client_timeout=timeout_s)
+            self._questions.is_server_live(client_timeout=timeout_s)
         except InferenceServerException as error:
             return aftermath_of_failed_probe(error).answers
         except ValueError:  # closed or dropped meanwhile, by somebody who knows why

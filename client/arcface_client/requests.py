@@ -97,6 +97,19 @@ def infer_arguments(target: Target, crops: Crops, region: Region | None = None) 
     }
 
 
+def version_from(target: Target, result: Any) -> int | None:
+    """Read which version answered; None when the server does not say.
+
+    Raises:
+        ServerError: It is not the one that was asked.
+    """
+    text = result.get_response().model_version
+    version = int(text) if text else None
+    if target.version is not None and version not in (None, target.version):
+        raise ServerError(f"Version {version} answered a request for {target}.")
+    return version
+
+
 def embeddings_from(target: Target, result: Any, count: int, region: Region | None = None) -> Embeddings:
     """Read one answer.
 

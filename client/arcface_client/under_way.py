@@ -22,6 +22,7 @@ class Request:
         crops: uint8 [N, 112, 112, 3].
         deadline: That of the call that it belongs to.
         timeout_s: Seconds that it may take.
+        server: The client of tritonclient's that it goes by.
         shared_memory: Where its region is from.
         region: Shared memory that it goes by; None when crops and embeddings are in the messages.
 
@@ -35,12 +36,14 @@ class Request:
         crops: Crops,
         deadline: Deadline,
         timeout_s: float,
+        server: Any,
         shared_memory: SharedMemory | None = None,
         region: Region | None = None,
     ) -> None:
         self.crops = crops
         self.deadline = deadline
         self.timeout_s = timeout_s
+        self.server = server
         self.region = region
         self.future: Future[Any] = Future()
         self.context: Any = None

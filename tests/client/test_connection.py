@@ -110,3 +110,13 @@ def test_an_error_keeps_what_was_answered_before_it(crops: Crops) -> None:
     ):
         client.work(job)
     assert job.missing == 6
+
+
+def test_only_what_went_by_the_client_that_was_dropped_counts_as_dropped() -> None:
+    connection = Connection("localhost:8001")
+    before = connection.triton
+    assert connection.why_dropped(before) is None
+    connection.drop("it hung")
+    assert connection.why_dropped(before) == "it hung"
+    assert connection.why_dropped(connection.triton) is None
+    connection.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -22,7 +23,7 @@ from ..job import Job
 from .contender import Contender
 
 RECONNECT_S: Final = 1.0
-"""How long a call that nobody served yet keeps asking when every server is gone, in seconds."""
+"""How long a call without a deadline, unserved, keeps asking when every server is gone, in seconds."""
 
 MARGIN_S: Final = 0.02
 """A request that is given the rest of a call's time may end this much before it."""
@@ -93,12 +94,14 @@ class Call:
 
     def patience_s(self, reasons: Mapping[str, ArcFaceError]) -> float:
         """How long without headway the call still tries them all again."""
+        if not any(isinstance(error, TransientError) for error in reasons.values()):
+            return 0.0
+        if math.isfinite(self.job.deadline.timeout_s):
+            return math.inf  # The deadline says how long the caller wants to wait.
         if any(isinstance(error, (ServerBusyError, ModelLoadingError)) for error in reasons.values()):
             return self._patience_s
-        if any(isinstance(error, TransientError) for error in reasons.values()):
-            # Whoever served it so far may be just starting again, and its embeddings are worth the wait.
-            return self._patience_s if self._credits else RECONNECT_S
-        return 0.0
+        # Whoever served it so far may be just starting again, and its embeddings are worth the wait.
+        return self._patience_s if self._credits else RECONNECT_S
 
 
 def nobody(reasons: Mapping[str, ArcFaceError]) -> ArcFaceError:

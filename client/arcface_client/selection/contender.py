@@ -5,10 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from ..errors import ArcFaceError, DeploymentError, TransientError
-from .breaker import Breaker, BreakerLimits
+from ..errors import (
+    ArcFaceError,
+    DeadlineExceededError,
+    DeploymentError,
+    DriftError,
+    ModelLoadingError,
+    TransientError,
+)
+from .breaker import Breaker, BreakerLimits, check_seconds
 from .candidates import Candidate
 from .examination import Evidence, Finding, OtherIdentityError
+from .loads import Loads
 from .server import Server
 
 
@@ -21,7 +29,8 @@ class Rhythm:
         liveness_s: Between two questions to a server with calls under way whether it is alive, and how long
             it may take to answer.
         prove_again_s: Between two golden checks of a candidate that passed, or is of another identity.
-        refused_again_s: Between two golden checks of one that did not pass.
+        refused_again_s: Between two golden checks of one that did not pass, or not in time.
+        examination_s: How long an examination of one may take.
         breaker: When a candidate is left alone, and taken back.
     """
 
@@ -29,7 +38,11 @@ class Rhythm:
     liveness_s: float = 1.0
     prove_again_s: float = 300.0
     refused_again_s: float = 30.0
+    examination_s: float = 10.0
     breaker: BreakerLimits = field(default_factory=BreakerLimits)
+
+    def __post_init__(self) -> None:
+        check_seconds(self)
 
 
 class Contender:
@@ -42,6 +55,9 @@ class Contender:
         self.candidate = candidate
         self.server = server
         self.client = server.client(candidate.model, candidate.version)
+        self.version = candidate.version
+        """The version that was examined; for a pin without one, the one that answered."""
+        self.loads = Loads()
         self.breaker = Breaker(rhythm.breaker)
         self.finding: Finding | None = None
         self.error: ArcFaceError | None = DeploymentError("not examined yet")
@@ -50,14 +66,14 @@ class Contender:
         """Live crops that it was wrong on."""
         self._rhythm = rhythm
         self._examine_at = -math.inf
-        self._inferences = 0
+        self._drifts = False
 
     def __str__(self) -> str:
         return str(self.candidate)
 
     def wants_examination(self, now: float, *, afresh: bool) -> bool:
         """Whether the golden crops should be sent through it."""
-        if afresh and self.error is not None:
+        if self.breaker.has_settled or (afresh and (self.error is not None or self._drifts)):
             return True
         return now >= self._examine_at and (self.breaker.state != "open" or self.breaker.due)
 
@@ -65,6 +81,8 @@ class Contender:
         """Take the result of an examination, and what speaks against it."""
         self.finding = finding
         self.error = None
+        self.loads.answered(len(finding.embeddings), self.loads.begin())
+        self._drifts = isinstance(objection, DriftError)
         self.breaker.probed(good=objection is None)
         # What belongs to another gallery does not change its mind as what is broken may.
         steady = objection is None or isinstance(objection, OtherIdentityError)
@@ -72,14 +90,13 @@ class Contender:
 
     def not_examined(self, error: ArcFaceError, now: float) -> None:
         """Take the error that ended an examination."""
-        if isinstance(error, TransientError):
-            if self.error is None:
-                # It was right a while ago, and calls will tell whether it is still there.
-                self._examine_at = now + self._rhythm.refused_again_s
-                return
-            self._examine_at = -math.inf
-        else:
+        if isinstance(error, TransientError) and self.error is None:
+            # It was right a while ago, and calls will tell whether it is still there.
             self._examine_at = now + self._rhythm.refused_again_s
+            return
+        # One that hangs would keep the others waiting at every look.
+        soon = isinstance(error, TransientError) and not isinstance(error, DeadlineExceededError)
+        self._examine_at = -math.inf if soon else now + self._rhythm.refused_again_s
         self._out(error)
 
     def withdrawn(self, error: ArcFaceError) -> None:
@@ -87,14 +104,11 @@ class Contender:
         self._examine_at = -math.inf
         self._out(error)
 
-    def has_served(self, inferences: int) -> None:
-        """Take how often its server says that it has served since it was loaded.
-
-        Less than before tells of a reload, which the list of models need not show.
-        """
-        if inferences < self._inferences:
-            self._examine_at = -math.inf
-        self._inferences = inferences
+    def loaded_anew(self) -> None:
+        """Its server has loaded it again: it is out until it is proved, which counts as no failure."""
+        self._examine_at = -math.inf
+        if self.error is None:
+            self.error = ModelLoadingError("the server has loaded it anew; it has to be examined first")
 
     def failed(self, error: ArcFaceError, *, certain: bool) -> None:
         """A call failed; ``certain`` when there is no doubt that the next one would, too."""
@@ -103,6 +117,7 @@ class Contender:
         self.breaker.failed(certain=certain)
         if self.breaker.state == "open":
             self.error = error
+            self.version = self.candidate.version
             # Whatever comes back there has to be proved anew.
             self._examine_at = -math.inf
 
@@ -113,3 +128,4 @@ class Contender:
             self.breaker.probed(good=False)
         self.error = error
         self.finding = None
+        self.version = self.candidate.version

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..contract import Embeddings
 from ..deadline import Deadline
 from ..errors import DeploymentError
+from ..golden import golden_crops
 from .contender import Contender
 from .examination import (
     Embed,
@@ -40,7 +41,7 @@ class Examiner:
             OtherIdentityError: Its record says that it is another's.
             ArcFaceError: It cannot be used, or not now.
         """
-        model, version = contender.candidate.model, contender.candidate.version
+        model, version = contender.candidate.model, self._version(contender, deadline)
         record = recorded(self._references, model, version)
         conflict = None if record is None or identity is None else conflicting(record, identity)
         if conflict is not None:
@@ -58,8 +59,17 @@ class Examiner:
             finding = examine(embed_by(model), model, record, None if sibling is None else embed_by(sibling))
             if contender.evidence is not None:
                 contender.evidence.check(embed_by(model), self.max_drift)
-        contender.client = client
+        contender.client, contender.version = client, version
         return finding
+
+    def _version(self, contender: Contender, deadline: Deadline) -> int | None:
+        """The version to examine; for a pin without one, the one that answers, to which it is held then."""
+        if contender.version is not None:
+            return contender.version
+        with contender.server.call():
+            client = contender.server.client(contender.candidate.model, None, modest=True)
+            client.encode(golden_crops()[:1], timeout_s=deadline.remaining_s())
+        return client.answered_by
 
     def examine_here(self, embeddings: Embeddings, model: str, version: int | None) -> Finding:
         """Look at what a model in this process made of the golden crops.

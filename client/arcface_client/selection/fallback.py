@@ -96,7 +96,7 @@ class Fallback:
         source = Source("triton", candidate.model, candidate.version, candidate.url, 0)
         waits = iter(BUSY_WAITS_S)
         while True:
-            missing, started = job.missing, time.monotonic()
+            missing, started, begun = job.missing, time.monotonic(), contender.loads.begin()
             try:
                 with contender.server.call():
                     contender.client.work(job)
@@ -113,6 +113,7 @@ class Fallback:
                 return True
             finally:
                 call.credit(source, missing - job.missing)
+                contender.loads.answered(missing - job.missing, begun)
             if call.is_over:
                 if job.missing == missing and time.monotonic() - started >= SILENCE_S:
                     self._selector.failed(contender, failure)

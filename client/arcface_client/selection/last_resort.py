@@ -67,6 +67,13 @@ class LastResort:
         """
         self._backend(Deadline(LONGEST_LOOK_S))
 
+    def prepare(self) -> bool:
+        """Begin to load it, unless that was done; whether it is loaded."""
+        with self._lock:
+            if not self._closed:
+                self._begin()
+        return self.loaded is not None
+
     @property
     def loaded(self) -> EmbeddingBackend | None:
         """The backend while it is loaded."""
@@ -97,14 +104,17 @@ class LastResort:
         with self._lock:
             if self._closed:
                 raise ClientClosedError("The embedder is closed; make a new one.")
-            if self._loading is None or self._failed_long_ago():
-                self._loading = self._loader.submit(self._load)
-            self._used_at = time.monotonic()
-            loading = self._loading
+            loading = self._begin()
         try:
             return loading.result(deadline.remaining_s(LONGEST_LOOK_S))
         except concurrent.futures.TimeoutError as error:
             raise DeadlineExceededError("It was not loaded in time.") from error
+
+    def _begin(self) -> Future[EmbeddingBackend]:
+        if self._loading is None or self._failed_long_ago():
+            self._loading = self._loader.submit(self._load)
+        self._used_at = time.monotonic()
+        return self._loading
 
     def _failed_long_ago(self) -> bool:
         loading = self._loading

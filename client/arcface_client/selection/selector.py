@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from ..backends.diagnostics import CandidateReport
@@ -27,6 +27,9 @@ from .server import RequestLimits, Server
 from .standing import Standing, anything_at, report, standing
 
 LONGEST_LOOK_S: Final = 120.0
+
+COUNTED_WITHIN_S: Final = 0.05
+"""How long a server may take to count what it has answered, in seconds."""
 
 _log = logging.getLogger(__name__)
 
@@ -111,7 +114,8 @@ class Selector:
 
     def succeeded(self, contender: Contender) -> None:
         """A call to a candidate succeeded."""
-        contender.breaker.succeeded()
+        with self._state:
+            contender.breaker.succeeded()
 
     def demote(self, contender: Contender, evidence: Evidence, error: DriftError) -> None:
         """Live crops showed that a candidate is wrong: it is out until it gets them right."""
@@ -165,6 +169,8 @@ class Selector:
                     contender.withdrawn(problem)
                 continue
             error = self._consider(contender, deadline, afresh)
+            with self._state:
+                self._rank()  # Calls need not wait for what may hang behind it.
             if isinstance(error, ServerUnavailableError):
                 gone[contender.server.url] = error
         with self._state:
@@ -186,31 +192,53 @@ class Selector:
             except ModelNotFoundError as error:
                 problem = error
         seen = {sighting.candidate for sighting in sightings}
-        inferences = server.connection.inferences(deadline.remaining_s(timeout_s)) if seen else {}
         with self._state:
             self._silent.pop(server.url, None)
             if problem is not None:
                 self._silent[server.url] = problem
             for contender in self._contenders.values():
-                candidate = contender.candidate
-                key = (candidate.model, candidate.version or 0)
-                if contender.server is server and candidate not in seen:
+                if contender.server is server and contender.candidate not in seen:
                     contender.withdrawn(problem or ModelNotFoundError("the server does not list it any more"))
-                elif contender.server is server and key in inferences:
-                    contender.has_served(inferences[key])
+        if seen:
+            self._notice_reloads(server, deadline, timeout_s)
         return sightings
+
+    def _notice_reloads(self, server: Server, deadline: Deadline, timeout_s: float) -> None:
+        """Take out at once what the server has loaded anew: nobody knows yet what it is."""
+        with self._state:
+            here = [contender for contender in self._contenders.values() if contender.server is server]
+        least = {contender: contender.loads.least for contender in here}
+        counts = self._counts(server, here, deadline, timeout_s)
+        if any(count < least[contender] for contender, count in counts.items()):
+            # Triton answers first and counts then: what it has answered, it has counted a moment later.
+            time.sleep(COUNTED_WITHIN_S)
+            counts = self._counts(server, here, deadline, timeout_s)
+        with self._state:
+            for contender, count in counts.items():
+                contender.loads.seen(count)
+                if count < least[contender]:
+                    contender.loaded_anew()
+            self._rank()
+
+    def _counts(
+        self, server: Server, contenders: Iterable[Contender], deadline: Deadline, timeout_s: float
+    ) -> dict[Contender, int]:
+        inferences = server.connection.inferences(deadline.remaining_s(timeout_s))
+        keys = {contender: (contender.candidate.model, contender.version or 0) for contender in contenders}
+        return {contender: inferences[key] for contender, key in keys.items() if key in inferences}
 
     def _consider(self, contender: Contender, deadline: Deadline, afresh: bool) -> ArcFaceError | None:
         """Examine a candidate that its server has ready, if that is due, and return what ended it early."""
         if not contender.wants_examination(time.monotonic(), afresh=afresh):
-            with self._state:
-                if contender.breaker.state == "half-open":
-                    contender.breaker.probed(good=True)
             return None
         evidence = contender.evidence
         try:
-            finding = self._examiner.examine(contender, self.identity, deadline)
+            limit = Deadline(deadline.remaining_s(self._rhythm.examination_s))
+            finding = self._examiner.examine(contender, self.identity, limit)
         except ArcFaceError as error:
+            if isinstance(error, DeadlineExceededError):
+                # Raises if it was the caller's time that was over, which says nothing of the candidate.
+                deadline.remaining_s()
             with self._state:
                 contender.not_examined(error, time.monotonic())
             return error
@@ -220,7 +248,7 @@ class Selector:
             problem = self._examiner.objection(finding, self.identity)
             contender.found(finding, problem, time.monotonic())
             if problem is None and self.identity is None:
-                self.identity = Identity(str(contender), contender.candidate.version, finding.reference)
+                self.identity = Identity(str(contender), contender.version, finding.reference)
         return None
 
     def _contender(self, candidate: Candidate) -> Contender:

@@ -140,8 +140,8 @@ class Shadow:
                 self._results[result] += len(sample.crops)
 
     def _compare(self, sample: _Sample, sibling: Contender) -> str:
-        candidate, server = sibling.candidate, sibling.server
-        client = server.client(candidate.model, candidate.version, modest=True)
+        server = sibling.server
+        client = server.client(sibling.candidate.model, sibling.version, modest=True)
         job = Job(sample.crops, Deadline(LONGEST_CALL_S))
         try:
             with server.call():

@@ -79,18 +79,20 @@ class Watcher:
 
     def _check_liveness(self) -> None:
         for server in self._selector.servers:
-            if server.busy and self._can_do_without(server):
-                self._drop_if_hung(server)
+            if server.busy and self._is_hung(server) and self._can_do_without(server):
+                self._drop(server)
 
     def _can_do_without(self, server: Server) -> bool:
         """Whether nobody serves there, or somebody else can; where nobody can, it is better to wait."""
         servers = {contender.server for contender in self._selector.standing.ranking}
-        return self._last_resort is not None or servers != {server}
+        return servers != {server} or (self._last_resort is not None and self._last_resort.prepare())
 
-    def _drop_if_hung(self, server: Server) -> None:
+    def _is_hung(self, server: Server) -> bool:
         asked_at = time.monotonic()
-        if server.connection.is_live(self._liveness_s) or server.connection.answered_since(asked_at):
-            return
+        is_live = server.connection.is_live(self._liveness_s)
+        return not (is_live or server.connection.answered_since(asked_at))
+
+    def _drop(self, server: Server) -> None:
         why = f"it did not say within {self._liveness_s:g} s that it is alive"
         self._selector.gone(server, unanswered(server.url, why))
         server.connection.drop(why)

@@ -213,6 +213,14 @@ def test_no_server_at_all_is_said_soon_and_listed(crops: Crops) -> None:
         embedder.encode(crops[:1])
 
 
+def test_a_server_that_is_gone_is_asked_again_until_the_deadline(crops: Crops) -> None:
+    with (
+        TritonBackend("127.0.0.1:9", NAME) as embedder,
+        pytest.raises(DeadlineExceededError, match=r"call, 1\.6 s, is over; .*No Triton server answers"),
+    ):
+        embedder.encode(crops[:1], timeout_s=1.6)
+
+
 @contextmanager
 def crowded(server: LocalTriton, model: str, crops: Crops) -> Iterator[None]:
     """Keep the queue of a model full."""

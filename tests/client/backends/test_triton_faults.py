@@ -21,6 +21,7 @@ from arcface_client.backends.triton import TritonBackend
 from arcface_client.client import DEFAULT_MAX_IN_FLIGHT
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import DeadlineExceededError, NoCandidateNowError
+from arcface_client.selection.server import RequestLimits
 from arcface_server import LocalTriton
 from processes import wait_until
 from siblings import (
@@ -154,7 +155,11 @@ def test_one_deadline_holds_across_all_tries(pair: Pair, many: Crops) -> None:
 
 def test_a_last_resort_of_another_source_model_is_refused(pair: Pair, many: Crops, tmp_path: Path) -> None:
     with TritonBackend(
-        urls(pair), NAME, rhythm=QUICK, last_resort=lambda release: InThisProcess(tmp_path, release, skew=0.2)
+        urls(pair),
+        NAME,
+        limits=RequestLimits(request_timeout_s=2),
+        rhythm=QUICK,
+        last_resort=lambda release: InThisProcess(tmp_path, release, skew=0.2),
     ) as embedder:
         embedder.ensure_ready()
         with (
@@ -271,7 +276,8 @@ def test_a_version_that_was_changed_and_reloaded_in_place_is_found_out(
         wait_until(lambda: answered(server) > 0)
         onnx.save(tiny_serving_graph(1, skew=0.3), tmp_path / PLAN / "1" / "model.onnx")
         control.load_model(PLAN)
-        wait_until(lambda: serving(embedder) == f"{ONNX}:1 at {server.grpc_url}")
+        wait_until(lambda: "drift 0.04" in (embedder.diagnostics().candidates[0].reason or ""))
+        assert serving(embedder) == f"{ONNX}:1 at {server.grpc_url}"
         embeddings, served = embedder.encode(many, return_source=True)
         assert "drift 0.04" in served.refusals[0].reason
     np.testing.assert_allclose(embeddings, truth, atol=1e-6)

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arcface_client.backends.base import Served
+from arcface_client.backends.base import EmbeddingBackend, Served
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import CROP_SHAPE, Crops, Embeddings
-from arcface_client.errors import DeadlineExceededError
+from arcface_client.errors import DeadlineExceededError, DeploymentError
 from arcface_client.selection.server import RequestLimits
 from arcface_server import LocalTriton
 from processes import wait_until
@@ -22,8 +22,10 @@ from proxy import Proxy
 from siblings import NAME, PLAN, QUICK, InThisProcess, tiny_embeddings, write_siblings
 
 Ways = tuple[Proxy, Proxy]
-BY_NETWORK = RequestLimits(shared_memory=False)
 CROP_BYTES = int(np.prod(CROP_SHAPE))
+
+BY_NETWORK = RequestLimits(shared_memory=False)
+"""Crops that pass by shared memory would not notice what happens to the network."""
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,7 @@ def ways(server: LocalTriton) -> Iterator[Ways]:
 
 @pytest.fixture
 def embedder(ways: Ways) -> Iterator[TritonBackend]:
-    with TritonBackend([way.url for way in ways], NAME, rhythm=QUICK, limits=BY_NETWORK) as backend:
+    with TritonBackend([way.url for way in ways], NAME, limits=BY_NETWORK, rhythm=QUICK) as backend:
         backend.ensure_ready()
         yield backend
 
@@ -120,7 +122,7 @@ def test_a_single_way_that_is_cut_for_a_moment_loses_nothing(
 def test_a_single_way_that_swallows_everything_is_waited_for_until_the_deadline(
     ways: Ways, crops: Crops
 ) -> None:
-    with TritonBackend(ways[0].url, NAME, rhythm=QUICK, limits=BY_NETWORK) as embedder:
+    with TritonBackend(ways[0].url, NAME, limits=BY_NETWORK, rhythm=QUICK) as embedder:
         embedder.ensure_ready()
         started = time.monotonic()
         with (
@@ -138,8 +140,8 @@ def test_a_way_that_swallows_everything_leaves_the_rest_to_this_process(
     with TritonBackend(
         ways[0].url,
         NAME,
-        rhythm=QUICK,
         limits=BY_NETWORK,
+        rhythm=QUICK,
         last_resort=lambda release: InThisProcess(tmp_path, release),
     ) as embedder:
         embedder.ensure_ready()
@@ -160,5 +162,37 @@ def test_a_network_that_is_slow_is_no_reason_to_leave_a_server(
         embeddings, served = embedder.encode(some, return_source=True)
         assert time.monotonic() - started > 1.5
     np.testing.assert_allclose(embeddings, truth[:40], atol=1e-6)
+    assert [source.where for source in served.sources] == [ways[0].url]
+    assert not served.fell_back
+
+
+def test_an_upload_longer_than_a_server_has_to_say_that_it_is_alive_is_no_reason_to_leave_it(
+    embedder: TritonBackend, ways: Ways, crops: Crops, truth: Embeddings
+) -> None:
+    # Four crops, a request's, need more than the half second in which the server has to say so.
+    with ways[0].slow(bytes_per_s=4 * CROP_BYTES):
+        embeddings, served = embedder.encode(crops[:8], return_source=True)
+    np.testing.assert_allclose(embeddings, truth[:8], atol=1e-6)
+    assert [source.where for source in served.sources] == [ways[0].url]
+    assert not served.fell_back
+
+
+def test_a_last_resort_that_cannot_be_loaded_is_no_reason_to_leave_the_only_server(
+    ways: Ways, crops: Crops, truth: Embeddings
+) -> None:
+    tries: list[int | None] = []
+
+    def make(release: int | None) -> EmbeddingBackend:
+        tries.append(release)
+        raise DeploymentError("there is no model repository here")
+
+    with TritonBackend(ways[0].url, NAME, limits=BY_NETWORK, rhythm=QUICK, last_resort=make) as embedder:
+        embedder.ensure_ready()
+        with ThreadPoolExecutor(1) as pool:
+            with ways[0].black_hole():
+                call = pool.submit(embedder.encode, crops, timeout_s=20, return_source=True)
+                wait_until(lambda: bool(tries))
+            embeddings, served = call.result()
+    np.testing.assert_allclose(embeddings, truth, atol=1e-6)
     assert [source.where for source in served.sources] == [ways[0].url]
     assert not served.fell_back

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from arcface_client.errors import InputError
 from arcface_client.selection.breaker import Breaker, BreakerLimits, State
+from arcface_client.selection.contender import Rhythm
 
 LIMITS = BreakerLimits(failures=3, wait_s=1, longest_wait_s=8, settle_s=5, peace_s=60)
 
@@ -127,3 +131,27 @@ def test_whatever_happens_an_open_breaker_is_due_within_its_longest_wait(events:
         assert (before, breaker.state) != ("open", "closed")
     clock.now += LIMITS.longest_wait_s
     assert breaker.due == (breaker.state == "open")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"failures": 0}, "failures is 0; expected 1 or more"),
+        ({"wait_s": 0.0}, "wait_s is 0.0; expected a number of seconds above 0"),
+        ({"settle_s": float("nan")}, "settle_s is nan"),
+        ({"peace_s": float("inf")}, "peace_s is inf"),
+        ({"wait_s": 5.0, "longest_wait_s": 4.0}, "longest_wait_s is 4.0; expected 5.0 or more"),
+    ],
+)
+def test_limits_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        BreakerLimits(**settings)
+
+
+@pytest.mark.parametrize(
+    "name", ["recheck_s", "liveness_s", "prove_again_s", "refused_again_s", "examination_s"]
+)
+def test_a_rhythm_that_cannot_be_is_refused(name: str) -> None:
+    settings: dict[str, Any] = {name: -1.0}
+    with pytest.raises(InputError, match=f"{name} is -1.0; expected"):
+        Rhythm(**settings)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -77,6 +79,13 @@ def test_a_call_waits_the_longer_for_who_may_come_back_when_it_has_embeddings_to
     assert call.patience_s(reasons) == fresh_s
     call.credit(source("one:1"), 1)
     assert call.patience_s(reasons) == begun_s
+
+
+@pytest.mark.parametrize("error", [GONE, BUSY, LOADING])
+def test_a_call_with_a_deadline_waits_until_then_for_what_may_soon_be_over(error: ArcFaceError) -> None:
+    call = Call(Job(np.zeros((9, *CROP_SHAPE), np.uint8), Deadline(5)), PATIENCE_S)
+    assert call.patience_s({"one": error, "two": WRONG}) == math.inf
+    assert call.patience_s({"two": WRONG}) == 0
 
 
 def test_what_is_known_now_goes_before_what_the_call_met_with(call: Call) -> None:

@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
+from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import CROP_SHAPE
+from arcface_client.deadline import Deadline
 from arcface_client.errors import DeadlineExceededError
 from arcface_client.selection import fallback
+from arcface_client.selection.contender import Rhythm
 from arcface_client.selection.server import RequestLimits
 from fake_triton import FakeTriton, served
 
 CROPS = np.zeros((3, *CROP_SHAPE), np.uint8)
+
+
+class SecretiveTriton(FakeTriton):
+    """Does not say what models it has, while it is told not to."""
+
+    def __init__(self) -> None:
+        super().__init__(model="fake_onnx")
+        self.lists = threading.Event()
+        self.lists.set()
+
+    def RepositoryIndex(self, request: Any, context: grpc.ServicerContext) -> Any:
+        self.lists.wait(20)
+        return super().RepositoryIndex(request, context)
+
 
 Servers = tuple[FakeTriton, str, str]
 
@@ -68,3 +88,44 @@ def test_an_impatient_caller_takes_nobody_out(servers: Servers) -> None:
         first.answers.set()
         _, report = embedder.encode(CROPS, return_source=True)
     assert report.sources[0].where == one
+
+
+def test_the_question_after_a_failure_does_not_outlast_the_call() -> None:
+    fake = SecretiveTriton()
+    with served(fake) as url, TritonBackend(url, "fake") as embedder:
+        embedder.ensure_ready()
+        fake.lists.clear()
+        fake.failures = [grpc.StatusCode.INTERNAL]
+        started = time.monotonic()
+        try:
+            with pytest.raises(DeadlineExceededError, match=r"the whole call, 0\.2 s, is over"):
+                embedder.encode(CROPS, timeout_s=0.2)
+            assert time.monotonic() - started < 0.9, "the question alone may take a second"
+        finally:
+            fake.lists.set()
+
+
+def test_a_model_that_hangs_at_its_examination_does_not_hide_the_others(servers: Servers) -> None:
+    first, one, two = servers
+    first.answers.clear()
+    with TritonBackend([one, two], "fake", rhythm=Rhythm(examination_s=0.3)) as embedder:
+        started = time.monotonic()
+        _, report = embedder.encode(CROPS, return_source=True)
+        assert time.monotonic() - started < 10, "of 60 that a request has"
+        assert [source.where for source in report.sources] == [two]
+        assert "No answer" in report.refusals[0].reason
+        asked = first.requests
+        embedder._selector.look(Deadline(None))
+        assert first.requests == asked, "the next looks leave it alone"
+
+
+def test_an_examination_that_a_caller_had_no_time_for_says_nothing_of_the_candidate(
+    servers: Servers,
+) -> None:
+    first, one, _ = servers
+    first.answers.clear()
+    with TritonBackend(one, "fake", rhythm=Rhythm(recheck_s=600)) as embedder:
+        with pytest.raises(DeadlineExceededError):
+            embedder.encode(CROPS, timeout_s=0.2)
+        first.answers.set()
+        assert embedder.encode(CROPS, timeout_s=10).shape == (3, 512)

@@ -1,0 +1,136 @@
+"""A version that is loaded anew under the client: noticed, and out until it is proved again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import onnx
+import pytest
+from tritonclient import grpc as tritonclient
+from tritonclient.grpc import service_pb2
+
+from arcface_client.backends.triton import TritonBackend
+from arcface_client.contract import Crops
+from arcface_client.deadline import Deadline
+from arcface_client.selection.candidates import Wanted
+from arcface_client.selection.contender import Rhythm
+from arcface_client.selection.examiner import Examiner
+from arcface_client.selection.loads import Loads
+from arcface_client.selection.selector import Selector
+from arcface_client.selection.server import RequestLimits
+from arcface_server import LocalTriton
+from fake_triton import FakeTriton, served
+from siblings import EXPLICIT, NAME, ONNX, PLAN, tiny_embeddings, write_siblings
+from tiny import tiny_serving_graph, write_tiny_repository
+
+SELDOM = Rhythm(recheck_s=600)
+"""The test looks itself."""
+
+
+class CountingTriton(FakeTriton):
+    """Says how many inferences it has counted."""
+
+    inferences = 0
+
+    def ModelStatistics(self, request: Any, context: grpc.ServicerContext) -> Any:
+        response = service_pb2.ModelStatisticsResponse()
+        response.model_stats.add(name=self.model, version="1", inference_count=self.inferences)
+        return response
+
+
+@pytest.fixture
+def fake() -> CountingTriton:
+    return CountingTriton(model="fake_onnx")
+
+
+@pytest.fixture
+def selector(fake: CountingTriton) -> Iterator[Selector]:
+    examiner = Examiner(lambda model, version: None, 0.001)
+    with served(fake) as url:
+        selector = Selector(Wanted((url,), "fake"), examiner, RequestLimits(), Rhythm())
+        yield selector
+        selector.close()
+
+
+def serves(selector: Selector) -> bool:
+    return bool(selector.look(Deadline(None)).ranking)
+
+
+def test_a_call_that_a_look_divides_is_not_held_against_the_server() -> None:
+    loads = Loads()
+    loads.seen(100)
+    begun = loads.begin()
+    loads.answered(5, loads.begin())
+    assert loads.least == 105
+    loads.seen(110)
+    loads.answered(9, begun)
+    assert loads.least == 110
+
+
+def test_what_was_loaded_anew_is_out_until_it_is_proved_though_its_queue_is_full(
+    fake: CountingTriton, selector: Selector
+) -> None:
+    fake.inferences = 100
+    assert serves(selector)
+    fake.inferences = 108
+    assert serves(selector)
+    fake.inferences = 20
+    fake.failures = [grpc.StatusCode.UNAVAILABLE]
+    assert not serves(selector)
+    assert serves(selector)
+    # To be loaded anew is no failure, after which it would have to settle.
+    (contender,) = selector.standing.ranking
+    assert contender.breaker.state == "closed"
+
+
+def test_a_reload_that_traffic_has_overtaken_since_the_last_look_is_noticed(
+    tmp_path: Path, crops: Crops
+) -> None:
+    write_siblings(tmp_path)
+    with (
+        LocalTriton(tmp_path, flags=EXPLICIT, stop_timeout_s=1) as server,
+        tritonclient.InferenceServerClient(server.grpc_url) as control,
+        TritonBackend(server.grpc_url, NAME, rhythm=SELDOM) as embedder,
+    ):
+        embedder.ensure_ready()
+        ranking = embedder._selector.look(Deadline(None)).ranking
+        assert [contender.candidate.model for contender in ranking] == [PLAN, ONNX]
+        onnx.save(tiny_serving_graph(1, skew=0.3), tmp_path / PLAN / "1" / "model.onnx")
+        control.load_model(PLAN)
+        embedder.encode(crops)
+        ranking = embedder._selector.look(Deadline(None)).ranking
+        assert [contender.candidate.model for contender in ranking] == [ONNX]
+
+
+def test_traffic_alone_is_no_reload(tmp_path: Path, crops: Crops, caplog: pytest.LogCaptureFixture) -> None:
+    write_siblings(tmp_path)
+    with (
+        LocalTriton(tmp_path, stop_timeout_s=1) as server,
+        TritonBackend(server.grpc_url, NAME, rhythm=SELDOM) as embedder,
+    ):
+        embedder.ensure_ready()
+        for _ in range(20):
+            embedder.encode(crops[:7])
+            embedder._selector.look(Deadline(None))
+    assert "loaded it anew" not in caplog.text
+
+
+def test_a_pin_without_a_version_is_held_to_the_one_that_was_examined(tmp_path: Path, crops: Crops) -> None:
+    write_tiny_repository(tmp_path)
+    flags = (*EXPLICIT, "--grpc-restricted-protocol=model-repository:key=value")
+    with (
+        LocalTriton(tmp_path, flags=flags, stop_timeout_s=1) as server,
+        tritonclient.InferenceServerClient(server.grpc_url) as control,
+        TritonBackend(server.grpc_url, NAME, [ONNX], rhythm=SELDOM) as embedder,
+    ):
+        embedder.ensure_ready()
+        (tmp_path / ONNX / "2").mkdir()
+        onnx.save(tiny_serving_graph(2), tmp_path / ONNX / "2" / "model.onnx")
+        control.load_model(ONNX, headers={"triton-grpc-protocol-key": "value"})
+        assert control.is_model_ready(ONNX, "2")
+        embeddings = embedder.encode(crops[:9])
+    np.testing.assert_allclose(embeddings, tiny_embeddings(tmp_path, crops[:9]), atol=1e-6)

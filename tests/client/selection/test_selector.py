@@ -1,0 +1,75 @@
+"""When candidates are examined, by a server whose embeddings a test can change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from arcface_client.deadline import Deadline
+from arcface_client.errors import ServerUnavailableError
+from arcface_client.golden import GoldenReference, golden_crops
+from arcface_client.selection.breaker import BreakerLimits
+from arcface_client.selection.candidates import Wanted
+from arcface_client.selection.contender import Rhythm
+from arcface_client.selection.examiner import Examiner
+from arcface_client.selection.selector import Selector
+from arcface_client.selection.server import RequestLimits
+from fake_triton import FakeTriton, served
+from processes import wait_until
+
+RIGHT = 512**-0.5
+MakeSelector = Callable[[Rhythm], Selector]
+
+
+@pytest.fixture
+def fake() -> FakeTriton:
+    return FakeTriton(model="fake_onnx", value=RIGHT)
+
+
+@pytest.fixture
+def make(fake: FakeTriton) -> Iterator[MakeSelector]:
+    """Makes a selector with a record by which the fake is right at first."""
+    reference = GoldenReference(np.full((len(golden_crops()), 512), RIGHT, np.float32))
+    examiner = Examiner(lambda model, version: reference, 0.001)
+    made: list[Selector] = []
+    with served(fake) as url:
+
+        def selector(rhythm: Rhythm) -> Selector:
+            made.append(Selector(Wanted((url,), "fake"), examiner, RequestLimits(), rhythm))
+            return made[-1]
+
+        yield selector
+        for one in made:
+            one.close()
+
+
+def serves(selector: Selector, *, afresh: bool = False) -> bool:
+    return bool(selector.look(Deadline(None), afresh=afresh).ranking)
+
+
+def test_who_drifted_is_examined_at_once_when_all_are_to_be(fake: FakeTriton, make: MakeSelector) -> None:
+    selector = make(Rhythm())
+    fake.value = -RIGHT
+    assert not serves(selector)
+    fake.value = RIGHT
+    assert not serves(selector), "not before it is due"
+    assert serves(selector, afresh=True)
+
+
+def test_who_settled_has_its_place_again_only_after_the_golden_crops(
+    fake: FakeTriton, make: MakeSelector
+) -> None:
+    selector = make(Rhythm(breaker=BreakerLimits(wait_s=0.01, settle_s=0.2)))
+    assert serves(selector)
+    (contender,) = selector.standing.ranking
+    selector.failed(contender, ServerUnavailableError("gone"))
+    assert not selector.standing.ranking
+    wait_until(lambda: contender.breaker.due)
+    assert serves(selector)
+    assert contender.breaker.state == "half-open"
+    fake.value = -RIGHT
+    wait_until(lambda: contender.breaker.has_settled)
+    assert not serves(selector)
+    assert contender.breaker.state == "open"
