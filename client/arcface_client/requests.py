@@ -21,7 +21,7 @@ from .contract import (
     check_shape,
     check_tensors,
 )
-from .errors import InputError
+from .errors import InputError, ServerError
 from .failures import Target
 from .region import Region
 

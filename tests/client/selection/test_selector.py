@@ -72,4 +72,4 @@ def test_who_settled_has_its_place_again_only_after_the_golden_crops(
     fake.value = -RIGHT
     wait_until(lambda: contender.breaker.has_settled)
     assert not serves(selector)
-    assert contender.breaker.state == "open"
+    assert str(contender.breaker.state) == "open"
