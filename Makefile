@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-torch test-gpu soak lint format type check bench bench-gpu package clean
+.PHONY: help install demo test test-faults test-torch test-gpu soak lint format type check bench bench-gpu package clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,7 +26,10 @@ demo: $(READY) ## Build, serve and call a model on a real photograph (no GPU, no
 	$(BIN)/python examples/demo.py
 
 test: $(READY) ## Run the tests, against a real Triton server
-	$(BIN)/pytest
+	$(BIN)/pytest -m 'not faults'
+
+test-faults: $(READY) ## Run the tests of servers and networks that fail in the middle of a call (2 minutes)
+	$(BIN)/pytest -m faults
 
 test-torch: $(READY) ## Install PyTorch and compare the network with a plain PyTorch one
 	$(BIN)/pip install --quiet 'torch==2.13.0'

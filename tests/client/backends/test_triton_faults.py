@@ -37,6 +37,8 @@ from siblings import (
 )
 from tiny import tiny_serving_graph, write_tiny_repository
 
+pytestmark = pytest.mark.faults
+
 Pair = tuple[LocalTriton, LocalTriton]
 
 

@@ -18,6 +18,8 @@ from arcface_server import LocalTriton
 from processes import wait_until
 from siblings import NAME, PLAN, QUICK, answered, tiny_embeddings, write_siblings
 
+pytestmark = pytest.mark.faults
+
 COUNT = 5000
 
 

@@ -21,6 +21,8 @@ from processes import wait_until
 from proxy import Proxy
 from siblings import NAME, PLAN, QUICK, InThisProcess, tiny_embeddings, write_siblings
 
+pytestmark = pytest.mark.faults
+
 Ways = tuple[Proxy, Proxy]
 CROP_BYTES = int(np.prod(CROP_SHAPE))
 
