@@ -83,10 +83,12 @@ def test_a_call_waits_for_the_loading_no_longer_than_it_may(
 
     last_resort = LastResort(make, selector, EXAMINER)
     started = time.monotonic()
-    with pytest.raises(DeadlineExceededError):
-        last_resort.run(job(crops, timeout_s=0.1))
-    assert time.monotonic() - started < 2
-    goes_on.set()
+    try:
+        with pytest.raises(DeadlineExceededError):
+            last_resort.run(job(crops, timeout_s=0.1))
+        assert time.monotonic() - started < 8, "of 20 that the loading lasts"
+    finally:
+        goes_on.set()
     assert embedded(last_resort, crops[:1]).shape == (1, 512)
     last_resort.close()
 
