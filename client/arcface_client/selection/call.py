@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -66,17 +66,20 @@ class Call:
             source = replace(source, crops=0)
             self._credits[source] = self._credits.get(source, 0) + crops
 
-    def served(self, by: str, passed_over: Iterable[Refusal]) -> Served:
+    def served(self, by: str, passed_over: Iterable[Refusal], preferred: Container[str]) -> Served:
         """The report on a call that is done.
 
         Args:
             by: Who did the last of it.
             passed_over: Those that were known before to be out.
+            preferred: Who goes before it; who failed and does not, is no refusal.
         """
         sources = tuple(replace(source, crops=crops) for source, crops in self._credits.items())
         reasons = {refusal.candidate: refusal.reason for refusal in passed_over}
         # Whoever failed and then served after all, is no refusal.
-        reasons |= {name: str(error) for name, error in self.failures.items() if name != by}
+        reasons |= {
+            name: str(error) for name, error in self.failures.items() if name in preferred and name != by
+        }
         return Served(sources, tuple(Refusal(name, reason) for name, reason in reasons.items()))
 
     def too_late(self, error: ArcFaceError) -> DeadlineExceededError:

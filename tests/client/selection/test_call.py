@@ -51,7 +51,7 @@ def test_everybody_is_credited_with_all_that_he_did_in_the_order_in_which_he_beg
     call = new_call()
     for where, crops in work:
         call.credit(source(where), crops)
-    sources = call.served("last", ()).sources
+    sources = call.served("last", (), ()).sources
     began = list(dict.fromkeys(where for where, crops in work if crops))
     assert [each.where for each in sources] == began
     for each in sources:
@@ -93,9 +93,11 @@ def test_what_is_known_now_goes_before_what_the_call_met_with(call: Call) -> Non
     assert call.reasons([("one", WRONG), ("three", WRONG)]) == {"one": WRONG, "two": BUSY, "three": WRONG}
 
 
-def test_the_report_names_whoever_failed_or_was_out_but_not_who_served_after_all(call: Call) -> None:
-    call.failures = {"one": GONE, "two": BUSY}
-    assert call.served("two", [Refusal("none", "refused")]).refusals == (
+def test_the_report_names_the_preferred_who_failed_or_were_out_but_not_who_served_after_all(
+    call: Call,
+) -> None:
+    call.failures = {"one": GONE, "two": BUSY, "three": BUSY}
+    assert call.served("two", [Refusal("none", "refused")], ["none", "one"]).refusals == (
         Refusal("none", "refused"),
         Refusal("one", "gone"),
     )

@@ -11,6 +11,7 @@ import grpc
 import numpy as np
 import pytest
 
+from arcface_client import client
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import CROP_SHAPE
 from arcface_client.deadline import Deadline
@@ -90,7 +91,8 @@ def test_an_impatient_caller_takes_nobody_out(servers: Servers) -> None:
     assert report.sources[0].where == one
 
 
-def test_the_question_after_a_failure_does_not_outlast_the_call() -> None:
+def test_the_question_after_a_failure_does_not_outlast_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "PROBE_TIMEOUT_S", 15.0)
     fake = SecretiveTriton()
     with served(fake) as url, TritonBackend(url, "fake") as embedder:
         embedder.ensure_ready()
@@ -100,7 +102,7 @@ def test_the_question_after_a_failure_does_not_outlast_the_call() -> None:
         try:
             with pytest.raises(DeadlineExceededError, match=r"the whole call, 0\.2 s, is over"):
                 embedder.encode(CROPS, timeout_s=0.2)
-            assert time.monotonic() - started < 0.9, "the question alone may take a second"
+            assert time.monotonic() - started < 8, "of 15 that the question may take"
         finally:
             fake.lists.set()
 

@@ -96,6 +96,8 @@ def test_a_candidate_that_fails_where_another_serves_is_left_alone(
         asked = first.requests
         _, report = embedder.encode(numbered(1), return_source=True)
         states = {candidate.candidate: candidate.state for candidate in embedder.diagnostics().candidates}
+        kept = [error for _, error in embedder._selector.standing.refused]
+    assert all(error.__traceback__ is None and error.__cause__ is None for error in kept)
     assert first.requests == asked
     assert report.sources[0].where == two
     assert "told to fail" in report.refusals[0].reason

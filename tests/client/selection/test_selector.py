@@ -68,7 +68,6 @@ def test_who_settled_has_its_place_again_only_after_the_golden_crops(
     assert not selector.standing.ranking
     wait_until(lambda: contender.breaker.due)
     assert serves(selector)
-    assert contender.breaker.state == "half-open"
     fake.value = -RIGHT
     wait_until(lambda: contender.breaker.has_settled)
     assert not serves(selector)
