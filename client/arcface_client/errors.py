@@ -33,6 +33,10 @@ do next.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+Error = TypeVar("Error", bound=BaseException)
+
 
 class ArcFaceError(Exception):
     """Base of every error raised on purpose."""
@@ -132,3 +136,15 @@ class NoCandidateError(DeploymentError):
 
 class ServerError(DeploymentError):
     """The server failed on a request that it should have served."""
+
+
+def detached(error: Error) -> Error:
+    """Copy an error without its traceback, cause and context.
+
+    Those hold what was in the variables of every frame, a call's crops too: for errors that are kept.
+    """
+    # Not by copy.copy, which calls __init__, and that may take other arguments than the message.
+    copy = type(error).__new__(type(error), *error.args)
+    copy.args = error.args
+    vars(copy).update(vars(error))
+    return copy
