@@ -6,31 +6,29 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from tritonclient.utils import InferenceServerException
 
-from .connection import Connection, Tls
+from .connection import Connection
 from .contract import Crops, Embeddings
 from .crops import Color, CropsLike, as_batch
 from .deadline import Deadline
 from .errors import ArcFaceError, ModelNotFoundError, ServerBusyError, ServerError, ServerUnavailableError
 from .failures import CANCELLED, Aftermath, Target, closed, dropped, explain, needs_aftermath
 from .job import Job
+from .limits import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, check_limits
+from .names import DEFAULT_MODEL
 from .requests import (
     ServedModel,
-    check_limits,
     embeddings_from,
     infer_arguments,
     runs,
     served_model,
 )
 from .status import ServerStatus, models_from_index
+from .tls import Tls
 from .under_way import Request
-
-DEFAULT_MODEL: Final = "arcface_r100_onnx"
-DEFAULT_REQUEST_TIMEOUT_S: Final = 60.0
-DEFAULT_MAX_IN_FLIGHT: Final = 8
 
 Key = TypeVar("Key")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+DEFAULT_MODEL: Final = "arcface_r100_onnx"
+
 _ONNX: Final = "_onnx"
 _PLANS: Final = "_trt"
 

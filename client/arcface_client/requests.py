@@ -21,7 +21,7 @@ from .contract import (
     check_shape,
     check_tensors,
 )
-from .errors import InputError
+from .errors import ServerError
 from .failures import Target
 from .region import Region
 
@@ -61,18 +61,6 @@ def runs(crops: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield run
 
 
-def check_limits(request_timeout_s: float, max_in_flight: int) -> None:
-    """Check a client's limits.
-
-    Raises:
-        InputError: One of them is out of its range.
-    """
-    if not request_timeout_s > 0:
-        raise InputError(f"request_timeout_s is {request_timeout_s}; expected a number of seconds above 0.")
-    if max_in_flight < 1:
-        raise InputError(f"max_in_flight is {max_in_flight}; expected 1 or more.")
-
-
 def infer_arguments(target: Target, crops: Crops, region: Region | None = None) -> dict[str, Any]:
     """Arguments for ``infer`` and ``async_infer``.
 
@@ -95,6 +83,19 @@ def infer_arguments(target: Target, crops: Crops, region: Region | None = None) 
         "inputs": [image],
         "outputs": [embedding],
     }
+
+
+def version_from(target: Target, result: Any) -> int | None:
+    """Read which version answered; None when the server does not say.
+
+    Raises:
+        ServerError: It is not the one that was asked.
+    """
+    text = result.get_response().model_version
+    version = int(text) if text else None
+    if target.version is not None and version not in (None, target.version):
+        raise ServerError(f"Version {version} answered a request for {target}.")
+    return version
 
 
 def embeddings_from(target: Target, result: Any, count: int, region: Region | None = None) -> Embeddings:
