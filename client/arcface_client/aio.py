@@ -12,8 +12,7 @@ from grpc.aio import UsageError
 from tritonclient.grpc import aio as triton
 from tritonclient.utils import InferenceServerException
 
-from .client import DEFAULT_MAX_IN_FLIGHT, DEFAULT_MODEL, DEFAULT_REQUEST_TIMEOUT_S
-from .connection import Tls, triton_arguments
+from .connection import triton_arguments
 from .contract import Crops, Embeddings
 from .crops import Color, CropsLike, as_batch
 from .deadline import Deadline
@@ -28,15 +27,17 @@ from .failures import (
     needs_aftermath,
 )
 from .job import Job
+from .limits import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, check_limits
+from .names import DEFAULT_MODEL
 from .requests import (
     ServedModel,
-    check_limits,
     embeddings_from,
     infer_arguments,
     runs,
     served_model,
 )
 from .status import ServerStatus, models_from_index
+from .tls import Tls
 
 
 class AsyncEmbeddingClient:

@@ -6,11 +6,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from tritonclient.utils import InferenceServerException
 
-from .connection import Connection, Tls
+from .connection import Connection
 from .contract import Crops, Embeddings
 from .crops import Color, CropsLike, as_batch
 from .deadline import Deadline
@@ -26,9 +26,10 @@ from .failures import (
     needs_aftermath,
 )
 from .job import Job
+from .limits import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, check_limits
+from .names import DEFAULT_MODEL
 from .requests import (
     ServedModel,
-    check_limits,
     embeddings_from,
     infer_arguments,
     runs,
@@ -36,11 +37,8 @@ from .requests import (
     version_from,
 )
 from .status import ServerStatus, models_from_index
+from .tls import Tls
 from .under_way import Request
-
-DEFAULT_MODEL: Final = "arcface_r100_onnx"
-DEFAULT_REQUEST_TIMEOUT_S: Final = 60.0
-DEFAULT_MAX_IN_FLIGHT: Final = 8
 
 Key = TypeVar("Key")
 

@@ -7,8 +7,6 @@ import math
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Literal
 
 from tritonclient import grpc as triton
@@ -18,6 +16,7 @@ from .errors import ConfigError, InputError
 from .failures import PROBE_TIMEOUT_S, UNAVAILABLE, Aftermath, aftermath_of_failed_probe
 from .shared_memory import SharedMemory
 from .status import models_from_index
+from .tls import Tls
 
 Transport = Literal["grpc", "system shared memory"]
 
@@ -40,31 +39,6 @@ _RETRY_POLICY: Final = {
         }
     ]
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tls:
-    """Certificates for an encrypted connection; all are PEM files.
-
-    Attributes:
-        root_certificates: Who may have signed the server's certificate; None takes gRPC's own list.
-        private_key: The client's key, for mutual TLS.
-        certificate_chain: The client's certificate, for mutual TLS.
-    """
-
-    root_certificates: Path | None = None
-    private_key: Path | None = None
-    certificate_chain: Path | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("root_certificates", "private_key", "certificate_chain"):
-            path = getattr(self, name)
-            if path is not None and not Path(path).is_file():
-                raise ConfigError(f"tls.{name} is {path}, which is no file; give the path of a PEM file.")
-        if (self.private_key is None) != (self.certificate_chain is None):
-            raise ConfigError(
-                "Mutual TLS needs both tls.private_key and tls.certificate_chain; only one is set."
-            )
 
 
 class Connection:

@@ -21,7 +21,7 @@ from .contract import (
     check_shape,
     check_tensors,
 )
-from .errors import InputError, ServerError
+from .errors import ServerError
 from .failures import Target
 from .region import Region
 
@@ -59,18 +59,6 @@ def runs(crops: Iterable[Any], size: int) -> Iterator[list[Any]]:
     source = iter(crops)
     while run := list(itertools.islice(source, size)):
         yield run
-
-
-def check_limits(request_timeout_s: float, max_in_flight: int) -> None:
-    """Check a client's limits.
-
-    Raises:
-        InputError: One of them is out of its range.
-    """
-    if not request_timeout_s > 0:
-        raise InputError(f"request_timeout_s is {request_timeout_s}; expected a number of seconds above 0.")
-    if max_in_flight < 1:
-        raise InputError(f"max_in_flight is {max_in_flight}; expected 1 or more.")
 
 
 def infer_arguments(target: Target, crops: Crops, region: Region | None = None) -> dict[str, Any]:

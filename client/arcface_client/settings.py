@@ -6,13 +6,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from . import tensorrt_settings
-from .client import DEFAULT_MAX_IN_FLIGHT, DEFAULT_MODEL, DEFAULT_REQUEST_TIMEOUT_S, EmbeddingClient
-from .connection import Tls
 from .layers import BOOLEAN, NUMBER, PATH, TEXT, TEXTS, WHOLE, Defaults, one_of, read_layers
+from .limits import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S
+from .names import DEFAULT_MODEL
 from .selection.contender import Rhythm
+from .tls import Tls
+
+if TYPE_CHECKING:
+    from .client import EmbeddingClient
 
 DEFAULT_PATH: Final = Path("config/pipeline/embedding.yaml")
 
@@ -74,6 +78,8 @@ class TritonSettings:
 
     def client(self) -> EmbeddingClient:
         """Make a client of the first server with these settings."""
+        from .client import EmbeddingClient  # brings gRPC, which backends in this process do without
+
         return EmbeddingClient(
             self.urls[0],
             self.model,

@@ -14,7 +14,6 @@ import pytest
 import trustme
 
 from arcface_client import EmbeddingClient
-from arcface_client.connection import Tls
 from arcface_client.contract import Crops
 from arcface_client.errors import (
     ArcFaceError,
@@ -23,6 +22,7 @@ from arcface_client.errors import (
     ServerError,
     ServerUnavailableError,
 )
+from arcface_client.tls import Tls
 from arcface_server import LocalTriton
 from fake_triton import FakeTriton, served
 from processes import wait_until

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from ..devices import Device, read_device
 from ..errors import ConfigError, InputError
+from ..names import is_plan, onnx_model, plan_model
 from ..runtimes.providers import CPU
 from ..settings import BACKEND_TYPES, KEYS, EmbeddingSettings, PipelineSettings, load_pipeline_settings
 from ..tensorrt_settings import DEFAULT_PATH, Enabled, TensorRtSettings, load_tensorrt_settings
@@ -151,8 +152,8 @@ def _candidates(settings: EmbeddingSettings, enabled: Enabled) -> tuple[str, ...
     if enabled == "auto":
         return settings.candidates
     wants_plans = enabled == "required"
-    named = settings.candidates or (f"{settings.model}_trt", f"{settings.model}_onnx")
-    left = tuple(name for name in named if name.partition(":")[0].endswith("_trt") == wants_plans)
+    named = settings.candidates or (plan_model(settings.model), onnx_model(settings.model))
+    left = tuple(name for name in named if is_plan(name.partition(":")[0]) == wants_plans)
     if not left:
         word = "true" if wants_plans else "false"
         raise ConfigError(

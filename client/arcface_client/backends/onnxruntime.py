@@ -13,6 +13,7 @@ from ..contract import INPUT_NAME
 from ..devices import Device
 from ..golden import golden_crops
 from ..identity import EmbeddingIdentity
+from ..names import onnx_model
 from ..runtimes.providers import COREML, CPU, CUDA
 from .local_model import LocalCandidate, LocalModel
 from .repository import LocalModels
@@ -29,7 +30,7 @@ def onnx_candidate(
 ) -> LocalCandidate:
     """A version of ``{name}_onnx`` on a provider; None is the newest."""
     return LocalCandidate(
-        f"{name}_onnx on {provider}",
+        f"{onnx_model(name)} on {provider}",
         lambda identity: load_onnx(models, name, provider, gpu, version, identity),
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ..errors import DeploymentError
+from ..errors import DeploymentError, detached
 from .base import Refusal
 from .local_model import LocalCandidate
 
@@ -48,7 +48,7 @@ class Refused:
         """Note that a candidate failed."""
         before = self._failures.get(candidate)
         wait_s = WAIT_S if before is None else min(2 * before.wait_s, LONGEST_WAIT_S)
-        failure = Failure(error, wait_s, self._clock() + wait_s)
+        failure = Failure(detached(error), wait_s, self._clock() + wait_s)
         self._failures = {**self._failures, candidate: failure}
 
     def remove(self, candidate: LocalCandidate) -> None:
@@ -83,6 +83,6 @@ class Refused:
         """The error to raise when nobody is left."""
         errors = self.errors()
         if len(errors) == 1:
-            return next(iter(errors.values()))
+            return detached(next(iter(errors.values())))
         reasons = "; ".join(f"{candidate.name}: {error}" for candidate, error in errors.items())
         return DeploymentError(f"Nothing can embed in this process. {reasons}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
 
 from ..errors import DeploymentError, ManifestError, ModelNotFoundError
 from ..golden import GoldenReference
@@ -19,9 +18,7 @@ from ..manifests import (
     read_onnx_record,
     read_plan_record,
 )
-
-_ONNX: Final = "_onnx"
-_TRT: Final = "_trt"
+from ..names import onnx_model, plan_model, sibling_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +87,7 @@ class LocalModels:
             ModelNotFoundError: There is none.
             ManifestError: Nothing is recorded of it, or the file is another than the one recorded.
         """
-        model = name + _ONNX
+        model = onnx_model(name)
         versions = self.versions(model)
         if not versions or version not in (None, *versions):
             wanted = model if version is None else f"version {version} of {model}"
@@ -124,7 +121,7 @@ class LocalModels:
             ModelNotFoundError: There is none.
             ManifestError: What is recorded of it cannot be true.
         """
-        model = name + _TRT
+        model = plan_model(name)
         wanted = identity or self._newest_identity(name)
         refused = []
         for version in reversed(self.versions(model)):
@@ -132,11 +129,11 @@ class LocalModels:
             if not path.is_file():
                 continue
             record = read_plan_record(path)
-            onnx = read_onnx_record(manifest_path(self.root, name + _ONNX, version))
+            onnx = read_onnx_record(manifest_path(self.root, onnx_model(name), version))
             if onnx.sha256 != record.onnx_sha256:
                 raise ManifestError(
                     f"{path} is about a plan of an ONNX model with SHA-256 {record.onnx_sha256:.12}...; "
-                    f"{name}{_ONNX} version {version} has {onnx.sha256:.12}... Compile the next version."
+                    f"{onnx_model(name)} version {version} has {onnx.sha256:.12}... Compile the next version."
                 )
             conflict = wanted and wanted.conflict(onnx.identity(record.precision_class))
             if conflict is None:
@@ -160,8 +157,8 @@ class LocalModels:
         Raises:
             ManifestError: What is recorded cannot be true.
         """
-        is_plan = model.endswith(_TRT)
-        path = manifest_path(self.root, model.removesuffix(_TRT) + _ONNX if is_plan else model, version)
+        sibling = sibling_of(model)
+        path = manifest_path(self.root, sibling or model, version)
         if not path.is_file():
             return None
         record = read_onnx_record(path)
@@ -170,13 +167,13 @@ class LocalModels:
         return GoldenReference(
             record.golden,
             source_sha256=record.source_sha256,
-            precision_class=self._precision_class(model, version) if is_plan else "float",
+            precision_class=self._precision_class(model, version) if sibling else "float",
             preprocessing=record.preprocessing,
         )
 
     def golden_of_source(self, name: str, source_sha256: str) -> GoldenReference | None:
         """A source model's embeddings of the golden crops, if a ``{name}_onnx`` was built from it."""
-        model = name + _ONNX
+        model = onnx_model(name)
         for version in reversed(self.versions(model)):
             reference = self.golden(model, version)
             if reference is not None and reference.source_sha256 == source_sha256:
@@ -185,10 +182,11 @@ class LocalModels:
 
     def _newest_identity(self, name: str) -> EmbeddingIdentity | None:
         """Of the newest ``{name}_onnx``, in any class of precision; None when there is none."""
-        releases = self.versions(name + _ONNX)
+        model = onnx_model(name)
+        releases = self.versions(model)
         if not releases:
             return None
-        record = read_onnx_record(manifest_path(self.root, name + _ONNX, releases[-1]))
+        record = read_onnx_record(manifest_path(self.root, model, releases[-1]))
         return replace(record.identity(), precision_class=None)
 
     def _precision_class(self, model: str, version: int) -> PrecisionClass | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..errors import DeploymentError, MissingExtraError
 from ..identity import EmbeddingIdentity
+from ..names import plan_model
 from .local_model import LocalCandidate, LocalModel
 from .repository import LocalModels
 
@@ -11,7 +12,7 @@ from .repository import LocalModels
 def plan_candidate(models: LocalModels, name: str, gpu: int) -> LocalCandidate:
     """The newest plan of ``{name}_trt`` for a GPU."""
     return LocalCandidate(
-        f"{name}_trt on cuda:{gpu}", lambda identity: load_plan(models, name, gpu, identity)
+        f"{plan_model(name)} on cuda:{gpu}", lambda identity: load_plan(models, name, gpu, identity)
     )
 
 
@@ -21,7 +22,7 @@ def switched_off(name: str) -> LocalCandidate:
     def refuse(_: EmbeddingIdentity | None) -> LocalModel:
         raise DeploymentError("TensorRT is switched off: arcface_tensorrt.enabled is false; set it to auto.")
 
-    return LocalCandidate(f"{name}_trt", refuse)
+    return LocalCandidate(plan_model(name), refuse)
 
 
 def load_plan(
@@ -30,7 +31,7 @@ def load_plan(
     """Load the newest plan for a GPU, of an identity or (None) that of the newest ONNX model.
 
     Raises:
-        MissingExtraError: TensorRT or CUDA's Python package is not installed.
+        MissingExtraError: TensorRT, or a package that it needs, is not installed.
         CudaError: There is no such GPU, or its driver is too old.
         DeploymentError: There is no plan for it, the plan is another than the one recorded, of another
             TensorRT, or cannot be loaded.
@@ -41,10 +42,10 @@ def load_plan(
         from ..runtimes.cuda import compute_capability, device_count
         from ..runtimes.tensorrt import TensorRt
     except ModuleNotFoundError as error:
-        package = "tensorrt" if error.name == "tensorrt" else "cuda-bindings"
         raise MissingExtraError(
-            f"TensorRT in this process needs the package {package}: pip install {package} (TensorRT itself "
-            "in the very version that built the plans), or run in NVIDIA's tensorrt image."
+            f"TensorRT in this process needs the package {error.name}, which is not installed: "
+            "pip install 'arcface-triton[tensorrt]', and TensorRT itself in the very version that built the "
+            "plans, or run in NVIDIA's tensorrt image."
         ) from error
     except ImportError as error:
         raise MissingExtraError(f"TensorRT is installed, but cannot be loaded: {error}") from error

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from ..errors import InputError, ModelNotFoundError
-from ..selection.candidates import ONNX_SUFFIX, PLAN_SUFFIX, Pin
+from ..names import onnx_model, plan_model
+from ..selection.candidates import Pin
 from ..status import ServerStatus
 from .embedders import Embedder, InProcess, Served
 
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
 
 Connect = Callable[[str, "int | None"], "EmbeddingClient"]
 """Makes a client of a model and version."""
-
-_SIBLINGS: Final = (ONNX_SUFFIX, PLAN_SUFFIX)
-"""Of a release; the first is what the other was made from."""
 
 
 def is_file(spec: str) -> bool:
@@ -68,16 +66,17 @@ def siblings_on(server: ServerStatus, name: str) -> list[str]:
     """
     ready = [model for model in server.models if model.ready]
     newest_first = sorted(ready, key=lambda model: -(model.version or 0))
+    siblings = (onnx_model(name), plan_model(name))
     found = [
         f"{model.name}:{model.version}"
-        for suffix in _SIBLINGS
+        for wanted in siblings
         for model in newest_first
-        if model.name == name + suffix
+        if model.name == wanted
     ]
     if not found:
         others = ", ".join(f"{model.name}:{model.version}" for model in ready) or "none"
         raise ModelNotFoundError(
-            f"{server.url} has no ready version of {name}_onnx or {name}_trt; ready there: {others}. "
+            f"{server.url} has no ready version of {' or '.join(siblings)}; ready there: {others}. "
             "Name the models to compare, or set embedding.model."
         )
     return found

@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ..errors import ArcFaceError, ConfigError, ModelLoadingError, ModelNotFoundError, ModelNotReadyError
+from ..names import onnx_model, plan_model
 from ..status import ModelStatus
-
-PLAN_SUFFIX: Final = "_trt"
-ONNX_SUFFIX: Final = "_onnx"
 
 _PIN: Final = re.compile(r"(?P<model>[^\s:]+)(?::(?P<version>[1-9]\d*))?")
 
@@ -84,7 +82,7 @@ class Wanted:
     _models: tuple[Pin, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        siblings = (Pin(self.name + PLAN_SUFFIX), Pin(self.name + ONNX_SUFFIX))
+        siblings = (Pin(plan_model(self.name)), Pin(onnx_model(self.name)))
         object.__setattr__(self, "_models", self.pins or siblings)
 
     def preference(self, candidate: Candidate) -> tuple[int, int, int]:

@@ -11,7 +11,8 @@ import numpy as np
 from ..contract import Crops, Embeddings
 from ..errors import ContractError, DeploymentError, DriftError
 from ..golden import GoldenReference, golden_crops, largest_drift
-from .candidates import ONNX_SUFFIX, PLAN_SUFFIX
+from ..names import is_plan
+from ..names import sibling_of as sibling_of
 
 References = Callable[[str, int], GoldenReference | None]
 """What is recorded of a model's version here, as ``LocalModels.golden``."""
@@ -122,7 +123,7 @@ def examine(embed: Embed, model: str, record: GoldenReference | None, sibling: E
         raise ContractError(f"it gives embeddings of length {worst:.3g}; expected 1")
     if record is not None:
         return Finding(embeddings, record, MANIFEST, largest_drift(embeddings, record.embeddings))
-    if not model.endswith(PLAN_SUFFIX):
+    if not is_plan(model):
         return Finding(embeddings, GoldenReference(embeddings), ITSELF, 0.0)
     if sibling is None:
         raise DeploymentError("nothing proves it: no manifest is here, and it has no ONNX sibling")
@@ -133,11 +134,6 @@ def examine(embed: Embed, model: str, record: GoldenReference | None, sibling: E
             f"nothing proves it: no manifest is here, and its ONNX sibling does not serve ({error})"
         ) from error
     return Finding(embeddings, GoldenReference(reference), ONNX_SIBLING, largest_drift(embeddings, reference))
-
-
-def sibling_of(model: str) -> str | None:
-    """The ONNX sibling of a plan's model; None for another model."""
-    return model.removesuffix(PLAN_SUFFIX) + ONNX_SUFFIX if model.endswith(PLAN_SUFFIX) else None
 
 
 def objection(finding: Finding, identity: Identity | None, max_drift: float) -> DeploymentError | None:

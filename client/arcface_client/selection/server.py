@@ -6,10 +6,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ..client import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, EmbeddingClient
-from ..connection import Connection, Tls
-from ..requests import check_limits
+from ..limits import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, check_limits
+from ..tls import Tls
+
+if TYPE_CHECKING:
+    from ..client import EmbeddingClient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,8 @@ class Server:
     """
 
     def __init__(self, url: str, limits: RequestLimits) -> None:
+        from ..connection import Connection  # brings gRPC, which settings do without
+
         self.url = url
         # Without gRPC's own retries: while they last, the next candidate could have answered.
         self.connection = Connection(url, limits.tls, retries=False, shared_memory=limits.shared_memory)
@@ -55,6 +60,8 @@ class Server:
             version: Its version.
             modest: Send one request at a time, so that a queue has room for others.
         """
+        from ..client import EmbeddingClient
+
         return EmbeddingClient(
             self.url,
             model,

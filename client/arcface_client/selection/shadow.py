@@ -17,7 +17,8 @@ from ..deadline import Deadline
 from ..errors import ArcFaceError, DriftError, InputError
 from ..golden import drifts
 from ..job import Job
-from .candidates import PLAN_SUFFIX, Candidate
+from ..names import is_plan
+from .candidates import Candidate
 from .contender import Contender
 from .drift_record import DriftRecord
 from .examination import Evidence
@@ -178,4 +179,4 @@ class Shadow:
 
 
 def _is_plan(contender: Contender) -> bool:
-    return contender.candidate.model.endswith(PLAN_SUFFIX)
+    return is_plan(contender.candidate.model)

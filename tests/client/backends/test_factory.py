@@ -255,6 +255,17 @@ def test_a_package_that_is_installed_but_cannot_be_loaded_is_said(
         make("tensorrt", allow_cpu_fallback=False).ensure_ready()
 
 
+def test_a_package_that_tensorrt_needs_is_named_as_it_is(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tensorrt.py").write_text("import libs_of_tensorrt")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+
+    with pytest.raises(MissingExtraError, match="needs the package libs_of_tensorrt, which is not installed"):
+        make("tensorrt", allow_cpu_fallback=False).ensure_ready()
+
+
 def test_tensorrt_gives_way_to_onnxruntime_where_it_cannot_run(make: Make, crops: Crops) -> None:
     with make("tensorrt") as embedder:
         _, served = embedder.encode(crops[:2], return_source=True)
@@ -265,7 +276,9 @@ def test_tensorrt_gives_way_to_onnxruntime_where_it_cannot_run(make: Make, crops
 
 
 def test_tensorrt_without_a_fallback_says_what_is_missing(make: Make) -> None:
-    with pytest.raises(MissingExtraError, match=r"needs the package tensorrt: pip install tensorrt"):
+    with pytest.raises(
+        MissingExtraError, match=r"package tensorrt, .*: pip install 'arcface-triton\[tensorrt\]'"
+    ):
         make("tensorrt", allow_cpu_fallback=False).ensure_ready()
 
 
@@ -365,10 +378,11 @@ def test_candidates_that_the_settings_of_tensorrt_keep_out_are_none(
 
 
 def test_importing_it_brings_nothing_heavy() -> None:
+    heavy = ("grpc", "tritonclient", "onnx", "onnxruntime", "insightface", "cv2", "tensorrt", "cuda")
     code = (
         "import sys; from arcface_client import get_embedding_backend; get_embedding_backend('pytorch');"
         "get_embedding_backend('onnxruntime'); get_embedding_backend('tensorrt');"
-        "print(*{'onnx', 'onnxruntime', 'insightface', 'cv2', 'tensorrt', 'cuda'} & sys.modules.keys())"
+        f"print(*set({heavy}) & sys.modules.keys())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

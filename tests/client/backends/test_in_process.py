@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import logging
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +20,7 @@ from arcface_client.backends.local_model import LocalCandidate, LocalModel
 from arcface_client.backends.onnxruntime import onnx_candidate
 from arcface_client.backends.refused import WAIT_S
 from arcface_client.backends.repository import LocalModels
-from arcface_client.contract import Crops, Embeddings
+from arcface_client.contract import CROP_SHAPE, Crops, Embeddings
 from arcface_client.errors import (
     ClientClosedError,
     DeadlineExceededError,
@@ -188,6 +190,19 @@ def test_what_are_no_embeddings_is_never_handed_out(
     embeddings, served = both.encode(crops[:3], return_source=True)
     np.testing.assert_allclose(embeddings, embed(path, crops[:3]), atol=1e-6)
     assert [source.model for source in served.sources] == ["second"]
+
+
+def test_a_failure_that_is_remembered_keeps_no_crops(save: Callable[..., Path]) -> None:
+    backend = InProcessBackend("onnxruntime", [candidate(save("bad", poison=True)), candidate(save("good"))])
+    given = poisoned(np.zeros((3, *CROP_SHAPE), np.uint8), at=0)
+    gone = weakref.ref(given)
+
+    _, served = backend.encode(given, return_source=True)
+    del given
+    gc.collect()
+
+    assert served.fell_back
+    assert gone() is None
 
 
 class Clock:

@@ -16,9 +16,9 @@ import onnx
 import pytest
 from tritonclient import grpc as tritonclient
 
+from arcface_client import limits
 from arcface_client.backends.base import Served
 from arcface_client.backends.triton import TritonBackend
-from arcface_client.client import DEFAULT_MAX_IN_FLIGHT
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import DeadlineExceededError, NoCandidateNowError
 from arcface_client.selection.server import RequestLimits
@@ -80,7 +80,7 @@ def in_the_middle(
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(embedder.encode, crops, timeout_s=30, return_source=True)
         # More than the client keeps under way, so that some answers have reached it.
-        wait_until(lambda: answered(server) > before + 2 * DEFAULT_MAX_IN_FLIGHT)
+        wait_until(lambda: answered(server) > before + 2 * limits.DEFAULT_MAX_IN_FLIGHT)
         os.kill(server.pid, happens)
         return call.result()
 
