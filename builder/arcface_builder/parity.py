@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from arcface_client.contract import Embeddings
-from arcface_client.faults import FAULTS, divided_by_128
+from arcface_client.faults import FAULTS
 from arcface_client.golden import largest_drift
 from arcface_client.runtimes.base import Embed, in_batches
 
@@ -33,8 +33,6 @@ class Parity:
         max_abs_difference: Largest difference between two numbers of the unit embeddings.
         max_drift_cosine: Largest 1 - cosine similarity.
         controls: The same for each fault that people make, which must be large.
-        divisor_control: The same for pixels divided by 128 in place of 127.5: reported, and not asked
-            for, since it changes a byte by half at most.
         crops: Number of crops compared, half of them noise and half face-like.
         batch_sizes: Batch sizes that the serving graph was run with.
     """
@@ -42,7 +40,6 @@ class Parity:
     max_abs_difference: float
     max_drift_cosine: float
     controls: Mapping[str, float]
-    divisor_control: float
     crops: int
     batch_sizes: tuple[int, ...]
 
@@ -61,7 +58,6 @@ def check_parity(reference: Embed, serving: Embed, *, seed: int = 1) -> Parity:
         max_abs_difference=max(_difference(expected, run) for run in runs),
         max_drift_cosine=max(largest_drift(expected, run) for run in runs),
         controls={fault: _difference(expected, serving(alter(crops))) for fault, alter in FAULTS.items()},
-        divisor_control=_difference(expected, serving(divided_by_128(crops))),
         crops=len(crops),
         batch_sizes=BATCH_SIZES,
     )

@@ -30,11 +30,14 @@ from .job import Job
 from .limits import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, check_limits
 from .names import DEFAULT_MODEL
 from .requests import (
+    Answer,
+    OneVersion,
     ServedModel,
     embeddings_from,
     infer_arguments,
     runs,
     served_model,
+    version_from,
 )
 from .status import ServerStatus, models_from_index
 from .tls import Tls
@@ -124,22 +127,23 @@ class AsyncEmbeddingClient:
             self._served = served_model(self._target, config)
         return self._served
 
-    async def _infer(self, crops: Crops, deadline: Deadline) -> Embeddings:
+    async def _infer(self, crops: Crops, deadline: Deadline, target: Target) -> Answer:
         timeout_s = deadline.remaining_s(self._request_timeout_s)
-        arguments = infer_arguments(self._target, crops)
+        arguments = infer_arguments(target, crops)
         result = await self._call(self._triton.infer, timeout_s, deadline=deadline, **arguments)
-        return embeddings_from(self._target, result, len(crops))
+        return Answer(embeddings_from(target, result, len(crops)), version_from(target, result))
 
     async def _pipeline(self, batches: Iterable[Crops], deadline: Deadline) -> AsyncIterator[Embeddings]:
         """Send batches, a few at a time, and yield their embeddings in order."""
-        under_way: deque[asyncio.Task[Embeddings]] = deque()
+        under_way: deque[asyncio.Task[Answer]] = deque()
+        one = OneVersion(self._target)
         try:
             for batch in batches:
                 if len(under_way) == self._max_in_flight:
-                    yield await under_way.popleft()
-                under_way.append(asyncio.create_task(self._infer(batch, deadline)))
+                    yield one.take(await under_way.popleft())
+                under_way.append(asyncio.create_task(self._infer(batch, deadline, one.target)))
             while under_way:
-                yield await under_way.popleft()
+                yield one.take(await under_way.popleft())
         finally:
             for task in under_way:
                 task.cancel()

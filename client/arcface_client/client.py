@@ -29,6 +29,8 @@ from .job import Job
 from .limits import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, check_limits
 from .names import DEFAULT_MODEL
 from .requests import (
+    Answer,
+    OneVersion,
     ServedModel,
     embeddings_from,
     infer_arguments,
@@ -119,7 +121,7 @@ class EmbeddingClient:
         parts = job.parts(self._model(job.deadline).max_batch_size)
         if len(parts) == 1:
             # To wait for a single request takes no thread, whose wake-up costs a third of a millisecond.
-            job.fill(parts[0], self._infer(job.crops[parts[0]], job.deadline))
+            job.fill(parts[0], self._infer(job.crops[parts[0]], job.deadline).embeddings)
             return
         batches = ((part, job.crops[part]) for part in parts)
         for part, answer in self._pipeline(batches, job.deadline, salvage=True):
@@ -203,7 +205,7 @@ class EmbeddingClient:
             served = self._served = served_model(self._target, config)
         return served
 
-    def _infer(self, crops: Crops, deadline: Deadline, *, shared: bool = True) -> Embeddings:
+    def _infer(self, crops: Crops, deadline: Deadline, *, shared: bool = True) -> Answer:
         request = self._request(crops, deadline, shared=shared)
         arguments = infer_arguments(self._target, crops, request.region)
 
@@ -220,26 +222,27 @@ class EmbeddingClient:
         With ``salvage``, what is there of the others when one fails is yielded before its error is raised.
         """
         under_way: deque[tuple[Key, Request]] = deque()
+        one = OneVersion(self._target)
         try:
             for key, batch in batches:
                 if len(under_way) == self._max_in_flight:
-                    yield self._next(under_way)
-                under_way.append((key, self._send(batch, deadline)))
+                    yield self._next(under_way, one)
+                under_way.append((key, self._send(batch, deadline, one.target)))
             while under_way:
-                yield self._next(under_way)
+                yield self._next(under_way, one)
         except ArcFaceError as error:
             for key, request in under_way if salvage else ():
                 # A full queue refuses one request while it serves the others: these are worth a wait.
                 if request.is_answered(wait=isinstance(error, ServerBusyError)):
-                    yield key, self._answer(request)
+                    yield key, one.take(self._answer(request))
             raise
         finally:
             for _, request in under_way:
                 request.give_up()
 
-    def _next(self, under_way: deque[tuple[Key, Request]]) -> tuple[Key, Embeddings]:
+    def _next(self, under_way: deque[tuple[Key, Request]], one: OneVersion) -> tuple[Key, Embeddings]:
         key, request = under_way.popleft()
-        return key, self._answer(request)
+        return key, one.take(self._answer(request))
 
     def _request(self, crops: Crops, deadline: Deadline, *, shared: bool = True) -> Request:
         memory = self._connection.shared_memory if shared else None
@@ -247,9 +250,9 @@ class EmbeddingClient:
         timeout_s = deadline.remaining_s(self._request_timeout_s)
         return Request(crops, deadline, timeout_s, self._connection.triton, memory, region)
 
-    def _send(self, crops: Crops, deadline: Deadline) -> Request:
+    def _send(self, crops: Crops, deadline: Deadline, target: Target) -> Request:
         request = self._request(crops, deadline)
-        arguments = infer_arguments(self._target, crops, request.region)
+        arguments = infer_arguments(target, crops, request.region)
         try:
             with self._explaining(request.timeout_s, deadline, request.server) as server:
                 request.context = server.async_infer(
@@ -260,18 +263,19 @@ class EmbeddingClient:
             raise
         return request
 
-    def _answer(self, request: Request) -> Embeddings:
+    def _answer(self, request: Request) -> Answer:
         return self._embeddings(request, request.future.result)
 
-    def _embeddings(self, request: Request, result: Callable[[], Any]) -> Embeddings:
+    def _embeddings(self, request: Request, result: Callable[[], Any]) -> Answer:
         """Wait for the answer to a request, and read it."""
         memory = self._connection.shared_memory
         try:
             with request.reading(), self._explaining(request.timeout_s, request.deadline, request.server):
                 answer = result()
                 self._connection.answered()
-                self._answered_by = version_from(self._target, answer)
-                return embeddings_from(self._target, answer, len(request.crops), request.region)
+                version = self._answered_by = version_from(self._target, answer)
+                embeddings = embeddings_from(self._target, answer, len(request.crops), request.region)
+                return Answer(embeddings, version)
         except ServerUnavailableError:
             if memory is not None:
                 memory.forget()
@@ -280,9 +284,9 @@ class EmbeddingClient:
             if memory is None or request.region is None:
                 raise
             # The server does not know the region, or wrote elsewhere; unless it fails without one, too.
-            embeddings = self._infer(request.crops, request.deadline, shared=False)
+            again = self._infer(request.crops, request.deadline, shared=False)
             memory.suspend(error)
-            return embeddings
+            return again
 
     @contextmanager
     def _explaining(self, timeout_s: float, deadline: Deadline, server: Any) -> Iterator[Any]:

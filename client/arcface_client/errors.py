@@ -13,6 +13,7 @@
     │   ├── ServerUnavailableError   nothing answers at the address, or it broke off
     │   ├── ServerBusyError          it answers, but its queue is full
     │   ├── ModelLoadingError        it is just loading the model
+    │   ├── ModelChangedError        another version was loaded in the middle of the call
     │   ├── NoCandidateNowError      none of several candidates served, and one of them may later
     │   └── DeadlineExceededError    the answer did not come in time (a TimeoutError)
     └── DeploymentError              mend the installation, the configuration or the server
@@ -84,6 +85,10 @@ class ModelLoadingError(TransientError):
 
 class NoCandidateNowError(TransientError):
     """None of several candidates served; the message lists them all. One of them may later."""
+
+
+class ModelChangedError(TransientError):
+    """Another version of the model was loaded in the middle of the call."""
 
 
 class DeadlineExceededError(TransientError, TimeoutError):

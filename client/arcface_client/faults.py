@@ -14,12 +14,7 @@ FAULTS: Final[Mapping[str, Callable[[Crops], Crops]]] = {
     "pixels normalised twice": lambda crops: np.asarray(crops / 127.5, np.uint8),
     "another image": lambda crops: np.roll(crops, 1, axis=0),
 }
-"""What each does to crops: uint8 [N, 112, 112, 3], N at least 2."""
+"""What each does to crops: uint8 [N, 112, 112, 3], N at least 2.
 
-
-def divided_by_128(crops: Crops) -> Crops:
-    """Pixels that a graph which divides by 127.5 takes for pixels divided by 128.
-
-    They differ by half a step at most: such a drift is reported, but no tolerance can be asked to see it.
-    """
-    return np.asarray(np.rint((crops - 127.5) * (127.5 / 128) + 127.5), np.uint8)
+128 in place of 127.5 is not among them: it changes a pixel by less than half a step, which no byte can hold.
+"""

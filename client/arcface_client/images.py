@@ -41,8 +41,10 @@ def _search(folder: Path) -> Iterator[str]:
     for parent, folders, names in os.walk(folder, onerror=_refuse):
         folders.sort()
         for name in sorted(names):
-            if os.path.splitext(name)[1].lower() in SUFFIXES:  # noqa: PTH122
-                yield os.path.join(parent, name)  # noqa: PTH118
+            path = os.path.join(parent, name)  # noqa: PTH118
+            # A pipe of that name would keep its reader waiting for ever.
+            if os.path.splitext(name)[1].lower() in SUFFIXES and os.path.isfile(path):  # noqa: PTH113, PTH122
+                yield path
 
 
 def _refuse(error: OSError) -> None:

@@ -9,6 +9,9 @@ from .errors import InputError
 DEFAULT_REQUEST_TIMEOUT_S: Final = 60.0
 DEFAULT_MAX_IN_FLIGHT: Final = 8
 
+LONGEST_REQUEST_S: Final = 86_400.0
+"""A day; gRPC takes far longer times for ones that are over."""
+
 
 def check_limits(request_timeout_s: float, max_in_flight: int) -> None:
     """Check a client's limits.
@@ -16,7 +19,10 @@ def check_limits(request_timeout_s: float, max_in_flight: int) -> None:
     Raises:
         InputError: One of them is out of its range.
     """
-    if not request_timeout_s > 0:
-        raise InputError(f"request_timeout_s is {request_timeout_s}; expected a number of seconds above 0.")
+    if not 0 < request_timeout_s <= LONGEST_REQUEST_S:
+        raise InputError(
+            f"request_timeout_s is {request_timeout_s:g}; expected a number of seconds above 0, "
+            f"at most {LONGEST_REQUEST_S:g}."
+        )
     if max_in_flight < 1:
         raise InputError(f"max_in_flight is {max_in_flight}; expected 1 or more.")

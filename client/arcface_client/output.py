@@ -19,3 +19,21 @@ def check_output(path: Path) -> None:
         raise InputError(f"{path} is a folder; give the name of a file in it.")
     if path.exists() and not path.is_file():
         raise InputError(f"{path} is no regular file; give the name of a file to write.")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file so that it is the old one, or none, until the new one is whole.
+
+    Raises:
+        InputError: The disk is full, or the folder cannot be written to.
+    """
+    path = path.resolve()  # a link stays, and what it points to is written
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise InputError(
+            f"{path} cannot be written: {error.strerror}. What was there before is kept."
+        ) from error

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from tritonclient import grpc as triton
 
@@ -21,7 +21,7 @@ from .contract import (
     check_shape,
     check_tensors,
 )
-from .errors import ServerError
+from .errors import ModelChangedError, ServerError
 from .failures import Target
 from .region import Region
 
@@ -96,6 +96,47 @@ def version_from(target: Target, result: Any) -> int | None:
     if target.version is not None and version not in (None, target.version):
         raise ServerError(f"Version {version} answered a request for {target}.")
     return version
+
+
+class Answer(NamedTuple):
+    """What one request gave.
+
+    Attributes:
+        embeddings: float32 [n, 512].
+        version: The version that answered; None when the server does not say.
+    """
+
+    embeddings: Embeddings
+    version: int | None
+
+
+class OneVersion:
+    """Sees to it that one version answers all requests of a call: another may be loaded in the middle.
+
+    Args:
+        target: Where the call goes.
+
+    Attributes:
+        target: Where its next request goes: to the version that answered first.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+
+    def take(self, answer: Answer) -> Embeddings:
+        """Take an answer, if it is of the version that answered first.
+
+        Raises:
+            ModelChangedError: It is of another.
+        """
+        if self.target.version is None and answer.version is not None:
+            self.target = replace(self.target, version=answer.version)
+        if answer.version not in (None, self.target.version):
+            raise ModelChangedError(
+                f"Version {answer.version} answered in the middle of a call that {self.target} had begun: it "
+                "was loaded meanwhile. Nothing is mixed; call again, or name a version."
+            )
+        return answer.embeddings
 
 
 def embeddings_from(target: Target, result: Any, count: int, region: Region | None = None) -> Embeddings:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from .errors import ConfigError
+
+_FILES: Final = ("root_certificates", "private_key", "certificate_chain")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +26,7 @@ class Tls:
     certificate_chain: Path | None = None
 
     def __post_init__(self) -> None:
-        for name in ("root_certificates", "private_key", "certificate_chain"):
+        for name in _FILES:
             path = getattr(self, name)
             if path is not None and not Path(path).is_file():
                 raise ConfigError(f"tls.{name} is {path}, which is no file; give the path of a PEM file.")
@@ -31,3 +34,8 @@ class Tls:
             raise ConfigError(
                 "Mutual TLS needs both tls.private_key and tls.certificate_chain; only one is set."
             )
+        for name in _FILES:
+            path = getattr(self, name)
+            # gRPC says no more of such a file than that it cannot connect.
+            if path is not None and b"-----BEGIN " not in Path(path).read_bytes():
+                raise ConfigError(f"tls.{name} is {path}, which is no PEM file: it has no -----BEGIN line.")

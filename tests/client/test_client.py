@@ -6,10 +6,12 @@ import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tritonclient import grpc as tritonclient
 
 from arcface_client import EmbeddingClient
 from arcface_client.contract import Crops, Embeddings
@@ -19,12 +21,16 @@ from arcface_client.errors import (
     ContractError,
     DeadlineExceededError,
     InputError,
+    ModelChangedError,
     ModelNotFoundError,
     ModelNotReadyError,
 )
+from arcface_client.failures import Target
+from arcface_client.requests import Answer, OneVersion
 from arcface_server import LocalTriton
 from processes import wait_until
 from siblings import answered
+from tiny import write_tiny_repository
 
 TINY = "tiny_onnx"
 
@@ -203,3 +209,36 @@ def test_an_url_that_is_no_host_and_port_is_refused(url: str) -> None:
 def test_limits_out_of_range_are_refused(limits: dict[str, float]) -> None:
     with pytest.raises(InputError, match="expected"):
         EmbeddingClient("localhost:1", TINY, **limits)  # type: ignore[arg-type]
+
+
+def test_a_version_that_is_loaded_in_the_middle_is_not_mixed_into_a_call(
+    tmp_path: Path, crops: Crops
+) -> None:
+    folder = write_tiny_repository(tmp_path / "models", "moving_onnx", max_batch_size=2, work=8)
+    with (
+        LocalTriton(
+            tmp_path / "models", flags=["--model-control-mode=explicit", "--load-model=moving_onnx"]
+        ) as server,
+        EmbeddingClient(server.grpc_url, "moving_onnx", max_in_flight=2) as client,
+    ):
+        answers = client.stream(crops[:40])
+        first = next(answers)
+        write_tiny_repository(tmp_path / "later", "moving_onnx", versions=(2,), max_batch_size=2, work=8)
+        (tmp_path / "later" / "moving_onnx" / "2").rename(folder / "2")
+        with tritonclient.InferenceServerClient(server.grpc_url) as control:
+            control.load_model("moving_onnx")
+            assert control.is_model_ready("moving_onnx", "2")
+        embeddings = np.concatenate([first, *answers])
+        with EmbeddingClient(server.grpc_url, "moving_onnx", 1) as pinned:
+            np.testing.assert_allclose(embeddings, pinned.encode(crops[:40]), atol=1e-6)
+        assert np.abs(client.encode(crops[:2]) - embeddings[:2]).max() > 0.01  # the newest from now on
+
+
+def test_answers_of_two_versions_do_not_make_one_call() -> None:
+    one = OneVersion(Target("localhost:8001", "face_onnx"))
+    rows = np.ones((2, 512), np.float32)
+    assert one.take(Answer(rows, 1)) is rows
+    assert one.target.version == 1
+    assert one.take(Answer(rows, None)) is rows
+    with pytest.raises(ModelChangedError, match="Version 2 answered in the middle of a call"):
+        one.take(Answer(rows, 2))

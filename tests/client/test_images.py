@@ -129,3 +129,10 @@ def test_a_link_stays_and_its_target_is_written(tmp_path: Path) -> None:
 def test_an_archive_in_a_missing_folder_is_refused_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="There is no folder"):
         EmbeddingArchive(tmp_path / "none" / "out.npz")
+
+
+def test_a_pipe_with_the_name_of_an_image_is_passed_over(tmp_path: Path) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "b.png")
+
+    assert list(find_images([tmp_path])) == [str(tmp_path / "a.png")]

@@ -48,7 +48,7 @@ def test_the_shipped_file_is_found_from_the_projects_folder(
 
 def test_any_certificate_turns_tls_on(tmp_path: Path) -> None:
     certificate = tmp_path / "ca.pem"
-    certificate.touch()
+    certificate.write_text("-----BEGIN CERTIFICATE-----")
     settings = load_settings(environment={"ARCFACE_TRITON_TLS_ROOT_CERTIFICATES": str(certificate)})
     assert settings.tls is not None
     assert settings.tls.root_certificates == certificate

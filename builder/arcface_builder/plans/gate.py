@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from arcface_client.contract import CROP_SHAPE, Crops, Embeddings
-from arcface_client.faults import FAULTS, divided_by_128
+from arcface_client.faults import FAULTS
 from arcface_client.golden import largest_drift
 from arcface_client.runtimes.base import Embed, in_batches
 
@@ -46,8 +46,6 @@ class Verdict:
         crops: How many crops were compared.
         batch_sizes: The batch sizes that the plan was run with.
         controls: Drift that each fault causes in the served ONNX model, which must be above what passes.
-        divisor_control: The same for pixels divided by 128 in place of 127.5. It changes a byte by half at
-            most: it is reported, but no gate of this tolerance can be asked to see it.
         source: What the source was: "source file", "mended copy", or "served ONNX model".
     """
 
@@ -59,7 +57,6 @@ class Verdict:
     crops: int
     batch_sizes: tuple[int, ...]
     controls: Mapping[str, float]
-    divisor_control: float
     source: str
 
     def check(self) -> None:
@@ -137,7 +134,6 @@ def judge(
 
     controls = {fault: largest_drift(right, run(alter(few))) for fault, alter in FAULTS.items()}
     controls[ANOTHER_MODEL] = largest_drift(right, in_batches(another, few, _ONNX_BATCH))
-    divisor = largest_drift(right, run(divided_by_128(few)))
     return Verdict(
         max_drift_cosine=_largest(largest_drift(expected[places], got) for got in runs.values()),
         allowed_drift_cosine=allowed_drift_cosine,
@@ -147,7 +143,6 @@ def judge(
         crops=len(crops),
         batch_sizes=sizes,
         controls=controls,
-        divisor_control=divisor,
         source=source_name,
     )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from ..commandline import DONE, FAILED
-from ..output import check_output
+from ..output import check_output, replace_text
 from .connecting import add_connection_flags, settings_from
 
 _DESCRIPTION: Final = """\
@@ -124,14 +124,14 @@ def _compare(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
         check_output(arguments.report)
     settings = settings_from(arguments, **{"validation.max_drift_cosine": arguments.max_drift_cosine})
     report = run(specs, settings, arguments)
-    if arguments.report is not None:
-        arguments.report.write_text(to_html(report), encoding="utf-8")
     if arguments.json:
         print(json.dumps(report.to_dict(), indent=2))
     else:
         from ..compare.text import to_text
 
         print(to_text(report))
+    if arguments.report is not None:
+        replace_text(arguments.report, to_html(report))
     return DONE if report.passed else FAILED
 
 

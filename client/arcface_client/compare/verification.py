@@ -47,9 +47,12 @@ def verify(similarity: Values, same: Same) -> Verification:
     Args:
         similarity: Cosine similarity of each pair, float64 [pairs].
         same: Whether it is one person, bool [pairs].
+
+    Returns:
+        Without accuracy and threshold where there are fewer pairs than folds, or pairs of one kind alone.
     """
     rates = {f"{rate:g}": tar_at_far(similarity, same, rate) for rate in FALSE_ACCEPT_RATES}
-    if len(same) < FOLDS:
+    if len(same) < FOLDS or same.all() or not same.any():
         return Verification(accuracy_mean=None, accuracy_std=None, threshold=None, tar_at_far=rates)
     accuracies, thresholds = _accuracy_of_folds(similarity, same)
     return Verification(

@@ -29,7 +29,7 @@ def plain_accuracy(similarity: Values, same: Same) -> tuple[list[float], list[fl
     return accuracies, chosen
 
 
-@pytest.mark.parametrize("pairs", [10, 605, 6000])
+@pytest.mark.parametrize("pairs", [305, 605, 6000])
 def test_accuracy_is_that_of_insightfaces_ten_folds(pairs: int) -> None:
     similarity, same = labelled(pairs)
     accuracies, thresholds = plain_accuracy(similarity, same)
@@ -75,3 +75,10 @@ def test_equal_similarities_are_not_accepted_beyond_the_rate() -> None:
 
 def test_without_true_pairs_there_is_no_rate() -> None:
     assert tar_at_far(np.full(2000, 0.5), np.zeros(2000, bool), 1e-3) is None
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_pairs_of_one_kind_alone_give_no_accuracy(same: bool) -> None:
+    found = verify(np.full(40, 0.5), np.full(40, same))
+
+    assert (found.accuracy_mean, found.threshold) == (None, None)
