@@ -114,7 +114,7 @@ class Fallback:
                 return True
             finally:
                 call.credit(source, missing - job.missing)
-                contender.loads.answered(missing - job.missing, begun)
+                contender.answered(missing - job.missing, begun)
             if call.is_over:
                 if job.missing == missing and time.monotonic() - started >= SILENCE_S:
                     self._selector.failed(contender, failure)

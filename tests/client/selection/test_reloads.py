@@ -32,13 +32,14 @@ SELDOM = Rhythm(recheck_s=600)
 
 
 class CountingTriton(FakeTriton):
-    """Says how many inferences it has counted."""
+    """Says how many requests it has counted."""
 
-    inferences = 0
+    counted = 0
 
     def ModelStatistics(self, request: Any, context: grpc.ServicerContext) -> Any:
         response = service_pb2.ModelStatisticsResponse()
-        response.model_stats.add(name=self.model, version="1", inference_count=self.inferences)
+        model = response.model_stats.add(name=self.model, version="1")
+        model.inference_stats.success.count = self.counted
         return response
 
 
@@ -74,11 +75,11 @@ def test_a_call_that_a_look_divides_is_not_held_against_the_server() -> None:
 def test_what_was_loaded_anew_is_out_until_it_is_proved_though_its_queue_is_full(
     fake: CountingTriton, selector: Selector
 ) -> None:
-    fake.inferences = 100
+    fake.counted = 100
     assert serves(selector)
-    fake.inferences = 108
+    fake.counted = 108
     assert serves(selector)
-    fake.inferences = 20
+    fake.counted = 20
     fake.failures = [grpc.StatusCode.UNAVAILABLE]
     assert not serves(selector)
     assert serves(selector)
