@@ -59,6 +59,8 @@ class Contender:
         self.version = candidate.version
         """The version that was examined; for a pin without one, the one that answered."""
         self.loads = Loads()
+        self.reloads = 0
+        """How often its server was seen to have loaded it anew."""
         self.breaker = Breaker(rhythm.breaker)
         self.finding: Finding | None = None
         self.error: ArcFaceError | None = DeploymentError("not examined yet")
@@ -107,6 +109,7 @@ class Contender:
 
     def loaded_anew(self) -> None:
         """Its server has loaded it again: it is out until it is proved, which counts as no failure."""
+        self.reloads += 1
         self._examine_at = -math.inf
         if self.error is None:
             self.error = ModelLoadingError("the server has loaded it anew; it has to be examined first")
