@@ -132,13 +132,16 @@ class Connection:
             return Aftermath(answers=False, said="the connection was closed")
         return Aftermath(answers=True, models=models_from_index(index))
 
-    def inferences(self, timeout_s: float = PROBE_TIMEOUT_S) -> Mapping[tuple[str, int], int]:
-        """How often each version has served since it was loaded; empty when the server does not say."""
+    def successes(self, timeout_s: float = PROBE_TIMEOUT_S) -> Mapping[tuple[str, int], int]:
+        """How many requests each version has served since its load; empty when the server does not say."""
         try:
             answer = self._questions.get_inference_statistics(client_timeout=timeout_s)
         except (InferenceServerException, ValueError):
             return {}
-        return {(model.name, int(model.version)): model.inference_count for model in answer.model_stats}
+        return {
+            (model.name, int(model.version)): model.inference_stats.success.count
+            for model in answer.model_stats
+        }
 
     def is_live(self, timeout_s: float = PROBE_TIMEOUT_S) -> bool:
         """Whether the server answers at all."""

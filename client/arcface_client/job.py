@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .contract import EMBEDDING_DIM, Crops, Embeddings, check_finite, check_shape
 from .deadline import Deadline
@@ -40,6 +41,14 @@ class Job:
             for first, stop in zip(edges[::2], edges[1::2], strict=True)
             for start in range(int(first), int(stop), size)
         ]
+
+    def mark(self) -> NDArray[np.bool_]:
+        """What is there now; for ``forget_since``."""
+        return self._there.copy()
+
+    def forget_since(self, mark: NDArray[np.bool_]) -> None:
+        """Take all that was filled in since as missing."""
+        self._there = mark
 
     def fill(self, part: slice, embeddings: Embeddings) -> None:
         """Take the embeddings of a part: float32 [n, 512].

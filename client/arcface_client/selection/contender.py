@@ -59,6 +59,8 @@ class Contender:
         self.version = candidate.version
         """The version that was examined; for a pin without one, the one that answered."""
         self.loads = Loads()
+        self.reloads = 0
+        """How often its server was seen to have loaded it anew."""
         self.breaker = Breaker(rhythm.breaker)
         self.finding: Finding | None = None
         self.error: ArcFaceError | None = DeploymentError("not examined yet")
@@ -82,7 +84,7 @@ class Contender:
         """Take the result of an examination, and what speaks against it."""
         self.finding = finding
         self.error = None
-        self.loads.answered(len(finding.embeddings), self.loads.begin())
+        self.answered(len(finding.embeddings), self.loads.begin())
         self._drifts = isinstance(objection, DriftError)
         self.breaker.probed(good=objection is None)
         # What belongs to another gallery does not change its mind as what is broken may.
@@ -107,9 +109,16 @@ class Contender:
 
     def loaded_anew(self) -> None:
         """Its server has loaded it again: it is out until it is proved, which counts as no failure."""
+        self.reloads += 1
         self._examine_at = -math.inf
         if self.error is None:
             self.error = ModelLoadingError("the server has loaded it anew; it has to be examined first")
+
+    def answered(self, crops: int, begun: int) -> None:
+        """Crops of a call, which began when ``loads`` said so, were embedded."""
+        batch_size = self.client.max_batch_size
+        if batch_size is not None:
+            self.loads.answered(math.ceil(crops / batch_size), begun)
 
     def failed(self, error: ArcFaceError, *, certain: bool) -> None:
         """A call failed; ``certain`` when there is no doubt that the next one would, too."""

@@ -8,7 +8,7 @@ from typing import Final
 
 from ..backends.base import Served, Source
 from ..backends.in_process import HERE
-from ..errors import ArcFaceError, InputError, ServerBusyError, ServerError, detached
+from ..errors import ArcFaceError, InputError, ModelLoadingError, ServerBusyError, ServerError, detached
 from ..job import Job
 from ..metrics import Metrics
 from .call import Call, nobody
@@ -97,10 +97,9 @@ class Fallback:
         source = Source("triton", candidate.model, candidate.version, candidate.url, 0)
         waits = iter(BUSY_WAITS_S)
         while True:
-            missing, started, begun = job.missing, time.monotonic(), contender.loads.begin()
+            missing, started = job.missing, time.monotonic()
             try:
-                with contender.server.call():
-                    contender.client.work(job)
+                is_sound = _work(contender, job)
             except InputError:
                 raise
             except ServerBusyError as error:
@@ -109,12 +108,14 @@ class Fallback:
             except ArcFaceError as error:
                 wait_s, failure = None, error
             else:
-                self._selector.succeeded(contender)
-                self._settle_suspicions(call, contender)
-                return True
+                if is_sound:
+                    self._selector.succeeded(contender)
+                    self._settle_suspicions(call, contender)
+                    return True
+                wait_s = 0.0 if contender.error is None else None
+                failure = contender.error or ModelLoadingError("it was loaded anew in the middle of the call")
             finally:
                 call.credit(source, missing - job.missing)
-                contender.loads.answered(missing - job.missing, begun)
             if call.is_over:
                 if job.missing == missing and time.monotonic() - started >= SILENCE_S:
                     self._selector.failed(contender, failure)
@@ -157,3 +158,20 @@ class Fallback:
         for contender, error in call.suspects:
             if contender is not by:
                 self._selector.failed(contender, error)
+
+
+def _work(contender: Contender, job: Job) -> bool:
+    """Have a candidate embed what is missing; False when that is missing still, since it was loaded anew."""
+    missing, before = job.missing, job.mark()
+    begun, reloads = contender.loads.begin(), contender.reloads
+    is_sound = True
+    try:
+        with contender.server.call():
+            contender.client.work(job)
+    finally:
+        contender.answered(missing - job.missing, begun)
+        if contender.reloads != reloads:
+            # Nobody knows which of it is from before, and which from a model that nobody examined.
+            is_sound = False
+            job.forget_since(before)
+    return is_sound

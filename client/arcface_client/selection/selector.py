@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from ..backends.diagnostics import CandidateReport
@@ -20,17 +20,16 @@ from ..errors import (
     detached,
 )
 from ..failures import PROBE_TIMEOUT_S, unanswered
+from .call import MARGIN_S
 from .candidates import Candidate, Sighting, Wanted
 from .contender import Contender, Rhythm
 from .examination import Evidence, Finding, Identity
 from .examiner import Examiner
+from .reloads import reloaded
 from .server import RequestLimits, Server
 from .standing import Standing, anything_at, report, standing
 
 LONGEST_LOOK_S: Final = 120.0
-
-COUNTED_WITHIN_S: Final = 0.05
-"""How long a server may take to count what it has answered, in seconds."""
 
 _log = logging.getLogger(__name__)
 
@@ -208,25 +207,10 @@ class Selector:
         """Take out at once what the server has loaded anew: nobody knows yet what it is."""
         with self._state:
             here = [contender for contender in self._contenders.values() if contender.server is server]
-        least = {contender: contender.loads.least for contender in here}
-        counts = self._counts(server, here, deadline, timeout_s)
-        if any(count < least[contender] for contender, count in counts.items()):
-            # Triton answers first and counts then: what it has answered, it has counted a moment later.
-            time.sleep(COUNTED_WITHIN_S)
-            counts = self._counts(server, here, deadline, timeout_s)
-        with self._state:
-            for contender, count in counts.items():
-                contender.loads.seen(count)
-                if count < least[contender]:
-                    contender.loaded_anew()
-            self._rank()
-
-    def _counts(
-        self, server: Server, contenders: Iterable[Contender], deadline: Deadline, timeout_s: float
-    ) -> dict[Contender, int]:
-        inferences = server.connection.inferences(deadline.remaining_s(timeout_s))
-        keys = {contender: (contender.candidate.model, contender.version or 0) for contender in contenders}
-        return {contender: inferences[key] for contender, key in keys.items() if key in inferences}
+        for contender in reloaded(here, server.connection, deadline, timeout_s):
+            with self._state:
+                contender.loaded_anew()
+                self._rank()
 
     def _consider(self, contender: Contender, deadline: Deadline, afresh: bool) -> ArcFaceError | None:
         """Examine a candidate that its server has ready, if that is due, and return what ended it early."""
@@ -237,9 +221,8 @@ class Selector:
             limit = Deadline(deadline.remaining_s(self._rhythm.examination_s))
             finding = self._examiner.examine(contender, self.identity, limit)
         except ArcFaceError as error:
-            if isinstance(error, DeadlineExceededError):
-                # Raises if it was the caller's time that was over, which says nothing of the candidate.
-                deadline.remaining_s()
+            if isinstance(error, DeadlineExceededError) and deadline.is_over(MARGIN_S):
+                raise  # The caller's time is over, which says nothing of the candidate.
             with self._state:
                 contender.not_examined(error, time.monotonic())
             return error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tritonclient.grpc import service_pb2
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import Crops
 from arcface_client.deadline import Deadline
+from arcface_client.errors import NoCandidateError
 from arcface_client.selection.candidates import Wanted
 from arcface_client.selection.contender import Rhythm
 from arcface_client.selection.examiner import Examiner
@@ -24,6 +26,7 @@ from arcface_client.selection.selector import Selector
 from arcface_client.selection.server import RequestLimits
 from arcface_server import LocalTriton
 from fake_triton import FakeTriton, served
+from processes import wait_until
 from siblings import EXPLICIT, NAME, ONNX, PLAN, tiny_embeddings, write_siblings
 from tiny import tiny_serving_graph, write_tiny_repository
 
@@ -32,13 +35,14 @@ SELDOM = Rhythm(recheck_s=600)
 
 
 class CountingTriton(FakeTriton):
-    """Says how many inferences it has counted."""
+    """Says how many requests it has counted."""
 
-    inferences = 0
+    counted = 0
 
     def ModelStatistics(self, request: Any, context: grpc.ServicerContext) -> Any:
         response = service_pb2.ModelStatisticsResponse()
-        response.model_stats.add(name=self.model, version="1", inference_count=self.inferences)
+        model = response.model_stats.add(name=self.model, version="1")
+        model.inference_stats.success.count = self.counted
         return response
 
 
@@ -74,17 +78,42 @@ def test_a_call_that_a_look_divides_is_not_held_against_the_server() -> None:
 def test_what_was_loaded_anew_is_out_until_it_is_proved_though_its_queue_is_full(
     fake: CountingTriton, selector: Selector
 ) -> None:
-    fake.inferences = 100
+    fake.counted = 100
     assert serves(selector)
-    fake.inferences = 108
+    fake.counted = 108
     assert serves(selector)
-    fake.inferences = 20
+    fake.counted = 20
     fake.failures = [grpc.StatusCode.UNAVAILABLE]
     assert not serves(selector)
     assert serves(selector)
     # To be loaded anew is no failure, after which it would have to settle.
     (contender,) = selector.standing.ranking
     assert contender.breaker.state == "closed"
+
+
+def test_a_call_in_the_middle_of_which_it_was_loaded_anew_is_done_anew(
+    fake: CountingTriton, crops: Crops
+) -> None:
+    rhythm = Rhythm(recheck_s=600, examination_s=0.3)
+    with (
+        served(fake) as url,
+        TritonBackend(url, "fake", rhythm=rhythm) as embedder,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        embedder.ensure_ready()
+        fake.counted = 100
+        embedder._selector.look(Deadline(None))
+        fake.answers.clear()
+        try:
+            asked = fake.requests
+            call = pool.submit(embedder.encode, crops[:3])
+            wait_until(lambda: fake.requests > asked)
+            fake.counted, fake.value = 0, -(512**-0.5)
+            assert not embedder._selector.look(Deadline(None)).ranking
+        finally:
+            fake.answers.set()
+        with pytest.raises(NoCandidateError, match="another source model"):
+            call.result(timeout=30)
 
 
 def test_a_reload_that_traffic_has_overtaken_since_the_last_look_is_noticed(
