@@ -11,9 +11,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from arcface_builder.faces import face_like
-from arcface_client.backends.base import EmbeddingBackend
+from arcface_client.backends.base import HERE, EmbeddingBackend
 from arcface_client.backends.factory import get_embedding_backend
-from arcface_client.backends.in_process import HERE
 from arcface_server import LocalTriton
 
 _CALM_S = 1.0

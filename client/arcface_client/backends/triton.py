@@ -25,9 +25,8 @@ from ..selection.selector import Selector
 from ..selection.server import RequestLimits
 from ..selection.shadow import Shadow
 from ..selection.watcher import Watcher
-from .base import EmbeddingBackend, Served
+from .base import HERE, EmbeddingBackend, Served
 from .diagnostics import Diagnostics, Validation
-from .in_process import HERE
 
 DEFAULT_NAME: Final = "arcface_r100"
 

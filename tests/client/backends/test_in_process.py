@@ -435,6 +435,28 @@ def test_another_threads_deadline_is_kept_while_a_model_is_loading(
         assert len(first.result(20)) == len(crops)
 
 
+def test_what_is_loaded_when_it_is_closed_meanwhile_is_freed(save: Callable[..., Path], crops: Crops) -> None:
+    path, loading, go = save("model"), threading.Event(), threading.Event()
+    gate = Gate(path)
+
+    def load_slowly(path: Path) -> Runtime:
+        loading.set()
+        assert go.wait(20)
+        return gate
+
+    backend = InProcessBackend("onnxruntime", [candidate(path, runtime=load_slowly)])
+    with ThreadPoolExecutor(2) as pool:
+        call = pool.submit(backend.encode, crops)
+        assert loading.wait(20)
+        closing = pool.submit(backend.close)
+        wait_until(lambda: backend._closed)
+        go.set()
+        closing.result(20)
+        with pytest.raises(ClientClosedError):
+            call.result(20)
+    assert gate.freed.is_set()
+
+
 def test_the_deadline_of_the_call_that_lets_it_load_is_kept_too(
     save: Callable[..., Path], crops: Crops
 ) -> None:
