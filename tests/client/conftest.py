@@ -48,7 +48,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def triton(repository: Path) -> Iterator[LocalTriton]:
-    with LocalTriton(repository) as server:
+    # Requests to slow_onnx that nobody waits for any more would hold its end up.
+    with LocalTriton(repository, stop_timeout_s=1) as server:
         yield server
 
 
