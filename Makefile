@@ -28,7 +28,7 @@ demo: $(READY) ## Build, serve and call a model on a real photograph (no GPU, no
 test: $(READY) ## Run the tests, against a real Triton server
 	$(BIN)/pytest -m 'not faults'
 
-test-faults: $(READY) ## Run the tests of servers and networks that fail in the middle of a call (2 minutes)
+test-faults: $(READY) ## Run the tests of servers, models and networks that fail in the middle (3 minutes)
 	$(BIN)/pytest -m faults
 
 test-torch: $(READY) ## Install PyTorch and compare the network with a plain PyTorch one

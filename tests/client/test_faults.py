@@ -29,6 +29,8 @@ from processes import wait_until
 from siblings import answered
 from tiny import write_tiny_repository
 
+pytestmark = pytest.mark.faults
+
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
 

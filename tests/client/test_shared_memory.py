@@ -35,6 +35,8 @@ import numpy as np
 from arcface_client import EmbeddingClient
 from arcface_client.connection import Connection
 
+pytestmark = pytest.mark.faults
+
 connection = Connection(sys.argv[1], retries=False, shared_memory=True)
 client = EmbeddingClient(sys.argv[1], "tiny_onnx", connection=connection)
 crops = np.zeros((32, 112, 112, 3), np.uint8)

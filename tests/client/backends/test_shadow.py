@@ -24,6 +24,8 @@ from processes import wait_until
 from siblings import NAME, ONNX, PLAN, QUICK, tiny_embeddings
 from tiny import tiny_serving_graph, write_tiny_repository
 
+pytestmark = pytest.mark.faults
+
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -21,6 +21,8 @@ from arcface_client.selection.contender import Rhythm
 from arcface_client.selection.server import RequestLimits
 from fake_triton import FakeTriton, served
 
+pytestmark = pytest.mark.faults
+
 CROPS = np.zeros((3, *CROP_SHAPE), np.uint8)
 
 

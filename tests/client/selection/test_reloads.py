@@ -30,6 +30,8 @@ from processes import wait_until
 from siblings import EXPLICIT, NAME, ONNX, PLAN, tiny_embeddings, write_siblings
 from tiny import tiny_serving_graph, write_tiny_repository
 
+pytestmark = pytest.mark.faults
+
 SELDOM = Rhythm(recheck_s=600)
 """The test looks itself."""
 
