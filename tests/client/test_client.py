@@ -211,6 +211,7 @@ def test_limits_out_of_range_are_refused(limits: dict[str, float]) -> None:
         EmbeddingClient("localhost:1", TINY, **limits)  # type: ignore[arg-type]
 
 
+@pytest.mark.faults
 def test_a_version_that_is_loaded_in_the_middle_is_not_mixed_into_a_call(
     tmp_path: Path, crops: Crops
 ) -> None:

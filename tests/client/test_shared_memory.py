@@ -29,13 +29,13 @@ from fake_triton import FakeTriton, served
 from processes import wait_until
 from tiny import TINY_MODEL, write_tiny_repository
 
+pytestmark = pytest.mark.faults
+
 EMBED_FOR_EVER = """
 import sys
 import numpy as np
 from arcface_client import EmbeddingClient
 from arcface_client.connection import Connection
-
-pytestmark = pytest.mark.faults
 
 connection = Connection(sys.argv[1], retries=False, shared_memory=True)
 client = EmbeddingClient(sys.argv[1], "tiny_onnx", connection=connection)

@@ -33,7 +33,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(repository: Path) -> Iterator[LocalTriton]:
-    with LocalTriton(repository) as server:
+    with LocalTriton(repository, stop_timeout_s=1) as server:
         yield server
 
 
