@@ -18,7 +18,6 @@ from ..identity import EmbeddingIdentity
 from ..job import Job
 from ..meter import Meter
 from ..metrics import Metrics, PrometheusExporter
-from .base import HERE as HERE  # selection.fallback looks for it here
 from .base import EmbeddingBackend, Served, Source
 from .description import describe
 from .diagnostics import Diagnostics

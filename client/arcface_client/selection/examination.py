@@ -12,7 +12,6 @@ from ..contract import Crops, Embeddings
 from ..errors import ContractError, DeploymentError, DriftError
 from ..golden import GoldenReference, golden_crops, largest_drift
 from ..names import is_plan
-from ..names import sibling_of as sibling_of
 
 References = Callable[[str, int], GoldenReference | None]
 """What is recorded of a model's version here, as ``LocalModels.golden``."""

@@ -6,6 +6,7 @@ from ..contract import Embeddings
 from ..deadline import Deadline
 from ..errors import DeploymentError
 from ..golden import golden_crops
+from ..names import sibling_of
 from .contender import Contender
 from .examination import (
     Embed,
@@ -16,7 +17,6 @@ from .examination import (
     examine,
     objection,
     recorded,
-    sibling_of,
 )
 
 

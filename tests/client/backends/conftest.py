@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from arcface_builder.build import build
@@ -17,7 +18,7 @@ from arcface_client.backends.factory import get_embedding_backend
 from arcface_server import LocalTriton
 from exports import save_for_insightface
 from siblings import EXPLICIT, write_siblings
-from tiny import write_tiny_repository
+from tiny import tiny_serving_graph, write_tiny_repository
 
 Make = Callable[..., EmbeddingBackend]
 
@@ -73,3 +74,14 @@ def make(built: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Make:
         return get_embedding_backend(*arguments, **{**settings, **named})
 
     return backend
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a tiny model's file, which another seed makes another model."""
+
+    def save(name: str, seed: int = 0, *, poison: bool = False) -> Path:
+        onnx.save(tiny_serving_graph(seed, poison=poison), tmp_path / f"{name}.onnx")
+        return tmp_path / f"{name}.onnx"
+
+    return save

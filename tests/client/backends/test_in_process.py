@@ -2,23 +2,19 @@ from __future__ import annotations
 
 import gc
 import logging
-import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 
 from arcface_builder.build import build
 from arcface_builder.sources import OnnxFile
-from arcface_client.backends.base import Refusal, Served, Source
+from arcface_client.backends.base import Refusal, Source
 from arcface_client.backends.in_process import InProcessBackend
-from arcface_client.backends.local_model import LocalCandidate, LocalModel
 from arcface_client.backends.onnxruntime import onnx_candidate
-from arcface_client.backends.refused import WAIT_S
 from arcface_client.backends.repository import LocalModels
 from arcface_client.contract import CROP_SHAPE, Crops, Embeddings
 from arcface_client.errors import (
@@ -29,64 +25,10 @@ from arcface_client.errors import (
     ServerError,
 )
 from arcface_client.golden import golden_crops
-from arcface_client.identity import EmbeddingIdentity
-from arcface_client.runtimes.base import Runtime
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_client.runtimes.providers import CPU
 from exports import save_for_insightface
-from processes import wait_until
-from tiny import tiny_serving_graph
-
-A, B = EmbeddingIdentity(source_sha256="a" * 64), EmbeddingIdentity(source_sha256="b" * 64)
-
-
-@pytest.fixture
-def save(tmp_path: Path) -> Callable[..., Path]:
-    def save(name: str, seed: int = 0, *, poison: bool = False) -> Path:
-        onnx.save(tiny_serving_graph(seed, poison=poison), tmp_path / f"{name}.onnx")
-        return tmp_path / f"{name}.onnx"
-
-    return save
-
-
-def candidate(
-    path: Path,
-    *,
-    identity: EmbeddingIdentity = A,
-    golden: Embeddings | None = None,
-    batch_size: int = 8,
-    runtime: Callable[[Path], Runtime] = OnnxRuntime,
-) -> LocalCandidate:
-    def load(_: EmbeddingIdentity | None) -> LocalModel:
-        return LocalModel(
-            runtime=runtime(path),
-            backend="onnxruntime",
-            model=path.stem,
-            version=1,
-            path=path,
-            batch_size=batch_size,
-            identity=identity,
-            golden=golden,
-            precision="fp32",
-        )
-
-    return LocalCandidate(path.stem, load)
-
-
-def missing(name: str = "missing") -> LocalCandidate:
-    return candidate(Path(f"/nowhere/{name}.onnx"))
-
-
-def embed(path: Path, crops: Crops) -> Embeddings:
-    return OnnxRuntime(path).embed(crops)
-
-
-def poisoned(crops: Crops, at: int) -> Crops:
-    """Crops of which one alone lets a graph with poison fail."""
-    safe = crops.copy()
-    safe[:, 0, 0, 0] = 0
-    safe[at, 0, 0, 0] = 255
-    return safe
+from local_candidates import A, B, candidate, embed, missing, poisoned
 
 
 def test_the_first_that_can_be_used_embeds_in_batches(save: Callable[..., Path], crops: Crops) -> None:
@@ -205,72 +147,6 @@ def test_a_failure_that_is_remembered_keeps_no_crops(save: Callable[..., Path]) 
     assert gone() is None
 
 
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-def models_of(served: Served) -> list[str]:
-    return [source.model for source in served.sources]
-
-
-def test_ensure_ready_takes_back_what_failed_for_a_moment(
-    save: Callable[..., Path], crops: Crops, caplog: pytest.LogCaptureFixture
-) -> None:
-    first, second = candidate(save("first", poison=True)), candidate(save("second"))
-    backend = InProcessBackend("onnxruntime", [first, second], clock=Clock())
-    assert models_of(backend.encode(poisoned(crops[:3], at=0), return_source=True)[1]) == ["second"]
-    assert models_of(backend.encode(poisoned(crops[:3], at=0)[1:], return_source=True)[1]) == ["second"]
-
-    with caplog.at_level(logging.WARNING):
-        backend.ensure_ready()
-    _, served = backend.encode(poisoned(crops[:3], at=0)[1:], return_source=True)
-
-    assert models_of(served) == ["first"]
-    assert not served.fell_back
-    assert "first serves again, instead of second" in caplog.text
-
-
-def test_what_failed_is_taken_back_after_a_while_and_no_call_waits_for_it(
-    save: Callable[..., Path], crops: Crops
-) -> None:
-    loaded, go, clock = threading.Semaphore(1), threading.Event(), Clock()
-
-    def load(path: Path) -> Runtime:
-        if not loaded.acquire(blocking=False):  # not the first time
-            assert go.wait(20)
-        return OnnxRuntime(path)
-
-    first = candidate(save("first", poison=True), runtime=load)
-    backend = InProcessBackend("onnxruntime", [first, candidate(save("second"))], clock=clock)
-    good = poisoned(crops[:3], at=0)[1:]
-    backend.encode(poisoned(crops[:3], at=0))
-
-    clock.now_s += WAIT_S + 1
-    _, meanwhile = backend.encode(good, return_source=True, timeout_s=10)
-    assert models_of(meanwhile) == ["second"]
-    assert meanwhile.fell_back
-    go.set()
-
-    wait_until(lambda: models_of(backend.encode(good, return_source=True)[1]) == ["first"])
-
-
-def test_the_last_one_that_fails_is_tried_again_by_the_next_call(
-    save: Callable[..., Path], crops: Crops
-) -> None:
-    backend = InProcessBackend("onnxruntime", [missing(), candidate(save("bad", poison=True))])
-
-    with pytest.raises(DeploymentError, match=r"missing: .*; bad: .*failed on a batch of 4"):
-        backend.encode(poisoned(crops[:4], at=1))
-
-    assert len(backend.encode(poisoned(crops[:4], at=1)[2:])) == 2
-
-
 def test_a_candidate_of_another_source_model_never_takes_over(
     save: Callable[..., Path], crops: Crops
 ) -> None:
@@ -376,103 +252,6 @@ def test_a_closed_backend_says_so(save: Callable[..., Path], crops: Crops) -> No
         backend.encode(crops)
     with pytest.raises(ClientClosedError):
         backend.ensure_ready()
-
-
-class Gate:
-    """ONNX Runtime that waits inside a run of real crops until it is let go, and notices being freed."""
-
-    def __init__(self, path: Path) -> None:
-        self._runtime = OnnxRuntime(path)
-        self.entered, self.go, self.freed = threading.Event(), threading.Event(), threading.Event()
-
-    def embed(self, crops: Crops) -> Embeddings:
-        if len(crops) == 1:
-            self.entered.set()
-            assert self.go.wait(20)
-        return self._runtime.embed(crops)
-
-    def close(self) -> None:
-        self._runtime.close()
-        self.freed.set()
-
-
-def test_a_call_under_way_ends_well_when_another_thread_closes(
-    save: Callable[..., Path], crops: Crops
-) -> None:
-    path = save("model")
-    gate = Gate(path)
-    backend = InProcessBackend("onnxruntime", [candidate(path, runtime=lambda _: gate)])
-    with ThreadPoolExecutor(1) as pool:
-        call = pool.submit(backend.encode, crops[:1])
-        assert gate.entered.wait(20)
-        backend.close()
-        assert not gate.freed.is_set()
-        gate.go.set()
-        np.testing.assert_allclose(call.result(20), embed(path, crops[:1]), atol=1e-6)
-    assert gate.freed.is_set()
-
-
-def test_another_threads_deadline_is_kept_while_a_model_is_loading(
-    save: Callable[..., Path], crops: Crops
-) -> None:
-    path, loading, go = save("model"), threading.Event(), threading.Event()
-
-    def load_slowly(path: Path) -> Runtime:
-        loading.set()
-        assert go.wait(20)
-        return OnnxRuntime(path)
-
-    backend = InProcessBackend("onnxruntime", [candidate(path, runtime=load_slowly)])
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(backend.encode, crops)
-        assert loading.wait(20)
-        try:
-            with pytest.raises(DeadlineExceededError):
-                backend.encode(crops, timeout_s=0.05)
-            assert backend.diagnostics().model is None
-        finally:
-            go.set()
-        assert len(first.result(20)) == len(crops)
-
-
-def test_what_is_loaded_when_it_is_closed_meanwhile_is_freed(save: Callable[..., Path], crops: Crops) -> None:
-    path, loading, go = save("model"), threading.Event(), threading.Event()
-    gate = Gate(path)
-
-    def load_slowly(path: Path) -> Runtime:
-        loading.set()
-        assert go.wait(20)
-        return gate
-
-    backend = InProcessBackend("onnxruntime", [candidate(path, runtime=load_slowly)])
-    with ThreadPoolExecutor(2) as pool:
-        call = pool.submit(backend.encode, crops)
-        assert loading.wait(20)
-        closing = pool.submit(backend.close)
-        wait_until(lambda: backend._closed)
-        go.set()
-        closing.result(20)
-        with pytest.raises(ClientClosedError):
-            call.result(20)
-    assert gate.freed.is_set()
-
-
-def test_the_deadline_of_the_call_that_lets_it_load_is_kept_too(
-    save: Callable[..., Path], crops: Crops
-) -> None:
-    path, go = save("model"), threading.Event()
-
-    def load_slowly(path: Path) -> Runtime:
-        assert go.wait(20)
-        return OnnxRuntime(path)
-
-    backend = InProcessBackend("onnxruntime", [candidate(path, runtime=load_slowly)])
-    try:
-        with pytest.raises(DeadlineExceededError, match=r"whole call, 0\.05 s"):
-            backend.encode(crops, timeout_s=0.05)
-    finally:
-        go.set()
-    assert len(backend.encode(crops)) == len(crops)
 
 
 def test_threads_share_it(save: Callable[..., Path], crops: Crops) -> None:

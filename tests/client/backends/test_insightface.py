@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from arcface_builder.reference import ReferenceEmbedder
+from arcface_builder.sources import OnnxFile
+from arcface_client.errors import (
+    ContractError,
+    ModelNotFoundError,
+)
+from exports import constant_reshape, save_for_insightface, small_arcface
+from photograph import face_crops
+
+from .conftest import Make
+
+
+def test_the_reference_is_held_against_the_manifest_of_what_was_built_from_it(
+    make: Make, tmp_path: Path
+) -> None:
+    known = make("pytorch")
+    known.ensure_ready()
+    validation = known.diagnostics().validation
+    assert (validation.reference, validation.regression_test) == ("manifest", "passed")
+
+    unknown = make("pytorch", embedding_source=str(save_for_insightface(tmp_path, seed=5)))
+    unknown.ensure_ready()
+    diagnostics = unknown.diagnostics()
+    assert diagnostics.validation.reference == "itself"
+    assert diagnostics.validation.drift_vs_reference is None
+    assert (diagnostics.model, diagnostics.version) == ("source-5", None)
+
+
+def test_the_reference_is_found_in_insightfaces_own_folder(
+    make: Make, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    pack = tmp_path / ".insightface/models/buffalo_l"
+    pack.mkdir(parents=True)
+    shutil.copy(built / "source-0.onnx", pack / "w600k_r50.onnx")
+    other = small_arcface()
+    for place, size in ((2, 96), (3, 96)):
+        other.graph.input[0].type.tensor_type.shape.dim[place].dim_value = size
+    onnx.save_model(other, pack / "genderage.onnx")
+    (pack / "half-a-download.onnx").write_bytes(b"no model")
+
+    with make("pytorch", embedding_source="buffalo_l") as embedder:
+        embedder.ensure_ready()
+        assert embedder.diagnostics().engine_path == str(pack / "w600k_r50.onnx")
+
+    shutil.copy(built / "source-0.onnx", pack / "again.onnx")
+    with pytest.raises(
+        ModelNotFoundError, match=r"2 recognition models \(again\.onnx, w600k_r50\.onnx\) are in"
+    ):
+        make("pytorch", embedding_source="buffalo_l").ensure_ready()
+
+
+def test_a_pack_that_is_not_there_is_said_with_what_to_do(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    with pytest.raises(ModelNotFoundError, match=r"no pack buffalo_l at .*models/buffalo_l\. Set"):
+        make("pytorch", embedding_source="buffalo_l").ensure_ready()
+    with pytest.raises(ModelNotFoundError, match=r"There is no file gone\.onnx; set embedding\.source"):
+        make("pytorch", embedding_source="gone.onnx").ensure_ready()
+
+
+def test_a_reference_that_takes_one_crop_at_a_time_gets_them_so(make: Make, tmp_path: Path) -> None:
+    path = tmp_path / "one.onnx"
+    onnx.save_model(constant_reshape(small_arcface()), path)
+
+    with make("pytorch", embedding_source=str(path)) as embedder:
+        embeddings = embedder.encode(face_crops())
+        assert embedder.diagnostics().batch_size == 1
+
+    expected = ReferenceEmbedder(OnnxFile(path).load()).embed(face_crops())
+    np.testing.assert_allclose(embeddings, expected, atol=1e-5)
+
+
+def test_a_reference_that_is_no_recognition_model_is_refused(make: Make, built: Path) -> None:
+    serving = built / "models/small_onnx/1/model.onnx"
+
+    with pytest.raises(
+        ContractError, match=r"no recognition model of InsightFace's: it has inputs \[\['N', 112"
+    ):
+        make("pytorch", embedding_source=str(serving)).ensure_ready()
