@@ -26,11 +26,11 @@ from arcface_builder.plans.gpu import Gpu, gpu_at_hand
 from arcface_client.commandline import FAILED
 from arcface_client.errors import ArcFaceError
 from arcface_server.perf.levels import parse_levels
-from gpu_engines import cpu, make_plan, plan_repository, serving_model, tensorrt
+from gpu_engines import cpu, make_plan, plan_repository, rebuild_s, serving_model, tensorrt
 from gpu_report import Figure, Findings
 from gpu_serving import served
 
-PARTS: Final = ("rates", "torch", "cpu", "engines", "serving")
+PARTS: Final = ("rates", "torch", "cpu", "engines", "rebuild", "serving")
 PRECISIONS: Final = ("fp32", "tf32", "fp16", "int8")
 _NOT_FOR_TORCH: Final = ("PYTHONPATH", "PYTHONHOME")  # another interpreter's packages
 
@@ -54,7 +54,7 @@ def main() -> int:
 def measure(arguments: argparse.Namespace, findings: Findings, work: Path) -> Iterator[None]:
     """Measure what the arguments name; yields whenever there is something new to keep."""
     gpu = None
-    if {"engines", "serving"} & set(arguments.parts):
+    if {"engines", "rebuild", "serving"} & set(arguments.parts):
         gpu = gpu_at_hand()
         findings.machine |= {"GPU": gpu.name, "CUDA driver": gpu.driver_version}
         findings.machine["TensorRT"] = gpu.trt.__version__
@@ -94,7 +94,7 @@ def _plan(
         precision=precision,
         max_batch_size=max(arguments.batches),
         opt_batch_size=arguments.opt_batch_size,
-        timing_cache=arguments.timing_cache,
+        timing_cache=arguments.timing_cache or work / f"{network}-{precision}.cache",
     )
     onnx = serving_model(network, work)
     label = f"{network} {precision} tuned for {options.tuned_for}"
@@ -110,9 +110,11 @@ def _plan(
     findings.refused.pop(label, None)
     if "engines" in arguments.parts:
         findings.add(tensorrt(onnx, compiled, arguments.batches))
+    if "rebuild" in arguments.parts:
+        findings.rebuilds[label] = rebuild_s(onnx, options, gpu, allowed_drift=arguments.max_drift)
     if "serving" in arguments.parts:
         findings.add_served(
-            served(repository, network, precision, arguments.served_batches, arguments.concurrency)
+            served(repository, onnx, precision, arguments.served_batches, arguments.concurrency)
         )
 
 
@@ -156,9 +158,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--precisions", default=",".join(PRECISIONS), **names(PRECISIONS))
     parser.add_argument("--parts", default=",".join(PARTS), **names(PARTS))
     for flag, default, what in (
-        ("--batches", "1,8,32,64,128,256", "batch sizes"),
+        ("--batches", "1,4,8,32,64,128,256", "batch sizes"),
         ("--cpu-batches", "1,8,32", "batch sizes of ONNX Runtime"),
-        ("--served-batches", "1,32", "batch sizes through Triton"),
+        ("--served-batches", "1,32,256", "batch sizes through Triton"),
         ("--concurrency", "1,2,4,8", "requests under way at a time, through Triton"),
     ):
         parser.add_argument(
@@ -167,7 +169,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--opt-batch-size", type=int, metavar="N", help="what to tune for (default: largest)")
     parser.add_argument("--max-drift", type=float, default=0.02, help="largest drift (default: %(default)s)")
     parser.add_argument("--torch-python", default=sys.executable, metavar="PYTHON", help="one with PyTorch")
-    parser.add_argument("--timing-cache", type=Path, metavar="FILE", help="read and write kernel timings")
+    parser.add_argument(
+        "--timing-cache", type=Path, metavar="FILE", help="kernel timings (default: in --work)"
+    )
     parser.add_argument("--work", type=Path, metavar="DIR", help="keep models and plans for the next piece")
     parser.add_argument(
         "--output", type=Path, default=Path("docs/benchmarks"), metavar="DIR", help="default: %(default)s"

@@ -57,7 +57,8 @@ class Findings:
         machine: The GPU, its driver, TensorRT, PyTorch.
         matrix_tflops: What PyTorch's matrix product does in each precision.
         figures: The runtimes alone.
-        served: Through Triton: perf_analyzer's figures, with network, precision and shared memory.
+        served: Through Triton: the figures of perf_analyzer and of the client.
+        rebuilds: Seconds of a plan's second build, with the timing cache that the first one left.
         refused: Plans that could not be made, and why.
     """
 
@@ -65,6 +66,7 @@ class Findings:
     matrix_tflops: dict[str, float] = field(default_factory=dict)
     figures: list[dict[str, Any]] = field(default_factory=list)
     served: list[dict[str, Any]] = field(default_factory=list)
+    rebuilds: dict[str, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
     def add(self, figures: Iterable[Figure]) -> None:
@@ -73,8 +75,8 @@ class Findings:
         self.figures = _merged(self.figures, [asdict(figure) for figure in figures], keys)
 
     def add_served(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Take perf_analyzer's figures in, likewise."""
-        keys = ("network", "precision", "shared_memory", "batch_size", "concurrency")
+        """Take figures through Triton in, likewise."""
+        keys = ("network", "precision", "caller", "shared_memory", "batch_size", "concurrency")
         self.served = _merged(self.served, [dict(row) for row in rows], keys)
 
 
@@ -119,6 +121,9 @@ def page(findings: Findings) -> str:
         parts += [_HEADER, *(_line(row, findings.matrix_tflops) for row in rows), ""]
     if findings.served:
         parts += ["## Through Triton", "", _SERVED_HEADER, *map(_served_line, findings.served), ""]
+    if findings.rebuilds:
+        lines = [f"- {what}: {seconds:.0f} s" for what, seconds in findings.rebuilds.items()]
+        parts += ["## Built once more, with the timing cache of the first build", "", *lines, ""]
     if findings.refused:
         parts += ["## Refused", "", *(f"- {what}: {why}" for what, why in findings.refused.items()), ""]
     rates = ", ".join(f"{name} {rate:.0f}" for name, rate in sorted(findings.matrix_tflops.items()))
@@ -142,8 +147,8 @@ _HEADER: Final = (
     "|---|---|---|---|---|---|---|---|---|---|---|"
 )
 _SERVED_HEADER: Final = (
-    "| | shared memory | batch | concurrency | faces/s | p50 ms | p99 ms | settled |\n"
-    "|---|---|---|---|---|---|---|---|"
+    "| | called by | shared memory | batch | concurrency | faces/s | p50 ms | p99 ms | settled |\n"
+    "|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -169,9 +174,9 @@ def _line(row: Mapping[str, Any], rates: Mapping[str, float]) -> str:
 
 
 def _served_line(row: Mapping[str, Any]) -> str:
-    cells = [f"{row['network']} {row['precision']}", row["shared_memory"], row["batch_size"]]
-    cells += [row["concurrency"], f"{row['faces_per_s']:,.0f}", f"{row['p50_ms']:.2f}"]
-    cells += [f"{row['p99_ms']:.2f}", "yes" if row["settled"] else "no"]
+    cells = [f"{row['network']} {row['precision']}", row["caller"], row["shared_memory"]]
+    cells += [row["batch_size"] or "", row["concurrency"] or "", f"{row['faces_per_s']:,.0f}"]
+    cells += [_number(row["p50_ms"], ".2f"), _number(row["p99_ms"], ".2f"), "yes" if row["settled"] else "no"]
     return f"| {' | '.join(map(str, cells))} |"
 
 

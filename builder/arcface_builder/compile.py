@@ -165,7 +165,6 @@ def _make(
             precision,
             calibration=request.calibration,
             strongly_typed=is_strongly_typed(gpu.trt),
-            fold=options.fold_preactivation,
         )
 
     report(f"Writing {options.precision} into the graph", None)

@@ -2,7 +2,8 @@
 
 A batch norm in inference is ``scale * x + shift`` for each channel. After a convolution or a Gemm it
 goes into that layer's weights and bias. Before a Gemm, through a Flatten too, it goes into the Gemm.
-Before a convolution with zero padding it must stay: the padding is zero after the shift, not before.
+Before a convolution with zero padding that alone would be wrong, since the padding is zero after the
+shift, not before: see ``preactivation``.
 The arithmetic of each fold is in float64; the layer keeps the result as float32.
 """
 
@@ -50,7 +51,7 @@ def _fold_into_producer(norm: ir.Node, scale: _Vector, shift: _Vector) -> bool:
         return False
     weight, bias = parameters
     by_output = scale.reshape(-1, *[1] * (weight.ndim - 1))
-    _set_linear(layer, weight * by_output, bias * scale + shift)
+    set_linear(layer, weight * by_output, bias * scale + shift)
     return True
 
 
@@ -65,7 +66,7 @@ def _fold_into_consumer(norm: ir.Node, scale: _Vector, shift: _Vector) -> bool:
         return False
     weight, bias = parameters
     pixels = weight.shape[1] // scale.size  # Flatten puts each channel's pixels side by side
-    _set_linear(layer, weight * np.repeat(scale, pixels), bias + weight @ np.repeat(shift, pixels))
+    set_linear(layer, weight * np.repeat(scale, pixels), bias + weight @ np.repeat(shift, pixels))
     return True
 
 
@@ -89,7 +90,8 @@ def linear(layer: ir.Node) -> tuple[npt.NDArray[np.float64], _Vector] | None:
     return weight.astype(np.float64), bias.astype(np.float64)
 
 
-def _set_linear(layer: ir.Node, weight: npt.NDArray[np.float64], bias: _Vector) -> None:
+def set_linear(layer: ir.Node, weight: npt.NDArray[np.float64], bias: _Vector) -> None:
+    """Give a Conv or a Gemm new parameters, as ``linear`` returns them."""
     if layer.op_type == "Gemm":
         layer.attributes["transB"] = ir.AttrInt64("transB", 1)
     set_constant(layer, 1, weight.astype(np.float32), _SUFFIX)

@@ -16,6 +16,7 @@ def plan_config(
     filenames: Mapping[str, str],
     versions: Sequence[int],
     max_batch_size: int,
+    profiles: int,
     instances: int,
 ) -> Any:
     """Make the complete configuration, nothing left to auto-completion.
@@ -28,6 +29,8 @@ def plan_config(
         filenames: Plan's file name by compute capability, as "8.6"; all versions share it.
         versions: The versions to serve.
         max_batch_size: Largest batch that all their plans take.
+        profiles: Optimisation profiles that all of them have; Triton takes the one whose tuned batch is the
+            nearest, as ``arcface_client.runtimes.profiles`` does.
         instances: Copies side by side on each GPU.
 
     Returns:
@@ -42,7 +45,7 @@ def plan_config(
     config.output.add(name=OUTPUT_NAME, data_type=pb.TYPE_FP32, dims=[EMBEDDING_DIM])
     # Set even if it is 0: the message being there is what switches batching on.
     config.dynamic_batching.max_queue_delay_microseconds = 0
-    config.instance_group.add(name="gpu", kind="KIND_GPU", count=instances)
+    config.instance_group.add(name="gpu", kind="KIND_GPU", count=instances, profile=map(str, range(profiles)))
     config.version_policy.specific.versions.extend(sorted(versions))
     # A graph is recorded for batch 1 and for the largest; other sizes run without.
     config.optimization.cuda.graphs = True

@@ -83,16 +83,14 @@ def add_plan(
             is_new = there is None
             plans.setdefault(version, {})[identity.compute_capability] = engine.manifest
             filenames, served = _serving(plans)
+            identities = [plans[number][capability].identity for number in served for capability in filenames]
             config = config_text(
                 plan_config(
                     model,
                     filenames=filenames,
                     versions=served,
-                    max_batch_size=min(
-                        plans[number][capability].identity.max_batch_size
-                        for number in served
-                        for capability in filenames
-                    ),
+                    max_batch_size=min(identity.max_batch_size for identity in identities),
+                    profiles=min(identity.profiles for identity in identities),
                     instances=instances,
                 )
             )

@@ -34,6 +34,7 @@ from .graph import (
 )
 from .iresnet import IR_VERSION
 from .normalisation import Normalisation
+from .preactivation import fold_preactivations
 from .repairs import BATCH, tidy
 
 CONTRACT_KEY: Final = "arcface.contract"
@@ -65,6 +66,7 @@ def serving_graph(
     normalised = is_unit_length(model)
     _replace_prefix(model, normalisation)
     fold_batch_norms(model)
+    fold_preactivations(model)
     _end_with_unit_vectors(model, normalised=normalised)
     tidy(model)
     passes.ClearMetadataAndDocStringPass()(model)

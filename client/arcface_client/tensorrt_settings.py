@@ -24,7 +24,7 @@ _DEFAULTS: Final[Defaults] = {
     "tensorrt.opt_batch_size": (WHOLE, None),
     "tensorrt.workspace_size_mb": (WHOLE, 1024),
     "tensorrt.hardware_compatible": (BOOLEAN, True),
-    "tensorrt.fold_preactivation": (BOOLEAN, False),
+    "tensorrt.small_batch_profile": (BOOLEAN, True),
     "tensorrt.instances": (WHOLE, 2),
     "tensorrt.engine_s3_bucket": (TEXT, None),
     "validation.max_drift_cosine": (NUMBER, 0.001),
@@ -43,7 +43,7 @@ class TensorRtSettings:
         opt_batch_size: The batch that TensorRT tunes for; None is the largest.
         workspace_size_mb: Memory of one kernel, in MiB.
         hardware_compatible: Fit every GPU of the compute capability.
-        fold_preactivation: Fold the batch norms in front of convolutions.
+        small_batch_profile: Tune kernels for a crop alone as well, which serve up to four.
         instances: Copies that Triton runs side by side on each GPU.
         engine_s3_bucket: Bucket to share plans through.
         max_drift_cosine: Largest drift that the gate lets pass.
@@ -55,7 +55,7 @@ class TensorRtSettings:
     opt_batch_size: int | None
     workspace_size_mb: int
     hardware_compatible: bool
-    fold_preactivation: bool
+    small_batch_profile: bool
     instances: int
     engine_s3_bucket: str | None
     max_drift_cosine: float

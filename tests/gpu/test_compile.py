@@ -28,6 +28,14 @@ from gpu_models import Model, build_seconds, publish
 
 COMMAND = "import sys; from arcface_builder.cli import main; sys.exit(main())"
 
+ON_A_FULL_GPU = f"""
+from cuda.bindings import runtime as cudart
+from arcface_client.runtimes.cuda import check
+free, _ = check(cudart.cudaMemGetInfo())
+check(cudart.cudaMalloc(free - (32 << 20)))
+{COMMAND}
+"""
+
 
 def test_a_plan_in_fp16_gives_the_source_models_embeddings(r18_plan: Compiled, gpu: Gpu) -> None:
     manifest = r18_plan.manifest
@@ -143,3 +151,24 @@ def test_ctrl_c_during_a_build_leaves_nothing(r18: Model, r18_plan: Compiled, tm
     assert child.returncode in (130, -signal.SIGINT), said
     assert sorted(repository.rglob("*")) == before
     assert [path for path in cache.rglob("*") if path.is_file() and path.parent.name != "locks"] == []
+
+
+def test_a_full_gpu_is_one_clear_line_and_leaves_nothing(small: Model, tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    publish(small.source, "small", repository)
+    before = sorted(repository.rglob("*"))
+
+    done = subprocess.run(
+        [sys.executable, "-c", ON_A_FULL_GPU, "compile", "--name", "small", "--repository", str(repository)],
+        env={**os.environ, "ARCFACE_CACHE_DIR": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+    assert done.returncode in (1, 2), done.stderr
+    assert "memory" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert sorted(repository.rglob("*")) == before
+    assert [*(tmp_path / "cache").rglob("*.plan")] == []

@@ -30,6 +30,8 @@ def test_the_plan_serves_and_gives_what_its_source_gives(small: Model, small_pla
     assert diagnostics.engine_path == str(small_plan.added.path)
     assert (diagnostics.precision, diagnostics.batch_size) == ("fp32", 8)
     assert diagnostics.sm == small_plan.manifest.identity.sm
+    assert diagnostics.vram_mb is not None
+    assert 1 < diagnostics.vram_mb < 4096
     assert diagnostics.validation.regression_test == "passed"
 
 

@@ -23,6 +23,7 @@ from arcface_client.errors import ArcFaceError
 from arcface_server import LocalTriton
 from gpu_models import Model
 
+MIB = 1 << 20
 Damage = Callable[[ModelRepository, Compiled], None]
 
 
@@ -45,6 +46,34 @@ def test_triton_serves_a_plan_with_the_runtimes_own_embeddings(r18: Model, r18_p
         with EmbeddingClient(server.grpc_url, "r18_onnx") as sibling:
             drift = 1 - np.sum(sibling.encode(crops[:4]) * expected[:4], axis=1)
         assert drift.max() < 2e-4
+
+
+def test_every_gpu_serves(small: Model, small_plan: Compiled) -> None:
+    from cuda.bindings import runtime as cudart
+
+    from arcface_client.runtimes import cuda
+
+    if cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+
+    def free_on_the_second() -> int:
+        cuda.check(cudart.cudaSetDevice(1))
+        try:
+            return cuda.free_bytes()
+        finally:
+            cuda.check(cudart.cudaSetDevice(0))
+
+    crops = faces.noise(8)
+    before = free_on_the_second()
+    with (
+        LocalTriton(small.repository.root) as server,
+        EmbeddingClient(server.grpc_url, "small_trt") as client,
+    ):
+        assert before - free_on_the_second() > 64 * MIB
+        expected = client.encode(crops)
+        with ThreadPoolExecutor(8) as pool:  # more than the instances of one GPU
+            for got in pool.map(lambda _: client.encode(crops), range(200)):
+                np.testing.assert_array_equal(got, expected)
 
 
 def removed(repository: ModelRepository, plan: Compiled) -> None:

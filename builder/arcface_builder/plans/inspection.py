@@ -56,6 +56,7 @@ def inspect_engine(trt: ModuleType, engine: Any) -> LayerPrecisions:
     Raises:
         CompileError: There is no memory for an execution context.
     """
+    # In its first optimisation profile the context tells of all of them, in any other of none (8.5).
     context = engine.create_execution_context()
     if context is None:
         raise CompileError("TensorRT has no memory to inspect the plan; free memory on the GPU.")

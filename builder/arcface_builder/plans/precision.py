@@ -24,7 +24,6 @@ from ..errors import OptionError
 from ..folding import affine
 from ..graph import set_constant
 from ..store.identity import PRECISIONS
-from .preactivation import fold_preactivation
 from .quantisation import quantise
 
 FALLBACKS: Final = {"int8": "fp16", "fp16": "tf32", "bf16": "tf32", "tf32": "fp32"}
@@ -44,7 +43,6 @@ def typed_graph(
     *,
     calibration: Crops | None = None,
     strongly_typed: bool = True,
-    fold: bool = False,
 ) -> bytes:
     """Write a precision into a serving graph.
 
@@ -54,7 +52,6 @@ def typed_graph(
             float32 numbers, and a flag in every TensorRT.
         calibration: Crops that tell int8 the ranges of its tensors.
         strongly_typed: Whether the TensorRT that reads it types networks strongly.
-        fold: Fold the batch norms in front of convolutions too; see ``preactivation``.
 
     Raises:
         OptionError: The precision is unknown, or int8 has no calibration crops.
@@ -63,8 +60,6 @@ def typed_graph(
         raise OptionError(f"Precision {precision!r} is unknown; expected {', '.join(PRECISIONS)}.")
     model = ir.from_proto(onnx.load_model_from_string(serving_graph))
     passes.NameFixPass()(model)  # exporters may leave nodes without a name; what follows names them
-    if fold:
-        fold_preactivation(model)
     _plain_batch_norms(model)
     if precision == "int8":
         model = quantise(_in_opset(model, *_PER_CHANNEL), _required(calibration))

@@ -17,6 +17,6 @@ def build_options(settings: TensorRtSettings, timing_cache: Path | None = None) 
         opt_batch_size=settings.opt_batch_size,
         workspace_size_mb=settings.workspace_size_mb,
         hardware_compatible=settings.hardware_compatible,
-        fold_preactivation=settings.fold_preactivation,
+        small_batch_profile=settings.small_batch_profile,
         timing_cache=timing_cache,
     )

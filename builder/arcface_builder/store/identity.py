@@ -16,6 +16,9 @@ PRECISIONS: Final = ("fp32", "tf32", "fp16", "bf16", "int8")
 
 Setting: TypeAlias = str | int | float | bool | None
 
+SMALL_BATCH_PROFILE: Final = "small_batch_profile"
+"""The setting of a plan that has a second optimisation profile, for few crops."""
+
 _ROOT: Final = "engines"
 _DIGEST_LENGTH: Final = 12
 
@@ -59,6 +62,11 @@ class EngineIdentity:
         batches = (self.min_batch_size, self.opt_batch_size, self.max_batch_size)
         if not 1 <= batches[0] <= batches[1] <= batches[2]:
             raise OptionError(f"Batch sizes {batches} cannot be a profile; expected 1 <= min <= opt <= max.")
+
+    @property
+    def profiles(self) -> int:
+        """How many optimisation profiles it has."""
+        return 1 + bool(self.settings.get(SMALL_BATCH_PROFILE))
 
     @property
     def filename(self) -> str:

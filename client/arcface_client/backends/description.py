@@ -48,6 +48,7 @@ def describe(
         precision=model.precision,
         sm=model.sm,
         provider=model.provider,
+        vram_mb=model.vram_mb,
         batch_size=model.batch_size,
         throughput_fps=meter.throughput_fps,
         latency_ms=meter.latency_ms,

@@ -31,6 +31,7 @@ class LocalModel:
         precision: As "fp16".
         sm: Architecture of the GPU, as "90".
         provider: What ONNX Runtime really runs on.
+        vram_mb: What it takes of the GPU's memory.
     """
 
     runtime: Runtime
@@ -44,6 +45,7 @@ class LocalModel:
     precision: str
     sm: str | None = None
     provider: str | None = None
+    vram_mb: float | None = None
 
     def run(self, job: Job) -> None:
         """Embed what a job misses, batch by batch; what is done before an error stays done.

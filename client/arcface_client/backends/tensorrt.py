@@ -69,4 +69,5 @@ def load_plan(
         golden=plan.onnx.golden,
         precision=plan.record.precision,
         sm=sm,
+        vram_mb=round(runtime.vram_mb, 1),
     )

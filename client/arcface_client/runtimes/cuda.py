@@ -49,6 +49,11 @@ def compute_capability(device: int) -> str:
     return f"{major}.{minor}"
 
 
+def free_bytes() -> int:
+    """Memory that nobody has taken yet on the current GPU."""
+    return int(check(cudart.cudaMemGetInfo())[0])
+
+
 class DeviceBuffer:
     """Memory on the current GPU."""
 

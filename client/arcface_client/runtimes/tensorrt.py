@@ -22,15 +22,17 @@ from ..contract import (
     check_tensors,
 )
 from ..errors import DeploymentError, InputError
-from .cuda import DeviceBuffer, PinnedBuffer, check
+from .cuda import DeviceBuffer, PinnedBuffer, check, free_bytes
+from .profiles import Profiles
 
 _TRITON_TYPES = {"UINT8": "UINT8", "FLOAT": "FP32", "HALF": "FP16", "BF16": "BF16", "INT8": "INT8"}
+_MIB = 1 << 20
 _TO_DEVICE = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
 _TO_HOST = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
 
 
 class TensorRt:
-    """A plan loaded with TensorRT: one context, one stream, one CUDA graph for each batch size in use.
+    """A plan loaded with TensorRT: one stream, one CUDA graph for each batch size in use.
 
     Safe to share between threads: calls follow one another. A plan is native code: check its SHA-256
     against its manifest before it comes here.
@@ -63,25 +65,27 @@ class TensorRt:
             )
         self._device = device
         check(cudart.cudaSetDevice(device))
+        free_before = free_bytes()
         self._log = CollectingLogger()
         self._runtime = trt.Runtime(self._log)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise DeploymentError(f"TensorRT {trt.__version__} cannot load {path}: {self._log.last_error}")
         check_tensors(str(path), *_tensor_specs(self._engine))
-        self.max_batch_size = int(self._engine.get_tensor_profile_shape(INPUT_NAME, 0)[2][0])
+        self._stream = check(cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking))
+        self._profiles = Profiles(self._engine, self._stream)
+        self.max_batch_size = self._profiles.max_batch_size
         """The largest batch that the plan takes."""
 
-        self._context = self._engine.create_execution_context()
-        if self._context is None:
-            raise DeploymentError(f"TensorRT has no memory to run {path}: {self._log.last_error}")
-        self._stream = check(cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking))
         self._crops = PinnedBuffer((self.max_batch_size, *CROP_SHAPE), np.uint8)
         self._embeddings = PinnedBuffer((self.max_batch_size, EMBEDDING_DIM), np.float32)
         self._device_crops = DeviceBuffer(self._crops.nbytes)
         self._device_embeddings = DeviceBuffer(self._embeddings.nbytes)
-        self._context.set_tensor_address(INPUT_NAME, self._device_crops.address)
-        self._context.set_tensor_address(OUTPUT_NAME, self._device_embeddings.address)
+        self._profiles.set_address(INPUT_NAME, self._device_crops.address)
+        self._profiles.set_address(OUTPUT_NAME, self._device_embeddings.address)
+        self.vram_mb = (free_before - free_bytes()) / _MIB
+        """What loading took of the GPU's memory, in MiB; others may have taken or freed some meanwhile."""
+
         self._lock = threading.Lock()
         self._wants_graphs = graphs
         self._seen: set[int] = set()
@@ -113,9 +117,9 @@ class TensorRt:
         self._graphs.clear()
         for buffer in (self._crops, self._embeddings, self._device_crops, self._device_embeddings):
             buffer.free()
-        check(cudart.cudaStreamDestroy(self._stream))
         # TensorRT wants its objects freed in this order.
-        del self._context
+        self._profiles.close()
+        check(cudart.cudaStreamDestroy(self._stream))
         del self._engine
         del self._runtime
 
@@ -146,11 +150,12 @@ class TensorRt:
 
     def _enqueue(self, count: int) -> None:
         crops, embeddings = self._device_crops.address, self._device_embeddings.address
-        self._context.set_input_shape(INPUT_NAME, (count, *CROP_SHAPE))
+        context = self._profiles.context_for(count)
+        context.set_input_shape(INPUT_NAME, (count, *CROP_SHAPE))
         check(
             cudart.cudaMemcpyAsync(crops, self._crops.address, count * CROP_BYTES, _TO_DEVICE, self._stream)
         )
-        if not self._context.execute_async_v3(int(self._stream)):
+        if not context.execute_async_v3(int(self._stream)):
             raise DeploymentError(f"TensorRT cannot run a batch of {count}: {self._log.last_error}")
         nbytes = count * EMBEDDING_DIM * np.dtype(np.float32).itemsize
         check(cudart.cudaMemcpyAsync(self._embeddings.address, embeddings, nbytes, _TO_HOST, self._stream))

@@ -22,7 +22,7 @@ from arcface_builder.store.plan_header import plan_version
 
 @pytest.fixture(scope="module")
 def r18_typed(r18_graph: bytes) -> dict[str, bytes]:
-    return {precision: typed_graph(r18_graph, precision, fold=True) for precision in ("fp32", "fp16")}
+    return {precision: typed_graph(r18_graph, precision) for precision in ("fp32", "fp16")}
 
 
 @pytest.mark.parametrize("sm", ["86", "89", "120"])
@@ -59,7 +59,7 @@ def test_the_network_has_the_contract_types_and_a_profile_from_one_to_the_larges
     parser = builder._parse(trt, network, r18_typed["fp16"], log)
     config = made.create_builder_config()
     toolkit.set_precision(trt, config, "fp16")
-    builder._add_profile(made, config, BuildOptions(max_batch_size=64, opt_batch_size=16))
+    builder._add_profiles(made, config, BuildOptions(max_batch_size=64, opt_batch_size=16))
 
     assert parser.num_errors == 0
     assert network.get_input(0).dtype == trt.DataType.UINT8
@@ -68,7 +68,7 @@ def test_the_network_has_the_contract_types_and_a_profile_from_one_to_the_larges
     convolutions = [layer for layer in kinds if layer.type == trt.LayerType.CONVOLUTION]
     assert len(convolutions) == 21
     assert {layer.get_output(0).dtype for layer in convolutions} == {trt.DataType.HALF}
-    assert config.num_optimization_profiles == 1
+    assert config.num_optimization_profiles == 2
 
 
 @pytest.mark.parametrize(("precision", "on"), [("fp32", False), ("fp16", False), ("tf32", True)])

@@ -79,7 +79,7 @@ def config(repository: ModelRepository) -> model_config_pb2.ModelConfig:
 def test_the_configuration_is_the_golden_file() -> None:
     filenames = {"8.0": "arcface_r100-fp16-sm80.plan", "12.0": "arcface_r100-fp16-sm120.plan"}
     written = plan_config(
-        "arcface_r100_trt", filenames=filenames, versions=[2, 1], max_batch_size=32, instances=2
+        "arcface_r100_trt", filenames=filenames, versions=[2, 1], max_batch_size=32, profiles=2, instances=2
     )
 
     assert config_text(written) == GOLDEN.read_text()

@@ -4,7 +4,6 @@ from collections import Counter
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import onnxruntime
 import pytest
 from onnx import TensorProto, numpy_helper
@@ -12,7 +11,6 @@ from onnx import TensorProto, numpy_helper
 from arcface_builder import faces
 from arcface_builder.errors import OptionError
 from arcface_builder.graph import session
-from arcface_builder.plans.preactivation import fold_preactivation
 from arcface_builder.plans.precision import typed_graph
 from arcface_client.contract import INPUT_NAME, OUTPUT_NAME, Crops, Embeddings
 from arcface_client.golden import largest_drift
@@ -39,42 +37,8 @@ def test_float32_graphs_compute_as_the_serving_graph_does(precision: str, small_
     np.testing.assert_allclose(embed(typed, crops()), embed(small_graph, crops()), rtol=0, atol=1e-6)
 
 
-def test_folding_preactivation_batch_norms_is_exact(r18_graph: bytes) -> None:
-    typed = typed_graph(r18_graph, "fp32", fold=True)
-
-    assert operators(r18_graph)["BatchNormalization"] == 8
-    assert operators(typed)["BatchNormalization"] == 0
-    np.testing.assert_allclose(embed(typed, crops()), embed(r18_graph, crops()), rtol=0, atol=1e-6)
-
-
-def test_folding_is_exact_whatever_stride_padding_and_dilation() -> None:
-    random = np.random.RandomState(0)
-    x = ir.val("x", ir.DataType.FLOAT, ("N", 4, 11, 9))
-    tape = ir.tape.Tape()
-
-    def weights(name: str, *shape: int) -> ir.Value:
-        return tape.initializer(ir.tensor(random.uniform(0.5, 2, shape).astype(np.float32), name=name))
-
-    norm = tape.op("BatchNormalization", [x, *(weights(field, 4) for field in ("g", "b", "m", "v"))])
-    window = {"strides": [2, 1], "pads": [2, 0, 1, 3], "dilations": [1, 2], "kernel_shape": [3, 3]}
-    y = tape.op("Conv", [norm, weights("w", 5, 4, 3, 3), weights("bias", 5)], window, name="conv")
-    y.name, y.dtype = "y", ir.DataType.FLOAT
-    graph = ir.Graph(
-        [x], [y], nodes=tape.nodes, initializers=tape.initializers, opset_imports={"": 17}, name="g"
-    )
-    model = ir.Model(graph, ir_version=8)
-    values = random.standard_normal((2, 4, 11, 9)).astype(np.float32)
-    (expected,) = session(model).run(None, {"x": values})
-
-    assert fold_preactivation(model) == 1
-
-    (got,) = session(model).run(None, {"x": values})
-    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("fold", [False, True])
-def test_fp16_computes_in_halves_and_drifts_little(fold: bool, r18_graph: bytes) -> None:
-    typed = typed_graph(r18_graph, "fp16", fold=fold)
+def test_fp16_computes_in_halves_and_drifts_little(r18_graph: bytes) -> None:
+    typed = typed_graph(r18_graph, "fp16")
     embeddings = embed(typed, face_crops())
 
     assert largest_drift(embeddings, embed(r18_graph, face_crops())) < 2e-5
@@ -158,12 +122,9 @@ def test_nodes_without_names_are_told_apart(precision: str, small_graph: bytes) 
     for node in model.graph.node:
         node.name = ""
 
-    typed = typed_graph(
-        model.SerializeToString(), precision, calibration=face_crops(), strongly_typed=False, fold=True
-    )
+    typed = typed_graph(model.SerializeToString(), precision, calibration=face_crops(), strongly_typed=False)
 
     assert largest_drift(embed(typed, face_crops()), embed(small_graph, face_crops())) < 0.02
-    assert operators(typed)["BatchNormalization"] == 0
     assert operators(typed)["QuantizeLinear"] == (2 if precision == "int8" else 0)
 
 

@@ -1,0 +1,135 @@
+"""The batch norm in front of a padded convolution, folded into the residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import pytest
+
+from arcface_builder.graph import session
+from arcface_builder.preactivation import fold_preactivations
+
+CHANNELS = 4
+Array = npt.NDArray[np.float32]
+
+
+class Network:
+    """A residual network of two blocks, the second of which has the batch norm to fold.
+
+    Args:
+        shortcut: Put a convolution of stride 2 and this kernel on the second block's shortcut, as where a
+            stage begins.
+        changes: Weights to replace, by their name.
+        between: An operator between the first sum and the second block.
+        returns_sum: Give the first sum back as well.
+    """
+
+    def __init__(
+        self,
+        *,
+        shortcut: int | None = None,
+        changes: Mapping[str, Array] | None = None,
+        between: str | None = None,
+        returns_sum: bool = False,
+    ) -> None:
+        self._random = np.random.RandomState(0)
+        self._changes = changes or {}
+        self._tape = tape = ir.tape.Tape()
+        x = ir.val("x", ir.DataType.FLOAT, ("N", CHANNELS, 12, 10))
+        stride = 2 if shortcut else 1
+        first = tape.op("Add", [self._conv(x, "first"), x], name="first_sum")
+        seen = tape.op(between, [first]) if between else first
+        inner = self._conv(self._norm(seen, "norm"), "inner")
+        slope = self._weight("slope", CHANNELS, 1, 1)
+        branch = self._conv(tape.op("PRelu", [inner, slope]), "outer", stride)
+        side = self._conv(seen, "side", stride, shortcut) if shortcut else seen
+        second = tape.op("Add", [side, branch], name="second_sum")
+        third = tape.op("Add", [self._conv(second, "last"), second], name="third_sum")
+        outputs = [third, first] if returns_sum else [third]
+        for number, output in enumerate(outputs):
+            output.name, output.dtype = f"y{number}", ir.DataType.FLOAT
+        graph = ir.Graph(
+            [x],
+            outputs,
+            nodes=tape.nodes,
+            initializers=tape.initializers,
+            opset_imports={"": 17},
+            name="network",
+        )
+        self.model = ir.Model(graph, ir_version=8)
+
+    def _weight(self, name: str, *shape: int) -> ir.Value:
+        drawn = self._random.uniform(-1, 1, shape).astype(np.float32)
+        return self._tape.initializer(ir.tensor(self._changes.get(name, drawn), name=name))
+
+    def _conv(self, value: ir.Value, name: str, stride: int = 1, kernel: int = 3) -> ir.Value:
+        weight = self._weight(f"{name}.weight", CHANNELS, CHANNELS, kernel, kernel)
+        window = {"strides": [stride] * 2, "pads": [kernel // 2] * 4, "kernel_shape": [kernel] * 2}
+        return self._tape.op("Conv", [value, weight], window, name=name)
+
+    def _norm(self, value: ir.Value, name: str) -> ir.Value:
+        fields = [self._weight(f"{name}.{field}", CHANNELS) for field in ("gamma", "beta", "mean")]
+        variance = self._tape.initializer(
+            ir.tensor(self._random.uniform(0.5, 2, CHANNELS).astype(np.float32), name=f"{name}.variance")
+        )
+        return self._tape.op("BatchNormalization", [value, *fields, variance], name=name)
+
+    def run(self) -> list[Any]:
+        """Its outputs for random images."""
+        x = np.random.RandomState(1).standard_normal((2, CHANNELS, 12, 10)).astype(np.float32)
+        return session(self.model).run(None, {"x": x})  # type: ignore[no-any-return]
+
+
+def check_folded(network: Network, folded: int) -> None:
+    """Fold, and find as many batch norms gone and the same outputs."""
+    expected = network.run()
+
+    assert fold_preactivations(network.model) == folded
+
+    left = [node for node in network.model.graph if node.op_type == "BatchNormalization"]
+    assert len(left) == 1 - folded
+    for got, want in zip(network.run(), expected, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shortcut", [None, 1])
+def test_a_block_loses_its_batch_norm_and_nothing_else(shortcut: int | None) -> None:
+    network = Network(shortcut=shortcut)
+    before = len(network.model.graph)
+
+    check_folded(network, 1)
+
+    assert len(network.model.graph) == before - 1
+
+
+def test_a_channel_that_training_has_switched_off_is_no_obstacle() -> None:
+    off = {"norm.gamma": np.array([1, 1e-30, 1, 1], np.float32), "norm.beta": np.zeros(CHANNELS, np.float32)}
+    off["norm.beta"][1] = 1e-30
+
+    check_folded(Network(changes=off), 1)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.01])
+def test_a_shift_that_would_drown_the_signal_stays(gamma: float) -> None:
+    large = {
+        "norm.gamma": np.array([1, gamma, 1, 1], np.float32),
+        "norm.beta": np.ones(CHANNELS, np.float32),
+    }
+
+    check_folded(Network(changes=large), 0)
+
+
+def test_where_the_stream_comes_from_an_activation_the_batch_norm_stays() -> None:
+    check_folded(Network(between="Relu"), 0)
+
+
+def test_where_the_stream_is_an_output_the_batch_norm_stays() -> None:
+    check_folded(Network(returns_sum=True), 0)
+
+
+def test_where_the_shortcut_pads_the_batch_norm_stays() -> None:
+    check_folded(Network(shortcut=3), 0)
