@@ -167,7 +167,13 @@ def _parser() -> argparse.ArgumentParser:
             flag, type=parse_levels, default=default, metavar="N,...", help=f"{what} (default: %(default)s)"
         )
     parser.add_argument("--opt-batch-size", type=int, metavar="N", help="what to tune for (default: largest)")
-    parser.add_argument("--max-drift", type=float, default=0.02, help="largest drift (default: %(default)s)")
+    parser.add_argument(
+        "--max-drift",
+        type=float,
+        default=0.5,
+        help="largest drift of a plan that is measured; far above what is served, to see what int8 is worth "
+        "(default: %(default)s)",
+    )
     parser.add_argument("--torch-python", default=sys.executable, metavar="PYTHON", help="one with PyTorch")
     parser.add_argument(
         "--timing-cache", type=Path, metavar="FILE", help="kernel timings (default: in --work)"

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -185,13 +186,12 @@ def _attempt(
         report(phases.current, phases.fraction if watcher is not None else None)
 
     serialized = run_interruptibly(
-        lambda: builder.build_serialized_network(network, config),
+        partial(_serialize, builder, network, config, parser),
         tick=tick,
         cancelled=cancelled,
         stoppable=watcher is not None,
     )
     build_s = time.monotonic() - start
-    del parser  # it owns the weights that the network points to: not before the build
     if serialized is None:
         return None
     if cache:
@@ -202,6 +202,14 @@ def _attempt(
         build_s=build_s,
         timing_cache=cache.state if cache else "none",
     )
+
+
+def _serialize(builder: Any, network: Any, config: Any, parser: Any) -> Any:
+    """Build; the parser owns the weights that the network points to, and has to live until the end.
+
+    After Ctrl-C that is the end of the process: nobody but this thread holds the parser any more.
+    """
+    return builder.build_serialized_network(network, config)
 
 
 def _parse(trt: ModuleType, network: Any, typed_graph: bytes, log: Any) -> Any:

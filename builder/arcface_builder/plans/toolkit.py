@@ -50,7 +50,10 @@ def create_builder(trt: ModuleType, log: Any, messages: Messages) -> Any:
     try:
         return trt.Builder(log)
     except TypeError as error:  # what pybind11 makes of a null pointer
-        raise NoGpuError(f"TensorRT {trt.__version__} does not start: {messages.to_text()}") from error
+        raise NoGpuError(
+            f"TensorRT {trt.__version__} does not start: {messages.to_text()}; "
+            "it needs a GPU with some hundred MB of free memory."
+        ) from error
 
 
 def create_network(trt: ModuleType, builder: Any) -> Any:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -194,6 +197,39 @@ def test_work_that_cannot_be_stopped_does_not_keep_ctrl_c_waiting() -> None:
         run_interruptibly(released.wait, tick=interrupt, cancelled=threading.Event(), stoppable=False)
     assert time.monotonic() - start < 5
     released.set()
+
+
+UNSTOPPABLE = """
+import sys
+from pathlib import Path
+import tensorrt_rtx as trt
+from arcface_builder.plans import builder
+builder.monitor = lambda *_: None  # as with TensorRT 8.5
+try:
+    graph, options = Path(sys.argv[1]).read_bytes(), builder.BuildOptions()
+    builder.build_plan(trt, graph, options, target_sm="86", report=lambda *_: print("builds", flush=True))
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def test_a_build_that_cannot_be_stopped_ends_with_the_process(
+    trt: ModuleType, r18_typed: dict[str, bytes], tmp_path: Path
+) -> None:
+    (tmp_path / "r18.onnx").write_bytes(r18_typed["fp16"])
+    child = subprocess.Popen(
+        [sys.executable, "-c", UNSTOPPABLE, str(tmp_path / "r18.onnx")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "builds\n"
+
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=60)
+
+    assert (child.returncode, said) == (130, "")
 
 
 def test_nested_phases_are_one_fraction() -> None:
