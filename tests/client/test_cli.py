@@ -120,8 +120,8 @@ def test_status_of_a_server_that_hangs_speaks_of_the_server(capsys: pytest.Captu
         url = f"127.0.0.1:{silent.getsockname()[1]}"
         assert main(["status", "--url", url, "--timeout-s", "0.3"]) == 1
     assert capsys.readouterr().err == (
-        f"arcface-client: No answer from the server at {url} within 0.3 s; allow more time, or see what holds "
-        "it up.\n"
+        f"arcface-client: No answer from the server at {url} within 0.3 s; allow more time, or see what "
+        "holds it up.\n"
     )
 
 
@@ -183,7 +183,7 @@ def test_status_of_an_embedder_that_there_is_not_is_one_line(
 
 
 def test_a_reader_that_goes_away_is_no_traceback(triton: LocalTriton) -> None:
-    command = [sys.executable, "-m", "arcface_client.cli", "status", "--url", triton.grpc_url]
+    command = [sys.executable, "-m", "arcface_client", "status", "--url", triton.grpc_url]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -246,7 +246,7 @@ def test_ctrl_c_leaves_nothing(triton: LocalTriton, folder: Path, tmp_path: Path
     command = [
         sys.executable,
         "-m",
-        "arcface_client.cli",
+        "arcface_client",
         "embed",
         str(folder),
         "--output",
