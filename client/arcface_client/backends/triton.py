@@ -17,7 +17,7 @@ from ..metrics import Metrics, PrometheusExporter
 from ..selection.call import nobody
 from ..selection.candidates import Pin, Wanted
 from ..selection.contender import Contender, Rhythm
-from ..selection.examination import ITSELF, References
+from ..selection.examination import References
 from ..selection.examiner import Examiner
 from ..selection.fallback import Fallback
 from ..selection.last_resort import LastResort, MakeBackend
@@ -221,7 +221,7 @@ def _validation(contender: Contender) -> Validation:
     if finding is None:
         return Validation()
     return Validation(
-        drift_vs_reference=None if finding.compared_with == ITSELF else finding.drift,
+        drift_vs_reference=finding.drift,
         reference=finding.compared_with,
-        regression_test=None if finding.compared_with == ITSELF else "passed",
+        regression_test=None if finding.drift is None else "passed",
     )

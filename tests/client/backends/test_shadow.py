@@ -172,7 +172,7 @@ def test_a_plan_that_live_crops_give_away_is_out_until_it_gets_them_right(
         before = inferences(control)
         wait_until(lambda: inferences(control) >= before + 3)
         plan = embedder.diagnostics().candidates[0]
-        assert "live crops that gave it away drift up to" in str(plan.reason)
+        assert "live crops that gave it away drift" in str(plan.reason)
         assert serving(embedder) == f"{ONNX}:1 at {url}"
 
         model = repository / PLAN / "1" / "model.onnx"
