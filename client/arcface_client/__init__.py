@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .aio import AsyncEmbeddingClient
+    from .backend import EmbeddingBackend, Served
     from .backends.aio import AsyncEmbeddingBackend
-    from .backends.base import EmbeddingBackend, Served
-    from .backends.diagnostics import Diagnostics
     from .backends.factory import get_embedding_backend
     from .client import EmbeddingClient
+    from .diagnostics import Diagnostics
 
 __all__ = [
     "AsyncEmbeddingBackend",
@@ -39,10 +39,10 @@ __all__ = [
 _MODULES = {
     "AsyncEmbeddingBackend": "backends.aio",
     "AsyncEmbeddingClient": "aio",
-    "Diagnostics": "backends.diagnostics",
-    "EmbeddingBackend": "backends.base",
+    "Diagnostics": "diagnostics",
+    "EmbeddingBackend": "backend",
     "EmbeddingClient": "client",
-    "Served": "backends.base",
+    "Served": "backend",
     "get_embedding_backend": "backends.factory",
 }
 

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from ..backend import HERE, EmbeddingBackend, Served
 from ..deadline import Deadline
+from ..diagnostics import Diagnostics, Validation
 from ..errors import ArcFaceError, ClientClosedError, ConfigError, InputError
 from ..golden import GoldenReference
 from ..job import Job
@@ -25,8 +27,6 @@ from ..selection.selector import Selector
 from ..selection.server import RequestLimits
 from ..selection.shadow import Shadow
 from ..selection.watcher import Watcher
-from .base import HERE, EmbeddingBackend, Served
-from .diagnostics import Diagnostics, Validation
 
 DEFAULT_NAME: Final = "arcface_r100"
 

@@ -15,9 +15,9 @@ import arcface_client
 from arcface_builder.reference import ReferenceEmbedder
 from arcface_builder.sources import OnnxFile
 from arcface_client import get_embedding_backend
-from arcface_client.backends.base import EmbeddingBackend, Served
-from arcface_client.backends.diagnostics import Diagnostics
+from arcface_client.backend import EmbeddingBackend, Served
 from arcface_client.contract import Crops
+from arcface_client.diagnostics import Diagnostics
 from arcface_client.errors import (
     ArcFaceError,
     ConfigError,

@@ -12,7 +12,7 @@ import pytest
 
 from arcface_builder.build import build
 from arcface_builder.sources import OnnxFile
-from arcface_client.backends.base import Refusal, Source
+from arcface_client.backend import Refusal, Source
 from arcface_client.backends.in_process import InProcessBackend
 from arcface_client.backends.onnxruntime import onnx_candidate
 from arcface_client.backends.repository import LocalModels

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from tritonclient import grpc as tritonclient
 
-from arcface_client.backends.base import EmbeddingBackend
+from arcface_client.backend import EmbeddingBackend
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import InputError

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from arcface_client import EmbeddingClient
-from arcface_client.backends.base import EmbeddingBackend
-from arcface_client.backends.diagnostics import CandidateReport
+from arcface_client.backend import EmbeddingBackend
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.connection import Connection
 from arcface_client.contract import Crops, Embeddings
+from arcface_client.diagnostics import CandidateReport
 from arcface_client.errors import (
     ClientClosedError,
     ConfigError,
