@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from arcface_builder.faces import face_like
-from arcface_client.backends.base import HERE, EmbeddingBackend
+from arcface_client.backend import HERE, EmbeddingBackend
 from arcface_client.backends.factory import get_embedding_backend
 from arcface_server import LocalTriton
 

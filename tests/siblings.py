@@ -8,9 +8,9 @@ from typing import Any
 import onnx
 from tritonclient import grpc as tritonclient
 
-from arcface_client.backends.base import EmbeddingBackend, Served, Source
-from arcface_client.backends.diagnostics import Diagnostics
+from arcface_client.backend import EmbeddingBackend, Served, Source
 from arcface_client.contract import Crops, Embeddings
+from arcface_client.diagnostics import Diagnostics
 from arcface_client.job import Job
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_client.selection.breaker import BreakerLimits

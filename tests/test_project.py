@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 import zipfile
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,21 @@ def test_packages_import_only_in_the_allowed_direction(package: str) -> None:
                 names = [node.module]
             used = {name.partition(".")[0] for name in names}
             assert not used & forbidden, f"{path} imports {used & forbidden}"
+
+
+def test_the_clients_modules_and_sub_packages_import_in_one_direction() -> None:
+    folder = PACKAGES["arcface_client"]
+    uses: dict[str, set[str]] = {}
+    for path in folder.rglob("*.py"):
+        place = path.relative_to(folder).with_suffix("").parts
+        if place == ("__init__",):
+            continue  # where the public names are gathered
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level == len(place):
+                imported = [node.module] if node.module else [alias.name for alias in node.names]
+                uses.setdefault(place[0], set()).update(name.partition(".")[0] for name in imported)
+    assert "backend" in uses["selection"]
+    TopologicalSorter(uses).prepare()  # raises on a cycle, and shows it
 
 
 def modules_after(statement: str) -> set[str]:

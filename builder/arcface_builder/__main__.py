@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+
+from arcface_client.starting import end_at_once_on_ctrl_c
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main() -> int:
     """Run the command line and return its exit code: 0 done, 1 failed, 2 wrong usage."""
+    end_at_once_on_ctrl_c()
     try:
         from .cli import main as run
     except ModuleNotFoundError as error:
@@ -15,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"arcface-builder needs the package {error.name}: pip install 'arcface-triton[builder]'\n"
         )
         return 1
-    return run(argv)
+    return run()
 
 
 if __name__ == "__main__":

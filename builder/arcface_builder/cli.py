@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -139,7 +138,3 @@ def _build(arguments: argparse.Namespace) -> int:
         of = f"its source's {built.manifest.compared_with}: the source file itself was not run"
     print(f"{built.model} version {built.version} in {built.path}, within {drift:.1e} of {of}")
     return commandline.DONE
-
-
-if __name__ == "__main__":
-    sys.exit(main())

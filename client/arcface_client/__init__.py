@@ -13,16 +13,18 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+# Type checkers take it for true by its name. Nothing is imported here: it would meet Ctrl-C with a traceback,
+# before a command can see to that.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from .aio import AsyncEmbeddingClient
+    from .backend import EmbeddingBackend, Served
     from .backends.aio import AsyncEmbeddingBackend
-    from .backends.base import EmbeddingBackend, Served
-    from .backends.diagnostics import Diagnostics
     from .backends.factory import get_embedding_backend
     from .client import EmbeddingClient
+    from .diagnostics import Diagnostics
 
 __all__ = [
     "AsyncEmbeddingBackend",
@@ -37,10 +39,10 @@ __all__ = [
 _MODULES = {
     "AsyncEmbeddingBackend": "backends.aio",
     "AsyncEmbeddingClient": "aio",
-    "Diagnostics": "backends.diagnostics",
-    "EmbeddingBackend": "backends.base",
+    "Diagnostics": "diagnostics",
+    "EmbeddingBackend": "backend",
     "EmbeddingClient": "client",
-    "Served": "backends.base",
+    "Served": "backend",
     "get_embedding_backend": "backends.factory",
 }
 
@@ -48,5 +50,7 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     # gRPC takes a fifth of a second to import; who needs only the contract does not wait for it.
     if name in _MODULES:
+        from importlib import import_module
+
         return getattr(import_module(f".{_MODULES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -99,11 +99,11 @@ class AsyncEmbeddingClient:
 
     async def status(self) -> ServerStatus:
         """Ask the server for its version, its readiness and its models."""
-        timeout_s = self._request_timeout_s
-        metadata = await self._call(self._triton.get_server_metadata, timeout_s)
-        ready = await self._call(self._triton.is_server_ready, timeout_s)
-        index = await self._call(self._triton.get_model_repository_index, timeout_s)
-        return ServerStatus(self._target.url, metadata.version, ready, models_from_index(index))
+        timeout_s, target = self._request_timeout_s, Target(self._target.url)
+        metadata = await self._call(self._triton.get_server_metadata, timeout_s, target=target)
+        ready = await self._call(self._triton.is_server_ready, timeout_s, target=target)
+        index = await self._call(self._triton.get_model_repository_index, timeout_s, target=target)
+        return ServerStatus(target.url, metadata.version, ready, models_from_index(index))
 
     async def close(self) -> None:
         """Close the connection; calls that are under way fail."""
@@ -155,31 +155,33 @@ class AsyncEmbeddingClient:
         timeout_s: float,
         *arguments: Any,
         deadline: Deadline | None = None,
+        target: Target | None = None,
         **named: Any,
     ) -> Any:
         """Call one of tritonclient's methods, and turn what goes wrong into this project's errors."""
+        target = target or self._target
         if self._closed:
-            raise closed(self._target)
+            raise closed(target)
         try:
             return await method(*arguments, client_timeout=timeout_s, **named)
         except InferenceServerException as error:
-            raise await self._explained(error, timeout_s, deadline or Deadline(None)) from error
+            raise await self._explained(error, timeout_s, deadline or Deadline(None), target) from error
         except (UsageError, asyncio.CancelledError) as error:
             # gRPC cancels what is under way when its channel closes; that is no cancellation of the task.
             if self._closed:
-                raise closed(self._target) from error
+                raise closed(target) from error
             raise
 
     async def _explained(
-        self, error: InferenceServerException, timeout_s: float, deadline: Deadline
+        self, error: InferenceServerException, timeout_s: float, deadline: Deadline, target: Target
     ) -> ArcFaceError:
         self._served = None
         if self._closed:
-            return closed(self._target)
+            return closed(target)
         aftermath = Aftermath(answers=True)
         if needs_aftermath(error):
             aftermath = await self._ask(deadline.remaining_s(PROBE_TIMEOUT_S))
-        return explain(error, self._target, aftermath, timeout_s=timeout_s)
+        return explain(error, target, aftermath, timeout_s=timeout_s)
 
     async def _ask(self, timeout_s: float) -> Aftermath:
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from .commandline import add_version, run
@@ -29,7 +28,3 @@ def _parser() -> argparse.ArgumentParser:
     add_status(commands)
     add_compare(commands)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -164,12 +164,12 @@ class EmbeddingClient:
             ServerUnavailableError: No server answers.
             DeadlineExceededError: It does not answer in time.
         """
-        timeout_s = self._request_timeout_s
-        with self._explaining(timeout_s, Deadline(None), self._connection.triton) as server:
+        timeout_s, target = self._request_timeout_s, Target(self._target.url)
+        with self._explaining(timeout_s, Deadline(None), self._connection.triton, target) as server:
             metadata = server.get_server_metadata(client_timeout=timeout_s)
             ready = server.is_server_ready(client_timeout=timeout_s)
             index = server.get_model_repository_index(client_timeout=timeout_s)
-        return ServerStatus(self._target.url, metadata.version, ready, models_from_index(index))
+        return ServerStatus(target.url, metadata.version, ready, models_from_index(index))
 
     def close(self) -> None:
         """Close the connection, unless it is shared; a call that is under way in another thread fails."""
@@ -289,33 +289,41 @@ class EmbeddingClient:
             return again
 
     @contextmanager
-    def _explaining(self, timeout_s: float, deadline: Deadline, server: Any) -> Iterator[Any]:
+    def _explaining(
+        self, timeout_s: float, deadline: Deadline, server: Any, target: Target | None = None
+    ) -> Iterator[Any]:
         """Call tritonclient's methods in this context: what goes wrong becomes this project's errors."""
+        target = target or self._target
         if self._connection.closed:
-            raise closed(self._target)
+            raise closed(target)
         try:
             yield server
         except InferenceServerException as error:
-            raise self._explained(error, timeout_s, deadline, server) from error
+            raise self._explained(error, timeout_s, deadline, server, target) from error
         except ValueError as error:  # gRPC's word for a channel that is closed
             if self._connection.closed:
-                raise closed(self._target) from error
+                raise closed(target) from error
             why = self._connection.why_dropped(server)
             if why is not None:
-                raise dropped(self._target, why) from error
+                raise dropped(target, why) from error
             raise
 
     def _explained(
-        self, error: InferenceServerException, timeout_s: float, deadline: Deadline, server: Any
+        self,
+        error: InferenceServerException,
+        timeout_s: float,
+        deadline: Deadline,
+        server: Any,
+        target: Target,
     ) -> ArcFaceError:
         # The server may have come back with another model of this name: look at it again next time.
         self._served = None
         if self._connection.closed:
-            return closed(self._target)
+            return closed(target)
         why = self._connection.why_dropped(server)
         if error.status() == CANCELLED and why is not None:
-            return dropped(self._target, why)
+            return dropped(target, why)
         aftermath = Aftermath(answers=True)
         if needs_aftermath(error):
             aftermath = self._connection.ask(deadline.remaining_s(PROBE_TIMEOUT_S))
-        return explain(error, self._target, aftermath, timeout_s=timeout_s)
+        return explain(error, target, aftermath, timeout_s=timeout_s)

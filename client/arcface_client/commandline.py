@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import TypeVar
 
 from .errors import ArcFaceError, MissingExtraError
@@ -42,20 +42,24 @@ def run(
         make_parser: Makes its parser; what it imports may be missing from a small installation.
         argv: The arguments; None takes the process's own.
     """
+    interruptions: list[int] = []
     try:
-        with _interrupting_signals():
+        with _interrupting_signals(interruptions):
             arguments = make_parser().parse_args(argv)
             arguments.command_line = shlex.join([prog, *(sys.argv[1:] if argv is None else argv)])
             logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
             code = int(arguments.run(arguments))
             sys.stdout.flush()  # here, where a reader that is gone can still be handled
             return code
-    except ArcFaceError as error:
+    except (KeyboardInterrupt, ArcFaceError, ImportError) as error:
+        # An extension that is interrupted while it is imported makes an ImportError of it.
+        if interruptions:
+            print(f"{prog}: interrupted", file=sys.stderr)
+            return INTERRUPTED
+        if not isinstance(error, ArcFaceError):
+            raise
         print(f"{prog}: {error}", file=sys.stderr)
         return FAILED
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr)
-        return INTERRUPTED
     except BrokenPipeError:
         # The reader (`| head`) is gone; keep Python from complaining again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -67,14 +71,19 @@ def run(
 
 
 @contextmanager
-def _interrupting_signals() -> Iterator[None]:
-    """Let every usual way to end a program raise KeyboardInterrupt."""
+def _interrupting_signals(interruptions: list[int]) -> Iterator[None]:
+    """Let every usual way to end a program raise KeyboardInterrupt, and note its signal."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Python takes signals in the main thread alone
         return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        interruptions.append(number)
+        raise KeyboardInterrupt
+
     # SIGINT is among them because a shell starts background jobs with it ignored.
     endings = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(ending, signal.default_int_handler) for ending in endings]
+    before = [signal.signal(ending, interrupt) for ending in endings]
     try:
         yield
     finally:

@@ -37,10 +37,16 @@ CANCELLED: Final = "StatusCode.CANCELLED"
 
 @dataclass(frozen=True)
 class Target:
-    """Where a request went."""
+    """Where a request went.
+
+    Attributes:
+        url: ``host:port`` of the server's gRPC service.
+        model: The model; None for a question about the server itself.
+        version: Its version; None for whichever the server takes.
+    """
 
     url: str
-    model: str
+    model: str | None = None
     version: int | None = None
 
     @property
@@ -49,6 +55,8 @@ class Target:
         return "" if self.version is None else str(self.version)
 
     def __str__(self) -> str:
+        if self.model is None:
+            return f"the server at {self.url}"
         version = "" if self.version is None else f" version {self.version}"
         return f"model {self.model}{version} at {self.url}"
 
@@ -120,17 +128,19 @@ def explain(
         model_error = _model_error(target, aftermath.models)
         if model_error is not None:
             return model_error
-    if status == NOT_FOUND:
+    if status == NOT_FOUND and target.model is not None:
         return ModelNotFoundError(f"There is no {target}: {text}")
     if status == UNAVAILABLE:
         return ServerBusyError(
-            f"The server is there, but did not take a request for {target}: {text}. Try again later."
+            f"A request for {target} was not taken, though the server is there: {text}. Try again later."
         )
-    return ServerError(f"The server failed on a request for {target}: {text} ({status})")
+    return ServerError(f"A request for {target} failed: {text} ({status})")
 
 
 def _model_error(target: Target, models: Sequence[ModelStatus]) -> ArcFaceError | None:
-    """The error for a model that is not there or not ready; None when it is."""
+    """The error for a model that is not there or not ready; None when it is, or none was asked for."""
+    if target.model is None:
+        return None
     versions = [model for model in models if model.name == target.model]
     if not versions:
         names = ", ".join(sorted({model.name for model in models})) or "none"

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .contract import EMBEDDING_DIM, Crops, Embeddings
+from .errors import DriftError
 from .identity import EmbeddingIdentity, PrecisionClass
 
 GOLDEN_COUNT: Final = 8
@@ -85,6 +86,22 @@ def drifts(left: Embeddings, right: Embeddings) -> npt.NDArray[np.float64]:
 def largest_drift(left: Embeddings, right: Embeddings) -> float:
     """The largest drift between rows of two sets of unit embeddings [N, 512]; NaN if a number is."""
     return float(np.max(drifts(left, right)))
+
+
+def drift_error(drift: float, max_drift: float, whose: str, reference: str) -> DriftError | None:
+    """What speaks against embeddings that drift; None when the tolerance allows it. It never allows NaN.
+
+    Args:
+        drift: Their largest drift.
+        max_drift: The tolerance.
+        whose: Which embeddings, for the message, as "its golden embeddings".
+        reference: What they were compared with, likewise.
+    """
+    if drift <= max_drift:
+        return None
+    return DriftError(
+        f"{whose} drift {drift:.2g} from {reference}; max_drift_cosine allows {max_drift:g}", drift
+    )
 
 
 def to_text(embeddings: Embeddings) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ from typing import Final
 
 from .backend_directory import assemble_backends
 from .errors import RepositoryError, TritonDiedError, TritonStartError
+from .folder import server_folder
 from .installation import find_installation
 from .launch import LOCALHOST, Addresses, check_flags, server_command, server_environment
 from .ports import reserve_ports
@@ -135,7 +135,7 @@ class LocalTriton:
             check_repository(Path(self._repository))
         installation = find_installation()
         self._addresses = Addresses(self._host, *reserve_ports(self._host, self._wanted_ports))
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="arcface-server-")))
+        folder = stack.enter_context(server_folder())
         backends = folder / "backends"
         assemble_backends(installation, backends)
         log = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -55,6 +56,13 @@ def test_status_is_the_same(triton: LocalTriton) -> None:
     status = run(triton.grpc_url, TINY, lambda client: client.status())
     assert status.ready
     assert len(status.models) == 5
+
+
+def test_status_of_a_server_that_hangs_speaks_of_the_server() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(DeadlineExceededError, match=f"No answer from the server at {url} within 0.3 s"):
+            run(url, TINY, lambda client: client.status(), request_timeout_s=0.3)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from arcface_client.cli import main
 from arcface_client.contract import Crops, Embeddings
 from arcface_server import LocalTriton
 from processes import open_files, wait_until
+from tiny import write_tiny_repository
 
 MODEL = ["--model", "tiny_onnx"]
 
@@ -93,13 +95,17 @@ def test_embed_of_nothing_leaves_a_good_result_alone(
     assert output.read_bytes() == b"good"
 
 
-def test_status_shows_models_and_reasons(triton: LocalTriton, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_shows_models_and_reasons(
+    triton: LocalTriton, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["status", "--url", triton.grpc_url]) == 0
     text = capsys.readouterr().out
     assert f"at {triton.grpc_url}: ready" in text
     assert "UNAVAILABLE" in text
     assert text.count("\n") == 6  # a line for the server and for each version, without tracebacks
-    assert main(["status", "--url", triton.grpc_url, "--json"]) == 0
+    config = tmp_path / "embedding.yaml"
+    config.write_text(f"embedding: {{backend: triton, model: tiny, model_repository: {tmp_path}}}")
+    assert main(["status", "--url", triton.grpc_url, "--config", str(config), "--json"]) == 0
     models = json.loads(capsys.readouterr().out)["models"]
     assert {"name": "tiny_onnx", "version": 2, "state": "READY", "reason": ""} in models
 
@@ -107,6 +113,25 @@ def test_status_shows_models_and_reasons(triton: LocalTriton, capsys: pytest.Cap
 def test_status_without_a_server_fails_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--url", "127.0.0.1:9"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_status_of_a_server_that_hangs_speaks_of_the_server(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"127.0.0.1:{silent.getsockname()[1]}"
+        assert main(["status", "--url", url, "--timeout-s", "0.3"]) == 1
+    assert capsys.readouterr().err == (
+        f"arcface-client: No answer from the server at {url} within 0.3 s; allow more time, or see what "
+        "holds it up.\n"
+    )
+
+
+def test_status_of_a_server_without_a_ready_model_shows_it_and_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (write_tiny_repository(tmp_path) / "1" / "model.onnx").write_bytes(b"no model")
+    with LocalTriton(tmp_path, stop_timeout_s=1) as server:
+        assert main(["status", "--url", server.grpc_url]) == 1
+    assert "tiny_onnx" in capsys.readouterr().out
 
 
 def test_status_says_who_embeds_how_fast_and_why_not_another(
@@ -128,7 +153,7 @@ def test_status_says_who_embeds_how_fast_and_why_not_another(
     }
     assert [candidate["state"] for candidate in embedder["candidates"]][:1] == ["serving"]
 
-    assert main(["status", "--backend", "tensorrt", *arguments]) == 0
+    assert main(["status", "--backend", "tensorrt", *arguments]) == 1
     embedder = json.loads(capsys.readouterr().out)["embedder"]
     assert (embedder["backend"], embedder["latency_ms"]) == ("tensorrt", None)
     assert "There is no tiny_onnx in" in embedder["problem"]
@@ -158,7 +183,7 @@ def test_status_of_an_embedder_that_there_is_not_is_one_line(
 
 
 def test_a_reader_that_goes_away_is_no_traceback(triton: LocalTriton) -> None:
-    command = [sys.executable, "-m", "arcface_client.cli", "status", "--url", triton.grpc_url]
+    command = [sys.executable, "-m", "arcface_client", "status", "--url", triton.grpc_url]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -221,7 +246,7 @@ def test_ctrl_c_leaves_nothing(triton: LocalTriton, folder: Path, tmp_path: Path
     command = [
         sys.executable,
         "-m",
-        "arcface_client.cli",
+        "arcface_client",
         "embed",
         str(folder),
         "--output",

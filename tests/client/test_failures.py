@@ -54,6 +54,34 @@ def test_status_and_aftermath_decide(status: str, aftermath: Aftermath, expected
         assert "within 1234.5 s" in str(explained)
 
 
+@pytest.mark.parametrize(
+    ("status", "aftermath", "expected", "message"),
+    [
+        ("UNAVAILABLE", SILENT, ServerUnavailableError, "No Triton server answers at localhost:8001"),
+        (
+            "UNAVAILABLE",
+            model("LOADING"),
+            ServerBusyError,
+            "A request for the server at localhost:8001 was not",
+        ),
+        (
+            "DEADLINE_EXCEEDED",
+            DISCREET,
+            DeadlineExceededError,
+            "No answer from the server at localhost:8001 ",
+        ),
+        ("NOT_FOUND", model("READY"), ServerError, "A request for the server at localhost:8001 failed: told"),
+    ],
+)
+def test_a_question_about_the_server_is_not_about_a_model(
+    status: str, aftermath: Aftermath, expected: type[ArcFaceError], message: str
+) -> None:
+    error = InferenceServerException("told to fail", status=f"StatusCode.{status}")
+    explained = explain(error, Target("localhost:8001"), aftermath, timeout_s=1)
+    assert type(explained) is expected
+    assert str(explained).startswith(message)
+
+
 def test_a_probe_that_is_refused_is_an_answer() -> None:
     refused = InferenceServerException("restricted", status="StatusCode.PERMISSION_DENIED")
     assert aftermath_of_failed_probe(refused) == DISCREET

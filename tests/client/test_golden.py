@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from arcface_builder.faces import face_like
 from arcface_client.contract import Embeddings
-from arcface_client.golden import from_text, golden_crops, golden_sha256, largest_drift, to_text
+from arcface_client.golden import drift_error, from_text, golden_crops, golden_sha256, largest_drift, to_text
 
 
 def unit(seed: int = 0) -> Embeddings:
@@ -54,6 +54,17 @@ def test_a_row_of_another_length_does_not_pass_for_right(factor: float) -> None:
     changed = unit()
     changed[0] *= factor
     assert not largest_drift(unit(), changed) <= 0.001
+
+
+@pytest.mark.parametrize(("drift", "allowed"), [(0.0, True), (0.001, True), (0.0011, False), (np.nan, False)])
+def test_the_tolerance_decides_and_no_number_does_not_pass(drift: float, allowed: bool) -> None:
+    error = drift_error(drift, 0.001, "its golden embeddings", "the reference")
+    assert (error is None) == allowed
+    if error is not None:
+        assert str(error) == (
+            f"its golden embeddings drift {drift:.2g} from the reference; max_drift_cosine allows 0.001"
+        )
+        np.testing.assert_equal(error.drift, drift)
 
 
 def test_a_manifests_text_gives_the_same_embeddings() -> None:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from arcface_server.folder import server_folder
 from processes import group_members, wait_until
 from tiny import write_tiny_repository
 
@@ -69,12 +71,21 @@ def test_it_says_where_it_listens_in_one_line_and_ends_with_no_process_left(
     assert group_members(server_pid) == []
 
 
-def test_a_server_whose_command_is_killed_ends_too(small_repository: Path) -> None:
+def test_a_server_whose_command_is_killed_ends_too_and_its_folder_with_the_next_one(
+    small_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     with running("--model-repository", small_repository, "--json") as process:
         server_pid = json.loads(ready_line(process))["pid"]
+        (abandoned,) = tmp_path.glob("arcface-server-*")
         process.kill()
         process.wait()
         wait_until(lambda: group_members(server_pid) == [])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with server_folder() as first, server_folder() as second:
+        assert sorted(tmp_path.glob("arcface-server-*")) == sorted([first, second])
+    assert abandoned not in (first, second)
+    assert list(tmp_path.glob("arcface-server-*")) == []
 
 
 def test_the_ready_line_names_the_addresses_and_a_server_that_dies_is_an_error(

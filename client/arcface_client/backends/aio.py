@@ -9,12 +9,12 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Final, Literal, overload
 
+from ..backend import EmbeddingBackend, Served
 from ..contract import Embeddings
 from ..crops import Color, CropsLike
 from ..deadline import Deadline
+from ..diagnostics import Diagnostics
 from ..errors import ClientClosedError, DeadlineExceededError, InputError
-from .base import EmbeddingBackend, Served
-from .diagnostics import Diagnostics
 
 DEFAULT_MAX_CALLS: Final = 8
 

@@ -6,13 +6,13 @@ import logging
 from pathlib import Path
 from typing import Any, Final
 
+from ..backend import EmbeddingBackend
 from ..devices import Device, read_device
 from ..errors import ConfigError, InputError
 from ..names import is_plan, onnx_model, plan_model
 from ..runtimes.providers import CPU
 from ..settings import BACKEND_TYPES, KEYS, EmbeddingSettings, PipelineSettings, load_pipeline_settings
 from ..tensorrt_settings import DEFAULT_PATH, Enabled, TensorRtSettings, load_tensorrt_settings
-from .base import EmbeddingBackend
 from .in_process import InProcessBackend
 from .insightface import insightface_candidate
 from .local_model import LocalCandidate

@@ -12,15 +12,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from ..backend import EmbeddingBackend, Served, Source
 from ..deadline import Deadline
+from ..diagnostics import Diagnostics
 from ..errors import ArcFaceError, ClientClosedError, DeploymentError, InputError
 from ..identity import EmbeddingIdentity
 from ..job import Job
 from ..meter import Meter
 from ..metrics import Metrics, PrometheusExporter
-from .base import EmbeddingBackend, Served, Source
 from .description import describe
-from .diagnostics import Diagnostics
 from .local_model import LocalCandidate
 from .refused import Refused
 from .serving import Serving

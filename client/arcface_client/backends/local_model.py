@@ -8,8 +8,7 @@ from pathlib import Path
 
 from ..contract import Embeddings
 from ..deadline import Deadline
-from ..errors import DriftError
-from ..golden import golden_crops, largest_drift
+from ..golden import drift_error, golden_crops, largest_drift
 from ..identity import EmbeddingIdentity
 from ..job import Job
 from ..runtimes.base import Runtime
@@ -73,12 +72,10 @@ class LocalModel:
         if self.golden is None:
             return None
         drift = largest_drift(job.embeddings, self.golden)
-        if not drift <= max_drift_cosine:
-            raise DriftError(
-                f"{self.path} drifts by {drift:.2g} from its source model on the golden crops; expected at "
-                f"most {max_drift_cosine:g} (validation.max_drift_cosine). Build it again.",
-                drift,
-            )
+        whose = f"{self.path} has to be built again: its golden embeddings"
+        error = drift_error(drift, max_drift_cosine, whose, "those of its source model")
+        if error is not None:
+            raise error
         return drift
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import HERE, Source
+from ..backend import HERE, Source
 from .local_model import LocalCandidate, LocalModel
 
 

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from ..backend import HERE, EmbeddingBackend, Served
 from ..deadline import Deadline
+from ..diagnostics import Diagnostics, Validation
 from ..errors import ArcFaceError, ClientClosedError, ConfigError, InputError
 from ..golden import GoldenReference
 from ..job import Job
@@ -17,7 +19,7 @@ from ..metrics import Metrics, PrometheusExporter
 from ..selection.call import nobody
 from ..selection.candidates import Pin, Wanted
 from ..selection.contender import Contender, Rhythm
-from ..selection.examination import ITSELF, References
+from ..selection.examination import References
 from ..selection.examiner import Examiner
 from ..selection.fallback import Fallback
 from ..selection.last_resort import LastResort, MakeBackend
@@ -25,8 +27,6 @@ from ..selection.selector import Selector
 from ..selection.server import RequestLimits
 from ..selection.shadow import Shadow
 from ..selection.watcher import Watcher
-from .base import HERE, EmbeddingBackend, Served
-from .diagnostics import Diagnostics, Validation
 
 DEFAULT_NAME: Final = "arcface_r100"
 
@@ -221,7 +221,7 @@ def _validation(contender: Contender) -> Validation:
     if finding is None:
         return Validation()
     return Validation(
-        drift_vs_reference=None if finding.compared_with == ITSELF else finding.drift,
+        drift_vs_reference=finding.drift,
         reference=finding.compared_with,
-        regression_test=None if finding.compared_with == ITSELF else "passed",
+        regression_test=None if finding.drift is None else "passed",
     )

@@ -115,7 +115,7 @@ def _compare(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
     specs = [*arguments.models, *arguments.more_models]
     if len(specs) == 1 and arguments.reference is None:
         parser.error(f"{specs[0]} is compared with nothing; name a second model, or --reference FILE")
-    from ..compare.command import run  # brings gRPC, for which `--help` need not wait
+    from ..compare.command import Options, run  # brings gRPC, for which `--help` need not wait
 
     if arguments.report is not None:
         from ..compare.page import check_extra, to_html
@@ -123,7 +123,20 @@ def _compare(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
         check_extra()
         check_output(arguments.report)
     settings = settings_from(arguments, **{"validation.max_drift_cosine": arguments.max_drift_cosine})
-    report = run(specs, settings, arguments)
+    options = Options(
+        models=specs,
+        reference=arguments.reference,
+        control_models=arguments.control_model,
+        images=arguments.images,
+        n_samples=arguments.n_samples,
+        resize=arguments.resize,
+        batch_size=arguments.batch_size,
+        threshold=arguments.threshold,
+        pairs=arguments.pairs,
+        mirrored=arguments.mirrored,
+        command=arguments.command_line,
+    )
+    report = run(options, settings)
     if arguments.json:
         print(json.dumps(report.to_dict(), indent=2))
     else:

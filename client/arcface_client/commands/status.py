@@ -18,16 +18,27 @@ if TYPE_CHECKING:
 
 _TIMED_CALLS: Final = 5
 
+_DESCRIPTION: Final = """\
+Show the server, its models and versions, and why one is not ready. With --json also the embedder that the
+settings make: who embeds, how fast, how exactly, and why not another; a few crops are embedded to know.
+"""
+
+_EPILOG: Final = """\
+example: arcface-client status --url localhost:8001 --backend triton --json
+
+exit codes: 0 done, 1 no server answers, none of its models is ready, or (with --json) nobody can embed by the
+settings, 2 wrong usage
+"""
+
 
 def add_status(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
     status = commands.add_parser(
         "status",
         help="show a server's models, and why one is not ready",
-        description="Show the server, its models and versions, and why one is not ready. With --json also "
-        "the embedder that the settings make: who embeds, how fast, how exactly, and why not another; a few "
-        "crops are embedded to know. The exit code is 1 when no server answers.",
-        epilog="example: arcface-client status --url localhost:8001 --backend triton --json",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     status.add_argument("--json", action="store_true", help="report as JSON")
     status.add_argument(
@@ -52,16 +63,17 @@ def _status(arguments: argparse.Namespace) -> int:
             if not arguments.json:
                 raise
             server, problem = ServerStatus(settings.triton.urls[0], None, False, ()), str(error)
+    serves = any(model.ready for model in server.models)
     if arguments.json:
         embedder = _embedder(settings, arguments.device)
         print(json.dumps(dataclasses.asdict(server) | {"problem": problem, "embedder": embedder}, indent=2))
-        return DONE if problem is None else FAILED
+        return DONE if serves and embedder["problem"] is None else FAILED
     print(f"Triton {server.version} at {server.url}: {'ready' if server.ready else 'not ready'}")
     for model in server.models:
         version = "-" if model.version is None else str(model.version)
         state = model.state or "NOT LOADED"
         print(f"  {model.name:<28} {version:>3}  {state:<12} {model.reason}".rstrip())
-    return DONE
+    return DONE if serves else FAILED
 
 
 def _embedder(settings: PipelineSettings, device: str) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import datetime, timezone
+from pathlib import Path
 
 from ..client import EmbeddingClient
 from ..commandline import require
@@ -21,39 +23,69 @@ from .report import Report, versions
 from .samples import generated_samples, samples_from
 
 
-def run(specs: list[str], settings: PipelineSettings, arguments: argparse.Namespace) -> Report:
-    """Compare what the arguments of the command name.
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is to be compared, and on what.
+
+    Attributes:
+        models: Models and files; none is every ready version of the settings' model.
+        reference: ONNX file or pack that InsightFace runs; None compares without it.
+        control_models: Models of another source, which the comparison must tell apart.
+        images: Folder of face crops; None takes generated ones.
+        n_samples: How many crops.
+        resize: Scale crops of another size.
+        batch_size: Crops in a batch.
+        threshold: Cosine similarity from which two crops are one person.
+        pairs: Verification set; None verifies nothing.
+        mirrored: Add the mirrored crop's embedding in the verification.
+        command: What was typed, for the report.
+    """
+
+    models: Sequence[str]
+    reference: str | None
+    control_models: Sequence[str]
+    images: Path | None
+    n_samples: int
+    resize: bool
+    batch_size: int
+    threshold: float
+    pairs: Path | None
+    mirrored: bool
+    command: str
+
+
+def run(options: Options, settings: PipelineSettings) -> Report:
+    """Do a comparison.
 
     Args:
-        specs: Models and files; none is every ready version of the settings' model.
+        options: What is to be compared, and on what.
         settings: The server, the model, and the tolerance.
-        arguments: The command's flags.
 
     Raises:
         ArcFaceError: Something named is not there, or failed.
     """
     # What can be wrong with files is said before any model is loaded.
-    if arguments.images or arguments.pairs:
+    if options.images or options.pairs:
         require("PIL", extra="cli", purpose="Reading images")
-    pair_file = read_pair_file(arguments.pairs) if arguments.pairs else None
-    if arguments.images:
-        samples = samples_from(arguments.images, arguments.n_samples, resize=arguments.resize)
+    pair_file = read_pair_file(options.pairs) if options.pairs else None
+    if options.images:
+        samples = samples_from(options.images, options.n_samples, resize=options.resize)
     else:
-        samples = generated_samples(arguments.n_samples)
+        samples = generated_samples(options.n_samples)
 
-    triton = settings.triton
+    specs, triton = options.models, settings.triton
 
     def connect(model: str, version: int | None) -> EmbeddingClient:
         return dataclasses.replace(triton, model=model, version=version).client()
 
     with ExitStack() as stack:
         server = None
-        if not specs or not all(is_file(spec) for spec in [*specs, *arguments.control_model]):
+        if not specs or not all(is_file(spec) for spec in [*specs, *options.control_models]):
             with triton.client() as client:
                 server = client.status()
         embedders: list[Embedder] = []
-        if arguments.reference:
-            embedders.append(stack.enter_context(Reference(arguments.reference)))
+        if options.reference:
+            embedders.append(stack.enter_context(Reference(options.reference)))
         if not specs and server is not None:
             specs = siblings_on(server, settings.embedding.model)
         embedders += open_embedders(specs, connect, server, stack)
@@ -62,13 +94,13 @@ def run(specs: list[str], settings: PipelineSettings, arguments: argparse.Namesp
                 f"{embedders[0].name} is all that is ready on {triton.urls[0]}: there is nothing to compare "
                 "it with. Publish another version or sibling, or give --reference FILE."
             )
-        others = open_embedders(arguments.control_model, connect, server, stack)
+        others = open_embedders(options.control_models, connect, server, stack)
         comparison = compare(
             embedders,
             samples.crops,
-            batch_size=arguments.batch_size,
+            batch_size=options.batch_size,
             allowed_drift_cosine=settings.embedding.max_drift_cosine,
-            threshold=arguments.threshold,
+            threshold=options.threshold,
             other_models=others,
         )
         verification = None
@@ -76,10 +108,10 @@ def run(specs: list[str], settings: PipelineSettings, arguments: argparse.Namesp
             verification = verify_all(
                 embedders,
                 pair_file,
-                batch_size=arguments.batch_size,
-                threshold=arguments.threshold,
-                mirrored=arguments.mirrored,
-                resize=arguments.resize,
+                batch_size=options.batch_size,
+                threshold=options.threshold,
+                mirrored=options.mirrored,
+                resize=options.resize,
             )
     return Report(
         comparison=comparison,
@@ -87,8 +119,8 @@ def run(specs: list[str], settings: PipelineSettings, arguments: argparse.Namesp
         verification=verification,
         batch_size=comparison.runs[0].batch_size,
         allowed_drift_cosine=settings.embedding.max_drift_cosine,
-        threshold=arguments.threshold,
-        command=arguments.command_line,
+        threshold=options.threshold,
+        command=options.command,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         versions=versions(None if server is None else server.version),
     )

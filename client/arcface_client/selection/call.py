@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
-from ..backends.base import Refusal, Served, Source
+from ..backend import Refusal, Served, Source
 from ..errors import (
     ArcFaceError,
     DeadlineExceededError,

@@ -9,8 +9,8 @@ from typing import Final
 import numpy as np
 
 from ..contract import Crops, Embeddings
-from ..errors import ContractError, DeploymentError, DriftError
-from ..golden import GoldenReference, golden_crops, largest_drift
+from ..errors import ContractError, DeploymentError
+from ..golden import GoldenReference, drift_error, golden_crops, largest_drift
 from ..names import is_plan
 
 References = Callable[[str, int], GoldenReference | None]
@@ -33,13 +33,13 @@ class Finding:
         embeddings: The candidate's embeddings of them, float32 [8, 512].
         reference: What they have to be.
         compared_with: Where the reference is from: "manifest", "onnx sibling" or "itself".
-        drift: Largest drift of the embeddings from the reference.
+        drift: Largest drift of the embeddings from the reference; None when that is they themselves.
     """
 
     embeddings: Embeddings
     reference: GoldenReference
     compared_with: str
-    drift: float
+    drift: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,12 +64,9 @@ class Evidence:
             ArcFaceError: It could not embed.
         """
         drift = largest_drift(embed(self.crops), self.embeddings)
-        if not drift <= max_drift:
-            raise DriftError(
-                f"live crops that gave it away drift up to {drift:.2g} from {self.given_by}; "
-                f"max_drift_cosine allows {max_drift:g}",
-                drift,
-            )
+        error = drift_error(drift, max_drift, "its embeddings of live crops that gave it away", self.given_by)
+        if error is not None:
+            raise error
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +120,7 @@ def examine(embed: Embed, model: str, record: GoldenReference | None, sibling: E
     if record is not None:
         return Finding(embeddings, record, MANIFEST, largest_drift(embeddings, record.embeddings))
     if not is_plan(model):
-        return Finding(embeddings, GoldenReference(embeddings), ITSELF, 0.0)
+        return Finding(embeddings, GoldenReference(embeddings), ITSELF, None)
     if sibling is None:
         raise DeploymentError("nothing proves it: no manifest is here, and it has no ONNX sibling")
     try:
@@ -137,20 +134,18 @@ def examine(embed: Embed, model: str, record: GoldenReference | None, sibling: E
 
 def objection(finding: Finding, identity: Identity | None, max_drift: float) -> DeploymentError | None:
     """Why a candidate must not serve; None when it may."""
-    # Written so that NaN is refused as well.
-    if not finding.drift <= max_drift:
-        return DriftError(
-            f"its golden embeddings drift {finding.drift:.2g} from the reference ({finding.compared_with}); "
-            f"max_drift_cosine allows {max_drift:g}",
-            finding.drift,
-        )
+    if finding.drift is not None:
+        reference = f"the reference ({finding.compared_with})"
+        error = drift_error(finding.drift, max_drift, "its golden embeddings", reference)
+        if error is not None:
+            return error
     if identity is None:
         return None
     conflict = conflicting(finding.reference, identity)
     if conflict is not None:
         return conflict
     drift = largest_drift(finding.embeddings, identity.reference.embeddings)
-    if not drift <= max_drift:
+    if not drift <= max_drift:  # written so that NaN is refused as well
         return _other(f"another source model, its golden embeddings drift {drift:.2g}", identity)
     return None
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from ..backends.base import HERE, Served, Source
+from ..backend import HERE, Served, Source
 from ..errors import ArcFaceError, InputError, ModelLoadingError, ServerBusyError, ServerError, detached
 from ..job import Job
 from ..metrics import Metrics

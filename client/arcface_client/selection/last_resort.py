@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
-from ..backends.base import EmbeddingBackend, Served
+from ..backend import EmbeddingBackend, Served
 from ..deadline import Deadline
 from ..errors import ArcFaceError, ClientClosedError, DeadlineExceededError, detached
 from ..golden import golden_crops

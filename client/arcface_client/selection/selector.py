@@ -8,8 +8,8 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from ..backends.diagnostics import CandidateReport
 from ..deadline import Deadline
+from ..diagnostics import CandidateReport
 from ..errors import (
     ArcFaceError,
     DeadlineExceededError,

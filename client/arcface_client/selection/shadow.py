@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..backends.base import Served
+from ..backend import Served
 from ..contract import Crops, Embeddings
 from ..deadline import Deadline
 from ..errors import ArcFaceError, DriftError, InputError

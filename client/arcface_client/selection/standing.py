@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..backends.base import Refusal
-from ..backends.diagnostics import CandidateReport
+from ..backend import Refusal
+from ..diagnostics import CandidateReport
 from ..errors import ArcFaceError
 from .contender import Contender
 from .examination import OtherIdentityError

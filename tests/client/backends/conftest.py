@@ -13,7 +13,7 @@ import pytest
 
 from arcface_builder.build import build
 from arcface_builder.sources import OnnxFile
-from arcface_client.backends.base import EmbeddingBackend
+from arcface_client.backend import EmbeddingBackend
 from arcface_client.backends.factory import get_embedding_backend
 from arcface_server import LocalTriton
 from exports import save_for_insightface

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arcface_client.backends.base import Served
+from arcface_client.backend import Served
 from arcface_client.backends.in_process import InProcessBackend
 from arcface_client.backends.refused import WAIT_S
 from arcface_client.contract import Crops, Embeddings

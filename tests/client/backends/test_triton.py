@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from arcface_client import EmbeddingClient
-from arcface_client.backends.base import EmbeddingBackend
-from arcface_client.backends.diagnostics import CandidateReport
+from arcface_client.backend import EmbeddingBackend
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.connection import Connection
 from arcface_client.contract import Crops, Embeddings
+from arcface_client.diagnostics import CandidateReport
 from arcface_client.errors import (
     ClientClosedError,
     ConfigError,
@@ -133,6 +133,7 @@ def test_only_the_newest_release_serves_and_another_source_model_never(
     np.testing.assert_allclose(embeddings, expected[:9], atol=1e-6)
     assert served.sources[0].version == 2
     assert older.state == "refused"
+    assert older.drift is None  # nothing is recorded of it
     assert "another source model" in (older.reason or "")
     assert not served.fell_back
 

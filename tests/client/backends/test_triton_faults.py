@@ -17,7 +17,7 @@ import pytest
 from tritonclient import grpc as tritonclient
 
 from arcface_client import limits
-from arcface_client.backends.base import Served
+from arcface_client.backend import Served
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import DeadlineExceededError, NoCandidateNowError

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arcface_client.backends.base import EmbeddingBackend, Served
+from arcface_client.backend import EmbeddingBackend, Served
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import CROP_SHAPE, Crops, Embeddings
 from arcface_client.errors import DeadlineExceededError, DeploymentError

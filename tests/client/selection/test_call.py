@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcface_client.backends.base import Refusal, Source
+from arcface_client.backend import Refusal, Source
 from arcface_client.contract import CROP_SHAPE
 from arcface_client.deadline import Deadline
 from arcface_client.errors import (

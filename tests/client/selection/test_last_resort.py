@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arcface_client.backends.base import EmbeddingBackend
+from arcface_client.backend import EmbeddingBackend
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.deadline import Deadline
 from arcface_client.errors import ClientClosedError, DeadlineExceededError, DeploymentError

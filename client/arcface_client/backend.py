@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Literal, TypeVar, overload
 
-from ..contract import Embeddings
-from ..crops import Color, CropsLike, as_batch
-from ..deadline import Deadline
-from ..job import Job
+from .contract import Embeddings
+from .crops import Color, CropsLike, as_batch
+from .deadline import Deadline
 from .diagnostics import Diagnostics
+from .job import Job
 
 HERE: Final = "this process"
 """Where a source in this process is."""

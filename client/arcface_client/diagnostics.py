@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..contract import EMBEDDING_DIM
+from .contract import EMBEDDING_DIM
 
 
 @dataclass(frozen=True, kw_only=True)
