@@ -3,42 +3,22 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, TypeVar
-
-from tritonclient.utils import InferenceServerException
 
 from .connection import Connection
 from .contract import Crops, Embeddings
 from .crops import Color, CropsLike, as_batch
 from .deadline import Deadline
-from .errors import ArcFaceError, ModelNotFoundError, ServerBusyError, ServerError, ServerUnavailableError
-from .failures import (
-    CANCELLED,
-    PROBE_TIMEOUT_S,
-    Aftermath,
-    Target,
-    closed,
-    dropped,
-    explain,
-    needs_aftermath,
-)
+from .errors import ArcFaceError, ServerBusyError
+from .failures import Target
 from .job import Job
 from .limits import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, check_limits
 from .names import DEFAULT_MODEL
-from .requests import (
-    Answer,
-    OneVersion,
-    ServedModel,
-    embeddings_from,
-    infer_arguments,
-    runs,
-    served_model,
-    version_from,
-)
-from .status import ServerStatus, models_from_index
+from .requests import OneVersion, runs
+from .sender import Sender
+from .status import ServerStatus
 from .tls import Tls
 from .under_way import Request
 
@@ -79,13 +59,10 @@ class EmbeddingClient:
         connection: Connection | None = None,
     ) -> None:
         check_limits(request_timeout_s, max_in_flight)
-        self._target = Target(url, model, version)
-        self._request_timeout_s = request_timeout_s
         self._max_in_flight = max_in_flight
-        self._served: ServedModel | None = None
-        self._answered_by: int | None = None
         self._shares = connection is not None
         self._connection = connection or Connection(url, tls)
+        self._sender = Sender(Target(url, model, version), self._connection, request_timeout_s)
 
     def encode(self, crops: CropsLike, *, color: Color = "bgr", timeout_s: float | None = None) -> Embeddings:
         """Embed crops; the result has one row for each, in their order.
@@ -118,10 +95,10 @@ class EmbeddingClient:
         """
         if not job.missing:
             return
-        parts = job.parts(self._model(job.deadline).max_batch_size)
+        parts = job.parts(self._sender.model(job.deadline).max_batch_size)
         if len(parts) == 1:
             # To wait for a single request takes no thread, whose wake-up costs a third of a millisecond.
-            job.fill(parts[0], self._infer(job.crops[parts[0]], job.deadline).embeddings)
+            job.fill(parts[0], self._sender.infer(job.crops[parts[0]], job.deadline).embeddings)
             return
         batches = ((part, job.crops[part]) for part in parts)
         for part, answer in self._pipeline(batches, job.deadline, salvage=True):
@@ -141,7 +118,7 @@ class EmbeddingClient:
             ArcFaceError: As ``encode``.
         """
         deadline = Deadline(None)
-        size = self._model(deadline).max_batch_size
+        size = self._sender.model(deadline).max_batch_size
         batches = ((None, as_batch(run, color=color)) for run in runs(crops, size))
         return (answer for _, answer in self._pipeline(batches, deadline))
 
@@ -154,8 +131,8 @@ class EmbeddingClient:
         Raises:
             ArcFaceError: It does not; the message says why.
         """
-        self._served = None
-        self._model(Deadline(timeout_s))
+        self._sender.forget_model()
+        self._sender.model(Deadline(timeout_s))
 
     def status(self) -> ServerStatus:
         """Ask the server for its version, its readiness and its models.
@@ -164,12 +141,7 @@ class EmbeddingClient:
             ServerUnavailableError: No server answers.
             DeadlineExceededError: It does not answer in time.
         """
-        timeout_s, target = self._request_timeout_s, Target(self._target.url)
-        with self._explaining(timeout_s, Deadline(None), self._connection.triton, target) as server:
-            metadata = server.get_server_metadata(client_timeout=timeout_s)
-            ready = server.is_server_ready(client_timeout=timeout_s)
-            index = server.get_model_repository_index(client_timeout=timeout_s)
-        return ServerStatus(target.url, metadata.version, ready, models_from_index(index))
+        return self._sender.server_status()
 
     def close(self) -> None:
         """Close the connection, unless it is shared; a call that is under way in another thread fails."""
@@ -179,13 +151,13 @@ class EmbeddingClient:
     @property
     def max_batch_size(self) -> int | None:
         """Crops that the model takes at once; None before the first call."""
-        served = self._served
+        served = self._sender.served
         return None if served is None else served.max_batch_size
 
     @property
     def answered_by(self) -> int | None:
         """The version that answered last; None before the first call, or when the server does not say."""
-        return self._answered_by
+        return self._sender.answered_by
 
     def __enter__(self) -> EmbeddingClient:
         return self
@@ -195,25 +167,6 @@ class EmbeddingClient:
     ) -> None:
         self.close()
 
-    def _model(self, deadline: Deadline) -> ServedModel:
-        served = self._served  # another thread's failure may set it to None at any time
-        if served is None:
-            timeout_s = deadline.remaining_s(self._request_timeout_s)
-            names = (self._target.model, self._target.version_text)
-            with self._explaining(timeout_s, deadline, self._connection.triton) as server:
-                config = server.get_model_config(*names, client_timeout=timeout_s)
-            served = self._served = served_model(self._target, config)
-        return served
-
-    def _infer(self, crops: Crops, deadline: Deadline, *, shared: bool = True) -> Answer:
-        request = self._request(crops, deadline, shared=shared)
-        arguments = infer_arguments(self._target, crops, request.region)
-
-        def infer() -> Any:
-            return request.server.infer(client_timeout=request.timeout_s, **arguments)
-
-        return self._embeddings(request, infer)
-
     def _pipeline(
         self, batches: Iterable[tuple[Key, Crops]], deadline: Deadline, *, salvage: bool = False
     ) -> Iterator[tuple[Key, Embeddings]]:
@@ -222,19 +175,19 @@ class EmbeddingClient:
         With ``salvage``, what is there of the others when one fails is yielded before its error is raised.
         """
         under_way: deque[tuple[Key, Request]] = deque()
-        one = OneVersion(self._target)
+        one = OneVersion(self._sender.target)
         try:
             for key, batch in batches:
                 if len(under_way) == self._max_in_flight:
                     yield self._next(under_way, one)
-                under_way.append((key, self._send(batch, deadline, one.target)))
+                under_way.append((key, self._sender.send(batch, deadline, one.target)))
             while under_way:
                 yield self._next(under_way, one)
         except ArcFaceError as error:
             for key, request in under_way if salvage else ():
                 # A full queue refuses one request while it serves the others: these are worth a wait.
                 if request.is_answered(wait=isinstance(error, ServerBusyError)):
-                    yield key, one.take(self._answer(request))
+                    yield key, one.take(self._sender.answer(request))
             raise
         finally:
             for _, request in under_way:
@@ -242,88 +195,4 @@ class EmbeddingClient:
 
     def _next(self, under_way: deque[tuple[Key, Request]], one: OneVersion) -> tuple[Key, Embeddings]:
         key, request = under_way.popleft()
-        return key, one.take(self._answer(request))
-
-    def _request(self, crops: Crops, deadline: Deadline, *, shared: bool = True) -> Request:
-        memory = self._connection.shared_memory if shared else None
-        region = None if memory is None else memory.lend(len(crops), deadline.remaining_s())
-        timeout_s = deadline.remaining_s(self._request_timeout_s)
-        return Request(crops, deadline, timeout_s, self._connection.triton, memory, region)
-
-    def _send(self, crops: Crops, deadline: Deadline, target: Target) -> Request:
-        request = self._request(crops, deadline)
-        arguments = infer_arguments(target, crops, request.region)
-        try:
-            with self._explaining(request.timeout_s, deadline, request.server) as server:
-                request.context = server.async_infer(
-                    callback=request.answered, client_timeout=request.timeout_s, **arguments
-                )
-        except ArcFaceError:
-            request.give_up()
-            raise
-        return request
-
-    def _answer(self, request: Request) -> Answer:
-        return self._embeddings(request, request.future.result)
-
-    def _embeddings(self, request: Request, result: Callable[[], Any]) -> Answer:
-        """Wait for the answer to a request, and read it."""
-        memory = self._connection.shared_memory
-        try:
-            with request.reading(), self._explaining(request.timeout_s, request.deadline, request.server):
-                answer = result()
-                self._connection.answered()
-                version = self._answered_by = version_from(self._target, answer)
-                embeddings = embeddings_from(self._target, answer, len(request.crops), request.region)
-                return Answer(embeddings, version)
-        except ServerUnavailableError:
-            if memory is not None:
-                memory.forget()
-            raise
-        except (ModelNotFoundError, ServerError) as error:
-            if memory is None or request.region is None:
-                raise
-            # The server does not know the region, or wrote elsewhere; unless it fails without one, too.
-            again = self._infer(request.crops, request.deadline, shared=False)
-            memory.suspend(error)
-            return again
-
-    @contextmanager
-    def _explaining(
-        self, timeout_s: float, deadline: Deadline, server: Any, target: Target | None = None
-    ) -> Iterator[Any]:
-        """Call tritonclient's methods in this context: what goes wrong becomes this project's errors."""
-        target = target or self._target
-        if self._connection.closed:
-            raise closed(target)
-        try:
-            yield server
-        except InferenceServerException as error:
-            raise self._explained(error, timeout_s, deadline, server, target) from error
-        except ValueError as error:  # gRPC's word for a channel that is closed
-            if self._connection.closed:
-                raise closed(target) from error
-            why = self._connection.why_dropped(server)
-            if why is not None:
-                raise dropped(target, why) from error
-            raise
-
-    def _explained(
-        self,
-        error: InferenceServerException,
-        timeout_s: float,
-        deadline: Deadline,
-        server: Any,
-        target: Target,
-    ) -> ArcFaceError:
-        # The server may have come back with another model of this name: look at it again next time.
-        self._served = None
-        if self._connection.closed:
-            return closed(target)
-        why = self._connection.why_dropped(server)
-        if error.status() == CANCELLED and why is not None:
-            return dropped(target, why)
-        aftermath = Aftermath(answers=True)
-        if needs_aftermath(error):
-            aftermath = self._connection.ask(deadline.remaining_s(PROBE_TIMEOUT_S))
-        return explain(error, target, aftermath, timeout_s=timeout_s)
+        return key, one.take(self._sender.answer(request))
