@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -39,8 +40,8 @@ class Figure:
     precision: str
     tuned_for: int = 0
     batch: int
-    p50_ms: float
-    p99_ms: float
+    p50_ms: float | None
+    p99_ms: float | None
     faces_per_s: float
     device_mb: float | None = None
     build_s: float | None = None
@@ -60,6 +61,7 @@ class Findings:
         served: Through Triton: the figures of perf_analyzer and of the client.
         rebuilds: Seconds of a plan's second build, with the timing cache that the first one left.
         refused: Plans that could not be made, and why.
+        remarks: What a reader has to know besides, written by hand into the JSON file.
     """
 
     machine: dict[str, str] = field(default_factory=dict)
@@ -68,6 +70,7 @@ class Findings:
     served: list[dict[str, Any]] = field(default_factory=list)
     rebuilds: dict[str, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
     def add(self, figures: Iterable[Figure]) -> None:
         """Take figures in, in place of older ones of the same runtime and batch."""
@@ -130,6 +133,8 @@ def page(findings: Findings) -> str:
     machine = "; ".join(f"{name} {value}" for name, value in findings.machine.items())
     parts += [f"Matrix products of 8192 x 8192 by PyTorch, TFLOP/s: {rates or 'not measured'}.", ""]
     parts += [f"Machine: {machine}.", ""]
+    for remark in findings.remarks:
+        parts += [textwrap.fill(remark, 110), ""]
     return "\n".join(parts)
 
 
@@ -152,6 +157,9 @@ _SERVED_HEADER: Final = (
 )
 
 
+_SETTLED: Final = {True: "yes", False: "no", None: ""}
+
+
 def _line(row: Mapping[str, Any], rates: Mapping[str, float]) -> str:
     rate = row["faces_per_s"] * flops(row["network"]) / 1e12
     card = rates.get(row["precision"]) if "CPU" not in row["runtime"] else None
@@ -160,8 +168,8 @@ def _line(row: Mapping[str, Any], rates: Mapping[str, float]) -> str:
     cells = [
         f"{row['runtime']} {row['precision']}{tuned}",
         str(row["batch"]),
-        f"{row['p50_ms']:.2f}",
-        f"{row['p99_ms']:.2f}",
+        _number(row["p50_ms"], ".2f"),
+        _number(row["p99_ms"], ".2f"),
         f"{row['faces_per_s']:,.0f}",
         f"{rate:.1f}",
         f"{rate / card:.0%}" if card else "",
@@ -176,7 +184,7 @@ def _line(row: Mapping[str, Any], rates: Mapping[str, float]) -> str:
 def _served_line(row: Mapping[str, Any]) -> str:
     cells = [f"{row['network']} {row['precision']}", row["caller"], row["shared_memory"]]
     cells += [row["batch_size"] or "", row["concurrency"] or "", f"{row['faces_per_s']:,.0f}"]
-    cells += [_number(row["p50_ms"], ".2f"), _number(row["p99_ms"], ".2f"), "yes" if row["settled"] else "no"]
+    cells += [_number(row["p50_ms"], ".2f"), _number(row["p99_ms"], ".2f"), _SETTLED[row["settled"]]]
     return f"| {' | '.join(map(str, cells))} |"
 
 

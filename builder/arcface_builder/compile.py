@@ -172,7 +172,8 @@ def _make(
     built = build_plan(gpu.trt, graph, options, report=report, target_sm=gpu.target_sm)
     report("Inspecting the plan", None)
     precisions = gpu.inspect(built.plan)
-    check_precision(precisions, options.precision)
+    for profile in precisions:
+        check_precision(profile, options.precision)
     report("Comparing the plan with its source", None)
     verdict = _verdict(request, options, gpu, built)
     try:
@@ -184,7 +185,7 @@ def _make(
         divergence = first_divergence(typed("fp32"), graph, crops, options.precision)
         where = str(divergence or "its graph is sound in ONNX Runtime, so TensorRT's build is at fault")
         raise ParityError(f"{error} In {options.precision}, {where}.") from error
-    return store.put(built.plan, _manifest(request, identity, gpu, built, precisions, verdict, notes))
+    return store.put(built.plan, _manifest(request, identity, gpu, built, precisions[0], verdict, notes))
 
 
 def _verdict(request: Request, options: BuildOptions, gpu: Gpu, built: BuiltPlan) -> Verdict:

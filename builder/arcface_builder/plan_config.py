@@ -47,7 +47,8 @@ def plan_config(
     config.dynamic_batching.max_queue_delay_microseconds = 0
     config.instance_group.add(name="gpu", kind="KIND_GPU", count=instances, profile=map(str, range(profiles)))
     config.version_policy.specific.versions.extend(sorted(versions))
-    # A graph is recorded for batch 1 and for the largest; other sizes run without.
+    # A graph is recorded for batch 1 and for the largest; other sizes run without. The largest does not fit
+    # the profile for few crops: Triton says so in its log at each start, and serves.
     config.optimization.cuda.graphs = True
     config.optimization.cuda.output_copy_stream = True
     for name, size in {"one_crop": 1, "full_batch": max_batch_size}.items():

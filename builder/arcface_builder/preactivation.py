@@ -11,8 +11,8 @@ x takes it away again in the same way: a convolution without padding with its ow
 of the convolution in front of it. So the batch norm, a pass over memory for every block, is gone, and
 nothing has come in its place.
 
-It stays in the first block, which sees the output of a PRelu, and where the offset is so large that float16
-would lose the signal in it.
+It stays in the first block, which sees the output of a PRelu, and where a channel's offset is so large that
+few bits would lose the signal in it.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ _Vector = npt.NDArray[np.float64]
 _Biases = list[tuple[ir.Node, _Vector]]
 
 _LARGEST_OFFSET: Final = 8.0
-"""Root mean square over a layer's channels, in standard deviations of each: three binary digits."""
+"""Of a channel's mean from zero behind the batch norm, in its standard deviations: three binary digits."""
 
-_NOTHING: Final = 1e-9
-"""Of the layer's largest scale and shift: what training left of a channel that it switched off."""
+_NOTHING: Final = 1e-7
+"""A shift beside the layer's largest signal, which float32 does not tell from none: training has switched
+the channel off."""
 
 
 def fold_preactivations(model: ir.Model) -> int:
@@ -65,9 +66,8 @@ def _scale_and_offset(norm: ir.Node) -> tuple[_Vector, _Vector] | None:
         return None
     scale, shift = parameters
     gamma, beta = gamma.astype(np.float64), beta.astype(np.float64)
-    size = np.abs(gamma) + np.abs(beta)
-    used = size > _NOTHING * size.max()
-    if (gamma[used] == 0).any() or np.mean((beta[used] / gamma[used]) ** 2) > _LARGEST_OFFSET**2:
+    used = np.abs(shift) > _NOTHING * np.abs(gamma).max()
+    if (np.abs(beta) > _LARGEST_OFFSET * np.abs(gamma))[used].any():
         return None
     return scale, np.divide(shift, scale, out=np.zeros_like(shift), where=used)
 
@@ -92,14 +92,17 @@ def _biases_that_add(offset: _Vector, norm: ir.Node) -> _Biases | None:
             biases.append((other, -offset))
         elif node is not norm:
             return None
-    return biases
+    # One of a single channel may be spread over all of them by its sum.
+    fits = all(_parameters(convolution)[1].shape == addend.shape for convolution, addend in biases)
+    return biases if fits else None
 
 
 def _convolution(node: ir.Node | None) -> ir.Node | None:
     """The node, if it is a convolution of one group with constant parameters."""
     if node is None or node.op_type != "Conv" or node.attributes.get_int("group", 1) != 1:
         return None
-    return node if linear(node) else None
+    parameters = linear(node)
+    return node if parameters and parameters[0].ndim == 4 else None
 
 
 def _convolution_into(node: ir.Node | None, other_than: ir.Value | None = None) -> ir.Node | None:

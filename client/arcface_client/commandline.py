@@ -53,7 +53,7 @@ def run(
             return code
     except (KeyboardInterrupt, ArcFaceError, ImportError) as error:
         # An extension that is interrupted while it is imported makes an ImportError of it.
-        if interruptions:
+        if interruptions and isinstance(error, (KeyboardInterrupt, ImportError, MissingExtraError)):
             print(f"{prog}: interrupted", file=sys.stderr)
             return INTERRUPTED
         if not isinstance(error, ArcFaceError):

@@ -56,7 +56,7 @@ class Diagnostics:
         batch_size: Largest batch of one run.
         throughput_fps: Faces a second over the last calls.
         latency_ms: Median time of the last calls.
-        vram_mb: Memory on the GPU.
+        vram_mb: What loading the model took of the GPU's memory, in MiB; not exact while others load, too.
         validation: What was proved.
         candidates: Every candidate, in order of preference.
         counters: Calls and faces by who served them, fallbacks by reason, errors.

@@ -26,6 +26,7 @@ class Network:
         changes: Weights to replace, by their name.
         between: An operator between the first sum and the second block.
         returns_sum: Give the first sum back as well.
+        first_channels: Channels of the first convolution, which the first sum spreads if it is one.
     """
 
     def __init__(
@@ -35,13 +36,14 @@ class Network:
         changes: Mapping[str, Array] | None = None,
         between: str | None = None,
         returns_sum: bool = False,
+        first_channels: int = CHANNELS,
     ) -> None:
         self._random = np.random.RandomState(0)
         self._changes = changes or {}
         self._tape = tape = ir.tape.Tape()
         x = ir.val("x", ir.DataType.FLOAT, ("N", CHANNELS, 12, 10))
         stride = 2 if shortcut else 1
-        first = tape.op("Add", [self._conv(x, "first"), x], name="first_sum")
+        first = tape.op("Add", [self._conv(x, "first", channels=first_channels), x], name="first_sum")
         seen = tape.op(between, [first]) if between else first
         inner = self._conv(self._norm(seen, "norm"), "inner")
         slope = self._weight("slope", CHANNELS, 1, 1)
@@ -66,8 +68,10 @@ class Network:
         drawn = self._random.uniform(-1, 1, shape).astype(np.float32)
         return self._tape.initializer(ir.tensor(self._changes.get(name, drawn), name=name))
 
-    def _conv(self, value: ir.Value, name: str, stride: int = 1, kernel: int = 3) -> ir.Value:
-        weight = self._weight(f"{name}.weight", CHANNELS, CHANNELS, kernel, kernel)
+    def _conv(
+        self, value: ir.Value, name: str, stride: int = 1, kernel: int = 3, channels: int = CHANNELS
+    ) -> ir.Value:
+        weight = self._weight(f"{name}.weight", channels, CHANNELS, kernel, kernel)
         window = {"strides": [stride] * 2, "pads": [kernel // 2] * 4, "kernel_shape": [kernel] * 2}
         return self._tape.op("Conv", [value, weight], window, name=name)
 
@@ -113,14 +117,26 @@ def test_a_channel_that_training_has_switched_off_is_no_obstacle() -> None:
     check_folded(Network(changes=off), 1)
 
 
-@pytest.mark.parametrize("gamma", [0.0, 0.01])
-def test_a_shift_that_would_drown_the_signal_stays(gamma: float) -> None:
+@pytest.mark.parametrize(("beta", "folded"), [(7.9, 1), (8.1, 0)])
+def test_a_shift_that_would_drown_the_signal_of_one_channel_stays(beta: float, folded: int) -> None:
     large = {
-        "norm.gamma": np.array([1, gamma, 1, 1], np.float32),
-        "norm.beta": np.ones(CHANNELS, np.float32),
+        "norm.gamma": np.ones(CHANNELS, np.float32),
+        "norm.beta": np.array([0, beta, 0, 0], np.float32),
     }
 
-    check_folded(Network(changes=large), 0)
+    check_folded(Network(changes=large), folded)
+
+
+def test_a_constant_channel_keeps_the_batch_norm() -> None:
+    constant = {"norm.gamma": np.array([1, 0, 1, 1], np.float32), "norm.beta": np.ones(CHANNELS, np.float32)}
+
+    check_folded(Network(changes=constant), 0)
+
+
+def test_a_batch_norm_that_gives_nothing_is_folded() -> None:
+    nothing = np.zeros(CHANNELS, np.float32)
+
+    check_folded(Network(changes={"norm.gamma": nothing, "norm.beta": nothing}), 1)
 
 
 def test_where_the_stream_comes_from_an_activation_the_batch_norm_stays() -> None:
@@ -133,3 +149,7 @@ def test_where_the_stream_is_an_output_the_batch_norm_stays() -> None:
 
 def test_where_the_shortcut_pads_the_batch_norm_stays() -> None:
     check_folded(Network(shortcut=3), 0)
+
+
+def test_a_sum_that_spreads_one_channel_keeps_the_batch_norm() -> None:
+    check_folded(Network(first_channels=1), 0)

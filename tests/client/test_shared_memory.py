@@ -188,7 +188,7 @@ def test_what_fails_without_it_too_is_the_models_fault_and_it_goes_on(tmp_path: 
     sound = np.minimum(crops[:9], 254)
     with LocalTriton(tmp_path, stop_timeout_s=1) as server, sharing(server.grpc_url) as (client, connection):
         client.encode(sound)
-        with pytest.raises(ServerError, match="A request for .* failed"):
+        with pytest.raises(ServerError, match=r"A request for .* failed"):
             client.encode(poisoned)
         client.encode(sound)
         assert connection.transport == "system shared memory"

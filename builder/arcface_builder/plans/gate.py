@@ -23,6 +23,7 @@ from arcface_client.runtimes.base import Embed, in_batches
 from .. import faces
 from ..errors import BlindGateError, ParityError
 from ..graph import constant, first_convolution, set_constant
+from .builder import SMALL_BATCH
 
 LEAST_CROPS: Final = 256
 MAX_DRIFT_COSINE: Final = 0.001
@@ -119,8 +120,8 @@ def judge(
     if len(crops) < LEAST_CROPS:
         raise ParityError(f"The gate has {len(crops)} crops; expected {LEAST_CROPS} or more.")
     expected, from_onnx = source(crops), in_batches(served, crops, _ONNX_BATCH)
-    # Full batches, every place of which is taken; then a batch that is not full, and crops alone.
-    sizes = tuple(sorted({1, (max_batch_size + 1) // 2, max_batch_size}))
+    # Full batches of each profile, every place of which is taken; a batch that is not full; crops alone.
+    sizes = tuple(sorted({1, min(SMALL_BATCH, max_batch_size), (max_batch_size + 1) // 2, max_batch_size}))
     places = np.resize(np.arange(len(crops)), max(len(crops), max_batch_size))
     runs = {size: in_batches(plan, crops[places], size) for size in sizes}
     alone = runs[1]

@@ -47,8 +47,8 @@ class Gpu:
     driver_version: str
     target_sm: str | None = None
 
-    def inspect(self, plan: bytes) -> LayerPrecisions:
-        """Say what a plan of this process's own making runs; raises CompileError if it does not load."""
+    def inspect(self, plan: bytes) -> tuple[LayerPrecisions, ...]:
+        """Say what each profile of a plan of this process's own runs; raises CompileError if none loads."""
         messages = toolkit.Messages()
         runtime = self.trt.Runtime(toolkit.logger(self.trt, messages))
         engine = runtime.deserialize_cuda_engine(plan)

@@ -27,6 +27,11 @@ _WORDS: Final[Mapping[str, re.Pattern[str]]] = {
 }
 """How the inspector writes each type; "bfloat16" holds "float16", so the order counts."""
 
+_PROFILE: Final = re.compile(r"\[profile (\d+)\]")
+"""How 8.5 marks the layers of every optimisation profile but the first."""
+
+_FIRST_PROFILE: Final = "0"
+
 _TYPE_KEY: Final = re.compile(r"format|data_?type", re.IGNORECASE)
 
 _EXPECTED: Final = {"fp32": "fp32", "tf32": "fp32", "fp16": "fp16", "bf16": "bf16", "int8": "int8"}
@@ -46,12 +51,15 @@ class LayerPrecisions:
     convolutions: Mapping[str, int]
 
 
-def inspect_engine(trt: ModuleType, engine: Any) -> LayerPrecisions:
+def inspect_engine(trt: ModuleType, engine: Any) -> tuple[LayerPrecisions, ...]:
     """Ask a deserialised engine, on its GPU.
 
     Args:
         trt: The TensorRT module.
         engine: An engine that was built with detailed profiling verbosity.
+
+    Returns:
+        Those of each optimisation profile that the inspector tells of.
 
     Raises:
         CompileError: There is no memory for an execution context.
@@ -68,8 +76,8 @@ def inspect_engine(trt: ModuleType, engine: Any) -> LayerPrecisions:
     return layer_precisions(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
-def layer_precisions(inspector_json: str) -> LayerPrecisions:
-    """Count the layers of each type in what the inspector says.
+def layer_precisions(inspector_json: str) -> tuple[LayerPrecisions, ...]:
+    """Count the layers of each type in what the inspector says, for each optimisation profile.
 
     Raises:
         CompileError: It is not what an inspector says.
@@ -80,11 +88,17 @@ def layer_precisions(inspector_json: str) -> LayerPrecisions:
         raise CompileError(f"TensorRT's inspector says nothing of layers: {inspector_json[:80]!r}") from error
     # Built without detailed verbosity, a layer is its name alone.
     detailed = [layer for layer in layers if isinstance(layer, dict)]
-    types = [(layer, _type_of(layer)) for layer in detailed]
-    told = [(layer, kind) for layer, kind in types if kind]
-    return LayerPrecisions(
-        dict(Counter(kind for _, kind in told)),
-        dict(Counter(kind for layer, kind in told if _is_convolution(layer))),
+    profiles: dict[str, list[tuple[Mapping[str, Any], str]]] = {_FIRST_PROFILE: []}
+    for layer in detailed:
+        profile = _PROFILE.search(str(layer.get("Name", "")))
+        if kind := _type_of(layer):
+            profiles.setdefault(profile[1] if profile else _FIRST_PROFILE, []).append((layer, kind))
+    return tuple(
+        LayerPrecisions(
+            dict(Counter(kind for _, kind in told)),
+            dict(Counter(kind for layer, kind in told if _is_convolution(layer))),
+        )
+        for told in profiles.values()
     )
 
 

@@ -30,7 +30,7 @@ class LocalModel:
         precision: As "fp16".
         sm: Architecture of the GPU, as "90".
         provider: What ONNX Runtime really runs on.
-        vram_mb: What it takes of the GPU's memory.
+        vram_mb: See ``Diagnostics``.
     """
 
     runtime: Runtime

@@ -69,5 +69,5 @@ def load_plan(
         golden=plan.onnx.golden,
         precision=plan.record.precision,
         sm=sm,
-        vram_mb=round(runtime.vram_mb, 1),
+        vram_mb=round(runtime.vram_mb, 1) if runtime.vram_mb > 0 else None,
     )

@@ -26,8 +26,8 @@ settings make: who embeds, how fast, how exactly, and why not another; a few cro
 _EPILOG: Final = """\
 example: arcface-client status --url localhost:8001 --backend triton --json
 
-exit codes: 0 done, 1 no server answers, none of its models is ready, or (with --json) nobody can embed by the
-settings, 2 wrong usage
+exit codes: 0 done, 1 no server answers or none of its models is ready (with --json: nobody can embed by the
+settings), 2 wrong usage
 """
 
 
@@ -67,7 +67,7 @@ def _status(arguments: argparse.Namespace) -> int:
     if arguments.json:
         embedder = _embedder(settings, arguments.device)
         print(json.dumps(dataclasses.asdict(server) | {"problem": problem, "embedder": embedder}, indent=2))
-        return DONE if serves and embedder["problem"] is None else FAILED
+        return DONE if embedder["problem"] is None else FAILED
     print(f"Triton {server.version} at {server.url}: {'ready' if server.ready else 'not ready'}")
     for model in server.models:
         version = "-" if model.version is None else str(model.version)

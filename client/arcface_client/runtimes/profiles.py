@@ -71,18 +71,20 @@ class _Scratch:
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
-        self._strategies = getattr(trt, "ExecutionContextAllocationStrategy", None)
-        size = engine.device_memory_size_v2 if self._strategies else engine.device_memory_size
+        self._is_newer = hasattr(engine, "device_memory_size_v2")  # 10.1
+        size = engine.device_memory_size_v2 if self._is_newer else engine.device_memory_size
         self._buffer = DeviceBuffer(max(1, size))
 
     def create_context(self) -> Any:
         """Create an execution context on this memory; None if TensorRT cannot."""
-        if self._strategies is None:
+        if not self._is_newer:
             context = self._engine.create_execution_context_without_device_memory()
             if context is not None:
                 context.device_memory = self._buffer.address
         else:
-            context = self._engine.create_execution_context(self._strategies.USER_MANAGED)
+            context = self._engine.create_execution_context(
+                trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            )
             if context is not None:
                 context.set_device_memory(self._buffer.address, self._buffer.nbytes)
         return context

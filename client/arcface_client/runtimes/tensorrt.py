@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -72,15 +73,24 @@ class TensorRt:
         if self._engine is None:
             raise DeploymentError(f"TensorRT {trt.__version__} cannot load {path}: {self._log.last_error}")
         check_tensors(str(path), *_tensor_specs(self._engine))
-        self._stream = check(cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking))
-        self._profiles = Profiles(self._engine, self._stream)
-        self.max_batch_size = self._profiles.max_batch_size
-        """The largest batch that the plan takes."""
+        # What was taken is given back if the rest fails; an embedder may try again later.
+        with ExitStack() as taken:
+            self._stream = check(cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking))
+            taken.callback(_destroy, self._stream)
+            self._profiles = Profiles(self._engine, self._stream)
+            taken.callback(self._profiles.close)
+            self.max_batch_size = self._profiles.max_batch_size
+            """The largest batch that the plan takes."""
 
-        self._crops = PinnedBuffer((self.max_batch_size, *CROP_SHAPE), np.uint8)
-        self._embeddings = PinnedBuffer((self.max_batch_size, EMBEDDING_DIM), np.float32)
-        self._device_crops = DeviceBuffer(self._crops.nbytes)
-        self._device_embeddings = DeviceBuffer(self._embeddings.nbytes)
+            self._crops = PinnedBuffer((self.max_batch_size, *CROP_SHAPE), np.uint8)
+            taken.callback(self._crops.free)
+            self._embeddings = PinnedBuffer((self.max_batch_size, EMBEDDING_DIM), np.float32)
+            taken.callback(self._embeddings.free)
+            self._device_crops = DeviceBuffer(self._crops.nbytes)
+            taken.callback(self._device_crops.free)
+            self._device_embeddings = DeviceBuffer(self._embeddings.nbytes)
+            taken.callback(self._device_embeddings.free)
+            self._taken = taken.pop_all()
         self._profiles.set_address(INPUT_NAME, self._device_crops.address)
         self._profiles.set_address(OUTPUT_NAME, self._device_embeddings.address)
         self.vram_mb = (free_before - free_bytes()) / _MIB
@@ -115,11 +125,8 @@ class TensorRt:
         for graph in self._graphs.values():
             check(cudart.cudaGraphExecDestroy(graph))
         self._graphs.clear()
-        for buffer in (self._crops, self._embeddings, self._device_crops, self._device_embeddings):
-            buffer.free()
+        self._taken.close()
         # TensorRT wants its objects freed in this order.
-        self._profiles.close()
-        check(cudart.cudaStreamDestroy(self._stream))
         del self._engine
         del self._runtime
 
@@ -177,6 +184,10 @@ class CollectingLogger(trt.ILogger):  # type: ignore[misc]
     def last_error(self) -> str:
         """What TensorRT said last."""
         return self._errors[-1] if self._errors else "no reason given"
+
+
+def _destroy(stream: cudart.cudaStream_t) -> None:
+    check(cudart.cudaStreamDestroy(stream))
 
 
 def _tensor_specs(engine: trt.ICudaEngine) -> tuple[list[TensorSpec], list[TensorSpec]]:

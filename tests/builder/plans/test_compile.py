@@ -48,8 +48,8 @@ class AbsentGpu(Gpu):
     runs_in: str = "fp16"
     wrong_below: int = 0  # plans of so few bytes embed as another model does
 
-    def inspect(self, plan: bytes) -> LayerPrecisions:
-        return LayerPrecisions({self.runs_in: 2}, {self.runs_in: 2})
+    def inspect(self, plan: bytes) -> tuple[LayerPrecisions, ...]:
+        return (LayerPrecisions({self.runs_in: 2}, {self.runs_in: 2}),)
 
     @contextmanager
     def load(self, path: Path) -> Iterator[LoadedPlan]:

@@ -57,7 +57,7 @@ def test_an_fp16_plan_passes(verdict_of: Callable[..., Verdict], small_graph: by
     assert 0 < verdict.max_drift_cosine < 1e-4
     assert verdict.source_to_onnx < 1e-6
     assert verdict.between_batches < 1e-5
-    assert (verdict.crops, verdict.batch_sizes) == (256, (1, 16, 32))
+    assert (verdict.crops, verdict.batch_sizes) == (256, (1, 4, 16, 32))
     assert all(drift > 0.001 for drift in verdict.controls.values())
     assert set(verdict.controls) == {
         "red and blue swapped",

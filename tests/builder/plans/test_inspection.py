@@ -49,7 +49,16 @@ VERSION_11 = {
 def test_layers_are_counted_by_type(
     said: object, layers: dict[str, int], convolutions: dict[str, int]
 ) -> None:
-    assert layer_precisions(json.dumps(said)) == LayerPrecisions(layers, convolutions)
+    assert layer_precisions(json.dumps(said)) == (LayerPrecisions(layers, convolutions),)
+
+
+def test_each_optimisation_profile_is_counted_by_itself() -> None:
+    first = VERSION_8["Layers"]
+    second = [{**layer, "Name": f"{layer['Name']} [profile 1]"} for layer in first]
+
+    both = layer_precisions(json.dumps({"Layers": [*first, *second]}))
+
+    assert both == (LayerPrecisions({"fp16": 3}, {"fp16": 3}),) * 2
 
 
 @pytest.mark.parametrize("said", ["", "[]", "{}", "null"])
