@@ -49,7 +49,8 @@ def run(
             arguments.command_line = shlex.join([prog, *(sys.argv[1:] if argv is None else argv)])
             logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
             code = int(arguments.run(arguments))
-            sys.stdout.flush()  # here, where a reader that is gone can still be handled
+            if sys.stdout is not None:  # closed by the caller
+                sys.stdout.flush()  # here, where a reader that is gone can still be handled
             return code
     except (KeyboardInterrupt, ArcFaceError, ImportError) as error:
         # An extension that is interrupted while it is imported makes an ImportError of it.

@@ -41,6 +41,12 @@ _RETRY_POLICY: Final = {
 }
 
 
+class _TritonClient(triton.InferenceServerClient):  # type: ignore[misc]
+    """tritonclient's client, whose own end fails when Ctrl-C comes before its beginning is over."""
+
+    _stream = None
+
+
 class Connection:
     """A connection to a server, which clients of several of its models may share.
 
@@ -70,9 +76,9 @@ class Connection:
         self._answered_at = -math.inf
         self._arguments = triton_arguments(url, tls, retries=retries)
         self._lock = threading.Lock()
-        self.triton = triton.InferenceServerClient(**self._arguments)
+        self.triton = _TritonClient(**self._arguments)
         """tritonclient's client as it is now; to be fetched for each call."""
-        self._questions = triton.InferenceServerClient(**self._arguments)
+        self._questions = _TritonClient(**self._arguments)
         self.shared_memory = SharedMemory(lambda: self.triton, url) if shared_memory else None
 
     def drop(self, why: str) -> None:
@@ -82,7 +88,7 @@ class Connection:
                 return
             self._dropped = why
             hung = self.triton, self._questions
-            self.triton, self._questions = (triton.InferenceServerClient(**self._arguments) for _ in hung)
+            self.triton, self._questions = (_TritonClient(**self._arguments) for _ in hung)
         for client in hung:
             client.close()
 
@@ -100,7 +106,7 @@ class Connection:
             if self.shared_memory.is_awaited:
                 # Calls end with the connection, and what they shared is then left through another one.
                 self.triton.close()
-                self.triton = triton.InferenceServerClient(**self._arguments)
+                self.triton = _TritonClient(**self._arguments)
             self.shared_memory.close()
         self.triton.close()
         self._questions.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from .errors import InputError
@@ -30,10 +31,14 @@ def replace_text(path: Path, text: str) -> None:
     path = path.resolve()  # a link stays, and what it points to is written
     part = path.with_name(f".{path.name}.part")
     try:
-        part.write_text(text, encoding="utf-8")
+        # A path may hold bytes that are no UTF-8, which Python keeps as halves of characters.
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
         part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):  # a folder that nothing can be written to
+            part.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise InputError(
             f"{path} cannot be written: {error.strerror}. What was there before is kept."
         ) from error

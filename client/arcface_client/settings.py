@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from . import tensorrt_settings
+from .errors import ConfigError
 from .layers import BOOLEAN, NUMBER, PATH, TEXT, TEXTS, WHOLE, Defaults, one_of, read_layers
 from .limits import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S
 from .names import DEFAULT_MODEL
@@ -77,8 +78,11 @@ class TritonSettings:
     rhythm: Rhythm
 
     def client(self) -> EmbeddingClient:
-        """Make a client of the first server with these settings."""
+        """Make a client of the first server with these settings; raises ConfigError if there is none."""
         from .client import EmbeddingClient  # brings gRPC, which backends in this process do without
+
+        if not self.urls:
+            raise ConfigError("There is no server's URL; give triton.url one or more, as localhost:8001.")
 
         return EmbeddingClient(
             self.urls[0],

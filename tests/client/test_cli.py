@@ -242,6 +242,14 @@ def test_a_full_disk_leaves_the_old_file_and_one_line(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["crops", "out.npz"]
 
 
+def test_an_empty_url_is_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--url", ""]) == 1
+
+    assert capsys.readouterr().err == (
+        "arcface-client: There is no server's URL; give triton.url one or more, as localhost:8001.\n"
+    )
+
+
 def test_ctrl_c_leaves_nothing(triton: LocalTriton, folder: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,

@@ -24,3 +24,10 @@ def test_a_file_that_does_not_fit_leaves_what_was_there(tmp_path: Path) -> None:
 
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_path_that_is_no_utf8_is_written_as_its_bytes(tmp_path: Path) -> None:
+    replace_text(tmp_path / "report.html", "a crop: bad\udcff.png")
+
+    assert (tmp_path / "report.html").read_text() == "a crop: bad\\udcff.png"
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]

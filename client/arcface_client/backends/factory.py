@@ -12,6 +12,7 @@ from ..errors import ConfigError, InputError
 from ..names import is_plan, onnx_model, plan_model
 from ..runtimes.providers import CPU
 from ..settings import BACKEND_TYPES, KEYS, EmbeddingSettings, PipelineSettings, load_pipeline_settings
+from ..telemetry import switch_off_telemetry
 from ..tensorrt_settings import DEFAULT_PATH, Enabled, TensorRtSettings, load_tensorrt_settings
 from .in_process import InProcessBackend
 from .insightface import insightface_candidate
@@ -88,6 +89,7 @@ def make_backend(
         ConfigError: The settings of TensorRT cannot be used, or leave no candidate.
         MissingExtraError: What the settings ask for needs a package that is not installed.
     """
+    switch_off_telemetry()
     embedding = settings.embedding
     if embedding.backend == "triton":
         _say_what_is_not_used(embedding, device)

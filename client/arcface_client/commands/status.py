@@ -8,7 +8,7 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from ..commandline import DONE, FAILED
-from ..errors import ArcFaceError, TransientError
+from ..errors import ArcFaceError
 from ..golden import golden_crops
 from ..status import ServerStatus
 from .connecting import add_connection_flags, settings_from
@@ -59,7 +59,7 @@ def _status(arguments: argparse.Namespace) -> int:
     with settings.triton.client() as client:
         try:
             server = client.status()
-        except TransientError as error:
+        except ArcFaceError as error:
             if not arguments.json:
                 raise
             server, problem = ServerStatus(settings.triton.urls[0], None, False, ()), str(error)
