@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import suppress
 
 from arcface_client.commandline import DONE
 
@@ -50,12 +51,11 @@ def _run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         )
     except FlagError as error:
         parser.error(str(error))
-    try:
-        with server:
-            print(_describe(server, arguments.json), flush=True)
+    with server:
+        print(_describe(server, arguments.json), flush=True)
+        # The usual way to end a server is Ctrl-C, SIGTERM, or closing the terminal; a start has no such end.
+        with suppress(KeyboardInterrupt):
             server.wait()
-    except KeyboardInterrupt:
-        pass  # the usual way to end a server: by Ctrl-C, SIGTERM, or closing the terminal
     return DONE
 
 
