@@ -120,7 +120,7 @@ class Sender:
                 memory.forget()
             raise
         except (ModelNotFoundError, ServerError) as error:
-            if memory is None or request.region is None:
+            if memory is None or not request.is_shared:
                 raise
             # The server does not know the region, or wrote elsewhere; unless it fails without one, too.
             again = self.infer(request.crops, request.deadline, shared=False)

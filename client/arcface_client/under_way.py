@@ -27,6 +27,8 @@ class Request:
         region: Shared memory that it goes by; None when crops and embeddings are in the messages.
 
     Attributes:
+        is_shared: Whether it goes by shared memory.
+        region: That memory, until it is let go.
         future: tritonclient's result, of a request that is sent without waiting for it.
         context: tritonclient's handle, by which such a one is cancelled.
     """
@@ -45,10 +47,10 @@ class Request:
         self.timeout_s = timeout_s
         self.server = server
         self.region = region
+        self.is_shared = region is not None
         self.future: Future[Any] = Future()
         self.context: Any = None
         self._shared_memory = shared_memory
-        self._holds = region is not None
 
     def is_answered(self, *, wait: bool) -> bool:
         """Whether there is a good answer; with ``wait``, within the time that the request has."""
@@ -78,10 +80,12 @@ class Request:
         self._let_go(answered=self.future.done() and self.is_answered(wait=False))
 
     def _let_go(self, *, answered: bool) -> None:
-        if self._holds and self._shared_memory is not None and self.region is not None:
-            self._holds = False
-            if answered:
-                self._shared_memory.give_back(self.region)
-            else:
-                # The server may be at it still: whoever wrote there would be mixed up with this one.
-                self._shared_memory.retire(self.region)
+        # Dropped here: the traceback of an error would keep the memory as long as itself.
+        region, self.region = self.region, None
+        if region is None or self._shared_memory is None:
+            return
+        if answered:
+            self._shared_memory.give_back(region)
+        else:
+            # The server may be at it still: whoever wrote there would be mixed up with this one.
+            self._shared_memory.retire(region)

@@ -16,7 +16,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -79,7 +78,7 @@ def soak(seconds: float, seed: int) -> Tally:
         sites = [
             stack.enter_context(Site(right, wrong, folder / f"server-{number}.log")) for number in (1, 2)
         ]
-        open_before = Counter(open_files(os.getpid()))
+        open_before = open_files(os.getpid())
         with ExitStack() as embedders:
             subjects = []
             for last_resort in (lambda release: InThisProcess(folder, release), None):
@@ -133,20 +132,21 @@ def _run(
             each.result()
 
 
-def _check_left(tally: Tally, open_before: Counter[str]) -> None:
+def _check_left(tally: Tally, open_before: list[str]) -> None:
     """Note what closed embedders left behind in this process."""
     threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("arcface-")]
     if threads:
         tally.bug(f"Threads of closed embedders still run: {', '.join(threads)}.")
 
-    def more() -> Counter[str]:
-        return Counter(open_files(os.getpid())) - open_before
+    def more() -> int:
+        return len(open_files(os.getpid())) - len(open_before)
 
-    # gRPC closes its sockets by and by, and memory that a server may still write to outlives its request.
+    # gRPC closes its sockets by and by.
     with suppress(AssertionError):
-        wait_until(lambda: more().total() <= OPEN_FILES)
-    if more().total() > OPEN_FILES:
-        tally.bug(f"{more().total()} more files and sockets are open than before: {', '.join(more())}.")
+        wait_until(lambda: more() <= OPEN_FILES)
+    if more() > OPEN_FILES:
+        new = sorted(set(open_files(os.getpid())) - set(open_before))
+        tally.bug(f"{more()} more files and sockets are open than before; new are {', '.join(new)}.")
 
 
 if __name__ == "__main__":
