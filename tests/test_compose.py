@@ -144,7 +144,7 @@ def test_the_builder_installs_the_project_and_hands_its_arguments_on(tmp_path: P
     words = done.stdout.split("\n")
     assert words[:3] == ["[-m]", "[pip]", "[install]"]
     assert "[/project[builder,s3]]" in words
-    assert words[-6:-1] == ["[-m]", "[arcface_builder.cli]", "[build]", "[--name]", "[two words]"]
+    assert words[-6:-1] == ["[-m]", "[arcface_builder]", "[build]", "[--name]", "[two words]"]
 
 
 def test_the_builder_may_write_models_and_plans_and_nothing_else() -> None:

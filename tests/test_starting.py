@@ -49,6 +49,14 @@ def test_ctrl_c_ends_a_command_that_is_just_starting_without_a_traceback(package
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize("command", ["builder", "client", "server"])
+def test_a_command_is_its_package_run_as_a_module(command: str) -> None:
+    run = [sys.executable, "-m", f"arcface_{command}", "--help"]
+    done = subprocess.run(run, capture_output=True, text=True, check=True)
+
+    assert done.stdout.startswith(f"usage: arcface-{command} ")
+
+
 @pytest.mark.parametrize("error", [ImportError("not loaded"), MissingExtraError("not loaded")])
 def test_ctrl_c_that_looks_like_a_failed_import_is_ctrl_c(
     error: Exception, capsys: pytest.CaptureFixture[str]

@@ -16,7 +16,7 @@ from arcface_builder.repository import ModelRepository, check_name
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from exports import small_arcface
 
-COMMAND = [sys.executable, "-m", "arcface_builder.cli", "build", "--name", "small", "--onnx-path"]
+COMMAND = [sys.executable, "-m", "arcface_builder", "build", "--name", "small", "--onnx-path"]
 
 
 @pytest.fixture
