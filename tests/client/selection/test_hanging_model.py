@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 import pytest
 
-from arcface_client import client
+from arcface_client import sender
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import CROP_SHAPE
 from arcface_client.deadline import Deadline
@@ -94,7 +94,7 @@ def test_an_impatient_caller_takes_nobody_out(servers: Servers) -> None:
 
 
 def test_the_question_after_a_failure_does_not_outlast_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "PROBE_TIMEOUT_S", 15.0)
+    monkeypatch.setattr(sender, "PROBE_TIMEOUT_S", 15.0)
     fake = SecretiveTriton()
     with served(fake) as url, TritonBackend(url, "fake") as embedder:
         embedder.ensure_ready()
