@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--blocks", help="residual blocks in each stage: 3,13,30,3")
     parser.add_argument("--batches", default="1,8,32,64,128,256")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # copies in host memory wait for every thread, up to 4 ms on a busy machine
     report: dict[str, Any] = {"torch": torch.__version__, "gpu": torch.cuda.get_device_name(0)}
     if arguments.blocks:
         network = iresnet([int(text) for text in arguments.blocks.split(",")])

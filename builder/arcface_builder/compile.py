@@ -169,7 +169,7 @@ def _make(
 
     report(f"Writing {options.precision} into the graph", None)
     graph = typed(options.precision)
-    built = build_plan(gpu.trt, graph, options, report=report, target_sm=gpu.target_sm)
+    built = build_plan(gpu.trt, graph, options, report=report, target_sm=gpu.target_sm, free_mb=gpu.free_mb)
     report("Inspecting the plan", None)
     precisions = gpu.inspect(built.plan)
     for profile in precisions:

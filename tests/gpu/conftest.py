@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(_BUILD_TIMEOUT_S))
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def gpu() -> Gpu:
     try:
         return gpu_at_hand()
@@ -36,7 +36,7 @@ def gpu() -> Gpu:
 
 
 @pytest.fixture(scope="session")
-def folder(gpu: Gpu, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("gpu")
 
 

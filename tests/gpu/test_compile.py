@@ -26,7 +26,7 @@ from arcface_builder.store import EngineStore, LocalStore
 from exports import small_arcface
 from gpu_models import Model, build_seconds, publish
 
-COMMAND = "import sys; from arcface_builder.cli import main; sys.exit(main())"
+COMMAND = "import sys; from arcface_builder.__main__ import main; sys.exit(main())"
 
 ON_A_FULL_GPU = f"""
 from cuda.bindings import runtime as cudart
@@ -125,7 +125,7 @@ def test_a_corrupted_plan_in_the_store_is_built_again(
     assert again.manifest.parity.max_drift_cosine < 1e-6
 
 
-def test_ctrl_c_during_a_build_leaves_nothing(r18: Model, r18_plan: Compiled, tmp_path: Path) -> None:
+def test_ctrl_c_during_a_build_leaves_nothing(r18: Model, gpu: Gpu, tmp_path: Path) -> None:
     repository = tmp_path / "models"
     publish(r18.source, "r18", repository)
     before = sorted(repository.rglob("*"))
@@ -153,7 +153,7 @@ def test_ctrl_c_during_a_build_leaves_nothing(r18: Model, r18_plan: Compiled, tm
     assert [path for path in cache.rglob("*") if path.is_file() and path.parent.name != "locks"] == []
 
 
-def test_a_full_gpu_is_one_clear_line_and_leaves_nothing(small: Model, tmp_path: Path) -> None:
+def test_a_full_gpu_is_one_clear_line_and_leaves_nothing(small: Model, gpu: Gpu, tmp_path: Path) -> None:
     repository = tmp_path / "models"
     publish(small.source, "small", repository)
     before = sorted(repository.rglob("*"))

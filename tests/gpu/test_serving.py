@@ -19,6 +19,7 @@ from arcface_builder.plans.gpu import Gpu
 from arcface_builder.repository import ModelRepository
 from arcface_builder.store import StoredEngine
 from arcface_client import EmbeddingClient
+from arcface_client.cli import main
 from arcface_client.errors import ArcFaceError
 from arcface_server import LocalTriton
 from gpu_models import Model
@@ -76,6 +77,22 @@ def test_every_gpu_serves(small: Model, small_plan: Compiled) -> None:
                 np.testing.assert_array_equal(got, expected)
 
 
+def test_compare_finds_a_plan_and_its_sibling_equal_and_says_which_is_faster(
+    r18: Model, r18_plan: Compiled, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with LocalTriton(r18.repository.root) as server:
+        code = main(["compare", "r18_onnx", "r18_trt", "--url", server.grpc_url, "--json"])
+    found = json.loads(capsys.readouterr().out)
+
+    assert code == 0, found["verdict"]
+    (pair,) = found["pairs"]
+    assert (pair["baseline"], pair["other"]) == ("r18_onnx:1", "r18_trt:1")
+    assert 0 < pair["drift_max"] < 2e-4
+    onnx, plan = found["backends"]
+    assert all(speed["speedup"] == 1 for speed in onnx["speed"])
+    assert all(speed["speedup"] > 1 for speed in plan["speed"])
+
+
 def removed(repository: ModelRepository, plan: Compiled) -> None:
     (repository.root / "small_trt" / "1" / plan.added.path.name).unlink()
 
@@ -109,7 +126,7 @@ def of_another_gpu(repository: ModelRepository, plan: Compiled) -> None:
     [
         (removed, "it is missing"),
         (corrupted, "its manifest says"),
-        (of_another_tensorrt, "was built by TensorRT 10.16.1.11, and this server has TensorRT"),
+        (of_another_tensorrt, "was built by TensorRT 10.16.1.11, and TensorRT "),
         (of_another_gpu, "has plans for compute capability"),
     ],
     ids=["removed", "corrupted", "another TensorRT", "another GPU"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -113,6 +114,7 @@ def build_plan(
     *,
     report: Report = lambda stage, done: None,
     target_sm: str | None = None,
+    free_mb: Callable[[], int | None] = lambda: None,
 ) -> BuiltPlan:
     """Build a plan for the current GPU; Ctrl-C ends it and leaves nothing behind.
 
@@ -122,6 +124,7 @@ def build_plan(
         options: The user's choices.
         report: Is told the stage and how much is done.
         target_sm: Build for another architecture; TensorRT-RTX alone can.
+        free_mb: Tells how much memory of the GPU is free, in MiB, or None where nobody knows.
 
     Raises:
         CompileError: TensorRT cannot parse the graph or build it; the message has its own reason.
@@ -133,13 +136,17 @@ def build_plan(
         built = _attempt(trt, typed_graph, options, workspace_mb, messages, report, target_sm)
         if built is not None:
             return built
-        if not messages.ran_out_of_memory:
-            raise CompileError(f"TensorRT {trt.__version__} cannot build the plan: {messages.to_text()}")
+        free = free_mb()
+        state = "" if free is None else f" The GPU has {free} MB of memory free."
+        # TensorRT does not always say that it was memory that it lacked.
+        if not messages.ran_out_of_memory and (free is None or free >= workspace_mb):
+            reason = messages.to_text().rstrip(".")
+            raise CompileError(f"TensorRT {trt.__version__} cannot build the plan: {reason}.{state}")
         if workspace_mb <= LEAST_WORKSPACE_MB:
             raise WorkspaceError(
                 f"TensorRT ran out of memory with a workspace of {workspace_mb} MB, the least that is tried "
                 f"({messages.to_text()}); free memory on the GPU, or lower tensorrt.max_batch_size. "
-                f"tensorrt.workspace_size_mb was {options.workspace_size_mb}."
+                f"tensorrt.workspace_size_mb was {options.workspace_size_mb}.{state}"
             )
         smaller_mb = max(LEAST_WORKSPACE_MB, workspace_mb // 2)
         _log.warning("Out of memory with a workspace of %d MB; trying %d MB", workspace_mb, smaller_mb)

@@ -56,6 +56,17 @@ class Gpu:
             raise CompileError(f"TensorRT cannot load the plan that it built: {messages.to_text()}")
         return inspect_engine(self.trt, engine)
 
+    def free_mb(self) -> int | None:
+        """Memory that is free on it, in MiB; None if CUDA does not say."""
+        if self.target_sm is not None:
+            return None
+        from arcface_client.runtimes import cuda
+
+        try:
+            return cuda.free_bytes() >> 20
+        except cuda.CudaError:  # such as what a build has left behind
+            return None
+
     @contextmanager
     def load(self, path: Path) -> Iterator[LoadedPlan]:
         """Load a plan whose bytes were checked."""

@@ -96,5 +96,5 @@ def load_onnx(
 
 
 def provider_options(provider: str, gpu: int) -> dict[str, str]:
-    """What a provider has to be told: which GPU."""
-    return {"device_id": str(gpu)} if provider == CUDA else {}
+    """What a provider has to be told: which GPU, and that float32 is float32 there too (not TF32)."""
+    return {"device_id": str(gpu), "use_tf32": "0"} if provider == CUDA else {}

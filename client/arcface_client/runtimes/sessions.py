@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +16,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _ort
 
 from ..errors import DeploymentError, InputError
 from .cores import physical_cores
-from .providers import CPU
+from .providers import CPU, CUDA
 
 RUN_ERRORS: Final = (
     _ort.EPFail,
@@ -112,6 +114,8 @@ def open_on(
         )
     if provider == CPU:
         return open_session(path, entries=entries)
+    if provider == CUDA:
+        _load_cuda_libraries()
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(
             path,
@@ -136,6 +140,13 @@ def open_on(
             f"others on {', '.join(sorted(nodes.keys() - {provider}))}."
         )
     return session
+
+
+def _load_cuda_libraries() -> None:
+    """Load CUDA and cuDNN from NVIDIA's pip packages, where ONNX Runtime does not look by itself."""
+    if hasattr(onnxruntime, "preload_dlls"):  # from 1.21
+        with redirect_stdout(sys.stderr):  # where it would say what is missing
+            onnxruntime.preload_dlls(directory="")
 
 
 def _nodes_by_provider(profile: Path) -> Counter[str]:

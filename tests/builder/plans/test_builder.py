@@ -159,6 +159,27 @@ def test_out_of_memory_at_the_least_workspace_names_the_setting(
         build_plan(trt, small_graph, BuildOptions(workspace_size_mb=512), target_sm="86")
 
 
+def test_a_build_that_fails_without_a_reason_on_a_full_gpu_is_a_matter_of_memory(
+    trt: ModuleType, small_graph: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[int] = []
+
+    def fail(*arguments: Any) -> None:
+        attempts.append(arguments[3])
+        arguments[4].fail("[x] Error Code 2: Internal Error (no further information)")
+
+    monkeypatch.setattr(builder, "_attempt", fail)
+
+    def build(free_mb: int) -> None:
+        build_plan(trt, small_graph, BuildOptions(), target_sm="86", free_mb=lambda: free_mb)
+
+    with pytest.raises(WorkspaceError, match="The GPU has 31 MB of memory free"):
+        build(31)
+    assert attempts == [1024, 512, 256]
+    with pytest.raises(CompileError, match=r"no further information\. The GPU has 4000 MB of memory free"):
+        build(4000)
+
+
 def test_progress_is_told_as_stages_and_a_part_of_the_whole(
     trt: ModuleType, r18_typed: dict[str, bytes]
 ) -> None:

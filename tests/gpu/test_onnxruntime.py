@@ -1,0 +1,66 @@
+"""ONNX Runtime on the GPU, in this process; needs ``onnxruntime-gpu`` and no TensorRT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from arcface_client import get_embedding_backend
+from arcface_client.golden import golden_crops
+from arcface_client.runtimes.providers import CPU, CUDA
+from gpu_models import Model
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cuda_provider() -> None:
+    if CUDA not in onnxruntime.get_available_providers():
+        pytest.skip("needs onnxruntime-gpu in place of onnxruntime")
+
+
+def test_the_gpu_computes_and_gives_what_the_cpu_gives(small: Model) -> None:
+    settings: dict[str, Any] = {
+        "embedding_model": "small",
+        "embedding_model_repository": small.repository.root,
+    }
+    crops = np.tile(golden_crops(), (5, 1, 1, 1))  # a whole batch, and one that is not
+    with (
+        get_embedding_backend("onnxruntime", "cuda:0", **settings) as gpu,
+        get_embedding_backend("onnxruntime", "cpu", **settings) as cpu,
+    ):
+        embeddings, served = gpu.encode(crops, return_source=True)
+        np.testing.assert_allclose(embeddings, cpu.encode(crops), atol=1e-5)  # not TF32
+        found, other = gpu.diagnostics(), cpu.diagnostics()
+
+    assert served.refusals == ()
+    assert [state.candidate for state in found.candidates if state.state == "serving"] == [
+        f"small_onnx on {CUDA}"
+    ]
+    assert [state.candidate for state in other.candidates if state.state == "serving"] == [
+        f"small_onnx on {CPU}"
+    ]
+
+
+def test_auto_takes_the_gpu(small: Model) -> None:
+    with get_embedding_backend(
+        "onnxruntime", "auto", embedding_model="small", embedding_model_repository=small.repository.root
+    ) as embedder:
+        embedder.ensure_ready()
+        states = {state.candidate: state.state for state in embedder.diagnostics().candidates}
+
+    assert states[f"small_onnx on {CUDA}"] == "serving"
+
+
+def test_a_gpu_that_there_is_not_gives_way_to_the_cpu_and_says_so(small: Model) -> None:
+    settings: dict[str, Any] = {
+        "embedding_model": "small",
+        "embedding_model_repository": small.repository.root,
+    }
+    with get_embedding_backend("onnxruntime", "cuda:99", **settings) as embedder:
+        embeddings, served = embedder.encode(golden_crops(), return_source=True)
+
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+    (refusal,) = served.refusals
+    assert refusal.candidate == f"small_onnx on {CUDA}"
