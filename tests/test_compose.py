@@ -143,7 +143,8 @@ def test_the_builder_installs_the_project_and_hands_its_arguments_on(tmp_path: P
 
     words = done.stdout.split("\n")
     assert words[:3] == ["[-m]", "[pip]", "[install]"]
-    assert "[/project[builder,s3]]" in words
+    # What `compile` needs: images of --calibration-dir and progress are of cli, CUDA for Python of tensorrt.
+    assert "[/project[builder,cli,s3,tensorrt]]" in words
     assert words[-6:-1] == ["[-m]", "[arcface_builder]", "[build]", "[--name]", "[two words]"]
 
 

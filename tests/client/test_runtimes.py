@@ -50,3 +50,12 @@ def test_a_model_with_other_tensors_is_refused(model: Path) -> None:
 
 def test_cores_are_those_that_the_process_may_use() -> None:
     assert 1 <= physical_cores() <= len(os.sched_getaffinity(0))
+
+
+def test_a_machine_without_a_driver_has_no_gpu() -> None:
+    cudart = pytest.importorskip("cuda.bindings.runtime")
+    if cudart.cudaDriverGetVersion()[1]:
+        pytest.skip("has a driver")
+    from arcface_client.runtimes import cuda
+
+    assert cuda.device_count() == 0

@@ -242,9 +242,9 @@ class InProcessBackend(EmbeddingBackend):
                 raise self._refused.all_failed()
 
     def _drop(self) -> None:
-        if self._serving is not None:
-            self._serving.drop()
-            self._serving = None
+        dropped, self._serving = self._serving, None
+        if dropped is not None:
+            dropped.drop()
 
     def _check_open(self) -> None:
         if self._closed:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+
 from ..backend import HERE, Source
+from ..errors import DeploymentError
 from .local_model import LocalCandidate, LocalModel
+
+_log = logging.getLogger(__name__)
 
 
 class Serving:
@@ -42,4 +47,7 @@ class Serving:
 
     def _free_if_idle(self) -> None:
         if self._dropped and not self._users:
-            self.model.runtime.close()
+            try:
+                self.model.runtime.close()
+            except DeploymentError as error:  # as of a GPU that has failed; the next candidate may do without
+                _log.warning("%s was not freed: %s", self.candidate.name, error)

@@ -38,6 +38,9 @@ def device_count() -> int:
     error, count = cudart.cudaGetDeviceCount()
     if error == cudart.cudaError_t.cudaErrorNoDevice:
         return 0
+    # A driver that is missing counts as one that is too old, of version 0.
+    if error == cudart.cudaError_t.cudaErrorInsufficientDriver and not check(cudart.cudaDriverGetVersion()):
+        return 0
     return cast("int", check((error, count)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import tensorrt as trt
@@ -37,14 +38,16 @@ class Profiles:
         """The largest batch that any of them takes."""
 
         self._scratch = _Scratch(engine)
-        self._contexts = []
-        for index in range(len(self._batches)):
-            context = self._scratch.create_context()
-            if context is None or not context.set_optimization_profile_async(index, int(stream)):
-                self.close()
-                raise DeploymentError(f"TensorRT cannot run optimisation profile {index} of the plan.")
-            self._contexts.append(context)
-        check(cudart.cudaStreamSynchronize(stream))
+        self._contexts: list[Any] = []
+        with ExitStack() as taken:
+            taken.callback(self.close)
+            for index in range(len(self._batches)):
+                context = self._scratch.create_context()
+                if context is None or not context.set_optimization_profile_async(index, int(stream)):
+                    raise DeploymentError(f"TensorRT cannot run optimisation profile {index} of the plan.")
+                self._contexts.append(context)
+            check(cudart.cudaStreamSynchronize(stream))
+            taken.pop_all()
 
     def context_for(self, count: int) -> Any:
         """The context of the profile that was tuned for the batch size nearest to this one."""

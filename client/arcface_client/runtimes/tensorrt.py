@@ -119,16 +119,20 @@ class TensorRt:
             return self._embeddings.array[:count].copy()
 
     def close(self) -> None:
-        """Free everything on the GPU."""
-        check(cudart.cudaSetDevice(self._device))
-        check(cudart.cudaStreamSynchronize(self._stream))
-        for graph in self._graphs.values():
-            check(cudart.cudaGraphExecDestroy(graph))
-        self._graphs.clear()
-        self._taken.close()
-        # TensorRT wants its objects freed in this order.
-        del self._engine
-        del self._runtime
+        """Free everything on the GPU.
+
+        Raises:
+            CudaError: The GPU has failed, and gives back what is left when the process ends.
+        """
+        try:
+            with self._taken:  # goes on to the end, whatever fails
+                check(cudart.cudaSetDevice(self._device))
+                check(cudart.cudaStreamSynchronize(self._stream))
+                while self._graphs:
+                    check(cudart.cudaGraphExecDestroy(self._graphs.popitem()[1]))
+        finally:  # TensorRT wants its objects freed in this order
+            del self._engine
+            del self._runtime
 
     def _launch(self, count: int) -> None:
         """Start copying in, running and copying out; from a graph if this size has come before."""
@@ -151,9 +155,10 @@ class TensorRt:
             cudart.cudaStreamEndCapture(self._stream)  # says no more than that the capture failed
             raise
         graph = check(cudart.cudaStreamEndCapture(self._stream))
-        recorded = check(cudart.cudaGraphInstantiate(graph, 0))
-        check(cudart.cudaGraphDestroy(graph))
-        return recorded
+        try:
+            return check(cudart.cudaGraphInstantiate(graph, 0))
+        finally:
+            cudart.cudaGraphDestroy(graph)
 
     def _enqueue(self, count: int) -> None:
         crops, embeddings = self._device_crops.address, self._device_embeddings.address
@@ -169,21 +174,16 @@ class TensorRt:
 
 
 class CollectingLogger(trt.ILogger):  # type: ignore[misc]
-    """Keeps TensorRT's errors for our own messages, instead of printing them."""
+    """Keeps TensorRT's last error for our own messages, instead of printing it."""
 
     def __init__(self) -> None:
         trt.ILogger.__init__(self)
-        self._errors: list[str] = []
+        self.last_error = "no reason given"
 
     def log(self, severity: trt.ILogger.Severity, message: str) -> None:
         """Take a message; called by TensorRT, from any of its threads."""
         if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-            self._errors.append(message)
-
-    @property
-    def last_error(self) -> str:
-        """What TensorRT said last."""
-        return self._errors[-1] if self._errors else "no reason given"
+            self.last_error = message
 
 
 def _destroy(stream: cudart.cudaStream_t) -> None:

@@ -97,6 +97,38 @@ def test_a_model_that_fails_in_the_middle_leaves_the_rest_to_the_next(
     assert [source.model for source in later.sources] == ["good"]
 
 
+class Failed:
+    """A runtime on a GPU that has failed for good: nothing works on it any more, not even giving it back."""
+
+    max_batch_size = 8
+
+    def __init__(self, path: Path) -> None:
+        self._runtime: OnnxRuntime | None = OnnxRuntime(path)
+
+    def embed(self, crops: Crops) -> Embeddings:
+        if self._runtime is not None and np.array_equal(crops, golden_crops()):  # proved before it failed
+            return self._runtime.embed(crops)
+        self._runtime = None
+        raise DeploymentError("CUDA says cudaErrorIllegalAddress: an illegal memory access was encountered")
+
+    def close(self) -> None:
+        if self._runtime is None:
+            self.embed(golden_crops())
+
+
+def test_a_model_that_cannot_even_be_freed_gives_way_to_the_next(
+    save: Callable[..., Path], crops: Crops, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad, good = save("bad"), save("good")
+    backend = InProcessBackend("tensorrt", [candidate(bad, runtime=Failed), candidate(good)])
+
+    for _ in range(3):
+        _, served = backend.encode(crops[:10], return_source=True)
+        assert [source.model for source in served.sources] == ["good"]
+
+    assert "was not freed: CUDA says cudaErrorIllegalAddress" in caplog.text
+
+
 class Degrading:
     """ONNX Runtime whose answers to anything but the golden crops are spoilt."""
 
