@@ -72,7 +72,9 @@ def golden_sha256() -> str:
     return hashlib.sha256(golden_crops().tobytes()).hexdigest()
 
 
-def drifts(left: Embeddings, right: Embeddings) -> npt.NDArray[np.float64]:
+def drifts(
+    left: Embeddings | npt.NDArray[np.float64], right: Embeddings | npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
     """The drift between rows of two sets of unit embeddings [N, 512]: float64 [N]; NaN if a number is.
 
     Drift is 1 - cosine similarity. It is computed as half the squared distance, which is the same for

@@ -163,16 +163,6 @@ def load_pipeline_settings(
     )
 
 
-def load_settings(
-    path: Path | None = None,
-    *,
-    environment: Mapping[str, str] = os.environ,
-    arguments: Mapping[str, object] | None = None,
-) -> TritonSettings:
-    """Read the settings of a server alone; arguments and errors are ``load_pipeline_settings``'s."""
-    return load_pipeline_settings(path, environment=environment, arguments=arguments).triton
-
-
 def _section(values: dict[str, Any], prefix: str) -> dict[str, Any]:
     """Take the values of a section out, under their names in it."""
     return {key.removeprefix(prefix): values.pop(key) for key in list(values) if key.startswith(prefix)}

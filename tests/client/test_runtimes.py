@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 import pytest
 
-from arcface_client.contract import Crops
+from arcface_client.contract import INPUT_NAME, Crops
 from arcface_client.errors import ContractError, DeploymentError
 from arcface_client.runtimes.cores import physical_cores
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
+from arcface_client.runtimes.sessions import open_on
 from tiny import tiny_serving_graph
 
 
@@ -37,6 +38,17 @@ def test_a_missing_or_broken_model_is_said(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"no model")
     with pytest.raises(DeploymentError, match=r"cannot load .*broken\.onnx"):
         OnnxRuntime(tmp_path / "broken.onnx")
+
+
+def test_a_provider_that_cannot_run_the_model_is_a_fault_of_the_deployment(model: Path) -> None:
+    provider = "AzureExecutionProvider"  # every build has it, and it leaves all nodes to the CPU
+    with pytest.raises(DeploymentError, match=f"on {provider}, but cannot run it: .*INVALID_ARGUMENT"):
+        open_on(
+            provider,
+            model,
+            options={},
+            try_out=lambda session: session.run(None, {INPUT_NAME: np.zeros((1, 2), np.uint8)}),
+        )
 
 
 def test_a_model_with_other_tensors_is_refused(model: Path) -> None:

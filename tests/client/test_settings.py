@@ -1,12 +1,17 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from arcface_client.errors import ConfigError
 from arcface_client.selection.contender import Rhythm
-from arcface_client.settings import TritonSettings, load_pipeline_settings, load_settings
+from arcface_client.settings import TritonSettings, load_pipeline_settings
 
 SHIPPED = Path(__file__).parents[2] / "config/pipeline/embedding.yaml"
+
+
+def load_settings(*arguments: Any, **keywords: Any) -> TritonSettings:
+    return load_pipeline_settings(*arguments, **keywords).triton
 
 
 def write(folder: Path, text: str) -> Path:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..contract import Embeddings
@@ -12,6 +13,23 @@ from ..golden import drift_error, golden_crops, largest_drift
 from ..identity import EmbeddingIdentity
 from ..job import Job
 from ..runtimes.base import Runtime
+
+
+class Pace:
+    """How long a model takes for a crop, by its last run: a run that has begun cannot be ended."""
+
+    def __init__(self) -> None:
+        self._crop_s = 0.0
+
+    def note(self, crops: int, seconds: float) -> None:
+        """Learn from a run."""
+        self._crop_s = seconds / crops
+
+    def batch_size(self, largest: int, remaining_s: float) -> int:
+        """The largest batch, or as many crops as there is time for, at least one."""
+        if largest * self._crop_s <= remaining_s:
+            return largest
+        return max(1, int(remaining_s / self._crop_s))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,6 +49,7 @@ class LocalModel:
         sm: Architecture of the GPU, as "90".
         provider: What ONNX Runtime really runs on.
         vram_mb: See ``Diagnostics``.
+        pace: How fast it is.
     """
 
     runtime: Runtime
@@ -45,17 +64,28 @@ class LocalModel:
     sm: str | None = None
     provider: str | None = None
     vram_mb: float | None = None
+    pace: Pace = field(default_factory=Pace)
 
     def run(self, job: Job) -> None:
         """Embed what a job misses, batch by batch; what is done before an error stays done.
+
+        Batches become smaller towards the job's deadline, which a run that has begun overruns by no more than
+        one crop takes.
 
         Raises:
             TransientError: The job's time is over.
             DeploymentError: The model does not run, or gives what are no embeddings.
         """
         for part in job.parts(self.batch_size):
-            job.deadline.remaining_s()
-            job.fill(part, self.runtime.embed(job.crops[part]))
+            start = part.start
+            while start < part.stop:
+                size = self.pace.batch_size(self.batch_size, job.deadline.remaining_s())
+                rows = slice(start, min(start + size, part.stop))
+                started = time.perf_counter()
+                embeddings = self.runtime.embed(job.crops[rows])
+                self.pace.note(rows.stop - rows.start, time.perf_counter() - started)
+                job.fill(rows, embeddings)
+                start = rows.stop
 
     def examine(self, max_drift_cosine: float) -> float | None:
         """Embed the golden crops.

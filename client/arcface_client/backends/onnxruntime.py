@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Final
 
@@ -39,20 +38,20 @@ def provider_order(device: Device, providers: Sequence[str], *, allow_cpu_fallba
     """The providers that may be used, in order of preference.
 
     Args:
-        device: Where to compute; "auto" is whatever is there of CUDA, CoreML and the CPU.
+        device: Where to compute; "auto" is whatever is there of CUDA and CoreML, and otherwise the CPU.
         providers: A list to use in place of that.
-        allow_cpu_fallback: Whether the CPU may stand in for something else.
+        allow_cpu_fallback: Whether the CPU may stand in for something else that cannot be used.
     """
     if providers:
         first, *others = dict.fromkeys([*providers, CPU])
         return [first, *(name for name in others if name != CPU or allow_cpu_fallback)]
     if device.kind == "cuda":
         return [CUDA, CPU] if allow_cpu_fallback else [CUDA]
-    wanted = [CUDA, COREML] if device.kind == "auto" else [COREML] if sys.platform == "darwin" else []
-    if not wanted:
+    if device.kind == "cpu":
         return [CPU]
     available = require("onnxruntime", extra="onnxruntime", purpose="This backend").get_available_providers()
-    return [*(provider for provider in wanted if provider in available), CPU]
+    found = [provider for provider in (CUDA, COREML) if provider in available]
+    return [*found, CPU] if allow_cpu_fallback or not found else found
 
 
 def load_onnx(

@@ -32,7 +32,7 @@ def settings_from(arguments: argparse.Namespace, **flags: object) -> PipelineSet
     Raises:
         ConfigError: As ``load_pipeline_settings``.
     """
-    from ..settings import load_pipeline_settings  # brings gRPC, for which `--help` need not wait
+    from ..settings import load_pipeline_settings  # brings NumPy, for which `--help` need not wait
 
     connection = {
         "triton.url": arguments.url,

@@ -8,7 +8,7 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from ..commandline import DONE, FAILED
-from ..errors import ArcFaceError
+from ..errors import ArcFaceError, DeploymentError
 from ..golden import golden_crops
 from ..status import ServerStatus
 from .connecting import add_connection_flags, settings_from
@@ -82,7 +82,11 @@ def _embedder(settings: PipelineSettings, device: str) -> dict[str, Any]:
     from ..devices import read_device
 
     problem = None
-    with make_backend(settings, read_device(device)) as embedder:
+    try:
+        backend = make_backend(settings, read_device(device))
+    except DeploymentError as error:  # settings that leave nobody to embed
+        return {"problem": str(error)}
+    with backend as embedder:
         try:
             embedder.ensure_ready()
             for _ in range(_TIMED_CALLS):

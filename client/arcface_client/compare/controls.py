@@ -16,7 +16,7 @@ from ..faults import FAULTS
 from ..runtimes.base import in_batches
 from .embedders import Embedder
 from .reference import Reference
-from .statistics import largest_drift
+from .statistics import largest_direction_drift
 
 CONTROL_CROPS: Final = 32
 
@@ -62,7 +62,7 @@ def run_controls(
         return in_batches(embed, altered, batch_size)
 
     def control(fault: str, wrong: Embeddings, *, required: bool = True) -> Control:
-        drift = largest_drift(right, wrong)
+        drift = largest_direction_drift(right, wrong)
         return Control(fault=fault, drift_max=drift, required=required, seen=drift > allowed_drift_cosine)
 
     right = run(baseline.embed)

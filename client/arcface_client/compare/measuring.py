@@ -13,7 +13,7 @@ import numpy as np
 from ..commandline import progress
 from ..contract import EMBEDDING_DIM, Crops, Embeddings
 from .embedders import Embedder
-from .statistics import largest_drift
+from .statistics import largest_direction_drift
 
 ALONE_CROPS: Final = 64
 """How many crops at most are also embedded one by one."""
@@ -58,7 +58,10 @@ class Runs:
         """Largest drift of a crop with its place and company in a batch, and from the crop alone."""
         own = self.embeddings
         alone = self.alone.embeddings
-        return max(largest_drift(own, self.shifted.embeddings), largest_drift(own[: len(alone)], alone))
+        return max(
+            largest_direction_drift(own, self.shifted.embeddings),
+            largest_direction_drift(own[: len(alone)], alone),
+        )
 
     def seconds(self) -> Mapping[int, Sequence[float]]:
         """Times of the batches, by their size, in the order of the turns."""

@@ -13,7 +13,7 @@ from ..commandline import require
 from ..contract import Crops
 from .comparison import FLIP_CROPS, PairReport
 from .report import Report
-from .statistics import drifts, similarities_of_all_pairs
+from .statistics import direction_drifts, similarities_of_all_pairs
 from .text import percent
 from .verification import FALSE_ACCEPT_RATES
 
@@ -67,7 +67,7 @@ def _pair(report: Report, number: int, pair: PairReport) -> Mapping[str, Any]:
     from . import figures
 
     runs, allowed = report.comparison.runs, report.allowed_drift_cosine
-    drift = drifts(runs[0].embeddings, runs[number].embeddings)
+    drift = direction_drifts(runs[0].embeddings, runs[number].embeddings)
     # Below the least drift that a figure shows, the order is that of rounding errors.
     worst = [index for index in np.argsort(-drift)[:_WORST].tolist() if drift[index] > figures.LEAST_DRIFT]
     names = (pair.baseline, pair.other)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..contract import Embeddings
+from ..golden import drifts
 
 Values = npt.NDArray[np.float64]
 """One number for each crop, or for each pair of crops."""
@@ -53,11 +54,8 @@ class Flips:
     pairs: int
 
 
-def drifts(left: Embeddings, right: Embeddings) -> Values:
-    """Drift of each row: 1 - cosine similarity.
-
-    It is computed as half the squared distance of the rows scaled to length one, which is the same
-    number without its rounding error: 1 minus a number near 1 loses all digits of a small drift.
+def direction_drifts(left: Embeddings, right: Embeddings) -> Values:
+    """Drift of each row, whatever its length: ``golden.drifts`` of the rows scaled to length one.
 
     Args:
         left: float32 [N, 512].
@@ -66,13 +64,12 @@ def drifts(left: Embeddings, right: Embeddings) -> Values:
     Returns:
         float64 [N], 0 for the same direction to 2 for the opposite one.
     """
-    difference = _unit(left) - _unit(right)
-    return np.asarray(np.einsum("nd,nd->n", difference, difference) / 2)
+    return drifts(_unit(left), _unit(right))
 
 
-def largest_drift(left: Embeddings, right: Embeddings) -> float:
-    """The largest of ``drifts``; NaN if one is."""
-    return float(drifts(left, right).max())
+def largest_direction_drift(left: Embeddings, right: Embeddings) -> float:
+    """The largest of ``direction_drifts``; NaN if one is."""
+    return float(direction_drifts(left, right).max())
 
 
 def norms(embeddings: Embeddings) -> Values:
@@ -82,7 +79,7 @@ def norms(embeddings: Embeddings) -> Values:
 
 def agreement(left: Embeddings, right: Embeddings) -> Agreement:
     """Compare two embedders' embeddings of the same crops: float32 [N, 512] each, N at least 1."""
-    drift = drifts(left, right)
+    drift = direction_drifts(left, right)
     distance = norms(left.astype(np.float64) - right)
     return Agreement(
         cosine_min=float(1 - drift.max()),

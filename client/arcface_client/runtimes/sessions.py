@@ -131,6 +131,10 @@ def open_on(
             )
         try:
             try_out(session)
+        except RUN_ERRORS as error:  # a GPU's memory is taken by the first run
+            raise DeploymentError(
+                f"ONNX Runtime loads {path} on {provider}, but cannot run it: {error}"
+            ) from error
         finally:
             nodes = _nodes_by_provider(Path(session.end_profiling()))
     total, elsewhere = nodes.total(), nodes.total() - nodes[provider]

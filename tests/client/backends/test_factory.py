@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -16,7 +17,9 @@ from arcface_builder.reference import ReferenceEmbedder
 from arcface_builder.sources import OnnxFile
 from arcface_client import get_embedding_backend
 from arcface_client.backend import EmbeddingBackend, Served
+from arcface_client.backends.onnxruntime import provider_order
 from arcface_client.contract import Crops
+from arcface_client.devices import read_device
 from arcface_client.diagnostics import Diagnostics
 from arcface_client.errors import (
     ArcFaceError,
@@ -28,6 +31,7 @@ from arcface_client.errors import (
     ModelNotFoundError,
     NoCandidateNowError,
 )
+from arcface_client.runtimes.providers import COREML, CPU, CUDA
 from arcface_server import LocalTriton
 from exports import save_for_insightface
 from photograph import face_crops
@@ -163,6 +167,24 @@ def test_the_best_provider_that_is_there_is_no_fallback(make: Make, crops: Crops
     with make("onnxruntime", "auto", allow_cpu_fallback=False) as embedder:
         _, served = embedder.encode(crops[:1], return_source=True)
     assert not served.fell_back
+
+
+@pytest.mark.parametrize(
+    ("device", "allow_cpu_fallback", "expected"),
+    [
+        ("auto", True, [CUDA, COREML, CPU]),
+        ("auto", False, [CUDA, COREML]),
+        ("cpu", True, [CPU]),
+        ("cuda:0", True, [CUDA, CPU]),
+        ("cuda:0", False, [CUDA]),
+    ],
+)
+def test_the_cpu_stands_in_for_another_provider_only_where_it_may(
+    device: str, allow_cpu_fallback: bool, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [COREML, CUDA, CPU])
+    order = provider_order(read_device(device), (), allow_cpu_fallback=allow_cpu_fallback)
+    assert order == expected
 
 
 def test_a_provider_that_there_is_not_is_refused_by_name(make: Make) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -268,6 +269,42 @@ def test_the_deadline_is_kept_between_batches(save: Callable[..., Path], crops: 
 
     with pytest.raises(DeadlineExceededError, match=r"whole call, 0\.02 s, is over"):
         backend.encode(many, timeout_s=0.02)
+
+
+class Slow:
+    """ONNX Runtime on a slow machine."""
+
+    CROP_S = 0.03
+
+    def __init__(self, path: Path) -> None:
+        self._runtime = OnnxRuntime(path)
+        self.batches: list[int] = []
+
+    def embed(self, crops: Crops) -> Embeddings:
+        self.batches.append(len(crops))
+        time.sleep(self.CROP_S * len(crops))
+        return self._runtime.embed(crops)
+
+    def close(self) -> None:
+        self._runtime.close()
+
+
+def test_the_deadline_is_kept_within_a_batch(save: Callable[..., Path], crops: Crops) -> None:
+    runtime = Slow(save("model"))
+    backend = InProcessBackend(
+        "onnxruntime", [candidate(save("model"), batch_size=32, runtime=lambda _: runtime)]
+    )
+    backend.ensure_ready()
+    runtime.batches.clear()
+
+    started = time.monotonic()
+    with pytest.raises(DeadlineExceededError):
+        backend.encode(crops[:32], timeout_s=0.2)
+
+    assert time.monotonic() - started < 0.2 + 3 * Slow.CROP_S
+    runtime.batches.clear()
+    backend.encode(crops[:40], timeout_s=60)
+    assert runtime.batches == [32, 8]
 
 
 def test_no_crops_need_no_model() -> None:

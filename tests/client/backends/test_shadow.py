@@ -144,6 +144,21 @@ def test_a_sibling_that_fails_is_counted_and_disturbs_nobody(quirky: LocalTriton
             control.load_model(ONNX)
 
 
+def test_what_a_sibling_did_before_it_failed_is_compared(tmp_path: Path, plain: Crops, odd: Crops) -> None:
+    write_tiny_repository(tmp_path, PLAN)
+    write_tiny_repository(tmp_path, ONNX, poison=True)
+    with (
+        LocalTriton(tmp_path, stop_timeout_s=1) as server,
+        TritonBackend(server.grpc_url, NAME, shadow_rate=1.0) as embedder,
+    ):
+        embedder.encode(np.concatenate([plain[:36], odd[36:40]]))  # in batches of 32
+        figures = wait_for_comparisons(embedder, 40)
+    assert figures["crops"] == {"compared": 32, "dropped": 0, "failed": 8}
+    (drift,) = figures["drift"].values()
+    assert drift["count"] == 32
+    assert drift["max"] < 1e-9
+
+
 def test_one_odd_crop_does_not_put_a_plan_out(quirky: LocalTriton, plain: Crops, odd: Crops) -> None:
     with TritonBackend(quirky.grpc_url, NAME, shadow_rate=1.0) as embedder:
         embedder.encode(np.concatenate([plain[:10], odd[:1], plain[10:20]]))

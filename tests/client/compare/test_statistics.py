@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from arcface_client.compare.statistics import (
     agreement,
-    drifts,
+    direction_drifts,
     flips,
-    largest_drift,
+    largest_direction_drift,
     norms,
     similarities,
     similarities_of_all_pairs,
@@ -34,13 +34,13 @@ def at_drift(left: Embeddings, drift: float) -> Embeddings:
 @pytest.mark.parametrize("drift", [2e-6, 0.001, 0.3, 1.0, 1.9])
 def test_drift_is_one_minus_cosine_similarity(drift: float) -> None:
     left = rows(20)
-    np.testing.assert_allclose(drifts(left, at_drift(left, drift)), drift, rtol=1e-3)
+    np.testing.assert_allclose(direction_drifts(left, at_drift(left, drift)), drift, rtol=1e-3)
 
 
 @given(st.floats(0.01, 100))
 def test_length_does_not_count_for_drift_but_for_distance(scale: float) -> None:
     left = rows(3)
-    assert largest_drift(left, np.asarray(left * scale, np.float32)) < 1e-12
+    assert largest_direction_drift(left, np.asarray(left * scale, np.float32)) < 1e-12
     assert agreement(left, np.asarray(left * scale, np.float32)).l2_max == pytest.approx(
         abs(scale - 1), rel=1e-3, abs=1e-6
     )
@@ -66,7 +66,7 @@ def test_norms_are_the_rows_lengths() -> None:
 def test_a_number_that_is_none_makes_a_drift_that_is_none() -> None:
     right = rows(3)
     right[1, 5] = np.nan
-    assert np.isnan(largest_drift(rows(3), right))
+    assert np.isnan(largest_direction_drift(rows(3), right))
 
 
 def test_all_pairs_are_every_two_different_rows() -> None:
