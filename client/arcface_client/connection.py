@@ -24,6 +24,8 @@ _MAX_MESSAGE_BYTES: Final = 2**31 - 1
 _RETRY_BUFFER_BYTES: Final = 64 << 20
 """gRPC drops a call's retries when its request does not fit here; its default holds a single crop."""
 
+_HELLO_TIMEOUT_MS: Final = 5_000
+
 _RETRY_POLICY: Final = {
     "methodConfig": [
         {
@@ -196,4 +198,6 @@ def _channel_arguments(retries: bool) -> list[tuple[str, Any]]:
         # A server that is back is found while the retries last; gRPC's own waits grow to two minutes.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 200),
+        # How long a server may take to say hello, whatever the name; gRPC's own is 20 s.
+        ("grpc.min_reconnect_backoff_ms", _HELLO_TIMEOUT_MS),
     ]

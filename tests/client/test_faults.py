@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -82,6 +83,15 @@ def test_no_server_is_said_at_once(crops: Crops) -> None:
     ):
         client.encode(crops[:1])
     assert time.monotonic() - started < 5
+
+
+def test_a_server_that_takes_connections_and_says_nothing_is_not_waited_for() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        with EmbeddingClient(f"127.0.0.1:{silent.getsockname()[1]}") as client:
+            started = time.monotonic()
+            with pytest.raises(ServerUnavailableError, match="before receiving SETTINGS frame"):
+                client.status()
+    assert time.monotonic() - started < 15  # gRPC's own patience is 20 s and more
 
 
 def test_a_server_killed_in_the_middle_is_said_and_found_again(tmp_path: Path, crops: Crops) -> None:
