@@ -86,11 +86,13 @@ def test_no_server_is_said_at_once(crops: Crops) -> None:
 
 
 def test_a_server_that_takes_connections_and_says_nothing_is_not_waited_for() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        with EmbeddingClient(f"127.0.0.1:{silent.getsockname()[1]}") as client:
-            started = time.monotonic()
-            with pytest.raises(ServerUnavailableError, match="before receiving SETTINGS frame"):
-                client.status()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        EmbeddingClient(f"127.0.0.1:{silent.getsockname()[1]}") as client,
+    ):
+        started = time.monotonic()
+        with pytest.raises(ServerUnavailableError, match="before receiving SETTINGS frame"):
+            client.status()
     assert time.monotonic() - started < 15  # gRPC's own patience is 20 s and more
 
 
