@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import tempfile
 from contextlib import closing
@@ -20,8 +19,9 @@ from .errors import BlindGateError, ParityError, PrecisionError
 from .graph import session
 from .manifest import tool_versions
 from .onnx_version import OnnxVersion
+from .plan_identity import plan_identity
 from .plan_repository import AddedPlan, add_plan
-from .plans.builder import MIN_BATCH_SIZE, BuildOptions, BuiltPlan, build_plan
+from .plans.builder import BuildOptions, BuiltPlan, build_plan
 from .plans.divergence import first_divergence
 from .plans.gate import Verdict, another_model, gate_crops, judge
 from .plans.gpu import Gpu
@@ -99,7 +99,7 @@ def compile_plan(
     precision = request.options.precision
     while True:
         options = replace(request.options, precision=precision)
-        identity = _identity(request, options, gpu)
+        identity = plan_identity(request.onnx, options, gpu, request.calibration)
         try:
             with store.building(identity):
                 engine = store.fetch(identity)
@@ -129,23 +129,6 @@ def _check_drift(manifest: PlanManifest, allowed: float) -> None:
             f"The stored {manifest.identity.filename} drifts by {drift:.2g} from its source model; "
             f"expected at most {allowed:g} (validation.max_drift_cosine)."
         )
-
-
-def _identity(request: Request, options: BuildOptions, gpu: Gpu) -> EngineIdentity:
-    settings = options.settings()
-    if options.precision == "int8" and request.calibration is not None:
-        settings["calibration"] = hashlib.sha256(request.calibration.tobytes()).hexdigest()[:12]
-    return EngineIdentity(
-        model=request.onnx.name,
-        onnx_sha256=request.onnx.sha256,
-        tensorrt_version=gpu.trt.__version__,
-        sm=gpu.sm,
-        precision=options.precision,
-        min_batch_size=MIN_BATCH_SIZE,
-        opt_batch_size=options.tuned_for,
-        max_batch_size=options.max_batch_size,
-        settings=settings,
-    )
 
 
 def _make(

@@ -36,7 +36,8 @@ class EngineIdentity:
         min_batch_size: Smallest batch of the optimisation profile.
         opt_batch_size: The batch it is tuned for.
         max_batch_size: Largest batch.
-        settings: Everything else that changes the plan: workspace, hardware compatibility, calibration.
+        settings: Everything else that changes the plan: workspace, hardware compatibility, the GPU's model
+            where there is none, calibration, what types the graph.
 
     Raises:
         OptionError: A value cannot be that of a plan.
