@@ -50,7 +50,6 @@ class Request:
         allowed_drift_cosine: Largest drift that the gate lets pass.
         calibration: Real crops: for int8's ranges, and for the gate.
         source: The source model, for the gate's third point; without it there are two.
-        source_sha256: What the ONNX model's manifest says of it.
         command: The command line that asked, for the record.
     """
 
@@ -60,7 +59,6 @@ class Request:
     allowed_drift_cosine: float = 0.001
     calibration: Crops | None = None
     source: Source | None = None
-    source_sha256: str | None = None
     command: str = "arcface-builder compile"
 
 
@@ -199,7 +197,7 @@ def _source(request: Request, served: Embed) -> tuple[Embed, str]:
         except (ArcFaceError, OSError) as error:
             _log.warning("The source model is not at hand (%s); comparing with the ONNX model alone.", error)
         else:
-            if source.origin.sha256 == request.source_sha256:
+            if source.origin.sha256 == request.onnx.source_sha256:
                 reference = ReferenceEmbedder(source)
                 return reference.embed, reference.runs
             _log.warning(

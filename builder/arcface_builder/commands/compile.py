@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import shlex
 import sys
 from dataclasses import asdict
@@ -16,11 +15,12 @@ import numpy as np
 from arcface_client.commandline import DONE, progress, stages
 from arcface_client.contract import Crops
 from arcface_client.images import find_images, read_crop
+from arcface_client.names import onnx_model
 from arcface_client.tensorrt_settings import DEFAULT_PATH, TensorRtSettings, load_tensorrt_settings
 
 from ..build import DEFAULT_REPOSITORY
 from ..compile import Request, compile_plan
-from ..errors import OptionError
+from ..errors import OptionError, RepositoryError
 from ..fleet import assemble
 from ..onnx_version import OnnxVersion, find_onnx
 from ..plan_repository import AddedPlan
@@ -30,8 +30,6 @@ from ..repository import ModelRepository
 from ..sources import Source
 from ..store import PRECISIONS, open_store
 from .sources import source_of
-
-_log = logging.getLogger(__name__)
 
 _MOST_CROPS: Final = 1024  # of a folder: more makes no better ranges
 
@@ -113,15 +111,13 @@ def _run(arguments: argparse.Namespace) -> int:
         )
         return _report(added, {}, as_json=arguments.json)
     gpu = gpu_at_hand()
-    source, source_sha256 = _source(repository, onnx)
     request = Request(
         onnx=onnx,
         options=options,
         fallback=arguments.fallback_precision,
         allowed_drift_cosine=settings.max_drift_cosine,
         calibration=_crops(arguments.calibration_dir),
-        source=source,
-        source_sha256=source_sha256,
+        source=_source(repository, onnx),
         command=_command(arguments, onnx, settings),
     )
     store = open_store(settings.engine_s3_bucket, endpoint_url=arguments.endpoint_url)
@@ -153,14 +149,17 @@ def _report(added: list[AddedPlan], more: dict[str, Any], *, as_json: bool) -> i
     return DONE
 
 
-def _source(repository: ModelRepository, onnx: OnnxVersion) -> tuple[Source | None, str | None]:
-    """The source model that the ONNX model's manifest names."""
-    path = repository.manifest_path(f"{onnx.name}_onnx", onnx.version)
-    if not path.is_file():
-        _log.warning("There is no %s to tell the source; comparing with the ONNX model alone.", path)
-        return None, None
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    return source_of(manifest["rebuild_command"]), manifest["source"]["sha256"]
+def _source(repository: ModelRepository, onnx: OnnxVersion) -> Source:
+    """The source model that the ONNX model's manifest names; ``find_onnx`` could read that already."""
+    path = repository.manifest_path(onnx_model(onnx.name), onnx.version)
+    command = json.loads(path.read_text(encoding="utf-8")).get("rebuild_command")
+    try:
+        return source_of(command if isinstance(command, str) else "")
+    except OptionError as error:
+        raise RepositoryError(
+            f"{path}: rebuild_command is {command!r:.200}, which names no source ({error}). "
+            "Build the model again."
+        ) from error
 
 
 def _crops(folder: Path | None) -> Crops | None:

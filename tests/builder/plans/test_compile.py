@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,7 +25,6 @@ from arcface_builder.errors import (
     OptionError,
     ParityError,
     PrecisionError,
-    RepositoryError,
 )
 from arcface_builder.fleet import assemble
 from arcface_builder.graph import session
@@ -37,6 +37,7 @@ from arcface_builder.repository import ModelRepository
 from arcface_builder.sources import OnnxFile
 from arcface_builder.store import EngineStore, LocalStore
 from arcface_client.contract import INPUT_NAME, Crops, Embeddings
+from arcface_client.errors import ManifestError, ModelNotFoundError
 from exports import small_arcface
 
 
@@ -96,13 +97,11 @@ def gpu(trt: ModuleType, repository: ModelRepository) -> AbsentGpu:
 
 @pytest.fixture
 def request_(repository: ModelRepository, source: Path) -> Request:
-    manifest = json.loads(repository.manifest_path("small_onnx", 1).read_text())
     return Request(
         onnx=find_onnx(repository, "small"),
         options=BuildOptions(),
         calibration=faces.noise(256),
         source=OnnxFile(source),
-        source_sha256=manifest["source"]["sha256"],
     )
 
 
@@ -265,10 +264,20 @@ def test_a_manifest_leads_back_to_the_source(repository: ModelRepository, source
 
 
 def test_a_model_or_version_that_is_not_there_is_named(repository: ModelRepository) -> None:
-    with pytest.raises(RepositoryError, match="has no other_onnx; run `arcface-builder build` first"):
+    with pytest.raises(ModelNotFoundError, match=r"There is no other_onnx in .*; run `arcface-builder build"):
         find_onnx(repository, "other")
-    with pytest.raises(RepositoryError, match="has no version 7 of small_onnx; it has 1"):
+    with pytest.raises(ModelNotFoundError, match="There is no version 7 of small_onnx in"):
         find_onnx(repository, "small", 7)
+
+
+def test_another_model_in_the_place_of_the_one_that_was_built_is_not_compiled(
+    repository: ModelRepository,
+) -> None:
+    path = repository.root / "small_onnx/1/model.onnx"
+    path.write_bytes(another_model(path.read_bytes()))
+
+    with pytest.raises(ManifestError, match=r"has SHA-256 .*; its manifest says"):
+        find_onnx(repository, "small")
 
 
 def arguments(repository: ModelRepository, *more: str) -> list[str]:
@@ -281,7 +290,7 @@ def arguments(repository: ModelRepository, *more: str) -> list[str]:
         (["--opt-batch-size", "64"], "opt_batch_size is 64; expected 1 to max_batch_size, 32"),
         (["--max-batch-size", "0"], "max_batch_size is 0; expected 1 to 1024"),
         (["--workspace-size-mb", "1"], "workspace_size_mb is 1; expected 256 or more"),
-        (["--name", "other"], "has no other_onnx"),
+        (["--name", "other"], "There is no other_onnx in"),
         (["--cc", "8,6", "--from-store"], "Compute capability '8' cannot be that of a plan"),
         (["--cc", "8.6", "--from-store"], "The store has no fp16 plans of small version 1"),
     ],
@@ -302,6 +311,47 @@ def test_bad_input_is_one_line(
     assert last.startswith("arcface-builder: ")
     assert message in last
     assert not (repository.root / "small_trt").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda manifest: "[[", "is no JSON"),
+        (lambda manifest: json.dumps(manifest | {"source": {}}), "source.sha256 is None; expected a text"),
+        (lambda manifest: json.dumps(manifest | {"rebuild_command": None}), "rebuild_command is None"),
+        (
+            lambda manifest: json.dumps(manifest | {"rebuild_command": "arcface-builder build --name 'x"}),
+            "no command line: No closing quotation",
+        ),
+        (
+            lambda manifest: json.dumps(manifest | {"rebuild_command": "build --synthetic r7"}),
+            "invalid choice: 'r7'",
+        ),
+        (
+            lambda manifest: json.dumps(manifest | {"rebuild_command": "build --onnx-path a --seed 1"}),
+            "--seed goes with --synthetic",
+        ),
+    ],
+    ids=["no JSON", "no source", "no command", "open quotation", "unknown network", "wrong detail"],
+)
+def test_a_damaged_manifest_is_one_line(
+    damage: Callable[[dict[str, Any]], str],
+    message: str,
+    repository: ModelRepository,
+    gpu: AbsentGpu,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("arcface_builder.commands.compile.gpu_at_hand", lambda: gpu)
+    path = repository.manifest_path("small_onnx", 1)
+    path.write_text(damage(json.loads(path.read_text())))
+
+    assert main(arguments(repository)) == 1
+
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("arcface-builder: ")
+    assert str(path) in last
+    assert message in last
 
 
 def test_a_machine_without_tensorrt_or_gpu_says_what_is_missing(

@@ -14,7 +14,7 @@ from arcface_builder.plans.gpu import Gpu
 from arcface_builder.plans.precision import GRAPH_REVISION
 from arcface_builder.store import EngineIdentity
 
-ONNX = OnnxVersion("small", 1, Path("model.onnx"), b"a model")
+ONNX = OnnxVersion("small", 1, Path("model.onnx"), b"a model", "a" * 64)
 
 # Of each TensorRT just what tells whether it can build for a whole compute capability.
 OLD: Any = SimpleNamespace(__version__="8.5.3.1")
