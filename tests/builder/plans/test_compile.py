@@ -25,6 +25,7 @@ from arcface_builder.errors import (
     OptionError,
     ParityError,
     PrecisionError,
+    ServedModelError,
 )
 from arcface_builder.fleet import assemble
 from arcface_builder.graph import session
@@ -144,7 +145,9 @@ def test_a_plan_that_is_refused_is_not_stored_and_the_report_says_where(
 ) -> None:
     wrong = replace(gpu, wrong_below=1 << 30)
 
-    with pytest.raises(ParityError, match=r"The plan drifts by 0\.\d+ .* In fp16, its graph is sound"):
+    with pytest.raises(
+        ParityError, match=r"The plan drifts .* Nothing was stored\. In fp16, its graph is sound"
+    ):
         compile_plan(request_, wrong, store, repository)
 
     assert [name for name in files(repository.root) if "trt" in name or "plan" in name] == []
@@ -169,6 +172,36 @@ def test_the_next_more_exact_precision_is_built_where_one_is_refused(
     assert compiled.manifest.identity.precision == "tf32"
     assert compiled.added.path.name == "small-tf32-sm86.plan"
     assert compiled.manifest.notes[0].startswith("fp16 was refused: The plan named fp16 runs")
+
+
+def test_that_a_plan_is_a_fallback_is_recorded_where_it_was_stored_before_too(
+    request_: Request, gpu: AbsentGpu, store: EngineStore, repository: ModelRepository
+) -> None:
+    exact = replace(gpu, runs_in="fp32")
+    tf32 = replace(request_, options=BuildOptions(precision="tf32"))
+    stored = compile_plan(tf32, exact, store, ModelRepository(store.local.root / "other")).manifest
+
+    compiled = compile_plan(replace(request_, fallback=True), exact, store, repository)
+
+    assert compiled.from_store
+    assert len(compiled.refusals) == 1
+    record = json.loads((repository.root / "small_trt-1-sm86.manifest.json").read_text())
+    assert record["notes"] == [*compiled.refusals, *stored.notes]
+    assert record["notes"][0].startswith("fp16 was refused: The plan named fp16 runs")
+
+
+def test_a_served_model_that_is_not_its_source_is_refused_before_anything_is_built(
+    request_: Request, gpu: AbsentGpu, store: EngineStore, repository: ModelRepository
+) -> None:
+    content = another_model(request_.onnx.content)
+    request_.onnx.path.write_bytes(content)
+    wrong = replace(request_, onnx=replace(request_.onnx, content=content), fallback=True)
+    stages: list[str] = []
+
+    with pytest.raises(ServedModelError, match="The served ONNX model drifts"):
+        compile_plan(wrong, gpu, store, repository, report=lambda stage, done: stages.append(stage))
+
+    assert stages == ["Writing fp16 into the graph", "Comparing the ONNX model with its source"]
 
 
 def test_a_blind_gate_does_not_fall_back(
