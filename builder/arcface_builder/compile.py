@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import cache, partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from .plan_repository import AddedPlan, add_plan
 from .plan_standard import plan_standard
 from .plans.builder import BuildOptions, BuiltPlan, build_plan
 from .plans.divergence import first_divergence
-from .plans.gate import Standard, Verdict, gate_crops, judge
+from .plans.gate import Standard, Verdict, gate_crops, judge, objection_to
 from .plans.gpu import Gpu
 from .plans.inspection import LayerPrecisions, check_precision
 from .plans.precision import FALLBACKS, typed_graph
@@ -29,7 +29,7 @@ from .plans.progress import Report
 from .plans.toolkit import is_strongly_typed
 from .repository import ModelRepository
 from .sources import Source
-from .store import EngineIdentity, EngineStore, Parity, PlanManifest, describe_plan
+from .store import EngineIdentity, EngineStore, PlanManifest, StoredEngine, describe_plan
 
 _log = logging.getLogger(__name__)
 
@@ -101,12 +101,14 @@ def compile_plan(
         identity = plan_identity(request.onnx, options, gpu, request.calibration)
         try:
             with store.building(identity):
-                engine = store.fetch(identity)
+                found = store.fetch(identity)
+                engine = _acceptable(found, request.allowed_drift_cosine)
                 from_store = engine is not None
                 if engine is None:
-                    engine = store.put(*_make(request, options, identity, gpu, standard, report))
-                else:
-                    _check_drift(engine.manifest, request.allowed_drift_cosine)
+                    made = _make(request, options, identity, gpu, standard, report)
+                    if found is not None:
+                        store.local.remove(found.manifest)
+                    engine = store.put(*made)
             break
         except (ServedModelError, BlindGateError):
             raise  # no other precision would be judged better
@@ -124,14 +126,15 @@ def compile_plan(
     return Compiled(added, manifest, from_store, tuple(refusals))
 
 
-def _check_drift(manifest: PlanManifest, allowed: float) -> None:
-    """Refuse a stored plan that passed a more lenient gate than this one."""
-    drift = manifest.parity.max_drift_cosine
-    if not drift <= allowed:
-        raise ParityError(
-            f"The stored {manifest.identity.filename} drifts by {drift:.2g} from its source model; "
-            f"expected at most {allowed:g} (validation.max_drift_cosine)."
-        )
+def _acceptable(found: StoredEngine | None, allowed_drift_cosine: float) -> StoredEngine | None:
+    """What the store has, unless it passed a more lenient gate than this one; another build may pass this."""
+    objection = found and objection_to(found.manifest.parity, allowed_drift_cosine)
+    if found is None or objection is None:
+        return found
+    _log.warning(
+        "Miss: the stored %s does not pass this gate, and is built again. %s", found.path.name, objection
+    )
+    return None
 
 
 def _make(
@@ -195,7 +198,6 @@ def _manifest(
     precisions: LayerPrecisions,
     verdict: Verdict,
 ) -> PlanManifest:
-    details = asdict(verdict) | {"batch_sizes": list(verdict.batch_sizes)}  # as JSON has it
     notes: tuple[str, ...] = ()
     if built.workspace_size_mb != request.options.workspace_size_mb:
         notes += (f"out of memory: built with a workspace of {built.workspace_size_mb} MB",)
@@ -207,12 +209,7 @@ def _manifest(
         gpu_name=gpu.name,
         driver_version=gpu.driver_version,
         precisions_used=precisions.layers,
-        parity=Parity(
-            max_drift_cosine=details.pop("max_drift_cosine"),
-            allowed_drift_cosine=details.pop("allowed_drift_cosine"),
-            crops=details.pop("crops"),
-            details=details,
-        ),
+        parity=verdict.to_parity(),
         build_command=request.command,
         tools=tool_versions() | {gpu.trt.__name__: gpu.trt.__version__},
         notes=notes,

@@ -8,7 +8,7 @@ that cannot fail is worthless, it is also shown what must not pass: faults that 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -21,8 +21,10 @@ from arcface_client.golden import largest_drift
 from arcface_client.runtimes.base import Embed, in_batches
 
 from .. import faces
-from ..errors import BlindGateError, ParityError, ServedModelError
+from ..errors import BlindGateError, ParityError, PlanManifestError, ServedModelError
 from ..graph import constant, first_convolution, set_constant
+from ..store import Parity
+from ..store.records import read_record
 from .builder import SMALL_BATCH
 
 LEAST_CROPS: Final = 256
@@ -32,6 +34,9 @@ _CONTROL_CROPS: Final = 32
 _ONNX_BATCH: Final = 8
 
 ANOTHER_MODEL: Final = "another model"
+
+_HEADLINES: Final = ("max_drift_cosine", "allowed_drift_cosine", "crops")
+"""What a manifest says of a verdict outside the details."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +85,22 @@ class Verdict:
                 f"The plan drifts by {self.max_drift_cosine:.2g} from the source model; "
                 f"expected at most {allowed:g} (validation.max_drift_cosine)."
             )
+
+    def to_parity(self) -> Parity:
+        """Its record in a plan's manifest."""
+        details = asdict(self) | {"batch_sizes": list(self.batch_sizes)}  # as JSON has it
+        return Parity(**{name: details.pop(name) for name in _HEADLINES}, details=details)
+
+
+def objection_to(parity: Parity, allowed_drift_cosine: float) -> str | None:
+    """Say what a plan's record has against it by another measure than it was judged by; None if nothing."""
+    values = dict(parity.details) | {name: getattr(parity, name) for name in _HEADLINES}
+    try:
+        verdict = read_record(Verdict, values, "parity")
+        replace(verdict, allowed_drift_cosine=allowed_drift_cosine).check()
+    except (ParityError, PlanManifestError) as error:
+        return str(error)
+    return None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

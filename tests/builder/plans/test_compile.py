@@ -34,6 +34,7 @@ from arcface_builder.plans.builder import BuildOptions
 from arcface_builder.plans.gate import another_model
 from arcface_builder.plans.gpu import Gpu, LoadedPlan
 from arcface_builder.plans.inspection import LayerPrecisions
+from arcface_builder.plans.precision import typed_graph
 from arcface_builder.repository import ModelRepository
 from arcface_builder.sources import OnnxFile
 from arcface_builder.store import EngineStore, LocalStore
@@ -262,13 +263,35 @@ def test_other_calibration_crops_make_another_int8_plan(
     assert first.manifest.identity.digest != second.manifest.identity.digest
 
 
-def test_a_stored_plan_that_passed_a_more_lenient_gate_is_refused(
-    request_: Request, gpu: AbsentGpu, store: EngineStore, repository: ModelRepository
-) -> None:
-    compile_plan(request_, gpu, store, repository)
+def coarse(gpu: AbsentGpu) -> AbsentGpu:
+    """A GPU whose plans drift by about as much as int8 makes them."""
+    return replace(gpu, graph=typed_graph(gpu.graph, "int8", calibration=faces.noise(8)))
 
-    with pytest.raises(ParityError, match=r"The stored small-fp16-sm86\.plan drifts by"):
-        compile_plan(replace(request_, allowed_drift_cosine=0.0), gpu, store, repository)
+
+def test_a_stored_plan_that_passed_a_more_lenient_gate_is_built_again(
+    request_: Request,
+    gpu: AbsentGpu,
+    store: EngineStore,
+    repository: ModelRepository,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lenient = replace(request_, allowed_drift_cosine=0.05)
+    other = ModelRepository(repository.root.parent / "other")
+    drift = compile_plan(lenient, coarse(gpu), store, other).manifest.parity.max_drift_cosine
+    strict = replace(request_, allowed_drift_cosine=drift / 2)
+
+    with pytest.raises(ParityError, match="The plan drifts by"):
+        compile_plan(strict, coarse(gpu), store, repository)
+    assert compile_plan(lenient, coarse(gpu), store, other).from_store  # what is no better replaces nothing
+    again = compile_plan(strict, gpu, store, repository)
+
+    assert "the stored small-fp16-sm86.plan does not pass this gate, and is built again. The plan drifts" in (
+        caplog.text
+    )
+    assert not again.from_store
+    assert again.manifest.parity.max_drift_cosine < drift / 2
+    assert [manifest.parity for manifest in store.manifests()] == [again.manifest.parity]
+    assert compile_plan(strict, gpu, store, repository).from_store
 
 
 def test_a_fleet_is_assembled_from_the_store_without_a_gpu(

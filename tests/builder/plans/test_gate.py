@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,11 +19,13 @@ from arcface_builder.plans.gate import (
     another_model,
     gate_crops,
     judge,
+    objection_to,
     standard_of,
 )
 from arcface_builder.plans.precision import typed_graph
 from arcface_builder.reference import ReferenceEmbedder
 from arcface_builder.source_model import SourceModel
+from arcface_builder.store import Parity
 from arcface_client.contract import INPUT_NAME, Crops, Embeddings
 from arcface_client.runtimes.base import Embed
 from photograph import face_crops
@@ -34,6 +38,19 @@ def embedder(graph: bytes) -> Embed:
         return loaded.run(None, {INPUT_NAME: crops})[0]  # type: ignore[no-any-return]
 
     return embed
+
+
+VERDICT = Verdict(
+    max_drift_cosine=0.0003,
+    allowed_drift_cosine=0.001,
+    source_to_onnx=1e-9,
+    onnx_to_plan=0.0003,
+    between_batches=1e-9,
+    crops=256,
+    batch_sizes=(1, 4, 16, 32),
+    controls={ANOTHER_MODEL: 0.1},
+    source="source file",
+)
 
 
 @pytest.fixture(scope="module")
@@ -209,3 +226,31 @@ def test_generated_crops_fill_up_real_ones(crops: Crops) -> None:
     assert crops.shape == (256, 112, 112, 3)
     assert np.array_equal(crops[:6], face_crops())
     assert len(gate_crops(np.zeros((300, 112, 112, 3), np.uint8))) == 300
+
+
+@pytest.mark.parametrize(
+    ("changes", "allowed", "objection"),
+    [
+        ({}, 0.001, None),
+        ({}, 0.0002, "The plan drifts by 0.0003 from the source model"),
+        ({"between_batches": 0.0004}, 0.0003, "with its place in a batch"),
+        ({"source_to_onnx": 0.002}, 0.001, "The served ONNX model drifts by 0.002"),
+        ({}, 0.2, "The gate is blind: another model makes a drift of 0.1"),
+        ({"max_drift_cosine": float("nan")}, 0.001, "The plan drifts by nan"),
+    ],
+)
+def test_a_recorded_verdict_is_held_against_another_tolerance(
+    changes: dict[str, Any], allowed: float, objection: str | None
+) -> None:
+    verdict = replace(VERDICT, **changes)
+
+    found = objection_to(verdict.to_parity(), allowed)
+
+    assert (found is None) == (objection is None)
+    assert objection is None or objection in str(found)
+
+
+def test_a_record_that_lacks_what_the_gate_measured_is_objected_to() -> None:
+    bare = Parity(max_drift_cosine=1e-5, allowed_drift_cosine=1e-3, crops=256)
+
+    assert "lacks batch_sizes, between_batches, controls" in str(objection_to(bare, 0.001))
