@@ -14,6 +14,7 @@ from .plans.builder import MIN_BATCH_SIZE, BuildOptions
 from .plans.gpu import Gpu
 from .plans.toolkit import can_be_hardware_compatible
 from .store import EngineIdentity
+from .store.identity import CALIBRATION, GPU_MODEL
 
 _TYPED_BY_ONNX_RUNTIME: Final = ("fp16", "bf16", "int8")
 
@@ -33,11 +34,11 @@ def plan_identity(
     """
     settings = options.settings()
     if not (options.hardware_compatible and can_be_hardware_compatible(gpu.trt)):
-        settings |= {"hardware_compatible": False, "gpu": gpu.name}
+        settings |= {"hardware_compatible": False, GPU_MODEL: gpu.name}
     if options.precision in _TYPED_BY_ONNX_RUNTIME:
         settings["onnxruntime"] = onnxruntime.__version__
     if options.precision == "int8" and calibration is not None:
-        settings["calibration"] = hashlib.sha256(calibration.tobytes()).hexdigest()[:12]
+        settings[CALIBRATION] = hashlib.sha256(calibration.tobytes()).hexdigest()[:12]
     return EngineIdentity(
         model=onnx.name,
         onnx_sha256=onnx.sha256,

@@ -108,6 +108,7 @@ def _run(arguments: argparse.Namespace) -> int:
             repository,
             tensorrt_version=arguments.tensorrt_version,
             instances=settings.instances,
+            allowed_drift_cosine=settings.max_drift_cosine,
         )
         return _report(added, {}, as_json=arguments.json)
     gpu = gpu_at_hand()

@@ -313,6 +313,27 @@ def test_a_fleet_is_assembled_from_the_store_without_a_gpu(
         assemble(request_.onnx, request_.options, ["8.6"], store, repository, tensorrt_version="8.5.3.1")
 
 
+def test_a_fleet_is_assembled_by_the_gates_tolerance(
+    request_: Request,
+    gpu: AbsentGpu,
+    store: EngineStore,
+    repository: ModelRepository,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lenient = replace(request_, allowed_drift_cosine=0.05)
+    compile_plan(lenient, coarse(gpu), store, ModelRepository(store.local.root / "86"))
+    monkeypatch.setenv("ARCFACE_CACHE_DIR", str(store.local.root))
+    command = arguments(repository, "--cc", "8.6", "--from-store")
+
+    monkeypatch.setenv("ARCFACE_VALIDATION_MAX_DRIFT_COSINE", "1e-5")
+    assert main(command) == 1
+    assert "not taken: small-fp16-sm86.plan: The plan drifts by" in capsys.readouterr().err
+
+    monkeypatch.setenv("ARCFACE_VALIDATION_MAX_DRIFT_COSINE", "0.05")
+    assert main(command) == 0
+
+
 def test_a_manifest_leads_back_to_the_source(repository: ModelRepository, source: Path) -> None:
     manifest = json.loads(repository.manifest_path("small_onnx", 1).read_text())
 

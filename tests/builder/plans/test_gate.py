@@ -28,6 +28,7 @@ from arcface_builder.source_model import SourceModel
 from arcface_builder.store import Parity
 from arcface_client.contract import INPUT_NAME, Crops, Embeddings
 from arcface_client.runtimes.base import Embed
+from engines import VERDICT
 from photograph import face_crops
 
 
@@ -38,19 +39,6 @@ def embedder(graph: bytes) -> Embed:
         return loaded.run(None, {INPUT_NAME: crops})[0]  # type: ignore[no-any-return]
 
     return embed
-
-
-VERDICT = Verdict(
-    max_drift_cosine=0.0003,
-    allowed_drift_cosine=0.001,
-    source_to_onnx=1e-9,
-    onnx_to_plan=0.0003,
-    between_batches=1e-9,
-    crops=256,
-    batch_sizes=(1, 4, 16, 32),
-    controls={ANOTHER_MODEL: 0.1},
-    source="source file",
-)
 
 
 @pytest.fixture(scope="module")
