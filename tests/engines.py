@@ -56,7 +56,7 @@ def manifest(content: bytes | None = None, of: EngineIdentity = IDENTITY, **chan
         **describe_plan(content),
         "created": "2026-11-22T20:00:00+00:00",
         "gpu_name": "NVIDIA A10",
-        "driver_version": "595.58.03",
+        "driver_version": "13.0",
         "precisions_used": {"Half": 121, "Float": 2},
         "parity": Parity(max_drift_cosine=1.3e-5, allowed_drift_cosine=1e-3, crops=256),
         "build_command": "arcface-builder compile --name arcface_r100 --precision fp16",

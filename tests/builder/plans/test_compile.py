@@ -32,7 +32,7 @@ from arcface_builder.graph import session
 from arcface_builder.onnx_version import find_onnx
 from arcface_builder.plans.builder import BuildOptions
 from arcface_builder.plans.gate import another_model
-from arcface_builder.plans.gpu import Gpu, LoadedPlan
+from arcface_builder.plans.gpu import Gpu
 from arcface_builder.plans.inspection import LayerPrecisions
 from arcface_builder.plans.precision import typed_graph
 from arcface_builder.repository import ModelRepository
@@ -40,6 +40,7 @@ from arcface_builder.sources import OnnxFile
 from arcface_builder.store import EngineStore, LocalStore
 from arcface_client.contract import INPUT_NAME, Crops, Embeddings
 from arcface_client.errors import ManifestError, ModelNotFoundError
+from arcface_client.runtimes.base import Runtime
 from exports import small_arcface
 
 
@@ -55,14 +56,12 @@ class AbsentGpu(Gpu):
         return (LayerPrecisions({self.runs_in: 2}, {self.runs_in: 2}),)
 
     @contextmanager
-    def load(self, path: Path) -> Iterator[LoadedPlan]:
+    def load(self, path: Path) -> Iterator[Runtime]:
         wrong = path.stat().st_size < self.wrong_below
         yield OnnxInstead(another_model(self.graph) if wrong else self.graph)
 
 
 class OnnxInstead:
-    max_batch_size = 32
-
     def __init__(self, graph: bytes) -> None:
         self._session = session(graph)
 
