@@ -15,6 +15,7 @@ import numpy as np
 from arcface_client.commandline import DONE, progress, stages
 from arcface_client.contract import Crops
 from arcface_client.images import find_images, read_crop
+from arcface_client.layers import variable
 from arcface_client.names import onnx_model
 from arcface_client.tensorrt_settings import DEFAULT_PATH, TensorRtSettings, load_tensorrt_settings
 
@@ -32,6 +33,13 @@ from ..store import PRECISIONS, open_store
 from .sources import source_of
 
 _MOST_CROPS: Final = 1024  # of a folder: more makes no better ranges
+
+_WITHOUT_FLAG: Final = (
+    "tensorrt.hardware_compatible",
+    "tensorrt.small_batch_profile",
+    "validation.max_drift_cosine",
+)
+"""The settings of a plan and its gate that only a file or the environment can say."""
 
 _EPILOG: Final = f"""\
 examples:
@@ -175,10 +183,14 @@ def _crops(folder: Path | None) -> Crops | None:
 
 
 def _command(arguments: argparse.Namespace, onnx: OnnxVersion, settings: TensorRtSettings) -> str:
-    command = ["arcface-builder", "compile", "--name", onnx.name, "--version", str(onnx.version)]
+    """What makes the same plan again, whatever a file or the environment say then."""
+    command = [
+        f"{variable(key)}={str(getattr(settings, key.rpartition('.')[2])).lower()}" for key in _WITHOUT_FLAG
+    ]
+    command += ["arcface-builder", "compile", "--name", onnx.name, "--version", str(onnx.version)]
+    command += ["--repository", str(arguments.repository)]
     command += ["--precision", settings.precision, "--max-batch-size", str(settings.max_batch_size)]
-    if settings.opt_batch_size:
-        command += ["--opt-batch-size", str(settings.opt_batch_size)]
+    command += ["--opt-batch-size", str(settings.opt_batch_size or settings.max_batch_size)]
     command += ["--workspace-size-mb", str(settings.workspace_size_mb)]
     if arguments.calibration_dir:
         command += ["--calibration-dir", str(arguments.calibration_dir)]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -41,6 +42,7 @@ from arcface_builder.store import EngineStore, LocalStore
 from arcface_client.contract import INPUT_NAME, Crops, Embeddings
 from arcface_client.errors import ManifestError, ModelNotFoundError
 from arcface_client.runtimes.base import Runtime
+from arcface_client.tensorrt_settings import load_tensorrt_settings
 from exports import small_arcface
 
 
@@ -501,3 +503,32 @@ def test_the_command_compiles_with_a_folder_of_crops_and_tells_it_as_json(
 
     assert main(command) == 0
     assert capsys.readouterr().out.startswith("small-fp16-sm86.plan already in small_trt version 1\n")
+
+
+def test_the_recorded_command_makes_the_same_plan_again(
+    repository: ModelRepository,
+    gpu: AbsentGpu,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("arcface_builder.commands.compile.gpu_at_hand", lambda: gpu)
+    monkeypatch.setenv("ARCFACE_CACHE_DIR", str(tmp_path / "cache"))
+    config = tmp_path / "other.yaml"
+    config.write_text(
+        "tensorrt: {hardware_compatible: false, small_batch_profile: false, opt_batch_size: 8}\n"
+        "validation: {max_drift_cosine: 0.002}\n"
+    )
+    assert main(arguments(repository, "--config", str(config), "--json")) == 0
+    first = json.loads(capsys.readouterr().out)["manifest"]
+
+    words = shlex.split(first["build_command"])
+    start = words.index("arcface-builder")
+    for name, value in (word.split("=") for word in words[:start]):
+        monkeypatch.setenv(name, value)
+    assert main([*words[start + 1 :], "--json"]) == 0
+
+    second = json.loads(capsys.readouterr().out)
+    assert second["from_store"]
+    assert second["manifest"] == first
+    assert load_tensorrt_settings().max_drift_cosine == 0.002
