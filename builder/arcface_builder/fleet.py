@@ -25,9 +25,9 @@ def assemble(
     store: EngineStore,
     repository: ModelRepository,
     *,
+    allowed_drift_cosine: float = MAX_DRIFT_COSINE,
     tensorrt_version: str | None = None,
     instances: int = 2,
-    allowed_drift_cosine: float = MAX_DRIFT_COSINE,
 ) -> list[AddedPlan]:
     """Put stored plans for several architectures into the repository, all by one TensorRT.
 
@@ -37,9 +37,9 @@ def assemble(
         capabilities: Compute capabilities, as "8.6".
         store: Where they are.
         repository: Where they go.
+        allowed_drift_cosine: The gate's tolerance, which they must pass whatever they passed then.
         tensorrt_version: The TensorRT of the server; None takes the newest that has them all.
         instances: Copies that Triton runs side by side on each GPU.
-        allowed_drift_cosine: The gate's tolerance, which they must pass whatever they passed then.
 
     Raises:
         CompileError: A plan is missing; nothing was put into the repository.
