@@ -314,6 +314,23 @@ def test_a_fleet_is_assembled_from_the_store_without_a_gpu(
         assemble(request_.onnx, request_.options, ["8.6"], store, repository, tensorrt_version="8.5.3.1")
 
 
+def test_a_fleet_of_plans_for_one_gpu_model_each_is_assembled_with_a_warning(
+    request_: Request,
+    gpu: AbsentGpu,
+    store: EngineStore,
+    repository: ModelRepository,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    options = BuildOptions(hardware_compatible=False)
+    compile_plan(replace(request_, options=options), gpu, store, ModelRepository(store.local.root / "86"))
+
+    with pytest.raises(CompileError, match="hardware_compatible False, not True"):
+        assemble(request_.onnx, request_.options, ["8.6"], store, repository)
+    assemble(request_.onnx, options, ["8.6"], store, repository)
+
+    assert "small-fp16-sm86.plan is for absent alone, not for all of sm86" in caplog.text
+
+
 def test_a_fleet_is_assembled_by_the_gates_tolerance(
     request_: Request,
     gpu: AbsentGpu,
