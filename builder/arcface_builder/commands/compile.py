@@ -132,7 +132,11 @@ def _run(arguments: argparse.Namespace) -> int:
     store = open_store(settings.engine_s3_bucket, endpoint_url=arguments.endpoint_url)
     with stages(f"{onnx.name} {options.precision}") as report:
         compiled = compile_plan(request, gpu, store, repository, instances=settings.instances, report=report)
-    found = {"from_store": compiled.from_store, "manifest": asdict(compiled.manifest)}
+    found = {
+        "from_store": compiled.from_store,
+        "refusals": compiled.refusals,
+        "manifest": asdict(compiled.manifest),
+    }
     return _report([compiled.added], found, as_json=arguments.json)
 
 

@@ -549,3 +549,22 @@ def test_the_recorded_command_makes_the_same_plan_again(
     assert second["from_store"]
     assert second["manifest"] == first
     assert load_tensorrt_settings().max_drift_cosine == 0.002
+
+
+def test_the_command_tells_what_was_refused(
+    repository: ModelRepository,
+    gpu: AbsentGpu,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    exact = replace(gpu, runs_in="fp32")
+    monkeypatch.setattr("arcface_builder.commands.compile.gpu_at_hand", lambda: exact)
+    monkeypatch.setenv("ARCFACE_CACHE_DIR", str(tmp_path / "cache"))
+
+    assert main(arguments(repository, "--fallback-precision", "--json")) == 0
+
+    told = json.loads(capsys.readouterr().out)
+    (refusal,) = told["refusals"]
+    assert refusal.startswith("fp16 was refused: The plan named fp16 runs its convolutions otherwise")
+    assert told["plans"][0]["path"].endswith("small-tf32-sm86.plan")
