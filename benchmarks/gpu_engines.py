@@ -16,7 +16,6 @@ import onnxruntime
 from arcface_builder import faces
 from arcface_builder.build import build
 from arcface_builder.compile import Compiled, Request, compile_plan
-from arcface_builder.errors import RepositoryError
 from arcface_builder.onnx_version import OnnxVersion, find_onnx
 from arcface_builder.plans.builder import BuildOptions
 from arcface_builder.plans.gpu import Gpu
@@ -24,6 +23,7 @@ from arcface_builder.repository import ModelRepository
 from arcface_builder.sources import Synthetic
 from arcface_builder.store import EngineStore, LocalStore
 from arcface_client.contract import Crops
+from arcface_client.errors import ModelNotFoundError
 from arcface_client.golden import largest_drift
 from arcface_client.runtimes.base import in_batches
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
@@ -44,7 +44,7 @@ def serving_model(network: str, work: Path) -> OnnxVersion:
     name, folder = f"arcface_{network}", work / network
     try:
         return find_onnx(ModelRepository(folder), name)
-    except RepositoryError:
+    except ModelNotFoundError:
         build(Synthetic(network), name=name, repository=folder)
         return find_onnx(ModelRepository(folder), name)
 

@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 from typing import Any
 
+from arcface_builder.plans.gate import ANOTHER_MODEL, Verdict
 from arcface_builder.store import EngineIdentity, Parity, PlanManifest, describe_plan
 
 IDENTITY = EngineIdentity(
@@ -19,6 +20,19 @@ IDENTITY = EngineIdentity(
     max_batch_size=32,
     settings={"workspace_size_mb": 1024, "hardware_compatibility": True},
 )
+
+VERDICT = Verdict(
+    max_drift_cosine=0.0003,
+    allowed_drift_cosine=0.001,
+    source_to_onnx=1e-9,
+    onnx_to_plan=0.0003,
+    between_batches=1e-9,
+    crops=256,
+    batch_sizes=(1, 4, 16, 32),
+    controls={ANOTHER_MODEL: 0.1},
+    source="source file",
+)
+"""What the gate says of a good plan."""
 
 
 def identity(**changes: Any) -> EngineIdentity:
@@ -42,7 +56,7 @@ def manifest(content: bytes | None = None, of: EngineIdentity = IDENTITY, **chan
         **describe_plan(content),
         "created": "2026-11-22T20:00:00+00:00",
         "gpu_name": "NVIDIA A10",
-        "driver_version": "595.58.03",
+        "driver_version": "13.0",
         "precisions_used": {"Half": 121, "Float": 2},
         "parity": Parity(max_drift_cosine=1.3e-5, allowed_drift_cosine=1e-3, crops=256),
         "build_command": "arcface-builder compile --name arcface_r100 --precision fp16",

@@ -24,14 +24,12 @@ class Model:
         repository: The repository.
         onnx: The model in it.
         source: What it was built from.
-        source_sha256: SHA-256 of that.
         crops: What plans are judged on; None leaves it to the gate.
     """
 
     repository: ModelRepository
     onnx: OnnxVersion
     source: Source
-    source_sha256: str
     crops: Crops | None = None
 
     def request(self, options: BuildOptions, **changes: Any) -> Request:
@@ -41,16 +39,15 @@ class Model:
             "options": options,
             "calibration": self.crops,
             "source": self.source,
-            "source_sha256": self.source_sha256,
         }
         return Request(**(values | changes))
 
 
 def publish(source: Source, name: str, folder: Path, crops: Crops | None = None) -> Model:
     """Build the ONNX model of a source."""
-    built = build(source, name=name, repository=folder)
+    build(source, name=name, repository=folder)
     repository = ModelRepository(folder)
-    return Model(repository, find_onnx(repository, name), source, built.manifest.source.sha256, crops)
+    return Model(repository, find_onnx(repository, name), source, crops)
 
 
 def build_seconds(compiled: Compiled) -> float:

@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import tempfile
-from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import cache, partial
 from pathlib import Path
 from typing import Final
 
 from arcface_client.contract import Crops
-from arcface_client.errors import ArcFaceError
-from arcface_client.runtimes.base import Embed
-from arcface_client.runtimes.onnxruntime import OnnxRuntime
 
-from .errors import BlindGateError, ParityError, PrecisionError
-from .graph import session
+from .errors import BlindGateError, ParityError, PrecisionError, ServedModelError
 from .manifest import tool_versions
 from .onnx_version import OnnxVersion
+from .plan_identity import plan_identity
 from .plan_repository import AddedPlan, add_plan
-from .plans.builder import MIN_BATCH_SIZE, BuildOptions, BuiltPlan, build_plan
+from .plan_standard import plan_standard
+from .plans.builder import BuildOptions, BuiltPlan, build_plan
 from .plans.divergence import first_divergence
-from .plans.gate import Verdict, another_model, gate_crops, judge
+from .plans.gate import Standard, Verdict, gate_crops, judge, objection_to
 from .plans.gpu import Gpu
 from .plans.inspection import LayerPrecisions, check_precision
 from .plans.precision import FALLBACKS, typed_graph
 from .plans.progress import Report
 from .plans.toolkit import is_strongly_typed
-from .reference import ReferenceEmbedder
 from .repository import ModelRepository
 from .sources import Source
-from .store import EngineIdentity, EngineStore, Parity, PlanManifest, StoredEngine, describe_plan
+from .store import EngineIdentity, EngineStore, PlanManifest, StoredEngine, describe_plan
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +47,6 @@ class Request:
         allowed_drift_cosine: Largest drift that the gate lets pass.
         calibration: Real crops: for int8's ranges, and for the gate.
         source: The source model, for the gate's third point; without it there are two.
-        source_sha256: What the ONNX model's manifest says of it.
         command: The command line that asked, for the record.
     """
 
@@ -60,7 +56,6 @@ class Request:
     allowed_drift_cosine: float = 0.001
     calibration: Crops | None = None
     source: Source | None = None
-    source_sha256: str | None = None
     command: str = "arcface-builder compile"
 
 
@@ -70,13 +65,15 @@ class Compiled:
 
     Attributes:
         added: Where it is.
-        manifest: What it is.
+        manifest: What it is; this repository's record of it, whose notes begin with the refusals.
         from_store: Whether it had been built before.
+        refusals: Why more compact precisions were not taken, each with its reason.
     """
 
     added: AddedPlan
     manifest: PlanManifest
     from_store: bool
+    refusals: tuple[str, ...] = ()
 
 
 def compile_plan(
@@ -92,24 +89,28 @@ def compile_plan(
 
     Raises:
         CompileError: The plan cannot be built, or does not run in its precision.
-        ParityError: It does not give the source model's embeddings; nothing was stored.
+        ParityError: It does not give the source model's embeddings, or the ONNX model does not; nothing was
+            stored.
         BuilderError: The store or the repository cannot be used.
     """
     refusals: list[str] = []
+    standard = cache(partial(plan_standard, request.onnx, request.source, request.calibration))
     precision = request.options.precision
     while True:
         options = replace(request.options, precision=precision)
-        identity = _identity(request, options, gpu)
+        identity = plan_identity(request.onnx, options, gpu, request.calibration)
         try:
             with store.building(identity):
-                engine = store.fetch(identity)
+                found = store.fetch(identity)
+                engine = _acceptable(found, request.allowed_drift_cosine)
                 from_store = engine is not None
                 if engine is None:
-                    engine = _make(request, options, identity, gpu, store, tuple(refusals), report)
-                else:
-                    _check_drift(engine.manifest, request.allowed_drift_cosine)
+                    made = _make(request, options, identity, gpu, standard, report)
+                    if found is not None:
+                        store.local.remove(found.manifest)
+                    engine = store.put(*made)
             break
-        except BlindGateError:
+        except (ServedModelError, BlindGateError):
             raise  # no other precision would be judged better
         except (ParityError, PrecisionError) as error:
             if not request.fallback or precision not in FALLBACKS:
@@ -117,35 +118,23 @@ def compile_plan(
             refusals.append(f"{precision} was refused: {error}")
             precision = FALLBACKS[precision]
             _log.warning("%s Falling back to %s.", error, precision)
-    added = add_plan(repository, engine, version=request.onnx.version, instances=instances)
-    return Compiled(added, engine.manifest, from_store)
-
-
-def _check_drift(manifest: PlanManifest, allowed: float) -> None:
-    """Refuse a stored plan that passed a more lenient gate than this one."""
-    drift = manifest.parity.max_drift_cosine
-    if not drift <= allowed:
-        raise ParityError(
-            f"The stored {manifest.identity.filename} drifts by {drift:.2g} from its source model; "
-            f"expected at most {allowed:g} (validation.max_drift_cosine)."
-        )
-
-
-def _identity(request: Request, options: BuildOptions, gpu: Gpu) -> EngineIdentity:
-    settings = options.settings()
-    if options.precision == "int8" and request.calibration is not None:
-        settings["calibration"] = hashlib.sha256(request.calibration.tobytes()).hexdigest()[:12]
-    return EngineIdentity(
-        model=request.onnx.name,
-        onnx_sha256=request.onnx.sha256,
-        tensorrt_version=gpu.trt.__version__,
-        sm=gpu.sm,
-        precision=options.precision,
-        min_batch_size=MIN_BATCH_SIZE,
-        opt_batch_size=options.tuned_for,
-        max_batch_size=options.max_batch_size,
-        settings=settings,
+    # Of this repository, not of the plan: that may have been stored by who asked for no other precision.
+    manifest = replace(engine.manifest, notes=(*refusals, *engine.manifest.notes))
+    added = add_plan(
+        repository, replace(engine, manifest=manifest), version=request.onnx.version, instances=instances
     )
+    return Compiled(added, manifest, from_store, tuple(refusals))
+
+
+def _acceptable(found: StoredEngine | None, allowed_drift_cosine: float) -> StoredEngine | None:
+    """What the store has, unless it passed a more lenient gate than this one; another build may pass this."""
+    objection = found and objection_to(found.manifest.parity, allowed_drift_cosine)
+    if found is None or objection is None:
+        return found
+    _log.warning(
+        "Miss: the stored %s does not pass this gate, and is built again. %s", found.path.name, objection
+    )
+    return None
 
 
 def _make(
@@ -153,11 +142,10 @@ def _make(
     options: BuildOptions,
     identity: EngineIdentity,
     gpu: Gpu,
-    store: EngineStore,
-    notes: tuple[str, ...],
+    standard: Callable[[], Standard],
     report: Report,
-) -> StoredEngine:
-    """Build a plan, prove it, and store it."""
+) -> tuple[bytes, PlanManifest]:
+    """Build a plan and prove it."""
 
     def typed(precision: str) -> bytes:
         return typed_graph(
@@ -169,61 +157,37 @@ def _make(
 
     report(f"Writing {options.precision} into the graph", None)
     graph = typed(options.precision)
+    report("Comparing the ONNX model with its source", None)
+    standard().check(request.allowed_drift_cosine)
     built = build_plan(gpu.trt, graph, options, report=report, target_sm=gpu.target_sm, free_mb=gpu.free_mb)
     report("Inspecting the plan", None)
     precisions = gpu.inspect(built.plan)
     for profile in precisions:
         check_precision(profile, options.precision)
     report("Comparing the plan with its source", None)
-    verdict = _verdict(request, options, gpu, built)
+    verdict = _verdict(request, options, gpu, built, standard())
     try:
         verdict.check()
-    except BlindGateError:
-        raise
     except ParityError as error:
         crops = gate_crops(request.calibration)[:_DIVERGENCE_CROPS]
-        divergence = first_divergence(typed("fp32"), graph, crops, options.precision)
-        where = str(divergence or "its graph is sound in ONNX Runtime, so TensorRT's build is at fault")
-        raise ParityError(f"{error} In {options.precision}, {where}.") from error
-    return store.put(built.plan, _manifest(request, identity, gpu, built, precisions[0], verdict, notes))
+        where = first_divergence(typed("fp32"), graph, crops, options.precision)
+        raise ParityError(f"{error} Nothing was stored. In {options.precision}, {where}.") from error
+    return built.plan, _manifest(request, identity, gpu, built, precisions[0], verdict)
 
 
-def _verdict(request: Request, options: BuildOptions, gpu: Gpu, built: BuiltPlan) -> Verdict:
-    crops = gate_crops(request.calibration)
-    with closing(OnnxRuntime(request.onnx.path)) as served, tempfile.TemporaryDirectory() as folder:
-        another = session(another_model(request.onnx.content))
-        source, source_name = _source(request, served.embed)
+def _verdict(
+    request: Request, options: BuildOptions, gpu: Gpu, built: BuiltPlan, standard: Standard
+) -> Verdict:
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "candidate.plan"
         path.write_bytes(built.plan)
         with gpu.load(path) as plan:
             return judge(
-                source,
-                served.embed,
                 plan.embed,
-                crops,
+                standard,
                 max_batch_size=options.max_batch_size,
-                another=lambda batch: another.run(None, {another.get_inputs()[0].name: batch})[0],
                 allowed_drift_cosine=request.allowed_drift_cosine,
-                source_name=source_name,
             )
-
-
-def _source(request: Request, served: Embed) -> tuple[Embed, str]:
-    """The first of the three points: the source model, or the served one where the source is not at hand."""
-    if request.source is not None:
-        try:
-            source = request.source.load()
-        except (ArcFaceError, OSError) as error:
-            _log.warning("The source model is not at hand (%s); comparing with the ONNX model alone.", error)
-        else:
-            if source.origin.sha256 == request.source_sha256:
-                reference = ReferenceEmbedder(source)
-                return reference.embed, reference.runs
-            _log.warning(
-                "%s is not what the ONNX model was built from; comparing with the ONNX model alone.",
-                source.origin.name,
-            )
-    return served, "served ONNX model"
 
 
 def _manifest(
@@ -233,9 +197,8 @@ def _manifest(
     built: BuiltPlan,
     precisions: LayerPrecisions,
     verdict: Verdict,
-    notes: tuple[str, ...],
 ) -> PlanManifest:
-    details = asdict(verdict) | {"batch_sizes": list(verdict.batch_sizes)}  # as JSON has it
+    notes: tuple[str, ...] = ()
     if built.workspace_size_mb != request.options.workspace_size_mb:
         notes += (f"out of memory: built with a workspace of {built.workspace_size_mb} MB",)
     notes += (f"built in {built.build_s:.1f} s, timing cache {built.timing_cache}",)
@@ -246,12 +209,7 @@ def _manifest(
         gpu_name=gpu.name,
         driver_version=gpu.driver_version,
         precisions_used=precisions.layers,
-        parity=Parity(
-            max_drift_cosine=details.pop("max_drift_cosine"),
-            allowed_drift_cosine=details.pop("allowed_drift_cosine"),
-            crops=details.pop("crops"),
-            details=details,
-        ),
+        parity=verdict.to_parity(),
         build_command=request.command,
         tools=tool_versions() | {gpu.trt.__name__: gpu.trt.__version__},
         notes=notes,

@@ -24,6 +24,7 @@
         │   ├── WorkspaceError (DeploymentError)   TensorRT ran out of memory
         │   └── PrecisionError                 the plan does not run in the precision that it is named after
         └── ParityError                        a model's embeddings differ from its source's
+            ├── ServedModelError               of the served ONNX model's, whatever the plan
             └── BlindGateError                 the comparison could not have told a wrong model apart
 """
 
@@ -114,6 +115,10 @@ class PrecisionError(CompileError):
 
 class ParityError(BuilderError):
     """A model's embeddings differ from the source model's."""
+
+
+class ServedModelError(ParityError):
+    """A served ONNX model's embeddings differ from its source's, so that no plan of it can be right."""
 
 
 class BlindGateError(ParityError):

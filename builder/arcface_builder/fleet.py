@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from .errors import CompileError
 from .onnx_version import OnnxVersion
 from .plan_repository import AddedPlan, add_plan
-from .plans.builder import BuildOptions
+from .plans.builder import MIN_BATCH_SIZE, BuildOptions
+from .plans.gate import MAX_DRIFT_COSINE, objection_to
 from .repository import ModelRepository
 from .store import EngineStore, PlanManifest, sm_of
+from .store.identity import CALIBRATION, GPU_MODEL, Setting
+
+_log = logging.getLogger(__name__)
 
 
 def assemble(
@@ -19,6 +25,7 @@ def assemble(
     store: EngineStore,
     repository: ModelRepository,
     *,
+    allowed_drift_cosine: float = MAX_DRIFT_COSINE,
     tensorrt_version: str | None = None,
     instances: int = 2,
 ) -> list[AddedPlan]:
@@ -26,10 +33,11 @@ def assemble(
 
     Args:
         onnx: The model that the plans were built from.
-        options: Precision and batch sizes that they must have.
+        options: Precision, batch sizes and settings that they must have.
         capabilities: Compute capabilities, as "8.6".
         store: Where they are.
         repository: Where they go.
+        allowed_drift_cosine: The gate's tolerance, which they must pass whatever they passed then.
         tensorrt_version: The TensorRT of the server; None takes the newest that has them all.
         instances: Copies that Triton runs side by side on each GPU.
 
@@ -38,7 +46,22 @@ def assemble(
         BuilderError: The store or the repository cannot be used.
     """
     wanted = [sm_of(capability) for capability in capabilities]
-    chosen = choose(store.manifests(), onnx, options, wanted, tensorrt_version)
+    chosen = choose(
+        store.manifests(),
+        onnx,
+        options,
+        wanted,
+        tensorrt_version,
+        allowed_drift_cosine=allowed_drift_cosine,
+    )
+    for manifest in chosen:
+        if model := manifest.identity.settings.get(GPU_MODEL):
+            _log.warning(
+                "%s is for %s alone, not for all of sm%s",
+                manifest.identity.filename,
+                model,
+                manifest.identity.sm,
+            )
     engines = [(manifest, store.pull(manifest.identity)) for manifest in chosen]
     gone = [manifest.identity.filename for manifest, engine in engines if engine is None]
     if gone:
@@ -56,40 +79,77 @@ def choose(
     options: BuildOptions,
     wanted: Sequence[str],
     tensorrt_version: str | None = None,
+    *,
+    allowed_drift_cosine: float = MAX_DRIFT_COSINE,
 ) -> list[PlanManifest]:
-    """Choose a plan for each architecture, the newest of each, all by one TensorRT.
+    """Choose a plan for each architecture, the newest of each, all by one TensorRT and of one calibration.
 
     Raises:
         CompileError: No TensorRT has them all; the message says what the best one lacks.
     """
-    by_version: dict[str, dict[str, PlanManifest]] = {}
+    sets: dict[tuple[str, Setting], dict[str, PlanManifest]] = {}
+    passed_over: list[_PassedOver] = []
     for manifest in sorted(stored, key=lambda manifest: manifest.created_at, reverse=True):
         identity = manifest.identity
-        fits = (identity.model, identity.onnx_sha256, identity.precision) == (
-            onnx.name,
-            onnx.sha256,
-            options.precision,
-        ) and (identity.opt_batch_size, identity.max_batch_size) == (
-            options.tuned_for,
-            options.max_batch_size,
-        )
-        if fits and tensorrt_version in (None, identity.tensorrt_version):
-            by_version.setdefault(identity.tensorrt_version, {}).setdefault(identity.sm, manifest)
-    newest_first = sorted(by_version, key=_numbers, reverse=True)
-    for version in newest_first:
-        plans = by_version[version]
+        if identity.model != onnx.name or tensorrt_version not in (None, identity.tensorrt_version):
+            continue
+        if objections := _objections(manifest, onnx, options, allowed_drift_cosine):
+            passed_over.append(
+                (identity.sm, len(objections), f"{identity.filename}: {', '.join(objections)}")
+            )
+            continue
+        kind = identity.tensorrt_version, identity.settings.get(CALIBRATION)
+        sets.setdefault(kind, {}).setdefault(identity.sm, manifest)
+    newest_first = sorted(sets, key=lambda kind: _numbers(kind[0]), reverse=True)
+    for kind in newest_first:
+        plans = sets[kind]
         if plans.keys() >= set(wanted):
             return [plans[sm] for sm in wanted]
     asked = f"{options.precision} plans of {onnx.name} version {onnx.version}, batch {options.max_batch_size}"
-    best = max(newest_first, key=lambda version: len(by_version[version].keys() & set(wanted)), default=None)
+    best = max(newest_first, key=lambda kind: len(sets[kind].keys() & set(wanted)), default=None)
+    missing = [sm for sm in wanted if best is None or sm not in sets[best]]
+    nearest = _nearest(passed_over, missing)
     if best is None:
         by = f" by TensorRT {tensorrt_version}" if tensorrt_version else ""
-        raise CompileError(f"The store has no {asked}{by}; run `arcface-builder compile` on each GPU first.")
-    missing = ", ".join(f"sm{sm}" for sm in wanted if sm not in by_version[best])
+        raise CompileError(
+            f"The store has no {asked}{by}{nearest}; run `arcface-builder compile` on each GPU first."
+        )
+    calibrated = " with one calibration" if best[1] is not None else ""
     raise CompileError(
-        f"The store has {asked}, by TensorRT {best} at best, without {missing}; "
+        f"The store has {asked}, by TensorRT {best[0]}{calibrated} at best, without "
+        f"{', '.join(f'sm{sm}' for sm in missing)}{nearest}; "
         "run `arcface-builder compile` on such a GPU first."
     )
+
+
+_PassedOver = tuple[str, int, str]
+"""A plan that is not what is wanted: its SM, how much is against it, and what."""
+
+
+def _objections(
+    manifest: PlanManifest, onnx: OnnxVersion, options: BuildOptions, allowed_drift_cosine: float
+) -> list[str]:
+    """What is against a plan of the model: all that ``compile`` would build or judge otherwise."""
+    identity = manifest.identity
+    asked_for = replace(
+        identity,
+        onnx_sha256=onnx.sha256,
+        precision=options.precision,
+        min_batch_size=MIN_BATCH_SIZE,
+        opt_batch_size=options.tuned_for,
+        max_batch_size=options.max_batch_size,
+        settings={**identity.settings, **options.settings()},
+    )
+    if differences := asked_for.differences(identity):
+        return differences
+    objection = objection_to(manifest.parity, allowed_drift_cosine)
+    return [objection.rstrip(".")] if objection else []
+
+
+def _nearest(passed_over: Iterable[_PassedOver], missing: Sequence[str]) -> str:
+    """Say what keeps the most similar plan for a missing architecture from being taken."""
+    fitting = [(count, text) for sm, count, text in passed_over if sm in missing]
+    return f" (not taken: {min(fitting)[1]})" if fitting else ""
 
 
 def _numbers(version: str) -> tuple[int, ...]:

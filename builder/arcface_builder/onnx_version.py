@@ -6,9 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from arcface_client.manifests import MODEL_FILE
+from arcface_client.backends.repository import LocalModels
 
-from .errors import RepositoryError
 from .repository import ModelRepository, check_name
 
 
@@ -21,12 +20,14 @@ class OnnxVersion:
         version: Its number, which the plans get too.
         path: The file.
         content: Its bytes.
+        source_sha256: SHA-256 of the source model that it was built from.
     """
 
     name: str
     version: int
     path: Path
     content: bytes
+    source_sha256: str
 
     @property
     def sha256(self) -> str:
@@ -39,14 +40,8 @@ def find_onnx(repository: ModelRepository, name: str, version: int | None = None
 
     Raises:
         OptionError: The name cannot be one.
-        RepositoryError: There is no such model or version.
+        ModelNotFoundError: There is no such model or version.
+        ManifestError: Nothing is recorded of it, or the file is another than the one recorded.
     """
-    model = f"{check_name(name)}_onnx"
-    versions = repository.versions(model)
-    if not versions or version not in (None, *versions):
-        asked = f"version {version} of {model}" if version and versions else model
-        there = f"it has {', '.join(map(str, versions))}" if versions else "run `arcface-builder build` first"
-        raise RepositoryError(f"{repository.root} has no {asked}; {there}.")
-    number = version or versions[-1]
-    path = repository.root / model / str(number) / MODEL_FILE
-    return OnnxVersion(name, number, path, path.read_bytes())
+    found = LocalModels(repository.root).onnx(check_name(name), version)
+    return OnnxVersion(name, found.version, found.path, found.path.read_bytes(), found.record.source_sha256)

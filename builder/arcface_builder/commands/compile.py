@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import shlex
 import sys
 from dataclasses import asdict
@@ -16,11 +15,13 @@ import numpy as np
 from arcface_client.commandline import DONE, progress, stages
 from arcface_client.contract import Crops
 from arcface_client.images import find_images, read_crop
+from arcface_client.layers import variable
+from arcface_client.names import onnx_model
 from arcface_client.tensorrt_settings import DEFAULT_PATH, TensorRtSettings, load_tensorrt_settings
 
 from ..build import DEFAULT_REPOSITORY
 from ..compile import Request, compile_plan
-from ..errors import OptionError
+from ..errors import OptionError, RepositoryError
 from ..fleet import assemble
 from ..onnx_version import OnnxVersion, find_onnx
 from ..plan_repository import AddedPlan
@@ -31,9 +32,14 @@ from ..sources import Source
 from ..store import PRECISIONS, open_store
 from .sources import source_of
 
-_log = logging.getLogger(__name__)
-
 _MOST_CROPS: Final = 1024  # of a folder: more makes no better ranges
+
+_WITHOUT_FLAG: Final = (
+    "tensorrt.hardware_compatible",
+    "tensorrt.small_batch_profile",
+    "validation.max_drift_cosine",
+)
+"""The settings of a plan and its gate that only a file or the environment can say."""
 
 _EPILOG: Final = f"""\
 examples:
@@ -110,24 +116,27 @@ def _run(arguments: argparse.Namespace) -> int:
             repository,
             tensorrt_version=arguments.tensorrt_version,
             instances=settings.instances,
+            allowed_drift_cosine=settings.max_drift_cosine,
         )
         return _report(added, {}, as_json=arguments.json)
     gpu = gpu_at_hand()
-    source, source_sha256 = _source(repository, onnx)
     request = Request(
         onnx=onnx,
         options=options,
         fallback=arguments.fallback_precision,
         allowed_drift_cosine=settings.max_drift_cosine,
         calibration=_crops(arguments.calibration_dir),
-        source=source,
-        source_sha256=source_sha256,
+        source=_source(repository, onnx),
         command=_command(arguments, onnx, settings),
     )
     store = open_store(settings.engine_s3_bucket, endpoint_url=arguments.endpoint_url)
     with stages(f"{onnx.name} {options.precision}") as report:
         compiled = compile_plan(request, gpu, store, repository, instances=settings.instances, report=report)
-    found = {"from_store": compiled.from_store, "manifest": asdict(compiled.manifest)}
+    found = {
+        "from_store": compiled.from_store,
+        "refusals": compiled.refusals,
+        "manifest": asdict(compiled.manifest),
+    }
     return _report([compiled.added], found, as_json=arguments.json)
 
 
@@ -153,14 +162,17 @@ def _report(added: list[AddedPlan], more: dict[str, Any], *, as_json: bool) -> i
     return DONE
 
 
-def _source(repository: ModelRepository, onnx: OnnxVersion) -> tuple[Source | None, str | None]:
-    """The source model that the ONNX model's manifest names."""
-    path = repository.manifest_path(f"{onnx.name}_onnx", onnx.version)
-    if not path.is_file():
-        _log.warning("There is no %s to tell the source; comparing with the ONNX model alone.", path)
-        return None, None
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    return source_of(manifest["rebuild_command"]), manifest["source"]["sha256"]
+def _source(repository: ModelRepository, onnx: OnnxVersion) -> Source:
+    """The source model that the ONNX model's manifest names; ``find_onnx`` could read that already."""
+    path = repository.manifest_path(onnx_model(onnx.name), onnx.version)
+    command = json.loads(path.read_text(encoding="utf-8")).get("rebuild_command")
+    try:
+        return source_of(command if isinstance(command, str) else "")
+    except OptionError as error:
+        raise RepositoryError(
+            f"{path}: rebuild_command is {command!r:.200}, which names no source ({error}). "
+            "Build the model again."
+        ) from error
 
 
 def _crops(folder: Path | None) -> Crops | None:
@@ -175,10 +187,14 @@ def _crops(folder: Path | None) -> Crops | None:
 
 
 def _command(arguments: argparse.Namespace, onnx: OnnxVersion, settings: TensorRtSettings) -> str:
-    command = ["arcface-builder", "compile", "--name", onnx.name, "--version", str(onnx.version)]
+    """What makes the same plan again, whatever a file or the environment say then."""
+    command = [
+        f"{variable(key)}={str(getattr(settings, key.rpartition('.')[2])).lower()}" for key in _WITHOUT_FLAG
+    ]
+    command += ["arcface-builder", "compile", "--name", onnx.name, "--version", str(onnx.version)]
+    command += ["--repository", str(arguments.repository)]
     command += ["--precision", settings.precision, "--max-batch-size", str(settings.max_batch_size)]
-    if settings.opt_batch_size:
-        command += ["--opt-batch-size", str(settings.opt_batch_size)]
+    command += ["--opt-batch-size", str(settings.opt_batch_size or settings.max_batch_size)]
     command += ["--workspace-size-mb", str(settings.workspace_size_mb)]
     if arguments.calibration_dir:
         command += ["--calibration-dir", str(arguments.calibration_dir)]

@@ -19,6 +19,7 @@ from arcface_client.contract import CROP_SHAPE, INPUT_NAME
 from ..errors import CompileError, OptionError, WorkspaceError
 from ..store.identity import PRECISIONS, SMALL_BATCH_PROFILE, Setting
 from . import toolkit
+from .precision import GRAPH_REVISION
 from .progress import Phases, Report, monitor, run_interruptibly
 from .timing_cache import TimingCache
 
@@ -86,6 +87,7 @@ class BuildOptions:
         return {
             "workspace_size_mb": self.workspace_size_mb,
             "hardware_compatible": self.hardware_compatible,
+            "graph_revision": GRAPH_REVISION,
             SMALL_BATCH_PROFILE: self.has_small_batch_profile,
         }
 

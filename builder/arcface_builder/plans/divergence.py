@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Final
 
 import numpy as np
@@ -44,7 +45,19 @@ class Divergence:
         )
 
 
-def first_divergence(reference: bytes, typed: bytes, crops: Crops, precision: str) -> Divergence | None:
+class NoDivergence(Enum):
+    """Why no layer is named."""
+
+    SOUND = "its graph is sound in ONNX Runtime, so TensorRT's build is at fault"
+    NOT_RUN = "no layer can be named: ONNX Runtime cannot run its graph"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+def first_divergence(
+    reference: bytes, typed: bytes, crops: Crops, precision: str
+) -> Divergence | NoDivergence:
     """Run two graphs side by side and name the first layer that differs more than usual.
 
     Args:
@@ -54,18 +67,19 @@ def first_divergence(reference: bytes, typed: bytes, crops: Crops, precision: st
         precision: What the graph is typed as.
 
     Returns:
-        None if no layer does, or ONNX Runtime cannot run the typed graph (bf16 on a CPU).
+        The layer; SOUND if none does; NOT_RUN if ONNX Runtime cannot run the typed graph (bf16 on a CPU).
     """
-    names = [name for name in _layers(reference) if name in _layers(typed)]
+    layers = _layers(typed)
+    names = [name for name in _layers(reference) if name in layers]
     try:
         expected, got = (_outputs(graph, names, crops) for graph in (reference, typed))
     except RUN_ERRORS:
-        return None
+        return NoDivergence.NOT_RUN
     for name, want, have in zip(names, expected, got, strict=True):
         error = _relative(want, have)
         if not error <= USUAL[precision]:
             return Divergence(name, error, USUAL[precision])
-    return None
+    return NoDivergence.SOUND
 
 
 def _layers(graph: bytes) -> dict[str, str]:

@@ -7,8 +7,8 @@ that cannot fail is worthless, it is also shown what must not pass: faults that 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -21,8 +21,10 @@ from arcface_client.golden import largest_drift
 from arcface_client.runtimes.base import Embed, in_batches
 
 from .. import faces
-from ..errors import BlindGateError, ParityError
+from ..errors import BlindGateError, ParityError, PlanManifestError, ServedModelError
 from ..graph import constant, first_convolution, set_constant
+from ..store import Parity
+from ..store.records import read_record
 from .builder import SMALL_BATCH
 
 LEAST_CROPS: Final = 256
@@ -32,6 +34,9 @@ _CONTROL_CROPS: Final = 32
 _ONNX_BATCH: Final = 8
 
 ANOTHER_MODEL: Final = "another model"
+
+_HEADLINES: Final = ("max_drift_cosine", "allowed_drift_cosine", "crops")
+"""What a manifest says of a verdict outside the details."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,54 +69,97 @@ class Verdict:
         """Refuse what must not be stored; NaN fails every comparison.
 
         Raises:
+            ServedModelError: The served ONNX model's embeddings differ from the source's.
             BlindGateError: A fault that must be seen was not.
-            ParityError: The embeddings differ.
+            ParityError: The plan's embeddings differ.
         """
         allowed = self.allowed_drift_cosine
-        if not self.source_to_onnx <= allowed:
-            raise ParityError(
-                f"The served ONNX model drifts by {self.source_to_onnx:.2g} from its source before any "
-                f"plan is built; expected at most {allowed:g}. Its preprocessing is at fault: build it again."
-            )
-        for fault, drift in self.controls.items():
-            if not drift > allowed:
-                raise BlindGateError(
-                    f"The gate is blind: {fault} makes a drift of {drift:.2g}, which {allowed:g} allows. "
-                    "Give real crops with --calibration-dir; a model that embeds all alike is broken."
-                )
+        _check_served(self.source_to_onnx, self.controls, allowed)
         if not self.between_batches <= allowed:
             raise ParityError(
                 f"The plan's embedding of a crop drifts by {self.between_batches:.2g} with its place in a "
-                f"batch; expected at most {allowed:g}. Nothing was stored."
+                f"batch; expected at most {allowed:g}."
             )
         if not self.max_drift_cosine <= allowed:
             raise ParityError(
                 f"The plan drifts by {self.max_drift_cosine:.2g} from the source model; "
-                f"expected at most {allowed:g} (validation.max_drift_cosine). Nothing was stored."
+                f"expected at most {allowed:g} (validation.max_drift_cosine)."
+            )
+
+    def to_parity(self) -> Parity:
+        """Its record in a plan's manifest."""
+        details = asdict(self) | {"batch_sizes": list(self.batch_sizes)}  # as JSON has it
+        return Parity(**{name: details.pop(name) for name in _HEADLINES}, details=details)
+
+
+def objection_to(parity: Parity, allowed_drift_cosine: float) -> str | None:
+    """Say what a plan's record has against it by another measure than it was judged by; None if nothing."""
+    values = dict(parity.details) | {name: getattr(parity, name) for name in _HEADLINES}
+    try:
+        verdict = read_record(Verdict, values, "parity")
+        replace(verdict, allowed_drift_cosine=allowed_drift_cosine).check()
+    except (ParityError, PlanManifestError) as error:
+        return str(error)
+    return None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Standard:
+    """What plans of a model are held against; it is the same for all precisions.
+
+    Attributes:
+        crops: uint8 [N, 112, 112, 3].
+        from_source: Their embeddings by the source model with its callers' own preprocessing.
+        from_onnx: Their embeddings by the served ONNX model.
+        controls: Drift that each fault causes in the served ONNX model.
+        source: What the source is, for the record.
+    """
+
+    crops: Crops
+    from_source: Embeddings
+    from_onnx: Embeddings
+    controls: Mapping[str, float]
+    source: str
+
+    @property
+    def source_to_onnx(self) -> float:
+        """Drift between source and served ONNX model."""
+        return largest_drift(self.from_source, self.from_onnx)
+
+    def check(self, allowed_drift_cosine: float) -> None:
+        """Refuse a model of which no plan can pass.
+
+        Raises:
+            ServedModelError: The served ONNX model's embeddings differ from the source's.
+            BlindGateError: A fault that must be seen was not.
+        """
+        _check_served(self.source_to_onnx, self.controls, allowed_drift_cosine)
+
+
+def _check_served(source_to_onnx: float, controls: Mapping[str, float], allowed: float) -> None:
+    if not source_to_onnx <= allowed:
+        raise ServedModelError(
+            f"The served ONNX model drifts by {source_to_onnx:.2g} from its source before any "
+            f"plan is built; expected at most {allowed:g}. Its preprocessing is at fault: build it again."
+        )
+    for fault, drift in controls.items():
+        if not drift > allowed:
+            raise BlindGateError(
+                f"The gate is blind: {fault} makes a drift of {drift:.2g}, which {allowed:g} allows. "
+                "Give real crops with --calibration-dir; a model that embeds all alike is broken."
             )
 
 
-def judge(
-    source: Embed,
-    served: Embed,
-    plan: Embed,
-    crops: Crops,
-    *,
-    max_batch_size: int,
-    another: Embed,
-    allowed_drift_cosine: float = MAX_DRIFT_COSINE,
-    source_name: str = "source file",
-) -> Verdict:
-    """Compare a plan with its source.
+def standard_of(
+    source: Embed, served: Embed, another: Embed, crops: Crops, *, source_name: str = "source file"
+) -> Standard:
+    """Run what is there before any plan is.
 
     Args:
         source: The source model with its callers' own preprocessing.
         served: The served ONNX model.
-        plan: The plan.
-        crops: uint8 [N, 112, 112, 3], N at least ``LEAST_CROPS``.
-        max_batch_size: The plan's largest batch.
         another: Another model, as a control.
-        allowed_drift_cosine: The largest drift that passes.
+        crops: uint8 [N, 112, 112, 3], N at least ``LEAST_CROPS``.
         source_name: What the source is, for the record.
 
     Raises:
@@ -119,32 +167,55 @@ def judge(
     """
     if len(crops) < LEAST_CROPS:
         raise ParityError(f"The gate has {len(crops)} crops; expected {LEAST_CROPS} or more.")
-    expected, from_onnx = source(crops), in_batches(served, crops, _ONNX_BATCH)
+    expected, from_onnx = (in_batches(embed, crops, _ONNX_BATCH) for embed in (source, served))
+    step = max(1, len(crops) // _CONTROL_CROPS)
+    few, right = crops[::step][:_CONTROL_CROPS], expected[::step][:_CONTROL_CROPS]
+    # By the served model, so that a plan with one of these faults does not pass for a blind gate.
+    faulty = {fault: in_batches(served, alter(few), _ONNX_BATCH) for fault, alter in FAULTS.items()}
+    faulty[ANOTHER_MODEL] = in_batches(another, few, _ONNX_BATCH)
+    return Standard(
+        crops=crops,
+        from_source=expected,
+        from_onnx=from_onnx,
+        controls={fault: largest_drift(right, got) for fault, got in faulty.items()},
+        source=source_name,
+    )
+
+
+def judge(
+    plan: Embed,
+    standard: Standard,
+    *,
+    max_batch_size: int,
+    allowed_drift_cosine: float = MAX_DRIFT_COSINE,
+) -> Verdict:
+    """Compare a plan with its source.
+
+    Args:
+        plan: The plan.
+        standard: What it is held against.
+        max_batch_size: The plan's largest batch.
+        allowed_drift_cosine: The largest drift that passes.
+    """
+    count = len(standard.crops)
     # Full batches of each profile, every place of which is taken; a batch that is not full; crops alone.
     sizes = tuple(sorted({1, min(SMALL_BATCH, max_batch_size), (max_batch_size + 1) // 2, max_batch_size}))
-    places = np.resize(np.arange(len(crops)), max(len(crops), max_batch_size))
-    runs = {size: in_batches(plan, crops[places], size) for size in sizes}
-    alone = runs[1]
+    places = np.resize(np.arange(count), max(count, max_batch_size))
+    runs = {size: in_batches(plan, standard.crops[places], size) for size in sizes}
 
-    few = crops[:: max(1, len(crops) // _CONTROL_CROPS)][:_CONTROL_CROPS]
-    right = expected[:: max(1, len(crops) // _CONTROL_CROPS)][:_CONTROL_CROPS]
+    def from_all(expected: Embeddings) -> float:
+        return float(np.max([largest_drift(expected, got) for got in runs.values()]))  # NaN if one is
 
-    def run(altered: Crops) -> Embeddings:
-        # The served model, so that a plan with one of these faults does not pass for a blind gate.
-        return in_batches(served, altered, _ONNX_BATCH)
-
-    controls = {fault: largest_drift(right, run(alter(few))) for fault, alter in FAULTS.items()}
-    controls[ANOTHER_MODEL] = largest_drift(right, in_batches(another, few, _ONNX_BATCH))
     return Verdict(
-        max_drift_cosine=_largest(largest_drift(expected[places], got) for got in runs.values()),
+        max_drift_cosine=from_all(standard.from_source[places]),
         allowed_drift_cosine=allowed_drift_cosine,
-        source_to_onnx=largest_drift(expected, from_onnx),
-        onnx_to_plan=_largest(largest_drift(from_onnx[places], got) for got in runs.values()),
-        between_batches=_largest(largest_drift(alone, got) for got in runs.values()),
-        crops=len(crops),
+        source_to_onnx=standard.source_to_onnx,
+        onnx_to_plan=from_all(standard.from_onnx[places]),
+        between_batches=from_all(runs[1]),
+        crops=count,
         batch_sizes=sizes,
-        controls=controls,
-        source=source_name,
+        controls=standard.controls,
+        source=standard.source,
     )
 
 
@@ -170,8 +241,3 @@ def another_model(serving_graph: bytes) -> bytes:
         raise ValueError("The first convolution has no weights.")
     set_constant(convolution, 1, np.ascontiguousarray(weight[::-1]), "another")
     return bytes(ir.to_proto(model).SerializeToString())
-
-
-def _largest(drifts: Iterable[float]) -> float:
-    """The largest; NaN if one is."""
-    return float(np.max(list(drifts)))

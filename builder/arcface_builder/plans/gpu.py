@@ -7,26 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
 
-from arcface_client.contract import Crops, Embeddings
+from arcface_client.runtimes.base import Runtime
 
 from ..errors import CompileError, NoGpuError
 from ..store import sm_of
 from . import toolkit
 from .inspection import LayerPrecisions, inspect_engine
-
-
-class LoadedPlan(Protocol):
-    """A plan that runs."""
-
-    max_batch_size: int
-
-    def embed(self, crops: Crops) -> Embeddings:
-        """Embed one batch."""
-
-    def close(self) -> None:
-        """Free it."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +55,7 @@ class Gpu:
             return None
 
     @contextmanager
-    def load(self, path: Path) -> Iterator[LoadedPlan]:
+    def load(self, path: Path) -> Iterator[Runtime]:
         """Load a plan whose bytes were checked."""
         from arcface_client.runtimes.tensorrt import TensorRt
 

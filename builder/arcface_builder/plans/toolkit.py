@@ -94,13 +94,17 @@ def set_own_kernels(trt: ModuleType, config: Any) -> None:
     config.set_tactic_sources(1 << int(sources.EDGE_MASK_CONVOLUTIONS) | 1 << int(sources.JIT_CONVOLUTIONS))
 
 
+def can_be_hardware_compatible(trt: ModuleType) -> bool:
+    """Whether TensorRT can make a plan fit every GPU of its compute capability (from 10.9)."""
+    return hasattr(getattr(trt, "HardwareCompatibilityLevel", None), "SAME_COMPUTE_CAPABILITY")
+
+
 def set_hardware_compatible(trt: ModuleType, config: Any) -> bool:
-    """Make the plan fit every GPU of its compute capability; False where TensorRT cannot (before 10.9)."""
-    levels = getattr(trt, "HardwareCompatibilityLevel", None)
-    level = getattr(levels, "SAME_COMPUTE_CAPABILITY", None)
-    if level is not None:
-        config.hardware_compatibility_level = level
-    return level is not None
+    """Make the plan fit every GPU of its compute capability; False where TensorRT cannot."""
+    possible = can_be_hardware_compatible(trt)
+    if possible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
+    return possible
 
 
 def set_target(trt: ModuleType, config: Any, sm: str) -> None:

@@ -19,6 +19,12 @@ Setting: TypeAlias = str | int | float | bool | None
 SMALL_BATCH_PROFILE: Final = "small_batch_profile"
 """The setting of a plan that has a second optimisation profile, for few crops."""
 
+CALIBRATION: Final = "calibration"
+"""The setting that tells the crops which int8's ranges are of."""
+
+GPU_MODEL: Final = "gpu"
+"""The setting of a plan that is for one model of GPU, not for its whole architecture."""
+
 _ROOT: Final = "engines"
 _DIGEST_LENGTH: Final = 12
 
@@ -36,7 +42,8 @@ class EngineIdentity:
         min_batch_size: Smallest batch of the optimisation profile.
         opt_batch_size: The batch it is tuned for.
         max_batch_size: Largest batch.
-        settings: Everything else that changes the plan: workspace, hardware compatibility, calibration.
+        settings: Everything else that changes the plan: workspace, hardware compatibility, the GPU's model
+            where there is none, calibration, what types the graph.
 
     Raises:
         OptionError: A value cannot be that of a plan.

@@ -51,10 +51,10 @@ class PlanManifest:
         plan_bytes: How many they are.
         created: When it was built, ISO 8601 with its offset from UTC.
         gpu_name: The GPU that it was built on.
-        driver_version: That GPU's driver.
+        driver_version: The newest CUDA that its driver knows, as "13.0".
         precisions_used: How many layers run in which precision, as the engine inspector says.
         parity: The proof that let it be stored.
-        build_command: The command that builds it again.
+        build_command: The command that builds it again, with the settings that have no flag before it.
         tools: Versions of what built it.
         notes: What deserves to be known: a precision it fell back from, a workspace that was halved.
         schema_version: Version of this record's fields.

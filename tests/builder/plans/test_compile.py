@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+import shlex
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,19 +26,23 @@ from arcface_builder.errors import (
     OptionError,
     ParityError,
     PrecisionError,
-    RepositoryError,
+    ServedModelError,
 )
 from arcface_builder.fleet import assemble
 from arcface_builder.graph import session
 from arcface_builder.onnx_version import find_onnx
 from arcface_builder.plans.builder import BuildOptions
 from arcface_builder.plans.gate import another_model
-from arcface_builder.plans.gpu import Gpu, LoadedPlan
+from arcface_builder.plans.gpu import Gpu
 from arcface_builder.plans.inspection import LayerPrecisions
+from arcface_builder.plans.precision import typed_graph
 from arcface_builder.repository import ModelRepository
 from arcface_builder.sources import OnnxFile
 from arcface_builder.store import EngineStore, LocalStore
 from arcface_client.contract import INPUT_NAME, Crops, Embeddings
+from arcface_client.errors import ManifestError, ModelNotFoundError
+from arcface_client.runtimes.base import Runtime
+from arcface_client.tensorrt_settings import load_tensorrt_settings
 from exports import small_arcface
 
 
@@ -52,14 +58,12 @@ class AbsentGpu(Gpu):
         return (LayerPrecisions({self.runs_in: 2}, {self.runs_in: 2}),)
 
     @contextmanager
-    def load(self, path: Path) -> Iterator[LoadedPlan]:
+    def load(self, path: Path) -> Iterator[Runtime]:
         wrong = path.stat().st_size < self.wrong_below
         yield OnnxInstead(another_model(self.graph) if wrong else self.graph)
 
 
 class OnnxInstead:
-    max_batch_size = 32
-
     def __init__(self, graph: bytes) -> None:
         self._session = session(graph)
 
@@ -96,13 +100,11 @@ def gpu(trt: ModuleType, repository: ModelRepository) -> AbsentGpu:
 
 @pytest.fixture
 def request_(repository: ModelRepository, source: Path) -> Request:
-    manifest = json.loads(repository.manifest_path("small_onnx", 1).read_text())
     return Request(
         onnx=find_onnx(repository, "small"),
         options=BuildOptions(),
         calibration=faces.noise(256),
         source=OnnxFile(source),
-        source_sha256=manifest["source"]["sha256"],
     )
 
 
@@ -145,7 +147,9 @@ def test_a_plan_that_is_refused_is_not_stored_and_the_report_says_where(
 ) -> None:
     wrong = replace(gpu, wrong_below=1 << 30)
 
-    with pytest.raises(ParityError, match=r"The plan drifts by 0\.\d+ .* In fp16, its graph is sound"):
+    with pytest.raises(
+        ParityError, match=r"The plan drifts .* Nothing was stored\. In fp16, its graph is sound"
+    ):
         compile_plan(request_, wrong, store, repository)
 
     assert [name for name in files(repository.root) if "trt" in name or "plan" in name] == []
@@ -170,6 +174,36 @@ def test_the_next_more_exact_precision_is_built_where_one_is_refused(
     assert compiled.manifest.identity.precision == "tf32"
     assert compiled.added.path.name == "small-tf32-sm86.plan"
     assert compiled.manifest.notes[0].startswith("fp16 was refused: The plan named fp16 runs")
+
+
+def test_that_a_plan_is_a_fallback_is_recorded_where_it_was_stored_before_too(
+    request_: Request, gpu: AbsentGpu, store: EngineStore, repository: ModelRepository
+) -> None:
+    exact = replace(gpu, runs_in="fp32")
+    tf32 = replace(request_, options=BuildOptions(precision="tf32"))
+    stored = compile_plan(tf32, exact, store, ModelRepository(store.local.root / "other")).manifest
+
+    compiled = compile_plan(replace(request_, fallback=True), exact, store, repository)
+
+    assert compiled.from_store
+    assert len(compiled.refusals) == 1
+    record = json.loads((repository.root / "small_trt-1-sm86.manifest.json").read_text())
+    assert record["notes"] == [*compiled.refusals, *stored.notes]
+    assert record["notes"][0].startswith("fp16 was refused: The plan named fp16 runs")
+
+
+def test_a_served_model_that_is_not_its_source_is_refused_before_anything_is_built(
+    request_: Request, gpu: AbsentGpu, store: EngineStore, repository: ModelRepository
+) -> None:
+    content = another_model(request_.onnx.content)
+    request_.onnx.path.write_bytes(content)
+    wrong = replace(request_, onnx=replace(request_.onnx, content=content), fallback=True)
+    stages: list[str] = []
+
+    with pytest.raises(ServedModelError, match="The served ONNX model drifts"):
+        compile_plan(wrong, gpu, store, repository, report=lambda stage, done: stages.append(stage))
+
+    assert stages == ["Writing fp16 into the graph", "Comparing the ONNX model with its source"]
 
 
 def test_a_blind_gate_does_not_fall_back(
@@ -230,13 +264,35 @@ def test_other_calibration_crops_make_another_int8_plan(
     assert first.manifest.identity.digest != second.manifest.identity.digest
 
 
-def test_a_stored_plan_that_passed_a_more_lenient_gate_is_refused(
-    request_: Request, gpu: AbsentGpu, store: EngineStore, repository: ModelRepository
-) -> None:
-    compile_plan(request_, gpu, store, repository)
+def coarse(gpu: AbsentGpu) -> AbsentGpu:
+    """A GPU whose plans drift by about as much as int8 makes them."""
+    return replace(gpu, graph=typed_graph(gpu.graph, "int8", calibration=faces.noise(8)))
 
-    with pytest.raises(ParityError, match=r"The stored small-fp16-sm86\.plan drifts by"):
-        compile_plan(replace(request_, allowed_drift_cosine=0.0), gpu, store, repository)
+
+def test_a_stored_plan_that_passed_a_more_lenient_gate_is_built_again(
+    request_: Request,
+    gpu: AbsentGpu,
+    store: EngineStore,
+    repository: ModelRepository,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lenient = replace(request_, allowed_drift_cosine=0.05)
+    other = ModelRepository(repository.root.parent / "other")
+    drift = compile_plan(lenient, coarse(gpu), store, other).manifest.parity.max_drift_cosine
+    strict = replace(request_, allowed_drift_cosine=drift / 2)
+
+    with pytest.raises(ParityError, match="The plan drifts by"):
+        compile_plan(strict, coarse(gpu), store, repository)
+    assert compile_plan(lenient, coarse(gpu), store, other).from_store  # what is no better replaces nothing
+    again = compile_plan(strict, gpu, store, repository)
+
+    assert "the stored small-fp16-sm86.plan does not pass this gate, and is built again. The plan drifts" in (
+        caplog.text
+    )
+    assert not again.from_store
+    assert again.manifest.parity.max_drift_cosine < drift / 2
+    assert [manifest.parity for manifest in store.manifests()] == [again.manifest.parity]
+    assert compile_plan(strict, gpu, store, repository).from_store
 
 
 def test_a_fleet_is_assembled_from_the_store_without_a_gpu(
@@ -258,6 +314,44 @@ def test_a_fleet_is_assembled_from_the_store_without_a_gpu(
         assemble(request_.onnx, request_.options, ["8.6"], store, repository, tensorrt_version="8.5.3.1")
 
 
+def test_a_fleet_of_plans_for_one_gpu_model_each_is_assembled_with_a_warning(
+    request_: Request,
+    gpu: AbsentGpu,
+    store: EngineStore,
+    repository: ModelRepository,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    options = BuildOptions(hardware_compatible=False)
+    compile_plan(replace(request_, options=options), gpu, store, ModelRepository(store.local.root / "86"))
+
+    with pytest.raises(CompileError, match="hardware_compatible False, not True"):
+        assemble(request_.onnx, request_.options, ["8.6"], store, repository)
+    assemble(request_.onnx, options, ["8.6"], store, repository)
+
+    assert "small-fp16-sm86.plan is for absent alone, not for all of sm86" in caplog.text
+
+
+def test_a_fleet_is_assembled_by_the_gates_tolerance(
+    request_: Request,
+    gpu: AbsentGpu,
+    store: EngineStore,
+    repository: ModelRepository,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lenient = replace(request_, allowed_drift_cosine=0.05)
+    compile_plan(lenient, coarse(gpu), store, ModelRepository(store.local.root / "86"))
+    monkeypatch.setenv("ARCFACE_CACHE_DIR", str(store.local.root))
+    command = arguments(repository, "--cc", "8.6", "--from-store")
+
+    monkeypatch.setenv("ARCFACE_VALIDATION_MAX_DRIFT_COSINE", "1e-5")
+    assert main(command) == 1
+    assert "not taken: small-fp16-sm86.plan: The plan drifts by" in capsys.readouterr().err
+
+    monkeypatch.setenv("ARCFACE_VALIDATION_MAX_DRIFT_COSINE", "0.05")
+    assert main(command) == 0
+
+
 def test_a_manifest_leads_back_to_the_source(repository: ModelRepository, source: Path) -> None:
     manifest = json.loads(repository.manifest_path("small_onnx", 1).read_text())
 
@@ -265,10 +359,20 @@ def test_a_manifest_leads_back_to_the_source(repository: ModelRepository, source
 
 
 def test_a_model_or_version_that_is_not_there_is_named(repository: ModelRepository) -> None:
-    with pytest.raises(RepositoryError, match="has no other_onnx; run `arcface-builder build` first"):
+    with pytest.raises(ModelNotFoundError, match=r"There is no other_onnx in .*; run `arcface-builder build"):
         find_onnx(repository, "other")
-    with pytest.raises(RepositoryError, match="has no version 7 of small_onnx; it has 1"):
+    with pytest.raises(ModelNotFoundError, match="There is no version 7 of small_onnx in"):
         find_onnx(repository, "small", 7)
+
+
+def test_another_model_in_the_place_of_the_one_that_was_built_is_not_compiled(
+    repository: ModelRepository,
+) -> None:
+    path = repository.root / "small_onnx/1/model.onnx"
+    path.write_bytes(another_model(path.read_bytes()))
+
+    with pytest.raises(ManifestError, match=r"has SHA-256 .*; its manifest says"):
+        find_onnx(repository, "small")
 
 
 def arguments(repository: ModelRepository, *more: str) -> list[str]:
@@ -281,7 +385,7 @@ def arguments(repository: ModelRepository, *more: str) -> list[str]:
         (["--opt-batch-size", "64"], "opt_batch_size is 64; expected 1 to max_batch_size, 32"),
         (["--max-batch-size", "0"], "max_batch_size is 0; expected 1 to 1024"),
         (["--workspace-size-mb", "1"], "workspace_size_mb is 1; expected 256 or more"),
-        (["--name", "other"], "has no other_onnx"),
+        (["--name", "other"], "There is no other_onnx in"),
         (["--cc", "8,6", "--from-store"], "Compute capability '8' cannot be that of a plan"),
         (["--cc", "8.6", "--from-store"], "The store has no fp16 plans of small version 1"),
     ],
@@ -302,6 +406,47 @@ def test_bad_input_is_one_line(
     assert last.startswith("arcface-builder: ")
     assert message in last
     assert not (repository.root / "small_trt").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda manifest: "[[", "is no JSON"),
+        (lambda manifest: json.dumps(manifest | {"source": {}}), "source.sha256 is None; expected a text"),
+        (lambda manifest: json.dumps(manifest | {"rebuild_command": None}), "rebuild_command is None"),
+        (
+            lambda manifest: json.dumps(manifest | {"rebuild_command": "arcface-builder build --name 'x"}),
+            "no command line: No closing quotation",
+        ),
+        (
+            lambda manifest: json.dumps(manifest | {"rebuild_command": "build --synthetic r7"}),
+            "invalid choice: 'r7'",
+        ),
+        (
+            lambda manifest: json.dumps(manifest | {"rebuild_command": "build --onnx-path a --seed 1"}),
+            "--seed goes with --synthetic",
+        ),
+    ],
+    ids=["no JSON", "no source", "no command", "open quotation", "unknown network", "wrong detail"],
+)
+def test_a_damaged_manifest_is_one_line(
+    damage: Callable[[dict[str, Any]], str],
+    message: str,
+    repository: ModelRepository,
+    gpu: AbsentGpu,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("arcface_builder.commands.compile.gpu_at_hand", lambda: gpu)
+    path = repository.manifest_path("small_onnx", 1)
+    path.write_text(damage(json.loads(path.read_text())))
+
+    assert main(arguments(repository)) == 1
+
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("arcface-builder: ")
+    assert str(path) in last
+    assert message in last
 
 
 def test_a_machine_without_tensorrt_or_gpu_says_what_is_missing(
@@ -375,3 +520,51 @@ def test_the_command_compiles_with_a_folder_of_crops_and_tells_it_as_json(
 
     assert main(command) == 0
     assert capsys.readouterr().out.startswith("small-fp16-sm86.plan already in small_trt version 1\n")
+
+
+def test_the_recorded_command_makes_the_same_plan_again(
+    repository: ModelRepository,
+    gpu: AbsentGpu,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("arcface_builder.commands.compile.gpu_at_hand", lambda: gpu)
+    monkeypatch.setenv("ARCFACE_CACHE_DIR", str(tmp_path / "cache"))
+    config = tmp_path / "other.yaml"
+    config.write_text(
+        "tensorrt: {hardware_compatible: false, small_batch_profile: false, opt_batch_size: 8}\n"
+        "validation: {max_drift_cosine: 0.002}\n"
+    )
+    assert main(arguments(repository, "--config", str(config), "--json")) == 0
+    first = json.loads(capsys.readouterr().out)["manifest"]
+
+    words = shlex.split(first["build_command"])
+    start = words.index("arcface-builder")
+    for name, value in (word.split("=") for word in words[:start]):
+        monkeypatch.setenv(name, value)
+    assert main([*words[start + 1 :], "--json"]) == 0
+
+    second = json.loads(capsys.readouterr().out)
+    assert second["from_store"]
+    assert second["manifest"] == first
+    assert load_tensorrt_settings().max_drift_cosine == 0.002
+
+
+def test_the_command_tells_what_was_refused(
+    repository: ModelRepository,
+    gpu: AbsentGpu,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    exact = replace(gpu, runs_in="fp32")
+    monkeypatch.setattr("arcface_builder.commands.compile.gpu_at_hand", lambda: exact)
+    monkeypatch.setenv("ARCFACE_CACHE_DIR", str(tmp_path / "cache"))
+
+    assert main(arguments(repository, "--fallback-precision", "--json")) == 0
+
+    told = json.loads(capsys.readouterr().out)
+    (refusal,) = told["refusals"]
+    assert refusal.startswith("fp16 was refused: The plan named fp16 runs its convolutions otherwise")
+    assert told["plans"][0]["path"].endswith("small-tf32-sm86.plan")

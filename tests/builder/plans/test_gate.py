@@ -1,21 +1,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 
-from arcface_builder.errors import BlindGateError, ParityError
+from arcface_builder.errors import BlindGateError, ParityError, ServedModelError
 from arcface_builder.graph import session
-from arcface_builder.plans.divergence import first_divergence
-from arcface_builder.plans.gate import ANOTHER_MODEL, Verdict, another_model, gate_crops, judge
+from arcface_builder.plans.divergence import Divergence, NoDivergence, first_divergence
+from arcface_builder.plans.gate import (
+    ANOTHER_MODEL,
+    Standard,
+    Verdict,
+    another_model,
+    gate_crops,
+    judge,
+    objection_to,
+    standard_of,
+)
 from arcface_builder.plans.precision import typed_graph
 from arcface_builder.reference import ReferenceEmbedder
 from arcface_builder.source_model import SourceModel
+from arcface_builder.store import Parity
 from arcface_client.contract import INPUT_NAME, Crops, Embeddings
 from arcface_client.runtimes.base import Embed
+from engines import VERDICT
 from photograph import face_crops
 
 
@@ -34,23 +47,17 @@ def crops() -> Crops:
 
 
 @pytest.fixture(scope="module")
-def verdict_of(small_source: SourceModel, small_graph: bytes, crops: Crops) -> Callable[..., Verdict]:
-    expected = ReferenceEmbedder(small_source).embed(crops)
-
-    def judged(plan: Embed, *, served: bytes = small_graph, another: Embed | None = None) -> Verdict:
-        return judge(
-            lambda _: expected,
-            embedder(served),
-            plan,
-            crops,
-            max_batch_size=32,
-            another=another or embedder(another_model(small_graph)),
-        )
-
-    return judged
+def standard(small_source: SourceModel, small_graph: bytes, crops: Crops) -> Standard:
+    another = embedder(another_model(small_graph))
+    return standard_of(ReferenceEmbedder(small_source).embed, embedder(small_graph), another, crops)
 
 
-def test_an_fp16_plan_passes(verdict_of: Callable[..., Verdict], small_graph: bytes) -> None:
+@pytest.fixture(scope="module")
+def verdict_of(standard: Standard) -> Callable[[Embed], Verdict]:
+    return lambda plan: judge(plan, standard, max_batch_size=32)
+
+
+def test_an_fp16_plan_passes(verdict_of: Callable[[Embed], Verdict], small_graph: bytes) -> None:
     verdict = verdict_of(embedder(typed_graph(small_graph, "fp16")))
 
     verdict.check()
@@ -97,7 +104,7 @@ def not_a_number(embed: Embed) -> Embed:
 def test_a_plan_that_embeds_wrongly_is_refused(
     fault: Callable[[Embed], Embed],
     message: str,
-    verdict_of: Callable[..., Verdict],
+    verdict_of: Callable[[Embed], Verdict],
     small_graph: bytes,
 ) -> None:
     verdict = verdict_of(fault(embedder(small_graph)))
@@ -107,27 +114,42 @@ def test_a_plan_that_embeds_wrongly_is_refused(
     assert not isinstance(caught.value, BlindGateError)
 
 
-def test_not_a_number_never_passes(verdict_of: Callable[..., Verdict], small_graph: bytes) -> None:
+def test_not_a_number_never_passes(verdict_of: Callable[[Embed], Verdict], small_graph: bytes) -> None:
     with pytest.raises(ParityError):
         verdict_of(not_a_number(embedder(small_graph))).check()
 
 
-def test_the_plan_of_another_model_is_refused(verdict_of: Callable[..., Verdict], small_graph: bytes) -> None:
+def test_the_plan_of_another_model_is_refused(
+    verdict_of: Callable[[Embed], Verdict], small_graph: bytes
+) -> None:
     with pytest.raises(ParityError, match="The plan drifts by"):
         verdict_of(embedder(another_model(small_graph))).check()
 
 
-def test_a_wrong_serving_graph_is_told_from_a_wrong_plan(
-    verdict_of: Callable[..., Verdict], small_graph: bytes
+def test_a_wrong_serving_graph_is_refused_before_there_is_a_plan(
+    small_source: SourceModel, small_graph: bytes, crops: Crops
 ) -> None:
-    wrong = another_model(small_graph)
+    wrong = embedder(another_model(small_graph))
+    standard = standard_of(ReferenceEmbedder(small_source).embed, wrong, embedder(small_graph), crops)
 
-    with pytest.raises(ParityError, match=r"The served ONNX model drifts .* Its preprocessing is at fault"):
-        verdict_of(embedder(wrong), served=wrong).check()
+    with pytest.raises(ServedModelError, match=r"The served ONNX model drifts .* Its preprocessing is at"):
+        standard.check(0.001)
+
+
+def test_crops_are_embedded_some_at_a_time(crops: Crops) -> None:
+    sizes = set()
+
+    def counting(crops: Crops) -> Embeddings:
+        sizes.add(len(crops))
+        return alike(crops)
+
+    standard_of(counting, counting, counting, crops)
+
+    assert sizes == {8}
 
 
 def test_int8_with_absurd_ranges_is_refused_and_its_layer_named(
-    verdict_of: Callable[..., Verdict], small_graph: bytes
+    verdict_of: Callable[[Embed], Verdict], small_graph: bytes
 ) -> None:
     model = onnx.load_model_from_string(
         typed_graph(small_graph, "int8", calibration=face_crops(), strongly_typed=False)
@@ -144,7 +166,7 @@ def test_int8_with_absurd_ranges_is_refused_and_its_layer_named(
     with pytest.raises(ParityError, match="The plan drifts by"):
         verdict_of(embedder(absurd)).check()
     divergence = first_divergence(typed_graph(small_graph, "fp32"), absurd, face_crops(), "int8")
-    assert divergence is not None
+    assert isinstance(divergence, Divergence)
     assert divergence.layer == "conv2"
     assert str(divergence).startswith("the first layer that diverges is conv2: relative error 0.")
 
@@ -152,26 +174,28 @@ def test_int8_with_absurd_ranges_is_refused_and_its_layer_named(
 def test_a_sound_fp16_graph_has_no_layer_that_diverges(small_graph: bytes) -> None:
     reference, typed = (typed_graph(small_graph, precision) for precision in ("fp32", "fp16"))
 
-    assert first_divergence(reference, typed, face_crops(), "fp16") is None
+    assert first_divergence(reference, typed, face_crops(), "fp16") is NoDivergence.SOUND
 
 
-def test_bf16_which_onnx_runtime_cannot_run_has_no_divergence_to_tell(small_graph: bytes) -> None:
+def test_bf16_which_onnx_runtime_cannot_run_is_not_called_sound(small_graph: bytes) -> None:
     typed = typed_graph(small_graph, "bf16")
 
-    assert first_divergence(typed_graph(small_graph, "fp32"), typed, face_crops(), "bf16") is None
+    divergence = first_divergence(typed_graph(small_graph, "fp32"), typed, face_crops(), "bf16")
+
+    assert divergence is NoDivergence.NOT_RUN
 
 
-def test_a_gate_that_sees_no_difference_is_declared_blind(
-    verdict_of: Callable[..., Verdict], small_graph: bytes
+def test_a_gate_that_sees_no_difference_is_declared_blind_before_there_is_a_plan(
+    small_graph: bytes, crops: Crops
 ) -> None:
-    verdict = verdict_of(embedder(small_graph), another=embedder(small_graph))
+    embed = embedder(small_graph)
 
     with pytest.raises(BlindGateError, match="The gate is blind: another model makes a drift of"):
-        verdict.check()
+        standard_of(embed, embed, embed, crops).check(0.001)
 
 
 def test_a_model_that_embeds_all_alike_makes_the_gate_blind(crops: Crops) -> None:
-    verdict = judge(alike, alike, alike, crops, max_batch_size=8, another=alike)
+    verdict = judge(alike, standard_of(alike, alike, alike, crops), max_batch_size=8)
 
     with pytest.raises(BlindGateError):
         verdict.check()
@@ -183,10 +207,38 @@ def alike(crops: Crops) -> Embeddings:
 
 def test_too_few_crops_are_refused(crops: Crops) -> None:
     with pytest.raises(ParityError, match="The gate has 10 crops; expected 256 or more"):
-        judge(alike, alike, alike, crops[:10], max_batch_size=8, another=alike)
+        standard_of(alike, alike, alike, crops[:10])
 
 
 def test_generated_crops_fill_up_real_ones(crops: Crops) -> None:
     assert crops.shape == (256, 112, 112, 3)
     assert np.array_equal(crops[:6], face_crops())
     assert len(gate_crops(np.zeros((300, 112, 112, 3), np.uint8))) == 300
+
+
+@pytest.mark.parametrize(
+    ("changes", "allowed", "objection"),
+    [
+        ({}, 0.001, None),
+        ({}, 0.0002, "The plan drifts by 0.0003 from the source model"),
+        ({"between_batches": 0.0004}, 0.0003, "with its place in a batch"),
+        ({"source_to_onnx": 0.002}, 0.001, "The served ONNX model drifts by 0.002"),
+        ({}, 0.2, "The gate is blind: another model makes a drift of 0.1"),
+        ({"max_drift_cosine": float("nan")}, 0.001, "The plan drifts by nan"),
+    ],
+)
+def test_a_recorded_verdict_is_held_against_another_tolerance(
+    changes: dict[str, Any], allowed: float, objection: str | None
+) -> None:
+    verdict = replace(VERDICT, **changes)
+
+    found = objection_to(verdict.to_parity(), allowed)
+
+    assert (found is None) == (objection is None)
+    assert objection is None or objection in str(found)
+
+
+def test_a_record_that_lacks_what_the_gate_measured_is_objected_to() -> None:
+    bare = Parity(max_drift_cosine=1e-5, allowed_drift_cosine=1e-3, crops=256)
+
+    assert "lacks batch_sizes, between_batches, controls" in str(objection_to(bare, 0.001))

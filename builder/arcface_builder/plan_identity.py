@@ -1,0 +1,52 @@
+"""The identity of the plan that a GPU would build: what the store is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+import onnxruntime
+
+from arcface_client.contract import Crops
+
+from .onnx_version import OnnxVersion
+from .plans.builder import MIN_BATCH_SIZE, BuildOptions
+from .plans.gpu import Gpu
+from .plans.toolkit import can_be_hardware_compatible
+from .store import EngineIdentity
+from .store.identity import CALIBRATION, GPU_MODEL
+
+_TYPED_BY_ONNX_RUNTIME: Final = ("fp16", "bf16", "int8")
+
+
+def plan_identity(
+    onnx: OnnxVersion, options: BuildOptions, gpu: Gpu, calibration: Crops | None = None
+) -> EngineIdentity:
+    """Tell what goes into a plan.
+
+    Args:
+        onnx: The model.
+        options: What is asked for.
+        gpu: The GPU that would build it. Its model is part of the identity where TensorRT cannot build for a
+            whole compute capability, or was told not to: another model of the same architecture neither
+            measured the plan's kernels nor proved them.
+        calibration: Crops that int8's ranges are of.
+    """
+    settings = options.settings()
+    if not (options.hardware_compatible and can_be_hardware_compatible(gpu.trt)):
+        settings |= {"hardware_compatible": False, GPU_MODEL: gpu.name}
+    if options.precision in _TYPED_BY_ONNX_RUNTIME:
+        settings["onnxruntime"] = onnxruntime.__version__
+    if options.precision == "int8" and calibration is not None:
+        settings[CALIBRATION] = hashlib.sha256(calibration.tobytes()).hexdigest()[:12]
+    return EngineIdentity(
+        model=onnx.name,
+        onnx_sha256=onnx.sha256,
+        tensorrt_version=gpu.trt.__version__,
+        sm=gpu.sm,
+        precision=options.precision,
+        min_batch_size=MIN_BATCH_SIZE,
+        opt_batch_size=options.tuned_for,
+        max_batch_size=options.max_batch_size,
+        settings=settings,
+    )
