@@ -4,10 +4,11 @@ Version N holds the plans of the ONNX sibling's version N. Triton keeps one map 
 file name for all versions of a model, and when one version that it is told to serve lacks a file, loading
 fails for all of them. So:
 
-* The map holds every architecture that any version has a plan for.
-* Served are the newest versions that have a file for every entry of the map. A new version is left out until
-  its last plan has come, and the one before serves on: no part of a fleet loses its plans on the way.
-* If no version is complete, the newest is served with the architectures that it has.
+* The map is that of the newest version that has a plan for every architecture in the map until now. A new
+  version is left out until its last plan has come, and the one before serves on: no part of a fleet loses its
+  plans on the way.
+* Served are that version and the newest before it that has files of all these names, too.
+* Only plans that are gone from the disk give an architecture up, with a warning.
 
 Adding a plan puts its file into the version before the map names it, so that a server that looks in between
 finds nothing amiss. A plan that is there is never changed.
@@ -18,9 +19,13 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
 
 from arcface_client import manifests
 
@@ -82,7 +87,8 @@ def add_plan(
             _check_unchanged(there, engine.manifest, path)
             is_new = there is None
             plans.setdefault(version, {})[identity.compute_capability] = engine.manifest
-            filenames, served = _serving(plans)
+            before = set(_config(folder / CONFIG_FILE).cc_model_filenames)
+            filenames, served = _serving(plans, before)
             identities = [plans[number][capability].identity for number in served for capability in filenames]
             config = config_text(
                 plan_config(
@@ -101,14 +107,19 @@ def add_plan(
                 replace_text(folder / CONFIG_FILE, config, via=staged.parent)
             flush(folder)
             flush(repository.root)
-    if version not in served:
-        missing = sorted(filenames.keys() - plans[version].keys())
+    if lost := before - filenames.keys():
         _log.warning(
-            "Version %d of %s is not served until it has plans for %s too, as older versions have; "
-            "or remove those versions to give these architectures up",
+            "%s has no plan for %s any more: no version has the files of all architectures served until now",
+            model,
+            ", ".join(sorted(lost)),
+        )
+    if version not in served or identity.compute_capability not in filenames:
+        _log.warning(
+            "The plan of version %d of %s for %s is not served: %s",
             version,
             model,
-            ", ".join(missing),
+            identity.compute_capability,
+            _why_not(plans, filenames, version, max(served)),
         )
     return AddedPlan(model, version, path, served, is_new)
 
@@ -116,6 +127,17 @@ def add_plan(
 def manifest_path(repository: ModelRepository, model: str, version: int, sm: str) -> Path:
     """Where the record of a plan is: in the root, which Triton passes over."""
     return manifests.manifest_path(repository.root, model, version, sm)
+
+
+def _config(path: Path) -> Any:
+    """The model's configuration as it is, a ``ModelConfig``; an empty one where there is none."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    try:
+        return text_format.Parse(text, model_config_pb2.ModelConfig())
+    except text_format.ParseError as error:
+        raise RepositoryError(
+            f"{path} is no configuration of Triton ({error}); mend it, or remove it to have it written anew."
+        ) from error
 
 
 _Plans = dict[int, dict[str, PlanManifest]]
@@ -153,17 +175,27 @@ def _check_unchanged(there: PlanManifest | None, wanted: PlanManifest, path: Pat
     )
 
 
-def _serving(plans: _Plans) -> tuple[dict[str, str], tuple[int, ...]]:
-    """Which files to name and which versions to serve; see the module's description."""
-    newest_first = sorted(plans, reverse=True)
-    filenames: dict[str, str] = {}
-    for version in newest_first:
-        for capability, manifest in plans[version].items():
-            filenames.setdefault(capability, manifest.identity.filename)
-    complete = [version for version in newest_first if _names(plans[version]).items() >= filenames.items()]
-    if not complete:
-        return _names(plans[newest_first[0]]), (newest_first[0],)
-    return filenames, tuple(sorted(complete[:VERSIONS_SERVED]))
+def _serving(plans: _Plans, before: Set[str]) -> tuple[dict[str, str], tuple[int, ...]]:
+    """Which files to name and which versions to serve; see the module's description.
+
+    Args:
+        plans: What there is.
+        before: The compute capabilities in the map until now.
+    """
+    leading = max(plans, key=lambda version: (len(before & plans[version].keys()), version))
+    filenames = _names(plans[leading])
+    complete = [version for version in sorted(plans) if _names(plans[version]).items() >= filenames.items()]
+    return filenames, tuple(complete[-VERSIONS_SERVED:])
+
+
+def _why_not(plans: _Plans, filenames: dict[str, str], version: int, leading: int) -> str:
+    missing = ", ".join(sorted(filenames.keys() - plans[version].keys()))
+    if version > leading:
+        return (
+            f"version {leading} serves on until version {version} has plans for {missing} too; "
+            f"or remove version {leading} to give these architectures up"
+        )
+    return f"version {leading} is; compile that"
 
 
 def _names(plans: dict[str, PlanManifest]) -> dict[str, str]:

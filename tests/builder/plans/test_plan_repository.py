@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,7 +143,7 @@ def test_a_new_version_is_served_once_it_has_every_architecture(
     add(repository, "90")
 
     assert add(repository, "80", version=2).served == (1,)
-    assert "Version 2 of m_trt is not served until it has plans for 9.0 too" in caplog.text
+    assert "version 1 serves on until version 2 has plans for 9.0 too" in caplog.text
     assert add(repository, "90", version=2).served == (1, 2)
     assert list(config(repository).version_policy.specific.versions) == [1, 2]
 
@@ -151,11 +152,73 @@ def test_of_complete_versions_the_newest_two_are_served(repository: ModelReposit
     assert [add(repository, "80", version=version).served for version in (1, 2, 3)] == [(1,), (1, 2), (2, 3)]
 
 
-def test_where_no_version_is_complete_the_newest_is_served_as_it_is(repository: ModelRepository) -> None:
+@pytest.mark.parametrize(
+    ("first", "second", "precision", "missing"),
+    [
+        (["80"], "90", "fp16", "8.0"),
+        (["80", "90"], "80", "int8", "9.0"),
+        (["80", "90"], "120", "fp16", "8.0, 9.0"),
+    ],
+    ids=["another architecture", "another precision", "an architecture more"],
+)
+def test_an_incomplete_new_version_takes_no_plan_away(
+    first: list[str],
+    second: str,
+    precision: str,
+    missing: str,
+    repository: ModelRepository,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for sm in first:
+        add(repository, sm)
+    before = config(repository)
+
+    assert add(repository, second, version=2, precision=precision).served == (1,)
+
+    assert config(repository) == before
+    (warning,) = caplog.messages
+    assert f"version 1 serves on until version 2 has plans for {missing} too" in warning
+
+
+def test_a_new_version_may_have_more_architectures_than_the_one_before(repository: ModelRepository) -> None:
     add(repository, "80")
+    add(repository, "80", version=2)
 
     assert add(repository, "90", version=2).served == (2,)
-    assert config(repository).cc_model_filenames == {"9.0": "m-fp16-sm90.plan"}
+    assert config(repository).cc_model_filenames == {"8.0": "m-fp16-sm80.plan", "9.0": "m-fp16-sm90.plan"}
+
+
+def test_a_plan_for_an_old_version_does_not_bring_it_back(
+    repository: ModelRepository, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(repository, "80")
+    add(repository, "80", version=2)
+
+    assert add(repository, "90").served == (1, 2)
+    assert config(repository).cc_model_filenames == {"8.0": "m-fp16-sm80.plan"}
+    (warning,) = caplog.messages
+    assert "version 1 of m_trt for 9.0 is not served: version 2 is; compile that" in warning
+
+
+def test_an_architecture_whose_plans_were_removed_is_given_up_with_a_warning(
+    repository: ModelRepository, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(repository, "80")
+    add(repository, "90")
+    shutil.rmtree(repository.root / "m_trt/1")
+
+    assert add(repository, "80", version=2).served == (2,)
+    assert config(repository).cc_model_filenames == {"8.0": "m-fp16-sm80.plan"}
+    (warning,) = caplog.messages
+    assert "m_trt has no plan for 9.0 any more" in warning
+
+
+def test_a_configuration_that_triton_cannot_read_is_named(repository: ModelRepository) -> None:
+    path = add(repository, "80").path.parent.parent / "config.pbtxt"
+    path.write_text("max_batch_size: many")
+
+    with pytest.raises(RepositoryError, match=rf"^{path} is no configuration of Triton"):
+        add(repository, "90")
 
 
 def test_a_version_in_another_precision_takes_over_when_it_is_complete(repository: ModelRepository) -> None:
