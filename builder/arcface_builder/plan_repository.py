@@ -30,11 +30,11 @@ from tritonclient.grpc import model_config_pb2
 from arcface_client import manifests
 
 from .disk import flush
-from .errors import RepositoryError
+from .errors import OptionError, RepositoryError
 from .model_config import CONFIG_FILE, VERSIONS_SERVED, config_text
 from .plan_config import plan_config
 from .repository import ModelRepository, os_errors, replace_text
-from .store import PlanManifest, StoredEngine
+from .store import PlanManifest, StoredEngine, describe_plan
 from .store.records import read_record
 
 _log = logging.getLogger(__name__)
@@ -83,9 +83,9 @@ def add_plan(
         flush(staged / identity.filename)
         with repository.lock():
             plans = _plans(repository, model)
-            there = plans.get(version, {}).get(identity.compute_capability)
-            _check_unchanged(there, engine.manifest, path)
-            is_new = there is None
+            recorded = plans.get(version, {}).get(identity.compute_capability)
+            _check_unchanged(recorded, engine.manifest, path)
+            is_new = not path.is_file()
             plans.setdefault(version, {})[identity.compute_capability] = engine.manifest
             before = set(_config(folder / CONFIG_FILE).cc_model_filenames)
             filenames, served = _serving(plans, before)
@@ -100,8 +100,9 @@ def add_plan(
                     instances=instances,
                 )
             )
-            if is_new:
+            if recorded is None or recorded.plan_sha256 != engine.manifest.plan_sha256:
                 replace_text(record, engine.manifest.to_json(), via=staged.parent)
+            if is_new:
                 _place(staged, path, config)
             if not (folder / CONFIG_FILE).is_file() or (folder / CONFIG_FILE).read_text() != config:
                 replace_text(folder / CONFIG_FILE, config, via=staged.parent)
@@ -161,18 +162,23 @@ def _manifests(repository: ModelRepository, model: str, version: int) -> Iterato
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise RepositoryError(f"{path} is no JSON ({error}); remove it with its plan.") from error
-        yield read_record(PlanManifest, content, str(path))
+        try:
+            yield read_record(PlanManifest, content, str(path))
+        except OptionError as error:
+            raise RepositoryError(f"{path} cannot be true ({error}); remove it with its plan.") from error
 
 
-def _check_unchanged(there: PlanManifest | None, wanted: PlanManifest, path: Path) -> None:
-    if there is None or there.plan_sha256 == wanted.plan_sha256:
-        return
-    differences = ", ".join(wanted.identity.differences(there.identity)) or "another build of the same"
-    raise RepositoryError(
-        f"{path.parent} has a plan for sm{wanted.identity.sm} already, {there.identity.filename} "
-        f"({differences}). A version is never changed: run `arcface-builder build` for the next one, "
-        "and compile that."
-    )
+def _check_unchanged(recorded: PlanManifest | None, wanted: PlanManifest, path: Path) -> None:
+    """Refuse another plan than the one that is there, which the files tell: a record may be gone, or lie."""
+    for there in path.parent.glob(f"*-sm{wanted.identity.sm}.plan"):
+        if there.name == path.name and describe_plan(there)["plan_sha256"] == wanted.plan_sha256:
+            continue
+        differences = recorded and ", ".join(wanted.identity.differences(recorded.identity))
+        raise RepositoryError(
+            f"{path.parent} has a plan for sm{wanted.identity.sm} already, {there.name} "
+            f"({differences or 'of other bytes'}). A version is never changed: run `arcface-builder build` "
+            "for the next one, and compile that."
+        )
 
 
 def _serving(plans: _Plans, before: Set[str]) -> tuple[dict[str, str], tuple[int, ...]]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,6 +135,62 @@ def test_changing_a_plan_in_place_is_refused(
 
     assert path.read_text() == "plan 1 80 fp16"
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def without_record(record: Path) -> None:
+    record.unlink()
+
+
+def in_another_precision(record: Path) -> None:
+    record.write_text(record.read_text().replace('"precision": "fp16"', '"precision": "int8"'))
+
+
+def of_another_plan(record: Path) -> None:
+    content = json.loads(record.read_text())
+    record.write_text(json.dumps({**content, "plan_sha256": "0" * 64}))
+
+
+ALTERATIONS = [without_record, in_another_precision, of_another_plan]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("alter", ALTERATIONS)
+def test_a_plan_is_not_changed_in_place_whatever_became_of_its_record(
+    alter: Callable[[Path], None], precision: str, repository: ModelRepository
+) -> None:
+    path = add(repository, "80").path
+    alter(repository.root / "m_trt-1-sm80.manifest.json")
+
+    with pytest.raises(RepositoryError, match=r"sm80 already, m-fp16-sm80\.plan .* never changed"):
+        add(repository, "80", content="another", precision=precision)
+
+    assert path.read_text() == "plan 1 80 fp16"
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("alter", ALTERATIONS)
+def test_the_same_plan_again_mends_its_record(
+    alter: Callable[[Path], None], repository: ModelRepository
+) -> None:
+    path = add(repository, "80").path
+    os.utime(path, (1, 1))
+    record = repository.root / "m_trt-1-sm80.manifest.json"
+    written = record.read_text()
+    alter(record)
+
+    assert not add(repository, "80").is_new
+
+    assert record.read_text() == written
+    assert path.stat().st_mtime == 1
+
+
+def test_a_record_that_cannot_be_true_is_named(repository: ModelRepository) -> None:
+    add(repository, "80")
+    record = repository.root / "m_trt-1-sm80.manifest.json"
+    record.write_text(record.read_text().replace('"precision": "fp16"', '"precision": "fp9"'))
+
+    with pytest.raises(RepositoryError, match=rf"^{record} cannot be true \(Precision 'fp9' is unknown"):
+        add(repository, "90")
 
 
 def test_a_new_version_is_served_once_it_has_every_architecture(
