@@ -20,7 +20,7 @@ def assemble(
     repository: ModelRepository,
     *,
     tensorrt_version: str | None = None,
-    instances: int = 2,
+    instances: int | None = None,
 ) -> list[AddedPlan]:
     """Put stored plans for several architectures into the repository, all by one TensorRT.
 
@@ -31,7 +31,7 @@ def assemble(
         store: Where they are.
         repository: Where they go.
         tensorrt_version: The TensorRT of the server; None takes the newest that has them all.
-        instances: Copies that Triton runs side by side on each GPU.
+        instances: Copies that Triton runs side by side on each GPU; see ``add_plan``.
 
     Raises:
         CompileError: A plan is missing; nothing was put into the repository.

@@ -31,7 +31,7 @@ from arcface_client import manifests
 
 from .disk import flush
 from .errors import OptionError, RepositoryError
-from .model_config import CONFIG_FILE, VERSIONS_SERVED, config_text
+from .model_config import CONFIG_FILE, VERSIONS_SERVED, config_changes, config_text
 from .plan_config import plan_config
 from .repository import ModelRepository, os_errors, replace_text
 from .store import PlanManifest, StoredEngine, describe_plan
@@ -60,7 +60,7 @@ class AddedPlan:
 
 
 def add_plan(
-    repository: ModelRepository, engine: StoredEngine, *, version: int, instances: int = 2
+    repository: ModelRepository, engine: StoredEngine, *, version: int, instances: int | None = None
 ) -> AddedPlan:
     """Put a stored plan into a version of ``{name}_trt``.
 
@@ -68,7 +68,7 @@ def add_plan(
         repository: The model repository.
         engine: A plan from the store, whose bytes were checked.
         version: The ONNX sibling's version that it was built from.
-        instances: Copies that Triton runs side by side on each GPU.
+        instances: Copies that Triton runs side by side on each GPU; None leaves what the model has, or 2.
 
     Raises:
         RepositoryError: The version has another plan for that architecture, or cannot be written.
@@ -87,27 +87,31 @@ def add_plan(
             _check_unchanged(recorded, engine.manifest, path)
             is_new = not path.is_file()
             plans.setdefault(version, {})[identity.compute_capability] = engine.manifest
-            before = set(_config(folder / CONFIG_FILE).cc_model_filenames)
+            old = _config(folder / CONFIG_FILE)
+            before = set(old.cc_model_filenames) if old else set()
             filenames, served = _serving(plans, before)
             identities = [plans[number][capability].identity for number in served for capability in filenames]
-            config = config_text(
-                plan_config(
-                    model,
-                    filenames=filenames,
-                    versions=served,
-                    max_batch_size=min(identity.max_batch_size for identity in identities),
-                    profiles=min(identity.profiles for identity in identities),
-                    instances=instances,
-                )
+            config = plan_config(
+                model,
+                filenames=filenames,
+                versions=served,
+                max_batch_size=min(identity.max_batch_size for identity in identities),
+                profiles=min(identity.profiles for identity in identities),
+                instances=instances,
+                old=old,
             )
+            text = config_text(config)
             if recorded is None or recorded.plan_sha256 != engine.manifest.plan_sha256:
                 replace_text(record, engine.manifest.to_json(), via=staged.parent)
             if is_new:
-                _place(staged, path, config)
-            if not (folder / CONFIG_FILE).is_file() or (folder / CONFIG_FILE).read_text() != config:
-                replace_text(folder / CONFIG_FILE, config, via=staged.parent)
+                _place(staged, path, text)
+            if config != old:  # Triton reloads every version when the file is touched
+                replace_text(folder / CONFIG_FILE, text, via=staged.parent)
             flush(folder)
             flush(repository.root)
+    if old is not None and config != old:
+        changes = config_changes(config_text(old), text)
+        _log.info("%s of all versions of %s changes: %s", CONFIG_FILE, model, changes)
     if lost := before - filenames.keys():
         _log.warning(
             "%s has no plan for %s any more: no version has the files of all architectures served until now",
@@ -130,11 +134,12 @@ def manifest_path(repository: ModelRepository, model: str, version: int, sm: str
     return manifests.manifest_path(repository.root, model, version, sm)
 
 
-def _config(path: Path) -> Any:
-    """The model's configuration as it is, a ``ModelConfig``; an empty one where there is none."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+def _config(path: Path) -> Any | None:
+    """The model's configuration as it is, a ``ModelConfig``, if there is one."""
+    if not path.is_file():
+        return None
     try:
-        return text_format.Parse(text, model_config_pb2.ModelConfig())
+        return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
     except text_format.ParseError as error:
         raise RepositoryError(
             f"{path} is no configuration of Triton ({error}); mend it, or remove it to have it written anew."

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -81,7 +82,7 @@ def config(repository: ModelRepository) -> model_config_pb2.ModelConfig:
 def test_the_configuration_is_the_golden_file() -> None:
     filenames = {"8.0": "arcface_r100-fp16-sm80.plan", "12.0": "arcface_r100-fp16-sm120.plan"}
     written = plan_config(
-        "arcface_r100_trt", filenames=filenames, versions=[2, 1], max_batch_size=32, profiles=2, instances=2
+        "arcface_r100_trt", filenames=filenames, versions=[2, 1], max_batch_size=32, profiles=2
     )
 
     assert config_text(written) == GOLDEN.read_text()
@@ -268,6 +269,37 @@ def test_an_architecture_whose_plans_were_removed_is_given_up_with_a_warning(
     assert config(repository).cc_model_filenames == {"8.0": "m-fp16-sm80.plan"}
     (warning,) = caplog.messages
     assert "m_trt has no plan for 9.0 any more" in warning
+
+
+def test_what_an_operator_set_stays_when_a_plan_is_added(
+    repository: ModelRepository, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    add_plan(repository, engine(tmp_path, "80"), version=1, instances=4)
+    path = repository.root / "m_trt/config.pbtxt"
+    path.write_text(path.read_text().replace("dynamic_batching {", "dynamic_batching { priority_levels: 2"))
+    edited = config(repository)
+
+    add_plan(repository, engine(tmp_path, "90", max_batch_size=16), version=1)
+
+    kept = config(repository)
+    assert kept.instance_group[0].count == 4
+    assert kept.dynamic_batching.priority_levels == 2
+    assert {warmup.name: warmup.batch_size for warmup in kept.model_warmup} == {
+        "one_crop": 1,
+        "full_batch": 16,
+    }
+    (told,) = caplog.messages
+    assert "config.pbtxt of all versions of m_trt changes: - max_batch_size: 32, + max_batch_size: 16" in told
+    edited.cc_model_filenames["9.0"] = "m-fp16-sm90.plan"
+    edited.max_batch_size = edited.model_warmup[1].batch_size = 16
+    assert kept == edited
+
+
+def test_instances_are_changed_when_they_are_given(repository: ModelRepository, tmp_path: Path) -> None:
+    for instances in (None, 3, 1):
+        add_plan(repository, engine(tmp_path, "80"), version=1, instances=instances)
+        assert config(repository).instance_group[0].count == (instances or 2)
 
 
 def test_a_configuration_that_triton_cannot_read_is_named(repository: ModelRepository) -> None:
