@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from arcface_builder.errors import CacheError, PlanDamagedError, PlanError
-from arcface_builder.store import LocalStore, StoredEngine, default_cache_dir
+from arcface_builder.store import EngineIdentity, LocalStore, StoredEngine, default_cache_dir
 from children import run
 from engines import IDENTITY, identity, manifest, plan
 from processes import wait_until
@@ -106,6 +106,47 @@ def test_a_damaged_engine_gives_way_to_a_good_one(store: LocalStore) -> None:
     found = store.find(IDENTITY)
     assert found is not None
     assert found.path.read_bytes() == plan(seed=1)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_an_engine_that_is_mended_while_it_is_judged_is_not_removed(
+    store: LocalStore, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    DAMAGES[damage](store.add(plan(), manifest()).path)
+    judge, others = LocalStore._checked, LocalStore(store.root)
+
+    def judge_slowly(self: LocalStore, path: Path, key: str) -> StoredEngine:
+        try:
+            return judge(self, path, key)
+        except PlanError:
+            if self is store:
+                others.add(plan(seed=1), manifest(plan(seed=1)))
+            raise
+
+    monkeypatch.setattr(LocalStore, "_checked", judge_slowly)
+
+    found = store.find(IDENTITY)
+
+    assert found is not None
+    assert found.path.read_bytes() == plan(seed=1)
+    assert files(store) == [IDENTITY.key, f"{IDENTITY.key}.json"]
+
+
+def test_an_engine_that_is_completed_while_another_is_stored_is_not_removed(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add(plan(), manifest()).path.unlink()
+    find, others = LocalStore.find, LocalStore(store.root)
+
+    def find_slowly(self: LocalStore, wanted: EngineIdentity) -> StoredEngine | None:
+        found = find(self, wanted)
+        if found is None and self is store:
+            others.add(plan(seed=1), manifest(plan(seed=1)))
+        return found
+
+    monkeypatch.setattr(LocalStore, "find", find_slowly)
+
+    assert store.add(plan(), manifest()).path.read_bytes() == plan(seed=1)
 
 
 @pytest.mark.parametrize("missing", ["", ".json"], ids=["plan", "manifest"])
