@@ -97,7 +97,7 @@ class LocalStore:
                 raise PlanDamagedError(f"{plan} is missing beside its manifest.") from error
         return StoredEngine(plan, manifest)
 
-    def add(self, plan: bytes | Path, manifest: PlanManifest) -> StoredEngine:
+    def add(self, plan: bytes, manifest: PlanManifest) -> StoredEngine:
         """Store a plan, unless there is one of the same identity, which then is the one that counts.
 
         Raises:
@@ -106,11 +106,7 @@ class LocalStore:
         """
         check_plan(plan, manifest, where="The plan to be stored")
         with self.staging() as folder:
-            target = folder / manifest.identity.filename
-            if isinstance(plan, bytes):
-                target.write_bytes(plan)
-            else:
-                shutil.copyfile(plan, target)
+            (folder / manifest.identity.filename).write_bytes(plan)
             return self.commit(folder, manifest)
 
     @contextmanager
