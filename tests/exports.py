@@ -198,8 +198,21 @@ def unit_length(model: onnx.ModelProto) -> onnx.ModelProto:
     return _append(model, [node], "unit")
 
 
-def divided_by_norm(model: onnx.ModelProto) -> onnx.ModelProto:
+def torch_normalize(model: onnx.ModelProto) -> onnx.ModelProto:
     """As torch.nn.functional.normalize is exported."""
+    nodes = [
+        helper.make_node("ReduceL2", ["features"], ["norm"], axes=[1], keepdims=1),
+        helper.make_node("Clip", ["norm", "epsilon"], ["positive"]),
+        helper.make_node("Shape", ["features"], ["like"]),
+        helper.make_node("Expand", ["positive", "like"], ["divisor"]),
+        helper.make_node("Div", ["features", "divisor"], ["unit"]),
+    ]
+    model.graph.initializer.append(numpy_helper.from_array(np.array(1e-12, np.float32), "epsilon"))
+    return _append(model, nodes, "unit")
+
+
+def divided_by_norm(model: onnx.ModelProto) -> onnx.ModelProto:
+    """As x / x.norm() is exported."""
     nodes = [
         helper.make_node("ReduceL2", ["features"], ["norm"], axes=[1], keepdims=1),
         helper.make_node("Div", ["features", "norm"], ["unit"]),
@@ -274,6 +287,7 @@ EXPORTS: Mapping[str, Export] = {
         split_channels,
         bytes_channels_last,
         unit_length,
+        torch_normalize,
         divided_by_norm,
         half_weights,
         half_constants,

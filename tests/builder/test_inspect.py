@@ -88,7 +88,8 @@ def test_each_fault_is_told_with_what_the_build_does_about_it(
 
 
 @pytest.mark.parametrize(
-    ("export", "unit"), [("as_is", False), ("unit_length", True), ("divided_by_norm", True)]
+    ("export", "unit"),
+    [("as_is", False), ("unit_length", True), ("torch_normalize", True), ("divided_by_norm", True)],
 )
 def test_it_tells_whether_the_output_is_normalised(export: str, unit: bool, tmp_path: Path) -> None:
     pixels = inspected(export, tmp_path).pixels

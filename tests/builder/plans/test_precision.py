@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,8 +13,11 @@ from arcface_builder import faces
 from arcface_builder.errors import OptionError
 from arcface_builder.graph import session
 from arcface_builder.plans.precision import typed_graph
+from arcface_builder.serving_graph import serving_graph
+from arcface_builder.sources import OnnxFile
 from arcface_client.contract import INPUT_NAME, OUTPUT_NAME, Crops, Embeddings
 from arcface_client.golden import largest_drift
+from exports import EXPORTS, small_arcface
 from photograph import face_crops
 
 
@@ -46,6 +50,21 @@ def test_fp16_computes_in_halves_and_drifts_little(r18_graph: bytes) -> None:
     # One cast for the pixels, one in front of the normalisation to unit length, and no detours.
     assert operators(typed)["Cast"] == 2
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("export", ["torch_normalize", "divided_by_norm", "unit_length"])
+def test_embeddings_have_unit_length_however_the_source_normalises(
+    export: str, precision: str, tmp_path: Path
+) -> None:
+    onnx.save_model(EXPORTS[export](small_arcface()), tmp_path / "source.onnx")
+    source = OnnxFile(tmp_path / "source.onnx").load()
+    graph = serving_graph(source.mended, source.normalisation, metadata={}).SerializeToString()
+
+    embeddings = embed(typed_graph(graph, precision), crops())
+
+    np.testing.assert_allclose(np.linalg.norm(embeddings.astype(np.float64), axis=1), 1, rtol=0, atol=1e-6)
+    assert largest_drift(embeddings, embed(graph, crops())) < 2e-5
 
 
 def test_fp16_holds_batch_norms_whose_variance_it_does_not(small_graph: bytes) -> None:
