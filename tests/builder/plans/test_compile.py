@@ -145,7 +145,9 @@ def test_a_plan_that_is_refused_is_not_stored_and_the_report_says_where(
 ) -> None:
     wrong = replace(gpu, wrong_below=1 << 30)
 
-    with pytest.raises(ParityError, match=r"The plan drifts by 0\.\d+ .* In fp16, its graph is sound"):
+    with pytest.raises(
+        ParityError, match=r"The plan drifts .* Nothing was stored\. In fp16, its graph is sound"
+    ):
         compile_plan(request_, wrong, store, repository)
 
     assert [name for name in files(repository.root) if "trt" in name or "plan" in name] == []

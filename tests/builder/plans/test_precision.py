@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -104,10 +104,17 @@ def test_int8_puts_pairs_in_front_of_convolutions_alone(strongly_typed: bool, sm
     typed = typed_graph(small_graph, "int8", calibration=calibration, strongly_typed=strongly_typed)
 
     nodes = onnx.load_model_from_string(typed).graph.node
-    consumers = {name: node for node in nodes for name in node.input}
+    users: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+    for node in nodes:
+        for name in node.input:
+            users[name].append(node)
     pairs = [node for node in nodes if node.op_type == "DequantizeLinear"]
-    assert len(pairs) == 2  # input and weights of the second convolution; the first stays as it is
-    assert {consumers[pair.output[0]].op_type for pair in pairs} == {"Conv"}
+    assert len(pairs) == 10  # input and weights of five convolutions; the first stays as it is
+    seen_by = {pair.output[0]: sorted(user.op_type for user in users[pair.output[0]]) for pair in pairs}
+    # Who else reads a convolution's input sees its eight bits, too.
+    assert seen_by.pop("sum2_DequantizeLinear_Output") == ["Add", "Conv"]
+    assert seen_by.pop("prelu1_DequantizeLinear_Output") == ["BatchNormalization", "Conv"]
+    assert list(seen_by.values()) == [["Conv"]] * 8
     drift = largest_drift(embed(typed, face_crops()), embed(small_graph, face_crops()))
     assert 1e-7 < drift < 0.02
 
@@ -144,7 +151,7 @@ def test_nodes_without_names_are_told_apart(precision: str, small_graph: bytes) 
     typed = typed_graph(model.SerializeToString(), precision, calibration=face_crops(), strongly_typed=False)
 
     assert largest_drift(embed(typed, face_crops()), embed(small_graph, face_crops())) < 0.02
-    assert operators(typed)["QuantizeLinear"] == (2 if precision == "int8" else 0)
+    assert operators(typed)["QuantizeLinear"] == (10 if precision == "int8" else 0)
 
 
 def test_an_unknown_precision_is_refused(small_graph: bytes) -> None:
