@@ -19,6 +19,7 @@ _FLAT = _CHANNELS * 7 * 7
 def small_arcface(seed: int = 0) -> onnx.ModelProto:
     """A network with every structure of an IResNet's, of the size of a photograph: opset 11, batch free.
 
+    The stem, a block that shrinks the image and has a convolution beside it, one that has none, and the head.
     float32 RGB [N, 3, 112, 112] in, raw float32 [N, 512] out.
     """
     random = np.random.RandomState(seed)
@@ -36,13 +37,10 @@ def small_arcface(seed: int = 0) -> onnx.ModelProto:
         nodes.append(helper.make_node("BatchNormalization", [value, *parameters], [name], name, epsilon=2e-5))
         return name
 
-    def conv(value: str, name: str, channels: int) -> str:
-        kernel = weight(f"{name}.weight", _CHANNELS, channels, 3, 3)
-        nodes.append(
-            helper.make_node(
-                "Conv", [value, kernel], [name], name, strides=[4, 4], pads=[1] * 4, kernel_shape=[3, 3]
-            )
-        )
+    def conv(value: str, name: str, channels: int = _CHANNELS, *, size: int = 3, stride: int = 1) -> str:
+        kernel = weight(f"{name}.weight", _CHANNELS, channels, size, size)
+        shape: dict[str, Any] = {"kernel_shape": [size] * 2, "pads": [size // 2] * 4, "strides": [stride] * 2}
+        nodes.append(helper.make_node("Conv", [value, kernel], [name], name, **shape))
         return name
 
     def prelu(value: str, name: str) -> str:
@@ -50,11 +48,21 @@ def small_arcface(seed: int = 0) -> onnx.ModelProto:
         nodes.append(helper.make_node("PRelu", [value, f"{name}.slope"], [name], name))
         return name
 
+    def block(value: str, number: int, *, stride: int = 1) -> str:
+        inner = conv(batch_norm(value, f"bn{number}a", _CHANNELS), f"conv{number}")
+        inner = prelu(batch_norm(inner, f"bn{number}b", _CHANNELS), f"prelu{number}")
+        inner = conv(inner, f"conv{number + 1}", stride=stride)
+        inner = batch_norm(inner, f"bn{number + 1}", _CHANNELS)
+        if stride > 1:
+            beside = conv(value, f"downsample{number}", size=1, stride=stride)
+            value = batch_norm(beside, f"bn{number}c", _CHANNELS)
+        nodes.append(helper.make_node("Add", [inner, value], [f"sum{number}"], f"sum{number}"))
+        return f"sum{number}"
+
     nodes: list[onnx.NodeProto] = []
-    value = prelu(batch_norm(conv("data", "conv1", 3), "bn1", _CHANNELS), "prelu1")
-    value = conv(batch_norm(value, "bn2", _CHANNELS), "conv2", _CHANNELS)
-    value = prelu(batch_norm(value, "bn3", _CHANNELS), "prelu2")
-    value = batch_norm(value, "bn4", _CHANNELS)
+    value = prelu(batch_norm(conv("data", "conv1", 3, stride=4), "bn1", _CHANNELS), "prelu1")
+    value = block(block(value, 2, stride=4), 4)
+    value = batch_norm(value, "bn6", _CHANNELS)
     nodes.append(helper.make_node("Dropout", [value], ["dropped"], "dropout"))
     nodes.append(helper.make_node("Flatten", ["dropped"], ["flat"], "flatten", axis=1))
     weights["fc.bias"] = random.standard_normal(512).astype(np.float32)
@@ -198,8 +206,21 @@ def unit_length(model: onnx.ModelProto) -> onnx.ModelProto:
     return _append(model, [node], "unit")
 
 
-def divided_by_norm(model: onnx.ModelProto) -> onnx.ModelProto:
+def torch_normalize(model: onnx.ModelProto) -> onnx.ModelProto:
     """As torch.nn.functional.normalize is exported."""
+    nodes = [
+        helper.make_node("ReduceL2", ["features"], ["norm"], axes=[1], keepdims=1),
+        helper.make_node("Clip", ["norm", "epsilon"], ["positive"]),
+        helper.make_node("Shape", ["features"], ["like"]),
+        helper.make_node("Expand", ["positive", "like"], ["divisor"]),
+        helper.make_node("Div", ["features", "divisor"], ["unit"]),
+    ]
+    model.graph.initializer.append(numpy_helper.from_array(np.array(1e-12, np.float32), "epsilon"))
+    return _append(model, nodes, "unit")
+
+
+def divided_by_norm(model: onnx.ModelProto) -> onnx.ModelProto:
+    """As x / x.norm() is exported."""
     nodes = [
         helper.make_node("ReduceL2", ["features"], ["norm"], axes=[1], keepdims=1),
         helper.make_node("Div", ["features", "norm"], ["unit"]),
@@ -274,6 +295,7 @@ EXPORTS: Mapping[str, Export] = {
         split_channels,
         bytes_channels_last,
         unit_length,
+        torch_normalize,
         divided_by_norm,
         half_weights,
         half_constants,

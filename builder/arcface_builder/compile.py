@@ -82,7 +82,7 @@ def compile_plan(
     store: EngineStore,
     repository: ModelRepository,
     *,
-    instances: int = 2,
+    instances: int | None = None,
     report: Report = lambda stage, done: None,
 ) -> Compiled:
     """Find a plan in the store, or build and prove it, and put it into the repository.

@@ -17,8 +17,7 @@
         │   └── BucketUnreachableError (TransientError)  nothing answers there, or it broke off
         ├── PlanError                          a plan that must not be loaded; have it built again
         │   ├── PlanManifestError              its manifest is damaged, or lies
-        │   ├── PlanDamagedError               its bytes are not those of its manifest, or no plan's
-        │   └── PlanVersionError               it was built by another TensorRT than will load it
+        │   └── PlanDamagedError               its bytes are not those of its manifest, or no plan's
         ├── CompileError                       a plan could not be built, or must not be used
         │   ├── NoGpuError (DeploymentError)       this machine cannot build plans
         │   ├── WorkspaceError (DeploymentError)   TensorRT ran out of memory
@@ -91,10 +90,6 @@ class PlanManifestError(PlanError):
 
 class PlanDamagedError(PlanError):
     """A plan's bytes are not those of its manifest, or are no plan at all."""
-
-
-class PlanVersionError(PlanError):
-    """A plan was built by another TensorRT than the one that is to load it."""
 
 
 class CompileError(BuilderError):

@@ -27,7 +27,7 @@ def assemble(
     *,
     allowed_drift_cosine: float = MAX_DRIFT_COSINE,
     tensorrt_version: str | None = None,
-    instances: int = 2,
+    instances: int | None = None,
 ) -> list[AddedPlan]:
     """Put stored plans for several architectures into the repository, all by one TensorRT.
 
@@ -39,7 +39,7 @@ def assemble(
         repository: Where they go.
         allowed_drift_cosine: The gate's tolerance, which they must pass whatever they passed then.
         tensorrt_version: The TensorRT of the server; None takes the newest that has them all.
-        instances: Copies that Triton runs side by side on each GPU.
+        instances: Copies that Triton runs side by side on each GPU; see ``add_plan``.
 
     Raises:
         CompileError: A plan is missing; nothing was put into the repository.

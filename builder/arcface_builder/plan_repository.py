@@ -4,10 +4,11 @@ Version N holds the plans of the ONNX sibling's version N. Triton keeps one map 
 file name for all versions of a model, and when one version that it is told to serve lacks a file, loading
 fails for all of them. So:
 
-* The map holds every architecture that any version has a plan for.
-* Served are the newest versions that have a file for every entry of the map. A new version is left out until
-  its last plan has come, and the one before serves on: no part of a fleet loses its plans on the way.
-* If no version is complete, the newest is served with the architectures that it has.
+* The map is that of the newest version that has a plan for every architecture in the map until now. A new
+  version is left out until its last plan has come, and the one before serves on: no part of a fleet loses its
+  plans on the way.
+* Served are that version and the newest before it that has files of all these names, too.
+* Only plans that are gone from the disk give an architecture up, with a warning.
 
 Adding a plan puts its file into the version before the map names it, so that a server that looks in between
 finds nothing amiss. A plan that is there is never changed.
@@ -18,18 +19,22 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
 
 from arcface_client import manifests
 
 from .disk import flush
-from .errors import RepositoryError
-from .model_config import CONFIG_FILE, VERSIONS_SERVED, config_text
+from .errors import OptionError, RepositoryError
+from .model_config import CONFIG_FILE, VERSIONS_SERVED, config_changes, config_text
 from .plan_config import plan_config
 from .repository import ModelRepository, os_errors, replace_text
-from .store import PlanManifest, StoredEngine
+from .store import PlanManifest, StoredEngine, describe_plan
 from .store.records import read_record
 
 _log = logging.getLogger(__name__)
@@ -55,7 +60,7 @@ class AddedPlan:
 
 
 def add_plan(
-    repository: ModelRepository, engine: StoredEngine, *, version: int, instances: int = 2
+    repository: ModelRepository, engine: StoredEngine, *, version: int, instances: int | None = None
 ) -> AddedPlan:
     """Put a stored plan into a version of ``{name}_trt``.
 
@@ -63,7 +68,7 @@ def add_plan(
         repository: The model repository.
         engine: A plan from the store, whose bytes were checked.
         version: The ONNX sibling's version that it was built from.
-        instances: Copies that Triton runs side by side on each GPU.
+        instances: Copies that Triton runs side by side on each GPU; None leaves what the model has, or 2.
 
     Raises:
         RepositoryError: The version has another plan for that architecture, or cannot be written.
@@ -78,37 +83,48 @@ def add_plan(
         flush(staged / identity.filename)
         with repository.lock():
             plans = _plans(repository, model)
-            there = plans.get(version, {}).get(identity.compute_capability)
-            _check_unchanged(there, engine.manifest, path)
-            is_new = there is None
+            recorded = plans.get(version, {}).get(identity.compute_capability)
+            _check_unchanged(recorded, engine.manifest, path)
+            is_new = not path.is_file()
             plans.setdefault(version, {})[identity.compute_capability] = engine.manifest
-            filenames, served = _serving(plans)
+            old = _config(folder / CONFIG_FILE)
+            before = set(old.cc_model_filenames) if old else set()
+            filenames, served = _serving(plans, before)
             identities = [plans[number][capability].identity for number in served for capability in filenames]
-            config = config_text(
-                plan_config(
-                    model,
-                    filenames=filenames,
-                    versions=served,
-                    max_batch_size=min(identity.max_batch_size for identity in identities),
-                    profiles=min(identity.profiles for identity in identities),
-                    instances=instances,
-                )
+            config = plan_config(
+                model,
+                filenames=filenames,
+                versions=served,
+                max_batch_size=min(identity.max_batch_size for identity in identities),
+                profiles=min(identity.profiles for identity in identities),
+                instances=instances,
+                old=old,
             )
-            if is_new:
+            text = config_text(config)
+            if recorded is None or recorded.plan_sha256 != engine.manifest.plan_sha256:
                 replace_text(record, engine.manifest.to_json(), via=staged.parent)
-                _place(staged, path, config)
-            if not (folder / CONFIG_FILE).is_file() or (folder / CONFIG_FILE).read_text() != config:
-                replace_text(folder / CONFIG_FILE, config, via=staged.parent)
+            if is_new:
+                _place(staged, path, text)
+            if config != old:  # Triton reloads every version when the file is touched
+                replace_text(folder / CONFIG_FILE, text, via=staged.parent)
             flush(folder)
             flush(repository.root)
-    if version not in served:
-        missing = sorted(filenames.keys() - plans[version].keys())
+    if old is not None and config != old:
+        changes = config_changes(config_text(old), text)
+        _log.info("%s of all versions of %s changes: %s", CONFIG_FILE, model, changes)
+    if lost := before - filenames.keys():
         _log.warning(
-            "Version %d of %s is not served until it has plans for %s too, as older versions have; "
-            "or remove those versions to give these architectures up",
+            "%s has no plan for %s any more: no version has the files of all architectures served until now",
+            model,
+            ", ".join(sorted(lost)),
+        )
+    if version not in served or identity.compute_capability not in filenames:
+        _log.warning(
+            "The plan of version %d of %s for %s is not served: %s",
             version,
             model,
-            ", ".join(missing),
+            identity.compute_capability,
+            _why_not(plans, filenames, version, max(served)),
         )
     return AddedPlan(model, version, path, served, is_new)
 
@@ -116,6 +132,18 @@ def add_plan(
 def manifest_path(repository: ModelRepository, model: str, version: int, sm: str) -> Path:
     """Where the record of a plan is: in the root, which Triton passes over."""
     return manifests.manifest_path(repository.root, model, version, sm)
+
+
+def _config(path: Path) -> Any | None:
+    """The model's configuration as it is, a ``ModelConfig``, if there is one."""
+    if not path.is_file():
+        return None
+    try:
+        return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+    except text_format.ParseError as error:
+        raise RepositoryError(
+            f"{path} is no configuration of Triton ({error}); mend it, or remove it to have it written anew."
+        ) from error
 
 
 _Plans = dict[int, dict[str, PlanManifest]]
@@ -139,31 +167,46 @@ def _manifests(repository: ModelRepository, model: str, version: int) -> Iterato
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise RepositoryError(f"{path} is no JSON ({error}); remove it with its plan.") from error
-        yield read_record(PlanManifest, content, str(path))
+        try:
+            yield read_record(PlanManifest, content, str(path))
+        except OptionError as error:
+            raise RepositoryError(f"{path} cannot be true ({error}); remove it with its plan.") from error
 
 
-def _check_unchanged(there: PlanManifest | None, wanted: PlanManifest, path: Path) -> None:
-    if there is None or there.plan_sha256 == wanted.plan_sha256:
-        return
-    differences = ", ".join(wanted.identity.differences(there.identity)) or "another build of the same"
-    raise RepositoryError(
-        f"{path.parent} has a plan for sm{wanted.identity.sm} already, {there.identity.filename} "
-        f"({differences}). A version is never changed: run `arcface-builder build` for the next one, "
-        "and compile that."
-    )
+def _check_unchanged(recorded: PlanManifest | None, wanted: PlanManifest, path: Path) -> None:
+    """Refuse another plan than the one that is there, which the files tell: a record may be gone, or lie."""
+    for there in path.parent.glob(f"*-sm{wanted.identity.sm}.plan"):
+        if there.name == path.name and describe_plan(there)["plan_sha256"] == wanted.plan_sha256:
+            continue
+        differences = recorded and ", ".join(wanted.identity.differences(recorded.identity))
+        raise RepositoryError(
+            f"{path.parent} has a plan for sm{wanted.identity.sm} already, {there.name} "
+            f"({differences or 'of other bytes'}). A version is never changed: run `arcface-builder build` "
+            "for the next one, and compile that."
+        )
 
 
-def _serving(plans: _Plans) -> tuple[dict[str, str], tuple[int, ...]]:
-    """Which files to name and which versions to serve; see the module's description."""
-    newest_first = sorted(plans, reverse=True)
-    filenames: dict[str, str] = {}
-    for version in newest_first:
-        for capability, manifest in plans[version].items():
-            filenames.setdefault(capability, manifest.identity.filename)
-    complete = [version for version in newest_first if _names(plans[version]).items() >= filenames.items()]
-    if not complete:
-        return _names(plans[newest_first[0]]), (newest_first[0],)
-    return filenames, tuple(sorted(complete[:VERSIONS_SERVED]))
+def _serving(plans: _Plans, before: Set[str]) -> tuple[dict[str, str], tuple[int, ...]]:
+    """Which files to name and which versions to serve; see the module's description.
+
+    Args:
+        plans: What there is.
+        before: The compute capabilities in the map until now.
+    """
+    leading = max(plans, key=lambda version: (len(before & plans[version].keys()), version))
+    filenames = _names(plans[leading])
+    complete = [version for version in sorted(plans) if _names(plans[version]).items() >= filenames.items()]
+    return filenames, tuple(complete[-VERSIONS_SERVED:])
+
+
+def _why_not(plans: _Plans, filenames: dict[str, str], version: int, leading: int) -> str:
+    missing = ", ".join(sorted(filenames.keys() - plans[version].keys()))
+    if version > leading:
+        return (
+            f"version {leading} serves on until version {version} has plans for {missing} too; "
+            f"or remove version {leading} to give these architectures up"
+        )
+    return f"version {leading} is; compile that"
 
 
 def _names(plans: dict[str, PlanManifest]) -> dict[str, str]:

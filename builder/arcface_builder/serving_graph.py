@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from arcface_client.contract import CROP_SHAPE, EMBEDDING_DIM, INPUT_NAME, OUTPUT_NAME
+from arcface_client.contract import CROP_SHAPE, EMBEDDING_DIM, INPUT_NAME, OUTPUT_NAME, Embeddings
 from arcface_client.runtimes.sessions import RUN_ERRORS
 
 from .errors import NotArcFaceError
@@ -63,11 +63,11 @@ def serving_graph(
     model.graph.name = "arcface"
     model.producer_name, model.producer_version, model.doc_string = "arcface-builder", None, None
     model.ir_version = IR_VERSION
-    normalised = is_unit_length(model)
+    _embed_two(model)  # or it cannot be served in batches
     _replace_prefix(model, normalisation)
     fold_batch_norms(model)
     fold_preactivations(model)
-    _end_with_unit_vectors(model, normalised=normalised)
+    _end_with_unit_vectors(model)
     tidy(model)
     passes.ClearMetadataAndDocStringPass()(model)
     model.metadata_props.clear()
@@ -83,6 +83,11 @@ def is_unit_length(model: ir.Model) -> bool:
     Raises:
         NotArcFaceError: ONNX Runtime cannot run it on a batch of two.
     """
+    return bool(np.abs(np.linalg.norm(_embed_two(model), axis=1) - 1).max() < _UNIT_TOLERANCE)
+
+
+def _embed_two(model: ir.Model) -> Embeddings:
+    """Run a mended graph on a batch of two, which it may say that it takes and not take."""
     image = model.graph.inputs[0]
     shape = (2, *image_dims(image))
     # Values of 0, 1 and 2 suit bytes, normalised pixels and anything between.
@@ -98,7 +103,7 @@ def is_unit_length(model: ir.Model) -> bool:
         raise NotArcFaceError(
             f"The graph turns a batch of two into {list(embeddings.shape)}; expected [2, {EMBEDDING_DIM}]."
         )
-    return bool(np.abs(np.linalg.norm(embeddings, axis=1) - 1).max() < _UNIT_TOLERANCE)
+    return np.asarray(embeddings)
 
 
 def _replace_prefix(model: ir.Model, normalisation: Normalisation) -> None:
@@ -128,20 +133,22 @@ def _replace_prefix(model: ir.Model, normalisation: Normalisation) -> None:
     graph.inputs[:] = [image]
 
 
-def _end_with_unit_vectors(model: ir.Model, *, normalised: bool) -> None:
+def _end_with_unit_vectors(model: ir.Model) -> None:
+    """End with a division by the length, which stays exact in every precision.
+
+    A source may end with one of its own, written in some way of which a part would run in float16.
+    """
     graph = model.graph
-    embedding = graph.outputs[0]
-    last = embedding.producer()
+    last = graph.outputs[0].producer()
     if last is not None and last.op_type == "LpNormalization":
         # TensorRT 8.5 hands it to a library that is not always there; ReduceL2 and Div it does itself.
         bypass(last)
-        embedding, normalised = graph.outputs[0], False
-    if not normalised:
-        tape = ir.tape.Tape()
-        length = tape.op("ReduceL2", [embedding], {"axes": [1], "keepdims": 1}, name="length")
-        unit = tape.op("Div", [embedding, length], name="unit")
-        graph.extend(tape.nodes)
-        graph.outputs[:] = [unit]
-        embedding.name = "raw_embedding"
+    embedding = graph.outputs[0]
+    tape = ir.tape.Tape()
+    length = tape.op("ReduceL2", [embedding], {"axes": [1], "keepdims": 1}, name="length")
+    unit = tape.op("Div", [embedding, length], name="unit")
+    graph.extend(tape.nodes)
+    graph.outputs[:] = [unit]
+    embedding.name = "raw_embedding"
     graph.outputs[0].name = OUTPUT_NAME
     graph.outputs[0].dtype, graph.outputs[0].shape = ir.DataType.FLOAT, ir.Shape((BATCH, EMBEDDING_DIM))

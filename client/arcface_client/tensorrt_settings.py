@@ -25,7 +25,7 @@ _DEFAULTS: Final[Defaults] = {
     "tensorrt.workspace_size_mb": (WHOLE, 1024),
     "tensorrt.hardware_compatible": (BOOLEAN, True),
     "tensorrt.small_batch_profile": (BOOLEAN, True),
-    "tensorrt.instances": (WHOLE, 2),
+    "tensorrt.instances": (WHOLE, None),
     "tensorrt.engine_s3_bucket": (TEXT, None),
     "validation.max_drift_cosine": (NUMBER, 0.001),
 }
@@ -44,7 +44,7 @@ class TensorRtSettings:
         workspace_size_mb: Memory of one kernel, in MiB.
         hardware_compatible: Fit every GPU of the compute capability.
         small_batch_profile: Tune kernels for a crop alone as well, which serve up to four.
-        instances: Copies that Triton runs side by side on each GPU.
+        instances: Copies that Triton runs side by side on each GPU; None is what the model has, or 2.
         engine_s3_bucket: Bucket to share plans through.
         max_drift_cosine: Largest drift that the gate lets pass.
     """
@@ -56,7 +56,7 @@ class TensorRtSettings:
     workspace_size_mb: int
     hardware_compatible: bool
     small_batch_profile: bool
-    instances: int
+    instances: int | None
     engine_s3_bucket: str | None
     max_drift_cosine: float
 

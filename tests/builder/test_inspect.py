@@ -74,11 +74,11 @@ def test_node_names_do_not_matter(tmp_path: Path) -> None:
         ("pytorch_pack", "the input's batch dimension is called 'None': it becomes 'N'"),
         ("constant_reshape", "1 Reshape nodes fix the batch to a number: they take it from their input"),
         ("negative_batch", "the input's batch dimension is -1, which ONNX does not know: it becomes 'N'"),
-        ("mxnet", "28 weights are listed as graph inputs"),
+        ("mxnet", "53 weights are listed as graph inputs"),
         ("mxnet", "opset 8: converted to 17"),
-        ("mxnet_broken", "5 batch norms say spatial=0"),
-        ("mxnet_broken", "2 PRelu slopes are [C]"),
-        ("half_weights", "it computes in float16 (26 weights): computed in float32"),
+        ("mxnet_broken", "10 batch norms say spatial=0"),
+        ("mxnet_broken", "3 PRelu slopes are [C]"),
+        ("half_weights", "it computes in float16 (51 weights): computed in float32"),
     ],
 )
 def test_each_fault_is_told_with_what_the_build_does_about_it(
@@ -88,7 +88,8 @@ def test_each_fault_is_told_with_what_the_build_does_about_it(
 
 
 @pytest.mark.parametrize(
-    ("export", "unit"), [("as_is", False), ("unit_length", True), ("divided_by_norm", True)]
+    ("export", "unit"),
+    [("as_is", False), ("unit_length", True), ("torch_normalize", True), ("divided_by_norm", True)],
 )
 def test_it_tells_whether_the_output_is_normalised(export: str, unit: bool, tmp_path: Path) -> None:
     pixels = inspected(export, tmp_path).pixels

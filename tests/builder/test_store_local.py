@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from arcface_builder.errors import CacheError, PlanDamagedError, PlanError
-from arcface_builder.store import LocalStore, StoredEngine, default_cache_dir
+from arcface_builder.store import EngineIdentity, LocalStore, StoredEngine, default_cache_dir
 from children import run
 from engines import IDENTITY, identity, manifest, plan
 from processes import wait_until
@@ -33,17 +33,12 @@ def test_the_cache_lies_where_the_environment_says_or_in_the_home_folder() -> No
     assert default_cache_dir({"ARCFACE_CACHE_DIR": ""}) == Path.home() / ".cache/arcface-triton"
 
 
-@pytest.mark.parametrize("from_file", [False, True], ids=["from bytes", "from a file"])
-def test_what_was_stored_is_found_byte_for_byte(store: LocalStore, tmp_path: Path, from_file: bool) -> None:
-    source = tmp_path / "built.plan"
-    source.write_bytes(plan())
-
-    added = store.add(source if from_file else plan(), manifest())
+def test_what_was_stored_is_found_byte_for_byte(store: LocalStore) -> None:
+    added = store.add(plan(), manifest())
 
     assert store.find(IDENTITY) == added == StoredEngine(store.root / IDENTITY.key, manifest())
     assert added.path.read_bytes() == plan()
     assert files(store) == [IDENTITY.key, f"{IDENTITY.key}.json"]
-    assert source.read_bytes() == plan()
 
 
 def test_nothing_is_found_in_a_cache_that_is_not_there(store: LocalStore) -> None:
@@ -106,6 +101,47 @@ def test_a_damaged_engine_gives_way_to_a_good_one(store: LocalStore) -> None:
     found = store.find(IDENTITY)
     assert found is not None
     assert found.path.read_bytes() == plan(seed=1)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_an_engine_that_is_mended_while_it_is_judged_is_not_removed(
+    store: LocalStore, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    DAMAGES[damage](store.add(plan(), manifest()).path)
+    judge, others = LocalStore._checked, LocalStore(store.root)
+
+    def judge_slowly(self: LocalStore, path: Path, key: str) -> StoredEngine:
+        try:
+            return judge(self, path, key)
+        except PlanError:
+            if self is store:
+                others.add(plan(seed=1), manifest(plan(seed=1)))
+            raise
+
+    monkeypatch.setattr(LocalStore, "_checked", judge_slowly)
+
+    found = store.find(IDENTITY)
+
+    assert found is not None
+    assert found.path.read_bytes() == plan(seed=1)
+    assert files(store) == [IDENTITY.key, f"{IDENTITY.key}.json"]
+
+
+def test_an_engine_that_is_completed_while_another_is_stored_is_not_removed(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add(plan(), manifest()).path.unlink()
+    find, others = LocalStore.find, LocalStore(store.root)
+
+    def find_slowly(self: LocalStore, wanted: EngineIdentity) -> StoredEngine | None:
+        found = find(self, wanted)
+        if found is None and self is store:
+            others.add(plan(seed=1), manifest(plan(seed=1)))
+        return found
+
+    monkeypatch.setattr(LocalStore, "find", find_slowly)
+
+    assert store.add(plan(), manifest()).path.read_bytes() == plan(seed=1)
 
 
 @pytest.mark.parametrize("missing", ["", ".json"], ids=["plan", "manifest"])

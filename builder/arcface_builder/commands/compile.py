@@ -82,7 +82,9 @@ def add_compile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         action="store_true",
         help="where a precision is refused, build the next more exact one instead",
     )
-    parser.add_argument("--instances", type=int, metavar="N", help="copies on each GPU; default: 2")
+    parser.add_argument(
+        "--instances", type=int, metavar="N", help="copies on each GPU; default: as it is, or 2"
+    )
     parser.add_argument("--bucket", metavar="NAME", help="S3 bucket to share plans through")
     parser.add_argument("--endpoint-url", metavar="URL", help="another S3 than Amazon's")
     parser.add_argument("--config", type=Path, metavar="FILE", help=f"default: {DEFAULT_PATH}")

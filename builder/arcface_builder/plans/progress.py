@@ -11,9 +11,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, TypeVar
 
-from arcface_client.commandline import INTERRUPTED
-
-from ..errors import CompileError
+from arcface_client.commandline import FAILED, INTERRUPTED
 
 T = TypeVar("T")
 
@@ -32,32 +30,38 @@ class _Phase:
 
 @dataclass
 class Phases:
-    """TensorRT's phases, each a step of its parent's, as one fraction."""
+    """TensorRT's phases, each a step of its parent's, as one fraction; one thread tells, another asks."""
 
     _phases: dict[str, _Phase] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
         """Begin a phase."""
-        self._phases[name] = _Phase(parent, steps)
+        with self._lock:
+            self._phases[name] = _Phase(parent, steps)
 
     def step(self, name: str, step: int) -> None:
         """Note that a step of a phase is done, counted from 0."""
-        if name in self._phases:
-            self._phases[name].done = step + 1
+        with self._lock:
+            if name in self._phases:
+                self._phases[name].done = step + 1
 
     def finish(self, name: str) -> None:
         """End a phase."""
-        self._phases.pop(name, None)
+        with self._lock:
+            self._phases.pop(name, None)
 
     @property
     def current(self) -> str:
         """The innermost phase that began last."""
-        return next(reversed(self._phases), "TensorRT")
+        with self._lock:
+            return next(reversed(self._phases), "TensorRT")
 
     @property
     def fraction(self) -> float:
         """What part of the whole is done, 0 to 1."""
-        return self._fraction(None)
+        with self._lock:
+            return self._fraction(None)
 
     def _fraction(self, parent: str | None) -> float:
         name = next((key for key, phase in reversed(self._phases.items()) if phase.parent == parent), None)
@@ -97,18 +101,21 @@ def run_interruptibly(
     Args:
         work: What to run; it must not hold Python's lock all the time.
         tick: Is called at the start and, while it runs, some times a second.
-        cancelled: Is set on Ctrl-C; who can be stopped looks at it.
+        cancelled: Is set on Ctrl-C, or when ``tick`` fails; who can be stopped looks at it.
         stoppable: Wait until the work has stopped; otherwise it is left to end with the process.
 
     Raises:
-        CompileError: The work died without a result.
+        BaseException: What the work raised.
     """
     results: list[T] = []
+    failures: list[BaseException] = []
     ended = threading.Event()
 
     def body() -> None:
         try:
             results.append(work())
+        except BaseException as error:  # noqa: BLE001 - raised where the result is waited for
+            failures.append(error)
         finally:
             ended.set()
 
@@ -118,21 +125,22 @@ def run_interruptibly(
         # Not the thread's own join: Ctrl-C there makes CPython count a running thread as ended.
         while not ended.wait(_TICK_S):
             tick()
-    except KeyboardInterrupt:
+    except BaseException as error:
         cancelled.set()
         if stoppable:
             ended.wait()
         else:
-            atexit.register(_end_process_unless, ended)
+            code = INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED
+            atexit.register(_end_process_unless, ended, code)
         raise
-    if not results:
-        raise CompileError("The build died without a result; the lines above say where.")
+    if failures:
+        raise failures[0]
     return results[0]
 
 
-def _end_process_unless(ended: threading.Event) -> None:
+def _end_process_unless(ended: threading.Event, code: int) -> None:
     """End the process at once if the work still runs: in a dying interpreter TensorRT's log aborts it."""
     if not ended.is_set():
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(INTERRUPTED)
+        os._exit(code)

@@ -1,9 +1,10 @@
 """Quantise a serving graph to int8 with Q/DQ pairs, by ONNX Runtime's static quantiser.
 
 Where the pairs stand decides over speed. They stand in front of the convolutions alone, on the input
-and on the weights: a convolution between them runs in int8, and what follows it (PRelu, batch norm, residual
-Add) stays in the wider type without being cut to eight bits and back. The first convolution, which has three
-channels to offer, and the Gemm at the end, which is bound by memory, stay wide too.
+and on the weights: a convolution between them runs in int8, and what it gives goes to what follows (PRelu,
+batch norm, residual Add) in the wider type. Who else reads a convolution's input reads the same eight bits:
+the residual Add behind a block that has no convolution beside it. The first convolution, which has three
+channels to offer, and the Gemm at the end, which is bound by memory, stay wide.
 
 The ranges leave out one value in ten thousand: the few largest of millions would make every step of the other
 values coarser.

@@ -6,11 +6,14 @@ before its bytes, and a cache of another version is left out and then replaced.
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
+
+_log = logging.getLogger(__name__)
 
 _MAGIC: Final = b"arcface-timing-cache "
 
@@ -48,8 +51,16 @@ class TimingCache:
         config.set_timing_cache(self._cache, ignore_mismatch=False)
 
     def save(self, config: Any) -> None:
-        """Write what the build measured, so that the file is the old one or the new one at any moment."""
-        blob = bytes(config.get_timing_cache().serialize())
+        """Write what the build measured, so that the file is the old one or the new one at any moment.
+
+        A file that cannot be written is a warning: the plan is worth more than it.
+        """
+        try:
+            self._write(bytes(config.get_timing_cache().serialize()))
+        except OSError as error:
+            _log.warning("Cannot write the timing cache (%s); the next build measures again", error)
+
+    def _write(self, blob: bytes) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}-")
         temporary = Path(name)

@@ -6,7 +6,7 @@ from .identity import PRECISIONS, EngineIdentity, sm_of
 from .local import LocalStore, default_cache_dir
 from .opening import open_store
 from .plan_header import plan_version
-from .plan_manifest import Parity, PlanManifest, check_loadable, check_plan, describe_plan, read_manifest
+from .plan_manifest import Parity, PlanManifest, check_plan, describe_plan, read_manifest
 from .store import EngineStore
 from .stored_engine import StoredEngine
 
@@ -18,7 +18,6 @@ __all__ = [
     "Parity",
     "PlanManifest",
     "StoredEngine",
-    "check_loadable",
     "check_plan",
     "default_cache_dir",
     "describe_plan",

@@ -54,18 +54,16 @@ class LocalStore:
         Raises:
             CacheError: The cache cannot be read.
         """
-        with self._os_errors("read"):
-            plan = self.root / identity.key
-            try:
-                engine = StoredEngine(plan, self._read_manifest(plan))
-                check_plan(plan, engine.manifest, where=str(plan))
-            except FileNotFoundError:
-                return None
-            except PlanError as error:
-                self._discard(plan)
-                _log.warning("Removed a plan from the cache, to be made again: %s", error)
-                return None
-        return engine
+        plan = self.root / identity.key
+        while True:
+            with self._os_errors("read"):
+                try:
+                    return self._checked(plan, identity.key)
+                except FileNotFoundError:
+                    return None
+                except PlanError as error:
+                    if self._discard_unless_good(plan, identity.key):
+                        _log.warning("Removed a plan from the cache, to be made again: %s", error)
 
     def manifests(self) -> Iterator[PlanManifest | PlanError]:
         """Every engine's manifest; an error stands for one that is damaged.
@@ -77,7 +75,7 @@ class LocalStore:
             plan = path.with_name(path.name.removesuffix(ENDING))
             with self._os_errors("read"):
                 try:
-                    manifest: PlanManifest | PlanError = self._read_manifest(plan)
+                    manifest: PlanManifest | PlanError = _read(plan, plan.relative_to(self.root).as_posix())
                 except FileNotFoundError:
                     continue  # removed meanwhile
                 except PlanError as error:
@@ -99,7 +97,7 @@ class LocalStore:
                 raise PlanDamagedError(f"{plan} is missing beside its manifest.") from error
         return StoredEngine(plan, manifest)
 
-    def add(self, plan: bytes | Path, manifest: PlanManifest) -> StoredEngine:
+    def add(self, plan: bytes, manifest: PlanManifest) -> StoredEngine:
         """Store a plan, unless there is one of the same identity, which then is the one that counts.
 
         Raises:
@@ -108,11 +106,7 @@ class LocalStore:
         """
         check_plan(plan, manifest, where="The plan to be stored")
         with self.staging() as folder:
-            target = folder / manifest.identity.filename
-            if isinstance(plan, bytes):
-                target.write_bytes(plan)
-            else:
-                shutil.copyfile(plan, target)
+            (folder / manifest.identity.filename).write_bytes(plan)
             return self.commit(folder, manifest)
 
     @contextmanager
@@ -151,7 +145,8 @@ class LocalStore:
             while not _renamed(folder, plan.parent):
                 if there := self.find(manifest.identity):
                     return there
-                self._discard(plan)  # half an engine: somebody took a file out of it
+                # Half an engine: somebody took a file out of it.
+                self._discard_unless_good(plan, manifest.identity.key)
             flush(plan.parent.parent)
         return StoredEngine(plan, manifest)
 
@@ -186,9 +181,29 @@ class LocalStore:
         finally:
             os.close(descriptor)
 
-    def _read_manifest(self, plan: Path) -> PlanManifest:
-        text = plan.with_name(f"{plan.name}{ENDING}").read_bytes()
-        return read_manifest(text, key=plan.relative_to(self.root).as_posix())
+    def _checked(self, plan: Path, key: str) -> StoredEngine:
+        engine = StoredEngine(plan, _read(plan, key))
+        check_plan(plan, engine.manifest, where=str(plan))
+        return engine
+
+    def _discard_unless_good(self, plan: Path, key: str) -> bool:
+        """Remove an engine, or put it back if somebody has mended it since it was judged.
+
+        Returns:
+            Whether it was removed here.
+        """
+        with self.staging() as folder:
+            taken = folder.with_name("discarded")
+            try:
+                plan.parent.rename(taken)
+            except FileNotFoundError:  # somebody else was faster
+                return False
+            try:
+                self._checked(taken / plan.name, key)
+            except (FileNotFoundError, PlanError):
+                return True
+            _renamed(taken, plan.parent)  # or else there is a newer one, as good
+            return False
 
     def _discard(self, plan: Path) -> None:
         """Remove a plan's folder by a rename first, so that nobody sees a part of it."""
@@ -208,6 +223,10 @@ class LocalStore:
             raise CacheError(
                 f"Cannot {verb} the cache {self.root} ({error}); mend it or set ARCFACE_CACHE_DIR."
             ) from error
+
+
+def _read(plan: Path, key: str) -> PlanManifest:
+    return read_manifest(plan.with_name(f"{plan.name}{ENDING}").read_bytes(), key=key)
 
 
 def _renamed(folder: Path, target: Path) -> bool:

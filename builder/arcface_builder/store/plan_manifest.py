@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from ..errors import OptionError, PlanDamagedError, PlanManifestError, PlanVersionError
+from ..errors import OptionError, PlanDamagedError, PlanManifestError
 from .identity import EngineIdentity
 from .plan_header import plan_version
 from .records import read_record
@@ -143,29 +143,6 @@ def check_plan(plan: bytes | Path, manifest: PlanManifest, *, where: str) -> Non
             f"its manifest says {manifest.plan_sha256[:12]}..."
         )
     _check_header(manifest, plan)
-
-
-def check_loadable(manifest: PlanManifest, plan: bytes | Path, installed_version: str) -> None:
-    """Check that the TensorRT at hand is the one that built a plan, before it deserialises the plan.
-
-    Args:
-        manifest: The plan's manifest.
-        plan: The plan's file, or its first ``HEADER_BYTES`` at least.
-        installed_version: ``tensorrt.__version__``.
-
-    Raises:
-        PlanVersionError: It is another one.
-        PlanManifestError: The plan's header names another TensorRT than its manifest.
-        PlanDamagedError: It is no plan.
-    """
-    _check_header(manifest, plan)
-    built_by = manifest.identity.tensorrt_version
-    if built_by != installed_version:
-        raise PlanVersionError(
-            f"{manifest.identity.filename} was built by TensorRT {built_by}, and "
-            f"TensorRT {installed_version} is installed: a plan fits one build. "
-            "Compile it again here, or install that version."
-        )
 
 
 def _check_header(manifest: PlanManifest, plan: bytes | Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ..errors import BucketError, BucketUnreachableError, PlanError, PlanManifestError
@@ -69,7 +68,7 @@ class EngineStore:
             _log.warning("Miss: %s is not in the local cache. %s", identity.filename, error)
             return None
 
-    def put(self, plan: bytes | Path, manifest: PlanManifest) -> StoredEngine:
+    def put(self, plan: bytes, manifest: PlanManifest) -> StoredEngine:
         """Store a plan here, and in the bucket if it can be reached.
 
         Raises:

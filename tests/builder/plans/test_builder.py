@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +17,7 @@ import onnx
 import pytest
 
 from arcface_builder.errors import CompileError, OptionError, WorkspaceError
-from arcface_builder.plans import builder, toolkit
+from arcface_builder.plans import builder, progress, toolkit
 from arcface_builder.plans.builder import BuildOptions, build_plan
 from arcface_builder.plans.precision import typed_graph
 from arcface_builder.plans.progress import Phases, run_interruptibly
@@ -181,8 +182,9 @@ def test_a_build_that_fails_without_a_reason_on_a_full_gpu_is_a_matter_of_memory
 
 
 def test_progress_is_told_as_stages_and_a_part_of_the_whole(
-    trt: ModuleType, r18_typed: dict[str, bytes]
+    trt: ModuleType, r18_typed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(progress, "_TICK_S", 0.01)
     told: list[tuple[str, float | None]] = []
 
     build_plan(
@@ -193,18 +195,53 @@ def test_progress_is_told_as_stages_and_a_part_of_the_whole(
         report=lambda stage, done: told.append((stage, done)),
     )
 
-    assert told
     assert all(done is not None and 0 <= done <= 1 for _, done in told)
+    assert len({done for _, done in told if done}) > 1
+    assert {stage for stage, _ in told} > {"TensorRT"}
 
 
-def test_ctrl_c_cancels_the_build(trt: ModuleType, r18_typed: dict[str, bytes]) -> None:
+@pytest.mark.parametrize("error", [KeyboardInterrupt, BrokenPipeError])
+def test_ctrl_c_or_a_display_that_fails_cancels_the_build(
+    error: type[BaseException],
+    trt: ModuleType,
+    r18_typed: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(progress, "_TICK_S", 0.01)
+    goes_on: list[bool] = []
+
+    def watched(*arguments: Any) -> Any:
+        made: Any = progress.monitor(*arguments)
+        answer = type(made).step_complete
+
+        def step_complete(self: Any, name: str, step: int) -> bool:
+            goes_on.append(answer(self, name, step))
+            return goes_on[-1]
+
+        monkeypatch.setattr(type(made), "step_complete", step_complete)
+        return made
+
     def interrupt(stage: str, done: float | None) -> None:
-        raise KeyboardInterrupt
+        if done:
+            raise error
 
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(builder, "monitor", watched)
+    with pytest.raises(error):
         build_plan(trt, r18_typed["fp32"], BuildOptions(precision="fp32"), target_sm="86", report=interrupt)
 
+    assert goes_on[0]
+    assert not goes_on[-1]
     assert not [thread for thread in threading.enumerate() if thread.name == "tensorrt-build"]
+
+
+def test_what_the_work_raises_is_raised_where_it_is_waited_for(capfd: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        raise MemoryError("of the host")
+
+    with pytest.raises(MemoryError, match="of the host"):
+        run_interruptibly(work, tick=lambda: None, cancelled=threading.Event(), stoppable=True)
+
+    assert capfd.readouterr().err == ""
 
 
 def test_work_that_cannot_be_stopped_does_not_keep_ctrl_c_waiting() -> None:
@@ -265,6 +302,43 @@ def test_nested_phases_are_one_fraction() -> None:
     phases.finish("tactics")
     phases.step("build", 1)
     assert phases.fraction == pytest.approx(0.5)
+
+
+def test_phases_change_while_they_are_asked() -> None:
+    phases, ended = Phases(), threading.Event()
+
+    def ask() -> None:
+        while not ended.is_set():
+            assert 0 <= phases.fraction <= 1
+            assert phases.current
+
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(1) as asking:
+            asked = asking.submit(ask)
+            for index in range(20_000):
+                phases.start(f"phase {index}", None, 4)
+                phases.step(f"phase {index}", 3)
+                phases.finish(f"phase {index - 3}")
+            ended.set()
+    finally:
+        sys.setswitchinterval(interval_s)
+    asked.result()
+
+
+@pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
+def test_a_timing_cache_that_cannot_be_written_does_not_cost_the_plan(
+    trt: ModuleType, small_graph: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    options = BuildOptions(precision="fp32", timing_cache=tmp_path / "file/timing.cache")
+
+    assert build_plan(trt, small_graph, options, target_sm="86").plan
+
+    (warning,) = caplog.messages
+    assert warning.startswith("Cannot write the timing cache (")
+    assert str(tmp_path) in warning
 
 
 @pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")

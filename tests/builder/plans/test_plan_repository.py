@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,7 +82,7 @@ def config(repository: ModelRepository) -> model_config_pb2.ModelConfig:
 def test_the_configuration_is_the_golden_file() -> None:
     filenames = {"8.0": "arcface_r100-fp16-sm80.plan", "12.0": "arcface_r100-fp16-sm120.plan"}
     written = plan_config(
-        "arcface_r100_trt", filenames=filenames, versions=[2, 1], max_batch_size=32, profiles=2, instances=2
+        "arcface_r100_trt", filenames=filenames, versions=[2, 1], max_batch_size=32, profiles=2
     )
 
     assert config_text(written) == GOLDEN.read_text()
@@ -135,6 +138,62 @@ def test_changing_a_plan_in_place_is_refused(
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+def without_record(record: Path) -> None:
+    record.unlink()
+
+
+def in_another_precision(record: Path) -> None:
+    record.write_text(record.read_text().replace('"precision": "fp16"', '"precision": "int8"'))
+
+
+def of_another_plan(record: Path) -> None:
+    content = json.loads(record.read_text())
+    record.write_text(json.dumps({**content, "plan_sha256": "0" * 64}))
+
+
+ALTERATIONS = [without_record, in_another_precision, of_another_plan]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("alter", ALTERATIONS)
+def test_a_plan_is_not_changed_in_place_whatever_became_of_its_record(
+    alter: Callable[[Path], None], precision: str, repository: ModelRepository
+) -> None:
+    path = add(repository, "80").path
+    alter(repository.root / "m_trt-1-sm80.manifest.json")
+
+    with pytest.raises(RepositoryError, match=r"sm80 already, m-fp16-sm80\.plan .* never changed"):
+        add(repository, "80", content="another", precision=precision)
+
+    assert path.read_text() == "plan 1 80 fp16"
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("alter", ALTERATIONS)
+def test_the_same_plan_again_mends_its_record(
+    alter: Callable[[Path], None], repository: ModelRepository
+) -> None:
+    path = add(repository, "80").path
+    os.utime(path, (1, 1))
+    record = repository.root / "m_trt-1-sm80.manifest.json"
+    written = record.read_text()
+    alter(record)
+
+    assert not add(repository, "80").is_new
+
+    assert record.read_text() == written
+    assert path.stat().st_mtime == 1
+
+
+def test_a_record_that_cannot_be_true_is_named(repository: ModelRepository) -> None:
+    add(repository, "80")
+    record = repository.root / "m_trt-1-sm80.manifest.json"
+    record.write_text(record.read_text().replace('"precision": "fp16"', '"precision": "fp9"'))
+
+    with pytest.raises(RepositoryError, match=rf"^{record} cannot be true \(Precision 'fp9' is unknown"):
+        add(repository, "90")
+
+
 def test_a_new_version_is_served_once_it_has_every_architecture(
     repository: ModelRepository, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -142,7 +201,7 @@ def test_a_new_version_is_served_once_it_has_every_architecture(
     add(repository, "90")
 
     assert add(repository, "80", version=2).served == (1,)
-    assert "Version 2 of m_trt is not served until it has plans for 9.0 too" in caplog.text
+    assert "version 1 serves on until version 2 has plans for 9.0 too" in caplog.text
     assert add(repository, "90", version=2).served == (1, 2)
     assert list(config(repository).version_policy.specific.versions) == [1, 2]
 
@@ -151,11 +210,104 @@ def test_of_complete_versions_the_newest_two_are_served(repository: ModelReposit
     assert [add(repository, "80", version=version).served for version in (1, 2, 3)] == [(1,), (1, 2), (2, 3)]
 
 
-def test_where_no_version_is_complete_the_newest_is_served_as_it_is(repository: ModelRepository) -> None:
+@pytest.mark.parametrize(
+    ("first", "second", "precision", "missing"),
+    [
+        (["80"], "90", "fp16", "8.0"),
+        (["80", "90"], "80", "int8", "9.0"),
+        (["80", "90"], "120", "fp16", "8.0, 9.0"),
+    ],
+    ids=["another architecture", "another precision", "an architecture more"],
+)
+def test_an_incomplete_new_version_takes_no_plan_away(
+    first: list[str],
+    second: str,
+    precision: str,
+    missing: str,
+    repository: ModelRepository,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for sm in first:
+        add(repository, sm)
+    before = config(repository)
+
+    assert add(repository, second, version=2, precision=precision).served == (1,)
+
+    assert config(repository) == before
+    (warning,) = caplog.messages
+    assert f"version 1 serves on until version 2 has plans for {missing} too" in warning
+
+
+def test_a_new_version_may_have_more_architectures_than_the_one_before(repository: ModelRepository) -> None:
     add(repository, "80")
+    add(repository, "80", version=2)
 
     assert add(repository, "90", version=2).served == (2,)
-    assert config(repository).cc_model_filenames == {"9.0": "m-fp16-sm90.plan"}
+    assert config(repository).cc_model_filenames == {"8.0": "m-fp16-sm80.plan", "9.0": "m-fp16-sm90.plan"}
+
+
+def test_a_plan_for_an_old_version_does_not_bring_it_back(
+    repository: ModelRepository, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(repository, "80")
+    add(repository, "80", version=2)
+
+    assert add(repository, "90").served == (1, 2)
+    assert config(repository).cc_model_filenames == {"8.0": "m-fp16-sm80.plan"}
+    (warning,) = caplog.messages
+    assert "version 1 of m_trt for 9.0 is not served: version 2 is; compile that" in warning
+
+
+def test_an_architecture_whose_plans_were_removed_is_given_up_with_a_warning(
+    repository: ModelRepository, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(repository, "80")
+    add(repository, "90")
+    shutil.rmtree(repository.root / "m_trt/1")
+
+    assert add(repository, "80", version=2).served == (2,)
+    assert config(repository).cc_model_filenames == {"8.0": "m-fp16-sm80.plan"}
+    (warning,) = caplog.messages
+    assert "m_trt has no plan for 9.0 any more" in warning
+
+
+def test_what_an_operator_set_stays_when_a_plan_is_added(
+    repository: ModelRepository, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    add_plan(repository, engine(tmp_path, "80"), version=1, instances=4)
+    path = repository.root / "m_trt/config.pbtxt"
+    path.write_text(path.read_text().replace("dynamic_batching {", "dynamic_batching { priority_levels: 2"))
+    edited = config(repository)
+
+    add_plan(repository, engine(tmp_path, "90", max_batch_size=16), version=1)
+
+    kept = config(repository)
+    assert kept.instance_group[0].count == 4
+    assert kept.dynamic_batching.priority_levels == 2
+    assert {warmup.name: warmup.batch_size for warmup in kept.model_warmup} == {
+        "one_crop": 1,
+        "full_batch": 16,
+    }
+    (told,) = caplog.messages
+    assert "config.pbtxt of all versions of m_trt changes: - max_batch_size: 32, + max_batch_size: 16" in told
+    edited.cc_model_filenames["9.0"] = "m-fp16-sm90.plan"
+    edited.max_batch_size = edited.model_warmup[1].batch_size = 16
+    assert kept == edited
+
+
+def test_instances_are_changed_when_they_are_given(repository: ModelRepository, tmp_path: Path) -> None:
+    for instances in (None, 3, 1):
+        add_plan(repository, engine(tmp_path, "80"), version=1, instances=instances)
+        assert config(repository).instance_group[0].count == (instances or 2)
+
+
+def test_a_configuration_that_triton_cannot_read_is_named(repository: ModelRepository) -> None:
+    path = add(repository, "80").path.parent.parent / "config.pbtxt"
+    path.write_text("max_batch_size: many")
+
+    with pytest.raises(RepositoryError, match=rf"^{path} is no configuration of Triton"):
+        add(repository, "90")
 
 
 def test_a_version_in_another_precision_takes_over_when_it_is_complete(repository: ModelRepository) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,8 +13,11 @@ from arcface_builder import faces
 from arcface_builder.errors import OptionError
 from arcface_builder.graph import session
 from arcface_builder.plans.precision import typed_graph
+from arcface_builder.serving_graph import serving_graph
+from arcface_builder.sources import OnnxFile
 from arcface_client.contract import INPUT_NAME, OUTPUT_NAME, Crops, Embeddings
 from arcface_client.golden import largest_drift
+from exports import EXPORTS, small_arcface
 from photograph import face_crops
 
 
@@ -46,6 +50,21 @@ def test_fp16_computes_in_halves_and_drifts_little(r18_graph: bytes) -> None:
     # One cast for the pixels, one in front of the normalisation to unit length, and no detours.
     assert operators(typed)["Cast"] == 2
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("export", ["torch_normalize", "divided_by_norm", "unit_length"])
+def test_embeddings_have_unit_length_however_the_source_normalises(
+    export: str, precision: str, tmp_path: Path
+) -> None:
+    onnx.save_model(EXPORTS[export](small_arcface()), tmp_path / "source.onnx")
+    source = OnnxFile(tmp_path / "source.onnx").load()
+    graph = serving_graph(source.mended, source.normalisation, metadata={}).SerializeToString()
+
+    embeddings = embed(typed_graph(graph, precision), crops())
+
+    np.testing.assert_allclose(np.linalg.norm(embeddings.astype(np.float64), axis=1), 1, rtol=0, atol=1e-6)
+    assert largest_drift(embeddings, embed(graph, crops())) < 2e-5
 
 
 def test_fp16_holds_batch_norms_whose_variance_it_does_not(small_graph: bytes) -> None:
@@ -85,10 +104,17 @@ def test_int8_puts_pairs_in_front_of_convolutions_alone(strongly_typed: bool, sm
     typed = typed_graph(small_graph, "int8", calibration=calibration, strongly_typed=strongly_typed)
 
     nodes = onnx.load_model_from_string(typed).graph.node
-    consumers = {name: node for node in nodes for name in node.input}
+    users: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+    for node in nodes:
+        for name in node.input:
+            users[name].append(node)
     pairs = [node for node in nodes if node.op_type == "DequantizeLinear"]
-    assert len(pairs) == 2  # input and weights of the second convolution; the first stays as it is
-    assert {consumers[pair.output[0]].op_type for pair in pairs} == {"Conv"}
+    assert len(pairs) == 10  # input and weights of five convolutions; the first stays as it is
+    seen_by = {pair.output[0]: sorted(user.op_type for user in users[pair.output[0]]) for pair in pairs}
+    # Who else reads a convolution's input sees its eight bits, too.
+    assert seen_by.pop("sum2_DequantizeLinear_Output") == ["Add", "Conv"]
+    assert seen_by.pop("prelu1_DequantizeLinear_Output") == ["BatchNormalization", "Conv"]
+    assert list(seen_by.values()) == [["Conv"]] * 8
     drift = largest_drift(embed(typed, face_crops()), embed(small_graph, face_crops()))
     assert 1e-7 < drift < 0.02
 
@@ -125,7 +151,7 @@ def test_nodes_without_names_are_told_apart(precision: str, small_graph: bytes) 
     typed = typed_graph(model.SerializeToString(), precision, calibration=face_crops(), strongly_typed=False)
 
     assert largest_drift(embed(typed, face_crops()), embed(small_graph, face_crops())) < 0.02
-    assert operators(typed)["QuantizeLinear"] == (2 if precision == "int8" else 0)
+    assert operators(typed)["QuantizeLinear"] == (10 if precision == "int8" else 0)
 
 
 def test_an_unknown_precision_is_refused(small_graph: bytes) -> None:

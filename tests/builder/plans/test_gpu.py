@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from arcface_builder.errors import NoGpuError
+from arcface_builder.plans import toolkit
+from arcface_builder.plans.gpu import gpu_at_hand
+
+
+@pytest.fixture
+def cudart(trt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """CUDA's own library, on a machine that has TensorRT and no driver."""
+    runtime = pytest.importorskip("cuda.bindings.runtime")
+    if runtime.cudaDriverGetVersion()[1]:
+        pytest.skip("has a driver")
+    monkeypatch.setattr(toolkit, "find_tensorrt", lambda: trt)
+    return runtime
+
+
+@pytest.mark.usefixtures("cudart")
+def test_a_machine_without_a_driver_builds_no_plans() -> None:
+    with pytest.raises(
+        NoGpuError, match=r"There is no GPU that CUDA can use|CUDA cannot be used: CUDA says "
+    ):
+        gpu_at_hand()
+
+
+def test_a_driver_that_is_too_old_is_said(cudart: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The error is CUDA's own: it has one for a driver that is too old and one that is not there.
+    monkeypatch.setattr(cudart, "cudaDriverGetVersion", lambda: (cudart.cudaError_t.cudaSuccess, 11040))
+
+    with pytest.raises(
+        NoGpuError, match=r"cudaErrorInsufficientDriver: .*with a driver that is new enough\?$"
+    ):
+        gpu_at_hand()
