@@ -109,10 +109,11 @@ class Contender:
 
     def loaded_anew(self) -> None:
         """Its server has loaded it again: it is out until it is proved, which counts as no failure."""
-        self.reloads += 1
         self._examine_at = -math.inf
         if self.error is None:
             self.error = ModelLoadingError("the server has loaded it anew; it has to be examined first")
+        # Only now: a call that begins behind it must find the error.
+        self.reloads += 1
 
     def answered(self, crops: int, begun: int) -> None:
         """Crops of a call, which began when ``loads`` said so, were embedded."""

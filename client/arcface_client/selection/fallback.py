@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Final
 
 from ..backend import HERE, Served, Source
-from ..errors import ArcFaceError, InputError, ModelLoadingError, ServerBusyError, ServerError, detached
+from ..errors import ArcFaceError, InputError, ServerBusyError, ServerError, detached
 from ..job import Job
 from ..metrics import Metrics
+from .attempt import Attempt
 from .call import Call, nobody
 from .contender import Contender
 from .last_resort import LastResort
@@ -94,43 +95,49 @@ class Fallback:
         """Let a candidate do what is missing; False when it did not all of it."""
         job, candidate = call.job, contender.candidate
         source = Source("triton", candidate.model, candidate.version, candidate.url, 0)
-        waits = iter(BUSY_WAITS_S)
+        attempt, waits = Attempt(contender, job), iter(BUSY_WAITS_S)
         while True:
             missing, started = job.missing, time.monotonic()
+            wait_s: float | None = None
+            known: ArcFaceError | None = None
             try:
-                is_sound = _work(contender, job)
+                known = attempt.work()
             except InputError:
                 raise
             except ServerBusyError as error:
                 wait_s = 0.0 if job.missing < missing else next(waits, None)
                 failure: ArcFaceError = error
             except ArcFaceError as error:
-                wait_s, failure = None, error
+                failure = error
             else:
-                if is_sound:
+                if known is None:
                     self._selector.succeeded(contender)
                     self._settle_suspicions(call, contender)
                     return True
-                wait_s = 0.0 if contender.error is None else None
-                failure = contender.error or ModelLoadingError("it was loaded anew in the middle of the call")
+                wait_s = 0.0 if contender.error is None else None  # It may have been proved again.
+                failure = known
             finally:
                 call.credit(source, missing - job.missing)
             if call.is_over:
-                if job.missing == missing and time.monotonic() - started >= SILENCE_S:
+                silent = job.missing == missing and time.monotonic() - started >= SILENCE_S
+                if silent and known is None:
                     self._selector.failed(contender, failure)
                 raise call.too_late(failure) from failure
             if wait_s is None:
-                self._give_up(contender, failure, call)
+                self._leave_to_the_next(contender, failure, call)
+                if known is None:
+                    self._blame(contender, failure, call)
                 return False
             self._pause(min(wait_s, job.deadline.remaining_s()))
 
-    def _give_up(self, contender: Contender, error: ArcFaceError, call: Call) -> None:
-        error = detached(error)
-        call.failures[str(contender)] = error
+    def _leave_to_the_next(self, contender: Contender, error: ArcFaceError, call: Call) -> None:
+        call.failures[str(contender)] = detached(error)
         self._metrics.fell_back(type(error).__name__)
+
+    def _blame(self, contender: Contender, error: ArcFaceError, call: Call) -> None:
         if isinstance(error, ServerError):
             # It may be the crops that it failed on; who serves them next settles that.
-            call.suspects.append((contender, error))
+            call.suspects.append((contender, detached(error)))
         elif not isinstance(error, ServerBusyError):
             self._selector.failed(contender, error)
 
@@ -158,19 +165,3 @@ class Fallback:
             if contender is not by:
                 self._selector.failed(contender, error)
 
-
-def _work(contender: Contender, job: Job) -> bool:
-    """Have a candidate embed what is missing; False when that is missing still, since it was loaded anew."""
-    missing, before = job.missing, job.mark()
-    begun, reloads = contender.loads.begin(), contender.reloads
-    is_sound = True
-    try:
-        with contender.server.call():
-            contender.client.work(job)
-    finally:
-        contender.answered(missing - job.missing, begun)
-        if contender.reloads != reloads:
-            # Nobody knows which of it is from before, and which from a model that nobody examined.
-            is_sound = False
-            job.forget_since(before)
-    return is_sound
