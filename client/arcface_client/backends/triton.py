@@ -21,7 +21,7 @@ from ..selection.candidates import Pin, Wanted
 from ..selection.contender import Contender, Rhythm
 from ..selection.examination import References
 from ..selection.examiner import Examiner
-from ..selection.fallback import Fallback
+from ..selection.fallback import FIRST_LOOK_S, Fallback
 from ..selection.last_resort import LastResort, MakeBackend
 from ..selection.selector import Selector
 from ..selection.server import RequestLimits
@@ -29,9 +29,6 @@ from ..selection.shadow import Shadow
 from ..selection.watcher import Watcher
 
 DEFAULT_NAME: Final = "arcface_r100"
-
-_FIRST_LOOK_S: Final = 2.0
-"""How long a server may take to list its models when nobody else serves meanwhile, in seconds."""
 
 
 def no_records(model: str, version: int) -> GoldenReference | None:
@@ -118,7 +115,7 @@ class TritonBackend(EmbeddingBackend):
             NoCandidateError: None can serve; the message lists them all.
         """
         self._begin()
-        standing = self._selector.look(Deadline(None), afresh=True, timeout_s=_FIRST_LOOK_S)
+        standing = self._selector.look(Deadline(None), afresh=True, timeout_s=FIRST_LOOK_S)
         if standing.ranking:
             return
         reasons = dict(standing.refused)
@@ -166,7 +163,6 @@ class TritonBackend(EmbeddingBackend):
         try:
             if not self._selector.has_looked:
                 self._begin()
-                self._selector.look(job.deadline, timeout_s=_FIRST_LOOK_S)
             served = self._fallback.run(job)
         except ArcFaceError as error:
             self._metrics.failed(error)

@@ -7,7 +7,16 @@ from collections.abc import Callable
 from typing import Final
 
 from ..backend import HERE, Served, Source
-from ..errors import ArcFaceError, InputError, ServerBusyError, ServerError, detached
+from ..errors import (
+    ArcFaceError,
+    DeadlineExceededError,
+    InputError,
+    NoCandidateNowError,
+    ServerBusyError,
+    ServerError,
+    detached,
+)
+from ..failures import PROBE_TIMEOUT_S
 from ..job import Job
 from ..metrics import Metrics
 from .attempt import Attempt
@@ -21,6 +30,9 @@ BUSY_WAITS_S: Final = (0.05, 0.1, 0.2)
 
 SILENCE_S: Final = 1.0
 """A candidate that uses up a call's time counts as failing when it was silent for so long, in seconds."""
+
+FIRST_LOOK_S: Final = 2.0
+"""How long a server may take to list its models when nobody else serves meanwhile, in seconds."""
 
 _FIRST_WAIT_S: Final = 0.1
 _LONGEST_WAIT_S: Final = 1.0
@@ -68,6 +80,8 @@ class Fallback:
         """
         call = Call(job, self._patience_s)
         wait_s = _FIRST_WAIT_S
+        if not self._selector.has_looked:
+            self._look(call, timeout_s=FIRST_LOOK_S)
         while True:
             served = self._try_all(call)
             if served is not None:
@@ -75,11 +89,19 @@ class Fallback:
             reasons = call.reasons(self._selector.standing.refused)
             if call.stalled_s + wait_s > call.patience_s(reasons):
                 raise nobody(reasons)
-            self._pause(min(wait_s, job.deadline.remaining_s()))
             if call.is_over:
                 raise call.too_late(nobody(reasons))
-            self._selector.look(job.deadline, afresh=True)
+            self._pause(min(wait_s, job.deadline.remaining_s()))
+            self._look(call, afresh=True)
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+    def _look(self, call: Call, *, afresh: bool = False, timeout_s: float = PROBE_TIMEOUT_S) -> None:
+        try:
+            self._selector.look(call.job.deadline, afresh=afresh, timeout_s=timeout_s)
+        except DeadlineExceededError as error:
+            reasons = call.reasons(self._selector.standing.refused)
+            why = nobody(reasons) if reasons else NoCandidateNowError("No candidate is known yet.")
+            raise call.too_late(why) from error
 
     def _try_all(self, call: Call) -> Served | None:
         """Let everybody have a go at what is missing, by preference; None when some still is."""
@@ -164,4 +186,3 @@ class Fallback:
         for contender, error in call.suspects:
             if contender is not by:
                 self._selector.failed(contender, error)
-

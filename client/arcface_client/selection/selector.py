@@ -75,7 +75,7 @@ class Selector:
             timeout_s: How long a server may take to list its models.
 
         Raises:
-            DeadlineExceededError: The time is up.
+            DeadlineExceededError: The time is up; what is known is what was known before, at least.
         """
         looks = self._looks[afresh]
         if self._looking.acquire(timeout=deadline.remaining_s(LONGEST_LOOK_S)):
@@ -91,7 +91,7 @@ class Selector:
 
     @property
     def has_looked(self) -> bool:
-        """Whether anything is known yet."""
+        """Whether every server was given its time to say what it has."""
         return self._looks[False] > 0
 
     def failed(self, contender: Contender, error: ArcFaceError) -> None:
@@ -180,8 +180,12 @@ class Selector:
         """Ask a server for its models, and withdraw what it does not list."""
         asked_at = time.monotonic()
         answer = server.connection.ask(deadline.remaining_s(timeout_s))
-        if not answer.answers and server.connection.answered_since(asked_at):
-            return ()
+        if not answer.answers:
+            if server.connection.answered_since(asked_at):
+                return ()
+            if deadline.is_over(MARGIN_S):
+                # The caller's time is over, which says nothing of the server.
+                raise DeadlineExceededError(f"{server.url} had no time to list its models.")
         problem: ArcFaceError | None = None
         sightings: Sequence[Sighting] = ()
         if not answer.answers:
