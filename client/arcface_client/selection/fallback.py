@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Final
@@ -24,6 +25,7 @@ from .call import Call, nobody
 from .contender import Contender
 from .last_resort import LastResort
 from .selector import Selector
+from .throttle import Throttle
 
 BUSY_WAITS_S: Final = (0.05, 0.1, 0.2)
 """Seconds between the tries of one candidate that is full, while it makes no headway."""
@@ -34,8 +36,13 @@ SILENCE_S: Final = 1.0
 FIRST_LOOK_S: Final = 2.0
 """How long a server may take to list its models when nobody else serves meanwhile, in seconds."""
 
+LOG_INTERVAL_S: Final = 60.0
+"""How often the log may say that a candidate left a call to the next for the same reason, in seconds."""
+
 _FIRST_WAIT_S: Final = 0.1
 _LONGEST_WAIT_S: Final = 1.0
+
+_log = logging.getLogger(__name__)
 
 
 class Fallback:
@@ -68,6 +75,7 @@ class Fallback:
         self._metrics = metrics
         self._patience_s = patience_s
         self._pause = pause
+        self._log_throttle = Throttle(LOG_INTERVAL_S)
 
     def run(self, job: Job) -> Served:
         """Embed what a job misses, whoever does it.
@@ -153,8 +161,11 @@ class Fallback:
             self._pause(min(wait_s, job.deadline.remaining_s()))
 
     def _leave_to_the_next(self, contender: Contender, error: ArcFaceError, call: Call) -> None:
-        call.failures[str(contender)] = detached(error)
-        self._metrics.fell_back(type(error).__name__)
+        name, reason = str(contender), type(error).__name__
+        call.failures[name] = detached(error)
+        self._metrics.fell_back(reason)
+        if self._log_throttle.passes((name, reason)):
+            _log.warning("%s leaves a call to the next candidate: %s", name, error)
 
     def _blame(self, contender: Contender, error: ArcFaceError, call: Call) -> None:
         if isinstance(error, ServerError):

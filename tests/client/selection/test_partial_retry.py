@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import CROP_SHAPE, EMBEDDING_DIM, Crops
 from arcface_client.errors import NoCandidateError
+from arcface_client.selection.fallback import BUSY_WAITS_S
 from arcface_client.selection.server import RequestLimits
 from fake_triton import FakeTriton, served
 
@@ -82,6 +83,34 @@ def test_crops_that_every_candidate_fails_on_do_not_take_the_candidates_out(
                 embedder.encode(numbered(1))
         _, report = embedder.encode(numbered(1), return_source=True)
     assert not report.fell_back
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [(grpc.StatusCode.INTERNAL, "told to fail"), (grpc.StatusCode.UNAVAILABLE, "was not taken")],
+    ids=["the server failed on it", "the queue is full"],
+)
+def test_who_leaves_a_call_to_the_next_but_keeps_his_place_is_in_the_log_once_a_minute(
+    fakes: list[tuple[FakeTriton, str]],
+    caplog: pytest.LogCaptureFixture,
+    status: grpc.StatusCode,
+    reason: str,
+) -> None:
+    (first, one), (_, two) = fakes[:2]
+    with TritonBackend([one, two], "fake") as embedder:
+        embedder.ensure_ready()
+        for _ in range(2):
+            first.failures = [status] * (1 + len(BUSY_WAITS_S))
+            try:
+                _, report = embedder.encode(numbered(1), return_source=True)
+            finally:
+                first.failures = []
+            assert report.sources[0].where == two
+        assert embedder.diagnostics().candidates[0].state == "serving"
+    (record,) = (record for record in caplog.records if "to the next candidate" in record.message)
+    assert record.levelname == "WARNING"
+    assert record.message.startswith(f"fake_onnx:1 at {one} leaves a call to the next candidate: ")
+    assert reason in record.message
 
 
 def test_a_candidate_that_fails_where_another_serves_is_left_alone(
