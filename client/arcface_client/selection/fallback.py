@@ -177,11 +177,14 @@ class Fallback:
     def _try_last_resort(self, last_resort: LastResort, call: Call) -> Served | None:
         if call.is_over:
             raise call.too_late(nobody(call.reasons(self._selector.standing.refused)))
+        missing = call.job.missing
         try:
             served = last_resort.run(call.job)
         except InputError:
             raise
         except ArcFaceError as error:
+            if last_resort.source is not None:
+                call.credit(last_resort.source, missing - call.job.missing)
             if call.is_over:
                 raise call.too_late(error) from error
             call.failures[HERE] = detached(error)
