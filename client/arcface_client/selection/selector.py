@@ -134,9 +134,8 @@ class Selector:
             problem = self._examiner.objection(finding, self.identity)
             if problem is not None:
                 raise problem
-            if self.identity is None:
-                self.identity = Identity(name, release, finding.reference)
-                self._rank()
+            self._settle(name, release, finding)
+            self._rank()
 
     def reports(self) -> tuple[CandidateReport, ...]:
         """Every candidate, by preference, and the servers of which none is known."""
@@ -235,9 +234,14 @@ class Selector:
                 return None  # It was demoted meanwhile.
             problem = self._examiner.objection(finding, self.identity)
             contender.found(finding, problem, time.monotonic())
-            if problem is None and self.identity is None:
-                self.identity = Identity(str(contender), contender.version, finding.reference)
+            if problem is None:
+                self._settle(str(contender), contender.version, finding)
         return None
+
+    def _settle(self, name: str, release: int | None, finding: Finding) -> None:
+        """Take the identity of who passed for everybody's, as far as that is not settled."""
+        identity = self.identity or Identity(name, release, finding.reference)
+        self.identity = identity.completed(finding.reference)
 
     def _contender(self, candidate: Candidate) -> Contender:
         with self._state:

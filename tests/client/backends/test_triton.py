@@ -151,6 +151,24 @@ def test_a_record_tells_another_source_model_though_its_embeddings_agree(
         assert "another source model, SHA-256 bbbb" in (report(embedder, "tiny_onnx:1").reason or "")
 
 
+def test_records_that_conflict_do_not_serve_side_by_side_though_who_settled_the_identity_had_none(
+    crowd: LocalTriton, tmp_path: Path
+) -> None:
+    reference = tiny_embeddings(tmp_path, golden_crops())
+    source = {"tiny_trt": "b" * 64, "near_trt": "c" * 64}
+
+    def records(model: str, version: int) -> GoldenReference | None:
+        return GoldenReference(reference, source[model]) if model in source else None
+
+    candidates = ["tiny_onnx", "tiny_trt", "near_trt"]
+    with TritonBackend(crowd.grpc_url, NAME, candidates, references=records) as embedder:
+        embedder.ensure_ready()
+        states = {model: report(embedder, f"{model}:1").state for model in candidates}
+        reason = report(embedder, "near_trt:1").reason
+    assert states == {"tiny_onnx": "serving", "tiny_trt": "standing by", "near_trt": "refused"}
+    assert "another source model, SHA-256 cccc" in (reason or "")
+
+
 def test_a_manifest_that_lies_refuses_its_candidate(crowd: LocalTriton, crops: Crops) -> None:
     def lying(model: str, version: int) -> GoldenReference | None:
         if model == "tiny_trt":
