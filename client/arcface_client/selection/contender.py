@@ -14,6 +14,7 @@ from ..errors import (
     TransientError,
     detached,
 )
+from ..manifests import PlanRecord
 from .breaker import Breaker, BreakerLimits, check_seconds
 from .candidates import Candidate
 from .examination import Evidence, Finding, OtherIdentityError
@@ -58,6 +59,8 @@ class Contender:
         self.client = server.client(candidate.model, candidate.version)
         self.version = candidate.version
         """The version that was examined; for a pin without one, the one that answered."""
+        self.plan: PlanRecord | None = None
+        """What is recorded here of that version's plan."""
         self.loads = Loads()
         self.reloads = 0
         """How often its server was seen to have loaded it anew."""

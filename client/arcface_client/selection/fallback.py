@@ -124,9 +124,9 @@ class Fallback:
     def _try(self, contender: Contender, call: Call) -> bool:
         """Let a candidate do what is missing; False when it did not all of it."""
         job, candidate = call.job, contender.candidate
-        source = Source("triton", candidate.model, candidate.version, candidate.url, 0)
         attempt, waits = Attempt(contender, job), iter(BUSY_WAITS_S)
         while True:
+            source = Source("triton", candidate.model, contender.version, candidate.url, 0)
             missing, started = job.missing, time.monotonic()
             wait_s: float | None = None
             known: ArcFaceError | None = None

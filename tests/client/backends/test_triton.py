@@ -352,6 +352,9 @@ def test_a_server_that_does_not_list_its_models_can_be_used_by_pins(
         with TritonBackend(server.grpc_url, NAME, ["tiny_onnx:1", "tiny_trt"]) as embedder:
             embeddings, served = embedder.encode(crops, return_source=True)
             assert report(embedder, "tiny_trt").state == "standing by"
+        with TritonBackend(server.grpc_url, NAME, ["tiny_onnx"]) as embedder:
+            _, by_the_newest = embedder.encode(crops[:1], return_source=True)
+            diagnostics = embedder.diagnostics()
         with (
             TritonBackend(server.grpc_url, NAME) as embedder,
             pytest.raises(NoCandidateError, match="name them as candidates"),
@@ -359,6 +362,9 @@ def test_a_server_that_does_not_list_its_models_can_be_used_by_pins(
             embedder.ensure_ready()
     np.testing.assert_allclose(embeddings, truth, atol=1e-6)
     assert (served.sources[0].model, served.sources[0].version) == ("tiny_onnx", 1)
+    assert by_the_newest.sources[0].version == 1, "the one that answered, though the pin names none"
+    assert diagnostics.version == 1
+    assert diagnostics.engine_path == f"{server.grpc_url}/tiny_onnx/1"
 
 
 def test_closing_ends_a_call_in_another_thread(
