@@ -50,7 +50,7 @@ class Fallback:
 
     - The caller's errors (``InputError``) are raised at once.
     - The moment's are tried again, then the next candidate is: a full queue a few times at once; a model that
-      loads after the others, since it has to be examined before it is used again.
+      loads or unloads after the others, since its breaker opens and it has to be examined.
     - All others are the candidate's: the next one does what is missing.
 
     Args:
