@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..backend import Source
 from ..errors import ArcFaceError, ModelLoadingError
 from ..job import Job
 from .contender import Contender
@@ -13,6 +14,9 @@ class Attempt:
     Args:
         contender: The candidate.
         job: The job.
+
+    Attributes:
+        source: It as the source of what it does, until ``work`` finds that it was loaded anew.
     """
 
     def __init__(self, contender: Contender, job: Job) -> None:
@@ -46,5 +50,6 @@ class Attempt:
         return out
 
     def _begin(self) -> None:
-        self._reloads = self._contender.reloads
-        self._before = self._job.mark()
+        contender, candidate = self._contender, self._contender.candidate
+        self._reloads, self._before = contender.reloads, self._job.mark()
+        self.source = Source("triton", candidate.model, contender.version, candidate.url, 0)

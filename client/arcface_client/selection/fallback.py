@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from ..backend import HERE, Served, Source
+from ..backend import HERE, Served
 from ..errors import (
     ArcFaceError,
     DeadlineExceededError,
@@ -123,11 +123,10 @@ class Fallback:
 
     def _try(self, contender: Contender, call: Call) -> bool:
         """Let a candidate do what is missing; False when it did not all of it."""
-        job, candidate = call.job, contender.candidate
-        attempt, waits = Attempt(contender, job), iter(BUSY_WAITS_S)
+        job, waits = call.job, iter(BUSY_WAITS_S)
+        attempt = Attempt(contender, job)
         while True:
-            source = Source("triton", candidate.model, contender.version, candidate.url, 0)
-            missing, started = job.missing, time.monotonic()
+            source, missing, started = attempt.source, job.missing, time.monotonic()
             wait_s: float | None = None
             known: ArcFaceError | None = None
             try:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -17,7 +18,6 @@ from arcface_builder.reference import ReferenceEmbedder
 from arcface_builder.sources import OnnxFile
 from arcface_client import get_embedding_backend
 from arcface_client.backend import EmbeddingBackend, Served
-from arcface_client.backends.repository import file_sha256
 from arcface_client.contract import Crops
 from arcface_client.diagnostics import Diagnostics
 from arcface_client.errors import (
@@ -320,7 +320,7 @@ def stand_in_for_a_plan(models: Path) -> None:
     shutil.copytree(models / "small_onnx", models / "small_trt")
     config = models / "small_trt" / "config.pbtxt"
     config.write_text(config.read_text().replace("small_onnx", "small_trt"))
-    sha256 = file_sha256(models / "small_onnx" / "1" / "model.onnx")
+    sha256 = hashlib.sha256((models / "small_onnx" / "1" / "model.onnx").read_bytes()).hexdigest()
     identity = {
         "onnx_sha256": sha256,
         "tensorrt_version": "8.5.3.1",
