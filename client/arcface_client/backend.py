@@ -63,7 +63,7 @@ class Served:
     @property
     def fell_back(self) -> bool:
         """Whether not everything came from the first choice."""
-        return bool(self.refusals)
+        return bool(self.refusals) or len(self.sources) > 1
 
 
 class EmbeddingBackend(ABC):

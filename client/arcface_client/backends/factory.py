@@ -135,6 +135,7 @@ def _triton(settings: PipelineSettings, allow_cpu_fallback: bool, registry: Any)
         embedding.model,
         _candidates(embedding, enabled),
         references=models.golden,
+        plans=models.only_plan,
         max_drift_cosine=embedding.max_drift_cosine,
         last_resort=last_resort if allow_cpu_fallback else None,
         limits=RequestLimits(

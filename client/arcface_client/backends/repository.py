@@ -171,6 +171,15 @@ class LocalModels:
             preprocessing=record.preprocessing,
         )
 
+    def only_plan(self, model: str, version: int) -> PlanRecord | None:
+        """What is recorded of a version's plan; None when none is here, or several of which any may serve.
+
+        Raises:
+            ManifestError: What is recorded cannot be true.
+        """
+        paths = plan_manifest_paths(self.root, model, version)
+        return read_plan_record(paths[0]) if len(paths) == 1 else None
+
     def golden_of_source(self, name: str, source_sha256: str) -> GoldenReference | None:
         """A source model's embeddings of the golden crops, if a ``{name}_onnx`` was built from it."""
         model = onnx_model(name)

@@ -12,7 +12,6 @@ from ..backend import HERE, EmbeddingBackend, Served
 from ..deadline import Deadline
 from ..diagnostics import Diagnostics, Validation
 from ..errors import ArcFaceError, ClientClosedError, ConfigError, InputError
-from ..golden import GoldenReference
 from ..job import Job
 from ..meter import Meter
 from ..metrics import Metrics, PrometheusExporter
@@ -20,8 +19,8 @@ from ..selection.call import nobody
 from ..selection.candidates import Pin, Wanted
 from ..selection.contender import Contender, Rhythm
 from ..selection.examination import References
-from ..selection.examiner import Examiner
-from ..selection.fallback import Fallback
+from ..selection.examiner import Examiner, Plans, no_records
+from ..selection.fallback import FIRST_LOOK_S, Fallback
 from ..selection.last_resort import LastResort, MakeBackend
 from ..selection.selector import Selector
 from ..selection.server import RequestLimits
@@ -29,14 +28,6 @@ from ..selection.shadow import Shadow
 from ..selection.watcher import Watcher
 
 DEFAULT_NAME: Final = "arcface_r100"
-
-_FIRST_LOOK_S: Final = 2.0
-"""How long a server may take to list its models when nobody else serves meanwhile, in seconds."""
-
-
-def no_records(model: str, version: int) -> GoldenReference | None:
-    """The references of a client that sees no model repository."""
-    return None
 
 
 class TritonBackend(EmbeddingBackend):
@@ -55,6 +46,7 @@ class TritonBackend(EmbeddingBackend):
         name: Base name of the models: ``{name}_trt`` is preferred to ``{name}_onnx``, newest version first.
         candidates: Models to use instead of those, best first: "arcface_r100_trt:3", "arcface_r100_onnx".
         references: What is recorded of a model's version here, as ``LocalModels.golden``.
+        plans: What is recorded of its plan here, as ``LocalModels.only_plan``.
         max_drift_cosine: Largest drift of a candidate's golden embeddings from the reference.
         last_resort: Makes the backend in this process for when no candidate serves, for a release or (None)
             the newest one; None allows no such thing.
@@ -76,6 +68,7 @@ class TritonBackend(EmbeddingBackend):
         candidates: Sequence[str] = (),
         *,
         references: References = no_records,
+        plans: Plans = no_records,
         max_drift_cosine: float = 0.001,
         last_resort: MakeBackend | None = None,
         limits: RequestLimits | None = None,
@@ -90,7 +83,7 @@ class TritonBackend(EmbeddingBackend):
         self._rhythm = rhythm or Rhythm()
         self._metrics = Metrics()
         self._meter = Meter()
-        examiner = Examiner(references, max_drift_cosine)
+        examiner = Examiner(references, max_drift_cosine, plans)
         self._selector = Selector(wanted, examiner, limits, self._rhythm)
         self._shadow = Shadow(self._selector, shadow_rate, max_drift_cosine)
         self._last_resort = None if last_resort is None else LastResort(last_resort, self._selector, examiner)
@@ -118,7 +111,7 @@ class TritonBackend(EmbeddingBackend):
             NoCandidateError: None can serve; the message lists them all.
         """
         self._begin()
-        standing = self._selector.look(Deadline(None), afresh=True, timeout_s=_FIRST_LOOK_S)
+        standing = self._selector.look(Deadline(None), afresh=True, timeout_s=FIRST_LOOK_S)
         if standing.ranking:
             return
         reasons = dict(standing.refused)
@@ -166,7 +159,6 @@ class TritonBackend(EmbeddingBackend):
         try:
             if not self._selector.has_looked:
                 self._begin()
-                self._selector.look(job.deadline, timeout_s=_FIRST_LOOK_S)
             served = self._fallback.run(job)
         except ArcFaceError as error:
             self._metrics.failed(error)
@@ -182,15 +174,18 @@ class TritonBackend(EmbeddingBackend):
         loaded = None if self._last_resort is None else self._last_resort.loaded
         if not ranking:
             return Diagnostics(backend="triton") if loaded is None else loaded.diagnostics()
-        candidate = ranking[0].candidate
+        first = ranking[0]
+        where, model, version, plan = first.candidate.url, first.candidate.model, first.version, first.plan
         return Diagnostics(
             backend="triton",
-            model=candidate.model,
-            version=candidate.version,
-            engine_path=f"{candidate.url}/{candidate.model}/{candidate.version or ''}".rstrip("/"),
-            transport=ranking[0].server.connection.transport,
-            batch_size=ranking[0].client.max_batch_size,
-            validation=_validation(ranking[0]),
+            model=model,
+            version=version,
+            engine_path=f"{where}/{model}/{version or ''}".rstrip("/"),
+            precision=None if plan is None else plan.precision,
+            sm=None if plan is None else plan.sm,
+            transport=first.server.connection.transport,
+            batch_size=first.client.max_batch_size,
+            validation=_validation(first),
         )
 
     def _begin(self) -> None:

@@ -60,9 +60,10 @@ class Call:
         return time.monotonic() - self._moved_at
 
     def credit(self, source: Source, crops: int) -> None:
-        """Note who embedded how many."""
-        if crops:
+        """Note who embedded how many; a number below 0 says how many of them are missing again."""
+        if crops > 0:
             self._moved_at = time.monotonic()
+        if crops:
             source = replace(source, crops=0)
             self._credits[source] = self._credits.get(source, 0) + crops
 
@@ -74,7 +75,7 @@ class Call:
             passed_over: Those that were known before to be out.
             preferred: Who goes before it; who failed and does not, is no refusal.
         """
-        sources = tuple(replace(source, crops=crops) for source, crops in self._credits.items())
+        sources = tuple(replace(source, crops=crops) for source, crops in self._credits.items() if crops)
         reasons = {refusal.candidate: refusal.reason for refusal in passed_over}
         # Whoever failed and then served after all, is no refusal.
         reasons |= {
@@ -104,7 +105,7 @@ class Call:
         if any(isinstance(error, (ServerBusyError, ModelLoadingError)) for error in reasons.values()):
             return self._patience_s
         # Whoever served it so far may be just starting again, and its embeddings are worth the wait.
-        return self._patience_s if self._credits else RECONNECT_S
+        return self._patience_s if any(self._credits.values()) else RECONNECT_S
 
 
 def nobody(reasons: Mapping[str, ArcFaceError]) -> ArcFaceError:

@@ -14,6 +14,7 @@ from ..errors import (
     TransientError,
     detached,
 )
+from ..manifests import PlanRecord
 from .breaker import Breaker, BreakerLimits, check_seconds
 from .candidates import Candidate
 from .examination import Evidence, Finding, OtherIdentityError
@@ -58,6 +59,8 @@ class Contender:
         self.client = server.client(candidate.model, candidate.version)
         self.version = candidate.version
         """The version that was examined; for a pin without one, the one that answered."""
+        self.plan: PlanRecord | None = None
+        """What is recorded here of that version's plan."""
         self.loads = Loads()
         self.reloads = 0
         """How often its server was seen to have loaded it anew."""
@@ -109,10 +112,11 @@ class Contender:
 
     def loaded_anew(self) -> None:
         """Its server has loaded it again: it is out until it is proved, which counts as no failure."""
-        self.reloads += 1
         self._examine_at = -math.inf
         if self.error is None:
             self.error = ModelLoadingError("the server has loaded it anew; it has to be examined first")
+        # Only now: a call that begins behind it must find the error.
+        self.reloads += 1
 
     def answered(self, crops: int, begun: int) -> None:
         """Crops of a call, which began when ``loads`` said so, were embedded."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -82,6 +82,22 @@ class Identity:
     settled_by: str
     release: int | None
     reference: GoldenReference
+
+    def completed(self, reference: GoldenReference) -> Identity:
+        """With what the reference of a candidate that passed knows, and nobody knew before.
+
+        Else two candidates, each of which says nothing against the identity, could contradict each other.
+        """
+        known = self.reference
+        return replace(
+            self,
+            reference=replace(
+                known,
+                source_sha256=known.source_sha256 or reference.source_sha256,
+                precision_class=known.precision_class or reference.precision_class,
+                preprocessing=known.preprocessing or reference.preprocessing,
+            ),
+        )
 
 
 class OtherIdentityError(DeploymentError):

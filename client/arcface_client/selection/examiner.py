@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..contract import Embeddings
 from ..deadline import Deadline
 from ..errors import DeploymentError
 from ..golden import golden_crops
+from ..manifests import PlanRecord
 from ..names import sibling_of
 from .contender import Contender
 from .examination import (
@@ -19,6 +22,13 @@ from .examination import (
     recorded,
 )
 
+Plans = Callable[[str, int], PlanRecord | None]
+"""What is recorded of the plan that a model's version must be, as ``LocalModels.only_plan``."""
+
+
+def no_records(model: str, version: int) -> None:
+    """What is recorded where no model repository can be read."""
+
 
 class Examiner:
     """Knows what is recorded here, and how much drift is allowed.
@@ -26,10 +36,12 @@ class Examiner:
     Args:
         references: What is recorded of a model's version, as ``LocalModels.golden``.
         max_drift: Largest drift of the golden crops that is allowed.
+        plans: What is recorded of plans.
     """
 
-    def __init__(self, references: References, max_drift: float) -> None:
+    def __init__(self, references: References, max_drift: float, plans: Plans = no_records) -> None:
         self._references = references
+        self._plans = plans
         self.max_drift = max_drift
 
     def examine(self, contender: Contender, identity: Identity | None, deadline: Deadline) -> Finding:
@@ -46,6 +58,7 @@ class Examiner:
         conflict = None if record is None or identity is None else conflicting(record, identity)
         if conflict is not None:
             raise conflict
+        plan = None if version is None else self._plans(model, version)
         server, sibling = contender.server, sibling_of(model)
 
         def embed_by(name: str) -> Embed:
@@ -59,7 +72,7 @@ class Examiner:
             finding = examine(embed_by(model), model, record, None if sibling is None else embed_by(sibling))
             if contender.evidence is not None:
                 contender.evidence.check(embed_by(model), self.max_drift)
-        contender.client, contender.version = client, version
+        contender.client, contender.version, contender.plan = client, version, plan
         return finding
 
     def _version(self, contender: Contender, deadline: Deadline) -> int | None:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Final
 
-from ..backend import HERE, Served, Source
-from ..errors import ArcFaceError, InputError, ModelLoadingError, ServerBusyError, ServerError, detached
+from ..backend import HERE, Served
+from ..errors import (
+    ArcFaceError,
+    DeadlineExceededError,
+    InputError,
+    NoCandidateNowError,
+    ServerBusyError,
+    ServerError,
+    detached,
+)
+from ..failures import PROBE_TIMEOUT_S
 from ..job import Job
 from ..metrics import Metrics
+from .attempt import Attempt
 from .call import Call, nobody
 from .contender import Contender
 from .last_resort import LastResort
 from .selector import Selector
+from .throttle import Throttle
 
 BUSY_WAITS_S: Final = (0.05, 0.1, 0.2)
 """Seconds between the tries of one candidate that is full, while it makes no headway."""
@@ -21,8 +33,16 @@ BUSY_WAITS_S: Final = (0.05, 0.1, 0.2)
 SILENCE_S: Final = 1.0
 """A candidate that uses up a call's time counts as failing when it was silent for so long, in seconds."""
 
+FIRST_LOOK_S: Final = 2.0
+"""How long a server may take to list its models when nobody else serves meanwhile, in seconds."""
+
+LOG_INTERVAL_S: Final = 60.0
+"""How often the log may say that a candidate left a call to the next for the same reason, in seconds."""
+
 _FIRST_WAIT_S: Final = 0.1
 _LONGEST_WAIT_S: Final = 1.0
+
+_log = logging.getLogger(__name__)
 
 
 class Fallback:
@@ -30,7 +50,7 @@ class Fallback:
 
     - The caller's errors (``InputError``) are raised at once.
     - The moment's are tried again, then the next candidate is: a full queue a few times at once; a model that
-      loads after the others, since it has to be examined before it is used again.
+      loads or unloads after the others, since its breaker opens and it has to be examined.
     - All others are the candidate's: the next one does what is missing.
 
     Args:
@@ -55,6 +75,7 @@ class Fallback:
         self._metrics = metrics
         self._patience_s = patience_s
         self._pause = pause
+        self._log_throttle = Throttle(LOG_INTERVAL_S)
 
     def run(self, job: Job) -> Served:
         """Embed what a job misses, whoever does it.
@@ -67,6 +88,8 @@ class Fallback:
         """
         call = Call(job, self._patience_s)
         wait_s = _FIRST_WAIT_S
+        if not self._selector.has_looked:
+            self._look(call, timeout_s=FIRST_LOOK_S)
         while True:
             served = self._try_all(call)
             if served is not None:
@@ -74,11 +97,19 @@ class Fallback:
             reasons = call.reasons(self._selector.standing.refused)
             if call.stalled_s + wait_s > call.patience_s(reasons):
                 raise nobody(reasons)
-            self._pause(min(wait_s, job.deadline.remaining_s()))
             if call.is_over:
                 raise call.too_late(nobody(reasons))
-            self._selector.look(job.deadline, afresh=True)
+            self._pause(min(wait_s, job.deadline.remaining_s()))
+            self._look(call, afresh=True)
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+    def _look(self, call: Call, *, afresh: bool = False, timeout_s: float = PROBE_TIMEOUT_S) -> None:
+        try:
+            self._selector.look(call.job.deadline, afresh=afresh, timeout_s=timeout_s)
+        except DeadlineExceededError as error:
+            reasons = call.reasons(self._selector.standing.refused)
+            why = nobody(reasons) if reasons else NoCandidateNowError("No candidate is known yet.")
+            raise call.too_late(why) from error
 
     def _try_all(self, call: Call) -> Served | None:
         """Let everybody have a go at what is missing, by preference; None when some still is."""
@@ -92,56 +123,67 @@ class Fallback:
 
     def _try(self, contender: Contender, call: Call) -> bool:
         """Let a candidate do what is missing; False when it did not all of it."""
-        job, candidate = call.job, contender.candidate
-        source = Source("triton", candidate.model, candidate.version, candidate.url, 0)
-        waits = iter(BUSY_WAITS_S)
+        job, waits = call.job, iter(BUSY_WAITS_S)
+        attempt = Attempt(contender, job)
         while True:
-            missing, started = job.missing, time.monotonic()
+            source, missing, started = attempt.source, job.missing, time.monotonic()
+            wait_s: float | None = None
+            known: ArcFaceError | None = None
             try:
-                is_sound = _work(contender, job)
+                known = attempt.work()
             except InputError:
                 raise
             except ServerBusyError as error:
                 wait_s = 0.0 if job.missing < missing else next(waits, None)
                 failure: ArcFaceError = error
             except ArcFaceError as error:
-                wait_s, failure = None, error
+                failure = error
             else:
-                if is_sound:
+                if known is None:
                     self._selector.succeeded(contender)
                     self._settle_suspicions(call, contender)
                     return True
-                wait_s = 0.0 if contender.error is None else None
-                failure = contender.error or ModelLoadingError("it was loaded anew in the middle of the call")
+                wait_s = 0.0 if contender.error is None else None  # It may have been proved again.
+                failure = known
             finally:
                 call.credit(source, missing - job.missing)
             if call.is_over:
-                if job.missing == missing and time.monotonic() - started >= SILENCE_S:
+                silent = job.missing == missing and time.monotonic() - started >= SILENCE_S
+                if silent and known is None:
                     self._selector.failed(contender, failure)
                 raise call.too_late(failure) from failure
             if wait_s is None:
-                self._give_up(contender, failure, call)
+                self._leave_to_the_next(contender, failure, call)
+                if known is None:
+                    self._blame(contender, failure, call)
                 return False
             self._pause(min(wait_s, job.deadline.remaining_s()))
 
-    def _give_up(self, contender: Contender, error: ArcFaceError, call: Call) -> None:
-        error = detached(error)
-        call.failures[str(contender)] = error
-        self._metrics.fell_back(type(error).__name__)
+    def _leave_to_the_next(self, contender: Contender, error: ArcFaceError, call: Call) -> None:
+        name, reason = str(contender), type(error).__name__
+        call.failures[name] = detached(error)
+        self._metrics.fell_back(reason)
+        if self._log_throttle.passes((name, reason)):
+            _log.warning("%s leaves a call to the next candidate: %s", name, error)
+
+    def _blame(self, contender: Contender, error: ArcFaceError, call: Call) -> None:
         if isinstance(error, ServerError):
             # It may be the crops that it failed on; who serves them next settles that.
-            call.suspects.append((contender, error))
+            call.suspects.append((contender, detached(error)))
         elif not isinstance(error, ServerBusyError):
             self._selector.failed(contender, error)
 
     def _try_last_resort(self, last_resort: LastResort, call: Call) -> Served | None:
         if call.is_over:
             raise call.too_late(nobody(call.reasons(self._selector.standing.refused)))
+        missing = call.job.missing
         try:
             served = last_resort.run(call.job)
         except InputError:
             raise
         except ArcFaceError as error:
+            if last_resort.source is not None:
+                call.credit(last_resort.source, missing - call.job.missing)
             if call.is_over:
                 raise call.too_late(error) from error
             call.failures[HERE] = detached(error)
@@ -157,20 +199,3 @@ class Fallback:
         for contender, error in call.suspects:
             if contender is not by:
                 self._selector.failed(contender, error)
-
-
-def _work(contender: Contender, job: Job) -> bool:
-    """Have a candidate embed what is missing; False when that is missing still, since it was loaded anew."""
-    missing, before = job.missing, job.mark()
-    begun, reloads = contender.loads.begin(), contender.reloads
-    is_sound = True
-    try:
-        with contender.server.call():
-            contender.client.work(job)
-    finally:
-        contender.answered(missing - job.missing, begun)
-        if contender.reloads != reloads:
-            # Nobody knows which of it is from before, and which from a model that nobody examined.
-            is_sound = False
-            job.forget_since(before)
-    return is_sound

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
-from ..backend import EmbeddingBackend, Served
+from ..backend import EmbeddingBackend, Served, Source
 from ..deadline import Deadline
 from ..errors import ArcFaceError, ClientClosedError, DeadlineExceededError, detached
 from ..golden import golden_crops
@@ -37,9 +37,13 @@ class LastResort:
         make: Makes the backend; called at first need.
         selector: Whose identity holds here too.
         examiner: Says what it is worth.
+
+    Attributes:
+        source: What it was when it was loaded; None before.
     """
 
     def __init__(self, make: MakeBackend, selector: Selector, examiner: Examiner) -> None:
+        self.source: Source | None = None
         self._make = make
         self._selector = selector
         self._examiner = examiner
@@ -137,7 +141,7 @@ class LastResort:
 
     def _prove(self, backend: EmbeddingBackend) -> None:
         embeddings, served = backend.encode(golden_crops(), return_source=True)
-        source = served.sources[-1]
+        source = self.source = served.sources[-1]
         finding = self._examiner.examine_here(embeddings, source.model, source.version)
         self._selector.accept(f"{source.model} in this process", source.version, finding)
         _log.warning("%s is loaded into this process, since no server serves", source.model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -17,21 +16,20 @@ from ..errors import (
     ModelNotFoundError,
     ServerError,
     ServerUnavailableError,
-    detached,
 )
 from ..failures import PROBE_TIMEOUT_S, unanswered
 from .call import MARGIN_S
-from .candidates import Candidate, Sighting, Wanted
+from .candidates import Sighting, Wanted
 from .contender import Contender, Rhythm
 from .examination import Evidence, Finding, Identity
 from .examiner import Examiner
+from .first_choice import FirstChoice
 from .reloads import reloaded
+from .roster import Roster
 from .server import RequestLimits, Server
 from .standing import Standing, anything_at, report, standing
 
 LONGEST_LOOK_S: Final = 120.0
-
-_log = logging.getLogger(__name__)
 
 
 class Selector:
@@ -53,11 +51,9 @@ class Selector:
         self.identity: Identity | None = None
         self._wanted = wanted
         self._examiner = examiner
-        self._rhythm = rhythm
-        self._contenders: dict[Candidate, Contender] = {}
-        self._silent: dict[str, ArcFaceError] = {}
-        self._first: str | None = None
-        self._has_served = False
+        self._examination_s = rhythm.examination_s
+        self._roster = Roster(self.servers, wanted, rhythm)
+        self._first_choice = FirstChoice()
         self._looks = {False: 0, True: 0}  # by whether they were afresh
         self._looking = threading.Lock()
         self._state = threading.Lock()
@@ -75,7 +71,7 @@ class Selector:
             timeout_s: How long a server may take to list its models.
 
         Raises:
-            DeadlineExceededError: The time is up.
+            DeadlineExceededError: The time is up; what is known is what was known before, at least.
         """
         looks = self._looks[afresh]
         if self._looking.acquire(timeout=deadline.remaining_s(LONGEST_LOOK_S)):
@@ -91,7 +87,7 @@ class Selector:
 
     @property
     def has_looked(self) -> bool:
-        """Whether anything is known yet."""
+        """Whether every server was given its time to say what it has."""
         return self._looks[False] > 0
 
     def failed(self, contender: Contender, error: ArcFaceError) -> None:
@@ -107,9 +103,8 @@ class Selector:
     def gone(self, server: Server, error: ServerUnavailableError) -> None:
         """A server does not answer."""
         with self._state:
-            for contender in self._contenders.values():
-                if contender.server is server:
-                    contender.failed(error, certain=True)
+            for contender in self._roster.at(server):
+                contender.failed(error, certain=True)
             self._rank()
 
     def succeeded(self, contender: Contender) -> None:
@@ -134,9 +129,8 @@ class Selector:
             problem = self._examiner.objection(finding, self.identity)
             if problem is not None:
                 raise problem
-            if self.identity is None:
-                self.identity = Identity(name, release, finding.reference)
-                self._rank()
+            self._settle(name, release, finding)
+            self._rank()
 
     def reports(self) -> tuple[CandidateReport, ...]:
         """Every candidate, by preference, and the servers of which none is known."""
@@ -144,11 +138,11 @@ class Selector:
             first = self.standing.ranking[:1]
             reports = [
                 report(contender, self._against(contender), serving=first == (contender,))
-                for contender in self._by_preference()
+                for contender in self._roster.by_preference()
             ]
             silent = [
                 CandidateReport(candidate=anything_at(url), state="refused", reason=str(error))
-                for url, error in self._silences().items()
+                for url, error in self._roster.silences().items()
             ]
         return (*reports, *silent)
 
@@ -162,7 +156,8 @@ class Selector:
         # The newest release settles the identity, and records then tell which older ones are another's.
         gone: dict[str, ArcFaceError] = {}
         for sighting in sorted(sightings, key=lambda found: self._wanted.release(found.candidate)):
-            contender = self._contender(sighting.candidate)
+            with self._state:
+                contender = self._roster.contender(sighting.candidate)
             problem = sighting.problem or gone.get(contender.server.url)
             if problem is not None:
                 with self._state:
@@ -180,8 +175,12 @@ class Selector:
         """Ask a server for its models, and withdraw what it does not list."""
         asked_at = time.monotonic()
         answer = server.connection.ask(deadline.remaining_s(timeout_s))
-        if not answer.answers and server.connection.answered_since(asked_at):
-            return ()
+        if not answer.answers:
+            if server.connection.answered_since(asked_at):
+                return ()
+            if deadline.is_over(MARGIN_S):
+                # The caller's time is over, which says nothing of the server.
+                raise DeadlineExceededError(f"{server.url} had no time to list its models.")
         problem: ArcFaceError | None = None
         sightings: Sequence[Sighting] = ()
         if not answer.answers:
@@ -193,12 +192,7 @@ class Selector:
                 problem = error
         seen = {sighting.candidate for sighting in sightings}
         with self._state:
-            self._silent.pop(server.url, None)
-            if problem is not None:
-                self._silent[server.url] = detached(problem)
-            for contender in self._contenders.values():
-                if contender.server is server and contender.candidate not in seen:
-                    contender.withdrawn(problem or ModelNotFoundError("the server does not list it any more"))
+            self._roster.listed(server, seen, problem)
         if seen:
             self._notice_reloads(server, deadline, timeout_s)
         return sightings
@@ -206,7 +200,7 @@ class Selector:
     def _notice_reloads(self, server: Server, deadline: Deadline, timeout_s: float) -> None:
         """Take out at once what the server has loaded anew: nobody knows yet what it is."""
         with self._state:
-            here = [contender for contender in self._contenders.values() if contender.server is server]
+            here = self._roster.at(server)
         for contender in reloaded(here, server.connection, deadline, timeout_s):
             with self._state:
                 contender.loaded_anew()
@@ -218,7 +212,7 @@ class Selector:
             return None
         evidence = contender.evidence
         try:
-            limit = Deadline(deadline.remaining_s(self._rhythm.examination_s))
+            limit = Deadline(deadline.remaining_s(self._examination_s))
             finding = self._examiner.examine(contender, self.identity, limit)
         except ArcFaceError as error:
             if isinstance(error, DeadlineExceededError) and deadline.is_over(MARGIN_S):
@@ -231,43 +225,22 @@ class Selector:
                 return None  # It was demoted meanwhile.
             problem = self._examiner.objection(finding, self.identity)
             contender.found(finding, problem, time.monotonic())
-            if problem is None and self.identity is None:
-                self.identity = Identity(str(contender), contender.version, finding.reference)
+            if problem is None:
+                self._settle(str(contender), contender.version, finding)
         return None
 
-    def _contender(self, candidate: Candidate) -> Contender:
-        with self._state:
-            if candidate not in self._contenders:
-                server = next(server for server in self.servers if server.url == candidate.url)
-                self._contenders[candidate] = Contender(candidate, server, self._rhythm)
-            return self._contenders[candidate]
-
-    def _by_preference(self) -> list[Contender]:
-        return sorted(self._contenders.values(), key=lambda one: self._wanted.preference(one.candidate))
+    def _settle(self, name: str, release: int | None, finding: Finding) -> None:
+        """Take the identity of who passed for everybody's, as far as that is not settled."""
+        identity = self.identity or Identity(name, release, finding.reference)
+        self.identity = identity.completed(finding.reference)
 
     def _against(self, contender: Contender) -> ArcFaceError | None:
         if contender.error is not None or contender.finding is None:
             return contender.error
         return self._examiner.objection(contender.finding, self.identity)
 
-    def _silences(self) -> dict[str, ArcFaceError]:
-        known = {contender.server.url for contender in self._contenders.values()}
-        return {url: error for url, error in self._silent.items() if url not in known}
-
     def _rank(self) -> None:
-        judged = [(contender, self._against(contender)) for contender in self._by_preference()]
-        self.standing = standing(judged, self._silences(), self._wanted.urls)
-        self._say_who_serves({str(contender): error for contender, error in judged})
-
-    def _say_who_serves(self, against: dict[str, ArcFaceError | None]) -> None:
-        ranking = self.standing.ranking
-        first = str(ranking[0]) if ranking else None
-        if first == self._first:
-            return
-        if self._first is None:
-            _log.log(logging.WARNING if self._has_served else logging.INFO, "%s serves", first)
-        else:
-            reason = against.get(self._first) or "the other is preferred"
-            _log.warning("%s serves now, not %s: %s", first or "No candidate", self._first, reason)
-        self._first = first
-        self._has_served = True
+        judged = [(contender, self._against(contender)) for contender in self._roster.by_preference()]
+        self.standing = standing(judged, self._roster.silences(), self._wanted.urls)
+        first = next((str(contender) for contender in self.standing.ranking), None)
+        self._first_choice.becomes(first, {str(contender): error for contender, error in judged})

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -335,9 +337,27 @@ def test_importing_it_brings_nothing_heavy() -> None:
     assert done.stdout.split() == []
 
 
+def stand_in_for_a_plan(models: Path) -> None:
+    """Add small_trt, the ONNX model by another name, with the record of a plan."""
+    shutil.copytree(models / "small_onnx", models / "small_trt")
+    config = models / "small_trt" / "config.pbtxt"
+    config.write_text(config.read_text().replace("small_onnx", "small_trt"))
+    sha256 = hashlib.sha256((models / "small_onnx" / "1" / "model.onnx").read_bytes()).hexdigest()
+    identity = {
+        "onnx_sha256": sha256,
+        "tensorrt_version": "8.5.3.1",
+        "precision": "fp16",
+        "sm": "90",
+        "max_batch_size": 32,
+    }
+    record = {"plan_sha256": sha256, "identity": identity}
+    (models / "small_trt-1-sm90.manifest.json").write_text(json.dumps(record))
+
+
 def test_a_server_is_held_against_the_manifests_and_this_process_stands_in_when_it_is_gone(
     make: Make, models: Path, crops: Crops
 ) -> None:
+    stand_in_for_a_plan(models)
     settings = {"embedding_model_repository": models, "triton_recheck_s": 0.2}
     with LocalTriton(models) as server:
         embedder = make("triton", triton_url=server.grpc_url, **settings)
@@ -352,6 +372,7 @@ def test_a_server_is_held_against_the_manifests_and_this_process_stands_in_when_
         "manifest",
         "passed",
     )
+    assert (diagnostics.model, diagnostics.precision, diagnostics.sm) == ("small_trt", "fp16", "90")
     assert [(one.backend, one.where) for one in fallen_back.sources] == [("onnxruntime", "this process")]
     assert fallen_back.fell_back
     np.testing.assert_allclose(by_process, by_server, atol=1e-6)

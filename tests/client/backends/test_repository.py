@@ -82,6 +82,18 @@ def test_a_plan_is_held_against_what_its_sibling_was_built_from(models: Path) ->
     assert mixed.precision_class is None
 
 
+def test_which_plan_serves_is_certain_only_where_a_version_has_one(models: Path) -> None:
+    repository = LocalModels(models)
+    assert repository.only_plan("small_trt", 1) is None
+    write_plan(models, sm="90")
+    plan = repository.only_plan("small_trt", 1)
+    assert plan is not None
+    assert (plan.precision, plan.sm) == ("fp16", "90")
+    write_plan(models, sm="86")
+    assert repository.only_plan("small_trt", 1) is None
+    assert repository.only_plan("small_onnx", 1) is None
+
+
 def test_where_nothing_is_recorded_nothing_is_known(models: Path, tmp_path: Path) -> None:
     assert LocalModels(models).golden("small_onnx", 2) is None
     assert LocalModels(tmp_path / "nowhere").golden("small_trt", 1) is None

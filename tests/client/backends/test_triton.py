@@ -151,6 +151,24 @@ def test_a_record_tells_another_source_model_though_its_embeddings_agree(
         assert "another source model, SHA-256 bbbb" in (report(embedder, "tiny_onnx:1").reason or "")
 
 
+def test_records_that_conflict_do_not_serve_side_by_side_though_who_settled_the_identity_had_none(
+    crowd: LocalTriton, tmp_path: Path
+) -> None:
+    reference = tiny_embeddings(tmp_path, golden_crops())
+    source = {"tiny_trt": "b" * 64, "near_trt": "c" * 64}
+
+    def records(model: str, version: int) -> GoldenReference | None:
+        return GoldenReference(reference, source[model]) if model in source else None
+
+    candidates = ["tiny_onnx", "tiny_trt", "near_trt"]
+    with TritonBackend(crowd.grpc_url, NAME, candidates, references=records) as embedder:
+        embedder.ensure_ready()
+        states = {model: report(embedder, f"{model}:1").state for model in candidates}
+        reason = report(embedder, "near_trt:1").reason
+    assert states == {"tiny_onnx": "serving", "tiny_trt": "standing by", "near_trt": "refused"}
+    assert "another source model, SHA-256 cccc" in (reason or "")
+
+
 def test_a_manifest_that_lies_refuses_its_candidate(crowd: LocalTriton, crops: Crops) -> None:
     def lying(model: str, version: int) -> GoldenReference | None:
         if model == "tiny_trt":
@@ -334,6 +352,9 @@ def test_a_server_that_does_not_list_its_models_can_be_used_by_pins(
         with TritonBackend(server.grpc_url, NAME, ["tiny_onnx:1", "tiny_trt"]) as embedder:
             embeddings, served = embedder.encode(crops, return_source=True)
             assert report(embedder, "tiny_trt").state == "standing by"
+        with TritonBackend(server.grpc_url, NAME, ["tiny_onnx"]) as embedder:
+            _, by_the_newest = embedder.encode(crops[:1], return_source=True)
+            diagnostics = embedder.diagnostics()
         with (
             TritonBackend(server.grpc_url, NAME) as embedder,
             pytest.raises(NoCandidateError, match="name them as candidates"),
@@ -341,6 +362,9 @@ def test_a_server_that_does_not_list_its_models_can_be_used_by_pins(
             embedder.ensure_ready()
     np.testing.assert_allclose(embeddings, truth, atol=1e-6)
     assert (served.sources[0].model, served.sources[0].version) == ("tiny_onnx", 1)
+    assert by_the_newest.sources[0].version == 1, "the one that answered, though the pin names none"
+    assert diagnostics.version == 1
+    assert diagnostics.engine_path == f"{server.grpc_url}/tiny_onnx/1"
 
 
 def test_closing_ends_a_call_in_another_thread(

@@ -21,6 +21,8 @@ from arcface_client.backend import Served
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import DeadlineExceededError, NoCandidateNowError
+from arcface_client.selection.breaker import BreakerLimits
+from arcface_client.selection.contender import Rhythm
 from arcface_client.selection.server import RequestLimits
 from arcface_server import LocalTriton
 from processes import wait_until
@@ -287,19 +289,31 @@ def test_a_version_that_was_changed_and_reloaded_in_place_is_found_out(
 
 def test_a_candidate_that_comes_and_goes_does_not_make_the_choice_flap(pair: Pair, many: Crops) -> None:
     server, _ = pair
+    # It is examined soon after it is back, and settling for longer than the test lasts.
+    rhythm = Rhythm(recheck_s=0.05, breaker=BreakerLimits(wait_s=0.05, settle_s=600))
     chosen: list[str | None] = []
     with (
         tritonclient.InferenceServerClient(server.grpc_url) as control,
-        TritonBackend(server.grpc_url, NAME) as embedder,
+        TritonBackend(server.grpc_url, NAME, rhythm=rhythm) as embedder,
     ):
+
+        def state_of_plan() -> str:
+            return embedder.diagnostics().candidates[0].state
+
         embedder.ensure_ready()
+        assert serving(embedder) == f"{PLAN}:1 at {server.grpc_url}"
         for _ in range(3):
             control.unload_model(PLAN)
-            wait_until(lambda: not control.is_model_ready(PLAN))
-            embedder.encode(many[:1])
-            chosen.append(serving(embedder))
-            control.load_model(PLAN)
-            embedder.encode(many[:1])
+            try:
+                wait_until(lambda: state_of_plan() in ("failing", "refused"))
+                embedder.encode(many[:1])
+                chosen.append(serving(embedder))
+            finally:
+                control.load_model(PLAN)
+            wait_until(lambda: state_of_plan() not in ("failing", "refused"))
+            assert state_of_plan() == "settling"
+            _, served = embedder.encode(many[:1], return_source=True)
+            assert served.sources[0].model == ONNX
             chosen.append(serving(embedder))
     assert chosen == [f"{ONNX}:1 at {server.grpc_url}"] * 6
 

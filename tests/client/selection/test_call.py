@@ -58,6 +58,30 @@ def test_everybody_is_credited_with_all_that_he_did_in_the_order_in_which_he_beg
         assert each.crops == sum(crops for where, crops in work if where == each.where)
 
 
+def test_a_call_that_two_had_a_part_in_fell_back_though_the_first_ended_it(call: Call) -> None:
+    call.credit(source("one:1"), 5)
+    call.failures["one"] = GONE
+    assert not call.served("one", (), ()).fell_back
+    call.credit(source("two:2"), 3)
+    call.credit(source("one:1"), 1)
+    served = call.served("one", (), ())
+    assert served.refusals == ()
+    assert served.fell_back
+
+
+def test_who_has_all_of_his_missing_again_is_no_source_and_made_no_headway(call: Call) -> None:
+    call.credit(source("one:1"), 5)
+    call.credit(source("one:1"), -5)
+    call.credit(source("two:2"), 9)
+    assert [(each.where, each.crops) for each in call.served("two", (), ()).sources] == [("two:2", 9)]
+    lost = new_call()
+    lost.credit(source("one:1"), 5)
+    moved_at = lost._moved_at
+    lost.credit(source("one:1"), -5)
+    assert lost._moved_at == moved_at
+    assert lost.patience_s({"one": GONE}) == RECONNECT_S
+
+
 @pytest.mark.parametrize(
     ("errors", "fresh_s", "begun_s"),
     [

@@ -103,6 +103,17 @@ def test_another_source_sha256_is_refused_though_the_embeddings_agree() -> None:
     assert objection(finding, identity(sha256=None), TOLERANCE) is None
 
 
+def test_an_identity_is_completed_by_what_nobody_knew_and_keeps_what_it_knew() -> None:
+    began = identity(sha256=None)
+    known = GoldenReference(embeddings(1), "b" * 64, "float", "mean 127.5")
+    completed = began.completed(GoldenReference(embeddings(1))).completed(known)
+    assert (completed.settled_by, completed.release) == (began.settled_by, began.release)
+    assert completed.reference.embeddings is began.reference.embeddings
+    assert completed.reference.identity == known.identity
+    other = GoldenReference(embeddings(1), "c" * 64, "int8", "mean 0")
+    assert completed.completed(other).reference.identity == known.identity
+
+
 def test_two_tolerances_do_not_add_up() -> None:
     reference = GoldenReference(embeddings(drift=0.0009))
     finding = examine(by(embeddings(drift=0.0035)), "arcface_trt", reference, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from arcface_client import sender
+from arcface_client.backend import EmbeddingBackend
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import CROP_SHAPE
 from arcface_client.deadline import Deadline
@@ -20,10 +22,12 @@ from arcface_client.selection import fallback
 from arcface_client.selection.contender import Rhythm
 from arcface_client.selection.server import RequestLimits
 from fake_triton import FakeTriton, served
+from siblings import InThisProcess
 
 pytestmark = pytest.mark.faults
 
 CROPS = np.zeros((3, *CROP_SHAPE), np.uint8)
+SELDOM = Rhythm(recheck_s=600)
 
 
 class SecretiveTriton(FakeTriton):
@@ -128,8 +132,45 @@ def test_an_examination_that_a_caller_had_no_time_for_says_nothing_of_the_candid
 ) -> None:
     first, one, _ = servers
     first.answers.clear()
-    with TritonBackend(one, "fake", rhythm=Rhythm(recheck_s=600)) as embedder:
+    with TritonBackend(one, "fake", rhythm=SELDOM) as embedder:
         with pytest.raises(DeadlineExceededError):
             embedder.encode(CROPS, timeout_s=0.2)
         first.answers.set()
         assert embedder.encode(CROPS, timeout_s=10).shape == (3, 512)
+
+
+def test_a_caller_without_time_for_the_list_of_models_takes_nobody_out() -> None:
+    fake = SecretiveTriton()
+    limits = RequestLimits(request_timeout_s=0.2)
+    with served(fake) as url, TritonBackend(url, "fake", limits=limits, rhythm=SELDOM) as embedder:
+        embedder.ensure_ready()
+        fake.lists.clear()
+        fake.answers.clear()
+        try:
+            listed = rf"the whole call, 1 s, is over; 0 of 3 crops .* fake_onnx:1 at {url}: No answer"
+            with pytest.raises(DeadlineExceededError, match=listed):
+                embedder.encode(CROPS, timeout_s=1)
+            assert [one.state for one in embedder.diagnostics().candidates] == ["serving"]
+        finally:
+            fake.answers.set()
+            fake.lists.set()
+        assert embedder.encode(CROPS, timeout_s=10).shape == (3, 512)
+
+
+def test_a_first_caller_without_time_leaves_the_first_look_to_the_next(tmp_path: Path) -> None:
+    def last_resort(release: int | None) -> EmbeddingBackend:
+        return InThisProcess(tmp_path, release)
+
+    fake = SecretiveTriton()
+    with (
+        served(fake) as url,
+        TritonBackend(url, "fake", last_resort=last_resort, rhythm=SELDOM) as embedder,
+    ):
+        fake.lists.clear()
+        try:
+            with pytest.raises(DeadlineExceededError, match=r"0\.2 s, is over; .* No candidate is known yet"):
+                embedder.encode(CROPS, timeout_s=0.2)
+        finally:
+            fake.lists.set()
+        _, report = embedder.encode(CROPS, return_source=True)
+    assert [source.where for source in report.sources] == [url]

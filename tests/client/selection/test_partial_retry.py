@@ -10,9 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from arcface_client.backend import HERE, EmbeddingBackend, Served, Source
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import CROP_SHAPE, EMBEDDING_DIM, Crops
-from arcface_client.errors import NoCandidateError
+from arcface_client.diagnostics import Diagnostics
+from arcface_client.errors import DeploymentError, NoCandidateError
+from arcface_client.job import Job
+from arcface_client.selection.fallback import BUSY_WAITS_S
 from arcface_client.selection.server import RequestLimits
 from fake_triton import FakeTriton, served
 
@@ -70,6 +74,45 @@ def test_what_was_answered_is_not_asked_again(fakes: list[tuple[FakeTriton, str]
     assert [refusal.candidate for refusal in report.refusals] == [f"fake_onnx:1 at {one}"]
 
 
+class FailsMidway(EmbeddingBackend):
+    """Embeds as the servers do, but of a call as many crops as it is told to."""
+
+    crops = 8
+
+    def ensure_ready(self) -> None:
+        pass
+
+    def diagnostics(self) -> Diagnostics:
+        return Diagnostics(backend="onnxruntime")
+
+    def close(self) -> None:
+        pass
+
+    def _run(self, job: Job) -> Served:
+        count = 0
+        for part in job.parts(1):
+            if count == self.crops:
+                raise DeploymentError("it fails midway")
+            job.fill(part, np.eye(EMBEDDING_DIM, dtype=np.float32)[job.crops[part, 0, 0, 0]])
+            count += 1
+        return Served((Source("onnxruntime", "fake_onnx", 1, HERE, count),))
+
+
+def test_what_the_last_resort_did_before_it_failed_is_its_own(fakes: list[tuple[FakeTriton, str]]) -> None:
+    fake, url = fakes[0]
+    limits = RequestLimits(max_in_flight=1)
+    with TritonBackend(url, "fake", last_resort=lambda release: FailsMidway(), limits=limits) as embedder:
+        embedder.ensure_ready()
+        fake.failures = [grpc.StatusCode.UNAVAILABLE] * (1 + len(BUSY_WAITS_S))
+        try:
+            embeddings, report = embedder.encode(numbered(20), return_source=True)
+        finally:
+            fake.failures = []
+    np.testing.assert_array_equal(embeddings, np.eye(20, EMBEDDING_DIM, dtype=np.float32))
+    assert [(source.where, source.crops) for source in report.sources] == [(HERE, 8), (url, 12)]
+    assert report.fell_back
+
+
 def test_crops_that_every_candidate_fails_on_do_not_take_the_candidates_out(
     fakes: list[tuple[FakeTriton, str]],
 ) -> None:
@@ -82,6 +125,34 @@ def test_crops_that_every_candidate_fails_on_do_not_take_the_candidates_out(
                 embedder.encode(numbered(1))
         _, report = embedder.encode(numbered(1), return_source=True)
     assert not report.fell_back
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [(grpc.StatusCode.INTERNAL, "told to fail"), (grpc.StatusCode.UNAVAILABLE, "was not taken")],
+    ids=["the server failed on it", "the queue is full"],
+)
+def test_who_leaves_a_call_to_the_next_but_keeps_his_place_is_in_the_log_once_a_minute(
+    fakes: list[tuple[FakeTriton, str]],
+    caplog: pytest.LogCaptureFixture,
+    status: grpc.StatusCode,
+    reason: str,
+) -> None:
+    (first, one), (_, two) = fakes[:2]
+    with TritonBackend([one, two], "fake") as embedder:
+        embedder.ensure_ready()
+        for _ in range(2):
+            first.failures = [status] * (1 + len(BUSY_WAITS_S))
+            try:
+                _, report = embedder.encode(numbered(1), return_source=True)
+            finally:
+                first.failures = []
+            assert report.sources[0].where == two
+        assert embedder.diagnostics().candidates[0].state == "serving"
+    (record,) = (record for record in caplog.records if "to the next candidate" in record.message)
+    assert record.levelname == "WARNING"
+    assert record.message.startswith(f"fake_onnx:1 at {one} leaves a call to the next candidate: ")
+    assert reason in record.message
 
 
 def test_a_candidate_that_fails_where_another_serves_is_left_alone(

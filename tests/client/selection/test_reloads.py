@@ -18,6 +18,8 @@ from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import Crops
 from arcface_client.deadline import Deadline
 from arcface_client.errors import NoCandidateError
+from arcface_client.golden import golden_crops
+from arcface_client.selection import fallback
 from arcface_client.selection.candidates import Wanted
 from arcface_client.selection.contender import Rhythm
 from arcface_client.selection.examiner import Examiner
@@ -116,6 +118,54 @@ def test_a_call_in_the_middle_of_which_it_was_loaded_anew_is_done_anew(
             fake.answers.set()
         with pytest.raises(NoCandidateError, match="another source model"):
             call.result(timeout=30)
+
+
+def test_a_call_that_pauses_sends_nothing_to_who_was_loaded_anew_meanwhile(
+    fake: CountingTriton, crops: Crops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fallback, "BUSY_WAITS_S", (1.0,))
+    fake.max_batch_size = 1
+    limits = RequestLimits(max_in_flight=1)
+    with served(fake) as url, TritonBackend(url, "fake", limits=limits, rhythm=SELDOM) as embedder:
+        embedder.ensure_ready()
+        fake.counted = 100
+        embedder._selector.look(Deadline(None))
+        asked = fake.requests
+        # A crop is embedded, the queue is full twice, and in the pause another model is loaded.
+        fake.failures = [None, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAVAILABLE]
+        with ThreadPoolExecutor(1) as pool:
+            call = pool.submit(embedder.encode, crops[:3])
+            wait_until(lambda: fake.requests == asked + 3)
+            fake.counted, fake.value = 0, -(512**-0.5)
+            embedder._selector._notice_reloads(embedder._selector.servers[0], Deadline(None), 5)
+            assert not embedder._selector.standing.ranking
+            with pytest.raises(NoCandidateError, match="another source model"):
+                call.result(timeout=30)
+    golden = -(-len(golden_crops()) // fake.max_batch_size)
+    assert fake.requests == asked + 3 + golden, "the golden crops alone"
+
+
+def test_a_call_that_pauses_does_anew_what_it_did_before_a_reload(
+    fake: CountingTriton, crops: Crops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fallback, "BUSY_WAITS_S", (1.0,))
+    fake.max_batch_size = 1
+    limits = RequestLimits(max_in_flight=1)
+    with served(fake) as url, TritonBackend(url, "fake", limits=limits, rhythm=SELDOM) as embedder:
+        embedder.ensure_ready()
+        fake.counted = 100
+        embedder._selector.look(Deadline(None))
+        asked = fake.requests
+        fake.failures = [None, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAVAILABLE]
+        with ThreadPoolExecutor(1) as pool:
+            call = pool.submit(embedder.encode, crops[:3], return_source=True)
+            wait_until(lambda: fake.requests == asked + 3)
+            fake.counted = 0
+            assert embedder._selector.look(Deadline(None)).ranking, "it is proved again within the pause"
+            _, report = call.result(timeout=30)
+    # One before, two that were not taken, the golden crops, two that were missing, and then all three.
+    assert fake.requests == asked + 1 + 2 + len(golden_crops()) + 2 + 3
+    assert [source.crops for source in report.sources] == [3]
 
 
 def test_a_reload_that_traffic_has_overtaken_since_the_last_look_is_noticed(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from arcface_client.deadline import Deadline
-from arcface_client.errors import ServerUnavailableError
+from arcface_client.errors import ModelLoadingError, ServerUnavailableError
 from arcface_client.golden import GoldenReference, golden_crops
 from arcface_client.selection.breaker import BreakerLimits
 from arcface_client.selection.candidates import Wanted
@@ -56,6 +56,19 @@ def test_who_drifted_is_examined_at_once_when_all_are_to_be(fake: FakeTriton, ma
     fake.value = RIGHT
     assert not serves(selector), "not before it is due"
     assert serves(selector, afresh=True)
+
+
+def test_a_model_that_loads_or_unloads_under_a_call_has_to_settle(
+    fake: FakeTriton, make: MakeSelector
+) -> None:
+    selector = make(Rhythm(breaker=BreakerLimits(wait_s=0.01)))
+    assert serves(selector)
+    (contender,) = selector.standing.ranking
+    selector.failed(contender, ModelLoadingError("the server is just unloading it"))
+    assert not selector.standing.ranking
+    wait_until(lambda: contender.breaker.due)
+    assert serves(selector)
+    assert contender.breaker.state == "half-open"
 
 
 def test_who_settled_has_its_place_again_only_after_the_golden_crops(
