@@ -6,7 +6,7 @@ import logging
 import random
 import threading
 from collections import Counter, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -120,8 +120,11 @@ class Shadow:
             return None
         source = served.sources[0]
         candidate = Candidate(source.where, source.model, source.version)
+        # A pin without a version is known by the one that answered, as the source is.
         ranking = self._selector.standing.ranking
-        return next((contender for contender in ranking if contender.candidate == candidate), None)
+        return next(
+            (one for one in ranking if replace(one.candidate, version=one.version) == candidate), None
+        )
 
     def _sibling(self, contender: Contender) -> Contender | None:
         """The best candidate of the other kind."""

@@ -212,3 +212,16 @@ def inferences(control: Any) -> int:
 def test_a_rate_that_is_no_share_is_refused(rate: float) -> None:
     with pytest.raises(InputError, match="expected a share from 0 to 1"):
         TritonBackend("localhost:8001", NAME, shadow_rate=rate)
+
+
+def test_pins_without_a_version_are_compared_though_the_server_does_not_list_its_models(
+    repository: Path, plain: Crops
+) -> None:
+    flags = ("--grpc-restricted-protocol=model-repository:key=value",)
+    with (
+        LocalTriton(repository, flags=flags, stop_timeout_s=1) as server,
+        TritonBackend(server.grpc_url, NAME, [PLAN, ONNX], shadow_rate=1.0) as embedder,
+    ):
+        embedder.encode(plain[:8])
+        figures = wait_for_comparisons(embedder, 8)
+    assert figures["crops"] == {"compared": 8, "dropped": 0, "failed": 0}
