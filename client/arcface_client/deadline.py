@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from numbers import Real
 
 from .errors import CallCancelledError, DeadlineExceededError, InputError
 
@@ -19,8 +20,8 @@ class Deadline:
     """
 
     def __init__(self, timeout_s: float | None) -> None:
-        if timeout_s is not None and not timeout_s > 0:
-            raise InputError(f"timeout_s is {timeout_s}; expected a number of seconds above 0, or None.")
+        if timeout_s is not None and not (isinstance(timeout_s, Real) and timeout_s > 0):
+            raise InputError(f"timeout_s is {timeout_s!r}; expected a number of seconds above 0, or None.")
         self.timeout_s = math.inf if timeout_s is None else timeout_s
         self._end = time.monotonic() + self.timeout_s
         self._is_cancelled = False
@@ -43,10 +44,13 @@ class Deadline:
             raise CallCancelledError("The call was cancelled.")
         remaining = self._end - time.monotonic()
         if remaining <= 0:
-            raise DeadlineExceededError(
-                f"The time allowed for the whole call, {self.timeout_s:g} s, is over."
-            )
+            raise DeadlineExceededError(f"{self.is_over_text}.")
         return min(remaining, at_most)
+
+    @property
+    def is_over_text(self) -> str:
+        """That the time is up, in words."""
+        return f"The time allowed for the whole call, {self.timeout_s:g} s, is over"
 
     def is_over(self, margin_s: float = 0.0) -> bool:
         """Whether the time is up, or will be in as many seconds."""

@@ -28,6 +28,7 @@ class Metrics:
         self._calls: Counter[tuple[str, ...]] = Counter()
         self._faces: Counter[tuple[str, ...]] = Counter()
         self._fallbacks: Counter[str] = Counter()
+        self._calls_fell_back = 0
         self._errors: Counter[str] = Counter()
         self._buckets = [0] * (len(LATENCY_BOUNDS_S) + 1)
         self._seconds = 0.0
@@ -39,6 +40,7 @@ class Metrics:
                 labels = _labels(source)
                 self._calls[labels] += 1
                 self._faces[labels] += source.crops
+            self._calls_fell_back += served.fell_back
             self._buckets[bisect.bisect_left(LATENCY_BOUNDS_S, seconds)] += 1
             self._seconds += seconds
 
@@ -61,6 +63,7 @@ class Metrics:
                     | {"calls": calls, "faces": self._faces[labels]}
                     for labels, calls in self._calls.items()
                 ],
+                "calls_fell_back": self._calls_fell_back,
                 "fallbacks": dict(self._fallbacks),
                 "errors": dict(self._errors),
             }
@@ -118,6 +121,11 @@ class PrometheusExporter:
             faces.add_metric(labels, source["faces"])
         fallbacks = core.CounterMetricFamily(
             "arcface_client_fallbacks", "Times that a call was left to the next candidate.", labels=["reason"]
+        )
+        yield core.CounterMetricFamily(
+            "arcface_client_calls_fell_back",
+            "Calls that did not wholly come from the first choice.",
+            value=counters["calls_fell_back"],
         )
         errors = core.CounterMetricFamily(
             "arcface_client_errors", "Calls that ended in an error.", labels=["error"]

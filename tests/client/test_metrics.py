@@ -35,6 +35,7 @@ def test_calls_and_faces_are_counted_by_who_served_them() -> None:
     labels = {"backend": "triton", "model": "arcface_trt", "version": "3", "where": "localhost:8001"}
     assert snapshot["sources"][0] == labels | {"calls": 2, "faces": 60}
     assert snapshot["sources"][1]["version"] == ""
+    assert snapshot["calls_fell_back"] == 1  # the one that two had a part in
     assert snapshot["fallbacks"] == {"ServerUnavailableError": 1}
     assert snapshot["errors"] == {"InputError": 1}
 

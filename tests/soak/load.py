@@ -63,13 +63,13 @@ class Subject:
             try:
                 embeddings, served = self.embedder.encode(crops, timeout_s=timeout_s, return_source=True)
             except ArcFaceError as error:
-                took_s = time.monotonic() - started
+                took_s, outcome = time.monotonic() - started, repr(error)
                 self.tally.failed(error, took_s, timeout_s, has_last_resort=self.has_last_resort)
                 time.sleep(0.05)
             else:
-                took_s = time.monotonic() - started
+                took_s, outcome = time.monotonic() - started, repr(served)
                 self.tally.served(embeddings, truth, served)
-            self.tally.ended(took_s, timeout_s)
+            self.tally.ended(took_s, timeout_s, outcome)
 
     def notices_that_nobody_is_at(self, url: str) -> None:
         """Wait until it does."""

@@ -86,12 +86,14 @@ class Tally:
                 limit = "no limit" if timeout_s is None else f"{timeout_s:g} s"
                 self.bugs.append(f"After {took_s:.2f} s ({limit}): {type(error).__name__}: {error}")
 
-    def ended(self, took_s: float, timeout_s: float | None) -> None:
-        """Count the time of a call, whatever became of it."""
+    def ended(self, took_s: float, timeout_s: float | None, outcome: str = "") -> None:
+        """Count the time of a call, whatever became of it, which is told of late ones."""
         overtime_s = 0.0 if timeout_s is None else took_s - timeout_s
         with self._lock:
             self.overtime_s = max(self.overtime_s, overtime_s)
             self.late += overtime_s > LATE_S
+            if overtime_s > LATE_S:
+                self.bugs.append(f"A call with {timeout_s} s took {took_s:.2f} s: {outcome}")
 
     def happened(self, fault: str) -> None:
         """Count a fault."""

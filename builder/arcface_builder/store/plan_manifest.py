@@ -97,11 +97,12 @@ def read_manifest(text: str | bytes, *, key: str) -> PlanManifest:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:  # JSON's and Unicode's decoding errors, or [[[[...
-        raise PlanManifestError(f"{where} is no JSON ({error}).") from error
-    schema = content.get("schema_version") if isinstance(content, dict) else None
-    if schema != SCHEMA_VERSION:
+        raise PlanManifestError(f"{where} is no JSON ({error}); remove it with its plan.") from error
+    if not isinstance(content, dict) or "schema_version" not in content:
+        raise PlanManifestError(f"{where} is no manifest of a plan; remove it with its plan.")
+    if content["schema_version"] != SCHEMA_VERSION:
         raise PlanManifestError(
-            f"{where} has schema_version {schema!r}; expected {SCHEMA_VERSION}. "
+            f"{where} has schema_version {content['schema_version']!r}; expected {SCHEMA_VERSION}. "
             "Another version of arcface-triton wrote it."
         )
     try:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from ..contract import Embeddings
 from ..deadline import Deadline
@@ -14,22 +16,23 @@ from ..identity import EmbeddingIdentity
 from ..job import Job
 from ..runtimes.base import Runtime
 
+_RUNS: Final = 4
+
 
 class Pace:
-    """How long a model takes for a crop, by its last run: a run that has begun cannot be ended."""
+    """How long a model takes for a crop, by the slowest of its last runs."""
 
     def __init__(self) -> None:
-        self._crop_s = 0.0
+        self._crop_s: deque[float] = deque([0.0], maxlen=_RUNS)
 
     def note(self, crops: int, seconds: float) -> None:
         """Learn from a run."""
-        self._crop_s = seconds / crops
+        self._crop_s.append(seconds / crops)
 
     def batch_size(self, largest: int, remaining_s: float) -> int:
         """The largest batch, or as many crops as there is time for, at least one."""
-        if largest * self._crop_s <= remaining_s:
-            return largest
-        return max(1, int(remaining_s / self._crop_s))
+        crop_s = max(self._crop_s)
+        return largest if largest * crop_s <= remaining_s else max(1, int(remaining_s / crop_s))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,8 +72,8 @@ class LocalModel:
     def run(self, job: Job) -> None:
         """Embed what a job misses, batch by batch; what is done before an error stays done.
 
-        Batches become smaller towards the job's deadline, which a run that has begun overruns by no more than
-        one crop takes.
+        Batches become smaller towards the job's deadline. At the pace of the last runs it is overrun by no
+        more than one crop takes; a run that has begun cannot be ended.
 
         Raises:
             TransientError: The job's time is over.

@@ -85,10 +85,10 @@ class Call:
 
     def too_late(self, error: ArcFaceError) -> DeadlineExceededError:
         """The error for a call whose time is up."""
-        total = len(self.job.crops)
+        total, over = len(self.job.crops), self.job.deadline.is_over_text
+        why = "" if str(error) == f"{over}." else f" {error}"
         return DeadlineExceededError(
-            f"The time allowed for the whole call, {self.job.deadline.timeout_s:g} s, is over; "
-            f"{total - self.job.missing} of {total} crops are embedded. {error}"
+            f"{over}; {total - self.job.missing} of {total} crops are embedded.{why}"
         )
 
     def reasons(self, refused: Iterable[tuple[str, ArcFaceError]]) -> dict[str, ArcFaceError]:
