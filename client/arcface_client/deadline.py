@@ -44,11 +44,11 @@ class Deadline:
             raise CallCancelledError("The call was cancelled.")
         remaining = self._end - time.monotonic()
         if remaining <= 0:
-            raise DeadlineExceededError(f"{self.is_over_text}.")
+            raise DeadlineExceededError(f"{self.spent_text}.")
         return min(remaining, at_most)
 
     @property
-    def is_over_text(self) -> str:
+    def spent_text(self) -> str:
         """That the time is up, in words."""
         return f"The time allowed for the whole call, {self.timeout_s:g} s, is over"
 

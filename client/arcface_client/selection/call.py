@@ -85,7 +85,7 @@ class Call:
 
     def too_late(self, error: ArcFaceError) -> DeadlineExceededError:
         """The error for a call whose time is up."""
-        total, over = len(self.job.crops), self.job.deadline.is_over_text
+        total, over = len(self.job.crops), self.job.deadline.spent_text
         why = "" if str(error) == f"{over}." else f" {error}"
         return DeadlineExceededError(
             f"{over}; {total - self.job.missing} of {total} crops are embedded.{why}"

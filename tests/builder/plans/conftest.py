@@ -1,15 +1,24 @@
-"""Serving graphs to make plans of, made once."""
+"""What plans are made of: serving graphs, made once, and a repository and a store of each test's own."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import ModuleType
 
 import onnx
 import pytest
 
+from absent_gpu import AbsentGpu
+from arcface_builder import faces
+from arcface_builder.build import build
+from arcface_builder.compile import Request
+from arcface_builder.onnx_version import find_onnx
+from arcface_builder.plans.builder import BuildOptions
+from arcface_builder.repository import ModelRepository
 from arcface_builder.serving_graph import serving_graph
 from arcface_builder.source_model import SourceModel
 from arcface_builder.sources import OnnxFile
+from arcface_builder.store import EngineStore, LocalStore
 from exports import small_arcface
 
 
@@ -39,3 +48,37 @@ def trt() -> ModuleType:
     """TensorRT 11's API, which builds without a GPU."""
     reason = "tensorrt_rtx is not installed (it has wheels for Linux on x86-64 alone)"
     return pytest.importorskip("tensorrt_rtx", reason=reason)  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source.onnx"
+    onnx.save_model(small_arcface(), path)
+    return path
+
+
+@pytest.fixture
+def repository(source: Path, tmp_path: Path) -> ModelRepository:
+    build(OnnxFile(source), name="small", repository=tmp_path / "models")
+    return ModelRepository(tmp_path / "models")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> EngineStore:
+    return EngineStore(LocalStore(tmp_path / "cache"))
+
+
+@pytest.fixture
+def gpu(trt: ModuleType, repository: ModelRepository) -> AbsentGpu:
+    graph = find_onnx(repository, "small").content
+    return AbsentGpu(trt, sm="86", name="absent", driver_version="13.0", target_sm="86", graph=graph)
+
+
+@pytest.fixture
+def request_(repository: ModelRepository, source: Path) -> Request:
+    return Request(
+        onnx=find_onnx(repository, "small"),
+        options=BuildOptions(),
+        calibration=faces.noise(256),
+        source=OnnxFile(source),
+    )

@@ -2,21 +2,15 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
-import cv2
 import numpy as np
 import onnx
 import pytest
 
+from absent_gpu import AbsentGpu
 from arcface_builder import faces
-from arcface_builder.build import build
 from arcface_builder.cli import main
 from arcface_builder.commands.sources import source_of
 from arcface_builder.compile import Compiled, Request, compile_plan
@@ -29,83 +23,16 @@ from arcface_builder.errors import (
     ServedModelError,
 )
 from arcface_builder.fleet import assemble
-from arcface_builder.graph import session
 from arcface_builder.onnx_version import find_onnx
 from arcface_builder.plans.builder import BuildOptions
 from arcface_builder.plans.gate import another_model
 from arcface_builder.plans.gpu import Gpu
-from arcface_builder.plans.inspection import LayerPrecisions
 from arcface_builder.plans.precision import typed_graph
 from arcface_builder.repository import ModelRepository
 from arcface_builder.sources import OnnxFile
-from arcface_builder.store import EngineStore, LocalStore
-from arcface_client.contract import INPUT_NAME, Crops, Embeddings
+from arcface_builder.store import EngineStore
 from arcface_client.errors import ManifestError, ModelNotFoundError
-from arcface_client.runtimes.base import Runtime
-from arcface_client.tensorrt_settings import load_tensorrt_settings
 from exports import small_arcface
-
-
-@dataclass(frozen=True)
-class AbsentGpu(Gpu):
-    """A GPU that is not there: TensorRT-RTX builds for it, and ONNX Runtime runs in place of it."""
-
-    graph: bytes = b""
-    runs_in: str = "fp16"
-    wrong_below: int = 0  # plans of so few bytes embed as another model does
-
-    def inspect(self, plan: bytes) -> tuple[LayerPrecisions, ...]:
-        return (LayerPrecisions({self.runs_in: 2}, {self.runs_in: 2}),)
-
-    @contextmanager
-    def load(self, path: Path) -> Iterator[Runtime]:
-        wrong = path.stat().st_size < self.wrong_below
-        yield OnnxInstead(another_model(self.graph) if wrong else self.graph)
-
-
-class OnnxInstead:
-    def __init__(self, graph: bytes) -> None:
-        self._session = session(graph)
-
-    def embed(self, crops: Crops) -> Embeddings:
-        return self._session.run(None, {INPUT_NAME: crops})[0]  # type: ignore[no-any-return]
-
-    def close(self) -> None:
-        pass
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    path = tmp_path / "source.onnx"
-    onnx.save_model(small_arcface(), path)
-    return path
-
-
-@pytest.fixture
-def repository(source: Path, tmp_path: Path) -> ModelRepository:
-    build(OnnxFile(source), name="small", repository=tmp_path / "models")
-    return ModelRepository(tmp_path / "models")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> EngineStore:
-    return EngineStore(LocalStore(tmp_path / "cache"))
-
-
-@pytest.fixture
-def gpu(trt: ModuleType, repository: ModelRepository) -> AbsentGpu:
-    graph = find_onnx(repository, "small").content
-    return AbsentGpu(trt, sm="86", name="absent", driver_version="13.0", target_sm="86", graph=graph)
-
-
-@pytest.fixture
-def request_(repository: ModelRepository, source: Path) -> Request:
-    return Request(
-        onnx=find_onnx(repository, "small"),
-        options=BuildOptions(),
-        calibration=faces.noise(256),
-        source=OnnxFile(source),
-    )
 
 
 def files(folder: Path) -> list[str]:
@@ -342,7 +269,8 @@ def test_a_fleet_is_assembled_by_the_gates_tolerance(
     lenient = replace(request_, allowed_drift_cosine=0.05)
     compile_plan(lenient, coarse(gpu), store, ModelRepository(store.local.root / "86"))
     monkeypatch.setenv("ARCFACE_CACHE_DIR", str(store.local.root))
-    command = arguments(repository, "--cc", "8.6", "--from-store")
+    model = ["--name", "small", "--repository", str(repository.root)]
+    command = ["compile", *model, "--cc", "8.6", "--from-store"]
 
     monkeypatch.setenv("ARCFACE_VALIDATION_MAX_DRIFT_COSINE", "1e-5")
     assert main(command) == 1
@@ -373,198 +301,3 @@ def test_another_model_in_the_place_of_the_one_that_was_built_is_not_compiled(
 
     with pytest.raises(ManifestError, match=r"has SHA-256 .*; its manifest says"):
         find_onnx(repository, "small")
-
-
-def arguments(repository: ModelRepository, *more: str) -> list[str]:
-    return ["compile", "--name", "small", "--repository", str(repository.root), *more]
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--opt-batch-size", "64"], "opt_batch_size is 64; expected 1 to max_batch_size, 32"),
-        (["--max-batch-size", "0"], "max_batch_size is 0; expected 1 to 1024"),
-        (["--workspace-size-mb", "1"], "workspace_size_mb is 1; expected 256 or more"),
-        (["--name", "other"], "There is no other_onnx in"),
-        (["--cc", "8,6", "--from-store"], "Compute capability '8' cannot be that of a plan"),
-        (["--cc", "8.6", "--from-store"], "The store has no fp16 plans of small version 1"),
-    ],
-)
-def test_bad_input_is_one_line(
-    more: list[str],
-    message: str,
-    repository: ModelRepository,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setenv("ARCFACE_CACHE_DIR", str(tmp_path / "cache"))
-
-    assert main(arguments(repository, *more)) == 1
-
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("arcface-builder: ")
-    assert message in last
-    assert not (repository.root / "small_trt").exists()
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda manifest: "[[", "is no JSON"),
-        (lambda manifest: json.dumps(manifest | {"source": {}}), "source.sha256 is None; expected a text"),
-        (lambda manifest: json.dumps(manifest | {"rebuild_command": None}), "rebuild_command is None"),
-        (
-            lambda manifest: json.dumps(manifest | {"rebuild_command": "arcface-builder build --name 'x"}),
-            "no command line: No closing quotation",
-        ),
-        (
-            lambda manifest: json.dumps(manifest | {"rebuild_command": "build --synthetic r7"}),
-            "invalid choice: 'r7'",
-        ),
-        (
-            lambda manifest: json.dumps(manifest | {"rebuild_command": "build --onnx-path a --seed 1"}),
-            "--seed goes with --synthetic",
-        ),
-    ],
-    ids=["no JSON", "no source", "no command", "open quotation", "unknown network", "wrong detail"],
-)
-def test_a_damaged_manifest_is_one_line(
-    damage: Callable[[dict[str, Any]], str],
-    message: str,
-    repository: ModelRepository,
-    gpu: AbsentGpu,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr("arcface_builder.commands.compile.gpu_at_hand", lambda: gpu)
-    path = repository.manifest_path("small_onnx", 1)
-    path.write_text(damage(json.loads(path.read_text())))
-
-    assert main(arguments(repository)) == 1
-
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("arcface-builder: ")
-    assert str(path) in last
-    assert message in last
-
-
-def test_a_machine_without_tensorrt_or_gpu_says_what_is_missing(
-    repository: ModelRepository, capsys: pytest.CaptureFixture[str]
-) -> None:
-    status = main(arguments(repository))
-
-    last = capsys.readouterr().err.splitlines()[-1]
-    if status == 0:
-        pytest.skip("this machine has both")
-    assert "TensorRT cannot be imported" in last or "GPU" in last
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [["--precision", "fp8"], ["--cc", "8.6"], ["--from-store"]],
-    ids=["precision", "cc", "from store"],
-)
-def test_wrong_usage_ends_with_2(wrong: list[str]) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        main(["compile", "--name", "small", *wrong])
-
-    assert exit_.value.code == 2
-
-
-def test_switched_off_it_does_nothing(
-    repository: ModelRepository, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("ARCFACE_TENSORRT_ENABLED", "false")
-
-    assert main(arguments(repository)) == 0
-
-    assert "TensorRT is switched off" in capsys.readouterr().err
-
-
-def test_a_folder_without_images_is_refused(
-    repository: ModelRepository,
-    gpu: AbsentGpu,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr("arcface_builder.commands.compile.gpu_at_hand", lambda: gpu)
-    (tmp_path / "crops").mkdir()
-
-    assert main(arguments(repository, "--calibration-dir", str(tmp_path / "crops"))) == 1
-
-    assert "has no images; --calibration-dir expects 112x112 face crops" in capsys.readouterr().err
-
-
-def test_the_command_compiles_with_a_folder_of_crops_and_tells_it_as_json(
-    repository: ModelRepository,
-    gpu: AbsentGpu,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr("arcface_builder.commands.compile.gpu_at_hand", lambda: gpu)
-    monkeypatch.setenv("ARCFACE_CACHE_DIR", str(tmp_path / "cache"))
-    folder = tmp_path / "crops"
-    folder.mkdir()
-    for index, crop in enumerate(faces.noise(256)):
-        cv2.imwrite(str(folder / f"{index}.png"), crop)
-    command = arguments(repository, "--calibration-dir", str(folder))
-
-    assert main([*command, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["plans"][0]["path"].endswith("small_trt/1/small-fp16-sm86.plan")
-    assert told["manifest"]["parity"]["details"]["source"] == "source file"
-    assert "--max-batch-size 32" in told["manifest"]["build_command"]
-
-    assert main(command) == 0
-    assert capsys.readouterr().out.startswith("small-fp16-sm86.plan already in small_trt version 1\n")
-
-
-def test_the_recorded_command_makes_the_same_plan_again(
-    repository: ModelRepository,
-    gpu: AbsentGpu,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr("arcface_builder.commands.compile.gpu_at_hand", lambda: gpu)
-    monkeypatch.setenv("ARCFACE_CACHE_DIR", str(tmp_path / "cache"))
-    config = tmp_path / "other.yaml"
-    config.write_text(
-        "tensorrt: {hardware_compatible: false, small_batch_profile: false, opt_batch_size: 8}\n"
-        "validation: {max_drift_cosine: 0.002}\n"
-    )
-    assert main(arguments(repository, "--config", str(config), "--json")) == 0
-    first = json.loads(capsys.readouterr().out)["manifest"]
-
-    words = shlex.split(first["build_command"])
-    start = words.index("arcface-builder")
-    for name, value in (word.split("=") for word in words[:start]):
-        monkeypatch.setenv(name, value)
-    assert main([*words[start + 1 :], "--json"]) == 0
-
-    second = json.loads(capsys.readouterr().out)
-    assert second["from_store"]
-    assert second["manifest"] == first
-    assert load_tensorrt_settings().max_drift_cosine == 0.002
-
-
-def test_the_command_tells_what_was_refused(
-    repository: ModelRepository,
-    gpu: AbsentGpu,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    exact = replace(gpu, runs_in="fp32")
-    monkeypatch.setattr("arcface_builder.commands.compile.gpu_at_hand", lambda: exact)
-    monkeypatch.setenv("ARCFACE_CACHE_DIR", str(tmp_path / "cache"))
-
-    assert main(arguments(repository, "--fallback-precision", "--json")) == 0
-
-    told = json.loads(capsys.readouterr().out)
-    (refusal,) = told["refusals"]
-    assert refusal.startswith("fp16 was refused: The plan named fp16 runs its convolutions otherwise")
-    assert told["plans"][0]["path"].endswith("small-tf32-sm86.plan")

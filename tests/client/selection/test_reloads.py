@@ -120,9 +120,9 @@ def test_a_call_in_the_middle_of_which_it_was_loaded_anew_is_done_anew(
             call.result(timeout=30)
 
 
-def test_a_call_that_pauses_sends_nothing_to_who_was_loaded_anew_meanwhile(
-    fake: CountingTriton, crops: Crops, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def one_by_one(fake: CountingTriton, monkeypatch: pytest.MonkeyPatch) -> Iterator[TritonBackend]:
+    """An embedder that sends crop by crop, and pauses for a second where the server is full."""
     monkeypatch.setattr(fallback, "BUSY_WAITS_S", (1.0,))
     fake.max_batch_size = 1
     limits = RequestLimits(max_in_flight=1)
@@ -130,39 +130,38 @@ def test_a_call_that_pauses_sends_nothing_to_who_was_loaded_anew_meanwhile(
         embedder.ensure_ready()
         fake.counted = 100
         embedder._selector.look(Deadline(None))
-        asked = fake.requests
-        # A crop is embedded, the queue is full twice, and in the pause another model is loaded.
-        fake.failures = [None, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAVAILABLE]
-        with ThreadPoolExecutor(1) as pool:
-            call = pool.submit(embedder.encode, crops[:3])
-            wait_until(lambda: fake.requests == asked + 3)
-            fake.counted, fake.value = 0, -(512**-0.5)
-            embedder._selector._notice_reloads(embedder._selector.servers[0], Deadline(None), 5)
-            assert not embedder._selector.standing.ranking
-            with pytest.raises(NoCandidateError, match="another source model"):
-                call.result(timeout=30)
+        yield embedder
+
+
+def test_a_call_that_pauses_sends_nothing_to_who_was_loaded_anew_meanwhile(
+    fake: CountingTriton, one_by_one: TritonBackend, crops: Crops
+) -> None:
+    asked = fake.requests
+    # A crop is embedded, the queue is full twice, and in the pause another model is loaded.
+    fake.failures = [None, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAVAILABLE]
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(one_by_one.encode, crops[:3])
+        wait_until(lambda: fake.requests == asked + 3)
+        fake.counted, fake.value = 0, -(512**-0.5)
+        one_by_one._selector._notice_reloads(one_by_one._selector.servers[0], Deadline(None), 5)
+        assert not one_by_one._selector.standing.ranking
+        with pytest.raises(NoCandidateError, match="another source model"):
+            call.result(timeout=30)
     golden = -(-len(golden_crops()) // fake.max_batch_size)
     assert fake.requests == asked + 3 + golden, "the golden crops alone"
 
 
 def test_a_call_that_pauses_does_anew_what_it_did_before_a_reload(
-    fake: CountingTriton, crops: Crops, monkeypatch: pytest.MonkeyPatch
+    fake: CountingTriton, one_by_one: TritonBackend, crops: Crops
 ) -> None:
-    monkeypatch.setattr(fallback, "BUSY_WAITS_S", (1.0,))
-    fake.max_batch_size = 1
-    limits = RequestLimits(max_in_flight=1)
-    with served(fake) as url, TritonBackend(url, "fake", limits=limits, rhythm=SELDOM) as embedder:
-        embedder.ensure_ready()
-        fake.counted = 100
-        embedder._selector.look(Deadline(None))
-        asked = fake.requests
-        fake.failures = [None, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAVAILABLE]
-        with ThreadPoolExecutor(1) as pool:
-            call = pool.submit(embedder.encode, crops[:3], return_source=True)
-            wait_until(lambda: fake.requests == asked + 3)
-            fake.counted = 0
-            assert embedder._selector.look(Deadline(None)).ranking, "it is proved again within the pause"
-            _, report = call.result(timeout=30)
+    asked = fake.requests
+    fake.failures = [None, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAVAILABLE]
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(one_by_one.encode, crops[:3], return_source=True)
+        wait_until(lambda: fake.requests == asked + 3)
+        fake.counted = 0
+        assert one_by_one._selector.look(Deadline(None)).ranking, "it is proved again within the pause"
+        _, report = call.result(timeout=30)
     # One before, two that were not taken, the golden crops, two that were missing, and then all three.
     assert fake.requests == asked + 1 + 2 + len(golden_crops()) + 2 + 3
     assert [source.crops for source in report.sources] == [3]

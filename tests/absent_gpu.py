@@ -1,0 +1,43 @@
+"""A GPU for tests on a machine that has none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from arcface_builder.graph import session
+from arcface_builder.plans.gate import another_model
+from arcface_builder.plans.gpu import Gpu
+from arcface_builder.plans.inspection import LayerPrecisions
+from arcface_client.contract import INPUT_NAME, Crops, Embeddings
+from arcface_client.runtimes.base import Runtime
+
+
+@dataclass(frozen=True)
+class AbsentGpu(Gpu):
+    """A GPU that is not there: TensorRT-RTX builds for it, and ONNX Runtime runs in place of it."""
+
+    graph: bytes = b""
+    runs_in: str = "fp16"
+    wrong_below: int = 0  # plans of so few bytes embed as another model does
+
+    def inspect(self, plan: bytes) -> tuple[LayerPrecisions, ...]:
+        return (LayerPrecisions({self.runs_in: 2}, {self.runs_in: 2}),)
+
+    @contextmanager
+    def load(self, path: Path) -> Iterator[Runtime]:
+        wrong = path.stat().st_size < self.wrong_below
+        yield OnnxInstead(another_model(self.graph) if wrong else self.graph)
+
+
+class OnnxInstead:
+    def __init__(self, graph: bytes) -> None:
+        self._session = session(graph)
+
+    def embed(self, crops: Crops) -> Embeddings:
+        return self._session.run(None, {INPUT_NAME: crops})[0]  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,211 @@
+"""``arcface-builder compile`` as a person calls it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+
+from absent_gpu import AbsentGpu
+from arcface_builder import faces
+from arcface_builder.cli import main
+from arcface_builder.repository import ModelRepository
+from arcface_client.tensorrt_settings import load_tensorrt_settings
+
+
+@pytest.fixture
+def at_hand(gpu: AbsentGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the command find the absent GPU, and keep its plans where the test looks."""
+    monkeypatch.setattr("arcface_builder.commands.compile.gpu_at_hand", lambda: gpu)
+    monkeypatch.setenv("ARCFACE_CACHE_DIR", str(tmp_path / "cache"))
+
+
+def arguments(repository: ModelRepository, *more: str) -> list[str]:
+    return ["compile", "--name", "small", "--repository", str(repository.root), *more]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--opt-batch-size", "64"], "opt_batch_size is 64; expected 1 to max_batch_size, 32"),
+        (["--max-batch-size", "0"], "max_batch_size is 0; expected 1 to 1024"),
+        (["--workspace-size-mb", "1"], "workspace_size_mb is 1; expected 256 or more"),
+        (["--name", "other"], "There is no other_onnx in"),
+        (["--cc", "8,6", "--from-store"], "Compute capability '8' cannot be that of a plan"),
+        (["--cc", "8.6", "--from-store"], "The store has no fp16 plans of small version 1"),
+    ],
+)
+def test_bad_input_is_one_line(
+    more: list[str],
+    message: str,
+    repository: ModelRepository,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("ARCFACE_CACHE_DIR", str(tmp_path / "cache"))
+
+    assert main(arguments(repository, *more)) == 1
+
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("arcface-builder: ")
+    assert message in last
+    assert not (repository.root / "small_trt").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda manifest: "[[", "is no JSON"),
+        (lambda manifest: json.dumps(manifest | {"source": {}}), "source.sha256 is None; expected a text"),
+        (lambda manifest: json.dumps(manifest | {"rebuild_command": None}), "rebuild_command is None"),
+        (
+            lambda manifest: json.dumps(manifest | {"rebuild_command": "arcface-builder build --name 'x"}),
+            "no command line: No closing quotation",
+        ),
+        (
+            lambda manifest: json.dumps(manifest | {"rebuild_command": "build --synthetic r7"}),
+            "invalid choice: 'r7'",
+        ),
+        (
+            lambda manifest: json.dumps(manifest | {"rebuild_command": "build --onnx-path a --seed 1"}),
+            "--seed goes with --synthetic",
+        ),
+    ],
+    ids=["no JSON", "no source", "no command", "open quotation", "unknown network", "wrong detail"],
+)
+@pytest.mark.usefixtures("at_hand")
+def test_a_damaged_manifest_is_one_line(
+    damage: Callable[[dict[str, Any]], str],
+    message: str,
+    repository: ModelRepository,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = repository.manifest_path("small_onnx", 1)
+    path.write_text(damage(json.loads(path.read_text())))
+
+    assert main(arguments(repository)) == 1
+
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("arcface-builder: ")
+    assert str(path) in last
+    assert message in last
+
+
+def test_a_machine_without_tensorrt_or_gpu_says_what_is_missing(
+    repository: ModelRepository, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = main(arguments(repository))
+
+    last = capsys.readouterr().err.splitlines()[-1]
+    if status == 0:
+        pytest.skip("this machine has both")
+    assert "TensorRT cannot be imported" in last or "GPU" in last
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [["--precision", "fp8"], ["--cc", "8.6"], ["--from-store"]],
+    ids=["precision", "cc", "from store"],
+)
+def test_wrong_usage_ends_with_2(wrong: list[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["compile", "--name", "small", *wrong])
+
+    assert exit_.value.code == 2
+
+
+def test_switched_off_it_does_nothing(
+    repository: ModelRepository, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ARCFACE_TENSORRT_ENABLED", "false")
+
+    assert main(arguments(repository)) == 0
+
+    assert "TensorRT is switched off" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("at_hand")
+def test_a_folder_without_images_is_refused(
+    repository: ModelRepository,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "crops").mkdir()
+
+    assert main(arguments(repository, "--calibration-dir", str(tmp_path / "crops"))) == 1
+
+    assert "has no images; --calibration-dir expects 112x112 face crops" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("at_hand")
+def test_the_command_compiles_with_a_folder_of_crops_and_tells_it_as_json(
+    repository: ModelRepository,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "crops"
+    folder.mkdir()
+    for index, crop in enumerate(faces.noise(256)):
+        cv2.imwrite(str(folder / f"{index}.png"), crop)
+    command = arguments(repository, "--calibration-dir", str(folder))
+
+    assert main([*command, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["plans"][0]["path"].endswith("small_trt/1/small-fp16-sm86.plan")
+    assert told["manifest"]["parity"]["details"]["source"] == "source file"
+    assert "--max-batch-size 32" in told["manifest"]["build_command"]
+
+    assert main(command) == 0
+    assert capsys.readouterr().out.startswith("small-fp16-sm86.plan already in small_trt version 1\n")
+
+
+@pytest.mark.usefixtures("at_hand")
+def test_the_recorded_command_makes_the_same_plan_again(
+    repository: ModelRepository,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = tmp_path / "other.yaml"
+    config.write_text(
+        "tensorrt: {hardware_compatible: false, small_batch_profile: false, opt_batch_size: 8}\n"
+        "validation: {max_drift_cosine: 0.002}\n"
+    )
+    assert main(arguments(repository, "--config", str(config), "--json")) == 0
+    first = json.loads(capsys.readouterr().out)["manifest"]
+
+    words = shlex.split(first["build_command"])
+    start = words.index("arcface-builder")
+    for name, value in (word.split("=") for word in words[:start]):
+        monkeypatch.setenv(name, value)
+    assert main([*words[start + 1 :], "--json"]) == 0
+
+    second = json.loads(capsys.readouterr().out)
+    assert second["from_store"]
+    assert second["manifest"] == first
+    assert load_tensorrt_settings().max_drift_cosine == 0.002
+
+
+@pytest.mark.usefixtures("at_hand")
+def test_the_command_tells_what_was_refused(
+    repository: ModelRepository,
+    gpu: AbsentGpu,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    exact = replace(gpu, runs_in="fp32")
+    monkeypatch.setattr("arcface_builder.commands.compile.gpu_at_hand", lambda: exact)
+
+    assert main(arguments(repository, "--fallback-precision", "--json")) == 0
+
+    told = json.loads(capsys.readouterr().out)
+    (refusal,) = told["refusals"]
+    assert refusal.startswith("fp16 was refused: The plan named fp16 runs its convolutions otherwise")
+    assert told["plans"][0]["path"].endswith("small-tf32-sm86.plan")
