@@ -19,6 +19,9 @@ Triple = tuple[float, float, float]
 _LARGEST_DEVIATION: Final = 3.0
 """How far an end of the network's input range may lie from -1 and 1."""
 
+_LARGEST_RATIO: Final = 16.0
+"""How much narrower or wider the network's input range may be than one that is as it should."""
+
 
 @dataclass(frozen=True)
 class Normalisation:
@@ -122,3 +125,26 @@ def expected_of_caller(graph: Normalisation) -> Normalisation:
             "--normalisation=MEAN,STD."
         )
     return best
+
+
+def check_stated(stated: Normalisation, graph: Normalisation) -> None:
+    """Refuse what callers are said to do where the graph shows that it cannot be so.
+
+    A graph that does nothing leaves it open. One that goes on with a normalisation of its own does not: the
+    two in a row would leave it an image of one grey, or one a hundred times too bright.
+
+    Raises:
+        OptionError: The network would see next to nothing, or far too much.
+    """
+    if graph == RAW:
+        return
+    try:
+        expected = expected_of_caller(graph)
+    except NotArcFaceError:
+        return
+    ratios = np.abs(np.divide(stated.std, expected.std))
+    if np.max(np.maximum(ratios, 1 / ratios)) > _LARGEST_RATIO:
+        raise OptionError(
+            f"The graph goes on with {graph} itself, so its callers give it {expected}; "
+            f"--normalisation={stated.to_argument()} says {stated}. Leave the flag out."
+        )

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from .known_files import KNOWN_FILES, PACK_TERMS, KnownFile
-from .normalisation import Normalisation, expected_of_caller
+from .normalisation import Normalisation, check_stated, expected_of_caller
 from .prefix import Prefix, read_prefix
 from .repairs import Finding, repair
 
@@ -102,8 +102,14 @@ class SourceModel:
 
     @property
     def caller(self) -> Normalisation:
-        """What a caller of the source model must do with the pixels. Raises NotArcFaceError if unclear."""
+        """What a caller of the source model must do with the pixels.
+
+        Raises:
+            NotArcFaceError: That is unclear.
+            OptionError: What is stated cannot be so.
+        """
         if self.stated:
+            check_stated(self.stated[0], self.prefix.normalisation)
             return self.stated[0]
         return self.known.normalisation if self.known else expected_of_caller(self.prefix.normalisation)
 

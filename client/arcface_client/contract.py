@@ -26,6 +26,9 @@ CROP_SHAPE: Final = (CROP_SIZE, CROP_SIZE, 3)
 CROP_BYTES: Final = CROP_SIZE * CROP_SIZE * 3
 EMBEDDING_DIM: Final = 512
 
+LENGTH_TOLERANCE: Final = 0.01
+"""How far from one an embedding's length may be; a model in float16 rounds it."""
+
 Crops = npt.NDArray[np.uint8]
 """A batch of face crops, uint8 [N, 112, 112, 3], BGR."""
 

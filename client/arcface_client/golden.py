@@ -22,13 +22,11 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from .contract import EMBEDDING_DIM, Crops, Embeddings
+from .contract import EMBEDDING_DIM, LENGTH_TOLERANCE, Crops, Embeddings
 from .errors import DriftError
 from .identity import EmbeddingIdentity, PrecisionClass
 
 GOLDEN_COUNT: Final = 8
-
-_LENGTH_TOLERANCE: Final = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +124,6 @@ def from_text(text: str) -> Embeddings:
         raise ValueError(f"{len(content):,} bytes; expected {expected:,}")
     embeddings = np.frombuffer(content, "<f4").reshape(GOLDEN_COUNT, EMBEDDING_DIM).astype(np.float32)
     # Written so that NaN fails as well.
-    if not np.all(np.abs(np.linalg.norm(embeddings, axis=1) - 1) < _LENGTH_TOLERANCE):
+    if not np.all(np.abs(np.linalg.norm(embeddings, axis=1) - 1) < LENGTH_TOLERANCE):
         raise ValueError("rows that are not of length one")
     return embeddings

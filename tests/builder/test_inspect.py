@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from arcface_builder.build import build
 from arcface_builder.cli import main
-from arcface_builder.errors import NotArcFaceError, NotOnnxError
+from arcface_builder.errors import NotArcFaceError, NotOnnxError, OptionError
 from arcface_builder.inspection import Inspection, Tensor, inspect
 from arcface_builder.normalisation import Normalisation
 from arcface_builder.repairs import Finding
@@ -276,6 +276,36 @@ def test_a_normalisation_that_fits_no_customary_input_is_refused_unless_it_is_st
     )
     stated = OnnxFile(tmp_path / "model.onnx", Normalisation.uniform(127.5, 127500))
     assert build(stated, name="m", repository=tmp_path / "models").version == 1
+
+
+@pytest.mark.parametrize("stated", ["127.5,127.5", "127.5,128", "0,255"])
+@pytest.mark.parametrize("export", ["mxnet", "batch_norm_first", "bytes_channels_last"])
+def test_a_normalisation_that_the_graph_does_already_is_not_done_twice(
+    export: str, stated: str, tmp_path: Path
+) -> None:
+    onnx.save_model(EXPORTS[export](small_arcface()), tmp_path / "model.onnx")
+    source = OnnxFile(tmp_path / "model.onnx", Normalisation.parse(stated))
+
+    with pytest.raises(OptionError, match=r"callers give it raw pixels 0 to 255; --normalisation=.* says"):
+        build(source, name="m", repository=tmp_path / "models")
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("export", "stated"),
+    [
+        ("mxnet", "0,1"),
+        ("unit_range", "0,255"),
+        ("unit_range", "0,256"),
+        ("as_is", "0,1"),
+        ("as_is", "0,255"),
+    ],
+)
+def test_a_stated_normalisation_that_fits_is_believed(export: str, stated: str, tmp_path: Path) -> None:
+    onnx.save_model(EXPORTS[export](small_arcface()), tmp_path / "model.onnx")
+    source = OnnxFile(tmp_path / "model.onnx", Normalisation.parse(stated))
+
+    assert source.load().caller == Normalisation.parse(stated)
 
 
 @pytest.mark.parametrize("export", ["as_is", "mxnet", "bytes_channels_last"])

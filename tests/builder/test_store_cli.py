@@ -74,7 +74,10 @@ def test_verify_finds_every_damaged_plan(cache: Path, capsys: pytest.CaptureFixt
     (cache / f"{SM90.key}.json").write_text("{}")
 
     outcomes = json.loads("".join(said(capsys, "verify", "--json", code=1)))
-    assert [outcome["result"] for outcome in outcomes] == ["damaged", "damaged"]
+    assert {outcome["key"]: outcome["result"] for outcome in outcomes} == {
+        IDENTITY.key: "damaged",
+        SM90.key: "damaged",
+    }
     assert any("has SHA-256" in outcome["problem"] for outcome in outcomes)
     assert (cache / IDENTITY.key).exists()
 

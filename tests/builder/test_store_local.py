@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from arcface_builder.errors import CacheError, PlanDamagedError, PlanError
-from arcface_builder.store import EngineIdentity, LocalStore, StoredEngine, default_cache_dir
+from arcface_builder.store import DamagedManifest, EngineIdentity, LocalStore, StoredEngine, default_cache_dir
 from children import run
 from engines import IDENTITY, identity, manifest, plan
 from processes import wait_until
@@ -163,7 +163,8 @@ def test_a_listing_shows_good_and_damaged_engines_and_checks_them_on_request(sto
 
     assert good.manifest in listed
     assert altered_plan.manifest in listed
-    assert sum(isinstance(manifest, PlanError) for manifest in listed) == 1
+    (damaged,) = (manifest for manifest in listed if isinstance(manifest, DamagedManifest))
+    assert damaged.key == bad_manifest.manifest.identity.key
     assert store.check(good.manifest) == good
     with pytest.raises(PlanDamagedError, match="SHA-256"):
         store.check(altered_plan.manifest)

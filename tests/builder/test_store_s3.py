@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from arcface_builder.errors import BucketError, BucketUnreachableError, PlanDamagedError, PlanManifestError
-from arcface_builder.store import StoredEngine
+from arcface_builder.store import DamagedManifest, StoredEngine
 from arcface_builder.store.s3 import S3Store
 from engines import IDENTITY, identity, manifest, plan
 from s3_server import BadWire, S3Server
@@ -140,7 +140,8 @@ def test_a_manifest_of_another_plan_is_refused(s3: S3Server, bucket: S3Store) ->
     with pytest.raises(PlanManifestError, match="is that of another plan"):
         bucket.find(IDENTITY)
     (listed,) = bucket.manifests()
-    assert isinstance(listed, PlanManifestError)
+    assert isinstance(listed, DamagedManifest)
+    assert listed.key == IDENTITY.key
 
 
 def test_a_manifest_too_big_to_be_one_is_not_read(s3: S3Server, bucket: S3Store) -> None:

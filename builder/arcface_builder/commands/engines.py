@@ -14,7 +14,7 @@ from arcface_client.commandline import DONE, FAILED
 from arcface_client.tensorrt_settings import DEFAULT_PATH, load_tensorrt_settings
 
 from ..errors import OptionError, PlanError
-from ..store import EngineStore, PlanManifest, open_store
+from ..store import DamagedManifest, EngineStore, PlanManifest, open_store
 from ..store.pruning import PruneRule
 from ..store.store import Place, readable
 
@@ -186,8 +186,8 @@ def _each(place: Place, action: Callable[[PlanManifest], str], arguments: argpar
     """Do something with every wanted engine of a place; one that is damaged does not stop the others."""
     outcomes = []
     for manifest in place.manifests():
-        if isinstance(manifest, PlanError):
-            outcomes.append(_Outcome("a manifest", _DAMAGED, str(manifest)))
+        if isinstance(manifest, DamagedManifest):
+            outcomes.append(_Outcome(manifest.key, _DAMAGED, manifest.problem))
             continue
         for wanted in _wanted([manifest], arguments):
             try:

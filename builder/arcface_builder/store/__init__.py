@@ -8,10 +8,11 @@ from .opening import open_store
 from .plan_header import plan_version
 from .plan_manifest import Parity, PlanManifest, check_plan, describe_plan, read_manifest
 from .store import EngineStore
-from .stored_engine import StoredEngine
+from .stored_engine import DamagedManifest, StoredEngine
 
 __all__ = [
     "PRECISIONS",
+    "DamagedManifest",
     "EngineIdentity",
     "EngineStore",
     "LocalStore",

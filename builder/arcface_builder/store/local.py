@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Final
 
 from ..disk import NO_SPACE, flush
-from ..errors import CacheError, PlanDamagedError, PlanError
+from ..errors import CacheError, PlanDamagedError, PlanError, PlanManifestError
 from .identity import EngineIdentity
 from .plan_manifest import ENDING, PlanManifest, check_plan, read_manifest
-from .stored_engine import StoredEngine
+from .stored_engine import DamagedManifest, StoredEngine
 
 _log = logging.getLogger(__name__)
 
@@ -65,21 +65,22 @@ class LocalStore:
                     if self._discard_unless_good(plan, identity.key):
                         _log.warning("Removed a plan from the cache, to be made again: %s", error)
 
-    def manifests(self) -> Iterator[PlanManifest | PlanError]:
-        """Every engine's manifest; an error stands for one that is damaged.
+    def manifests(self) -> Iterator[PlanManifest | DamagedManifest]:
+        """Every engine's manifest, or what is wrong with it.
 
         Raises:
             CacheError: The cache cannot be read.
         """
         for path in sorted((self.root / "engines").glob(f"*/*/*/*/*.plan{ENDING}")):
             plan = path.with_name(path.name.removesuffix(ENDING))
+            key = plan.relative_to(self.root).as_posix()
             with self._os_errors("read"):
                 try:
-                    manifest: PlanManifest | PlanError = _read(plan, plan.relative_to(self.root).as_posix())
+                    manifest: PlanManifest | DamagedManifest = _read(plan, key)
                 except FileNotFoundError:
                     continue  # removed meanwhile
-                except PlanError as error:
-                    manifest = error
+                except PlanManifestError as error:
+                    manifest = DamagedManifest(key, str(error))
             yield manifest
 
     def check(self, manifest: PlanManifest) -> StoredEngine:

@@ -25,7 +25,7 @@ from ..errors import BucketError, PlanDamagedError, PlanError, PlanManifestError
 from .identity import EngineIdentity
 from .plan_manifest import ENDING, PlanManifest, check_plan, read_manifest
 from .s3_errors import is_missing, translated
-from .stored_engine import StoredEngine
+from .stored_engine import DamagedManifest, StoredEngine
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 """From a name and a size in bytes: a context that gives what is told of each few bytes that moved."""
@@ -83,8 +83,8 @@ class S3Store:
         """
         return self._read_manifest(identity.key)
 
-    def manifests(self) -> Iterator[PlanManifest | PlanError]:
-        """Every engine's manifest; an error stands for one that is damaged.
+    def manifests(self) -> Iterator[PlanManifest | DamagedManifest]:
+        """Every engine's manifest, or what is wrong with it.
 
         Raises:
             StoreError: The bucket cannot be used.
@@ -93,15 +93,14 @@ class S3Store:
         with translated(self.name):
             pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix="engines/")
             keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
-        for key in keys:
-            if key.endswith(ending):
-                try:
-                    manifest = self._read_manifest(key.removesuffix(ENDING))
-                except PlanManifestError as error:
-                    yield error
-                else:
-                    if manifest:  # not removed meanwhile
-                        yield manifest
+        for key in (key.removesuffix(ENDING) for key in keys if key.endswith(ending)):
+            try:
+                manifest = self._read_manifest(key)
+            except PlanManifestError as error:
+                yield DamagedManifest(key, str(error))
+            else:
+                if manifest:  # not removed meanwhile
+                    yield manifest
 
     def download(self, manifest: PlanManifest, folder: Path) -> Path:
         """Download a plan into a folder and compare it with its manifest.

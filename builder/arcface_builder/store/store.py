@@ -11,7 +11,7 @@ from ..errors import BucketError, BucketUnreachableError, PlanError, PlanManifes
 from .identity import EngineIdentity
 from .local import LocalStore
 from .plan_manifest import PlanManifest
-from .stored_engine import StoredEngine
+from .stored_engine import DamagedManifest, StoredEngine
 
 if TYPE_CHECKING:  # boto3 is an extra
     from .s3 import S3Store
@@ -24,7 +24,7 @@ _BUCKET_FAILED: Final = (BucketError, BucketUnreachableError, PlanError)
 class Place(Protocol):
     """What the local cache and the bucket have in common."""
 
-    def manifests(self) -> Iterator[PlanManifest | PlanError]:
+    def manifests(self) -> Iterator[PlanManifest | DamagedManifest]:
         """Every engine's manifest; an error stands for one that is damaged."""
 
     def check(self, manifest: PlanManifest) -> object:
@@ -166,8 +166,8 @@ def readable(place: Place) -> Iterator[PlanManifest]:
         StoreError: The place cannot be used.
     """
     for manifest in place.manifests():
-        if isinstance(manifest, PlanError):
-            _log.warning("%s", manifest)
+        if isinstance(manifest, DamagedManifest):
+            _log.warning("%s", manifest.problem)
         else:
             yield manifest
 

@@ -1,4 +1,4 @@
-"""A plan that was found, checked, and can be opened."""
+"""What a place for plans holds."""
 
 from __future__ import annotations
 
@@ -19,3 +19,16 @@ class StoredEngine:
 
     path: Path
     manifest: PlanManifest
+
+
+@dataclass(frozen=True)
+class DamagedManifest:
+    """A manifest in a place's listing that cannot be believed.
+
+    Attributes:
+        key: Of the plan that it lies beside.
+        problem: What is wrong with it.
+    """
+
+    key: str
+    problem: str

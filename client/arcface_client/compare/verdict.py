@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Literal
+
+from ..contract import LENGTH_TOLERANCE
 
 if TYPE_CHECKING:
     from .comparison import EmbedderReport, PairReport
     from .controls import Control
-
-LENGTH_TOLERANCE: Final = 0.01
-"""How far from one an embedding's length may be; a model in float16 rounds it."""
 
 Outcome = Literal["passed", "failed", "blind"]
 

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from ..contract import Crops, Embeddings
+from ..contract import LENGTH_TOLERANCE, Crops, Embeddings
 from ..errors import ContractError, DeploymentError
 from ..golden import GoldenReference, drift_error, golden_crops, largest_drift
 from ..names import is_plan
@@ -21,8 +21,6 @@ Embed = Callable[[Crops], Embeddings]
 MANIFEST: Final = "manifest"
 ONNX_SIBLING: Final = "onnx sibling"
 ITSELF: Final = "itself"
-
-_LENGTH_TOLERANCE: Final = 1e-2
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +129,7 @@ def examine(embed: Embed, model: str, record: GoldenReference | None, sibling: E
     embeddings = embed(golden_crops())
     lengths = np.linalg.norm(embeddings, axis=1)
     worst = float(lengths[np.argmax(np.abs(lengths - 1))])
-    if not abs(worst - 1) < _LENGTH_TOLERANCE:
+    if not abs(worst - 1) < LENGTH_TOLERANCE:
         raise ContractError(f"it gives embeddings of length {worst:.3g}; expected 1")
     if record is not None:
         return Finding(embeddings, record, MANIFEST, largest_drift(embeddings, record.embeddings))
