@@ -12,6 +12,7 @@ from pathlib import Path
 
 from arcface_client.golden import golden_crops, golden_sha256, to_text
 from arcface_client.manifests import MODEL_FILE
+from arcface_client.names import onnx_model
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 
 from .manifest import Golden, Manifest, ModelFile, Preprocessing
@@ -65,7 +66,7 @@ def build(
         BuilderError: See ``errors``; the repository is as it was.
         MissingExtraError: The source needs a package that is not installed.
     """
-    model = f"{check_name(name)}_onnx"
+    model = onnx_model(check_name(name))
     target = ModelRepository(repository)
 
     _log.info("Reading the source model")

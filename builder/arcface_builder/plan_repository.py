@@ -28,6 +28,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from arcface_client import manifests
+from arcface_client.names import plan_model
 
 from .disk import flush
 from .errors import OptionError, RepositoryError
@@ -74,7 +75,7 @@ def add_plan(
         RepositoryError: The version has another plan for that architecture, or cannot be written.
     """
     identity = engine.manifest.identity
-    model = f"{identity.model}_trt"
+    model = plan_model(identity.model)
     folder = repository.root / model
     path = folder / str(version) / identity.filename
     record = manifest_path(repository, model, version, identity.sm)

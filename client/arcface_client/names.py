@@ -20,6 +20,11 @@ def plan_model(name: str) -> str:
     return name + _PLANS
 
 
+def family(model: str) -> str:
+    """The name of the family that a model is of; a name that is no model's stays as it is."""
+    return model.removesuffix(_ONNX).removesuffix(_PLANS)
+
+
 def is_plan(model: str) -> bool:
     """Whether a model has plans, by its name."""
     return model.endswith(_PLANS)

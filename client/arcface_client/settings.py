@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from . import tensorrt_settings
 from .errors import ConfigError
-from .layers import BOOLEAN, NUMBER, PATH, TEXT, TEXTS, WHOLE, Defaults, one_of, read_layers
+from .layers import BOOLEAN, NUMBER, PATH, TEXT, TEXTS, WHOLE, Defaults, Kind, one_of, read_layers
 from .limits import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S
-from .names import DEFAULT_MODEL
+from .names import DEFAULT_MODEL, family
 from .selection.contender import Rhythm
 from .tls import Tls
 
@@ -108,10 +108,19 @@ _RHYTHM_FIELDS: Final = {field.name for field in fields(Rhythm)}
 _AUTO_OR_OFF: Final = one_of({"auto": True, "off": False, "false": False})
 """YAML reads a bare ``off`` as false."""
 
+
+def _family(text: str) -> str:
+    if not text.strip() or family(text) != text:
+        raise ValueError(text)
+    return text
+
+
+_FAMILY: Final = Kind(_family, "the name that models share, without _onnx or _trt, as arcface_r100")
+
 KEYS: Final[Defaults] = {
     "embedding.backend": (one_of({name: name for name in BACKEND_TYPES}), "pytorch"),
     "embedding.tensorrt_config": (PATH, tensorrt_settings.DEFAULT_PATH),
-    "embedding.model": (TEXT, "arcface_r100"),
+    "embedding.model": (_FAMILY, "arcface_r100"),
     "embedding.model_repository": (PATH, Path("model_repository")),
     "embedding.source": (TEXT, "buffalo_l"),
     "embedding.providers": (TEXTS, ()),

@@ -102,6 +102,8 @@ def test_a_serving_graph_is_refused_as_a_source(source: Path, tmp_path: Path) ->
     [
         (["--onnx-path", "missing.onnx"], "Cannot read missing.onnx"),
         (["--name", "a/b"], "Model name 'a/b' cannot be used"),
+        (["--name", "small_onnx"], "'small_onnx' is the name of a model; expected the name"),
+        (["--name", "small_trt"], "'small_trt' is the name of a model; expected the name"),
         (["--instances", "0"], "instances is 0; expected 1 to 64"),
     ],
 )

@@ -88,6 +88,8 @@ def test_tls_without_certificates_is_possible() -> None:
             "embedding: {backend: torch}",
             r"embedding\.backend is 'torch'; expected one of pytorch, ",
         ),
+        ("embedding: {model: ''}", r"embedding\.model is ''; expected the name that models share"),
+        ("embedding: {model: a_onnx}", r"embedding\.model is 'a_onnx'; expected .* without _onnx or _trt"),
         ("validation: {max_drift_cosine: small}", r"max_drift_cosine is 'small'; expected a number"),
         ("validation: {max_drift_cosine: .nan}", r"max_drift_cosine is nan; expected a number"),
         ("triton: {tls: {root_certificates: /nowhere.pem}}", r"tls\.root_certificates is /nowhere\.pem"),
