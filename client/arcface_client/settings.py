@@ -77,15 +77,18 @@ class TritonSettings:
     shadow_rate: float
     rhythm: Rhythm
 
-    def client(self) -> EmbeddingClient:
-        """Make a client of the first server with these settings; raises ConfigError if there is none."""
-        from .client import EmbeddingClient  # brings gRPC, which backends in this process do without
-
+    def required_urls(self) -> tuple[str, ...]:
+        """The servers' URLs; raises ConfigError if there is none."""
         if not self.urls:
             raise ConfigError("There is no server's URL; give triton.url one or more, as localhost:8001.")
+        return self.urls
+
+    def client(self, url: str | None = None) -> EmbeddingClient:
+        """Make a client of a server, by default the first; raises ConfigError if there is none."""
+        from .client import EmbeddingClient  # brings gRPC, which backends in this process do without
 
         return EmbeddingClient(
-            self.urls[0],
+            url or self.required_urls()[0],
             self.model,
             self.version,
             request_timeout_s=self.request_timeout_s,

@@ -38,12 +38,14 @@ class ServerStatus:
         version: Triton's version; None when it does not answer.
         ready: Whether it says that it is ready.
         models: Its models.
+        problem: What kept it from answering; None when it did.
     """
 
     url: str
     version: str | None
     ready: bool
-    models: Sequence[ModelStatus]
+    models: Sequence[ModelStatus] = ()
+    problem: str | None = None
 
 
 def models_from_index(response: Any) -> tuple[ModelStatus, ...]:

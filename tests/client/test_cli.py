@@ -106,13 +106,21 @@ def test_status_shows_models_and_reasons(
     config = tmp_path / "embedding.yaml"
     config.write_text(f"embedding: {{backend: triton, model: tiny, model_repository: {tmp_path}}}")
     assert main(["status", "--url", triton.grpc_url, "--config", str(config), "--json"]) == 0
-    models = json.loads(capsys.readouterr().out)["models"]
+    (server,) = json.loads(capsys.readouterr().out)["servers"]
+    models = server["models"]
     assert {"name": "tiny_onnx", "version": 2, "state": "READY", "reason": ""} in models
 
 
 def test_status_without_a_server_fails_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--url", "127.0.0.1:9"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_status_asks_every_server(triton: LocalTriton, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--url", f"127.0.0.1:9,{triton.grpc_url}"]) == 0
+    printed = capsys.readouterr()
+    assert f"at {triton.grpc_url}: ready" in printed.out
+    assert printed.err.startswith("arcface-client: No Triton server answers at 127.0.0.1:9")
 
 
 def test_status_of_a_server_that_hangs_speaks_of_the_server(capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,8 +175,9 @@ def test_status_says_who_embeds_without_a_server_too(
     config.write_text(f"embedding: {{backend: onnxruntime, model_repository: {tmp_path}}}")
     assert main(["status", "--url", "127.0.0.1:9", "--config", str(config), "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
-    assert (report["version"], report["ready"], report["models"]) == (None, False, [])
-    assert report["problem"].startswith("No Triton server answers at 127.0.0.1:9")
+    (server,) = report["servers"]
+    assert (server["version"], server["ready"], server["models"]) == (None, False, [])
+    assert server["problem"].startswith("No Triton server answers at 127.0.0.1:9")
     assert report["embedder"]["problem"].startswith("There is no arcface_r100_onnx in")
 
 

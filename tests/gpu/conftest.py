@@ -46,7 +46,7 @@ def store(folder: Path) -> EngineStore:
 
 
 @pytest.fixture(scope="session")
-def small(folder: Path) -> Model:
+def small(folder: Path, gpu: Gpu) -> Model:
     """A network with every structure of an IResNet's, which builds in seconds."""
     onnx.save_model(small_arcface(), folder / "small.onnx")
     # Of noise even so small a network tells crops apart.
@@ -64,7 +64,7 @@ def small_plan(small: Model, small_options: BuildOptions, gpu: Gpu, store: Engin
 
 
 @pytest.fixture(scope="session")
-def r18(folder: Path) -> Model:
+def r18(folder: Path, gpu: Gpu) -> Model:
     return publish(Synthetic("r18"), "r18", folder / "r18")
 
 

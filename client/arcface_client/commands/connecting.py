@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def add_connection_flags(parser: argparse._ActionsContainer) -> None:
     """Add the flags that every command has which calls a server."""
-    parser.add_argument("--url", metavar="HOST:PORT", help="gRPC address of the server")
+    parser.add_argument("--url", metavar="HOST:PORT", help="gRPC address of the server; several with commas")
     parser.add_argument("--timeout-s", type=float, metavar="S", help="seconds that one request may take")
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="settings, as config/pipeline/embedding.yaml"

@@ -1,10 +1,11 @@
-"""``arcface-client status``: a server's models, why one is not ready, and who embeds by the settings."""
+"""``arcface-client status``: the servers' models, why one is not ready, and who embeds by the settings."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from ..commandline import DONE, FAILED
@@ -14,20 +15,19 @@ from ..status import ServerStatus
 from .connecting import add_connection_flags, settings_from
 
 if TYPE_CHECKING:
-    from ..settings import PipelineSettings
+    from ..settings import PipelineSettings, TritonSettings
 
 _TIMED_CALLS: Final = 5
 
 _DESCRIPTION: Final = """\
-Show the server, its models and versions, and why one is not ready. With --json also the embedder that the
+Show the servers, their models and versions, and why one is not ready. With --json also the embedder that the
 settings make: who embeds, how fast, how exactly, and why not another; a few crops are embedded to know.
 """
 
 _EPILOG: Final = """\
 example: arcface-client status --url localhost:8001 --backend triton --json
 
-exit codes: 0 done, 1 no server answers or none of its models is ready (with --json: nobody can embed by the
-settings), 2 wrong usage
+exit codes: 0 done, 1 no server has a model ready (with --json: nobody can embed), 2 wrong usage
 """
 
 
@@ -35,7 +35,7 @@ def add_status(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the command."""
     status = commands.add_parser(
         "status",
-        help="show a server's models, and why one is not ready",
+        help="show the servers' models, and why one is not ready",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -55,25 +55,35 @@ def add_status(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _status(arguments: argparse.Namespace) -> int:
     settings = settings_from(arguments, **{"embedding.backend": arguments.backend})
-    problem = None
-    with settings.triton.client() as client:
-        try:
-            server = client.status()
-        except ArcFaceError as error:
-            if not arguments.json:
-                raise
-            server, problem = ServerStatus(settings.triton.urls[0], None, False, ()), str(error)
-    serves = any(model.ready for model in server.models)
+    triton = settings.triton
+    servers = [_ask(triton, url) for url in (triton.urls if arguments.json else triton.required_urls())]
     if arguments.json:
         embedder = _embedder(settings, arguments.device)
-        print(json.dumps(dataclasses.asdict(server) | {"problem": problem, "embedder": embedder}, indent=2))
+        report = {"servers": [dataclasses.asdict(server) for server in servers], "embedder": embedder}
+        print(json.dumps(report, indent=2))
         return DONE if embedder["problem"] is None else FAILED
+    for server in servers:
+        _show(server)
+    return DONE if any(model.ready for server in servers for model in server.models) else FAILED
+
+
+def _ask(triton: TritonSettings, url: str) -> ServerStatus:
+    with triton.client(url) as client:
+        try:
+            return client.status()
+        except ArcFaceError as error:
+            return ServerStatus(url, None, ready=False, problem=str(error))
+
+
+def _show(server: ServerStatus) -> None:
+    if server.problem:
+        print(f"arcface-client: {server.problem}", file=sys.stderr)
+        return
     print(f"Triton {server.version} at {server.url}: {'ready' if server.ready else 'not ready'}")
     for model in server.models:
         version = "-" if model.version is None else str(model.version)
         state = model.state or "NOT LOADED"
         print(f"  {model.name:<28} {version:>3}  {state:<12} {model.reason}".rstrip())
-    return DONE if serves else FAILED
 
 
 def _embedder(settings: PipelineSettings, device: str) -> dict[str, Any]:
