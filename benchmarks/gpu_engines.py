@@ -21,7 +21,7 @@ from arcface_builder.plans.builder import BuildOptions
 from arcface_builder.plans.gpu import Gpu
 from arcface_builder.repository import ModelRepository
 from arcface_builder.sources import Synthetic
-from arcface_builder.store import EngineStore, LocalStore
+from arcface_builder.store import LocalStore, PlanStore
 from arcface_client.contract import Crops
 from arcface_client.errors import ModelNotFoundError
 from arcface_client.golden import largest_drift
@@ -64,7 +64,7 @@ def make_plan(
     """
     calibration = faces.face_like(256, seed=9) if options.precision == "int8" else None
     request = Request(onnx=onnx, options=options, allowed_drift_cosine=allowed_drift, calibration=calibration)
-    return compile_plan(request, gpu, EngineStore(LocalStore(work / "cache")), ModelRepository(repository))
+    return compile_plan(request, gpu, PlanStore(LocalStore(work / "cache")), ModelRepository(repository))
 
 
 def rebuild_s(onnx: OnnxVersion, options: BuildOptions, gpu: Gpu, *, allowed_drift: float) -> float:

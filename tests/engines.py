@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from arcface_builder.plans.gate import ANOTHER_MODEL, Verdict
-from arcface_builder.store import EngineIdentity, Parity, PlanManifest, describe_plan
+from arcface_builder.store import Parity, PlanIdentity, PlanManifest, describe_plan
 
-IDENTITY = EngineIdentity(
+IDENTITY = PlanIdentity(
     model="arcface_r100",
     onnx_sha256="4c06341c33c2ca1f86781dab0e829f88ad5b64be9fba56e56bc9ebdefc619e43",
     tensorrt_version="10.16.1.11",
@@ -35,7 +35,7 @@ VERDICT = Verdict(
 """What the gate says of a good plan."""
 
 
-def identity(**changes: Any) -> EngineIdentity:
+def identity(**changes: Any) -> PlanIdentity:
     return replace(IDENTITY, **changes)
 
 
@@ -47,7 +47,7 @@ def plan(
     return header + random.Random(seed).randbytes(size_bytes - len(header))
 
 
-def manifest(content: bytes | None = None, of: EngineIdentity = IDENTITY, **changes: Any) -> PlanManifest:
+def manifest(content: bytes | None = None, of: PlanIdentity = IDENTITY, **changes: Any) -> PlanManifest:
     """A manifest that is true of a plan."""
     if content is None:
         content = plan(version=of.tensorrt_version)

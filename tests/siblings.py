@@ -13,8 +13,7 @@ from arcface_client.contract import Crops, Embeddings
 from arcface_client.diagnostics import Diagnostics
 from arcface_client.job import Job
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
-from arcface_client.selection.breaker import BreakerLimits
-from arcface_client.selection.contender import Rhythm
+from arcface_client.selection.rhythm import BreakerLimits, Rhythm
 from arcface_server import LocalTriton
 from tiny import tiny_serving_graph, write_tiny_repository
 

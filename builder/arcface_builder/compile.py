@@ -16,20 +16,20 @@ from arcface_client.contract import Crops
 from .errors import BlindGateError, ParityError, PrecisionError, ServedModelError
 from .manifest import tool_versions
 from .onnx_version import OnnxVersion
-from .plan_identity import plan_identity
-from .plan_repository import AddedPlan, add_plan
-from .plan_standard import plan_standard
 from .plans.builder import BuildOptions, BuiltPlan, build_plan
 from .plans.divergence import first_divergence
 from .plans.gate import Standard, Verdict, gate_crops, judge, objection_to
 from .plans.gpu import Gpu
+from .plans.identity import plan_identity
 from .plans.inspection import LayerPrecisions, check_precision
 from .plans.precision import FALLBACKS, typed_graph
 from .plans.progress import Report
+from .plans.repository import AddedPlan, add_plan
+from .plans.standard import plan_standard
 from .plans.toolkit import is_strongly_typed
 from .repository import ModelRepository
 from .sources import Source
-from .store import EngineIdentity, EngineStore, PlanManifest, StoredEngine, describe_plan
+from .store import PlanIdentity, PlanManifest, PlanStore, StoredPlan, describe_plan
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Compiled:
 def compile_plan(
     request: Request,
     gpu: Gpu,
-    store: EngineStore,
+    store: PlanStore,
     repository: ModelRepository,
     *,
     instances: int | None = None,
@@ -126,7 +126,7 @@ def compile_plan(
     return Compiled(added, manifest, from_store, tuple(refusals))
 
 
-def _acceptable(found: StoredEngine | None, allowed_drift_cosine: float) -> StoredEngine | None:
+def _acceptable(found: StoredPlan | None, allowed_drift_cosine: float) -> StoredPlan | None:
     """What the store has, unless it passed a more lenient gate than this one; another build may pass this."""
     objection = found and objection_to(found.manifest.parity, allowed_drift_cosine)
     if found is None or objection is None:
@@ -140,7 +140,7 @@ def _acceptable(found: StoredEngine | None, allowed_drift_cosine: float) -> Stor
 def _make(
     request: Request,
     options: BuildOptions,
-    identity: EngineIdentity,
+    identity: PlanIdentity,
     gpu: Gpu,
     standard: Callable[[], Standard],
     report: Report,
@@ -192,7 +192,7 @@ def _verdict(
 
 def _manifest(
     request: Request,
-    identity: EngineIdentity,
+    identity: PlanIdentity,
     gpu: Gpu,
     built: BuiltPlan,
     precisions: LayerPrecisions,

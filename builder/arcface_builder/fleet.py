@@ -8,11 +8,11 @@ from dataclasses import replace
 
 from .errors import CompileError
 from .onnx_version import OnnxVersion
-from .plan_repository import AddedPlan, add_plan
 from .plans.builder import MIN_BATCH_SIZE, BuildOptions
 from .plans.gate import MAX_DRIFT_COSINE, objection_to
+from .plans.repository import AddedPlan, add_plan
 from .repository import ModelRepository
-from .store import EngineStore, PlanManifest, sm_of
+from .store import PlanManifest, PlanStore, sm_of
 from .store.identity import CALIBRATION, GPU_MODEL, Setting
 
 _log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ def assemble(
     onnx: OnnxVersion,
     options: BuildOptions,
     capabilities: Sequence[str],
-    store: EngineStore,
+    store: PlanStore,
     repository: ModelRepository,
     *,
     allowed_drift_cosine: float = MAX_DRIFT_COSINE,

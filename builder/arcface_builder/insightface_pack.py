@@ -12,7 +12,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from arcface_client.commandline import require
+from arcface_client.optional import require
 
 from .ends import check_ends
 from .errors import NotArcFaceError, PackError, SourceError

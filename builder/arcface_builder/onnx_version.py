@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from arcface_client.backends.repository import LocalModels
+from arcface_client.model_repository import LocalModels
 
 from .repository import ModelRepository, check_name
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from arcface_client import manifests
-from arcface_client.backends.repository import LocalModels
+from arcface_client.model_repository import LocalModels
 from arcface_client.names import family, onnx_model, plan_model
 
 from .disk import NO_SPACE, flush

@@ -1,9 +1,8 @@
-"""What the three command lines share: exit codes, one-line errors, progress bars, optional imports."""
+"""What the three command lines share: exit codes, one-line errors, progress bars."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import importlib.metadata
 import logging
 import os
@@ -13,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType, ModuleType
+from types import FrameType
 from typing import TypeVar
 
 from .errors import ArcFaceError, MissingExtraError
@@ -21,8 +20,7 @@ from .errors import ArcFaceError, MissingExtraError
 T = TypeVar("T")
 
 DONE = 0
-FAILED = 1
-WRONG_USAGE = 2
+FAILED = 1  # argparse ends wrong usage with 2
 INTERRUPTED = 130  # what a shell gives for a program that Ctrl-C ended
 
 
@@ -147,21 +145,3 @@ def stages(name: str) -> Iterator[Callable[[str, float | None], None]]:
             bar.set_postfix_str(stage)
 
         yield tell
-
-
-def require(module: str, *, extra: str, purpose: str) -> ModuleType:
-    """Import an optional dependency.
-
-    Raises:
-        MissingExtraError: It is not installed, or cannot be loaded; the message says what to do.
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"{purpose} needs the package {error.name}: pip install 'arcface-triton[{extra}]'"
-        ) from error
-    except ImportError as error:  # a library of the system's that it needs, as libGL
-        raise MissingExtraError(
-            f"{purpose} needs the package {module}, which is installed but cannot be loaded: {error}"
-        ) from error

@@ -10,9 +10,9 @@ from typing import BinaryIO, Final
 
 import numpy as np
 
-from .commandline import require
 from .contract import CROP_SIZE, Crops
 from .errors import ImageFileError
+from .optional import require
 
 _MODES: Final = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"})
 """Pillow's modes of at most 8 bits a channel; it would clip others to white on the way to RGB."""

@@ -13,7 +13,7 @@ from .errors import ConfigError
 from .layers import BOOLEAN, NUMBER, PATH, TEXT, TEXTS, WHOLE, Defaults, Kind, one_of, read_layers
 from .limits import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S
 from .names import DEFAULT_MODEL, family
-from .selection.contender import Rhythm
+from .selection.rhythm import Rhythm
 from .tls import Tls
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from arcface_builder.errors import (
     OptionError,
     PlanDamagedError,
 )
-from arcface_builder.store import EngineStore, LocalStore, PlanManifest, open_store
+from arcface_builder.store import LocalStore, PlanManifest, PlanStore, open_store
 from arcface_builder.store.pruning import PruneRule
 from children import run, start
 from engines import IDENTITY, identity, manifest, plan
@@ -26,7 +26,7 @@ def _log_level(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "arcface_builder")
 
 
-def machine(folder: Path, s3: S3Server | None = None, bucket: str = "plans") -> EngineStore:
+def machine(folder: Path, s3: S3Server | None = None, bucket: str = "plans") -> PlanStore:
     """The store as one of several machines has it."""
     return open_store(bucket if s3 else None, endpoint_url=s3.url if s3 else None, cache_dir=folder)
 
@@ -80,7 +80,7 @@ def test_compile_goes_on_without_a_bucket_that_fails_and_says_so(
         check_that_it_goes_on(store, caplog, "There is no bucket" if trouble == "missing" else "is forbidden")
 
 
-def check_that_it_goes_on(store: EngineStore, caplog: pytest.LogCaptureFixture, problem: str) -> None:
+def check_that_it_goes_on(store: PlanStore, caplog: pytest.LogCaptureFixture, problem: str) -> None:
     assert store.fetch(IDENTITY) is None
     engine = store.put(plan(), manifest())
     assert engine.path.read_bytes() == plan()
@@ -161,9 +161,9 @@ def test_parallel_builders_of_one_engine_build_it_once(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from arcface_builder.store import EngineStore, LocalStore
+from arcface_builder.store import PlanStore, LocalStore
 from engines import IDENTITY, manifest, plan
-number, store = int(sys.argv[1]), EngineStore(LocalStore(Path(sys.argv[2])))
+number, store = int(sys.argv[1]), PlanStore(LocalStore(Path(sys.argv[2])))
 with store.building(IDENTITY):
     if store.fetch(IDENTITY) is None:
         print(number)

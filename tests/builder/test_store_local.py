@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from arcface_builder.errors import CacheError, PlanDamagedError, PlanError
-from arcface_builder.store import DamagedManifest, EngineIdentity, LocalStore, StoredEngine, default_cache_dir
+from arcface_builder.store import DamagedManifest, LocalStore, PlanIdentity, StoredPlan, default_cache_dir
 from children import run
 from engines import IDENTITY, identity, manifest, plan
 from processes import wait_until
@@ -36,7 +36,7 @@ def test_the_cache_lies_where_the_environment_says_or_in_the_home_folder() -> No
 def test_what_was_stored_is_found_byte_for_byte(store: LocalStore) -> None:
     added = store.add(plan(), manifest())
 
-    assert store.find(IDENTITY) == added == StoredEngine(store.root / IDENTITY.key, manifest())
+    assert store.find(IDENTITY) == added == StoredPlan(store.root / IDENTITY.key, manifest())
     assert added.path.read_bytes() == plan()
     assert files(store) == [IDENTITY.key, f"{IDENTITY.key}.json"]
 
@@ -110,7 +110,7 @@ def test_an_engine_that_is_mended_while_it_is_judged_is_not_removed(
     DAMAGES[damage](store.add(plan(), manifest()).path)
     judge, others = LocalStore._checked, LocalStore(store.root)
 
-    def judge_slowly(self: LocalStore, path: Path, key: str) -> StoredEngine:
+    def judge_slowly(self: LocalStore, path: Path, key: str) -> StoredPlan:
         try:
             return judge(self, path, key)
         except PlanError:
@@ -133,7 +133,7 @@ def test_an_engine_that_is_completed_while_another_is_stored_is_not_removed(
     store.add(plan(), manifest()).path.unlink()
     find, others = LocalStore.find, LocalStore(store.root)
 
-    def find_slowly(self: LocalStore, wanted: EngineIdentity) -> StoredEngine | None:
+    def find_slowly(self: LocalStore, wanted: PlanIdentity) -> StoredPlan | None:
         found = find(self, wanted)
         if found is None and self is store:
             others.add(plan(seed=1), manifest(plan(seed=1)))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from arcface_builder.errors import BucketError, BucketUnreachableError, PlanDamagedError, PlanManifestError
-from arcface_builder.store import DamagedManifest, StoredEngine
+from arcface_builder.store import DamagedManifest, StoredPlan
 from arcface_builder.store.s3 import S3Store
 from engines import IDENTITY, identity, manifest, plan
 from s3_server import BadWire, S3Server
@@ -25,11 +25,11 @@ PLAN_KEY = f"engines/{IDENTITY.prefix}/{MANIFEST.plan_sha256[:12]}/{IDENTITY.fil
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> StoredEngine:
+def engine(tmp_path: Path) -> StoredPlan:
     path = tmp_path / "built" / IDENTITY.filename
     path.parent.mkdir()
     path.write_bytes(CONTENT)
-    return StoredEngine(path, MANIFEST)
+    return StoredPlan(path, MANIFEST)
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def hasty(url: str) -> S3Store:
 
 
 def test_what_was_uploaded_is_downloaded_byte_for_byte(
-    s3: S3Server, bucket: S3Store, engine: StoredEngine, tmp_path: Path
+    s3: S3Server, bucket: S3Store, engine: StoredPlan, tmp_path: Path
 ) -> None:
     bucket.upload(engine)
 
@@ -64,7 +64,7 @@ def test_what_was_uploaded_is_downloaded_byte_for_byte(
     assert bucket.download(MANIFEST, tmp_path).read_bytes() == CONTENT
 
 
-def test_the_manifest_is_uploaded_last(s3: S3Server, engine: StoredEngine, wire: BadWire) -> None:
+def test_the_manifest_is_uploaded_last(s3: S3Server, engine: StoredPlan, wire: BadWire) -> None:
     moved: list[list[str]] = []
 
     @contextmanager
@@ -77,7 +77,7 @@ def test_the_manifest_is_uploaded_last(s3: S3Server, engine: StoredEngine, wire:
     assert MANIFEST_KEY in s3.keys("plans")
 
 
-def test_progress_adds_up_to_the_plans_size(s3: S3Server, engine: StoredEngine, tmp_path: Path) -> None:
+def test_progress_adds_up_to_the_plans_size(s3: S3Server, engine: StoredPlan, tmp_path: Path) -> None:
     told: dict[str, tuple[int, list[int]]] = {}
 
     @contextmanager
@@ -94,12 +94,12 @@ def test_progress_adds_up_to_the_plans_size(s3: S3Server, engine: StoredEngine, 
 
 
 def test_two_builders_of_one_engine_leave_one_that_is_whole(
-    bucket: S3Store, engine: StoredEngine, tmp_path: Path
+    bucket: S3Store, engine: StoredPlan, tmp_path: Path
 ) -> None:
     other = plan(seed=1)
     (tmp_path / "other.plan").write_bytes(other)
     bucket.upload(engine)
-    bucket.upload(StoredEngine(tmp_path / "other.plan", manifest(other)))
+    bucket.upload(StoredPlan(tmp_path / "other.plan", manifest(other)))
 
     found = bucket.find(IDENTITY)
 
@@ -108,7 +108,7 @@ def test_two_builders_of_one_engine_leave_one_that_is_whole(
     assert bucket.download(MANIFEST, tmp_path).read_bytes() == CONTENT  # who read the first manifest
 
 
-def test_a_removed_engine_is_gone(s3: S3Server, bucket: S3Store, engine: StoredEngine) -> None:
+def test_a_removed_engine_is_gone(s3: S3Server, bucket: S3Store, engine: StoredPlan) -> None:
     bucket.upload(engine)
     bucket.remove(MANIFEST)
     assert s3.keys("plans") == []
@@ -116,7 +116,7 @@ def test_a_removed_engine_is_gone(s3: S3Server, bucket: S3Store, engine: StoredE
 
 
 def test_an_altered_plan_is_refused_and_not_kept(
-    s3: S3Server, bucket: S3Store, engine: StoredEngine, tmp_path: Path
+    s3: S3Server, bucket: S3Store, engine: StoredPlan, tmp_path: Path
 ) -> None:
     bucket.upload(engine)
     s3.client.put_object(Bucket="plans", Key=PLAN_KEY, Body=plan(len(CONTENT), seed=1))
@@ -126,7 +126,7 @@ def test_an_altered_plan_is_refused_and_not_kept(
 
 
 def test_a_plan_that_is_missing_beside_its_manifest_is_told(
-    s3: S3Server, bucket: S3Store, engine: StoredEngine, tmp_path: Path
+    s3: S3Server, bucket: S3Store, engine: StoredPlan, tmp_path: Path
 ) -> None:
     bucket.upload(engine)
     s3.client.delete_object(Bucket="plans", Key=PLAN_KEY)
@@ -151,7 +151,7 @@ def test_a_manifest_too_big_to_be_one_is_not_read(s3: S3Server, bucket: S3Store)
 
 
 def test_a_connection_that_is_cut_in_the_middle_is_tried_again(
-    wire: BadWire, bucket: S3Store, engine: StoredEngine, tmp_path: Path
+    wire: BadWire, bucket: S3Store, engine: StoredPlan, tmp_path: Path
 ) -> None:
     bucket.upload(engine)
     wire.cut_after_bytes, wire.cuts = 2_000_000, 2
@@ -161,7 +161,7 @@ def test_a_connection_that_is_cut_in_the_middle_is_tried_again(
 
 
 def test_a_connection_that_is_cut_again_and_again_is_one_clear_error(
-    wire: BadWire, bucket: S3Store, engine: StoredEngine, tmp_path: Path
+    wire: BadWire, bucket: S3Store, engine: StoredPlan, tmp_path: Path
 ) -> None:
     bucket.upload(engine)
     wire.cut_after_bytes = 2_000_000
@@ -171,7 +171,7 @@ def test_a_connection_that_is_cut_again_and_again_is_one_clear_error(
 
 
 def test_a_manifest_that_is_cut_in_the_middle_is_no_manifest(
-    wire: BadWire, bucket: S3Store, engine: StoredEngine
+    wire: BadWire, bucket: S3Store, engine: StoredPlan
 ) -> None:
     bucket.upload(engine)
     wire.cut_after_bytes = 1
@@ -180,7 +180,7 @@ def test_a_manifest_that_is_cut_in_the_middle_is_no_manifest(
 
 
 def test_a_slow_bucket_is_waited_for(
-    wire: BadWire, bucket: S3Store, engine: StoredEngine, tmp_path: Path
+    wire: BadWire, bucket: S3Store, engine: StoredPlan, tmp_path: Path
 ) -> None:
     bucket.upload(engine)
     wire.bytes_per_s = 8e6
@@ -189,7 +189,7 @@ def test_a_slow_bucket_is_waited_for(
     assert time.monotonic() - started > 0.4
 
 
-def test_a_bucket_that_says_nothing_is_given_up(wire: BadWire, bucket: S3Store, engine: StoredEngine) -> None:
+def test_a_bucket_that_says_nothing_is_given_up(wire: BadWire, bucket: S3Store, engine: StoredPlan) -> None:
     bucket.upload(engine)
     wire.bytes_per_s = 100
     with pytest.raises(BucketUnreachableError, match="Read timeout"):
@@ -205,7 +205,7 @@ def test_an_endpoint_that_cannot_be_reached_is_told(wire: BadWire, listening: bo
         hasty(wire.url if listening else free).find(IDENTITY)
 
 
-def test_a_missing_bucket_is_told(s3: S3Server, engine: StoredEngine) -> None:
+def test_a_missing_bucket_is_told(s3: S3Server, engine: StoredPlan) -> None:
     missing = S3Store("nowhere", endpoint_url=s3.url)
     attempts = (
         lambda: missing.find(IDENTITY),
@@ -218,7 +218,7 @@ def test_a_missing_bucket_is_told(s3: S3Server, engine: StoredEngine) -> None:
 
 
 def test_a_forbidden_bucket_is_told_with_the_rights_that_it_takes(
-    s3: S3Server, bucket: S3Store, engine: StoredEngine, tmp_path: Path
+    s3: S3Server, bucket: S3Store, engine: StoredPlan, tmp_path: Path
 ) -> None:
     bucket.upload(engine)
     s3.check_rights_from_now_on(True)

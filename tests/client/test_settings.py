@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from arcface_client.errors import ConfigError
-from arcface_client.selection.contender import Rhythm
+from arcface_client.selection.rhythm import Rhythm
 from arcface_client.settings import TritonSettings, load_pipeline_settings
 
 SHIPPED = Path(__file__).parents[2] / "config/pipeline/embedding.yaml"

@@ -13,7 +13,7 @@ from arcface_builder.errors import NoGpuError
 from arcface_builder.plans.builder import BuildOptions
 from arcface_builder.plans.gpu import Gpu, gpu_at_hand
 from arcface_builder.sources import OnnxFile, Synthetic
-from arcface_builder.store import EngineStore, LocalStore
+from arcface_builder.store import LocalStore, PlanStore
 from exports import small_arcface
 from gpu_models import Model, publish
 
@@ -41,8 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def store(folder: Path) -> EngineStore:
-    return EngineStore(LocalStore(folder / "cache"))
+def store(folder: Path) -> PlanStore:
+    return PlanStore(LocalStore(folder / "cache"))
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +59,7 @@ def small_options(folder: Path) -> BuildOptions:
 
 
 @pytest.fixture(scope="session")
-def small_plan(small: Model, small_options: BuildOptions, gpu: Gpu, store: EngineStore) -> Compiled:
+def small_plan(small: Model, small_options: BuildOptions, gpu: Gpu, store: PlanStore) -> Compiled:
     return compile_plan(small.request(small_options), gpu, store, small.repository)
 
 
@@ -74,6 +74,6 @@ def r18_options(folder: Path) -> BuildOptions:
 
 
 @pytest.fixture(scope="session")
-def r18_plan(r18: Model, r18_options: BuildOptions, gpu: Gpu, store: EngineStore) -> Compiled:
+def r18_plan(r18: Model, r18_options: BuildOptions, gpu: Gpu, store: PlanStore) -> Compiled:
     """The one long build of these tests: three minutes with TensorRT 8.5 on an H200."""
     return compile_plan(r18.request(r18_options), gpu, store, r18.repository)

@@ -22,7 +22,7 @@ from arcface_builder.plans.builder import BuildOptions
 from arcface_builder.plans.gpu import Gpu
 from arcface_builder.repository import ModelRepository
 from arcface_builder.sources import OnnxFile
-from arcface_builder.store import EngineStore, LocalStore
+from arcface_builder.store import LocalStore, PlanStore
 from exports import small_arcface
 from gpu_models import Model, build_seconds, publish
 
@@ -57,7 +57,7 @@ def test_a_plan_in_fp32_is_exact(small_plan: Compiled) -> None:
 
 
 def test_the_second_time_the_plan_comes_from_the_store(
-    r18: Model, r18_options: BuildOptions, r18_plan: Compiled, gpu: Gpu, store: EngineStore, tmp_path: Path
+    r18: Model, r18_options: BuildOptions, r18_plan: Compiled, gpu: Gpu, store: PlanStore, tmp_path: Path
 ) -> None:
     again = compile_plan(r18.request(r18_options), gpu, store, ModelRepository(tmp_path / "models"))
 
@@ -69,7 +69,7 @@ def test_the_second_time_the_plan_comes_from_the_store(
 def test_a_warm_timing_cache_makes_the_build_quick(
     r18: Model, r18_options: BuildOptions, r18_plan: Compiled, gpu: Gpu, tmp_path: Path
 ) -> None:
-    empty = EngineStore(LocalStore(tmp_path / "cache"))
+    empty = PlanStore(LocalStore(tmp_path / "cache"))
 
     again = compile_plan(r18.request(r18_options), gpu, empty, ModelRepository(tmp_path / "models"))
 
@@ -103,7 +103,7 @@ def test_a_plan_that_embeds_otherwise_is_refused_and_nothing_is_stored(
     cache, models = tmp_path / "cache", tmp_path / "models"
 
     with pytest.raises(ParityError, match=r"The plan drifts by .*Nothing was stored"):
-        compile_plan(request, gpu, EngineStore(LocalStore(cache)), ModelRepository(models))
+        compile_plan(request, gpu, PlanStore(LocalStore(cache)), ModelRepository(models))
 
     assert [*cache.rglob("*.plan"), *models.rglob("*.plan")] == []
 
@@ -111,7 +111,7 @@ def test_a_plan_that_embeds_otherwise_is_refused_and_nothing_is_stored(
 def test_a_corrupted_plan_in_the_store_is_built_again(
     small: Model, small_options: BuildOptions, small_plan: Compiled, gpu: Gpu, tmp_path: Path
 ) -> None:
-    store = EngineStore(LocalStore(tmp_path / "cache"))
+    store = PlanStore(LocalStore(tmp_path / "cache"))
     request = small.request(small_options)
     compile_plan(request, gpu, store, ModelRepository(tmp_path / "first"))
     (plan,) = (tmp_path / "cache").rglob("*.plan")

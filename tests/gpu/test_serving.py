@@ -14,10 +14,10 @@ import pytest
 
 from arcface_builder import faces
 from arcface_builder.compile import Compiled
-from arcface_builder.plan_repository import add_plan, manifest_path
 from arcface_builder.plans.gpu import Gpu
+from arcface_builder.plans.repository import add_plan, manifest_path
 from arcface_builder.repository import ModelRepository
-from arcface_builder.store import StoredEngine
+from arcface_builder.store import StoredPlan
 from arcface_client import EmbeddingClient
 from arcface_client.cli import main
 from arcface_client.errors import ArcFaceError
@@ -117,7 +117,7 @@ def of_another_gpu(repository: ModelRepository, plan: Compiled) -> None:
     manifest_path(repository, "small_trt", 1, plan.manifest.identity.sm).unlink()
     other = "80" if plan.manifest.identity.sm != "80" else "90"
     identity = dataclasses.replace(plan.manifest.identity, sm=other)
-    engine = StoredEngine(plan.added.path, dataclasses.replace(plan.manifest, identity=identity))
+    engine = StoredPlan(plan.added.path, dataclasses.replace(plan.manifest, identity=identity))
     add_plan(repository, engine, version=1)
 
 

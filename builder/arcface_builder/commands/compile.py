@@ -24,8 +24,8 @@ from ..compile import Request, compile_plan
 from ..errors import OptionError, RepositoryError
 from ..fleet import assemble
 from ..onnx_version import OnnxVersion, find_onnx
-from ..plan_repository import AddedPlan
 from ..plans.gpu import gpu_at_hand
+from ..plans.repository import AddedPlan
 from ..plans.settings import build_options
 from ..repository import ModelRepository
 from ..sources import Source

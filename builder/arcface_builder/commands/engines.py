@@ -14,7 +14,7 @@ from arcface_client.commandline import DONE, FAILED
 from arcface_client.tensorrt_settings import DEFAULT_PATH, load_tensorrt_settings
 
 from ..errors import OptionError, PlanError
-from ..store import DamagedManifest, EngineStore, PlanManifest, open_store
+from ..store import DamagedManifest, PlanManifest, PlanStore, open_store
 from ..store.pruning import PruneRule
 from ..store.store import Place, readable
 
@@ -151,7 +151,7 @@ def _prune(arguments: argparse.Namespace) -> int:
     return _report([_Outcome(manifest.identity.key, result) for manifest in chosen], arguments)
 
 
-def _open(arguments: argparse.Namespace) -> EngineStore:
+def _open(arguments: argparse.Namespace) -> PlanStore:
     settings = load_tensorrt_settings(arguments={BUCKET_KEY: arguments.bucket})
     return open_store(
         settings.engine_s3_bucket, endpoint_url=arguments.endpoint_url, cache_dir=arguments.cache_dir
@@ -163,7 +163,7 @@ def _place(arguments: argparse.Namespace) -> Place:
     return _bucket(store) if arguments.remote else store.local
 
 
-def _bucket(store: EngineStore) -> Place:
+def _bucket(store: PlanStore) -> Place:
     if store.remote is None:
         raise OptionError(f"There is no bucket; name one with --bucket or {BUCKET_KEY} in {DEFAULT_PATH}.")
     return store.remote

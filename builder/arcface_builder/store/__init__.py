@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from .identity import PRECISIONS, EngineIdentity, sm_of
+from .identity import PRECISIONS, PlanIdentity, sm_of
 from .local import LocalStore, default_cache_dir
 from .opening import open_store
 from .plan_header import plan_version
 from .plan_manifest import Parity, PlanManifest, check_plan, describe_plan, read_manifest
-from .store import EngineStore
-from .stored_engine import DamagedManifest, StoredEngine
+from .store import PlanStore
+from .stored_plan import DamagedManifest, StoredPlan
 
 __all__ = [
     "PRECISIONS",
     "DamagedManifest",
-    "EngineIdentity",
-    "EngineStore",
     "LocalStore",
     "Parity",
+    "PlanIdentity",
     "PlanManifest",
-    "StoredEngine",
+    "PlanStore",
+    "StoredPlan",
     "check_plan",
     "default_cache_dir",
     "describe_plan",

@@ -30,7 +30,7 @@ _DIGEST_LENGTH: Final = 12
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineIdentity:
+class PlanIdentity:
     """What a plan is built from and for; two builds with equal identities are interchangeable.
 
     Attributes:
@@ -108,7 +108,7 @@ class EngineIdentity:
         """The architecture as Triton's ``cc_model_filenames`` names it, e.g. ``8.6``."""
         return f"{self.sm[:-1]}.{self.sm[-1]}"
 
-    def differences(self, other: EngineIdentity) -> list[str]:
+    def differences(self, other: PlanIdentity) -> list[str]:
         """What to change in another identity to come to this one, a phrase for each field."""
         pairs = [
             (item.name, getattr(self, item.name), getattr(other, item.name))

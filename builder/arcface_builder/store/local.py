@@ -1,7 +1,7 @@
-"""The local cache of plans: an engine is there whole or not at all, and is checked whenever it is used.
+"""The local cache of plans: a plan is there whole or not at all, and is checked whenever it is used.
 
 A plan and its manifest are written into a staging folder, flushed to the disk, the manifest last, and the
-folder is renamed to where its identity belongs. That rename is the moment from which the engine exists;
+folder is renamed to where its identity belongs. That rename is the moment from which the plan exists;
 it is never changed afterwards, so that a reader cannot see one builder's plan beside another's manifest.
 """
 
@@ -21,9 +21,9 @@ from typing import Final
 
 from ..disk import NO_SPACE, flush
 from ..errors import CacheError, PlanDamagedError, PlanError, PlanManifestError
-from .identity import EngineIdentity
+from .identity import PlanIdentity
 from .plan_manifest import ENDING, PlanManifest, check_plan, read_manifest
-from .stored_engine import DamagedManifest, StoredEngine
+from .stored_plan import DamagedManifest, StoredPlan
 
 _log = logging.getLogger(__name__)
 
@@ -48,8 +48,8 @@ class LocalStore:
     def __init__(self, root: Path | None = None) -> None:
         self.root = (root or default_cache_dir()).resolve()
 
-    def find(self, identity: EngineIdentity) -> StoredEngine | None:
-        """Look for an engine and check all of it; one that is damaged is removed, with a warning.
+    def find(self, identity: PlanIdentity) -> StoredPlan | None:
+        """Look for a plan and check all of it; one that is damaged is removed, with a warning.
 
         Raises:
             CacheError: The cache cannot be read.
@@ -66,7 +66,7 @@ class LocalStore:
                         _log.warning("Removed a plan from the cache, to be made again: %s", error)
 
     def manifests(self) -> Iterator[PlanManifest | DamagedManifest]:
-        """Every engine's manifest, or what is wrong with it.
+        """Every plan's manifest, or what is wrong with it.
 
         Raises:
             CacheError: The cache cannot be read.
@@ -83,7 +83,7 @@ class LocalStore:
                     manifest = DamagedManifest(key, str(error))
             yield manifest
 
-    def check(self, manifest: PlanManifest) -> StoredEngine:
+    def check(self, manifest: PlanManifest) -> StoredPlan:
         """Compare a plan's bytes with its manifest.
 
         Raises:
@@ -96,9 +96,9 @@ class LocalStore:
                 check_plan(plan, manifest, where=str(plan))
             except FileNotFoundError as error:
                 raise PlanDamagedError(f"{plan} is missing beside its manifest.") from error
-        return StoredEngine(plan, manifest)
+        return StoredPlan(plan, manifest)
 
-    def add(self, plan: bytes, manifest: PlanManifest) -> StoredEngine:
+    def add(self, plan: bytes, manifest: PlanManifest) -> StoredPlan:
         """Store a plan, unless there is one of the same identity, which then is the one that counts.
 
         Raises:
@@ -129,7 +129,7 @@ class LocalStore:
                 content.mkdir()
                 yield content
 
-    def commit(self, folder: Path, manifest: PlanManifest) -> StoredEngine:
+    def commit(self, folder: Path, manifest: PlanManifest) -> StoredPlan:
         """Publish a staging folder that holds a plan, which was checked.
 
         Raises:
@@ -146,13 +146,13 @@ class LocalStore:
             while not _renamed(folder, plan.parent):
                 if there := self.find(manifest.identity):
                     return there
-                # Half an engine: somebody took a file out of it.
+                # Half a plan: somebody took a file out of it.
                 self._discard_unless_good(plan, manifest.identity.key)
             flush(plan.parent.parent)
-        return StoredEngine(plan, manifest)
+        return StoredPlan(plan, manifest)
 
     def remove(self, manifest: PlanManifest) -> None:
-        """Remove an engine.
+        """Remove a plan.
 
         Raises:
             CacheError: The cache cannot be written.
@@ -161,8 +161,8 @@ class LocalStore:
             self._discard(self.root / manifest.identity.key)
 
     @contextmanager
-    def lock(self, identity: EngineIdentity) -> Iterator[None]:
-        """Hold the engine's lock, on this machine; it goes with the process at the latest.
+    def lock(self, identity: PlanIdentity) -> Iterator[None]:
+        """Hold the plan's lock, on this machine; it goes with the process at the latest.
 
         Raises:
             CacheError: The cache cannot be written.
@@ -182,13 +182,13 @@ class LocalStore:
         finally:
             os.close(descriptor)
 
-    def _checked(self, plan: Path, key: str) -> StoredEngine:
-        engine = StoredEngine(plan, _read(plan, key))
-        check_plan(plan, engine.manifest, where=str(plan))
-        return engine
+    def _checked(self, plan: Path, key: str) -> StoredPlan:
+        stored = StoredPlan(plan, _read(plan, key))
+        check_plan(plan, stored.manifest, where=str(plan))
+        return stored
 
     def _discard_unless_good(self, plan: Path, key: str) -> bool:
-        """Remove an engine, or put it back if somebody has mended it since it was judged.
+        """Remove a plan, or put it back if somebody has mended it since it was judged.
 
         Returns:
             Whether it was removed here.

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from arcface_client import commandline
+from arcface_client.commandline import transfer
+from arcface_client.optional import require
 
 from .local import LocalStore
-from .store import EngineStore
+from .store import PlanStore
 
 
 def open_store(
     bucket: str | None = None, *, endpoint_url: str | None = None, cache_dir: Path | None = None
-) -> EngineStore:
+) -> PlanStore:
     """Open the local cache and, if one is named, a bucket behind it, with transfers shown on a terminal.
 
     Args:
@@ -26,8 +27,8 @@ def open_store(
     """
     local = LocalStore(cache_dir)
     if not bucket:
-        return EngineStore(local)
-    commandline.require("boto3", extra="s3", purpose=f"The bucket {bucket!r}")
+        return PlanStore(local)
+    require("boto3", extra="s3", purpose=f"The bucket {bucket!r}")
     from .s3 import S3Store
 
-    return EngineStore(local, S3Store(bucket, endpoint_url=endpoint_url, progress=commandline.transfer))
+    return PlanStore(local, S3Store(bucket, endpoint_url=endpoint_url, progress=transfer))

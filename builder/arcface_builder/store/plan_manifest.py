@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import OptionError, PlanDamagedError, PlanManifestError
-from .identity import EngineIdentity
+from .identity import PlanIdentity
 from .plan_header import plan_version
 from .records import read_record
 
@@ -60,7 +60,7 @@ class PlanManifest:
         schema_version: Version of this record's fields.
     """
 
-    identity: EngineIdentity
+    identity: PlanIdentity
     plan_sha256: str
     plan_bytes: int
     created: str

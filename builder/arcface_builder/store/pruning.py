@@ -1,4 +1,4 @@
-"""Which engines may go."""
+"""Which plans may go."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .plan_manifest import PlanManifest
 
 @dataclass(frozen=True, kw_only=True)
 class PruneRule:
-    """What makes an engine one that may go; where several things are given, all must hold.
+    """What makes a plan one that may go; where several things are given, all must hold.
 
     Attributes:
         keep: It is not among so many newest of its name.

@@ -1,7 +1,7 @@
 """Plans in an S3 bucket, or in anything that speaks S3's protocol.
 
-A manifest lies where its engine's identity belongs. Its plan lies one folder deeper, which is named after
-the plan's SHA-256: two machines that build the same engine at once upload two plans and two manifests,
+A manifest lies where its plan's identity belongs. The plan lies one folder deeper, which is named after
+the plan's SHA-256: two machines that build the same plan at once upload two plans and two manifests,
 and whichever manifest comes last, it finds its own plan. The manifest is uploaded last; without it a
 plan does not exist.
 
@@ -22,10 +22,10 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from ..errors import BucketError, PlanDamagedError, PlanError, PlanManifestError
-from .identity import EngineIdentity
+from .identity import PlanIdentity
 from .plan_manifest import ENDING, PlanManifest, check_plan, read_manifest
 from .s3_errors import is_missing, translated
-from .stored_engine import DamagedManifest, StoredEngine
+from .stored_plan import DamagedManifest, StoredPlan
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 """From a name and a size in bytes: a context that gives what is told of each few bytes that moved."""
@@ -74,8 +74,8 @@ class S3Store:
                     f"The endpoint {endpoint_url!r} is no URL; expected e.g. https://s3.example.org:9000."
                 ) from error
 
-    def find(self, identity: EngineIdentity) -> PlanManifest | None:
-        """Look for an engine's manifest.
+    def find(self, identity: PlanIdentity) -> PlanManifest | None:
+        """Look for a plan's manifest.
 
         Raises:
             PlanManifestError: It is damaged, or belongs to another plan.
@@ -84,7 +84,7 @@ class S3Store:
         return self._read_manifest(identity.key)
 
     def manifests(self) -> Iterator[PlanManifest | DamagedManifest]:
-        """Every engine's manifest, or what is wrong with it.
+        """Every plan's manifest, or what is wrong with it.
 
         Raises:
             StoreError: The bucket cannot be used.
@@ -140,16 +140,16 @@ class S3Store:
         with tempfile.TemporaryDirectory() as folder:
             self.download(manifest, Path(folder))
 
-    def upload(self, engine: StoredEngine) -> None:
-        """Upload an engine that was checked: the plan first, its manifest last.
+    def upload(self, stored: StoredPlan) -> None:
+        """Upload a plan that was checked: the plan first, its manifest last.
 
         Raises:
-            StoreError: The bucket cannot be used; the engine is not visible there.
+            StoreError: The bucket cannot be used; the plan is not visible there.
         """
-        manifest = engine.manifest
+        manifest = stored.manifest
         with (
-            self._progress(f"up {engine.path.name}", manifest.plan_bytes) as moved,
-            engine.path.open("rb") as file,
+            self._progress(f"up {stored.path.name}", manifest.plan_bytes) as moved,
+            stored.path.open("rb") as file,
             translated(self.name),
         ):
             self._s3.upload_fileobj(file, self._bucket, _plan_key(manifest), Callback=moved)
@@ -161,7 +161,7 @@ class S3Store:
             )
 
     def remove(self, manifest: PlanManifest) -> None:
-        """Remove an engine: the manifest first, its plan then.
+        """Remove a plan: its manifest first.
 
         Raises:
             StoreError: The bucket cannot be used.

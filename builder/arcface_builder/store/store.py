@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ..errors import BucketError, BucketUnreachableError, PlanError, PlanManifestError
-from .identity import EngineIdentity
+from .identity import PlanIdentity
 from .local import LocalStore
 from .plan_manifest import PlanManifest
-from .stored_engine import DamagedManifest, StoredEngine
+from .stored_plan import DamagedManifest, StoredPlan
 
 if TYPE_CHECKING:  # boto3 is an extra
     from .s3 import S3Store
@@ -25,24 +25,24 @@ class Place(Protocol):
     """What the local cache and the bucket have in common."""
 
     def manifests(self) -> Iterator[PlanManifest | DamagedManifest]:
-        """Every engine's manifest; an error stands for one that is damaged."""
+        """Every plan's manifest, or what is wrong with it."""
 
     def check(self, manifest: PlanManifest) -> object:
         """Compare a plan's bytes with its manifest; raises a PlanError where they differ."""
 
     def remove(self, manifest: PlanManifest) -> None:
-        """Remove an engine."""
+        """Remove a plan."""
 
 
-class EngineStore:
+class PlanStore:
     """Where a plan is looked for before it is built, and left afterwards.
 
     ::
 
         with store.building(identity):
-            engine = store.fetch(identity)
-            if engine is None:
-                engine = store.put(plan, manifest)
+            stored = store.fetch(identity)
+            if stored is None:
+                stored = store.put(plan, manifest)
 
     ``fetch`` and ``put`` warn and do without the bucket when it fails: who has a GPU can build what
     cannot be downloaded. ``pull`` and ``push`` are about the bucket, and fail with it.
@@ -56,8 +56,8 @@ class EngineStore:
         self.local = local
         self.remote = remote
 
-    def fetch(self, identity: EngineIdentity) -> StoredEngine | None:
-        """Find an engine, checked byte for byte, and say where it was, or why there is none.
+    def fetch(self, identity: PlanIdentity) -> StoredPlan | None:
+        """Find a plan, checked byte for byte, and say where it was, or why there is none.
 
         Raises:
             CacheError: The local cache cannot be used.
@@ -68,37 +68,37 @@ class EngineStore:
             _log.warning("Miss: %s is not in the local cache. %s", identity.filename, error)
             return None
 
-    def put(self, plan: bytes, manifest: PlanManifest) -> StoredEngine:
+    def put(self, plan: bytes, manifest: PlanManifest) -> StoredPlan:
         """Store a plan here, and in the bucket if it can be reached.
 
         Raises:
             PlanError: The plan is not what the manifest describes.
             CacheError: The local cache cannot be used; nothing was stored.
         """
-        engine = self.local.add(plan, manifest)
+        stored = self.local.add(plan, manifest)
         if self.remote:
             try:
                 # What fetch found there, if anything, was no good.
-                self.push(engine.manifest, overwrite=True)
+                self.push(stored.manifest, overwrite=True)
             except _BUCKET_FAILED as error:
                 _log.warning(
                     "%s is in the local cache only. %s Then run `arcface-builder engines push`.",
-                    engine.path.name,
+                    stored.path.name,
                     error,
                 )
-        return engine
+        return stored
 
-    def pull(self, identity: EngineIdentity) -> StoredEngine | None:
-        """Find an engine as ``fetch`` does, with the bucket's failures as errors.
+    def pull(self, identity: PlanIdentity) -> StoredPlan | None:
+        """Find a plan as ``fetch`` does, with the bucket's failures as errors.
 
         Raises:
             PlanError: What the bucket has is not what its manifest says.
             StoreError: The bucket or the local cache cannot be used.
         """
         name = identity.filename
-        if engine := self.local.find(identity):
-            _log.info("Hit: %s is in the local cache, %s", name, engine.path.parent)
-            return engine
+        if stored := self.local.find(identity):
+            _log.info("Hit: %s is in the local cache, %s", name, stored.path.parent)
+            return stored
         manifest = self.remote.find(identity) if self.remote else None
         if self.remote is None or manifest is None:
             others = (other.identity for other in readable(self.local))
@@ -107,16 +107,16 @@ class EngineStore:
             return None
         with self.local.staging() as folder:
             self.remote.download(manifest, folder)
-            engine = self.local.commit(folder, manifest)
+            stored = self.local.commit(folder, manifest)
         _log.info("Hit: %s came from the %s", name, self.remote.name)
-        return engine
+        return stored
 
     def push(self, manifest: PlanManifest, *, overwrite: bool = False) -> bool:
-        """Upload an engine of the local cache, unless the bucket has one of the same identity.
+        """Upload a plan of the local cache, unless the bucket has one of the same identity.
 
         Args:
-            manifest: The engine's.
-            overwrite: Replace the bucket's engine.
+            manifest: The plan's.
+            overwrite: Replace the bucket's plan.
 
         Returns:
             Whether it was uploaded.
@@ -128,19 +128,19 @@ class EngineStore:
         """
         if self.remote is None:
             raise ValueError("this store has no bucket to push to")
-        engine = self.local.check(manifest)
+        stored = self.local.check(manifest)
         if not overwrite:
             try:
                 if self.remote.find(manifest.identity):
                     return False
             except PlanManifestError as error:
                 _log.warning("Replacing what the bucket has: %s", error)
-        self.remote.upload(engine)
+        self.remote.upload(stored)
         return True
 
     @contextmanager
-    def building(self, identity: EngineIdentity) -> Iterator[None]:
-        """Be the only one on this machine who builds an engine; look for it again inside.
+    def building(self, identity: PlanIdentity) -> Iterator[None]:
+        """Be the only one on this machine who builds a plan; look for it again inside.
 
         Raises:
             CacheError: The local cache cannot be written.
@@ -149,7 +149,7 @@ class EngineStore:
             yield
 
     def manifests(self) -> list[PlanManifest]:
-        """Every engine that ``pull`` finds, once, newest first.
+        """Every plan that ``pull`` finds, once, newest first.
 
         Raises:
             StoreError: The bucket or the local cache cannot be used.
@@ -160,7 +160,7 @@ class EngineStore:
 
 
 def readable(place: Place) -> Iterator[PlanManifest]:
-    """A place's engines, with a warning for each manifest that is damaged.
+    """A place's plans, with a warning for each manifest that is damaged.
 
     Raises:
         StoreError: The place cannot be used.
@@ -172,8 +172,8 @@ def readable(place: Place) -> Iterator[PlanManifest]:
             yield manifest
 
 
-def _nearest(wanted: EngineIdentity, stored: Iterable[EngineIdentity]) -> str:
-    """Say what keeps the most similar engine of the same model from being the wanted one."""
+def _nearest(wanted: PlanIdentity, stored: Iterable[PlanIdentity]) -> str:
+    """Say what keeps the most similar plan of the same model from being the wanted one."""
     differences = [wanted.differences(other) for other in stored if other.model == wanted.model]
     if not differences:
         return "."

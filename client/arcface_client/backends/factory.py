@@ -9,6 +9,7 @@ from typing import Any, Final
 from ..backend import EmbeddingBackend
 from ..devices import Device, read_device
 from ..errors import ConfigError, InputError
+from ..model_repository import LocalModels
 from ..names import is_plan, onnx_model, plan_model
 from ..runtimes.providers import CPU
 from ..settings import BACKEND_TYPES, KEYS, EmbeddingSettings, PipelineSettings, load_pipeline_settings
@@ -18,7 +19,6 @@ from .in_process import InProcessBackend
 from .insightface import insightface_candidate
 from .local_model import LocalCandidate
 from .onnxruntime import onnx_candidate, provider_order
-from .repository import LocalModels
 from .tensorrt import plan_candidate, switched_off
 
 _log = logging.getLogger(__name__)

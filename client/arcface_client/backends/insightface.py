@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from ..commandline import require
 from ..contract import CROP_SHAPE, CROP_SIZE, EMBEDDING_DIM, Crops, Embeddings
 from ..errors import ContractError, DeploymentError, ModelNotFoundError
 from ..identity import EmbeddingIdentity
+from ..model_repository import LocalModels, file_sha256
+from ..optional import require
 from .local_model import LocalCandidate, LocalModel
 from .onnxruntime import BATCH_SIZE, ENTRIES, provider_options
-from .repository import LocalModels, file_sha256
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -7,15 +7,15 @@ from typing import Final
 
 import numpy as np
 
-from ..commandline import require
 from ..contract import INPUT_NAME
 from ..devices import Device
 from ..golden import golden_crops
 from ..identity import EmbeddingIdentity
+from ..model_repository import LocalModels
 from ..names import onnx_model
+from ..optional import require
 from ..runtimes.providers import COREML, CPU, CUDA
 from .local_model import LocalCandidate, LocalModel
-from .repository import LocalModels
 
 BATCH_SIZE: Final = 32
 """Crops of one run: enough to keep every core at work, few enough to keep to a deadline."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ..errors import DeploymentError, MissingExtraError
 from ..identity import EmbeddingIdentity
+from ..model_repository import LocalModels
 from ..names import plan_model
 from .local_model import LocalCandidate, LocalModel
-from .repository import LocalModels
 
 
 def plan_candidate(models: LocalModels, name: str, gpu: int) -> LocalCandidate:

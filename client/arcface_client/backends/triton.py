@@ -17,11 +17,12 @@ from ..meter import Meter
 from ..metrics import Metrics, PrometheusExporter
 from ..selection.call import nobody
 from ..selection.candidates import Pin, Wanted
-from ..selection.contender import Contender, Rhythm
+from ..selection.contender import Contender
 from ..selection.examination import References
 from ..selection.examiner import Examiner, Plans, no_records
 from ..selection.fallback import FIRST_LOOK_S, Fallback
 from ..selection.last_resort import LastResort, MakeBackend
+from ..selection.rhythm import Rhythm
 from ..selection.selector import Selector
 from ..selection.server import RequestLimits
 from ..selection.shadow import Shadow

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..archive import EmbeddingArchive
-from ..commandline import DONE, FAILED, progress, require
+from ..commandline import DONE, FAILED, progress
 from ..contract import Crops
 from ..errors import ImageFileError
 from ..images import find_images, read_crop
+from ..optional import require
 from .connecting import add_connection_flags, settings_from
 
 

@@ -10,8 +10,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from ..client import EmbeddingClient
-from ..commandline import require
 from ..errors import InputError
+from ..optional import require
 from ..settings import PipelineSettings
 from .comparison import compare
 from .embedders import Embedder

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import numpy as np
 
 from ..backends.onnxruntime import ENTRIES
-from ..commandline import require
 from ..contract import EMBEDDING_DIM, Crops, Embeddings
 from ..errors import DeploymentError
+from ..optional import require
 
 if TYPE_CHECKING:
     from ..client import EmbeddingClient

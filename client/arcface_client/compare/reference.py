@@ -6,8 +6,8 @@ from typing import Final
 
 from ..backends.insightface import InsightFaceRuntime, find_source
 from ..backends.onnxruntime import ENTRIES
-from ..commandline import require
 from ..contract import Crops, Embeddings
+from ..optional import require
 from ..runtimes.base import in_batches
 from .embedders import REFERENCE, Embedder
 

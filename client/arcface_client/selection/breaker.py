@@ -2,54 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from ..errors import InputError
+from .rhythm import BreakerLimits
 
 State = Literal["closed", "open", "half-open"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BreakerLimits:
-    """When a breaker changes its state.
-
-    Attributes:
-        failures: Failures in a row that open it.
-        wait_s: Seconds that it stays open before the first probe, after a time of peace.
-        longest_wait_s: The wait doubles with every relapse, up to this.
-        settle_s: Seconds that it is half-open before a good probe closes it.
-        peace_s: Seconds closed after which a failure is no relapse.
-    """
-
-    failures: int = 3
-    wait_s: float = 1.0
-    longest_wait_s: float = 60.0
-    settle_s: float = 5.0
-    peace_s: float = 60.0
-
-    def __post_init__(self) -> None:
-        if not self.failures >= 1:
-            raise InputError(f"failures is {self.failures}; expected 1 or more.")
-        check_seconds(self)
-        if self.longest_wait_s < self.wait_s:
-            raise InputError(
-                f"longest_wait_s is {self.longest_wait_s}; expected {self.wait_s} or more, as wait_s is."
-            )
-
-
-def check_seconds(limits: Any) -> None:
-    """Check the fields of a dataclass that are seconds.
-
-    Raises:
-        InputError: One of them is not above 0, or no number.
-    """
-    for name, value in vars(limits).items():
-        if name.endswith("_s") and not 0 < value < math.inf:
-            raise InputError(f"{name} is {value}; expected a number of seconds above 0.")
 
 
 class Breaker:

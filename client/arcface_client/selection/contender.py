@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 
 from ..errors import (
     ArcFaceError,
@@ -15,36 +14,12 @@ from ..errors import (
     detached,
 )
 from ..manifests import PlanRecord
-from .breaker import Breaker, BreakerLimits, check_seconds
+from .breaker import Breaker
 from .candidates import Candidate
 from .examination import Evidence, Finding, OtherIdentityError
 from .loads import Loads
+from .rhythm import Rhythm
 from .server import Server
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rhythm:
-    """How often candidates are looked at, in seconds.
-
-    Attributes:
-        recheck_s: Between two looks at what the servers list.
-        liveness_s: Between two questions to a server with calls under way whether it is alive, and how long
-            it may take to answer.
-        prove_again_s: Between two golden checks of a candidate that passed, or is of another identity.
-        refused_again_s: Between two golden checks of one that did not pass, or not in time.
-        examination_s: How long an examination of one may take.
-        breaker: When a candidate is left alone, and taken back.
-    """
-
-    recheck_s: float = 2.0
-    liveness_s: float = 1.0
-    prove_again_s: float = 300.0
-    refused_again_s: float = 30.0
-    examination_s: float = 10.0
-    breaker: BreakerLimits = field(default_factory=BreakerLimits)
-
-    def __post_init__(self) -> None:
-        check_seconds(self)
 
 
 class Contender:

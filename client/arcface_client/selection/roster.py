@@ -6,7 +6,8 @@ from collections.abc import Container, Mapping, Sequence
 
 from ..errors import ArcFaceError, ModelNotFoundError, detached
 from .candidates import Candidate, Wanted
-from .contender import Contender, Rhythm
+from .contender import Contender
+from .rhythm import Rhythm
 from .server import Server
 
 

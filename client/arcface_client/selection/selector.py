@@ -20,11 +20,12 @@ from ..errors import (
 from ..failures import PROBE_TIMEOUT_S, unanswered
 from .call import MARGIN_S
 from .candidates import Sighting, Wanted
-from .contender import Contender, Rhythm
+from .contender import Contender
 from .examination import Evidence, Finding, Identity
 from .examiner import Examiner
 from .first_choice import FirstChoice
 from .reloads import reloaded
+from .rhythm import Rhythm
 from .roster import Roster
 from .server import RequestLimits, Server
 from .standing import Standing, anything_at, report, standing

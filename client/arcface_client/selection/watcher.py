@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from ..deadline import Deadline
 from ..failures import unanswered
-from .contender import Rhythm
 from .last_resort import LastResort
+from .rhythm import Rhythm
 from .selector import LONGEST_LOOK_S, Selector
 from .server import Server
 

@@ -18,7 +18,7 @@ from arcface_builder.repository import ModelRepository
 from arcface_builder.serving_graph import serving_graph
 from arcface_builder.source_model import SourceModel
 from arcface_builder.sources import OnnxFile
-from arcface_builder.store import EngineStore, LocalStore
+from arcface_builder.store import LocalStore, PlanStore
 from exports import small_arcface
 
 
@@ -64,8 +64,8 @@ def repository(source: Path, tmp_path: Path) -> ModelRepository:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> EngineStore:
-    return EngineStore(LocalStore(tmp_path / "cache"))
+def store(tmp_path: Path) -> PlanStore:
+    return PlanStore(LocalStore(tmp_path / "cache"))
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from arcface_builder.sources import OnnxFile
 from arcface_client.backend import Refusal, Source
 from arcface_client.backends.in_process import InProcessBackend
 from arcface_client.backends.onnxruntime import onnx_candidate
-from arcface_client.backends.repository import LocalModels
 from arcface_client.contract import CROP_SHAPE, Crops, Embeddings
 from arcface_client.errors import (
     ClientClosedError,
@@ -26,6 +25,7 @@ from arcface_client.errors import (
     ServerError,
 )
 from arcface_client.golden import golden_crops
+from arcface_client.model_repository import LocalModels
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_client.runtimes.providers import CPU
 from exports import save_for_insightface

@@ -17,7 +17,7 @@ from arcface_client.backend import EmbeddingBackend
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import InputError
-from arcface_client.selection.contender import Rhythm
+from arcface_client.selection.rhythm import Rhythm
 from arcface_client.selection.shadow import QUEUE_CROPS
 from arcface_server import LocalTriton
 from processes import wait_until

@@ -21,8 +21,7 @@ from arcface_client.backend import Served
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import DeadlineExceededError, NoCandidateNowError
-from arcface_client.selection.breaker import BreakerLimits
-from arcface_client.selection.contender import Rhythm
+from arcface_client.selection.rhythm import BreakerLimits, Rhythm
 from arcface_client.selection.server import RequestLimits
 from arcface_server import LocalTriton
 from processes import wait_until

@@ -19,7 +19,7 @@ from arcface_client.contract import CROP_SHAPE
 from arcface_client.deadline import Deadline
 from arcface_client.errors import DeadlineExceededError
 from arcface_client.selection import fallback
-from arcface_client.selection.contender import Rhythm
+from arcface_client.selection.rhythm import Rhythm
 from arcface_client.selection.server import RequestLimits
 from fake_triton import FakeTriton, served
 from siblings import InThisProcess

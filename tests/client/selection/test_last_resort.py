@@ -19,9 +19,9 @@ from arcface_client.errors import ClientClosedError, DeadlineExceededError, Depl
 from arcface_client.job import Job
 from arcface_client.selection import last_resort as module
 from arcface_client.selection.candidates import Wanted
-from arcface_client.selection.contender import Rhythm
 from arcface_client.selection.examiner import Examiner
 from arcface_client.selection.last_resort import LastResort
+from arcface_client.selection.rhythm import Rhythm
 from arcface_client.selection.selector import Selector
 from arcface_client.selection.server import RequestLimits
 from fake_triton import FakeTriton, served

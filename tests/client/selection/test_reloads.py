@@ -21,9 +21,9 @@ from arcface_client.errors import NoCandidateError
 from arcface_client.golden import golden_crops
 from arcface_client.selection import fallback
 from arcface_client.selection.candidates import Wanted
-from arcface_client.selection.contender import Rhythm
 from arcface_client.selection.examiner import Examiner
 from arcface_client.selection.loads import Loads
+from arcface_client.selection.rhythm import Rhythm
 from arcface_client.selection.selector import Selector
 from arcface_client.selection.server import RequestLimits
 from arcface_server import LocalTriton

@@ -10,10 +10,9 @@ import pytest
 from arcface_client.deadline import Deadline
 from arcface_client.errors import ModelLoadingError, ServerUnavailableError
 from arcface_client.golden import GoldenReference, golden_crops
-from arcface_client.selection.breaker import BreakerLimits
 from arcface_client.selection.candidates import Wanted
-from arcface_client.selection.contender import Rhythm
 from arcface_client.selection.examiner import Examiner
+from arcface_client.selection.rhythm import BreakerLimits, Rhythm
 from arcface_client.selection.selector import Selector
 from arcface_client.selection.server import RequestLimits
 from fake_triton import FakeTriton, served

@@ -9,19 +9,19 @@ import onnxruntime
 
 from arcface_client.contract import Crops
 
-from .onnx_version import OnnxVersion
-from .plans.builder import MIN_BATCH_SIZE, BuildOptions
-from .plans.gpu import Gpu
-from .plans.toolkit import can_be_hardware_compatible
-from .store import EngineIdentity
-from .store.identity import CALIBRATION, GPU_MODEL
+from ..onnx_version import OnnxVersion
+from ..store import PlanIdentity
+from ..store.identity import CALIBRATION, GPU_MODEL
+from .builder import MIN_BATCH_SIZE, BuildOptions
+from .gpu import Gpu
+from .toolkit import can_be_hardware_compatible
 
 _TYPED_BY_ONNX_RUNTIME: Final = ("fp16", "bf16", "int8")
 
 
 def plan_identity(
     onnx: OnnxVersion, options: BuildOptions, gpu: Gpu, calibration: Crops | None = None
-) -> EngineIdentity:
+) -> PlanIdentity:
     """Tell what goes into a plan.
 
     Args:
@@ -39,7 +39,7 @@ def plan_identity(
         settings["onnxruntime"] = onnxruntime.__version__
     if options.precision == "int8" and calibration is not None:
         settings[CALIBRATION] = hashlib.sha256(calibration.tobytes()).hexdigest()[:12]
-    return EngineIdentity(
+    return PlanIdentity(
         model=onnx.name,
         onnx_sha256=onnx.sha256,
         tensorrt_version=gpu.trt.__version__,

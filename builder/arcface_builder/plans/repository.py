@@ -30,13 +30,13 @@ from tritonclient.grpc import model_config_pb2
 from arcface_client import manifests
 from arcface_client.names import plan_model
 
-from .disk import flush
-from .errors import OptionError, RepositoryError
-from .model_config import CONFIG_FILE, VERSIONS_SERVED, config_changes, config_text
-from .plan_config import plan_config
-from .repository import ModelRepository, os_errors, replace_text
-from .store import PlanManifest, StoredEngine, describe_plan
-from .store.records import read_record
+from ..disk import flush
+from ..errors import OptionError, RepositoryError
+from ..model_config import CONFIG_FILE, VERSIONS_SERVED, config_changes, config_text
+from ..repository import ModelRepository, os_errors, replace_text
+from ..store import PlanManifest, StoredPlan, describe_plan
+from ..store.records import read_record
+from .config import plan_config
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class AddedPlan:
 
 
 def add_plan(
-    repository: ModelRepository, engine: StoredEngine, *, version: int, instances: int | None = None
+    repository: ModelRepository, engine: StoredPlan, *, version: int, instances: int | None = None
 ) -> AddedPlan:
     """Put a stored plan into a version of ``{name}_trt``.
 

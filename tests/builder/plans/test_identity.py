@@ -8,11 +8,11 @@ import onnxruntime
 import pytest
 
 from arcface_builder.onnx_version import OnnxVersion
-from arcface_builder.plan_identity import plan_identity
 from arcface_builder.plans.builder import BuildOptions
 from arcface_builder.plans.gpu import Gpu
+from arcface_builder.plans.identity import plan_identity
 from arcface_builder.plans.precision import GRAPH_REVISION
-from arcface_builder.store import EngineIdentity
+from arcface_builder.store import PlanIdentity
 
 ONNX = OnnxVersion("small", 1, Path("model.onnx"), b"a model", "a" * 64)
 
@@ -26,7 +26,7 @@ NEW: Any = SimpleNamespace(
 )
 
 
-def on(gpu: str, trt: Any, **options: Any) -> EngineIdentity:
+def on(gpu: str, trt: Any, **options: Any) -> PlanIdentity:
     at_hand = Gpu(trt, sm="86", name=gpu, driver_version="13.0")
     return plan_identity(ONNX, BuildOptions(**options), at_hand)
 

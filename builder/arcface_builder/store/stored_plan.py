@@ -9,7 +9,7 @@ from .plan_manifest import PlanManifest
 
 
 @dataclass(frozen=True)
-class StoredEngine:
+class StoredPlan:
     """A plan in the local cache.
 
     Attributes:

@@ -6,10 +6,10 @@ import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import DeploymentError, ManifestError, ModelNotFoundError
-from ..golden import GoldenReference
-from ..identity import EmbeddingIdentity, PrecisionClass
-from ..manifests import (
+from .errors import DeploymentError, ManifestError, ModelNotFoundError
+from .golden import GoldenReference
+from .identity import EmbeddingIdentity, PrecisionClass
+from .manifests import (
     MODEL_FILE,
     OnnxRecord,
     PlanRecord,
@@ -18,7 +18,7 @@ from ..manifests import (
     read_onnx_record,
     read_plan_record,
 )
-from ..names import onnx_model, plan_model, sibling_of
+from .names import onnx_model, plan_model, sibling_of
 
 
 @dataclass(frozen=True, kw_only=True)

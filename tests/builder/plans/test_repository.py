@@ -15,10 +15,10 @@ from tritonclient.grpc import model_config_pb2
 
 from arcface_builder.errors import RepositoryError
 from arcface_builder.model_config import config_text
-from arcface_builder.plan_config import plan_config
-from arcface_builder.plan_repository import AddedPlan, add_plan
+from arcface_builder.plans.config import plan_config
+from arcface_builder.plans.repository import AddedPlan, add_plan
 from arcface_builder.repository import ModelRepository
-from arcface_builder.store import EngineIdentity, Parity, PlanManifest, StoredEngine, describe_plan
+from arcface_builder.store import Parity, PlanIdentity, PlanManifest, StoredPlan, describe_plan
 
 GOLDEN = Path(__file__).parent / "arcface_r100_trt.pbtxt"
 
@@ -36,9 +36,9 @@ def engine(
     version: int = 1,
     precision: str = "fp16",
     max_batch_size: int = 32,
-) -> StoredEngine:
+) -> StoredPlan:
     """A stored plan, of bytes that nothing here loads."""
-    identity = EngineIdentity(
+    identity = PlanIdentity(
         model="m",
         onnx_sha256=hashlib.sha256(str(version).encode()).hexdigest(),
         tensorrt_version="11.1.0.106",
@@ -63,7 +63,7 @@ def engine(
         build_command="arcface-builder compile",
         tools={},
     )
-    return StoredEngine(path, manifest)
+    return StoredPlan(path, manifest)
 
 
 def add(

@@ -10,11 +10,11 @@ from arcface_client.errors import ArcFaceError
 from arcface_client.runtimes.base import Embed
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 
-from .graph import session
-from .onnx_version import OnnxVersion
-from .plans.gate import Standard, another_model, gate_crops, standard_of
-from .reference import ReferenceEmbedder
-from .sources import Source
+from ..graph import session
+from ..onnx_version import OnnxVersion
+from ..reference import ReferenceEmbedder
+from ..sources import Source
+from .gate import Standard, another_model, gate_crops, standard_of
 
 _log = logging.getLogger(__name__)
 
