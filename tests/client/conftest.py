@@ -1,16 +1,20 @@
-"""One real Triton for all tests that do it no harm."""
+"""One real Triton for all tests that do it no harm; a model repository as the builder leaves it."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from arcface_builder.build import build
+from arcface_builder.sources import OnnxFile
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_server import LocalTriton
+from exports import save_for_insightface
 from tiny import tiny_serving_graph, write_tiny_repository
 
 OTHER_TENSORS = """
@@ -64,3 +68,17 @@ def expected(crops: Crops, tmp_path_factory: pytest.TempPathFactory) -> Embeddin
     path = tmp_path_factory.mktemp("reference") / "model.onnx"
     path.write_bytes(tiny_serving_graph(seed=2).SerializeToString())
     return OnnxRuntime(path).embed(crops)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``source-0.onnx``, and ``models`` with version 1 of small_onnx; not to be changed."""
+    folder = tmp_path_factory.mktemp("built")
+    build(OnnxFile(save_for_insightface(folder)), name="small", repository=folder / "models")
+    return folder
+
+
+@pytest.fixture
+def models(built: Path, tmp_path: Path) -> Path:
+    """A copy of the repository, to do what one likes with."""
+    return shutil.copytree(built / "models", tmp_path / "models")

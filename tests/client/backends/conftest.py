@@ -1,8 +1,7 @@
-"""Real servers with sibling models; a model repository as the builder leaves it, and its source."""
+"""Real servers with sibling models, and embedders of a repository that the builder made."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,12 +10,9 @@ from typing import Any
 import onnx
 import pytest
 
-from arcface_builder.build import build
-from arcface_builder.sources import OnnxFile
 from arcface_client.backend import EmbeddingBackend
 from arcface_client.backends.factory import get_embedding_backend
 from arcface_server import LocalTriton
-from exports import save_for_insightface
 from siblings import EXPLICIT, write_siblings
 from tiny import tiny_serving_graph, write_tiny_repository
 
@@ -44,20 +40,6 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTriton]:
     write_tiny_repository(repository, "full_trt", max_batch_size=1, work=3, queue=1)
     with LocalTriton(repository, stop_timeout_s=1) as server:
         yield server
-
-
-@pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``source-0.onnx``, and ``models`` with version 1 of small_onnx; not to be changed."""
-    folder = tmp_path_factory.mktemp("built")
-    build(OnnxFile(save_for_insightface(folder)), name="small", repository=folder / "models")
-    return folder
-
-
-@pytest.fixture
-def models(built: Path, tmp_path: Path) -> Path:
-    """A copy of the repository, to do what one likes with."""
-    return shutil.copytree(built / "models", tmp_path / "models")
 
 
 @pytest.fixture
