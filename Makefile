@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-faults test-torch test-gpu soak lint format type check bench bench-gpu package clean
+.PHONY: help install demo test test-faults test-torch test-gpu soak lint format type check ci bench bench-gpu package clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,7 +52,10 @@ format: $(READY) ## Put the code into shape
 type: $(READY) ## Check types
 	$(BIN)/mypy
 
-check: lint type test ## Everything that a change must pass
+check: lint type test ## Style, types and tests, before every commit
+
+# PyTorch is here and not in `test`: it compares the network with a plain PyTorch one.
+ci: test test-faults test-torch lint type ## All that a change must pass (15 minutes)
 
 bench: $(READY) ## Measure serving against running in process, on this machine (about 20 minutes)
 	$(BIN)/python benchmarks/serving.py --output docs/benchmarks

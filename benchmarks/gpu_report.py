@@ -145,7 +145,7 @@ at a time. Faces a second are those of calls that follow one another on the devi
 is of the rate that PyTorch's matrix product reaches in the same precision. Drift is the largest 1 - cosine
 similarity to the float32 model in ONNX Runtime. PyTorch's network has weights of its own, and so no drift.
 
-Made by `make bench-gpu`; the same as data: [gpu.json](gpu.json).
+Made by `benchmarks/gpu.py`, which `make bench-gpu` runs in one piece; as data: [gpu.json](gpu.json).
 """
 _HEADER: Final = (
     "| | batch | p50 ms | p99 ms | faces/s | TFLOP/s | share | device MB | build s | plan MB | drift |\n"

@@ -5,6 +5,7 @@ one, and one folder for each backend of ours, named as ``config.pbtxt`` names it
 
     python/       libtriton_python.so  triton_python_backend_utils.py  triton_python_backend_stub
     onnxruntime/  model.py
+    tensorrt/     model.py
 """
 
 from __future__ import annotations

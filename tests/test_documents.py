@@ -1,0 +1,53 @@
+"""What the documentation says is so: its links, its commands, the extras that it names."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "model_repository/README.md"]
+COMMAND = re.compile(r"^(?:\$ )?(arcface-(?:builder|client|server)) +([^#\n]+)", re.MULTILINE)
+BLOCK = re.compile(r"^```(?:console|bash)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    for page in PAGES:
+        for block in BLOCK.findall(page.read_text()):
+            for program, arguments in COMMAND.findall(block):
+                yield program, re.sub(r"\[(.*?)\]", r"\1", arguments).strip()  # [--optional]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_links_to_is_there(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize(("program", "arguments"), sorted(set(commands())), ids=" ".join)
+def test_a_command_of_the_documentation_is_understood(program: str, arguments: str) -> None:
+    package = program.replace("-", "_")
+    importlib.import_module(f"{package}.cli")._parser().parse_args(shlex.split(arguments))
+
+
+def test_there_are_commands_to_check() -> None:
+    assert {program for program, _ in commands()} == {"arcface-builder", "arcface-client", "arcface-server"}
+
+
+def test_the_extras_that_are_named_exist() -> None:
+    extras = set(importlib.metadata.metadata("arcface-triton").get_all("Provides-Extra") or ())
+    for page in PAGES:
+        for named in re.findall(r"arcface-triton\[([a-z0-9,]+)\]", page.read_text()):
+            assert set(named.split(",")) <= extras, page
+
+
+def test_the_targets_of_make_that_are_named_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        assert set(re.findall(r"[`$] ?make ([a-z-]+)", page.read_text())) <= targets, page
