@@ -20,6 +20,8 @@ VERSIONS_SERVED: Final = 2
 """The newest version and the one before: a client can stay on the last release until the new one has
 proved itself. Memory is the price of each further one."""
 
+MOST_INSTANCES: Final = 64
+
 Device = Literal["cpu", "gpu"]
 
 _KINDS: Final[dict[str, str]] = {"cpu": "KIND_CPU", "gpu": "KIND_GPU"}
@@ -48,10 +50,10 @@ class ServingOptions:
     intra_op_threads: int = 0
 
     def __post_init__(self) -> None:
-        _check_range("max_batch_size", self.max_batch_size, 1, 1024)
-        _check_range("max_queue_delay_us", self.max_queue_delay_us, 0, 10_000_000)
-        _check_range("instances", self.instances, 1, 64)
-        _check_range("intra_op_threads", self.intra_op_threads, 0, 1024)
+        check_range("max_batch_size", self.max_batch_size, 1, 1024)
+        check_range("max_queue_delay_us", self.max_queue_delay_us, 0, 10_000_000)
+        check_range("instances", self.instances, 1, MOST_INSTANCES)
+        check_range("intra_op_threads", self.intra_op_threads, 0, 1024)
         if self.device not in _KINDS:
             raise OptionError(f"device is {self.device!r}; expected one of {', '.join(_KINDS)}.")
 
@@ -111,6 +113,7 @@ def config_changes(old: str, new: str) -> str:
     return ", ".join(line for line in difflib.ndiff(before, after) if line[0] in "+-")
 
 
-def _check_range(name: str, value: int, low: int, high: int) -> None:
+def check_range(name: str, value: int, low: int, high: int) -> None:
+    """Check a setting; raises OptionError."""
     if not low <= value <= high:
         raise OptionError(f"{name} is {value}; expected {low} to {high}.")

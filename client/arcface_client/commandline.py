@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import TypeVar
 
@@ -92,7 +92,10 @@ def _interrupting_signals(interruptions: list[int]) -> Iterator[None]:
 
 def add_version(parser: argparse.ArgumentParser) -> None:
     """Add ``--version``."""
-    version = importlib.metadata.version("arcface-triton")
+    try:
+        version = importlib.metadata.version("arcface-triton")
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout
+        version = "(not installed)"
     parser.add_argument("--version", action="version", version=f"%(prog)s {version}")
 
 
@@ -134,11 +137,13 @@ def stages(name: str) -> Iterator[Callable[[str, float | None], None]]:
     """
     try:
         from tqdm import tqdm
+        from tqdm.contrib.logging import logging_redirect_tqdm
     except ImportError:
         yield lambda stage, done: None
         return
     layout = "{desc} {percentage:3.0f}% |{bar}| {elapsed} {postfix}"
-    with tqdm(desc=name, total=1.0, bar_format=layout, disable=None, leave=False) as bar:
+    bar = tqdm(desc=name, total=1.0, bar_format=layout, disable=None, leave=False)
+    with bar, nullcontext() if bar.disable else logging_redirect_tqdm():  # log lines go above the bar
 
         def tell(stage: str, done: float | None) -> None:
             bar.n = done or 0.0

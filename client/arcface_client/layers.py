@@ -47,6 +47,13 @@ def _filled(text: str) -> str:
     return text
 
 
+def _tolerance(text: str) -> float:
+    number = float(text)
+    if not 0 < number < 1:  # written so that NaN fails as well
+        raise ValueError(text)
+    return number
+
+
 def _parts(text: str) -> tuple[str, ...]:
     return tuple(_filled(part).strip() for part in text.split(",")) if text else ()
 
@@ -54,6 +61,7 @@ def _parts(text: str) -> tuple[str, ...]:
 TEXT: Final = Kind(_filled, "a text")
 WHOLE: Final = Kind(int, "a whole number", (str, int))
 NUMBER: Final = Kind(_finite, "a number")
+TOLERANCE: Final = Kind(_tolerance, "a number above 0 and below 1")
 BOOLEAN: Final = Kind(lambda text: _BOOLEANS[text.lower()], "true or false", (str, int, bool))
 PATH: Final = Kind(lambda text: Path(_filled(text)), "a path", (str, Path))
 TEXTS: Final = Kind(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from . import tensorrt_settings
 from .errors import ConfigError
-from .layers import BOOLEAN, NUMBER, PATH, TEXT, TEXTS, WHOLE, Defaults, Kind, one_of, read_layers
+from .layers import BOOLEAN, NUMBER, PATH, TEXT, TEXTS, TOLERANCE, WHOLE, Defaults, Kind, one_of, read_layers
 from .limits import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S
 from .names import DEFAULT_MODEL, family
 from .selection.rhythm import Rhythm
@@ -128,7 +128,7 @@ KEYS: Final[Defaults] = {
     "embedding.source": (TEXT, "buffalo_l"),
     "embedding.providers": (TEXTS, ()),
     "embedding.candidates": (TEXTS, ()),
-    "validation.max_drift_cosine": (NUMBER, 0.001),
+    "validation.max_drift_cosine": (TOLERANCE, 0.001),
     "triton.url": (TEXTS, ("localhost:8001",)),
     "triton.model": (TEXT, DEFAULT_MODEL),
     "triton.version": (WHOLE, None),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from .layers import BOOLEAN, NUMBER, TEXT, WHOLE, Defaults, one_of, read_layers
+from .layers import BOOLEAN, TEXT, TOLERANCE, WHOLE, Defaults, one_of, read_layers
 
 DEFAULT_PATH: Final = Path("config/pipeline/arcface_tensorrt.yaml")
 
@@ -27,7 +27,7 @@ _DEFAULTS: Final[Defaults] = {
     "tensorrt.small_batch_profile": (BOOLEAN, True),
     "tensorrt.instances": (WHOLE, None),
     "tensorrt.engine_s3_bucket": (TEXT, None),
-    "validation.max_drift_cosine": (NUMBER, 0.001),
+    "validation.max_drift_cosine": (TOLERANCE, 0.001),
 }
 
 

@@ -65,6 +65,15 @@ def test_what_one_machine_builds_another_finds(
     )
 
 
+def test_a_miss_tells_of_what_the_bucket_has(
+    tmp_path: Path, s3: S3Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine(tmp_path / "one", s3).put(plan(), manifest())
+
+    assert machine(tmp_path / "other", s3).fetch(identity(max_batch_size=64)) is None
+    assert caplog.messages[-1].endswith("; the nearest there has max_batch_size 32, not 64.")
+
+
 @pytest.mark.parametrize("trouble", ["missing", "forbidden", "unreachable"])
 def test_compile_goes_on_without_a_bucket_that_fails_and_says_so(
     tmp_path: Path, s3: S3Server, caplog: pytest.LogCaptureFixture, trouble: str

@@ -121,7 +121,10 @@ def test_prune_touches_the_bucket_only_when_told_to(
         (["push"], "There is no bucket"),
         (["verify", "--remote"], "There is no bucket"),
         (["prune"], "Nothing says what may go; expected --keep"),
-        (["prune", "--keep", "-1"], "Cannot prune by -1; expected 0 or more."),
+        (["prune", "--keep", "-1"], "Cannot prune by -1; expected 0 to 1,000,000."),
+        (["prune", "--older-than-days", "nan"], "Cannot prune by nan; expected 0 to"),
+        (["prune", "--older-than-days", "inf"], "Cannot prune by inf; expected 0 to"),
+        (["prune", "--older-than-days", "1e18"], "Cannot prune by 1e+18; expected 0 to"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )

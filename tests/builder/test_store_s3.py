@@ -14,7 +14,7 @@ from arcface_builder.errors import BucketError, BucketUnreachableError, PlanDama
 from arcface_builder.store import DamagedManifest, StoredPlan
 from arcface_builder.store.s3 import S3Store
 from engines import IDENTITY, identity, manifest, plan
-from s3_server import BadWire, S3Server
+from s3_server import BadWire, S3Server, redirecting
 
 CONTENT = plan(9_000_000)
 """More than boto3 moves in one piece."""
@@ -203,6 +203,23 @@ def test_an_endpoint_that_cannot_be_reached_is_told(wire: BadWire, listening: bo
         free = f"http://127.0.0.1:{unused.getsockname()[1]}"
     with pytest.raises(BucketUnreachableError, match=r"check the network and --endpoint-url"):
         hasty(wire.url if listening else free).find(IDENTITY)
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_an_endpoint_that_redirects_everything_is_told(status: int) -> None:
+    with redirecting(status) as url, pytest.raises(BucketError, match=r"redirects every request|refused a"):
+        hasty(url).find(IDENTITY)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("AWS_ENDPOINT_URL", "foo"), ("AWS_DEFAULT_REGION", "bad region!")]
+)
+def test_settings_of_boto3_that_cannot_be_are_told(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(BucketError, match=rf"Cannot use the bucket 'plans'.*{value}.*; expected an endpoint"):
+        S3Store("plans")
 
 
 def test_a_missing_bucket_is_told(s3: S3Server, engine: StoredPlan) -> None:

@@ -91,6 +91,14 @@ def test_tls_without_certificates_is_possible() -> None:
         ("embedding: {model: ''}", r"embedding\.model is ''; expected the name that models share"),
         ("embedding: {model: a_onnx}", r"embedding\.model is 'a_onnx'; expected .* without _onnx or _trt"),
         ("validation: {max_drift_cosine: small}", r"max_drift_cosine is 'small'; expected a number"),
+        (
+            "validation: {max_drift_cosine: 0}",
+            r"max_drift_cosine is 0; expected a number above 0 and",
+        ),
+        (
+            "validation: {max_drift_cosine: 1}",
+            r"max_drift_cosine is 1; expected a number above 0 and",
+        ),
         ("validation: {max_drift_cosine: .nan}", r"max_drift_cosine is nan; expected a number"),
         ("triton: {tls: {root_certificates: /nowhere.pem}}", r"tls\.root_certificates is /nowhere\.pem"),
         ("triton: {tls: {private_key: " + str(SHIPPED) + "}}", r"needs both tls\.private_key and"),

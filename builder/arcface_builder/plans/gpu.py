@@ -88,14 +88,11 @@ def gpu_at_hand() -> Gpu:
                 "run this on one, or assemble stored plans with --cc ... --from-store."
             )
         properties = cuda.check(cudart.cudaGetDeviceProperties(0))
-        version = cuda.check(cudart.cudaDriverGetVersion())  # 13000 is 13.0
         return Gpu(
             trt,
             sm=sm_of(cuda.compute_capability(0)),
             name=properties.name.decode(),
-            driver_version=f"{version // 1000}.{version % 1000 // 10}",
+            driver_version=cuda.version_text(cuda.check(cudart.cudaDriverGetVersion())),
         )
     except cuda.CudaError as error:
-        raise NoGpuError(
-            f"CUDA cannot be used: {error}. Is there a GPU, with a driver that is new enough?"
-        ) from error
+        raise NoGpuError(f"CUDA cannot be used: {error}.") from error

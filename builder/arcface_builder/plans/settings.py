@@ -6,11 +6,14 @@ from pathlib import Path
 
 from arcface_client.tensorrt_settings import TensorRtSettings
 
+from ..model_config import MOST_INSTANCES, check_range
 from .builder import BuildOptions
 
 
 def build_options(settings: TensorRtSettings, timing_cache: Path | None = None) -> BuildOptions:
     """What to build; raises OptionError for a value out of its range."""
+    if settings.instances is not None:  # not the build's, but known to be wrong before it
+        check_range("instances", settings.instances, 1, MOST_INSTANCES)
     return BuildOptions(
         precision=settings.precision,
         max_batch_size=settings.max_batch_size,

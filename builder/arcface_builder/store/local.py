@@ -65,13 +65,14 @@ class LocalStore:
                     if self._discard_unless_good(plan, identity.key):
                         _log.warning("Removed a plan from the cache, to be made again: %s", error)
 
-    def manifests(self) -> Iterator[PlanManifest | DamagedManifest]:
-        """Every plan's manifest, or what is wrong with it.
+    def manifests(self, model: str = "") -> Iterator[PlanManifest | DamagedManifest]:
+        """Every plan's manifest, or what is wrong with it; of one model, if its name is given.
 
         Raises:
             CacheError: The cache cannot be read.
         """
-        for path in sorted((self.root / "engines").glob(f"*/*/*/*/*.plan{ENDING}")):
+        name = f"{model}-*" if model else "*"
+        for path in sorted((self.root / "engines").glob(f"*/*/*/*/{name}.plan{ENDING}")):
             plan = path.with_name(path.name.removesuffix(ENDING))
             key = plan.relative_to(self.root).as_posix()
             with self._os_errors("read"):

@@ -6,9 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Final
 
 from ..errors import OptionError
 from .plan_manifest import PlanManifest
+
+_LARGEST: Final = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +24,7 @@ class PruneRule:
         tensorrt_version: It was built by this TensorRT.
 
     Raises:
-        OptionError: Nothing is given, which would be everything, or a number is negative.
+        OptionError: Nothing is given, which would be everything, or a number is out of range.
     """
 
     keep: int | None = None
@@ -30,8 +33,9 @@ class PruneRule:
 
     def __post_init__(self) -> None:
         numbers = [number for number in (self.keep, self.older_than_days) if number is not None]
-        if any(number < 0 for number in numbers):
-            raise OptionError(f"Cannot prune by {min(numbers)}; expected 0 or more.")
+        for number in numbers:
+            if not 0 <= number <= _LARGEST:  # written so that NaN fails as well
+                raise OptionError(f"Cannot prune by {number}; expected 0 to {_LARGEST:,}.")
         if not numbers and self.tensorrt_version is None:
             raise OptionError(
                 "Nothing says what may go; expected --keep, --older-than-days or --tensorrt-version."

@@ -69,9 +69,10 @@ class S3Store:
         with translated(self.name):
             try:
                 self._s3 = Session().client("s3", endpoint_url=endpoint_url, config=config)
-            except ValueError as error:
+            except ValueError as error:  # of boto3's own settings, too: AWS_ENDPOINT_URL, AWS_DEFAULT_REGION
                 raise BucketError(
-                    f"The endpoint {endpoint_url!r} is no URL; expected e.g. https://s3.example.org:9000."
+                    f"Cannot use the {self.name}: {error}; expected an endpoint such as "
+                    "https://s3.example.org:9000, and a region such as eu-central-1."
                 ) from error
 
     def find(self, identity: PlanIdentity) -> PlanManifest | None:
@@ -83,17 +84,20 @@ class S3Store:
         """
         return self._read_manifest(identity.key)
 
-    def manifests(self) -> Iterator[PlanManifest | DamagedManifest]:
-        """Every plan's manifest, or what is wrong with it.
+    def manifests(self, model: str = "") -> Iterator[PlanManifest | DamagedManifest]:
+        """Every plan's manifest, or what is wrong with it; of one model, if its name is given.
 
         Raises:
             StoreError: The bucket cannot be used.
         """
-        ending = f".plan{ENDING}"
+        beginning, ending = f"{model}-" if model else "", f".plan{ENDING}"
         with translated(self.name):
             pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix="engines/")
             keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
-        for key in (key.removesuffix(ENDING) for key in keys if key.endswith(ending)):
+        wanted = [
+            key for key in keys if posixpath.basename(key).startswith(beginning) and key.endswith(ending)
+        ]
+        for key in (key.removesuffix(ENDING) for key in wanted):
             try:
                 manifest = self._read_manifest(key)
             except PlanManifestError as error:

@@ -58,6 +58,10 @@ def translated(place: str) -> Iterator[None]:
         ) from error
     except ParamValidationError as error:
         raise BucketError(f"There can be no {place}; expected a name as my-bucket.") from error
+    except RecursionError as error:  # what botocore makes of an endpoint that redirects all it is asked
+        raise BucketError(
+            f"The {place} redirects every request; check --endpoint-url (https, not http?) and the region."
+        ) from error
     except BotoCoreError as error:
         raise BucketError(f"Cannot use the {place}: {_one_line(error)}") from error
 
@@ -79,7 +83,7 @@ def _from_answer(error: ClientError, place: str) -> BucketError | BucketUnreacha
 
 
 def _code(error: ClientError) -> str:
-    return error.response.get("Error", {}).get("Code", "unknown")
+    return error.response.get("Error", {}).get("Code") or "no code"
 
 
 def _one_line(error: BaseException) -> str:

@@ -24,8 +24,8 @@ _BUCKET_FAILED: Final = (BucketError, BucketUnreachableError, PlanError)
 class Place(Protocol):
     """What the local cache and the bucket have in common."""
 
-    def manifests(self) -> Iterator[PlanManifest | DamagedManifest]:
-        """Every plan's manifest, or what is wrong with it."""
+    def manifests(self, model: str = "") -> Iterator[PlanManifest | DamagedManifest]:
+        """Every plan's manifest, or what is wrong with it; of one model, if its name is given."""
 
     def check(self, manifest: PlanManifest) -> object:
         """Compare a plan's bytes with its manifest; raises a PlanError where they differ."""
@@ -101,7 +101,7 @@ class PlanStore:
             return stored
         manifest = self.remote.find(identity) if self.remote else None
         if self.remote is None or manifest is None:
-            others = (other.identity for other in readable(self.local))
+            others = [other.identity for place in self._places() for other in readable(place, identity.model)]
             where = f"{self.local.name} or the {self.remote.name}" if self.remote else self.local.name
             _log.info("Miss: %s is not in the %s%s", name, where, _nearest(identity, others))
             return None
@@ -154,18 +154,20 @@ class PlanStore:
         Raises:
             StoreError: The bucket or the local cache cannot be used.
         """
-        places: list[Place] = [self.remote, self.local] if self.remote else [self.local]
-        found = {manifest.identity.key: manifest for place in places for manifest in readable(place)}
+        found = {manifest.identity.key: manifest for place in self._places() for manifest in readable(place)}
         return sorted(found.values(), key=lambda manifest: manifest.created_at, reverse=True)
 
+    def _places(self) -> list[Place]:
+        return [self.remote, self.local] if self.remote else [self.local]
 
-def readable(place: Place) -> Iterator[PlanManifest]:
+
+def readable(place: Place, model: str = "") -> Iterator[PlanManifest]:
     """A place's plans, with a warning for each manifest that is damaged.
 
     Raises:
         StoreError: The place cannot be used.
     """
-    for manifest in place.manifests():
+    for manifest in place.manifests(model):
         if isinstance(manifest, DamagedManifest):
             _log.warning("%s", manifest.problem)
         else:

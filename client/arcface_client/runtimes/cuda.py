@@ -38,10 +38,22 @@ def device_count() -> int:
     error, count = cudart.cudaGetDeviceCount()
     if error == cudart.cudaError_t.cudaErrorNoDevice:
         return 0
-    # A driver that is missing counts as one that is too old, of version 0.
-    if error == cudart.cudaError_t.cudaErrorInsufficientDriver and not check(cudart.cudaDriverGetVersion()):
-        return 0
+    if error == cudart.cudaError_t.cudaErrorInsufficientDriver:
+        driver = check(cudart.cudaDriverGetVersion())
+        if driver == 0:  # none is there
+            return 0
+        wanted = version_text(check(cudart.cudaRuntimeGetVersion()))
+        raise CudaError(
+            f"The GPU's driver supports CUDA {version_text(driver)}; the package cuda-bindings that is "
+            f"installed needs {wanted}. Update the driver, or run "
+            f"pip install 'cuda-bindings<{driver // 1000 + 1}'"
+        )
     return cast("int", check((error, count)))
+
+
+def version_text(number: int) -> str:
+    """Write a version as people do: 13000 is "13.0"."""
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def compute_capability(device: int) -> str:

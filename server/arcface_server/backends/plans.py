@@ -19,7 +19,7 @@ def load_plan(model: str, config: InstanceConfig) -> TensorRt:
 
     Raises:
         ConfigError: The instance is not on a GPU.
-        MissingExtraError: TensorRT or CUDA's Python package is not installed.
+        MissingExtraError: TensorRT or CUDA's Python package is not installed, or cannot be loaded.
         DeploymentError: There is no plan for this GPU, it is not the one that was published, or TensorRT
             cannot load it.
     """
@@ -37,6 +37,11 @@ def load_plan(model: str, config: InstanceConfig) -> TensorRt:
         raise MissingExtraError(
             f"{model} needs the package {error.name}, which is not installed beside this server: "
             "pip install 'arcface-triton[tensorrt]'. The ONNX sibling serves without it."
+        ) from error
+    except ImportError as error:  # one of TensorRT's libraries
+        raise MissingExtraError(
+            f"{model} needs TensorRT, which is installed beside this server, but cannot be loaded: {error}. "
+            "The ONNX sibling serves without it."
         ) from error
     path = plan_for(model, config, compute_capability(config.device_id))
     record = record_of(path)
