@@ -30,7 +30,7 @@ VERDICT = Verdict(
     crops=256,
     batch_sizes=(1, 4, 16, 32),
     controls={ANOTHER_MODEL: 0.1},
-    source="source file",
+    compared_with="source file",
 )
 """What the gate says of a good plan."""
 
@@ -58,7 +58,9 @@ def manifest(content: bytes | None = None, of: PlanIdentity = IDENTITY, **change
         "gpu_name": "NVIDIA A10",
         "driver_version": "13.0",
         "precisions_used": {"Half": 121, "Float": 2},
-        "parity": Parity(max_drift_cosine=1.3e-5, allowed_drift_cosine=1e-3, crops=256),
+        "parity": Parity(
+            max_drift_cosine=1.3e-5, allowed_drift_cosine=1e-3, crops=256, compared_with="source file"
+        ),
         "build_command": "arcface-builder compile --name arcface_r100 --precision fp16",
         "tools": {"python": "3.12.3"},
     }

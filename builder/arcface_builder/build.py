@@ -93,6 +93,7 @@ def build(
             version=0,  # known once it is published
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             source=origin,
+            source_location=source.location(),
             repairs=[str(finding) for finding in loaded.findings],
             model_file=ModelFile(MODEL_FILE, len(content), hashlib.sha256(content).hexdigest()),
             preprocessing=Preprocessing(

@@ -16,7 +16,7 @@ from arcface_builder.commands.sources import add_sources, source_from
 from arcface_builder.errors import NotArcFaceError
 from arcface_builder.normalisation import Normalisation
 from arcface_builder.reference import ReferenceEmbedder
-from arcface_builder.sources import Checkpoint, InsightFacePack, OnnxFile, Source, Synthetic
+from arcface_builder.sources import Checkpoint, InsightFacePack, OnnxFile, Source, Synthetic, located
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from exports import mxnet_broken, pytorch_pack, small_arcface
 from photograph import face_crops
@@ -119,22 +119,42 @@ def test_bad_input_is_one_line_and_nothing_is_written(
 @pytest.mark.parametrize(
     "source",
     [
-        OnnxFile(Path("f.onnx")),
-        OnnxFile(Path("f.onnx"), Normalisation.uniform(-1, 57.1234567)),
-        OnnxFile(Path("f.onnx"), Normalisation((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))),
+        OnnxFile(Path("/f.onnx")),
+        OnnxFile(Path("/f.onnx"), Normalisation.uniform(-1, 57.1234567)),
+        OnnxFile(Path("/f.onnx"), Normalisation((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))),
         InsightFacePack("buffalo_l"),
-        InsightFacePack("buffalo_l", Path("packs"), accept_license=True),
-        Checkpoint(Path("backbone.pth")),
+        InsightFacePack("buffalo_l", Path("/packs")),
+        Checkpoint(Path("/backbone.pth")),
         Synthetic("r50"),
         Synthetic("r50", seed=7),
     ],
     ids=str,
 )
-def test_the_arguments_of_a_source_name_it_again(source: Source) -> None:
+def test_the_arguments_and_the_location_of_a_source_lead_back_to_it(source: Source) -> None:
     parser = argparse.ArgumentParser()
     add_sources(parser)
 
     assert source_from(parser.parse_args(source.arguments())) == source
+    assert located(json.loads(json.dumps(source.location()))) == source
+
+
+@pytest.mark.parametrize(
+    ("source", "lasting"),
+    [
+        (OnnxFile(Path("f.onnx")), OnnxFile(Path("f.onnx").absolute())),
+        (Checkpoint(Path("b.pth")), Checkpoint(Path("b.pth").absolute())),
+        (InsightFacePack("p", Path("packs")), InsightFacePack("p", Path("packs").absolute())),
+        (InsightFacePack("p", Path("~/packs")), InsightFacePack("p", Path.home() / "packs")),
+        (InsightFacePack("p", accept_license=True), InsightFacePack("p")),
+    ],
+    ids=str,
+)
+def test_a_location_is_the_same_from_everywhere_and_gives_no_consent(source: Source, lasting: Source) -> None:
+    parser = argparse.ArgumentParser()
+    add_sources(parser)
+
+    assert located(source.location()) == lasting
+    assert source_from(parser.parse_args(source.arguments())) == lasting
 
 
 def test_a_build_without_serving_flags_keeps_how_the_model_is_served(

@@ -43,7 +43,7 @@ def test_a_plan_in_fp16_gives_the_source_models_embeddings(r18_plan: Compiled, g
     assert not r18_plan.from_store
     assert r18_plan.added.path.name == f"r18-fp16-sm{gpu.sm}.plan"
     assert manifest.parity.max_drift_cosine < 2e-4
-    assert manifest.parity.details["source"] == "source file"
+    assert manifest.parity.compared_with == "source file"
     assert manifest.parity.details["between_batches"] < 2e-4
     assert min(manifest.parity.details["controls"].values()) > manifest.parity.allowed_drift_cosine
     assert manifest.precisions_used.get("fp16", 0) >= 21

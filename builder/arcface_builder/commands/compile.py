@@ -28,9 +28,8 @@ from ..plans.gpu import gpu_at_hand
 from ..plans.repository import AddedPlan
 from ..plans.settings import build_options
 from ..repository import ModelRepository
-from ..sources import Source
+from ..sources import Source, located
 from ..store import PRECISIONS, open_store
-from .sources import source_of
 
 _MOST_CROPS: Final = 1024  # of a folder: more makes no better ranges
 
@@ -59,7 +58,8 @@ def add_compile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "compile",
         help="build, prove and store a TensorRT plan",
         description="Make a TensorRT plan of the model NAME_onnx for the GPU at hand and put it into the "
-        "model NAME_trt. It is stored only if its embeddings are the source model's. A plan that the "
+        "model NAME_trt. It is stored only if its embeddings are the source model's, or, where that is not "
+        "at hand, the ONNX model's, which was held against its source when it was built. A plan that the "
         "store has already is taken from there.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -160,21 +160,20 @@ def _report(added: list[AddedPlan], more: dict[str, Any], *, as_json: bool) -> i
     manifest = more.get("manifest")
     if manifest:
         parity = manifest["parity"]
-        print(f"largest drift {parity['max_drift_cosine']:.2g} over {parity['crops']} crops")
+        print(
+            f"largest drift {parity['max_drift_cosine']:.2g} from the {parity['compared_with']} "
+            f"over {parity['crops']} crops"
+        )
     return DONE
 
 
 def _source(repository: ModelRepository, onnx: OnnxVersion) -> Source:
     """The source model that the ONNX model's manifest names; ``find_onnx`` could read that already."""
     path = repository.manifest_path(onnx_model(onnx.name), onnx.version)
-    command = json.loads(path.read_text(encoding="utf-8")).get("rebuild_command")
     try:
-        return source_of(command if isinstance(command, str) else "")
+        return located(json.loads(path.read_text(encoding="utf-8")).get("source_location"))
     except OptionError as error:
-        raise RepositoryError(
-            f"{path}: rebuild_command is {command!r:.200}, which names no source ({error}). "
-            "Build the model again."
-        ) from error
+        raise RepositoryError(f"{path}: source_location: {error} Build the model again.") from error
 
 
 def _crops(folder: Path | None) -> Crops | None:

@@ -35,7 +35,7 @@ _ONNX_BATCH: Final = 8
 
 ANOTHER_MODEL: Final = "another model"
 
-_HEADLINES: Final = ("max_drift_cosine", "allowed_drift_cosine", "crops")
+_HEADLINES: Final = ("max_drift_cosine", "allowed_drift_cosine", "crops", "compared_with")
 """What a manifest says of a verdict outside the details."""
 
 
@@ -52,7 +52,8 @@ class Verdict:
         crops: How many crops were compared.
         batch_sizes: The batch sizes that the plan was run with.
         controls: Drift that each fault causes in the served ONNX model, which must be above what passes.
-        source: What the source was: "source file", "mended copy", or "served ONNX model".
+        compared_with: What stood for the source: "source file", "mended copy", or "served ONNX model", where
+            the source was not at hand. The served model was held against the source when it was built.
     """
 
     max_drift_cosine: float
@@ -63,7 +64,7 @@ class Verdict:
     crops: int
     batch_sizes: tuple[int, ...]
     controls: Mapping[str, float]
-    source: str
+    compared_with: str
 
     def check(self) -> None:
         """Refuse what must not be stored; NaN fails every comparison.
@@ -82,7 +83,7 @@ class Verdict:
             )
         if not self.max_drift_cosine <= allowed:
             raise ParityError(
-                f"The plan drifts by {self.max_drift_cosine:.2g} from the source model; "
+                f"The plan drifts by {self.max_drift_cosine:.2g} from the {self.compared_with}; "
                 f"expected at most {allowed:g} (validation.max_drift_cosine)."
             )
 
@@ -112,14 +113,14 @@ class Standard:
         from_source: Their embeddings by the source model with its callers' own preprocessing.
         from_onnx: Their embeddings by the served ONNX model.
         controls: Drift that each fault causes in the served ONNX model.
-        source: What the source is, for the record.
+        compared_with: What stands for the source, for the record.
     """
 
     crops: Crops
     from_source: Embeddings
     from_onnx: Embeddings
     controls: Mapping[str, float]
-    source: str
+    compared_with: str
 
     @property
     def source_to_onnx(self) -> float:
@@ -151,7 +152,7 @@ def _check_served(source_to_onnx: float, controls: Mapping[str, float], allowed:
 
 
 def standard_of(
-    source: Embed, served: Embed, another: Embed, crops: Crops, *, source_name: str = "source file"
+    source: Embed, served: Embed, another: Embed, crops: Crops, *, compared_with: str = "source file"
 ) -> Standard:
     """Run what is there before any plan is.
 
@@ -160,7 +161,7 @@ def standard_of(
         served: The served ONNX model.
         another: Another model, as a control.
         crops: uint8 [N, 112, 112, 3], N at least ``LEAST_CROPS``.
-        source_name: What the source is, for the record.
+        compared_with: What the source is, for the record.
 
     Raises:
         ParityError: There are too few crops.
@@ -178,7 +179,7 @@ def standard_of(
         from_source=expected,
         from_onnx=from_onnx,
         controls={fault: largest_drift(right, got) for fault, got in faulty.items()},
-        source=source_name,
+        compared_with=compared_with,
     )
 
 
@@ -215,7 +216,7 @@ def judge(
         crops=count,
         batch_sizes=sizes,
         controls=standard.controls,
-        source=standard.source,
+        compared_with=standard.compared_with,
     )
 
 

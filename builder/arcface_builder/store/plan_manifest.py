@@ -26,18 +26,20 @@ _CHUNK_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """How far the plan's embeddings are from the source model's.
+    """How far the plan's embeddings are from the source model's, or from what stood for it.
 
     Attributes:
         max_drift_cosine: The largest 1 - cosine similarity over all crops.
         allowed_drift_cosine: The largest that was allowed.
         crops: How many crops were compared.
+        compared_with: What stood for the source model: "source file", "mended copy", or "served ONNX model".
         details: What else the gate found, in its own words.
     """
 
     max_drift_cosine: float
     allowed_drift_cosine: float
     crops: int
+    compared_with: str
     details: Mapping[str, Any] = field(default_factory=dict)
 
 

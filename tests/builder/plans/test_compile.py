@@ -12,7 +12,6 @@ import pytest
 from absent_gpu import AbsentGpu
 from arcface_builder import faces
 from arcface_builder.cli import main
-from arcface_builder.commands.sources import source_of
 from arcface_builder.compile import Compiled, Request, compile_plan
 from arcface_builder.errors import (
     BlindGateError,
@@ -52,7 +51,7 @@ def test_a_plan_is_built_proved_stored_and_put_into_the_repository(
     assert manifest.precisions_used == {"fp16": 2}
     assert manifest.parity.max_drift_cosine < 1e-5
     assert manifest.parity.crops == 256
-    assert manifest.parity.details["source"] == "source file"
+    assert manifest.parity.compared_with == "source file"
     assert manifest.parity.details["controls"]["another model"] > 0.001
     assert manifest.identity.tensorrt_version == gpu.trt.__version__
     assert {"Writing fp16 into the graph", "Comparing the plan with its source"} <= stages
@@ -154,7 +153,7 @@ def test_without_the_source_model_two_points_are_compared(
     with caplog.at_level(logging.WARNING):
         compiled: Compiled = compile_plan(missing, gpu, store, repository)
 
-    assert compiled.manifest.parity.details["source"] == "served ONNX model"
+    assert compiled.manifest.parity.compared_with == "served ONNX model"
     assert "The source model is not at hand" in caplog.text
 
 
@@ -165,7 +164,7 @@ def test_another_file_than_the_source_is_not_compared_with(
 
     compiled = compile_plan(request_, gpu, store, repository)
 
-    assert compiled.manifest.parity.details["source"] == "served ONNX model"
+    assert compiled.manifest.parity.compared_with == "served ONNX model"
 
 
 def test_int8_without_crops_is_refused_before_anything_is_built(
@@ -278,12 +277,6 @@ def test_a_fleet_is_assembled_by_the_gates_tolerance(
 
     monkeypatch.setenv("ARCFACE_VALIDATION_MAX_DRIFT_COSINE", "0.05")
     assert main(command) == 0
-
-
-def test_a_manifest_leads_back_to_the_source(repository: ModelRepository, source: Path) -> None:
-    manifest = json.loads(repository.manifest_path("small_onnx", 1).read_text())
-
-    assert source_of(manifest["rebuild_command"]) == OnnxFile(source)
 
 
 def test_a_model_or_version_that_is_not_there_is_named(repository: ModelRepository) -> None:
