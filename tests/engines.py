@@ -22,8 +22,8 @@ IDENTITY = PlanIdentity(
 )
 
 VERDICT = Verdict(
-    max_drift_cosine=0.0003,
-    allowed_drift_cosine=0.001,
+    largest_drift_cosine=0.0003,
+    max_drift_cosine=0.001,
     source_to_onnx=1e-9,
     onnx_to_plan=0.0003,
     between_batches=1e-9,
@@ -59,7 +59,7 @@ def manifest(content: bytes | None = None, of: PlanIdentity = IDENTITY, **change
         "driver_version": "13.0",
         "precisions_used": {"Half": 121, "Float": 2},
         "parity": Parity(
-            max_drift_cosine=1.3e-5, allowed_drift_cosine=1e-3, crops=256, compared_with="source file"
+            largest_drift_cosine=1.3e-5, max_drift_cosine=1e-3, crops=256, compared_with="source file"
         ),
         "build_command": "arcface-builder compile --name arcface_r100 --precision fp16",
         "tools": {"python": "3.12.3"},

@@ -118,7 +118,7 @@ def _run(arguments: argparse.Namespace) -> int:
             repository,
             tensorrt_version=arguments.tensorrt_version,
             instances=settings.instances,
-            allowed_drift_cosine=settings.max_drift_cosine,
+            max_drift_cosine=settings.max_drift_cosine,
         )
         return _report(added, {}, as_json=arguments.json)
     gpu = gpu_at_hand()
@@ -126,7 +126,7 @@ def _run(arguments: argparse.Namespace) -> int:
         onnx=onnx,
         options=options,
         fallback=arguments.fallback_precision,
-        allowed_drift_cosine=settings.max_drift_cosine,
+        max_drift_cosine=settings.max_drift_cosine,
         calibration=_crops(arguments.calibration_dir),
         source=_source(repository, onnx),
         command=_command(arguments, onnx, settings),
@@ -161,7 +161,7 @@ def _report(added: list[AddedPlan], more: dict[str, Any], *, as_json: bool) -> i
     if manifest:
         parity = manifest["parity"]
         print(
-            f"largest drift {parity['max_drift_cosine']:.2g} from the {parity['compared_with']} "
+            f"largest drift {parity['largest_drift_cosine']:.2g} from the {parity['compared_with']} "
             f"over {parity['crops']} crops"
         )
     return DONE

@@ -29,15 +29,15 @@ class Parity:
     """How far the plan's embeddings are from the source model's, or from what stood for it.
 
     Attributes:
-        max_drift_cosine: The largest 1 - cosine similarity over all crops.
-        allowed_drift_cosine: The largest that was allowed.
+        largest_drift_cosine: The largest 1 - cosine similarity over all crops.
+        max_drift_cosine: The largest that was allowed.
         crops: How many crops were compared.
         compared_with: What stood for the source model: "source file", "mended copy", or "served ONNX model".
         details: What else the gate found, in its own words.
     """
 
+    largest_drift_cosine: float
     max_drift_cosine: float
-    allowed_drift_cosine: float
     crops: int
     compared_with: str
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -173,8 +173,8 @@ def _check_values(manifest: PlanManifest, where: str) -> None:
         )
     parity = manifest.parity
     # JSON as Python reads it knows NaN, which nothing is greater than.
-    if not parity.max_drift_cosine <= parity.allowed_drift_cosine < math.inf:
+    if not parity.largest_drift_cosine <= parity.max_drift_cosine < math.inf:
         raise PlanManifestError(
-            f"{where} has drift {parity.max_drift_cosine} where {parity.allowed_drift_cosine} is allowed: "
+            f"{where} has drift {parity.largest_drift_cosine} where {parity.max_drift_cosine} is allowed: "
             "such a plan is not stored."
         )

@@ -60,7 +60,7 @@ def engine(
         driver_version="13.0",
         precisions_used={precision: 50},
         parity=Parity(
-            max_drift_cosine=1e-6, allowed_drift_cosine=1e-3, crops=256, compared_with="source file"
+            largest_drift_cosine=1e-6, max_drift_cosine=1e-3, crops=256, compared_with="source file"
         ),
         build_command="arcface-builder compile",
         tools={},
