@@ -61,7 +61,7 @@ def manifest(content: bytes | None = None, of: PlanIdentity = IDENTITY, **change
         "parity": Parity(
             largest_drift_cosine=1.3e-5, max_drift_cosine=1e-3, crops=256, compared_with="source file"
         ),
-        "build_command": "arcface-builder compile --name arcface_r100 --precision fp16",
+        "rebuild_command": "arcface-builder compile --name arcface_r100 --precision fp16",
         "tools": {"python": "3.12.3"},
     }
     return PlanManifest(**(values | changes))

@@ -211,7 +211,7 @@ def _manifest(
         driver_version=gpu.driver_version,
         precisions_used=precisions.layers,
         parity=verdict.to_parity(),
-        build_command=request.command,
+        rebuild_command=request.command,
         tools=tool_versions() | {gpu.trt.__name__: gpu.trt.__version__},
         notes=notes,
     )

@@ -10,14 +10,13 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 from arcface_client.contract import INPUT_SPEC, OUTPUT_SPEC
+from arcface_client.manifests import SCHEMA_VERSION
 
 from .normalisation import Triple
 from .parity import Parity
 from .reference import Reference
 from .source_model import Origin
 from .sources import Location
-
-SCHEMA_VERSION: Final = 2
 
 _TOOLS: Final = ("arcface-triton", "numpy", "onnx", "onnx-ir", "onnxruntime")
 

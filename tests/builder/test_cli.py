@@ -50,7 +50,7 @@ def test_the_manifest_tells_source_model_and_proof(source: Path) -> None:
     models = source.parent / "models"
     manifest = json.loads((models / "small_onnx-1.manifest.json").read_text())
     served = (models / "small_onnx/1/model.onnx").read_bytes()
-    assert manifest["schema_version"] == 2
+    assert manifest["schema_version"] == 1
     assert manifest["source"]["sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
     assert manifest["model_file"]["sha256"] == hashlib.sha256(served).hexdigest()
     assert manifest["preprocessing"]["mean"] == [127.5] * 3

@@ -12,12 +12,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+from arcface_client.manifests import SCHEMA_VERSION
+
 from ..errors import OptionError, PlanDamagedError, PlanManifestError
 from .identity import PlanIdentity
 from .plan_header import plan_version
 from .records import read_record
 
-SCHEMA_VERSION: Final = 1
 ENDING: Final = ".json"
 """What a manifest's name has after its plan's."""
 
@@ -56,7 +57,7 @@ class PlanManifest:
         driver_version: The newest CUDA that its driver knows, as "13.0".
         precisions_used: How many layers run in which precision, as the engine inspector says.
         parity: The proof that let it be stored.
-        build_command: The command that builds it again, with the settings that have no flag before it.
+        rebuild_command: The command that builds it again, with the settings that have no flag before it.
         tools: Versions of what built it.
         notes: What deserves to be known: a precision it fell back from, a workspace that was halved.
         schema_version: Version of this record's fields.
@@ -70,7 +71,7 @@ class PlanManifest:
     driver_version: str
     precisions_used: Mapping[str, int]
     parity: Parity
-    build_command: str
+    rebuild_command: str
     tools: Mapping[str, str]
     notes: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
@@ -86,7 +87,7 @@ class PlanManifest:
 
 
 def read_manifest(text: str | bytes, *, key: str) -> PlanManifest:
-    """Read a manifest and check that it can be true.
+    """Read a stored plan's manifest and check that it can be true.
 
     Args:
         text: What was stored.
@@ -96,6 +97,22 @@ def read_manifest(text: str | bytes, *, key: str) -> PlanManifest:
         PlanManifestError: It is damaged, of another schema, or belongs to another plan.
     """
     where = f"The manifest of {key}"
+    manifest = parse_manifest(text, where)
+    if manifest.identity.key != key:
+        raise PlanManifestError(f"{where} is that of another plan, {manifest.identity.key}.")
+    return manifest
+
+
+def parse_manifest(text: str | bytes, where: str) -> PlanManifest:
+    """Read a manifest, wherever it is, and check that it can be true.
+
+    Args:
+        text: The manifest.
+        where: Where it is, for messages.
+
+    Raises:
+        PlanManifestError: It is damaged, or of another schema.
+    """
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:  # JSON's and Unicode's decoding errors, or [[[[...
@@ -111,8 +128,6 @@ def read_manifest(text: str | bytes, *, key: str) -> PlanManifest:
         manifest = read_record(PlanManifest, content, where)
     except OptionError as error:
         raise PlanManifestError(f"{where} cannot be true: {error}") from error
-    if manifest.identity.key != key:
-        raise PlanManifestError(f"{where} is that of another plan, {manifest.identity.key}.")
     _check_values(manifest, where)
     return manifest
 

@@ -155,7 +155,7 @@ def test_the_command_compiles_with_a_folder_of_crops_and_tells_it_as_json(
     told = json.loads(capsys.readouterr().out)
     assert told["plans"][0]["path"].endswith("small_trt/1/small-fp16-sm86.plan")
     assert told["manifest"]["parity"]["compared_with"] == "source file"
-    assert "--max-batch-size 32" in told["manifest"]["build_command"]
+    assert "--max-batch-size 32" in told["manifest"]["rebuild_command"]
 
     assert main(command) == 0
     assert capsys.readouterr().out.startswith("small-fp16-sm86.plan already in small_trt version 1\n")
@@ -207,7 +207,7 @@ def test_the_recorded_command_makes_the_same_plan_again(
     assert main(arguments(repository, "--config", str(config), "--json")) == 0
     first = json.loads(capsys.readouterr().out)["manifest"]
 
-    words = shlex.split(first["build_command"])
+    words = shlex.split(first["rebuild_command"])
     start = words.index("arcface-builder")
     for name, value in (word.split("=") for word in words[:start]):
         monkeypatch.setenv(name, value)
