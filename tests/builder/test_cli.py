@@ -181,6 +181,20 @@ def test_the_result_says_if_the_source_itself_was_not_run(
     assert "of its source's mended copy: the source file itself was not run" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["inspect", "build", "compile", "engines"])
+def test_no_line_of_the_help_is_wider_than_the_terminal(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "110")
+
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+
+    usage, _, rest = capsys.readouterr().out.partition("\n\n")  # argparse does not break a choice of flags
+    assert usage.startswith("usage: ")
+    assert max(len(line) for line in rest.splitlines()) <= 110
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -179,6 +179,21 @@ def test_the_source_of_a_model_that_was_built_by_a_relative_path_is_found_from_a
 
 
 @pytest.mark.usefixtures("at_hand")
+def test_the_plan_is_kept_in_the_cache_that_is_named(
+    repository: ModelRepository, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = ["--cache-dir", str(tmp_path / "other")]
+
+    assert main(arguments(repository, *other)) == 0
+
+    assert not list((tmp_path / "cache").rglob("*.plan"))
+    capsys.readouterr()
+    assert main(["engines", "list", *other]) == 0
+    assert "small-fp16-sm86.plan " in capsys.readouterr().out
+    assert main(arguments(repository, *other, "--cc", "8.6", "--from-store")) == 0
+
+
+@pytest.mark.usefixtures("at_hand")
 def test_the_command_says_if_the_source_was_not_at_hand(
     repository: ModelRepository, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
