@@ -17,9 +17,10 @@ from arcface_client.runtimes.onnxruntime import OnnxRuntime
 
 from .manifest import Golden, Manifest, ModelFile, Preprocessing
 from .model_config import ServingOptions, config_text, onnx_config
+from .names import check_name
 from .parity import check_parity
 from .reference import ReferenceEmbedder
-from .repository import ModelRepository, check_name
+from .repository import ModelRepository
 from .serving_graph import serving_graph
 from .sources import Source
 

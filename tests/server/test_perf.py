@@ -18,7 +18,7 @@ from arcface_server import LocalTriton
 from arcface_server.cli import main
 from arcface_server.errors import PerfAnalyzerError
 from arcface_server.perf import binary, table
-from arcface_server.perf.binary import PerfAnalyzer, cache_folder, download_wheel, find_perf_analyzer
+from arcface_server.perf.binary import PerfAnalyzer, download_wheel, find_perf_analyzer
 from arcface_server.perf.input_data import load_crops, write_input_data
 from arcface_server.perf.levels import parse_levels
 from arcface_server.perf.measurement import Load, measure, parse_report
@@ -158,12 +158,6 @@ def test_no_server_and_no_such_model_are_one_line(
     error = capsys.readouterr().err
     assert "No Triton server answers at 127.0.0.1:1" in error
     assert error.count("\n") == 1
-
-
-def test_the_cache_is_where_the_user_wants_it(tmp_path: Path) -> None:
-    assert cache_folder({"ARCFACE_CACHE_DIR": str(tmp_path)}) == tmp_path
-    assert cache_folder({"XDG_CACHE_HOME": str(tmp_path)}) == tmp_path / "arcface-triton"
-    assert cache_folder({}) == Path.home() / ".cache" / "arcface-triton"
 
 
 def test_what_was_downloaded_is_not_downloaded_again_unless_it_is_damaged(

@@ -14,6 +14,7 @@ import numpy as np
 
 from arcface_client.commandline import DONE, progress, stages
 from arcface_client.contract import Crops
+from arcface_client.identity import PRECISIONS
 from arcface_client.images import find_images, read_crop
 from arcface_client.layers import variable
 from arcface_client.names import onnx_model
@@ -29,7 +30,6 @@ from ..plans.repository import AddedPlan
 from ..plans.settings import build_options
 from ..repository import ModelRepository
 from ..sources import Source, located
-from ..store import PRECISIONS
 from .storing import BUCKET_KEY, add_storing, store_from
 
 _MOST_CROPS: Final = 1024  # of a folder: more makes no better ranges

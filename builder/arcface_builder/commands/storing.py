@@ -21,7 +21,10 @@ def add_storing(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--endpoint-url", metavar="URL", help="another S3 than Amazon's")
     parser.add_argument(
-        "--cache-dir", type=Path, metavar="DIR", help="default: $ARCFACE_CACHE_DIR, ~/.cache/arcface-triton"
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder of the local cache; default: $ARCFACE_CACHE_DIR, else ~/.cache/arcface-triton",
     )
 
 

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+from arcface_client.checksum import sha256_of
 from arcface_client.manifests import SCHEMA_VERSION
 
 from ..errors import OptionError, PlanDamagedError, PlanManifestError
@@ -21,8 +22,6 @@ from .records import read_record
 
 ENDING: Final = ".json"
 """What a manifest's name has after its plan's."""
-
-_CHUNK_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,11 +135,7 @@ def describe_plan(plan: bytes | Path) -> dict[str, Any]:
     """The two fields that a plan's bytes give: ``PlanManifest(**describe_plan(plan), ...)``."""
     if isinstance(plan, bytes):
         return {"plan_sha256": hashlib.sha256(plan).hexdigest(), "plan_bytes": len(plan)}
-    digest = hashlib.sha256()
-    with plan.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return {"plan_sha256": digest.hexdigest(), "plan_bytes": plan.stat().st_size}
+    return {"plan_sha256": sha256_of(plan), "plan_bytes": plan.stat().st_size}
 
 
 def check_plan(plan: bytes | Path, manifest: PlanManifest, *, where: str) -> None:

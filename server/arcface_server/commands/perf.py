@@ -27,7 +27,7 @@ def add_perf(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         description="Measure a model over gRPC with NVIDIA's perf_analyzer: the one on the PATH, else one "
         "that is downloaded once. Numbers are lists: 1,8,32 is these three, 1:16 is 1 doubled until 16, "
         "2:8:3 is 2, 5 and 8.",
-        epilog="example: arcface-server perf --model arcface_r100_onnx --batch-size 1,8,32 --output perf.json",
+        epilog="example: arcface-server perf --model arcface_r100_onnx --batch-size 1,8 --output perf.json",
     )
     command.add_argument("--model", required=True, metavar="NAME", help="model to measure")
     command.add_argument("--version", type=int, metavar="N", help="its version (default: the newest)")
