@@ -100,9 +100,7 @@ def _plan(
     label = f"{network} {precision} tuned for {options.tuned_for}"
     repository = plan_repository(network, f"{precision}-{options.tuned_for}", work)
     try:
-        compiled = make_plan(
-            onnx, options, gpu, work, repository=repository, allowed_drift=arguments.max_drift
-        )
+        compiled = make_plan(onnx, options, gpu, work, repository=repository, max_drift=arguments.max_drift)
     except BuilderError as error:
         findings.refused[label] = str(error)
         print(f"{label}: {error}", file=sys.stderr)
@@ -111,7 +109,7 @@ def _plan(
     if "engines" in arguments.parts:
         findings.add(tensorrt(onnx, compiled, arguments.batches))
     if "rebuild" in arguments.parts:
-        findings.rebuilds[label] = rebuild_s(onnx, options, gpu, allowed_drift=arguments.max_drift)
+        findings.rebuilds[label] = rebuild_s(onnx, options, gpu, max_drift=arguments.max_drift)
     if "serving" in arguments.parts:
         findings.add_served(
             served(repository, onnx, precision, arguments.served_batches, arguments.concurrency)

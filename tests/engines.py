@@ -22,15 +22,15 @@ IDENTITY = PlanIdentity(
 )
 
 VERDICT = Verdict(
-    max_drift_cosine=0.0003,
-    allowed_drift_cosine=0.001,
+    largest_drift_cosine=0.0003,
+    max_drift_cosine=0.001,
     source_to_onnx=1e-9,
     onnx_to_plan=0.0003,
     between_batches=1e-9,
     crops=256,
     batch_sizes=(1, 4, 16, 32),
     controls={ANOTHER_MODEL: 0.1},
-    source="source file",
+    compared_with="source file",
 )
 """What the gate says of a good plan."""
 
@@ -58,8 +58,10 @@ def manifest(content: bytes | None = None, of: PlanIdentity = IDENTITY, **change
         "gpu_name": "NVIDIA A10",
         "driver_version": "13.0",
         "precisions_used": {"Half": 121, "Float": 2},
-        "parity": Parity(max_drift_cosine=1.3e-5, allowed_drift_cosine=1e-3, crops=256),
-        "build_command": "arcface-builder compile --name arcface_r100 --precision fp16",
+        "parity": Parity(
+            largest_drift_cosine=1.3e-5, max_drift_cosine=1e-3, crops=256, compared_with="source file"
+        ),
+        "rebuild_command": "arcface-builder compile --name arcface_r100 --precision fp16",
         "tools": {"python": "3.12.3"},
     }
     return PlanManifest(**(values | changes))

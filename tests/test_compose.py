@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from arcface_server import LocalTriton
-from arcface_server.launch import FLAGS
+from arcface_server.flags import FLAGS
 from tiny import write_tiny_repository
 
 ROOT = Path(__file__).parents[1]

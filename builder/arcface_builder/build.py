@@ -17,9 +17,10 @@ from arcface_client.runtimes.onnxruntime import OnnxRuntime
 
 from .manifest import Golden, Manifest, ModelFile, Preprocessing
 from .model_config import ServingOptions, config_text, onnx_config
+from .names import check_name
 from .parity import check_parity
 from .reference import ReferenceEmbedder
-from .repository import ModelRepository, check_name
+from .repository import ModelRepository
 from .serving_graph import serving_graph
 from .sources import Source
 
@@ -93,6 +94,7 @@ def build(
             version=0,  # known once it is published
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             source=origin,
+            source_location=source.location(),
             repairs=[str(finding) for finding in loaded.findings],
             model_file=ModelFile(MODEL_FILE, len(content), hashlib.sha256(content).hexdigest()),
             preprocessing=Preprocessing(

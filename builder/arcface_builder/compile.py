@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from arcface_client.contract import Crops
+from arcface_client.limits import DEFAULT_MAX_DRIFT_COSINE
 
 from .errors import BlindGateError, ParityError, PrecisionError, ServedModelError
 from .manifest import tool_versions
@@ -44,7 +45,7 @@ class Request:
         onnx: The model.
         options: The plan.
         fallback: Build the next more exact precision where one is refused.
-        allowed_drift_cosine: Largest drift that the gate lets pass.
+        max_drift_cosine: Largest drift that the gate lets pass.
         calibration: Real crops: for int8's ranges, and for the gate.
         source: The source model, for the gate's third point; without it there are two.
         command: The command line that asked, for the record.
@@ -53,7 +54,7 @@ class Request:
     onnx: OnnxVersion
     options: BuildOptions
     fallback: bool = False
-    allowed_drift_cosine: float = 0.001
+    max_drift_cosine: float = DEFAULT_MAX_DRIFT_COSINE
     calibration: Crops | None = None
     source: Source | None = None
     command: str = "arcface-builder compile"
@@ -102,7 +103,7 @@ def compile_plan(
         try:
             with store.building(identity):
                 found = store.fetch(identity)
-                engine = _acceptable(found, request.allowed_drift_cosine)
+                engine = _acceptable(found, request.max_drift_cosine)
                 from_store = engine is not None
                 if engine is None:
                     made = _make(request, options, identity, gpu, standard, report)
@@ -126,9 +127,9 @@ def compile_plan(
     return Compiled(added, manifest, from_store, tuple(refusals))
 
 
-def _acceptable(found: StoredPlan | None, allowed_drift_cosine: float) -> StoredPlan | None:
+def _acceptable(found: StoredPlan | None, max_drift_cosine: float) -> StoredPlan | None:
     """What the store has, unless it passed a more lenient gate than this one; another build may pass this."""
-    objection = found and objection_to(found.manifest.parity, allowed_drift_cosine)
+    objection = found and objection_to(found.manifest.parity, max_drift_cosine)
     if found is None or objection is None:
         return found
     _log.warning(
@@ -158,7 +159,7 @@ def _make(
     report(f"Writing {options.precision} into the graph", None)
     graph = typed(options.precision)
     report("Comparing the ONNX model with its source", None)
-    standard().check(request.allowed_drift_cosine)
+    standard().check(request.max_drift_cosine)
     built = build_plan(gpu.trt, graph, options, report=report, target_sm=gpu.target_sm, free_mb=gpu.free_mb)
     report("Inspecting the plan", None)
     precisions = gpu.inspect(built.plan)
@@ -186,7 +187,7 @@ def _verdict(
                 plan.embed,
                 standard,
                 max_batch_size=options.max_batch_size,
-                allowed_drift_cosine=request.allowed_drift_cosine,
+                max_drift_cosine=request.max_drift_cosine,
             )
 
 
@@ -210,7 +211,7 @@ def _manifest(
         driver_version=gpu.driver_version,
         precisions_used=precisions.layers,
         parity=verdict.to_parity(),
-        build_command=request.command,
+        rebuild_command=request.command,
         tools=tool_versions() | {gpu.trt.__name__: gpu.trt.__version__},
         notes=notes,
     )

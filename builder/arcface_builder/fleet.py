@@ -6,10 +6,12 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from arcface_client.limits import DEFAULT_MAX_DRIFT_COSINE
+
 from .errors import CompileError
 from .onnx_version import OnnxVersion
 from .plans.builder import MIN_BATCH_SIZE, BuildOptions
-from .plans.gate import MAX_DRIFT_COSINE, objection_to
+from .plans.gate import objection_to
 from .plans.repository import AddedPlan, add_plan
 from .repository import ModelRepository
 from .store import PlanManifest, PlanStore, sm_of
@@ -25,7 +27,7 @@ def assemble(
     store: PlanStore,
     repository: ModelRepository,
     *,
-    allowed_drift_cosine: float = MAX_DRIFT_COSINE,
+    max_drift_cosine: float = DEFAULT_MAX_DRIFT_COSINE,
     tensorrt_version: str | None = None,
     instances: int | None = None,
 ) -> list[AddedPlan]:
@@ -37,7 +39,7 @@ def assemble(
         capabilities: Compute capabilities, as "8.6".
         store: Where they are.
         repository: Where they go.
-        allowed_drift_cosine: The gate's tolerance, which they must pass whatever they passed then.
+        max_drift_cosine: The gate's tolerance, which they must pass whatever they passed then.
         tensorrt_version: The TensorRT of the server; None takes the newest that has them all.
         instances: Copies that Triton runs side by side on each GPU; see ``add_plan``.
 
@@ -52,7 +54,7 @@ def assemble(
         options,
         wanted,
         tensorrt_version,
-        allowed_drift_cosine=allowed_drift_cosine,
+        max_drift_cosine=max_drift_cosine,
     )
     for manifest in chosen:
         if model := manifest.identity.settings.get(GPU_MODEL):
@@ -80,7 +82,7 @@ def choose(
     wanted: Sequence[str],
     tensorrt_version: str | None = None,
     *,
-    allowed_drift_cosine: float = MAX_DRIFT_COSINE,
+    max_drift_cosine: float = DEFAULT_MAX_DRIFT_COSINE,
 ) -> list[PlanManifest]:
     """Choose a plan for each architecture, the newest of each, all by one TensorRT and of one calibration.
 
@@ -93,7 +95,7 @@ def choose(
         identity = manifest.identity
         if identity.model != onnx.name or tensorrt_version not in (None, identity.tensorrt_version):
             continue
-        if objections := _objections(manifest, onnx, options, allowed_drift_cosine):
+        if objections := _objections(manifest, onnx, options, max_drift_cosine):
             passed_over.append(
                 (identity.sm, len(objections), f"{identity.filename}: {', '.join(objections)}")
             )
@@ -127,7 +129,7 @@ _PassedOver = tuple[str, int, str]
 
 
 def _objections(
-    manifest: PlanManifest, onnx: OnnxVersion, options: BuildOptions, allowed_drift_cosine: float
+    manifest: PlanManifest, onnx: OnnxVersion, options: BuildOptions, max_drift_cosine: float
 ) -> list[str]:
     """What is against a plan of the model: all that ``compile`` would build or judge otherwise."""
     identity = manifest.identity
@@ -142,7 +144,7 @@ def _objections(
     )
     if differences := asked_for.differences(identity):
         return differences
-    objection = objection_to(manifest.parity, allowed_drift_cosine)
+    objection = objection_to(manifest.parity, max_drift_cosine)
     return [objection.rstrip(".")] if objection else []
 
 

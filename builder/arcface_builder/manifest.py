@@ -10,13 +10,13 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 from arcface_client.contract import INPUT_SPEC, OUTPUT_SPEC
+from arcface_client.manifests import SCHEMA_VERSION
 
 from .normalisation import Triple
 from .parity import Parity
 from .reference import Reference
 from .source_model import Origin
-
-SCHEMA_VERSION: Final = 2
+from .sources import Location
 
 _TOOLS: Final = ("arcface-triton", "numpy", "onnx", "onnx-ir", "onnxruntime")
 
@@ -68,14 +68,15 @@ class Manifest:
         model: Name of the model in the repository.
         version: Its version.
         created: When, UTC, ISO 8601.
-        source: Where the source model comes from.
+        source: What the source model is.
+        source_location: Where it was, for whoever compares a plan with it: see ``sources.located``.
         repairs: What was wrong with the source, and what was done about it.
         model_file: The served file.
         preprocessing: What the graph does to the pixels.
         compared_with: What the served file was compared with: the source file itself, or its mended copy.
         parity: How exactly the served file gives the source's embeddings.
         golden: What a client compares with.
-        rebuild_command: The command that builds it again.
+        rebuild_command: The command that builds it again, for people.
         contract: Tensors: name, Triton data type, shape without batch.
         tools: Versions of what built it.
         schema_version: Version of this record's fields.
@@ -85,6 +86,7 @@ class Manifest:
     version: int
     created: str
     source: Origin
+    source_location: Location
     repairs: list[str]
     model_file: ModelFile
     preprocessing: Preprocessing

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from arcface_client.model_repository import LocalModels
 
-from .repository import ModelRepository, check_name
+from .names import check_name
+from .repository import ModelRepository
 
 
 @dataclass(frozen=True)

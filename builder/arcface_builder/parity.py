@@ -31,14 +31,14 @@ class Parity:
 
     Attributes:
         max_abs_difference: Largest difference between two numbers of the unit embeddings.
-        max_drift_cosine: Largest 1 - cosine similarity.
+        largest_drift_cosine: Largest 1 - cosine similarity.
         controls: The same for each fault that people make, which must be large.
         crops: Number of crops compared, half of them noise and half face-like.
         batch_sizes: Batch sizes that the serving graph was run with.
     """
 
     max_abs_difference: float
-    max_drift_cosine: float
+    largest_drift_cosine: float
     controls: Mapping[str, float]
     crops: int
     batch_sizes: tuple[int, ...]
@@ -56,7 +56,7 @@ def check_parity(reference: Embed, serving: Embed, *, seed: int = 1) -> Parity:
     runs = [in_batches(serving, crops, size) for size in BATCH_SIZES]
     parity = Parity(
         max_abs_difference=max(_difference(expected, run) for run in runs),
-        max_drift_cosine=max(largest_drift(expected, run) for run in runs),
+        largest_drift_cosine=max(largest_drift(expected, run) for run in runs),
         controls={fault: _difference(expected, serving(alter(crops))) for fault, alter in FAULTS.items()},
         crops=len(crops),
         batch_sizes=BATCH_SIZES,

@@ -23,10 +23,9 @@ from typing import Final
 
 from arcface_client import manifests
 from arcface_client.model_repository import LocalModels
-from arcface_client.names import family, onnx_model, plan_model
 
 from .disk import NO_SPACE, flush
-from .errors import OptionError, RepositoryError
+from .errors import RepositoryError
 from .exchange import exchange
 from .model_config import CONFIG_FILE, config_changes
 from .staging import locked, staging_folder, sweep
@@ -34,29 +33,6 @@ from .staging import locked, staging_folder, sweep
 _log = logging.getLogger(__name__)
 
 LOCK_FILE: Final = ".lock"
-
-# What Triton, a file system, an object store and a shell all take as it is.
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-
-
-def check_name(name: str) -> str:
-    """Check the name of a family of models and give it back.
-
-    Raises:
-        OptionError: It holds characters that a folder or Triton cannot take, or is the name of a model.
-    """
-    if not _NAME.fullmatch(name):
-        raise OptionError(
-            f"Model name {name!r} cannot be used; expected up to 100 letters, digits, '_', '-' and '.', "
-            "starting with a letter or digit, e.g. arcface_r100."
-        )
-    if name != family(name):
-        raise OptionError(
-            f"{name!r} is the name of a model; expected the name that it shares with its siblings, "
-            f"{family(name)!r}: what is built from that is {onnx_model(family(name))} and "
-            f"{plan_model(family(name))}."
-        )
-    return name
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 import onnx
 import onnx_ir as ir
@@ -20,6 +21,9 @@ from .serving_graph import CONTRACT_KEY
 from .source_model import Origin, SourceKind, SourceModel
 from .synthetic import synthetic_weights
 
+Location: TypeAlias = Mapping[str, str | int]
+"""What a source needs to be opened again, but for the consent to a licence: that is given anew each time."""
+
 _AS_TRAINED: Final = (PYTORCH, "arcface_torch, which trains so")
 
 
@@ -30,7 +34,10 @@ class Source(Protocol):
         """Read or make the source model; raises SourceError, PackError or MissingExtraError."""
 
     def arguments(self) -> list[str]:
-        """The arguments of ``arcface-builder build`` that name this source."""
+        """The arguments of ``arcface-builder build`` that name this source, from whatever folder."""
+
+    def location(self) -> Location:
+        """Where it is, as a manifest holds it; ``located`` gives the source back."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,12 @@ class OnnxFile:
         """See ``Source``."""
         # With "=", since a mean below zero looks like a flag.
         stated = [f"--normalisation={self.normalisation.to_argument()}"] if self.normalisation else []
-        return ["--onnx-path", str(self.path), *stated]
+        return ["--onnx-path", str(self.path.absolute()), *stated]
+
+    def location(self) -> Location:
+        """See ``Source``."""
+        stated = {"normalisation": self.normalisation.to_argument()} if self.normalisation else {}
+        return {"kind": "onnx", "path": str(self.path.absolute()), **stated}
 
 
 @dataclass(frozen=True)
@@ -77,8 +89,17 @@ class InsightFacePack:
 
     def arguments(self) -> list[str]:
         """See ``Source``."""
-        root = ["--insightface-root", str(self.root)] if self.root != DEFAULT_ROOT else []
-        return ["--insightface-pack", self.pack, *root, *["--accept-license"] * self.accept_license]
+        root = (
+            ["--insightface-root", str(self.root.expanduser().absolute())]
+            if self.root != DEFAULT_ROOT
+            else []
+        )
+        return ["--insightface-pack", self.pack, *root]
+
+    def location(self) -> Location:
+        """See ``Source``."""
+        root = {"root": str(self.root.expanduser().absolute())} if self.root != DEFAULT_ROOT else {}
+        return {"kind": "insightface", "pack": self.pack, **root}
 
 
 @dataclass(frozen=True)
@@ -100,7 +121,11 @@ class Checkpoint:
 
     def arguments(self) -> list[str]:
         """See ``Source``."""
-        return ["--checkpoint", str(self.path)]
+        return ["--checkpoint", str(self.path.absolute())]
+
+    def location(self) -> Location:
+        """See ``Source``."""
+        return {"kind": "checkpoint", "path": str(self.path.absolute())}
 
 
 @dataclass(frozen=True)
@@ -132,6 +157,32 @@ class Synthetic:
     def arguments(self) -> list[str]:
         """See ``Source``."""
         return ["--synthetic", self.depth, "--seed", str(self.seed)]
+
+    def location(self) -> Location:
+        """See ``Source``."""
+        return {"kind": "synthetic", "depth": self.depth, "seed": self.seed}
+
+
+def located(location: object) -> Source:
+    """The source at a manifest's ``source_location``; a pack that is missing is not downloaded.
+
+    Raises:
+        OptionError: It is no location.
+    """
+    match location:
+        case {"kind": "onnx", "path": str(path), "normalisation": str(stated)}:
+            return OnnxFile(Path(path), Normalisation.parse(stated))
+        case {"kind": "onnx", "path": str(path)}:
+            return OnnxFile(Path(path))
+        case {"kind": "insightface", "pack": str(pack), "root": str(root)}:
+            return InsightFacePack(pack, Path(root))
+        case {"kind": "insightface", "pack": str(pack)}:
+            return InsightFacePack(pack)
+        case {"kind": "checkpoint", "path": str(path)}:
+            return Checkpoint(Path(path))
+        case {"kind": "synthetic", "depth": str(depth), "seed": int(seed)}:
+            return Synthetic(depth, seed)
+    raise OptionError(f"{location!r:.200} is no place of a source model.")
 
 
 def _read(path: Path, kind: SourceKind, override: Normalisation | None) -> SourceModel:

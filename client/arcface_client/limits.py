@@ -1,4 +1,4 @@
-"""A client's limits."""
+"""Limits, and what they are where nobody says."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from .errors import InputError
 
 DEFAULT_REQUEST_TIMEOUT_S: Final = 60.0
 DEFAULT_MAX_IN_FLIGHT: Final = 8
+
+DEFAULT_MAX_DRIFT_COSINE: Final = 0.001
+"""The largest drift, 1 - cosine similarity, that is let pass."""
 
 LONGEST_REQUEST_S: Final = 86_400.0
 """A day; gRPC takes far longer times for ones that are over."""

@@ -18,8 +18,8 @@ MODEL_FILE: Final = "model.onnx"
 
 _ENDING: Final = "manifest.json"
 
-_SCHEMAS: Final = (1, 2)
-"""Of an ONNX model's record; 1 had no golden embeddings."""
+SCHEMA_VERSION: Final = 1
+"""Of the records' fields, an ONNX model's and a plan's."""
 
 T = TypeVar("T")
 
@@ -32,8 +32,8 @@ class OnnxRecord:
         sha256: SHA-256 of the served file.
         source_sha256: SHA-256 of the source model's file.
         preprocessing: What the graph does to the pixels, see ``identity``.
-        golden: The source model's embeddings of the golden crops, float32 [8, 512]; None when they are not
-            recorded, or of other crops than this package's.
+        golden: The source model's embeddings of the golden crops, float32 [8, 512]; None when they are of
+            other crops than this package's.
     """
 
     sha256: str
@@ -106,12 +106,6 @@ def read_onnx_record(path: Path) -> OnnxRecord:
         ManifestError: It is missing, or says what cannot be.
     """
     content = _read(path)
-    schema = content.get("schema_version")
-    if schema not in _SCHEMAS:
-        raise ManifestError(
-            f"{path} has schema_version {schema!r}; expected {' or '.join(map(str, _SCHEMAS))}. "
-            "Another version of arcface-triton wrote it."
-        )
     return OnnxRecord(
         sha256=_sha256(path, content, "model_file", "sha256"),
         source_sha256=_sha256(path, content, "source", "sha256"),
@@ -157,11 +151,17 @@ def _read(path: Path) -> Mapping[str, Any]:
         raise ManifestError(f"{path} is no JSON ({error}); build the model again.") from error
     if not isinstance(content, dict):
         raise ManifestError(f"{path} is {content!r:.80}; expected an object. Build the model again.")
+    schema = content.get("schema_version")
+    if schema != SCHEMA_VERSION:
+        raise ManifestError(
+            f"{path} has schema_version {schema!r:.80}; expected {SCHEMA_VERSION}. "
+            "Another version of arcface-triton wrote it."
+        )
     return content
 
 
 def _golden(path: Path, content: Mapping[str, Any]) -> Embeddings | None:
-    if content.get("golden") is None or _sha256(path, content, "golden", "crops_sha256") != golden_sha256():
+    if _sha256(path, content, "golden", "crops_sha256") != golden_sha256():
         return None
     try:
         return from_text(_field(path, content, str, "golden", "embeddings"))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .checksum import sha256_of
 from .errors import DeploymentError, ManifestError, ModelNotFoundError
 from .golden import GoldenReference
 from .identity import EmbeddingIdentity, PrecisionClass
@@ -211,14 +211,10 @@ def file_sha256(path: Path) -> str:
     Raises:
         DeploymentError: It cannot be read.
     """
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
+        return sha256_of(path)
     except OSError as error:
         raise DeploymentError(f"Cannot read {path}: {error.strerror}.") from error
-    return digest.hexdigest()
 
 
 def _check_sha256(path: Path, expected: str) -> None:

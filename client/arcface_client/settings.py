@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from . import tensorrt_settings
 from .errors import ConfigError
 from .layers import BOOLEAN, NUMBER, PATH, TEXT, TEXTS, TOLERANCE, WHOLE, Defaults, Kind, one_of, read_layers
-from .limits import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S
+from .limits import DEFAULT_MAX_DRIFT_COSINE, DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S
 from .names import DEFAULT_MODEL, family
 from .selection.rhythm import Rhythm
 from .tls import Tls
@@ -128,7 +128,7 @@ KEYS: Final[Defaults] = {
     "embedding.source": (TEXT, "buffalo_l"),
     "embedding.providers": (TEXTS, ()),
     "embedding.candidates": (TEXTS, ()),
-    "validation.max_drift_cosine": (TOLERANCE, 0.001),
+    "validation.max_drift_cosine": (TOLERANCE, DEFAULT_MAX_DRIFT_COSINE),
     "triton.url": (TEXTS, ("localhost:8001",)),
     "triton.model": (TEXT, DEFAULT_MODEL),
     "triton.version": (WHOLE, None),

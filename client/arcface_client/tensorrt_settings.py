@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from .layers import BOOLEAN, TEXT, TOLERANCE, WHOLE, Defaults, one_of, read_layers
+from .limits import DEFAULT_MAX_DRIFT_COSINE
 
 DEFAULT_PATH: Final = Path("config/pipeline/arcface_tensorrt.yaml")
 
@@ -27,7 +28,7 @@ _DEFAULTS: Final[Defaults] = {
     "tensorrt.small_batch_profile": (BOOLEAN, True),
     "tensorrt.instances": (WHOLE, None),
     "tensorrt.engine_s3_bucket": (TEXT, None),
-    "validation.max_drift_cosine": (TOLERANCE, 0.001),
+    "validation.max_drift_cosine": (TOLERANCE, DEFAULT_MAX_DRIFT_COSINE),
 }
 
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import TritonNotInstalledError
+from .flags import FLAGS
 
 INSTALL_COMMAND = "pip install 'arcface-triton[server]'"
 CONTAINER_COMMAND = (
     "docker run --rm -p 8000-8002:8000-8002 -v $PWD/model_repository:/models:ro "
-    "nvcr.io/nvidia/tritonserver:<YY.MM>-py3 tritonserver --model-repository=/models "
-    "--disable-auto-complete-config --exit-on-error=false --strict-readiness=false"
+    f"nvcr.io/nvidia/tritonserver:<YY.MM>-py3 tritonserver --model-repository=/models {' '.join(FLAGS)}"
 )
 
 _FIRST_GLIBC = (2, 35)

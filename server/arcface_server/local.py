@@ -13,9 +13,10 @@ from typing import Final
 
 from .backend_directory import assemble_backends
 from .errors import RepositoryError, TritonDiedError, TritonStartError
+from .flags import check_flags
 from .folder import server_folder
 from .installation import find_installation
-from .launch import LOCALHOST, Addresses, check_flags, server_command, server_environment
+from .launch import LOCALHOST, Addresses, server_command, server_environment
 from .ports import reserve_ports
 from .process import TetheredProcess
 

@@ -16,7 +16,7 @@ from arcface_builder.commands.sources import add_sources, source_from
 from arcface_builder.errors import NotArcFaceError
 from arcface_builder.normalisation import Normalisation
 from arcface_builder.reference import ReferenceEmbedder
-from arcface_builder.sources import Checkpoint, InsightFacePack, OnnxFile, Source, Synthetic
+from arcface_builder.sources import Checkpoint, InsightFacePack, OnnxFile, Source, Synthetic, located
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from exports import mxnet_broken, pytorch_pack, small_arcface
 from photograph import face_crops
@@ -50,7 +50,7 @@ def test_the_manifest_tells_source_model_and_proof(source: Path) -> None:
     models = source.parent / "models"
     manifest = json.loads((models / "small_onnx-1.manifest.json").read_text())
     served = (models / "small_onnx/1/model.onnx").read_bytes()
-    assert manifest["schema_version"] == 2
+    assert manifest["schema_version"] == 1
     assert manifest["source"]["sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
     assert manifest["model_file"]["sha256"] == hashlib.sha256(served).hexdigest()
     assert manifest["preprocessing"]["mean"] == [127.5] * 3
@@ -119,22 +119,42 @@ def test_bad_input_is_one_line_and_nothing_is_written(
 @pytest.mark.parametrize(
     "source",
     [
-        OnnxFile(Path("f.onnx")),
-        OnnxFile(Path("f.onnx"), Normalisation.uniform(-1, 57.1234567)),
-        OnnxFile(Path("f.onnx"), Normalisation((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))),
+        OnnxFile(Path("/f.onnx")),
+        OnnxFile(Path("/f.onnx"), Normalisation.uniform(-1, 57.1234567)),
+        OnnxFile(Path("/f.onnx"), Normalisation((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))),
         InsightFacePack("buffalo_l"),
-        InsightFacePack("buffalo_l", Path("packs"), accept_license=True),
-        Checkpoint(Path("backbone.pth")),
+        InsightFacePack("buffalo_l", Path("/packs")),
+        Checkpoint(Path("/backbone.pth")),
         Synthetic("r50"),
         Synthetic("r50", seed=7),
     ],
     ids=str,
 )
-def test_the_arguments_of_a_source_name_it_again(source: Source) -> None:
+def test_the_arguments_and_the_location_of_a_source_lead_back_to_it(source: Source) -> None:
     parser = argparse.ArgumentParser()
     add_sources(parser)
 
     assert source_from(parser.parse_args(source.arguments())) == source
+    assert located(json.loads(json.dumps(source.location()))) == source
+
+
+@pytest.mark.parametrize(
+    ("source", "lasting"),
+    [
+        (OnnxFile(Path("f.onnx")), OnnxFile(Path("f.onnx").absolute())),
+        (Checkpoint(Path("b.pth")), Checkpoint(Path("b.pth").absolute())),
+        (InsightFacePack("p", Path("packs")), InsightFacePack("p", Path("packs").absolute())),
+        (InsightFacePack("p", Path("~/packs")), InsightFacePack("p", Path.home() / "packs")),
+        (InsightFacePack("p", accept_license=True), InsightFacePack("p")),
+    ],
+    ids=str,
+)
+def test_a_location_is_the_same_from_everywhere_and_gives_no_consent(source: Source, lasting: Source) -> None:
+    parser = argparse.ArgumentParser()
+    add_sources(parser)
+
+    assert located(source.location()) == lasting
+    assert source_from(parser.parse_args(source.arguments())) == lasting
 
 
 def test_a_build_without_serving_flags_keeps_how_the_model_is_served(
@@ -159,6 +179,20 @@ def test_the_result_says_if_the_source_itself_was_not_run(
 
     assert main(arguments(source)) == 0
     assert "of its source's mended copy: the source file itself was not run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["inspect", "build", "compile", "engines"])
+def test_no_line_of_the_help_is_wider_than_the_terminal(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "110")
+
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+
+    usage, _, rest = capsys.readouterr().out.partition("\n\n")  # argparse does not break a choice of flags
+    assert usage.startswith("usage: ")
+    assert max(len(line) for line in rest.splitlines()) <= 110
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import onnx
 import pytest
 
 from arcface_builder.errors import OptionError, RepositoryError
-from arcface_builder.repository import ModelRepository, check_name
+from arcface_builder.names import check_name
+from arcface_builder.repository import ModelRepository
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from exports import small_arcface
 

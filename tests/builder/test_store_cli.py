@@ -67,6 +67,18 @@ def test_what_one_machine_pushes_another_pulls(
     assert said(capsys, "pull", "--model", "arcface_r50") == []
 
 
+def test_the_settings_name_the_bucket(
+    bucket: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("ARCFACE_TENSORRT_ENGINE_S3_BUCKET")
+    config = tmp_path / "trt.yaml"
+    config.write_text("tensorrt: {engine_s3_bucket: plans}")
+
+    assert len(said(capsys, "push", "--config", str(config))) == 2
+
+    assert any(key.endswith("sm90.plan") for key in bucket.keys("plans"))
+
+
 def test_verify_finds_every_damaged_plan(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sorted(said(capsys, "verify")) == sorted([f"whole: {IDENTITY.key}", f"whole: {SM90.key}"])
 
@@ -117,7 +129,7 @@ def test_prune_touches_the_bucket_only_when_told_to(
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["pull"], "There is no bucket; name one with --bucket or tensorrt.engine_s3_bucket in config/"),
+        (["pull"], "There is no bucket; name one with --bucket or tensorrt.engine_s3_bucket of the"),
         (["push"], "There is no bucket"),
         (["verify", "--remote"], "There is no bucket"),
         (["prune"], "Nothing says what may go; expected --keep"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from arcface_builder.errors import CacheError, PlanDamagedError, PlanError
-from arcface_builder.store import DamagedManifest, LocalStore, PlanIdentity, StoredPlan, default_cache_dir
+from arcface_builder.store import DamagedManifest, LocalStore, PlanIdentity, StoredPlan
 from children import run
 from engines import IDENTITY, identity, manifest, plan
 from processes import wait_until
@@ -25,12 +25,6 @@ def files(store: LocalStore) -> list[str]:
     """Every file of the cache but its locks, which stay."""
     found = (path.relative_to(store.root) for path in store.root.rglob("*") if path.is_file())
     return sorted(str(path) for path in found if path.parts[0] != "locks")
-
-
-def test_the_cache_lies_where_the_environment_says_or_in_the_home_folder() -> None:
-    assert default_cache_dir({"ARCFACE_CACHE_DIR": "/somewhere"}) == Path("/somewhere")
-    assert default_cache_dir({}) == Path.home() / ".cache/arcface-triton"
-    assert default_cache_dir({"ARCFACE_CACHE_DIR": ""}) == Path.home() / ".cache/arcface-triton"
 
 
 def test_what_was_stored_is_found_byte_for_byte(store: LocalStore) -> None:

@@ -43,7 +43,7 @@ def write_plan(
         "sm": sm,
         "max_batch_size": 32,
     }
-    record = {"plan_sha256": file_sha256(path), "identity": identity | changes}
+    record = {"schema_version": 1, "plan_sha256": file_sha256(path), "identity": identity | changes}
     (models / f"small_trt-{version}-sm{sm}.manifest.json").write_text(json.dumps(record))
     return path
 
@@ -99,13 +99,6 @@ def test_where_nothing_is_recorded_nothing_is_known(models: Path, tmp_path: Path
     assert LocalModels(tmp_path / "nowhere").golden("small_trt", 1) is None
 
 
-def test_a_record_from_before_there_were_golden_crops_can_be_read(models: Path) -> None:
-    change(models, lambda manifest: (manifest.pop("golden"), manifest.update(schema_version=1)))
-
-    assert LocalModels(models).golden("small_onnx", 1) is None
-    assert LocalModels(models).onnx("small").record.golden is None
-
-
 def test_embeddings_of_other_crops_are_no_reference(models: Path) -> None:
     change(models, lambda manifest: manifest["golden"].update(crops_sha256="0" * 64))
 
@@ -115,7 +108,7 @@ def test_embeddings_of_other_crops_are_no_reference(models: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda m: m.update(schema_version=3), "has schema_version 3; expected 1 or 2"),
+        (lambda m: m.update(schema_version=3), "has schema_version 3; expected 1"),
         (lambda m: m.pop("source"), r"source\.sha256 is None; expected a text"),
         (lambda m: m["source"].update(sha256="x"), r"source\.sha256 is 'x'; expected 64 hexadecimal digits"),
         (lambda m: m["golden"].update(embeddings="*"), r"golden\.embeddings holds no base64"),

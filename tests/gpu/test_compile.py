@@ -42,17 +42,17 @@ def test_a_plan_in_fp16_gives_the_source_models_embeddings(r18_plan: Compiled, g
 
     assert not r18_plan.from_store
     assert r18_plan.added.path.name == f"r18-fp16-sm{gpu.sm}.plan"
-    assert manifest.parity.max_drift_cosine < 2e-4
-    assert manifest.parity.details["source"] == "source file"
+    assert manifest.parity.largest_drift_cosine < 2e-4
+    assert manifest.parity.compared_with == "source file"
     assert manifest.parity.details["between_batches"] < 2e-4
-    assert min(manifest.parity.details["controls"].values()) > manifest.parity.allowed_drift_cosine
+    assert min(manifest.parity.details["controls"].values()) > manifest.parity.max_drift_cosine
     assert manifest.precisions_used.get("fp16", 0) >= 21
     assert manifest.identity.tensorrt_version == gpu.trt.__version__
     assert manifest.gpu_name == gpu.name
 
 
 def test_a_plan_in_fp32_is_exact(small_plan: Compiled) -> None:
-    assert small_plan.manifest.parity.max_drift_cosine < 1e-6
+    assert small_plan.manifest.parity.largest_drift_cosine < 1e-6
     assert set(small_plan.manifest.precisions_used) == {"fp32"}
 
 
@@ -122,7 +122,7 @@ def test_a_corrupted_plan_in_the_store_is_built_again(
     again = compile_plan(request, gpu, store, ModelRepository(tmp_path / "second"))
 
     assert not again.from_store
-    assert again.manifest.parity.max_drift_cosine < 1e-6
+    assert again.manifest.parity.largest_drift_cosine < 1e-6
 
 
 def test_ctrl_c_during_a_build_leaves_nothing(r18: Model, gpu: Gpu, tmp_path: Path) -> None:

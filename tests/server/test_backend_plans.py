@@ -41,7 +41,9 @@ def test_an_instance_on_the_cpu_is_refused(config: InstanceConfig) -> None:
         load_plan(MODEL, InstanceConfig(config.version_folder, "", "CPU", 0, cc_filenames=PLANS))
 
 
-def test_the_record_lies_beside_the_models(config: InstanceConfig, tmp_path: Path) -> None:
+@pytest.fixture
+def record(config: InstanceConfig, tmp_path: Path) -> Path:
+    """What the builder records of a plan, as far as serving needs it."""
     identity = {
         "onnx_sha256": "b" * 64,
         "tensorrt_version": "8.5.3.1",
@@ -49,13 +51,27 @@ def test_the_record_lies_beside_the_models(config: InstanceConfig, tmp_path: Pat
         "sm": "90",
         "max_batch_size": 32,
     }
-    record = {"plan_sha256": "a" * 64, "identity": identity}
-    (tmp_path / "arcface_trt-3-sm90.manifest.json").write_text(json.dumps(record))
+    path = tmp_path / "arcface_trt-3-sm90.manifest.json"
+    path.write_text(json.dumps({"schema_version": 1, "plan_sha256": "a" * 64, "identity": identity}))
+    return path
 
+
+@pytest.mark.usefixtures("record")
+def test_the_record_lies_beside_the_models(config: InstanceConfig) -> None:
     published = record_of(config.version_folder / PLANS["9.0"])
 
     assert (published.sha256, published.tensorrt_version) == ("a" * 64, "8.5.3.1")
     assert (published.precision, published.sm, published.max_batch_size) == ("fp16", "90", 32)
+
+
+@pytest.mark.parametrize("schema", [99, "1", None])
+def test_a_record_of_another_schema_is_refused(config: InstanceConfig, record: Path, schema: object) -> None:
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"schema_version": schema}))
+
+    with pytest.raises(
+        ManifestError, match=rf"^{record} has schema_version {schema!r}; expected 1\. Another"
+    ):
+        record_of(config.version_folder / PLANS["9.0"])
 
 
 def test_a_plan_of_another_tensorrt_is_refused_with_both_versions(config: InstanceConfig) -> None:

@@ -18,7 +18,7 @@ from arcface_server import LocalTriton
 from arcface_server.cli import main
 from arcface_server.errors import PerfAnalyzerError
 from arcface_server.perf import binary, table
-from arcface_server.perf.binary import PerfAnalyzer, cache_folder, download_wheel, find_perf_analyzer
+from arcface_server.perf.binary import PerfAnalyzer, download_wheel, find_perf_analyzer
 from arcface_server.perf.input_data import load_crops, write_input_data
 from arcface_server.perf.levels import parse_levels
 from arcface_server.perf.measurement import Load, measure, parse_report
@@ -110,7 +110,7 @@ def test_a_server_is_measured_with_real_crops(
     monkeypatch.setenv("LD_LIBRARY_PATH", str(perf_analyzer.library_dir or ""))
     report = tmp_path / "perf.json"
     arguments = ["--batch-size", "2", "--concurrency", "2", "--requests", "10", "--version", "1"]
-    arguments += ["--url", server.grpc_url, "--shared-memory", shared_memory, "--json", str(report)]
+    arguments += ["--url", server.grpc_url, "--shared-memory", shared_memory, "--output", str(report)]
     assert main(["perf", "--model", "tiny_onnx", *arguments]) == 0
 
     header, row, *note = capsys.readouterr().out.splitlines()
@@ -120,6 +120,24 @@ def test_a_server_is_measured_with_real_crops(
     assert figure["faces_per_s"] > 0
     assert 0 < figure["p50_ms"] <= figure["p95_ms"] <= figure["p99_ms"]
     assert note == ([] if figure["settled"] else [table.NOT_SETTLED_NOTE])
+
+
+def test_figures_are_printed_as_one_json_object(
+    server: LocalTriton,
+    perf_analyzer: PerfAnalyzer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("PATH", str(perf_analyzer.program.parent), prepend=":")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(perf_analyzer.library_dir or ""))
+    arguments = ["--batch-size", "1", "--concurrency", "1", "--requests", "10", "--url", server.grpc_url]
+
+    assert main(["perf", "--model", "tiny_onnx", *arguments, "--json"]) == 0
+
+    told = capsys.readouterr()
+    (figure,) = json.loads(told.out)["measurements"]
+    assert (figure["batch_size"], figure["concurrency"]) == (1, 1)
+    assert table.HEADER in told.err
 
 
 def test_perf_analyzers_own_reason_is_shown(
@@ -140,12 +158,6 @@ def test_no_server_and_no_such_model_are_one_line(
     error = capsys.readouterr().err
     assert "No Triton server answers at 127.0.0.1:1" in error
     assert error.count("\n") == 1
-
-
-def test_the_cache_is_where_the_user_wants_it(tmp_path: Path) -> None:
-    assert cache_folder({"ARCFACE_CACHE_DIR": str(tmp_path)}) == tmp_path
-    assert cache_folder({"XDG_CACHE_HOME": str(tmp_path)}) == tmp_path / "arcface-triton"
-    assert cache_folder({}) == Path.home() / ".cache" / "arcface-triton"
 
 
 def test_what_was_downloaded_is_not_downloaded_again_unless_it_is_damaged(

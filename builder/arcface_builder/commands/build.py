@@ -14,6 +14,16 @@ from ..build import DEFAULT_REPOSITORY, build
 from ..model_config import ServingOptions
 from .sources import add_sources, source_from
 
+_DESCRIPTION: Final = """\
+Build the next version of the model NAME_onnx in a Triton model repository.
+It is published only if its embeddings equal the source model's to 1e-5.
+"""
+
+_SERVING: Final = """\
+Written to config.pbtxt, which all versions of the model share. A model that is there keeps
+its own unless one of these is given; then they all apply.
+"""
+
 _EPILOG: Final = """\
 examples:
   arcface-builder build --name arcface_r100 --onnx-path glintr100.onnx
@@ -28,8 +38,7 @@ def add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     building = commands.add_parser(
         "build",
         help="build the next version of a served model",
-        description="Build the next version of the model NAME_onnx in a Triton model repository. "
-        "It is published only if its embeddings equal the source model's to 1e-5.",
+        description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -45,11 +54,7 @@ def add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 def _add_serving_options(parser: argparse.ArgumentParser) -> None:
     defaults = ServingOptions()
-    group = parser.add_argument_group(
-        "serving",
-        "Written to config.pbtxt, which all versions of the model share. A model that is there keeps its "
-        "own unless one of these is given; then they all apply.",
-    )
+    group = parser.add_argument_group("serving", _SERVING)
     group.add_argument("--device", choices=("cpu", "gpu"), help=f"default: {defaults.device}")
     group.add_argument(
         "--instances",

@@ -14,6 +14,7 @@ import numpy as np
 
 from arcface_client.commandline import DONE, progress, stages
 from arcface_client.contract import Crops
+from arcface_client.identity import PRECISIONS
 from arcface_client.images import find_images, read_crop
 from arcface_client.layers import variable
 from arcface_client.names import onnx_model
@@ -28,9 +29,8 @@ from ..plans.gpu import gpu_at_hand
 from ..plans.repository import AddedPlan
 from ..plans.settings import build_options
 from ..repository import ModelRepository
-from ..sources import Source
-from ..store import PRECISIONS, open_store
-from .sources import source_of
+from ..sources import Source, located
+from .storing import BUCKET_KEY, add_storing, store_from
 
 _MOST_CROPS: Final = 1024  # of a folder: more makes no better ranges
 
@@ -41,15 +41,23 @@ _WITHOUT_FLAG: Final = (
 )
 """The settings of a plan and its gate that only a file or the environment can say."""
 
+_DESCRIPTION: Final = """\
+Make a TensorRT plan of the model NAME_onnx for the GPU at hand and put it into the model NAME_trt.
+It is stored only if its embeddings are the source model's, or, where that is not at hand, those of
+the ONNX model, which was held against its source when it was built. A plan that the store has
+already is taken from there.
+"""
+
 _EPILOG: Final = f"""\
 examples:
   arcface-builder compile --name arcface_r100
-      an fp16 plan of the newest arcface_r100_onnx for this machine's GPU
+      a plan of the newest arcface_r100_onnx for this machine's GPU
   arcface-builder compile --name arcface_r100 --precision int8 --calibration-dir crops/ --fallback-precision
   arcface-builder compile --name arcface_r100 --cc 8.0,8.6,9.0 --from-store
       a fleet's repository from stored plans, on a machine without a GPU
 
-A flag goes before ARCFACE_TENSORRT_* variables, and they before {DEFAULT_PATH}.
+tensorrt.* are settings: a flag goes before the variables ARCFACE_TENSORRT_*, and they before
+{DEFAULT_PATH}.
 """
 
 
@@ -58,9 +66,7 @@ def add_compile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser = commands.add_parser(
         "compile",
         help="build, prove and store a TensorRT plan",
-        description="Make a TensorRT plan of the model NAME_onnx for the GPU at hand and put it into the "
-        "model NAME_trt. It is stored only if its embeddings are the source model's. A plan that the "
-        "store has already is taken from there.",
+        description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -69,10 +75,14 @@ def add_compile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--repository", type=Path, default=DEFAULT_REPOSITORY, metavar="DIR", help="default: %(default)s"
     )
     parser.add_argument("--version", type=int, metavar="N", help="of NAME_onnx; default: the newest")
-    parser.add_argument("--precision", choices=PRECISIONS, help="default: fp16")
-    parser.add_argument("--max-batch-size", type=int, metavar="N", help="default: 32")
-    parser.add_argument("--opt-batch-size", type=int, metavar="N", help="default: the largest")
-    parser.add_argument("--workspace-size-mb", type=int, metavar="MB", help="default: 1024")
+    parser.add_argument("--precision", choices=PRECISIONS, help="default: tensorrt.precision")
+    parser.add_argument("--max-batch-size", type=int, metavar="N", help="default: tensorrt.max_batch_size")
+    parser.add_argument(
+        "--opt-batch-size", type=int, metavar="N", help="default: tensorrt.opt_batch_size, or the largest"
+    )
+    parser.add_argument(
+        "--workspace-size-mb", type=int, metavar="MB", help="default: tensorrt.workspace_size_mb"
+    )
     parser.add_argument("--timing-cache", type=Path, metavar="FILE", help="read and write kernel timings")
     parser.add_argument(
         "--calibration-dir", type=Path, metavar="DIR", help="real face crops: int8's ranges, and the proof"
@@ -83,11 +93,12 @@ def add_compile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="where a precision is refused, build the next more exact one instead",
     )
     parser.add_argument(
-        "--instances", type=int, metavar="N", help="copies on each GPU; default: as it is, or 2"
+        "--instances",
+        type=int,
+        metavar="N",
+        help="copies on each GPU; default: tensorrt.instances, or as it is, or 2",
     )
-    parser.add_argument("--bucket", metavar="NAME", help="S3 bucket to share plans through")
-    parser.add_argument("--endpoint-url", metavar="URL", help="another S3 than Amazon's")
-    parser.add_argument("--config", type=Path, metavar="FILE", help=f"default: {DEFAULT_PATH}")
+    add_storing(parser)
     fleet = parser.add_argument_group("a fleet's plans, without a GPU")
     fleet.add_argument(
         "--cc", type=lambda text: text.split(","), metavar="CC,...", help="compute capabilities: 8.0,8.6"
@@ -109,7 +120,7 @@ def _run(arguments: argparse.Namespace) -> int:
     repository = ModelRepository(arguments.repository)
     onnx = find_onnx(repository, arguments.name, arguments.version)
     if arguments.from_store:
-        store = open_store(settings.engine_s3_bucket, endpoint_url=arguments.endpoint_url)
+        store = store_from(arguments, settings)
         added = assemble(
             onnx,
             options,
@@ -118,7 +129,7 @@ def _run(arguments: argparse.Namespace) -> int:
             repository,
             tensorrt_version=arguments.tensorrt_version,
             instances=settings.instances,
-            allowed_drift_cosine=settings.max_drift_cosine,
+            max_drift_cosine=settings.max_drift_cosine,
         )
         return _report(added, {}, as_json=arguments.json)
     gpu = gpu_at_hand()
@@ -126,12 +137,12 @@ def _run(arguments: argparse.Namespace) -> int:
         onnx=onnx,
         options=options,
         fallback=arguments.fallback_precision,
-        allowed_drift_cosine=settings.max_drift_cosine,
+        max_drift_cosine=settings.max_drift_cosine,
         calibration=_crops(arguments.calibration_dir),
         source=_source(repository, onnx),
         command=_command(arguments, onnx, settings),
     )
-    store = open_store(settings.engine_s3_bucket, endpoint_url=arguments.endpoint_url)
+    store = store_from(arguments, settings)
     with stages(f"{onnx.name} {options.precision}") as report:
         compiled = compile_plan(request, gpu, store, repository, instances=settings.instances, report=report)
     found = {
@@ -145,7 +156,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _settings(arguments: argparse.Namespace) -> TensorRtSettings:
     names = ("precision", "max_batch_size", "opt_batch_size", "workspace_size_mb", "instances")
     flags = {f"tensorrt.{name}": getattr(arguments, name) for name in names}
-    flags["tensorrt.engine_s3_bucket"] = arguments.bucket
+    flags[BUCKET_KEY] = arguments.bucket
     return load_tensorrt_settings(arguments.config, arguments=flags)
 
 
@@ -160,21 +171,20 @@ def _report(added: list[AddedPlan], more: dict[str, Any], *, as_json: bool) -> i
     manifest = more.get("manifest")
     if manifest:
         parity = manifest["parity"]
-        print(f"largest drift {parity['max_drift_cosine']:.2g} over {parity['crops']} crops")
+        print(
+            f"largest drift {parity['largest_drift_cosine']:.2g} from the {parity['compared_with']} "
+            f"over {parity['crops']} crops"
+        )
     return DONE
 
 
 def _source(repository: ModelRepository, onnx: OnnxVersion) -> Source:
     """The source model that the ONNX model's manifest names; ``find_onnx`` could read that already."""
     path = repository.manifest_path(onnx_model(onnx.name), onnx.version)
-    command = json.loads(path.read_text(encoding="utf-8")).get("rebuild_command")
     try:
-        return source_of(command if isinstance(command, str) else "")
+        return located(json.loads(path.read_text(encoding="utf-8")).get("source_location"))
     except OptionError as error:
-        raise RepositoryError(
-            f"{path}: rebuild_command is {command!r:.200}, which names no source ({error}). "
-            "Build the model again."
-        ) from error
+        raise RepositoryError(f"{path}: source_location: {error} Build the model again.") from error
 
 
 def _crops(folder: Path | None) -> Crops | None:

@@ -7,18 +7,16 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Final
 
 from arcface_client.commandline import DONE, FAILED
-from arcface_client.tensorrt_settings import DEFAULT_PATH, load_tensorrt_settings
+from arcface_client.tensorrt_settings import load_tensorrt_settings
 
 from ..errors import OptionError, PlanError
-from ..store import DamagedManifest, PlanManifest, PlanStore, open_store
+from ..store import DamagedManifest, PlanManifest, PlanStore
 from ..store.pruning import PruneRule
 from ..store.store import Place, readable
-
-BUCKET_KEY: Final = "tensorrt.engine_s3_bucket"
+from .storing import BUCKET_KEY, add_storing, store_from
 
 _EPILOG: Final = """\
 examples:
@@ -72,11 +70,7 @@ def _add(
     about: str,
 ) -> argparse.ArgumentParser:
     verb = verbs.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
-    verb.add_argument("--bucket", metavar="NAME", help=f"default: {BUCKET_KEY} in {DEFAULT_PATH}")
-    verb.add_argument("--endpoint-url", metavar="URL", help="another S3 than Amazon's")
-    verb.add_argument(
-        "--cache-dir", type=Path, metavar="DIR", help="default: $ARCFACE_CACHE_DIR, ~/.cache/arcface-triton"
-    )
+    add_storing(verb)
     verb.add_argument("--model", metavar="NAME", help="only plans of this model, e.g. arcface_r100")
     verb.add_argument("--precision", help="only plans of this precision, e.g. fp16")
     verb.add_argument("--sm", help="only plans for this architecture, e.g. 86")
@@ -152,10 +146,8 @@ def _prune(arguments: argparse.Namespace) -> int:
 
 
 def _open(arguments: argparse.Namespace) -> PlanStore:
-    settings = load_tensorrt_settings(arguments={BUCKET_KEY: arguments.bucket})
-    return open_store(
-        settings.engine_s3_bucket, endpoint_url=arguments.endpoint_url, cache_dir=arguments.cache_dir
-    )
+    settings = load_tensorrt_settings(arguments.config, arguments={BUCKET_KEY: arguments.bucket})
+    return store_from(arguments, settings)
 
 
 def _place(arguments: argparse.Namespace) -> Place:
@@ -165,7 +157,7 @@ def _place(arguments: argparse.Namespace) -> Place:
 
 def _bucket(store: PlanStore) -> Place:
     if store.remote is None:
-        raise OptionError(f"There is no bucket; name one with --bucket or {BUCKET_KEY} in {DEFAULT_PATH}.")
+        raise OptionError(f"There is no bucket; name one with --bucket or {BUCKET_KEY} of the settings.")
     return store.remote
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
 from ..errors import OptionError
 from ..insightface_pack import DEFAULT_ROOT
@@ -78,29 +77,6 @@ def source_from(arguments: argparse.Namespace) -> Source:
     if arguments.checkpoint is not None:
         return Checkpoint(arguments.checkpoint)
     return Synthetic(arguments.synthetic, **given)
-
-
-def source_of(command: str) -> Source:
-    """The source that a manifest's rebuild command names.
-
-    Raises:
-        OptionError: It names none, or is no command line.
-    """
-    parser = _RaisingParser(add_help=False)
-    add_sources(parser)
-    try:
-        words = shlex.split(command)
-    except ValueError as error:
-        raise OptionError(f"{command!r} is no command line: {error}.") from error
-    arguments, _ = parser.parse_known_args(words)
-    return source_from(arguments)
-
-
-class _RaisingParser(argparse.ArgumentParser):
-    """Reads what nobody has typed, so that nobody's usage is wrong."""
-
-    def error(self, message: str) -> NoReturn:
-        raise OptionError(message)
 
 
 def _flag(name: str) -> str:

@@ -15,9 +15,10 @@ from typing import Any, Final
 import onnx
 
 from arcface_client.contract import CROP_SHAPE, INPUT_NAME
+from arcface_client.identity import PRECISIONS
 
 from ..errors import CompileError, OptionError, WorkspaceError
-from ..store.identity import PRECISIONS, SMALL_BATCH_PROFILE, Setting
+from ..store.identity import SMALL_BATCH_PROFILE, Setting
 from . import toolkit
 from .precision import GRAPH_REVISION
 from .progress import Phases, Report, monitor, run_interruptibly

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from arcface_client.contract import CROP_SHAPE, Crops, Embeddings
 from arcface_client.faults import FAULTS
 from arcface_client.golden import largest_drift
+from arcface_client.limits import DEFAULT_MAX_DRIFT_COSINE
 from arcface_client.runtimes.base import Embed, in_batches
 
 from .. import faces
@@ -28,14 +29,13 @@ from ..store.records import read_record
 from .builder import SMALL_BATCH
 
 LEAST_CROPS: Final = 256
-MAX_DRIFT_COSINE: Final = 0.001
 
 _CONTROL_CROPS: Final = 32
 _ONNX_BATCH: Final = 8
 
 ANOTHER_MODEL: Final = "another model"
 
-_HEADLINES: Final = ("max_drift_cosine", "allowed_drift_cosine", "crops")
+_HEADLINES: Final = ("largest_drift_cosine", "max_drift_cosine", "crops", "compared_with")
 """What a manifest says of a verdict outside the details."""
 
 
@@ -44,26 +44,27 @@ class Verdict:
     """What the gate measured; every drift is the largest 1 - cosine similarity.
 
     Attributes:
-        max_drift_cosine: Between source and plan, over all batch sizes.
-        allowed_drift_cosine: The largest that passes.
+        largest_drift_cosine: Between source and plan, over all batch sizes.
+        max_drift_cosine: The largest that passes.
         source_to_onnx: Between source and served ONNX model: a fault here is one of preprocessing.
         onnx_to_plan: Between served ONNX model and plan: a fault here is one of precision.
         between_batches: Between a crop alone and the same crop at any place of a larger batch.
         crops: How many crops were compared.
         batch_sizes: The batch sizes that the plan was run with.
         controls: Drift that each fault causes in the served ONNX model, which must be above what passes.
-        source: What the source was: "source file", "mended copy", or "served ONNX model".
+        compared_with: What stood for the source: "source file", "mended copy", or "served ONNX model", where
+            the source was not at hand. The served model was held against the source when it was built.
     """
 
+    largest_drift_cosine: float
     max_drift_cosine: float
-    allowed_drift_cosine: float
     source_to_onnx: float
     onnx_to_plan: float
     between_batches: float
     crops: int
     batch_sizes: tuple[int, ...]
     controls: Mapping[str, float]
-    source: str
+    compared_with: str
 
     def check(self) -> None:
         """Refuse what must not be stored; NaN fails every comparison.
@@ -73,16 +74,16 @@ class Verdict:
             BlindGateError: A fault that must be seen was not.
             ParityError: The plan's embeddings differ.
         """
-        allowed = self.allowed_drift_cosine
+        allowed = self.max_drift_cosine
         _check_served(self.source_to_onnx, self.controls, allowed)
         if not self.between_batches <= allowed:
             raise ParityError(
                 f"The plan's embedding of a crop drifts by {self.between_batches:.2g} with its place in a "
                 f"batch; expected at most {allowed:g}."
             )
-        if not self.max_drift_cosine <= allowed:
+        if not self.largest_drift_cosine <= allowed:
             raise ParityError(
-                f"The plan drifts by {self.max_drift_cosine:.2g} from the source model; "
+                f"The plan drifts by {self.largest_drift_cosine:.2g} from the {self.compared_with}; "
                 f"expected at most {allowed:g} (validation.max_drift_cosine)."
             )
 
@@ -92,12 +93,12 @@ class Verdict:
         return Parity(**{name: details.pop(name) for name in _HEADLINES}, details=details)
 
 
-def objection_to(parity: Parity, allowed_drift_cosine: float) -> str | None:
+def objection_to(parity: Parity, max_drift_cosine: float) -> str | None:
     """Say what a plan's record has against it by another measure than it was judged by; None if nothing."""
     values = dict(parity.details) | {name: getattr(parity, name) for name in _HEADLINES}
     try:
         verdict = read_record(Verdict, values, "parity")
-        replace(verdict, allowed_drift_cosine=allowed_drift_cosine).check()
+        replace(verdict, max_drift_cosine=max_drift_cosine).check()
     except (ParityError, PlanManifestError) as error:
         return str(error)
     return None
@@ -112,28 +113,28 @@ class Standard:
         from_source: Their embeddings by the source model with its callers' own preprocessing.
         from_onnx: Their embeddings by the served ONNX model.
         controls: Drift that each fault causes in the served ONNX model.
-        source: What the source is, for the record.
+        compared_with: What stands for the source, for the record.
     """
 
     crops: Crops
     from_source: Embeddings
     from_onnx: Embeddings
     controls: Mapping[str, float]
-    source: str
+    compared_with: str
 
     @property
     def source_to_onnx(self) -> float:
         """Drift between source and served ONNX model."""
         return largest_drift(self.from_source, self.from_onnx)
 
-    def check(self, allowed_drift_cosine: float) -> None:
+    def check(self, max_drift_cosine: float) -> None:
         """Refuse a model of which no plan can pass.
 
         Raises:
             ServedModelError: The served ONNX model's embeddings differ from the source's.
             BlindGateError: A fault that must be seen was not.
         """
-        _check_served(self.source_to_onnx, self.controls, allowed_drift_cosine)
+        _check_served(self.source_to_onnx, self.controls, max_drift_cosine)
 
 
 def _check_served(source_to_onnx: float, controls: Mapping[str, float], allowed: float) -> None:
@@ -151,7 +152,7 @@ def _check_served(source_to_onnx: float, controls: Mapping[str, float], allowed:
 
 
 def standard_of(
-    source: Embed, served: Embed, another: Embed, crops: Crops, *, source_name: str = "source file"
+    source: Embed, served: Embed, another: Embed, crops: Crops, *, compared_with: str = "source file"
 ) -> Standard:
     """Run what is there before any plan is.
 
@@ -160,7 +161,7 @@ def standard_of(
         served: The served ONNX model.
         another: Another model, as a control.
         crops: uint8 [N, 112, 112, 3], N at least ``LEAST_CROPS``.
-        source_name: What the source is, for the record.
+        compared_with: What the source is, for the record.
 
     Raises:
         ParityError: There are too few crops.
@@ -178,7 +179,7 @@ def standard_of(
         from_source=expected,
         from_onnx=from_onnx,
         controls={fault: largest_drift(right, got) for fault, got in faulty.items()},
-        source=source_name,
+        compared_with=compared_with,
     )
 
 
@@ -187,7 +188,7 @@ def judge(
     standard: Standard,
     *,
     max_batch_size: int,
-    allowed_drift_cosine: float = MAX_DRIFT_COSINE,
+    max_drift_cosine: float = DEFAULT_MAX_DRIFT_COSINE,
 ) -> Verdict:
     """Compare a plan with its source.
 
@@ -195,7 +196,7 @@ def judge(
         plan: The plan.
         standard: What it is held against.
         max_batch_size: The plan's largest batch.
-        allowed_drift_cosine: The largest drift that passes.
+        max_drift_cosine: The largest drift that passes.
     """
     count = len(standard.crops)
     # Full batches of each profile, every place of which is taken; a batch that is not full; crops alone.
@@ -207,15 +208,15 @@ def judge(
         return float(np.max([largest_drift(expected, got) for got in runs.values()]))  # NaN if one is
 
     return Verdict(
-        max_drift_cosine=from_all(standard.from_source[places]),
-        allowed_drift_cosine=allowed_drift_cosine,
+        largest_drift_cosine=from_all(standard.from_source[places]),
+        max_drift_cosine=max_drift_cosine,
         source_to_onnx=standard.source_to_onnx,
         onnx_to_plan=from_all(standard.from_onnx[places]),
         between_batches=from_all(runs[1]),
         crops=count,
         batch_sizes=sizes,
         controls=standard.controls,
-        source=standard.source,
+        compared_with=standard.compared_with,
     )
 
 

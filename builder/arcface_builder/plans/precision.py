@@ -19,11 +19,11 @@ from onnx_ir.passes import common as passes
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from arcface_client.contract import Crops
+from arcface_client.identity import PRECISIONS
 
 from ..errors import OptionError
 from ..folding import affine
 from ..graph import set_constant
-from ..store.identity import PRECISIONS
 from .quantisation import quantise
 
 GRAPH_REVISION: Final = 1

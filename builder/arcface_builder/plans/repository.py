@@ -16,7 +16,6 @@ finds nothing amiss. A plan that is there is never changed.
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Iterator, Set
@@ -31,11 +30,11 @@ from arcface_client import manifests
 from arcface_client.names import plan_model
 
 from ..disk import flush
-from ..errors import OptionError, RepositoryError
+from ..errors import RepositoryError
 from ..model_config import CONFIG_FILE, VERSIONS_SERVED, config_changes, config_text
 from ..repository import ModelRepository, os_errors, replace_text
 from ..store import PlanManifest, StoredPlan, describe_plan
-from ..store.records import read_record
+from ..store.plan_manifest import parse_manifest
 from .config import plan_config
 
 _log = logging.getLogger(__name__)
@@ -73,6 +72,7 @@ def add_plan(
 
     Raises:
         RepositoryError: The version has another plan for that architecture, or cannot be written.
+        PlanManifestError: The manifest of a plan that is there is damaged.
     """
     identity = engine.manifest.identity
     model = plan_model(identity.model)
@@ -164,14 +164,7 @@ def _plans(repository: ModelRepository, model: str) -> _Plans:
 
 def _manifests(repository: ModelRepository, model: str, version: int) -> Iterator[PlanManifest]:
     for path in manifests.plan_manifest_paths(repository.root, model, version):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise RepositoryError(f"{path} is no JSON ({error}); remove it with its plan.") from error
-        try:
-            yield read_record(PlanManifest, content, str(path))
-        except OptionError as error:
-            raise RepositoryError(f"{path} cannot be true ({error}); remove it with its plan.") from error
+        yield parse_manifest(path.read_bytes(), str(path))
 
 
 def _check_unchanged(recorded: PlanManifest | None, wanted: PlanManifest, path: Path) -> None:

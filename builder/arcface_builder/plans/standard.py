@@ -35,7 +35,7 @@ def plan_standard(onnx: OnnxVersion, source: Source | None, real_crops: Crops | 
             served.embed,
             lambda crops: another.run(None, {INPUT_NAME: crops})[0],
             gate_crops(real_crops),
-            source_name=name,
+            compared_with=name,
         )
 
 

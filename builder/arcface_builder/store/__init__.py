@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .identity import PRECISIONS, PlanIdentity, sm_of
-from .local import LocalStore, default_cache_dir
+from .identity import PlanIdentity, sm_of
+from .local import LocalStore
 from .opening import open_store
 from .plan_header import plan_version
 from .plan_manifest import Parity, PlanManifest, check_plan, describe_plan, read_manifest
@@ -11,7 +11,6 @@ from .store import PlanStore
 from .stored_plan import DamagedManifest, StoredPlan
 
 __all__ = [
-    "PRECISIONS",
     "DamagedManifest",
     "LocalStore",
     "Parity",
@@ -20,7 +19,6 @@ __all__ = [
     "PlanStore",
     "StoredPlan",
     "check_plan",
-    "default_cache_dir",
     "describe_plan",
     "open_store",
     "plan_version",

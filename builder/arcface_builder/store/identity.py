@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Final, TypeAlias
 
-from ..errors import OptionError
-from ..repository import check_name
+from arcface_client.identity import PRECISIONS
 
-PRECISIONS: Final = ("fp32", "tf32", "fp16", "bf16", "int8")
+from ..errors import OptionError
+from ..names import check_name
 
 Setting: TypeAlias = str | int | float | bool | None
 

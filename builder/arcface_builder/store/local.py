@@ -14,10 +14,12 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
+
+from arcface_client.cache import cache_folder
 
 from ..disk import NO_SPACE, flush
 from ..errors import CacheError, PlanDamagedError, PlanError, PlanManifestError
@@ -31,22 +33,17 @@ _TAKEN: Final = (errno.ENOTEMPTY, errno.EEXIST)
 _STAGING_LIFETIME_S: Final = 24 * 3600  # what is older was left by a process that was killed
 
 
-def default_cache_dir(environment: Mapping[str, str] = os.environ) -> Path:
-    """``$ARCFACE_CACHE_DIR``, or ``~/.cache/arcface-triton``."""
-    return Path(environment.get("ARCFACE_CACHE_DIR") or "~/.cache/arcface-triton").expanduser()
-
-
 class LocalStore:
     """Plans on this machine's disk.
 
     Args:
-        root: The cache's folder; None is ``default_cache_dir()``. It is made when something is stored.
+        root: The cache's folder; None is ``cache_folder()``. It is made when something is stored.
     """
 
     name = "local cache"
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = (root or default_cache_dir()).resolve()
+        self.root = (root or cache_folder()).resolve()
 
     def find(self, identity: PlanIdentity) -> StoredPlan | None:
         """Look for a plan and check all of it; one that is damaged is removed, with a warning.

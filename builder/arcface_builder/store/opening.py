@@ -19,7 +19,7 @@ def open_store(
     Args:
         bucket: A bucket's name; None does without.
         endpoint_url: Another service than Amazon's; None takes ``$AWS_ENDPOINT_URL`` or Amazon's.
-        cache_dir: Folder of the cache; None is ``default_cache_dir()``.
+        cache_dir: Folder of the cache; None is ``cache_folder()``.
 
     Raises:
         MissingExtraError: boto3 is not installed.

@@ -12,32 +12,34 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+from arcface_client.checksum import sha256_of
+from arcface_client.manifests import SCHEMA_VERSION
+
 from ..errors import OptionError, PlanDamagedError, PlanManifestError
 from .identity import PlanIdentity
 from .plan_header import plan_version
 from .records import read_record
 
-SCHEMA_VERSION: Final = 1
 ENDING: Final = ".json"
 """What a manifest's name has after its plan's."""
-
-_CHUNK_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """How far the plan's embeddings are from the source model's.
+    """How far the plan's embeddings are from the source model's, or from what stood for it.
 
     Attributes:
-        max_drift_cosine: The largest 1 - cosine similarity over all crops.
-        allowed_drift_cosine: The largest that was allowed.
+        largest_drift_cosine: The largest 1 - cosine similarity over all crops.
+        max_drift_cosine: The largest that was allowed.
         crops: How many crops were compared.
+        compared_with: What stood for the source model: "source file", "mended copy", or "served ONNX model".
         details: What else the gate found, in its own words.
     """
 
+    largest_drift_cosine: float
     max_drift_cosine: float
-    allowed_drift_cosine: float
     crops: int
+    compared_with: str
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -54,7 +56,7 @@ class PlanManifest:
         driver_version: The newest CUDA that its driver knows, as "13.0".
         precisions_used: How many layers run in which precision, as the engine inspector says.
         parity: The proof that let it be stored.
-        build_command: The command that builds it again, with the settings that have no flag before it.
+        rebuild_command: The command that builds it again, with the settings that have no flag before it.
         tools: Versions of what built it.
         notes: What deserves to be known: a precision it fell back from, a workspace that was halved.
         schema_version: Version of this record's fields.
@@ -68,7 +70,7 @@ class PlanManifest:
     driver_version: str
     precisions_used: Mapping[str, int]
     parity: Parity
-    build_command: str
+    rebuild_command: str
     tools: Mapping[str, str]
     notes: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
@@ -84,7 +86,7 @@ class PlanManifest:
 
 
 def read_manifest(text: str | bytes, *, key: str) -> PlanManifest:
-    """Read a manifest and check that it can be true.
+    """Read a stored plan's manifest and check that it can be true.
 
     Args:
         text: What was stored.
@@ -94,6 +96,22 @@ def read_manifest(text: str | bytes, *, key: str) -> PlanManifest:
         PlanManifestError: It is damaged, of another schema, or belongs to another plan.
     """
     where = f"The manifest of {key}"
+    manifest = parse_manifest(text, where)
+    if manifest.identity.key != key:
+        raise PlanManifestError(f"{where} is that of another plan, {manifest.identity.key}.")
+    return manifest
+
+
+def parse_manifest(text: str | bytes, where: str) -> PlanManifest:
+    """Read a manifest, wherever it is, and check that it can be true.
+
+    Args:
+        text: The manifest.
+        where: Where it is, for messages.
+
+    Raises:
+        PlanManifestError: It is damaged, or of another schema.
+    """
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:  # JSON's and Unicode's decoding errors, or [[[[...
@@ -109,8 +127,6 @@ def read_manifest(text: str | bytes, *, key: str) -> PlanManifest:
         manifest = read_record(PlanManifest, content, where)
     except OptionError as error:
         raise PlanManifestError(f"{where} cannot be true: {error}") from error
-    if manifest.identity.key != key:
-        raise PlanManifestError(f"{where} is that of another plan, {manifest.identity.key}.")
     _check_values(manifest, where)
     return manifest
 
@@ -119,11 +135,7 @@ def describe_plan(plan: bytes | Path) -> dict[str, Any]:
     """The two fields that a plan's bytes give: ``PlanManifest(**describe_plan(plan), ...)``."""
     if isinstance(plan, bytes):
         return {"plan_sha256": hashlib.sha256(plan).hexdigest(), "plan_bytes": len(plan)}
-    digest = hashlib.sha256()
-    with plan.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return {"plan_sha256": digest.hexdigest(), "plan_bytes": plan.stat().st_size}
+    return {"plan_sha256": sha256_of(plan), "plan_bytes": plan.stat().st_size}
 
 
 def check_plan(plan: bytes | Path, manifest: PlanManifest, *, where: str) -> None:
@@ -171,8 +183,8 @@ def _check_values(manifest: PlanManifest, where: str) -> None:
         )
     parity = manifest.parity
     # JSON as Python reads it knows NaN, which nothing is greater than.
-    if not parity.max_drift_cosine <= parity.allowed_drift_cosine < math.inf:
+    if not parity.largest_drift_cosine <= parity.max_drift_cosine < math.inf:
         raise PlanManifestError(
-            f"{where} has drift {parity.max_drift_cosine} where {parity.allowed_drift_cosine} is allowed: "
+            f"{where} has drift {parity.largest_drift_cosine} where {parity.max_drift_cosine} is allowed: "
             "such a plan is not stored."
         )

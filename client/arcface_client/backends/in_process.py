@@ -18,6 +18,7 @@ from ..diagnostics import Diagnostics
 from ..errors import ArcFaceError, ClientClosedError, DeploymentError, InputError
 from ..identity import EmbeddingIdentity
 from ..job import Job
+from ..limits import DEFAULT_MAX_DRIFT_COSINE
 from ..meter import Meter
 from ..metrics import Metrics, PrometheusExporter
 from .description import describe
@@ -52,7 +53,7 @@ class InProcessBackend(EmbeddingBackend):
         backend: str,
         candidates: Sequence[LocalCandidate],
         *,
-        max_drift_cosine: float = 0.001,
+        max_drift_cosine: float = DEFAULT_MAX_DRIFT_COSINE,
         registry: Any = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -13,6 +13,7 @@ from ..deadline import Deadline
 from ..diagnostics import Diagnostics, Validation
 from ..errors import ArcFaceError, ClientClosedError, ConfigError, InputError
 from ..job import Job
+from ..limits import DEFAULT_MAX_DRIFT_COSINE
 from ..meter import Meter
 from ..metrics import Metrics, PrometheusExporter
 from ..selection.call import nobody
@@ -70,7 +71,7 @@ class TritonBackend(EmbeddingBackend):
         *,
         references: References = no_records,
         plans: Plans = no_records,
-        max_drift_cosine: float = 0.001,
+        max_drift_cosine: float = DEFAULT_MAX_DRIFT_COSINE,
         last_resort: MakeBackend | None = None,
         limits: RequestLimits | None = None,
         rhythm: Rhythm | None = None,

@@ -86,7 +86,7 @@ def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--max-drift-cosine",
         type=_number(0, 2),
         metavar="DRIFT",
-        help="largest 1 - cosine similarity that passes (default: validation.max_drift_cosine, 0.001)",
+        help="largest 1 - cosine similarity that passes (default: validation.max_drift_cosine)",
     )
     judging.add_argument(
         "--threshold",

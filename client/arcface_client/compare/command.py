@@ -99,7 +99,7 @@ def run(options: Options, settings: PipelineSettings) -> Report:
             embedders,
             samples.crops,
             batch_size=options.batch_size,
-            allowed_drift_cosine=settings.embedding.max_drift_cosine,
+            max_drift_cosine=settings.embedding.max_drift_cosine,
             threshold=options.threshold,
             other_models=others,
         )
@@ -118,7 +118,7 @@ def run(options: Options, settings: PipelineSettings) -> Report:
         samples=samples,
         verification=verification,
         batch_size=comparison.runs[0].batch_size,
-        allowed_drift_cosine=settings.embedding.max_drift_cosine,
+        max_drift_cosine=settings.embedding.max_drift_cosine,
         threshold=options.threshold,
         command=options.command,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),

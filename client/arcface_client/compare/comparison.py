@@ -81,7 +81,7 @@ def compare(
     crops: Crops,
     *,
     batch_size: int,
-    allowed_drift_cosine: float,
+    max_drift_cosine: float,
     threshold: float,
     other_models: Sequence[Embedder] = (),
 ) -> Comparison:
@@ -91,7 +91,7 @@ def compare(
         embedders: Two or more.
         crops: uint8 [N, 112, 112, 3], N at least 2.
         batch_size: Crops in a batch; fewer when there are not so many.
-        allowed_drift_cosine: The largest drift that passes.
+        max_drift_cosine: The largest drift that passes.
         threshold: Cosine similarity from which two crops count as one person.
         other_models: Models of another source, as controls.
 
@@ -112,13 +112,13 @@ def compare(
         for index in range(1, len(embedders))
     ]
     controls = run_controls(
-        embedders[0], other_models, crops, batch_size=size, allowed_drift_cosine=allowed_drift_cosine
+        embedders[0], other_models, crops, batch_size=size, max_drift_cosine=max_drift_cosine
     )
     return Comparison(
         embedders=reports,
         pairs=pairs,
         controls=controls,
-        verdict=judge(reports, pairs, controls, allowed_drift_cosine=allowed_drift_cosine),
+        verdict=judge(reports, pairs, controls, max_drift_cosine=max_drift_cosine),
         runs=runs,
     )
 

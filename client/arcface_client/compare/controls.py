@@ -45,7 +45,7 @@ def run_controls(
     crops: Crops,
     *,
     batch_size: int,
-    allowed_drift_cosine: float,
+    max_drift_cosine: float,
 ) -> tuple[Control, ...]:
     """Compare the baseline with itself under every fault, and with other models.
 
@@ -54,7 +54,7 @@ def run_controls(
         others: Models that are known to be of another source.
         crops: uint8 [N, 112, 112, 3]; at most ``CONTROL_CROPS`` of them are used.
         batch_size: Crops in a batch.
-        allowed_drift_cosine: The largest drift that passes.
+        max_drift_cosine: The largest drift that passes.
     """
     few = crops[:: -(-len(crops) // CONTROL_CROPS)]
 
@@ -63,7 +63,7 @@ def run_controls(
 
     def control(fault: str, wrong: Embeddings, *, required: bool = True) -> Control:
         drift = largest_direction_drift(right, wrong)
-        return Control(fault=fault, drift_max=drift, required=required, seen=drift > allowed_drift_cosine)
+        return Control(fault=fault, drift_max=drift, required=required, seen=drift > max_drift_cosine)
 
     right = run(baseline.embed)
     controls = [control(fault, run(baseline.embed, alter(few))) for fault, alter in FAULTS.items()]

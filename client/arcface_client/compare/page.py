@@ -66,7 +66,7 @@ def _pair(report: Report, number: int, pair: PairReport) -> Mapping[str, Any]:
     """What the page shows of a pair; ``number`` is the other embedder's."""
     from . import figures
 
-    runs, allowed = report.comparison.runs, report.allowed_drift_cosine
+    runs, allowed = report.comparison.runs, report.max_drift_cosine
     drift = direction_drifts(runs[0].embeddings, runs[number].embeddings)
     # Below the least drift that a figure shows, the order is that of rounding errors.
     worst = [index for index in np.argsort(-drift)[:_WORST].tolist() if drift[index] > figures.LEAST_DRIFT]

@@ -23,7 +23,7 @@ class Report:
         samples: The crops.
         verification: What was measured on a verification set; None without one.
         batch_size: Crops in a batch.
-        allowed_drift_cosine: The largest drift that passes.
+        max_drift_cosine: The largest drift that passes.
         threshold: Cosine similarity from which two crops count as one person.
         command: What was typed.
         created: When, UTC, ISO 8601.
@@ -34,7 +34,7 @@ class Report:
     samples: Samples
     verification: LabelledPairs | None
     batch_size: int
-    allowed_drift_cosine: float
+    max_drift_cosine: float
     threshold: float
     command: str
     created: str
@@ -50,7 +50,7 @@ class Report:
         comparison = self.comparison
         return {
             "verdict": asdict(comparison.verdict),
-            "max_drift_cosine": self.allowed_drift_cosine,
+            "max_drift_cosine": self.max_drift_cosine,
             "samples": {
                 "count": len(self.samples.crops),
                 "origin": self.samples.origin,

@@ -105,7 +105,7 @@ def _verification(report: Report, found: LabelledPairs) -> Iterator[str]:
 def _verdict(report: Report) -> Iterator[str]:
     verdict = report.comparison.verdict
     yield from verdict.reasons
-    yield f"{verdict.outcome}: the largest drift may be {report.allowed_drift_cosine:g}"
+    yield f"{verdict.outcome}: the largest drift may be {report.max_drift_cosine:g}"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -34,17 +34,17 @@ def judge(
     pairs: Sequence[PairReport],
     controls: Sequence[Control],
     *,
-    allowed_drift_cosine: float,
+    max_drift_cosine: float,
 ) -> Verdict:
     """Judge a comparison by its largest drifts; written so that NaN fails."""
     blind = [
-        f"{control.fault} makes a drift of {control.drift_max:.2g}, which {allowed_drift_cosine:g} allows, "
+        f"{control.fault} makes a drift of {control.drift_max:.2g}, which {max_drift_cosine:g} allows, "
         "so this comparison cannot see it. Give real, coloured crops of several people (--images), or "
         "another --control-model."
         for control in controls
         if control.required and not control.seen
     ]
-    failures = list(_failures(embedders, pairs, allowed_drift_cosine))
+    failures = list(_failures(embedders, pairs, max_drift_cosine))
     outcome: Outcome = "blind" if blind else "failed" if failures else "passed"
     return Verdict(outcome=outcome, reasons=[*blind, *failures])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ def add_perf(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         description="Measure a model over gRPC with NVIDIA's perf_analyzer: the one on the PATH, else one "
         "that is downloaded once. Numbers are lists: 1,8,32 is these three, 1:16 is 1 doubled until 16, "
         "2:8:3 is 2, 5 and 8.",
-        epilog="example: arcface-server perf --model arcface_r100_onnx --batch-size 1,8,32 --json perf.json",
+        epilog="example: arcface-server perf --model arcface_r100_onnx --batch-size 1,8 --output perf.json",
     )
     command.add_argument("--model", required=True, metavar="NAME", help="model to measure")
     command.add_argument("--version", type=int, metavar="N", help="its version (default: the newest)")
@@ -49,7 +50,10 @@ def add_perf(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     command.add_argument(
         "--requests", type=int, default=50, metavar="N", help="requests in a window (default: %(default)s)"
     )
-    command.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON, too")
+    command.add_argument("--output", type=Path, metavar="FILE", help="write the figures as JSON, too")
+    command.add_argument(
+        "--json", action="store_true", help="print a JSON object; the table goes to standard error"
+    )
     command.set_defaults(run=_perf)
 
 
@@ -58,30 +62,34 @@ def _perf(arguments: argparse.Namespace) -> int:
 
     with EmbeddingClient(arguments.url, arguments.model, arguments.version) as client:
         client.ensure_ready()
-    if arguments.json is not None:
-        arguments.json.touch()  # a file that cannot be written is said before the work
+    if arguments.output is not None:
+        arguments.output.touch()  # a file that cannot be written is said before the work
+    people = sys.stderr if arguments.json else sys.stdout
     figures: list[Measurement] = []
     for figure in _measurements(arguments):
         if not figures:
-            print(table.HEADER)
-        print(table.row(figure), flush=True)
+            print(table.HEADER, file=people)
+        print(table.row(figure), file=people, flush=True)
         figures.append(figure)
-        if arguments.json is not None:
+        if arguments.output is not None:
             # Each time: what has been measured stays when a later figure fails.
-            arguments.json.write_text(json.dumps(_report(arguments, figures), indent=2) + "\n")
+            arguments.output.write_text(_report(arguments, figures) + "\n")
     if not all(figure.settled for figure in figures):
-        print(table.NOT_SETTLED_NOTE)
+        print(table.NOT_SETTLED_NOTE, file=people)
+    if arguments.json:
+        print(_report(arguments, figures))
     return DONE
 
 
-def _report(arguments: argparse.Namespace, figures: Sequence[Measurement]) -> dict[str, object]:
-    return {
+def _report(arguments: argparse.Namespace, figures: Sequence[Measurement]) -> str:
+    report = {
         "model": arguments.model,
         "version": arguments.version,
         "url": arguments.url,
         "shared_memory": arguments.shared_memory,
         "measurements": [dataclasses.asdict(figure) for figure in figures],
     }
+    return json.dumps(report, indent=2)
 
 
 def _measurements(arguments: argparse.Namespace) -> Iterator[Measurement]:

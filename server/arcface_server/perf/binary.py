@@ -7,7 +7,6 @@ wants, and such systems lack, are in the wheel of nvidia-pytriton.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import shutil
@@ -19,6 +18,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from arcface_client.cache import cache_folder
+from arcface_client.checksum import sha256_of
 
 from ..errors import PerfAnalyzerError, TritonNotInstalledError
 from ..installation import find_installation
@@ -65,23 +67,15 @@ def find_perf_analyzer() -> PerfAnalyzer:
     on_path = shutil.which("perf_analyzer")
     if on_path is not None:
         return PerfAnalyzer(Path(on_path))
-    folder = cache_folder(os.environ) / "perf_analyzer" / VERSION
+    folder = cache_folder() / "perf_analyzer" / VERSION
     if not _is_genuine(folder):
         _install(folder)
     return PerfAnalyzer(folder / "perf_analyzer", folder / "lib")
 
 
-def cache_folder(environment: Mapping[str, str]) -> Path:
-    """The folder for what is downloaded once: ``$ARCFACE_CACHE_DIR``, else below the user's own cache."""
-    configured = environment.get("ARCFACE_CACHE_DIR")
-    if configured:
-        return Path(configured)
-    return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "arcface-triton"
-
-
 def _is_genuine(folder: Path) -> bool:
     program = folder / "perf_analyzer"
-    return program.is_file() and _sha256(program) == PROGRAM_SHA256
+    return program.is_file() and sha256_of(program) == PROGRAM_SHA256
 
 
 def _install(folder: Path) -> None:
@@ -127,7 +121,7 @@ def download_wheel(folder: Path) -> Path:
         reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise PerfAnalyzerError(f"pip cannot download {requirement}: {reason}. {_ELSEWHERE}")
     (wheel,) = folder.glob("*.whl")
-    digest = _sha256(wheel)
+    digest = sha256_of(wheel)
     if digest != WHEEL_SHA256:
         raise PerfAnalyzerError(
             f"{wheel.name} has the SHA-256 {digest}; expected {WHEEL_SHA256}. "
@@ -148,11 +142,3 @@ def _find_libraries() -> dict[str, Path]:
     if missing:
         raise PerfAnalyzerError(f"{folder} has no {' and no '.join(missing)}. {_ELSEWHERE}")
     return {name: file for name, file in found.items() if file is not None}
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -12,7 +12,6 @@ import pytest
 from absent_gpu import AbsentGpu
 from arcface_builder import faces
 from arcface_builder.cli import main
-from arcface_builder.commands.sources import source_of
 from arcface_builder.compile import Compiled, Request, compile_plan
 from arcface_builder.errors import (
     BlindGateError,
@@ -50,9 +49,9 @@ def test_a_plan_is_built_proved_stored_and_put_into_the_repository(
     assert not compiled.from_store
     manifest = compiled.manifest
     assert manifest.precisions_used == {"fp16": 2}
-    assert manifest.parity.max_drift_cosine < 1e-5
+    assert manifest.parity.largest_drift_cosine < 1e-5
     assert manifest.parity.crops == 256
-    assert manifest.parity.details["source"] == "source file"
+    assert manifest.parity.compared_with == "source file"
     assert manifest.parity.details["controls"]["another model"] > 0.001
     assert manifest.identity.tensorrt_version == gpu.trt.__version__
     assert {"Writing fp16 into the graph", "Comparing the plan with its source"} <= stages
@@ -154,7 +153,7 @@ def test_without_the_source_model_two_points_are_compared(
     with caplog.at_level(logging.WARNING):
         compiled: Compiled = compile_plan(missing, gpu, store, repository)
 
-    assert compiled.manifest.parity.details["source"] == "served ONNX model"
+    assert compiled.manifest.parity.compared_with == "served ONNX model"
     assert "The source model is not at hand" in caplog.text
 
 
@@ -165,7 +164,7 @@ def test_another_file_than_the_source_is_not_compared_with(
 
     compiled = compile_plan(request_, gpu, store, repository)
 
-    assert compiled.manifest.parity.details["source"] == "served ONNX model"
+    assert compiled.manifest.parity.compared_with == "served ONNX model"
 
 
 def test_int8_without_crops_is_refused_before_anything_is_built(
@@ -180,7 +179,7 @@ def test_int8_without_crops_is_refused_before_anything_is_built(
 def test_other_calibration_crops_make_another_int8_plan(
     request_: Request, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
 ) -> None:
-    int8 = replace(request_, options=BuildOptions(precision="int8"), allowed_drift_cosine=0.05)
+    int8 = replace(request_, options=BuildOptions(precision="int8"), max_drift_cosine=0.05)
     ready = replace(gpu, runs_in="int8")
     first = compile_plan(int8, ready, store, repository)
 
@@ -203,10 +202,10 @@ def test_a_stored_plan_that_passed_a_more_lenient_gate_is_built_again(
     repository: ModelRepository,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    lenient = replace(request_, allowed_drift_cosine=0.05)
+    lenient = replace(request_, max_drift_cosine=0.05)
     other = ModelRepository(repository.root.parent / "other")
-    drift = compile_plan(lenient, coarse(gpu), store, other).manifest.parity.max_drift_cosine
-    strict = replace(request_, allowed_drift_cosine=drift / 2)
+    drift = compile_plan(lenient, coarse(gpu), store, other).manifest.parity.largest_drift_cosine
+    strict = replace(request_, max_drift_cosine=drift / 2)
 
     with pytest.raises(ParityError, match="The plan drifts by"):
         compile_plan(strict, coarse(gpu), store, repository)
@@ -217,7 +216,7 @@ def test_a_stored_plan_that_passed_a_more_lenient_gate_is_built_again(
         caplog.text
     )
     assert not again.from_store
-    assert again.manifest.parity.max_drift_cosine < drift / 2
+    assert again.manifest.parity.largest_drift_cosine < drift / 2
     assert [manifest.parity for manifest in store.manifests()] == [again.manifest.parity]
     assert compile_plan(strict, gpu, store, repository).from_store
 
@@ -266,7 +265,7 @@ def test_a_fleet_is_assembled_by_the_gates_tolerance(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    lenient = replace(request_, allowed_drift_cosine=0.05)
+    lenient = replace(request_, max_drift_cosine=0.05)
     compile_plan(lenient, coarse(gpu), store, ModelRepository(store.local.root / "86"))
     monkeypatch.setenv("ARCFACE_CACHE_DIR", str(store.local.root))
     model = ["--name", "small", "--repository", str(repository.root)]
@@ -278,12 +277,6 @@ def test_a_fleet_is_assembled_by_the_gates_tolerance(
 
     monkeypatch.setenv("ARCFACE_VALIDATION_MAX_DRIFT_COSINE", "0.05")
     assert main(command) == 0
-
-
-def test_a_manifest_leads_back_to_the_source(repository: ModelRepository, source: Path) -> None:
-    manifest = json.loads(repository.manifest_path("small_onnx", 1).read_text())
-
-    assert source_of(manifest["rebuild_command"]) == OnnxFile(source)
 
 
 def test_a_model_or_version_that_is_not_there_is_named(repository: ModelRepository) -> None:

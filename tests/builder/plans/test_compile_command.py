@@ -64,21 +64,16 @@ def test_bad_input_is_one_line(
     [
         (lambda manifest: "[[", "is no JSON"),
         (lambda manifest: json.dumps(manifest | {"source": {}}), "source.sha256 is None; expected a text"),
-        (lambda manifest: json.dumps(manifest | {"rebuild_command": None}), "rebuild_command is None"),
         (
-            lambda manifest: json.dumps(manifest | {"rebuild_command": "arcface-builder build --name 'x"}),
-            "no command line: No closing quotation",
+            lambda manifest: json.dumps(manifest | {"source_location": None}),
+            "source_location: None is no place of a source model. Build the model again",
         ),
         (
-            lambda manifest: json.dumps(manifest | {"rebuild_command": "build --synthetic r7"}),
-            "invalid choice: 'r7'",
-        ),
-        (
-            lambda manifest: json.dumps(manifest | {"rebuild_command": "build --onnx-path a --seed 1"}),
-            "--seed goes with --synthetic",
+            lambda manifest: json.dumps(manifest | {"source_location": {"kind": "onnx", "path": 7}}),
+            "source_location: {'kind': 'onnx', 'path': 7} is no place",
         ),
     ],
-    ids=["no JSON", "no source", "no command", "open quotation", "unknown network", "wrong detail"],
+    ids=["no JSON", "no source", "no place", "no path"],
 )
 @pytest.mark.usefixtures("at_hand")
 def test_a_damaged_manifest_is_one_line(
@@ -159,11 +154,57 @@ def test_the_command_compiles_with_a_folder_of_crops_and_tells_it_as_json(
     assert main([*command, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["plans"][0]["path"].endswith("small_trt/1/small-fp16-sm86.plan")
-    assert told["manifest"]["parity"]["details"]["source"] == "source file"
-    assert "--max-batch-size 32" in told["manifest"]["build_command"]
+    assert told["manifest"]["parity"]["compared_with"] == "source file"
+    assert "--max-batch-size 32" in told["manifest"]["rebuild_command"]
 
     assert main(command) == 0
     assert capsys.readouterr().out.startswith("small-fp16-sm86.plan already in small_trt version 1\n")
+
+
+@pytest.mark.usefixtures("at_hand")
+def test_the_source_of_a_model_that_was_built_by_a_relative_path_is_found_from_another_folder(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository = ModelRepository(tmp_path / "models")
+    monkeypatch.chdir(source.parent)
+    build = ["build", "--name", "small", "--repository", str(repository.root), "--onnx-path", source.name]
+    assert main(build) == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+
+    assert main(arguments(repository)) == 0
+
+    assert " from the source file over 256 crops\n" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("at_hand")
+def test_the_plan_is_kept_in_the_cache_that_is_named(
+    repository: ModelRepository, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = ["--cache-dir", str(tmp_path / "other")]
+
+    assert main(arguments(repository, *other)) == 0
+
+    assert not list((tmp_path / "cache").rglob("*.plan"))
+    capsys.readouterr()
+    assert main(["engines", "list", *other]) == 0
+    assert "small-fp16-sm86.plan " in capsys.readouterr().out
+    assert main(arguments(repository, *other, "--cc", "8.6", "--from-store")) == 0
+
+
+@pytest.mark.usefixtures("at_hand")
+def test_the_command_says_if_the_source_was_not_at_hand(
+    repository: ModelRepository, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source.unlink()
+
+    assert main(arguments(repository)) == 0
+    assert " from the served ONNX model over 256 crops\n" in capsys.readouterr().out
+
+    assert main(arguments(repository, "--json")) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["manifest"]["parity"]["compared_with"] == "served ONNX model"
 
 
 @pytest.mark.usefixtures("at_hand")
@@ -181,7 +222,7 @@ def test_the_recorded_command_makes_the_same_plan_again(
     assert main(arguments(repository, "--config", str(config), "--json")) == 0
     first = json.loads(capsys.readouterr().out)["manifest"]
 
-    words = shlex.split(first["build_command"])
+    words = shlex.split(first["rebuild_command"])
     start = words.index("arcface-builder")
     for name, value in (word.split("=") for word in words[:start]):
         monkeypatch.setenv(name, value)

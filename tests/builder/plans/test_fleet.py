@@ -28,7 +28,7 @@ def stored(
     )
     return engines.manifest(
         of=identity,
-        parity=replace(engines.VERDICT, max_drift_cosine=drift, allowed_drift_cosine=0.05).to_parity(),
+        parity=replace(engines.VERDICT, largest_drift_cosine=drift, max_drift_cosine=0.05).to_parity(),
         created=f"2026-11-{day:02}T20:00:00+00:00",
     )
 
@@ -36,9 +36,9 @@ def stored(
 def test_a_plan_that_passed_a_more_lenient_gate_is_not_taken() -> None:
     plans = [stored("86"), stored("89", drift=0.04)]
 
-    assert choose(plans, ONNX, BuildOptions(), ["86", "89"], allowed_drift_cosine=0.05) == plans
+    assert choose(plans, ONNX, BuildOptions(), ["86", "89"], max_drift_cosine=0.05) == plans
     with pytest.raises(CompileError, match=r"without sm89 \(not taken: .*: The plan drifts by 0\.04"):
-        choose(plans, ONNX, BuildOptions(), ["86", "89"], allowed_drift_cosine=0.001)
+        choose(plans, ONNX, BuildOptions(), ["86", "89"], max_drift_cosine=0.001)
 
 
 @pytest.mark.parametrize(

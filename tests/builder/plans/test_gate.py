@@ -61,7 +61,7 @@ def test_an_fp16_plan_passes(verdict_of: Callable[[Embed], Verdict], small_graph
     verdict = verdict_of(embedder(typed_graph(small_graph, "fp16")))
 
     verdict.check()
-    assert 0 < verdict.max_drift_cosine < 1e-4
+    assert 0 < verdict.largest_drift_cosine < 1e-4
     assert verdict.source_to_onnx < 1e-6
     assert verdict.between_batches < 1e-5
     assert (verdict.crops, verdict.batch_sizes) == (256, (1, 4, 16, 32))
@@ -97,7 +97,7 @@ def not_a_number(embed: Embed) -> Embed:
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (swapped, r"The plan drifts by 0\.\d+ from the source model; expected at most 0.001"),
+        (swapped, r"The plan drifts by 0\.\d+ from the source file; expected at most 0.001"),
         (one_place_wrong, "drifts by .* with its place in a batch"),
     ],
 )
@@ -215,11 +215,11 @@ def test_generated_crops_fill_up_real_ones(crops: Crops) -> None:
     ("changes", "allowed", "objection"),
     [
         ({}, 0.001, None),
-        ({}, 0.0002, "The plan drifts by 0.0003 from the source model"),
+        ({}, 0.0002, "The plan drifts by 0.0003 from the source file"),
         ({"between_batches": 0.0004}, 0.0003, "with its place in a batch"),
         ({"source_to_onnx": 0.002}, 0.001, "The served ONNX model drifts by 0.002"),
         ({}, 0.2, "The gate is blind: another model makes a drift of 0.1"),
-        ({"max_drift_cosine": float("nan")}, 0.001, "The plan drifts by nan"),
+        ({"largest_drift_cosine": float("nan")}, 0.001, "The plan drifts by nan"),
     ],
 )
 def test_a_recorded_verdict_is_held_against_another_tolerance(
@@ -234,6 +234,6 @@ def test_a_recorded_verdict_is_held_against_another_tolerance(
 
 
 def test_a_record_that_lacks_what_the_gate_measured_is_objected_to() -> None:
-    bare = Parity(max_drift_cosine=1e-5, allowed_drift_cosine=1e-3, crops=256)
+    bare = Parity(largest_drift_cosine=1e-5, max_drift_cosine=1e-3, crops=256, compared_with="source file")
 
     assert "lacks batch_sizes, between_batches, controls" in str(objection_to(bare, 0.001))

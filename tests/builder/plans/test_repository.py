@@ -13,7 +13,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from arcface_builder.errors import RepositoryError
+from arcface_builder.errors import PlanManifestError, RepositoryError
 from arcface_builder.model_config import config_text
 from arcface_builder.plans.config import plan_config
 from arcface_builder.plans.repository import AddedPlan, add_plan
@@ -59,8 +59,10 @@ def engine(
         gpu_name="a GPU",
         driver_version="13.0",
         precisions_used={precision: 50},
-        parity=Parity(max_drift_cosine=1e-6, allowed_drift_cosine=1e-3, crops=256),
-        build_command="arcface-builder compile",
+        parity=Parity(
+            largest_drift_cosine=1e-6, max_drift_cosine=1e-3, crops=256, compared_with="source file"
+        ),
+        rebuild_command="arcface-builder compile",
         tools={},
     )
     return StoredPlan(path, manifest)
@@ -185,12 +187,23 @@ def test_the_same_plan_again_mends_its_record(
     assert path.stat().st_mtime == 1
 
 
-def test_a_record_that_cannot_be_true_is_named(repository: ModelRepository) -> None:
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"precision": "fp16"', '"precision": "fp9"', "cannot be true: Precision 'fp9' is unknown"),
+        ('"schema_version": 1', '"schema_version": 99', "has schema_version 99; expected 1"),
+        ('"plan_bytes": ', '"plan_bytes": -', "has plan_bytes -"),
+        ("{", "", "is no JSON"),
+    ],
+)
+def test_a_record_that_cannot_be_true_is_named(
+    repository: ModelRepository, old: str, new: str, message: str
+) -> None:
     add(repository, "80")
     record = repository.root / "m_trt-1-sm80.manifest.json"
-    record.write_text(record.read_text().replace('"precision": "fp16"', '"precision": "fp9"'))
+    record.write_text(record.read_text().replace(old, new, 1))
 
-    with pytest.raises(RepositoryError, match=rf"^{record} cannot be true \(Precision 'fp9' is unknown"):
+    with pytest.raises(PlanManifestError, match=f"^{record} {message}"):
         add(repository, "90")
 
 

@@ -350,7 +350,7 @@ def stand_in_for_a_plan(models: Path) -> None:
         "sm": "90",
         "max_batch_size": 32,
     }
-    record = {"plan_sha256": sha256, "identity": identity}
+    record = {"schema_version": 1, "plan_sha256": sha256, "identity": identity}
     (models / "small_trt-1-sm90.manifest.json").write_text(json.dumps(record))
 
 

@@ -53,7 +53,7 @@ def with_place(inner: Embedder, crops: Crops) -> Embeddings:
 
 
 def verdict(*embedders: Embedder, crops: Crops = CROPS, allowed: float = 0.001) -> Comparison:
-    return compare(embedders, crops, batch_size=8, allowed_drift_cosine=allowed, threshold=0.3)
+    return compare(embedders, crops, batch_size=8, max_drift_cosine=allowed, threshold=0.3)
 
 
 def test_everybody_embeds_the_same_batches_in_turns(tiny: InProcess) -> None:

@@ -47,7 +47,7 @@ def test_faults_of_normalisation_are_made_exactly(save: Callable[[onnx.ModelProt
     with Reference(save(small_arcface())) as reference:
         right = reference.embed(CROPS)
         raw = reference.embed_with(CROPS, mean=0.0, std=1.0)
-        controls = run_controls(reference, [], CROPS, batch_size=4, allowed_drift_cosine=0.001)
+        controls = run_controls(reference, [], CROPS, batch_size=4, max_drift_cosine=0.001)
         np.testing.assert_array_equal(reference.embed(CROPS), right)  # its own normalisation is back
     assert (right * raw).sum(axis=1).max() < 0.99
     by_fault = {control.fault: control for control in controls}
