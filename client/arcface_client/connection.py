@@ -13,7 +13,7 @@ from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from .errors import ConfigError, InputError
-from .failures import PROBE_TIMEOUT_S, UNAVAILABLE, Aftermath, aftermath_of_failed_probe
+from .failures import PROBE_TIMEOUT_S, Aftermath, aftermath_of_failed_probe, may_be_restricted
 from .shared_memory import SharedMemory
 from .status import models_from_index
 from .tls import Tls
@@ -73,6 +73,7 @@ class Connection:
         if retries and shared_memory:
             raise InputError("retries and shared_memory are both True; expected at most one of them.")
         self.url = url
+        self.tls = tls
         self.closed = False
         self._dropped: str | None = None
         self._answered_at = -math.inf
@@ -132,10 +133,8 @@ class Connection:
         try:
             index = self._questions.get_model_repository_index(client_timeout=timeout_s)
         except InferenceServerException as error:
-            failed = aftermath_of_failed_probe(error)
-            # Triton refuses a restricted protocol with the status of a server that is not there.
-            restricted = error.status() == UNAVAILABLE and self.is_live(timeout_s)
-            return Aftermath(answers=True, said=failed.said) if restricted else failed
+            is_live = may_be_restricted(error) and self.is_live(timeout_s)
+            return aftermath_of_failed_probe(error, is_live=is_live)
         except ValueError:  # closed or dropped meanwhile
             return Aftermath(answers=False, said="the connection was closed")
         return Aftermath(answers=True, models=models_from_index(index))
