@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from ..contract import LENGTH_TOLERANCE, Crops, Embeddings
-from ..errors import ContractError, DeploymentError
+from ..errors import ContractError, DeploymentError, OtherIdentityError
 from ..golden import GoldenReference, drift_error, golden_crops, largest_drift
 from ..names import is_plan
 
@@ -96,10 +96,6 @@ class Identity:
                 preprocessing=known.preprocessing or reference.preprocessing,
             ),
         )
-
-
-class OtherIdentityError(DeploymentError):
-    """A candidate may be right, but its embeddings belong to another gallery."""
 
 
 def recorded(references: References, model: str, version: int | None) -> GoldenReference | None:

@@ -212,8 +212,8 @@ class Selector:
         if not contender.wants_examination(time.monotonic(), afresh=afresh):
             return None
         evidence = contender.evidence
+        limit = Deadline(deadline.remaining_s(self._examination_s))
         try:
-            limit = Deadline(deadline.remaining_s(self._examination_s))
             finding = self._examiner.examine(contender, self.identity, limit)
         except ArcFaceError as error:
             if isinstance(error, DeadlineExceededError) and deadline.is_over(MARGIN_S):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from arcface_client.contract import Crops, Embeddings
-from arcface_client.errors import ContractError, DeploymentError, ModelNotFoundError
+from arcface_client.errors import ContractError, DeploymentError, ModelNotFoundError, OtherIdentityError
 from arcface_client.golden import GoldenReference
 from arcface_client.selection.examination import (
     ITSELF,
@@ -14,7 +14,6 @@ from arcface_client.selection.examination import (
     ONNX_SIBLING,
     Embed,
     Identity,
-    OtherIdentityError,
     examine,
     objection,
 )
