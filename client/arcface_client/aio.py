@@ -11,6 +11,7 @@ from typing import Any
 from tritonclient.utils import InferenceServerException
 
 from .async_connection import CLOSING_ERRORS, AsyncConnection
+from .connection import check_goes_by
 from .contract import Crops, Embeddings
 from .crops import Color, CropsLike, as_batch
 from .deadline import Deadline
@@ -61,6 +62,8 @@ class AsyncEmbeddingClient:
         self._max_in_flight = max_in_flight
         self._served: ServedModel | None = None
         self._answered_by: int | None = None
+        if connection is not None:
+            check_goes_by(connection, url, tls)
         self._shares = connection is not None
         self._connection = connection or AsyncConnection(url, tls)
 

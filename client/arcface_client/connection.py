@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException
@@ -159,6 +159,28 @@ class Connection:
         except ValueError:  # closed or dropped meanwhile, by somebody who knows why
             return True
         return True
+
+
+class Shared(Protocol):
+    """A connection that several clients go by, whichever of the two."""
+
+    url: str
+    tls: Tls | None
+
+
+def check_goes_by(connection: Shared, url: str, tls: Tls | None) -> None:
+    """Check that what a client is told beside a connection is so.
+
+    Raises:
+        InputError: The connection goes to another server, or has other certificates.
+    """
+    if url != connection.url:
+        raise InputError(f"The client is for {url}, but its connection goes to {connection.url}.")
+    if tls not in (None, connection.tls):
+        raise InputError(
+            f"tls is given beside a connection to {url} that was made with other certificates; give it to "
+            "the connection instead."
+        )
 
 
 def triton_arguments(url: str, tls: Tls | None, *, retries: bool = True) -> dict[str, Any]:
