@@ -302,6 +302,42 @@ def test_what_there_is_not_is_refused_with_what_there_is(arguments: dict[str, An
 
 
 @pytest.mark.parametrize(
+    ("argument", "setting", "message"),
+    [
+        (
+            "onnxruntime",
+            {"embedding_backend": "triton"},
+            "backend_type is 'onnxruntime' and embedding_backend 'triton'",
+        ),
+        ("cpu", {"embedding_device": "cuda"}, "device is 'cpu' and embedding_device 'cuda'"),
+        ("a.yaml", {"embedding_tensorrt_config": "b.yaml"}, "and embedding_tensorrt_config 'b.yaml'"),
+        (True, {"embedding_allow_cpu_fallback": False}, "is True and embedding_allow_cpu_fallback False"),
+    ],
+)
+def test_a_setting_that_is_given_twice_is_refused(
+    argument: Any, setting: dict[str, Any], message: str
+) -> None:
+    (name,) = setting
+    short = {"embedding_backend": "backend_type"}.get(name, name.removeprefix("embedding_"))
+    with pytest.raises(InputError, match=f"{message}; give one of them"):
+        get_embedding_backend(**{short: argument}, **setting)
+
+
+def test_device_and_fallback_are_settings_too(
+    make: Make, monkeypatch: pytest.MonkeyPatch, crops: Crops
+) -> None:
+    monkeypatch.setenv("ARCFACE_EMBEDDING_DEVICE", "cuda:0")
+    with make("onnxruntime") as embedder:
+        _, served = embedder.encode(crops[:1], return_source=True)
+    assert [refusal.candidate for refusal in served.refusals] == ["small_onnx on CUDAExecutionProvider"]
+
+    monkeypatch.setenv("ARCFACE_EMBEDDING_ALLOW_CPU_FALLBACK", "false")
+    with pytest.raises(DeploymentError, match="without CUDAExecutionProvider"):
+        make("onnxruntime").ensure_ready()
+    make("onnxruntime", allow_cpu_fallback=True).ensure_ready()
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"validation_max_drift_cosine": "small"}, "max_drift_cosine is 'small'; expected a number"),
