@@ -19,8 +19,7 @@ from .errors import ArcFaceError
 from .failures import PROBE_TIMEOUT_S, Aftermath, Target, closed, explain, needs_aftermath
 from .job import Job
 from .limits import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, check_limits
-from .names import DEFAULT_MODEL
-from .requests import (
+from .messages import (
     Answer,
     OneVersion,
     ServedModel,
@@ -30,6 +29,7 @@ from .requests import (
     served_model,
     version_from,
 )
+from .names import DEFAULT_MODEL
 from .status import ServerStatus, models_from_index
 from .tls import Tls
 

@@ -15,12 +15,12 @@ from .errors import ArcFaceError, ServerBusyError
 from .failures import Target
 from .job import Job
 from .limits import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, check_limits
+from .messages import OneVersion, runs
 from .names import DEFAULT_MODEL
-from .requests import OneVersion, runs
+from .request import Request
 from .sender import Sender
 from .status import ServerStatus
 from .tls import Tls
-from .under_way import Request
 
 Key = TypeVar("Key")
 

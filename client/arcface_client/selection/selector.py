@@ -21,7 +21,7 @@ from ..failures import PROBE_TIMEOUT_S, unanswered
 from .call import MARGIN_S
 from .candidates import Sighting, Wanted
 from .contender import Contender
-from .examination import Evidence, Finding, Identity
+from .examination import Evidence, Finding, SettledIdentity
 from .examiner import Examiner
 from .first_choice import FirstChoice
 from .reloads import reloaded
@@ -49,7 +49,7 @@ class Selector:
     def __init__(self, wanted: Wanted, examiner: Examiner, limits: RequestLimits, rhythm: Rhythm) -> None:
         self.servers: Sequence[Server] = [Server(url, limits) for url in wanted.urls]
         self.standing = Standing()
-        self.identity: Identity | None = None
+        self.identity: SettledIdentity | None = None
         self._wanted = wanted
         self._examiner = examiner
         self._examination_s = rhythm.examination_s
@@ -232,7 +232,7 @@ class Selector:
 
     def _settle(self, name: str, release: int | None, finding: Finding) -> None:
         """Take the identity of who passed for everybody's, as far as that is not settled."""
-        identity = self.identity or Identity(name, release, finding.reference)
+        identity = self.identity or SettledIdentity(name, release, finding.reference)
         self.identity = identity.completed(finding.reference)
 
     def _against(self, contender: Contender) -> ArcFaceError | None:
