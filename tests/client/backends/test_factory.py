@@ -157,6 +157,16 @@ def test_what_a_caller_names_is_had_from_the_package() -> None:
     assert all(getattr(arcface_client, name) for name in arcface_client.__all__)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["AsyncConnection", "Connection", "RequestLimits", "Rhythm", "Tls", "TritonBackend", "errors.InputError"],
+)
+def test_what_others_are_made_with_is_had_from_the_package_alone(name: str) -> None:
+    code = f"import arcface_client; print(arcface_client.{name}.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == name.rpartition(".")[2]
+
+
 def test_providers_are_used_in_the_order_of_the_settings(make: Make) -> None:
     wanted = ["CUDAExecutionProvider", "AzureExecutionProvider", "CPUExecutionProvider"]
     with make("onnxruntime", embedding_providers=wanted) as embedder:
