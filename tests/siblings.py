@@ -58,7 +58,7 @@ class InThisProcess(EmbeddingBackend):
     def close(self) -> None:
         self._runtime.close()
 
-    def _run(self, job: Job) -> Served:
+    def run(self, job: Job) -> Served:
         missing = job.missing
         for part in job.parts(32):
             job.deadline.remaining_s()

@@ -15,14 +15,14 @@
         │   ├── CacheError (DeploymentError)   the local cache cannot be read or written
         │   ├── BucketError (DeploymentError)  the bucket is missing, forbidden or misnamed
         │   └── BucketUnreachableError (TransientError)  nothing answers there, or it broke off
-        ├── PlanError                          a plan that must not be loaded; have it built again
+        ├── PlanError (DeploymentError)        a plan that must not be loaded; have it built again
         │   ├── PlanManifestError              its manifest is damaged, or lies
         │   └── PlanDamagedError               its bytes are not those of its manifest, or no plan's
-        ├── CompileError                       a plan could not be built, or must not be used
-        │   ├── NoGpuError (DeploymentError)       this machine cannot build plans
-        │   ├── WorkspaceError (DeploymentError)   TensorRT ran out of memory
+        ├── CompileError (DeploymentError)     a plan could not be built, or must not be used
+        │   ├── NoGpuError                     this machine cannot build plans
+        │   ├── WorkspaceError                 TensorRT ran out of memory
         │   └── PrecisionError                 the plan does not run in the precision that it is named after
-        └── ParityError                        a model's embeddings differ from its source's
+        └── ParityError (DeploymentError)      a model's embeddings differ from its source's
             ├── ServedModelError               of the served ONNX model's, whatever the plan
             └── BlindGateError                 the comparison could not have told a wrong model apart
 """
@@ -80,7 +80,7 @@ class BucketUnreachableError(StoreError, TransientError):
     """Nothing answers where the bucket should be, or the connection broke off."""
 
 
-class PlanError(BuilderError):
+class PlanError(BuilderError, DeploymentError):
     """A plan must not be loaded; have it built again."""
 
 
@@ -92,15 +92,15 @@ class PlanDamagedError(PlanError):
     """A plan's bytes are not those of its manifest, or are no plan at all."""
 
 
-class CompileError(BuilderError):
+class CompileError(BuilderError, DeploymentError):
     """A TensorRT plan could not be built, or must not be used."""
 
 
-class NoGpuError(CompileError, DeploymentError):
+class NoGpuError(CompileError):
     """This machine cannot build plans: it has no GPU, no TensorRT, or too old a driver."""
 
 
-class WorkspaceError(CompileError, DeploymentError):
+class WorkspaceError(CompileError):
     """TensorRT ran out of memory, whatever the workspace."""
 
 
@@ -108,7 +108,7 @@ class PrecisionError(CompileError):
     """A plan does not run in the precision that it is named after."""
 
 
-class ParityError(BuilderError):
+class ParityError(BuilderError, DeploymentError):
     """A model's embeddings differ from the source model's."""
 
 

@@ -19,30 +19,51 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from . import errors
     from .aio import AsyncEmbeddingClient
+    from .async_connection import AsyncConnection
     from .backend import EmbeddingBackend, Served
     from .backends.aio import AsyncEmbeddingBackend
     from .backends.factory import get_embedding_backend
+    from .backends.triton import TritonBackend
     from .client import EmbeddingClient
+    from .connection import Connection
     from .diagnostics import Diagnostics
+    from .selection.rhythm import Rhythm
+    from .selection.server import RequestLimits
+    from .tls import Tls
 
 __all__ = [
+    "AsyncConnection",
     "AsyncEmbeddingBackend",
     "AsyncEmbeddingClient",
+    "Connection",
     "Diagnostics",
     "EmbeddingBackend",
     "EmbeddingClient",
+    "RequestLimits",
+    "Rhythm",
     "Served",
+    "Tls",
+    "TritonBackend",
+    "errors",
     "get_embedding_backend",
 ]
 
 _MODULES = {
+    "AsyncConnection": "async_connection",
     "AsyncEmbeddingBackend": "backends.aio",
     "AsyncEmbeddingClient": "aio",
+    "Connection": "connection",
     "Diagnostics": "diagnostics",
     "EmbeddingBackend": "backend",
     "EmbeddingClient": "client",
+    "RequestLimits": "selection.server",
+    "Rhythm": "selection.rhythm",
     "Served": "backend",
+    "Tls": "tls",
+    "TritonBackend": "backends.triton",
+    "errors": "errors",
     "get_embedding_backend": "backends.factory",
 }
 
@@ -52,5 +73,6 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         from importlib import import_module
 
-        return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+        module = import_module(f".{_MODULES[name]}", __name__)
+        return module if name == "errors" else getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

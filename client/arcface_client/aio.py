@@ -8,28 +8,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Any
 
-from grpc.aio import UsageError
-from tritonclient.grpc import aio as triton
 from tritonclient.utils import InferenceServerException
 
-from .connection import triton_arguments
+from .async_connection import CLOSING_ERRORS, AsyncConnection
+from .connection import check_goes_by
 from .contract import Crops, Embeddings
 from .crops import Color, CropsLike, as_batch
 from .deadline import Deadline
 from .errors import ArcFaceError
-from .failures import (
-    PROBE_TIMEOUT_S,
-    Aftermath,
-    Target,
-    aftermath_of_failed_probe,
-    closed,
-    explain,
-    needs_aftermath,
-)
+from .failures import PROBE_TIMEOUT_S, Aftermath, Target, closed, explain, needs_aftermath
 from .job import Job
 from .limits import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, check_limits
-from .names import DEFAULT_MODEL
-from .requests import (
+from .messages import (
     Answer,
     OneVersion,
     ServedModel,
@@ -39,6 +29,7 @@ from .requests import (
     served_model,
     version_from,
 )
+from .names import DEFAULT_MODEL
 from .status import ServerStatus, models_from_index
 from .tls import Tls
 
@@ -51,7 +42,7 @@ class AsyncEmbeddingClient:
         async with AsyncEmbeddingClient("localhost:8001", model="arcface_r100_onnx") as client:
             embeddings = await client.encode(crops)
 
-    Arguments and errors are those of ``EmbeddingClient``.
+    Arguments and errors are those of ``EmbeddingClient``; ``connection`` is an ``AsyncConnection``.
     """
 
     def __init__(
@@ -63,14 +54,18 @@ class AsyncEmbeddingClient:
         request_timeout_s: float = DEFAULT_REQUEST_TIMEOUT_S,
         max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
         tls: Tls | None = None,
+        connection: AsyncConnection | None = None,
     ) -> None:
         check_limits(request_timeout_s, max_in_flight)
         self._target = Target(url, model, version)
         self._request_timeout_s = request_timeout_s
         self._max_in_flight = max_in_flight
         self._served: ServedModel | None = None
-        self._closed = False
-        self._triton = triton.InferenceServerClient(**triton_arguments(url, tls))
+        self._answered_by: int | None = None
+        if connection is not None:
+            check_goes_by(connection, url, tls)
+        self._shares = connection is not None
+        self._connection = connection or AsyncConnection(url, tls)
 
     async def encode(
         self, crops: CropsLike, *, color: Color = "bgr", timeout_s: float | None = None
@@ -92,24 +87,33 @@ class AsyncEmbeddingClient:
         async for answer in self._pipeline(batches, deadline):
             yield answer
 
-    async def ensure_ready(self) -> None:
+    async def ensure_ready(self, *, timeout_s: float | None = None) -> None:
         """Check that the model can be used; see ``EmbeddingClient.ensure_ready``."""
         self._served = None
-        await self._model(Deadline(None))
+        await self._model(Deadline(timeout_s))
 
     async def status(self) -> ServerStatus:
-        """Ask the server for its version, its readiness and its models."""
-        timeout_s, target = self._request_timeout_s, Target(self._target.url)
-        metadata = await self._call(self._triton.get_server_metadata, timeout_s, target=target)
-        ready = await self._call(self._triton.is_server_ready, timeout_s, target=target)
-        index = await self._call(self._triton.get_model_repository_index, timeout_s, target=target)
+        """Ask the server for its version, its readiness and its models; see ``EmbeddingClient.status``."""
+        timeout_s, target, triton = self._request_timeout_s, Target(self._target.url), self._connection.triton
+        metadata = await self._call(triton.get_server_metadata, timeout_s, target=target)
+        ready = await self._call(triton.is_server_ready, timeout_s, target=target)
+        index = await self._call(triton.get_model_repository_index, timeout_s, target=target)
         return ServerStatus(target.url, metadata.version, ready, models_from_index(index))
 
     async def close(self) -> None:
-        """Close the connection; calls that are under way fail."""
-        if not self._closed:
-            self._closed = True
-            await self._triton.close()
+        """Close the connection, unless it is shared; calls that are under way fail."""
+        if not self._shares:
+            await self._connection.close()
+
+    @property
+    def max_batch_size(self) -> int | None:
+        """Crops that the model takes at once; None before the first call."""
+        return None if self._served is None else self._served.max_batch_size
+
+    @property
+    def answered_by(self) -> int | None:
+        """The version that answered last; None before the first call, or when the server does not say."""
+        return self._answered_by
 
     async def __aenter__(self) -> AsyncEmbeddingClient:
         return self
@@ -120,18 +124,23 @@ class AsyncEmbeddingClient:
         await self.close()
 
     async def _model(self, deadline: Deadline) -> ServedModel:
-        if self._served is None:
+        served = self._served  # another call's failure may set it to None at any time
+        if served is None:
             timeout_s = deadline.remaining_s(self._request_timeout_s)
-            names = (self._target.model, self._target.version_text)
-            config = await self._call(self._triton.get_model_config, timeout_s, *names, deadline=deadline)
-            self._served = served_model(self._target, config)
-        return self._served
+            names, ask = (
+                (self._target.model, self._target.version_text),
+                self._connection.triton.get_model_config,
+            )
+            config = await self._call(ask, timeout_s, *names, deadline=deadline)
+            served = self._served = served_model(self._target, config)
+        return served
 
     async def _infer(self, crops: Crops, deadline: Deadline, target: Target) -> Answer:
         timeout_s = deadline.remaining_s(self._request_timeout_s)
         arguments = infer_arguments(target, crops)
-        result = await self._call(self._triton.infer, timeout_s, deadline=deadline, **arguments)
-        return Answer(embeddings_from(target, result, len(crops)), version_from(target, result))
+        result = await self._call(self._connection.triton.infer, timeout_s, deadline=deadline, **arguments)
+        version = self._answered_by = version_from(self._target, result)
+        return Answer(embeddings_from(self._target, result, len(crops)), version)
 
     async def _pipeline(self, batches: Iterable[Crops], deadline: Deadline) -> AsyncIterator[Embeddings]:
         """Send batches, a few at a time, and yield their embeddings in order."""
@@ -160,15 +169,15 @@ class AsyncEmbeddingClient:
     ) -> Any:
         """Call one of tritonclient's methods, and turn what goes wrong into this project's errors."""
         target = target or self._target
-        if self._closed:
+        if self._connection.closed:
             raise closed(target)
         try:
             return await method(*arguments, client_timeout=timeout_s, **named)
         except InferenceServerException as error:
             raise await self._explained(error, timeout_s, deadline or Deadline(None), target) from error
-        except (UsageError, asyncio.CancelledError) as error:
+        except CLOSING_ERRORS as error:
             # gRPC cancels what is under way when its channel closes; that is no cancellation of the task.
-            if self._closed:
+            if self._connection.closed:
                 raise closed(target) from error
             raise
 
@@ -176,18 +185,9 @@ class AsyncEmbeddingClient:
         self, error: InferenceServerException, timeout_s: float, deadline: Deadline, target: Target
     ) -> ArcFaceError:
         self._served = None
-        if self._closed:
+        if self._connection.closed:
             return closed(target)
         aftermath = Aftermath(answers=True)
         if needs_aftermath(error):
-            aftermath = await self._ask(deadline.remaining_s(PROBE_TIMEOUT_S))
+            aftermath = await self._connection.ask(deadline.remaining_s(PROBE_TIMEOUT_S))
         return explain(error, target, aftermath, timeout_s=timeout_s)
-
-    async def _ask(self, timeout_s: float) -> Aftermath:
-        try:
-            index = await self._triton.get_model_repository_index(client_timeout=timeout_s)
-        except InferenceServerException as error:
-            return aftermath_of_failed_probe(error)
-        except UsageError:  # closed meanwhile
-            return Aftermath(answers=False)
-        return Aftermath(answers=True, models=models_from_index(index))

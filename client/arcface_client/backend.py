@@ -86,8 +86,12 @@ class EmbeddingBackend(ABC):
         """Free what the backend holds; it cannot be used afterwards."""
 
     @abstractmethod
-    def _run(self, job: Job) -> Served:
-        """Fill a job whose crops are at least one."""
+    def run(self, job: Job) -> Served:
+        """Embed what a job still misses, at least one crop.
+
+        Raises:
+            ArcFaceError: As ``encode``; what was embedded before stays in the job.
+        """
 
     @overload
     def encode(
@@ -139,7 +143,7 @@ class EmbeddingBackend(ABC):
     def embed(self, crops: CropsLike, color: Color, deadline: Deadline) -> tuple[Embeddings, Served]:
         """Embed crops within a deadline of the caller's own, who may end it early; else as ``encode``."""
         job = Job(as_batch(crops, color=color), deadline)
-        served = self._run(job) if job.missing else Served(())
+        served = self.run(job) if job.missing else Served(())
         return job.embeddings, served
 
     def __enter__(self: Backend) -> Backend:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, TypeVar
 
-from .connection import Connection
+from .connection import Connection, check_goes_by
 from .contract import Crops, Embeddings
 from .crops import Color, CropsLike, as_batch
 from .deadline import Deadline
@@ -15,12 +15,12 @@ from .errors import ArcFaceError, ServerBusyError
 from .failures import Target
 from .job import Job
 from .limits import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, check_limits
+from .messages import OneVersion, runs
 from .names import DEFAULT_MODEL
-from .requests import OneVersion, runs
+from .request import Request
 from .sender import Sender
 from .status import ServerStatus
 from .tls import Tls
-from .under_way import Request
 
 Key = TypeVar("Key")
 
@@ -39,12 +39,12 @@ class EmbeddingClient:
         version: Its version; None is the newest one that the server has ready.
         request_timeout_s: Seconds that a single request may take, its wait in the server's queue included.
         max_in_flight: Requests that one call keeps with the server at a time.
-        tls: Certificates; None connects without encryption.
+        tls: Certificates; None connects without encryption, or as the connection does.
         connection: A connection to this server that others use too, and close; None makes one of its own.
 
     Raises:
         ConfigError: The URL or a certificate cannot be used. Nothing is sent before the first call.
-        InputError: A limit is out of its range.
+        InputError: A limit is out of its range, or the connection is another server's.
     """
 
     def __init__(
@@ -60,6 +60,8 @@ class EmbeddingClient:
     ) -> None:
         check_limits(request_timeout_s, max_in_flight)
         self._max_in_flight = max_in_flight
+        if connection is not None:
+            check_goes_by(connection, url, tls)
         self._shares = connection is not None
         self._connection = connection or Connection(url, tls)
         self._sender = Sender(Target(url, model, version), self._connection, request_timeout_s)

@@ -7,13 +7,13 @@ import math
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from .errors import ConfigError, InputError
-from .failures import PROBE_TIMEOUT_S, UNAVAILABLE, Aftermath, aftermath_of_failed_probe
+from .failures import PROBE_TIMEOUT_S, Aftermath, aftermath_of_failed_probe, may_be_restricted
 from .shared_memory import SharedMemory
 from .status import models_from_index
 from .tls import Tls
@@ -73,6 +73,7 @@ class Connection:
         if retries and shared_memory:
             raise InputError("retries and shared_memory are both True; expected at most one of them.")
         self.url = url
+        self.tls = tls
         self.closed = False
         self._dropped: str | None = None
         self._answered_at = -math.inf
@@ -132,10 +133,8 @@ class Connection:
         try:
             index = self._questions.get_model_repository_index(client_timeout=timeout_s)
         except InferenceServerException as error:
-            failed = aftermath_of_failed_probe(error)
-            # Triton refuses a restricted protocol with the status of a server that is not there.
-            restricted = error.status() == UNAVAILABLE and self.is_live(timeout_s)
-            return Aftermath(answers=True, said=failed.said) if restricted else failed
+            is_live = may_be_restricted(error) and self.is_live(timeout_s)
+            return aftermath_of_failed_probe(error, is_live=is_live)
         except ValueError:  # closed or dropped meanwhile
             return Aftermath(answers=False, said="the connection was closed")
         return Aftermath(answers=True, models=models_from_index(index))
@@ -160,6 +159,28 @@ class Connection:
         except ValueError:  # closed or dropped meanwhile, by somebody who knows why
             return True
         return True
+
+
+class Shared(Protocol):
+    """A connection that several clients go by, whichever of the two."""
+
+    url: str
+    tls: Tls | None
+
+
+def check_goes_by(connection: Shared, url: str, tls: Tls | None) -> None:
+    """Check that what a client is told beside a connection is so.
+
+    Raises:
+        InputError: The connection goes to another server, or has other certificates.
+    """
+    if url != connection.url:
+        raise InputError(f"The client is for {url}, but its connection goes to {connection.url}.")
+    if tls not in (None, connection.tls):
+        raise InputError(
+            f"tls is given beside a connection to {url} that was made with other certificates; give it to "
+            "the connection instead."
+        )
 
 
 def triton_arguments(url: str, tls: Tls | None, *, retries: bool = True) -> dict[str, Any]:

@@ -7,8 +7,7 @@
     │   ├── CropError                an array that is not a batch of face crops
     │   ├── ImageFileError           a file that is no readable image
     │   ├── PairFileError            a file that is no set of pairs to verify
-    │   ├── ClientClosedError        the client was closed, before the call or during it
-    │   └── CallCancelledError       who asked for it, cancelled it
+    │   └── ClientClosedError        the client was closed, before the call or during it
     ├── TransientError               try again, or elsewhere
     │   ├── ServerUnavailableError   nothing answers at the address, or it broke off
     │   ├── ServerBusyError          it answers, but its queue is full
@@ -16,20 +15,23 @@
     │   ├── ModelChangedError        another version was loaded in the middle of the call
     │   ├── NoCandidateNowError      none of several candidates served, and one of them may later
     │   └── DeadlineExceededError    the answer did not come in time (a TimeoutError)
-    └── DeploymentError              mend the installation, the configuration or the server
-        ├── ConfigError              a configuration file or variable that cannot be used
-        ├── ManifestError            a model repository's record that is missing or cannot be true
-        ├── MissingExtraError        an optional dependency that is not installed
-        ├── ModelNotFoundError       the server, or the model repository, has no such model or version
-        ├── ModelNotReadyError       the server has it, but could not load it
-        ├── ContractError            a model whose tensors are not the contract's
-        ├── DriftError               a model whose embeddings are not those of its source
-        ├── NoCandidateError         every one of several candidates was refused
-        └── ServerError              the server failed on a request it should have served
+    ├── DeploymentError              mend the installation, the configuration or the server
+    │   ├── ConfigError              a configuration file or variable that cannot be used
+    │   ├── ManifestError            a model repository's record that is missing or cannot be true
+    │   ├── MissingExtraError        an optional dependency that is not installed
+    │   ├── CudaError                no GPU, a driver that is too old, or no memory left
+    │   ├── ModelNotFoundError       the server, or the model repository, has no such model or version
+    │   ├── ModelNotReadyError       the server has it, but could not load it
+    │   ├── ContractError            a model whose tensors are not the contract's
+    │   ├── DriftError               a model whose embeddings are not those of its source
+    │   ├── OtherIdentityError       a model whose embeddings belong to another gallery
+    │   ├── NoCandidateError         every one of several candidates was refused
+    │   └── ServerError              the server failed on a request it should have served
+    └── CallCancelledError           do nothing: who asked for it, cancelled it
 
 ``arcface_builder.errors`` and ``arcface_server.errors`` hang their own trees below ``ArcFaceError``,
-so that a command line catches one class. A message gives the value, what was expected, and what to
-do next.
+so that a command line catches one class; each of theirs belongs to one of these groups as well. A
+message gives the value, what was expected, and what to do next.
 """
 
 from __future__ import annotations
@@ -61,10 +63,6 @@ class PairFileError(InputError):
 
 class ClientClosedError(InputError):
     """The client was closed, before the call or during it."""
-
-
-class CallCancelledError(InputError):
-    """Who asked for a call, cancelled it; raised where nobody waits any more."""
 
 
 class TransientError(ArcFaceError):
@@ -111,6 +109,10 @@ class MissingExtraError(DeploymentError):
     """An optional dependency is not installed."""
 
 
+class CudaError(DeploymentError):
+    """A call of CUDA failed: no device, a driver that is too old, or no memory left."""
+
+
 class ModelNotFoundError(DeploymentError):
     """The server, or the model repository, has no such model or version."""
 
@@ -135,12 +137,20 @@ class DriftError(DeploymentError):
         self.drift = drift
 
 
+class OtherIdentityError(DeploymentError):
+    """A model may be right, but its embeddings belong to another gallery."""
+
+
 class NoCandidateError(DeploymentError):
     """Every one of several candidates was refused; the message lists them all, with the reasons."""
 
 
 class ServerError(DeploymentError):
     """The server failed on a request that it should have served."""
+
+
+class CallCancelledError(ArcFaceError):
+    """Who asked for a call, cancelled it; raised where nobody waits any more."""
 
 
 def detached(error: Error) -> Error:

@@ -94,10 +94,23 @@ class Aftermath:
     said: str = field(default="", compare=False)
 
 
-def aftermath_of_failed_probe(error: InferenceServerException) -> Aftermath:
-    """What it means that the question itself failed: no server, or one that does not tell."""
-    answers = error.status() not in (UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED)
+def aftermath_of_failed_probe(error: InferenceServerException, *, is_live: bool = False) -> Aftermath:
+    """What it means that the question itself failed: no server, or one that does not tell.
+
+    Args:
+        error: tritonclient's error.
+        is_live: The server is known to be there.
+    """
+    answers = is_live or error.status() not in (UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED)
     return Aftermath(answers, said=error.message() or "no message")
+
+
+def may_be_restricted(error: InferenceServerException) -> bool:
+    """Whether a question may have failed because it is not allowed: then the server is live all the same.
+
+    Triton refuses a restricted protocol with the status of a server that is not there.
+    """
+    return bool(error.status() == UNAVAILABLE)
 
 
 def needs_aftermath(error: InferenceServerException) -> bool:

@@ -22,9 +22,9 @@ from .failures import (
     explain,
     needs_aftermath,
 )
-from .requests import Answer, ServedModel, embeddings_from, infer_arguments, served_model, version_from
+from .messages import Answer, ServedModel, embeddings_from, infer_arguments, served_model, version_from
+from .request import Request
 from .status import ServerStatus, models_from_index
-from .under_way import Request
 
 
 class Sender:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from . import tensorrt_settings
+from .devices import Device, read_device
 from .errors import ConfigError
 from .layers import BOOLEAN, NUMBER, PATH, TEXT, TEXTS, TOLERANCE, WHOLE, Defaults, Kind, one_of, read_layers
 from .limits import DEFAULT_MAX_DRIFT_COSINE, DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S
-from .names import DEFAULT_MODEL, family
+from .names import family, onnx_model
 from .selection.rhythm import Rhythm
+from .selection.server import RequestLimits
 from .tls import Tls
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ class EmbeddingSettings:
     Attributes:
         backend: "pytorch" (the reference through the insightface package), "tensorrt" and "onnxruntime" (in
             this process), or "triton" (a server).
+        device: Where to compute in this process.
+        allow_cpu_fallback: Let ONNX Runtime on the CPU of this process stand in for what cannot be used.
         tensorrt_config: File of the settings of TensorRT.
         model: Name of the family of models, as "arcface_r100" for arcface_r100_onnx and arcface_r100_trt.
         model_repository: The model repository, where it can be read from here.
@@ -42,6 +46,8 @@ class EmbeddingSettings:
     """
 
     backend: BackendType
+    device: Device
+    allow_cpu_fallback: bool
     tensorrt_config: Path
     model: str
     model_repository: Path
@@ -57,12 +63,9 @@ class TritonSettings:
 
     Attributes:
         urls: The servers, best first.
-        model: The one model that ``client`` calls; see ``EmbeddingClient``, also for the next four.
-        version: Its version.
-        request_timeout_s: Seconds that a request may take.
-        max_in_flight: Requests that one call keeps with the server at a time.
-        tls: Certificates.
-        shared_memory: Let crops pass by system shared memory to a server on the same host.
+        model: The one model that ``client`` calls.
+        version: Its version; None is the newest one that the server has ready.
+        limits: Limits and certificates of requests, and how they go.
         shadow_rate: Share of the live crops that the sibling embeds as well, to compare.
         rhythm: How often candidates are looked at.
     """
@@ -70,10 +73,7 @@ class TritonSettings:
     urls: tuple[str, ...]
     model: str
     version: int | None
-    request_timeout_s: float
-    max_in_flight: int
-    tls: Tls | None
-    shared_memory: bool
+    limits: RequestLimits
     shadow_rate: float
     rhythm: Rhythm
 
@@ -91,9 +91,9 @@ class TritonSettings:
             url or self.required_urls()[0],
             self.model,
             self.version,
-            request_timeout_s=self.request_timeout_s,
-            max_in_flight=self.max_in_flight,
-            tls=self.tls,
+            request_timeout_s=self.limits.request_timeout_s,
+            max_in_flight=self.limits.max_in_flight,
+            tls=self.limits.tls,
         )
 
 
@@ -106,7 +106,6 @@ class PipelineSettings:
 
 
 _RHYTHM: Final = Rhythm()
-_RHYTHM_FIELDS: Final = {field.name for field in fields(Rhythm)}
 
 _AUTO_OR_OFF: Final = one_of({"auto": True, "off": False, "false": False})
 """YAML reads a bare ``off`` as false."""
@@ -120,8 +119,12 @@ def _family(text: str) -> str:
 
 _FAMILY: Final = Kind(_family, "the name that models share, without _onnx or _trt, as arcface_r100")
 
+_DEVICE: Final = Kind(read_device, "cpu, cuda, cuda:N for GPU N, or auto", (str,))
+
 KEYS: Final[Defaults] = {
     "embedding.backend": (one_of({name: name for name in BACKEND_TYPES}), "pytorch"),
+    "embedding.device": (_DEVICE, Device("cpu")),
+    "embedding.allow_cpu_fallback": (BOOLEAN, True),
     "embedding.tensorrt_config": (PATH, tensorrt_settings.DEFAULT_PATH),
     "embedding.model": (_FAMILY, "arcface_r100"),
     "embedding.model_repository": (PATH, Path("model_repository")),
@@ -130,7 +133,7 @@ KEYS: Final[Defaults] = {
     "embedding.candidates": (TEXTS, ()),
     "validation.max_drift_cosine": (TOLERANCE, DEFAULT_MAX_DRIFT_COSINE),
     "triton.url": (TEXTS, ("localhost:8001",)),
-    "triton.model": (TEXT, DEFAULT_MODEL),
+    "triton.model": (TEXT, None),
     "triton.version": (WHOLE, None),
     "triton.request_timeout_s": (NUMBER, DEFAULT_REQUEST_TIMEOUT_S),
     "triton.max_in_flight": (WHOLE, DEFAULT_MAX_IN_FLIGHT),
@@ -162,19 +165,30 @@ def load_pipeline_settings(
 
     Raises:
         ConfigError: The file is missing or no YAML, a key is unknown, or a value is of the wrong kind.
+        InputError: A limit is out of its range.
     """
     values = read_layers(KEYS, path, usual_path=DEFAULT_PATH, environment=environment, arguments=arguments)
     tls = _section(values, "triton.tls.")
     wants_tls = tls.pop("enabled") or any(tls.values())
     triton = _section(values, "triton.")
-    rhythm = Rhythm(**{name: triton.pop(name) for name in list(triton) if name in _RHYTHM_FIELDS})
-    urls = triton.pop("url")
+    embedding = EmbeddingSettings(**_section(values, "embedding."), **_section(values, "validation."))
     return PipelineSettings(
-        embedding=EmbeddingSettings(**_section(values, "embedding."), **_section(values, "validation.")),
-        triton=TritonSettings(urls=urls, **triton, tls=Tls(**tls) if wants_tls else None, rhythm=rhythm),
+        embedding=embedding,
+        triton=TritonSettings(
+            urls=triton.pop("url"),
+            model=triton.pop("model") or onnx_model(embedding.model),
+            limits=RequestLimits(**_fields(RequestLimits, triton), tls=Tls(**tls) if wants_tls else None),
+            rhythm=Rhythm(**_fields(Rhythm, triton)),
+            **triton,
+        ),
     )
 
 
 def _section(values: dict[str, Any], prefix: str) -> dict[str, Any]:
     """Take the values of a section out, under their names in it."""
     return {key.removeprefix(prefix): values.pop(key) for key in list(values) if key.startswith(prefix)}
+
+
+def _fields(kind: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """Take the values of a dataclass's fields out."""
+    return {field.name: values.pop(field.name) for field in fields(kind) if field.name in values}

@@ -28,7 +28,7 @@ from .region import ROW_BYTES, Owner, Region
 RETRY_S: Final = 60.0
 """How long requests go without after it did not work, in seconds."""
 
-LONGEST_CALL_S: Final = 1.0
+LONGEST_CONTROL_S: Final = 1.0
 """How long the server may take to open or leave a region, in seconds."""
 
 _PAUSE_S: Final = 0.05
@@ -92,7 +92,7 @@ class SharedMemory:
                 region = self._free[capacity].pop()
                 self._lent.add(region)
                 return region
-        return self._open(capacity, min(timeout_s, LONGEST_CALL_S))
+        return self._open(capacity, min(timeout_s, LONGEST_CONTROL_S))
 
     def give_back(self, region: Region) -> None:
         """Take a region back whose request was answered."""
@@ -138,12 +138,12 @@ class SharedMemory:
         with self._lock:
             self._closed = True
         self.forget()
-        until = time.monotonic() + LONGEST_CALL_S
+        until = time.monotonic() + LONGEST_CONTROL_S
         try:
-            self._leave(LONGEST_CALL_S)
+            self._leave(LONGEST_CONTROL_S)
             while self.is_awaited and time.monotonic() < until:
                 time.sleep(_PAUSE_S)
-                self._leave(LONGEST_CALL_S)
+                self._leave(LONGEST_CONTROL_S)
         except (InferenceServerException, ValueError) as error:
             if _is_refusal(error):
                 self._left.clear()  # There is no server any more that could have kept it.

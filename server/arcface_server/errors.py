@@ -1,50 +1,50 @@
-"""The errors of running and measuring a Triton server on this machine.
+"""The errors of running and measuring a Triton server on this machine, grouped by what the caller should do.
 
 ::
 
     ArcFaceError
     └── LocalServerError
-        ├── TritonNotInstalledError   this machine or environment has no tritonserver to run
-        ├── FlagError (ValueError)    a flag for tritonserver that this package sets itself
-        ├── RepositoryError           the model repository is missing or holds no model
-        ├── PortError                 a port is in use, or the address cannot be listened on
-        ├── TritonStartError          tritonserver ended, or took too long, before it was ready
-        ├── TritonDiedError           tritonserver ended on its own while it served
-        └── PerfAnalyzerError         perf_analyzer cannot be had, or did not measure
+        ├── FlagError (InputError)                     a flag for tritonserver that this package sets itself
+        ├── TritonNotInstalledError (DeploymentError)  this machine has no tritonserver to run
+        ├── RepositoryError (DeploymentError)          the model repository is missing or holds no model
+        ├── PortError (DeploymentError)                a port is in use, or the address cannot be listened on
+        ├── TritonStartError (DeploymentError)         it ended, or took too long, before it was ready
+        ├── TritonDiedError (DeploymentError)          it ended on its own while it served
+        └── PerfAnalyzerError (DeploymentError)        perf_analyzer cannot be had, or did not measure
 """
 
 from __future__ import annotations
 
-from arcface_client.errors import ArcFaceError
+from arcface_client.errors import ArcFaceError, DeploymentError, InputError
 
 
 class LocalServerError(ArcFaceError):
     """A local server could not be run or measured."""
 
 
-class TritonNotInstalledError(LocalServerError):
+class TritonNotInstalledError(LocalServerError, DeploymentError):
     """This machine or this environment has no tritonserver that could be run."""
 
 
-class FlagError(LocalServerError, ValueError):
+class FlagError(LocalServerError, InputError):
     """A flag for tritonserver is one that this package sets itself."""
 
 
-class RepositoryError(LocalServerError):
+class RepositoryError(LocalServerError, DeploymentError):
     """The model repository is missing or holds no model."""
 
 
-class PortError(LocalServerError):
+class PortError(LocalServerError, DeploymentError):
     """A port is in use, or the address cannot be listened on."""
 
 
-class TritonStartError(LocalServerError):
+class TritonStartError(LocalServerError, DeploymentError):
     """The tritonserver process ended, or took too long, before it was ready."""
 
 
-class TritonDiedError(LocalServerError):
+class TritonDiedError(LocalServerError, DeploymentError):
     """The tritonserver process ended on its own while it served."""
 
 
-class PerfAnalyzerError(LocalServerError):
+class PerfAnalyzerError(LocalServerError, DeploymentError):
     """The program perf_analyzer cannot be had, or it did not measure."""

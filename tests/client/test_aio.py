@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import socket
 import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from arcface_client import AsyncEmbeddingClient
+from arcface_client import AsyncEmbeddingClient, EmbeddingClient
+from arcface_client.async_connection import AsyncConnection
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import (
     ArcFaceError,
     ClientClosedError,
     ContractError,
     DeadlineExceededError,
+    ModelChangedError,
     ModelNotFoundError,
     ModelNotReadyError,
+    ServerBusyError,
     ServerUnavailableError,
 )
 from arcface_server import LocalTriton
+from fake_triton import FakeTriton, served
+from processes import until
+from tiny import write_tiny_repository
 
 TINY = "tiny_onnx"
 Call = Callable[[AsyncEmbeddingClient], Coroutine[Any, Any, Any]]
@@ -42,6 +50,85 @@ def test_any_number_of_crops_is_embedded_in_order(
 ) -> None:
     embeddings = run(triton.grpc_url, TINY, lambda client: client.encode(crops[:count]))
     np.testing.assert_allclose(embeddings, expected[:count], atol=1e-6)
+
+
+def test_it_takes_the_same_arguments_and_has_the_same_methods() -> None:
+    def arguments(method: Any) -> list[tuple[str, Any, Any]]:
+        return [(one.name, one.kind, one.default) for one in inspect.signature(method).parameters.values()]
+
+    def public(kind: type) -> set[str]:
+        return {name for name in vars(kind) if not name.startswith("_")}
+
+    # What is left of a job after a failure is a matter of the selection alone, which has threads.
+    names = public(EmbeddingClient) - {"work"}
+    assert public(AsyncEmbeddingClient) == names
+    for name in ("__init__", *sorted(names)):
+        ours, theirs = getattr(AsyncEmbeddingClient, name), getattr(EmbeddingClient, name)
+        assert isinstance(ours, property) == isinstance(theirs, property)
+        if not isinstance(ours, property):
+            assert arguments(ours) == arguments(theirs), name
+
+
+def test_it_knows_who_answered_and_how_much_at_a_time(triton: LocalTriton, crops: Crops) -> None:
+    async def ask(client: AsyncEmbeddingClient) -> list[int | None]:
+        before = [client.max_batch_size, client.answered_by]
+        await client.encode(crops[:3])
+        return [*before, client.max_batch_size, client.answered_by]
+
+    assert run(triton.grpc_url, TINY, ask) == [None, None, 32, 2]
+
+
+def test_a_full_queue_is_told_from_no_server_where_models_are_not_listed(
+    tmp_path: Path, crops: Crops
+) -> None:
+    write_tiny_repository(tmp_path, max_batch_size=1, work=30, queue=1)
+    flags = ("--grpc-restricted-protocol=model-repository:key=value",)
+    with LocalTriton(tmp_path, flags=flags, stop_timeout_s=1) as server:
+        with (
+            EmbeddingClient(server.grpc_url, TINY, max_in_flight=64) as client,
+            pytest.raises(ServerBusyError),
+        ):
+            client.encode(crops)
+        with pytest.raises(ServerBusyError):
+            run(server.grpc_url, TINY, lambda client: client.encode(crops), max_in_flight=64)
+
+
+def test_a_question_does_not_wait_longer_than_it_may(triton: LocalTriton) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(DeadlineExceededError, match=r"within 0\.3 s"):
+            run(url, TINY, lambda client: client.ensure_ready(timeout_s=0.3))
+
+
+def test_answers_of_two_versions_are_not_mixed(crops: Crops) -> None:
+    class Moving(FakeTriton):
+        def ModelInfer(self, request: Any, context: Any) -> Any:
+            response = super().ModelInfer(request, context)
+            response.model_version = str(self.requests)
+            return response
+
+    with (
+        served(Moving(max_batch_size=2)) as url,
+        pytest.raises(ModelChangedError, match="Version 2 answered in the middle of a call"),
+    ):
+        run(url, "fake", lambda client: client.encode(crops[:4]), max_in_flight=1)
+
+
+def test_clients_share_a_connection_and_leave_it_open(
+    triton: LocalTriton, crops: Crops, expected: Embeddings
+) -> None:
+    async def share() -> Embeddings:
+        connection = AsyncConnection(triton.grpc_url)
+        async with AsyncEmbeddingClient(triton.grpc_url, "slow_onnx", connection=connection) as client:
+            await client.ensure_ready()
+        async with AsyncEmbeddingClient(triton.grpc_url, TINY, connection=connection) as client:
+            embeddings = await client.encode(crops[:3])
+            await connection.close()
+            with pytest.raises(ClientClosedError):
+                await client.encode(crops[:3])
+        return embeddings
+
+    np.testing.assert_allclose(asyncio.run(share()), expected[:3], atol=1e-6)
 
 
 def test_many_calls_may_run_at_once(triton: LocalTriton, crops: Crops, expected: Embeddings) -> None:
@@ -90,31 +177,40 @@ def test_the_deadline_holds_for_the_whole_call(triton: LocalTriton, crops: Crops
     assert time.monotonic() - started < 6, "of 60 that a request has"
 
 
-def test_a_cancelled_call_ends_its_requests(triton: LocalTriton, crops: Crops) -> None:
-    async def cancel(client: AsyncEmbeddingClient) -> None:
-        await client.ensure_ready()
+def run_on_hanging(call: Callable[[AsyncEmbeddingClient, FakeTriton], Coroutine[Any, Any, Any]]) -> None:
+    """Call a server that takes requests and answers none."""
+    fake = FakeTriton(max_batch_size=2)
+    fake.answers.clear()
+    with served(fake) as url:
+        try:
+            run(url, "fake", lambda client: call(client, fake))
+        finally:
+            fake.answers.set()
+
+
+def test_a_cancelled_call_ends_its_requests(crops: Crops) -> None:
+    async def cancel(client: AsyncEmbeddingClient, fake: FakeTriton) -> None:
         call = asyncio.create_task(client.encode(crops))
-        await asyncio.sleep(0.2)
+        await until(lambda: fake.requests == 8)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
         assert len(asyncio.all_tasks()) == 1
 
-    run(triton.grpc_url, "slow_onnx", cancel)
+    run_on_hanging(cancel)
 
 
-def test_closing_ends_a_call_with_the_same_error(triton: LocalTriton, crops: Crops) -> None:
-    async def close_during_call(client: AsyncEmbeddingClient) -> None:
-        await client.ensure_ready()
+def test_closing_ends_a_call_with_the_same_error(crops: Crops) -> None:
+    async def close_during_call(client: AsyncEmbeddingClient, fake: FakeTriton) -> None:
         call = asyncio.create_task(client.encode(crops))
-        await asyncio.sleep(0.2)
+        await until(lambda: fake.requests == 8)
         await client.close()
         with pytest.raises(ClientClosedError):
             await call
         with pytest.raises(ClientClosedError):
             await client.status()
 
-    run(triton.grpc_url, "slow_onnx", close_during_call)
+    run_on_hanging(close_during_call)
 
 
 def test_a_stream_keeps_order(triton: LocalTriton, crops: Crops, expected: Embeddings) -> None:

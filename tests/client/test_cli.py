@@ -191,6 +191,16 @@ def test_status_of_an_embedder_that_there_is_not_is_one_line(
     assert f"is '{flags[1]}'; expected" in error
 
 
+@pytest.mark.parametrize("flags", [["--backend", "triton"], ["--device", "cuda:0"]])
+def test_status_refuses_flags_that_would_do_nothing(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["status", "--url", "127.0.0.1:9", *flags])
+    assert ended.value.code == 2
+    assert "which embedder --json reports; give --json as well" in capsys.readouterr().err
+
+
 def test_a_reader_that_goes_away_is_no_traceback(triton: LocalTriton) -> None:
     command = [sys.executable, "-m", "arcface_client", "status", "--url", triton.grpc_url]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}

@@ -26,7 +26,7 @@ from arcface_client.errors import (
     ModelNotReadyError,
 )
 from arcface_client.failures import Target
-from arcface_client.requests import Answer, OneVersion
+from arcface_client.messages import Answer, OneVersion
 from arcface_server import LocalTriton
 from processes import wait_until
 from siblings import answered

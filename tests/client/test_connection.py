@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,12 +13,20 @@ import grpc
 import numpy as np
 import pytest
 
-from arcface_client import EmbeddingClient
+from arcface_client import AsyncEmbeddingClient, EmbeddingClient
+from arcface_client.async_connection import AsyncConnection
 from arcface_client.connection import Connection
 from arcface_client.contract import Crops
 from arcface_client.deadline import Deadline
-from arcface_client.errors import ClientClosedError, ServerBusyError, ServerError, ServerUnavailableError
+from arcface_client.errors import (
+    ClientClosedError,
+    InputError,
+    ServerBusyError,
+    ServerError,
+    ServerUnavailableError,
+)
 from arcface_client.job import Job
+from arcface_client.tls import Tls
 from fake_triton import FakeTriton, served
 from processes import wait_until
 
@@ -72,6 +81,24 @@ def test_a_client_does_not_close_a_connection_that_it_shares(crops: Crops) -> No
             client.encode(crops[:1])
         assert EmbeddingClient(url, "fake", connection=connection).encode(crops[:1]).shape == (1, 512)
         connection.close()
+
+
+@pytest.mark.parametrize(
+    ("client", "connection"), [(EmbeddingClient, Connection), (AsyncEmbeddingClient, AsyncConnection)]
+)
+def test_a_connection_that_says_something_else_than_the_client_is_refused(
+    client: Any, connection: Any
+) -> None:
+    async def use() -> None:
+        ours = Tls()
+        with pytest.raises(InputError, match="is for a:8001, but its connection goes to b:8002"):
+            client("a:8001", connection=connection("b:8002"))
+        with pytest.raises(InputError, match="tls is given beside a connection to a:8001"):
+            client("a:8001", tls=ours, connection=connection("a:8001"))
+        client("a:8001", connection=connection("a:8001", ours))
+        client("a:8001", tls=ours, connection=connection("a:8001", ours))
+
+    asyncio.run(use())
 
 
 def test_without_retries_a_refusal_is_said_at_once(crops: Crops) -> None:

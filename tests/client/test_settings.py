@@ -3,8 +3,10 @@ from typing import Any
 
 import pytest
 
-from arcface_client.errors import ConfigError
+from arcface_client.devices import Device
+from arcface_client.errors import ConfigError, InputError
 from arcface_client.selection.rhythm import Rhythm
+from arcface_client.selection.server import RequestLimits
 from arcface_client.settings import TritonSettings, load_pipeline_settings
 
 SHIPPED = Path(__file__).parents[2] / "config/pipeline/embedding.yaml"
@@ -28,10 +30,7 @@ def test_argument_goes_before_environment_before_file_before_default(tmp_path: P
         urls=("argument:3",),
         model="from_environment",
         version=None,
-        request_timeout_s=60.0,
-        max_in_flight=3,
-        tls=None,
-        shared_memory=True,
+        limits=RequestLimits(max_in_flight=3),
         shadow_rate=0.0,
         rhythm=Rhythm(),
     )
@@ -39,7 +38,7 @@ def test_argument_goes_before_environment_before_file_before_default(tmp_path: P
 
 def test_the_shipped_file_says_the_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    assert load_settings(SHIPPED, environment={}) == load_settings(environment={})
+    assert load_pipeline_settings(SHIPPED, environment={}) == load_pipeline_settings(environment={})
 
 
 def test_the_shipped_file_is_found_from_the_projects_folder(
@@ -55,13 +54,13 @@ def test_any_certificate_turns_tls_on(tmp_path: Path) -> None:
     certificate = tmp_path / "ca.pem"
     certificate.write_text("-----BEGIN CERTIFICATE-----")
     settings = load_settings(environment={"ARCFACE_TRITON_TLS_ROOT_CERTIFICATES": str(certificate)})
-    assert settings.tls is not None
-    assert settings.tls.root_certificates == certificate
+    assert settings.limits.tls is not None
+    assert settings.limits.tls.root_certificates == certificate
 
 
 def test_tls_without_certificates_is_possible() -> None:
-    assert load_settings(environment={"ARCFACE_TRITON_TLS_ENABLED": "true"}).tls is not None
-    assert load_settings(environment={"ARCFACE_TRITON_TLS_ENABLED": "0"}).tls is None
+    assert load_settings(environment={"ARCFACE_TRITON_TLS_ENABLED": "true"}).limits.tls is not None
+    assert load_settings(environment={"ARCFACE_TRITON_TLS_ENABLED": "0"}).limits.tls is None
 
 
 @pytest.mark.parametrize(
@@ -88,6 +87,8 @@ def test_tls_without_certificates_is_possible() -> None:
             "embedding: {backend: torch}",
             r"embedding\.backend is 'torch'; expected one of pytorch, ",
         ),
+        ("embedding: {device: mps}", r"embedding\.device is 'mps'; expected cpu, cuda, cuda:N for GPU N"),
+        ("embedding: {allow_cpu_fallback: 2}", r"allow_cpu_fallback is 2; expected true or false"),
         ("embedding: {model: ''}", r"embedding\.model is ''; expected the name that models share"),
         ("embedding: {model: a_onnx}", r"embedding\.model is 'a_onnx'; expected .* without _onnx or _trt"),
         ("validation: {max_drift_cosine: small}", r"max_drift_cosine is 'small'; expected a number"),
@@ -132,6 +133,24 @@ def test_what_a_pipeline_embeds_with_comes_from_the_same_file(tmp_path: Path) ->
     assert settings.embedding.model_repository == Path("/models")
     assert settings.embedding.max_drift_cosine == 0.001
     assert settings.triton == load_settings(path, environment={})
+
+
+def test_an_operator_says_where_to_compute_and_what_may_stand_in(tmp_path: Path) -> None:
+    path = write(tmp_path, "embedding: {device: 'cuda:1', allow_cpu_fallback: false}")
+    embedding = load_pipeline_settings(path, environment={"ARCFACE_EMBEDDING_DEVICE": "auto"}).embedding
+    assert (embedding.device, embedding.allow_cpu_fallback) == (Device("auto"), False)
+    assert load_pipeline_settings(path, environment={}).embedding.device == Device("cuda", 1)
+
+
+def test_the_model_of_the_client_is_of_the_family_that_is_embedded_with(tmp_path: Path) -> None:
+    path = write(tmp_path, "embedding: {model: arcface_r50}")
+    assert load_settings(path, environment={}).model == "arcface_r50_onnx"
+    assert load_settings(path, environment={"ARCFACE_TRITON_MODEL": "other"}).model == "other"
+
+
+def test_a_limit_out_of_range_is_refused_when_it_is_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="max_in_flight is 0; expected 1 or more"):
+        load_settings(write(tmp_path, "triton: {max_in_flight: 0}"), environment={})
 
 
 def test_how_often_servers_are_looked_at_is_set(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from arcface_client.errors import CudaError
 from arcface_client.runtimes.base import Runtime
 
 from ..errors import CompileError, NoGpuError
@@ -51,7 +52,7 @@ class Gpu:
 
         try:
             return cuda.free_bytes() >> 20
-        except cuda.CudaError:  # such as what a build has left behind
+        except CudaError:  # such as what a build has left behind
             return None
 
     @contextmanager
@@ -94,5 +95,5 @@ def gpu_at_hand() -> Gpu:
             name=properties.name.decode(),
             driver_version=cuda.version_text(cuda.check(cudart.cudaDriverGetVersion())),
         )
-    except cuda.CudaError as error:
+    except CudaError as error:
         raise NoGpuError(f"CUDA cannot be used: {error}.") from error

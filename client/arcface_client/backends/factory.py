@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..backend import EmbeddingBackend
-from ..devices import Device, read_device
+from ..devices import read_device
 from ..errors import ConfigError, InputError
 from ..model_repository import LocalModels
 from ..names import is_plan, onnx_model, plan_model
@@ -29,9 +29,9 @@ _KEYS: Final = {key.replace(".", "_"): key for key in KEYS}
 
 def get_embedding_backend(
     backend_type: str | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     tensorrt_config: str | Path | None = None,
-    allow_cpu_fallback: bool = True,
+    allow_cpu_fallback: bool | None = None,
     *,
     config: str | Path | None = None,
     registry: Any = None,
@@ -50,11 +50,12 @@ def get_embedding_backend(
             (in this process), or "triton" (a server); None leaves it to ``embedding.backend``.
         device: Where to compute in this process: "cpu", "cuda", "cuda:N", or "auto" for the best provider of
             ONNX Runtime that is there. A TensorRT plan runs on a GPU whatever it says, the first unless it
-            names another. A server computes on what its own configuration says.
+            names another. A server computes on what its own configuration says. None leaves it to
+            ``embedding.device``.
         tensorrt_config: File of the settings of TensorRT; None leaves it to ``embedding.tensorrt_config``.
         allow_cpu_fallback: Let ONNX Runtime on the CPU of this process stand in for what cannot be used;
             never silently: a warning is logged, and ``encode(..., return_source=True)`` and ``diagnostics()``
-            say so.
+            say so. None leaves it to ``embedding.allow_cpu_fallback``.
         config: File of the settings; None takes ``config/pipeline/embedding.yaml`` where that exists.
         registry: A Prometheus registry that is to have the counters (extra ``metrics``), as
             ``prometheus_client.REGISTRY``; one embedder a registry.
@@ -62,26 +63,34 @@ def get_embedding_backend(
             the environment and the file.
 
     Raises:
-        InputError: There is no such type of backend, device or setting, or a setting is out of its range.
+        InputError: There is no such type of backend, device or setting, a setting is out of its range, or
+            given twice.
         ConfigError: A file or variable cannot be used.
         MissingExtraError: A registry was given, but prometheus-client is not installed, or the best
             provider is asked for (device "auto"), but ONNX Runtime is not.
     """
     if backend_type not in (None, *BACKEND_TYPES):
         raise InputError(f"backend_type is {backend_type!r}; expected one of {', '.join(BACKEND_TYPES)}.")
-    where = read_device(device)
+    if device is not None:
+        read_device(device)
     for name in settings.keys() - _KEYS.keys():
         raise InputError(f"There is no setting {name!r}; known ones: {', '.join(_KEYS)}.")
     arguments: dict[str, object] = {_KEYS[name]: value for name, value in settings.items()}
-    arguments["embedding.backend"] = backend_type or arguments.get("embedding.backend")
-    arguments["embedding.tensorrt_config"] = tensorrt_config or arguments.get("embedding.tensorrt_config")
+    for name, key, value in (
+        ("backend_type", "embedding.backend", backend_type),
+        ("device", "embedding.device", device),
+        ("tensorrt_config", "embedding.tensorrt_config", tensorrt_config),
+        ("allow_cpu_fallback", "embedding.allow_cpu_fallback", allow_cpu_fallback),
+    ):
+        given = arguments.get(key)
+        if None not in (given, value):
+            raise InputError(f"{name} is {value!r} and {key.replace('.', '_')} {given!r}; give one of them.")
+        arguments[key] = given if value is None else value
     read = load_pipeline_settings(None if config is None else Path(config), arguments=arguments)
-    return make_backend(read, where, allow_cpu_fallback=allow_cpu_fallback, registry=registry)
+    return make_backend(read, registry=registry)
 
 
-def make_backend(
-    settings: PipelineSettings, device: Device, *, allow_cpu_fallback: bool = True, registry: Any = None
-) -> EmbeddingBackend:
+def make_backend(settings: PipelineSettings, *, registry: Any = None) -> EmbeddingBackend:
     """Make an embedder by settings that were read; see ``get_embedding_backend``.
 
     Raises:
@@ -92,20 +101,20 @@ def make_backend(
     switch_off_telemetry()
     embedding = settings.embedding
     if embedding.backend == "triton":
-        _say_what_is_not_used(embedding, device)
-        return _triton(settings, allow_cpu_fallback, registry)
+        _say_what_is_not_used(embedding)
+        return _triton(settings, registry)
     return InProcessBackend(
         embedding.backend,
-        _local_candidates(embedding, device, allow_cpu_fallback),
+        _local_candidates(embedding),
         max_drift_cosine=embedding.max_drift_cosine,
         registry=registry,
     )
 
 
-def _say_what_is_not_used(settings: EmbeddingSettings, device: Device) -> None:
+def _say_what_is_not_used(settings: EmbeddingSettings) -> None:
     given = {"embedding.providers": ", ".join(settings.providers)}
-    if device.kind != "cpu":
-        given["device"] = str(device)
+    if settings.device.kind != "cpu":
+        given["embedding.device"] = str(settings.device)
     for name, value in given.items():
         if value:
             _log.warning(
@@ -116,8 +125,7 @@ def _say_what_is_not_used(settings: EmbeddingSettings, device: Device) -> None:
             )
 
 
-def _triton(settings: PipelineSettings, allow_cpu_fallback: bool, registry: Any) -> EmbeddingBackend:
-    from ..selection.server import RequestLimits
+def _triton(settings: PipelineSettings, registry: Any) -> EmbeddingBackend:
     from .triton import TritonBackend
 
     embedding, server = settings.embedding, settings.triton
@@ -128,8 +136,7 @@ def _triton(settings: PipelineSettings, allow_cpu_fallback: bool, registry: Any)
         return InProcessBackend("onnxruntime", [candidate], max_drift_cosine=embedding.max_drift_cosine)
 
     enabled = _tensorrt(embedding).enabled
-    if enabled == "required":
-        allow_cpu_fallback = False
+    may_fall_back = embedding.allow_cpu_fallback and enabled != "required"
     return TritonBackend(
         server.urls,
         embedding.model,
@@ -137,13 +144,8 @@ def _triton(settings: PipelineSettings, allow_cpu_fallback: bool, registry: Any)
         references=models.golden,
         plans=models.only_plan,
         max_drift_cosine=embedding.max_drift_cosine,
-        last_resort=last_resort if allow_cpu_fallback else None,
-        limits=RequestLimits(
-            request_timeout_s=server.request_timeout_s,
-            max_in_flight=server.max_in_flight,
-            tls=server.tls,
-            shared_memory=server.shared_memory,
-        ),
+        last_resort=last_resort if may_fall_back else None,
+        limits=server.limits,
         rhythm=server.rhythm,
         shadow_rate=server.shadow_rate,
         registry=registry,
@@ -166,11 +168,10 @@ def _candidates(settings: EmbeddingSettings, enabled: Enabled) -> tuple[str, ...
     return left
 
 
-def _local_candidates(
-    settings: EmbeddingSettings, device: Device, allow_cpu_fallback: bool
-) -> list[LocalCandidate]:
+def _local_candidates(settings: EmbeddingSettings) -> list[LocalCandidate]:
     """What may embed in this process, in order of preference."""
     models, name = LocalModels(settings.model_repository), settings.model
+    device, allow_cpu_fallback = settings.device, settings.allow_cpu_fallback
     providers = provider_order(device, settings.providers, allow_cpu_fallback=allow_cpu_fallback)
     if settings.backend == "pytorch":
         return [

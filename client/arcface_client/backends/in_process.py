@@ -108,7 +108,8 @@ class InProcessBackend(EmbeddingBackend):
         if self._exporter is not None:
             self._exporter.close()
 
-    def _run(self, job: Job) -> Served:
+    def run(self, job: Job) -> Served:
+        """Embed what a job still misses; see ``EmbeddingBackend.run``."""
         started = time.perf_counter()
         try:
             served = self._embed(job)

@@ -155,7 +155,8 @@ class TritonBackend(EmbeddingBackend):
         if self._exporter is not None:
             self._exporter.close()
 
-    def _run(self, job: Job) -> Served:
+    def run(self, job: Job) -> Served:
+        """Embed what a job still misses; see ``EmbeddingBackend.run``."""
         self._check_open()
         started = time.perf_counter()
         try:

@@ -33,7 +33,11 @@ def add_embed(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--resize", action="store_true", help="scale crops of another size instead of refusing"
     )
     embed.add_argument("--json", action="store_true", help="report as JSON")
-    embed.add_argument("--model", metavar="NAME", help="model to use (default: triton.model of the settings)")
+    embed.add_argument(
+        "--model",
+        metavar="NAME",
+        help="model to use (default: triton.model, which is embedding.model's ONNX model)",
+    )
     embed.add_argument("--version", type=int, metavar="N", help="its version (default: the newest one ready)")
     add_connection_flags(embed)
     embed.set_defaults(run=_embed)

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from ..commandline import DONE, FAILED
@@ -44,21 +45,25 @@ def add_status(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     status.add_argument(
         "--backend",
         metavar="TYPE",
-        help="embedder to report: pytorch, tensorrt, onnxruntime or triton (default: embedding.backend)",
+        help="with --json, the embedder to report: pytorch, tensorrt, onnxruntime or triton (default: "
+        "embedding.backend)",
     )
     status.add_argument(
-        "--device", default="cpu", help="its device: cpu, cuda, cuda:N or auto (default: %(default)s)"
+        "--device", help="with --json, its device: cpu, cuda, cuda:N or auto (default: embedding.device)"
     )
     add_connection_flags(status)
-    status.set_defaults(run=_status)
+    status.set_defaults(run=partial(_status, status))
 
 
-def _status(arguments: argparse.Namespace) -> int:
-    settings = settings_from(arguments, **{"embedding.backend": arguments.backend})
+def _status(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    if not arguments.json and (arguments.backend or arguments.device):
+        parser.error("--backend and --device say which embedder --json reports; give --json as well")
+    flags = {"embedding.backend": arguments.backend, "embedding.device": arguments.device}
+    settings = settings_from(arguments, **flags)
     triton = settings.triton
     servers = [_ask(triton, url) for url in (triton.urls if arguments.json else triton.required_urls())]
     if arguments.json:
-        embedder = _embedder(settings, arguments.device)
+        embedder = _embedder(settings)
         report = {"servers": [dataclasses.asdict(server) for server in servers], "embedder": embedder}
         print(json.dumps(report, indent=2))
         return DONE if embedder["problem"] is None else FAILED
@@ -86,14 +91,13 @@ def _show(server: ServerStatus) -> None:
         print(f"  {model.name:<28} {version:>3}  {state:<12} {model.reason}".rstrip())
 
 
-def _embedder(settings: PipelineSettings, device: str) -> dict[str, Any]:
+def _embedder(settings: PipelineSettings) -> dict[str, Any]:
     """What the embedder says of itself after a few real calls, and what kept it from them."""
     from ..backends.factory import make_backend
-    from ..devices import read_device
 
     problem = None
     try:
-        backend = make_backend(settings, read_device(device))
+        backend = make_backend(settings)
     except DeploymentError as error:  # settings that leave nobody to embed
         return {"problem": str(error)}
     with backend as embedder:

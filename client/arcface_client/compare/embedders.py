@@ -68,7 +68,7 @@ class Embedder(ABC):
         self.close()
 
 
-class Served(Embedder):
+class OnServer(Embedder):
     """A model on a Triton server.
 
     Args:

@@ -11,7 +11,7 @@ from ..errors import InputError, ModelNotFoundError
 from ..names import onnx_model, plan_model
 from ..selection.candidates import Pin
 from ..status import ServerStatus
-from .embedders import Embedder, InProcess, Served
+from .embedders import Embedder, InProcess, OnServer
 
 if TYPE_CHECKING:
     from ..client import EmbeddingClient
@@ -82,7 +82,7 @@ def siblings_on(server: ServerStatus, name: str) -> list[str]:
     return found
 
 
-def _served(spec: str, connect: Connect, server: ServerStatus | None) -> Served:
+def _served(spec: str, connect: Connect, server: ServerStatus | None) -> OnServer:
     pin = Pin.parse(spec)
     version = _newest(server, pin.model) if pin.version is None else pin.version
     client = connect(pin.model, version)
@@ -91,7 +91,7 @@ def _served(spec: str, connect: Connect, server: ServerStatus | None) -> Served:
     except BaseException:
         client.close()
         raise
-    return Served(client, f"{pin.model}:{version}", "" if server is None else server.url)
+    return OnServer(client, f"{pin.model}:{version}", "" if server is None else server.url)
 
 
 def _newest(server: ServerStatus | None, model: str) -> int | None:

@@ -9,11 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from cuda.bindings import runtime as cudart
 
-from ..errors import DeploymentError
-
-
-class CudaError(DeploymentError):
-    """A call of CUDA failed: no device, a driver that is too old, or no memory left."""
+from ..errors import CudaError
 
 
 def check(result: tuple[Any, ...]) -> Any:

@@ -10,13 +10,14 @@ from ..errors import (
     DeploymentError,
     DriftError,
     ModelLoadingError,
+    OtherIdentityError,
     TransientError,
     detached,
 )
 from ..manifests import PlanRecord
 from .breaker import Breaker
 from .candidates import Candidate
-from .examination import Evidence, Finding, OtherIdentityError
+from .examination import Evidence, Finding
 from .loads import Loads
 from .rhythm import Rhythm
 from .server import Server

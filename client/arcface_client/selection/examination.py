@@ -9,14 +9,13 @@ from typing import Final
 import numpy as np
 
 from ..contract import LENGTH_TOLERANCE, Crops, Embeddings
-from ..errors import ContractError, DeploymentError
+from ..errors import ContractError, DeploymentError, OtherIdentityError
 from ..golden import GoldenReference, drift_error, golden_crops, largest_drift
 from ..names import is_plan
+from ..runtimes.base import Embed
 
 References = Callable[[str, int], GoldenReference | None]
 """What is recorded of a model's version here, as ``LocalModels.golden``."""
-
-Embed = Callable[[Crops], Embeddings]
 
 MANIFEST: Final = "manifest"
 ONNX_SIBLING: Final = "onnx sibling"
@@ -68,7 +67,7 @@ class Evidence:
 
 
 @dataclass(frozen=True, eq=False)
-class Identity:
+class SettledIdentity:
     """The identity that an embedder keeps for its life.
 
     Attributes:
@@ -81,7 +80,7 @@ class Identity:
     release: int | None
     reference: GoldenReference
 
-    def completed(self, reference: GoldenReference) -> Identity:
+    def completed(self, reference: GoldenReference) -> SettledIdentity:
         """With what the reference of a candidate that passed knows, and nobody knew before.
 
         Else two candidates, each of which says nothing against the identity, could contradict each other.
@@ -96,10 +95,6 @@ class Identity:
                 preprocessing=known.preprocessing or reference.preprocessing,
             ),
         )
-
-
-class OtherIdentityError(DeploymentError):
-    """A candidate may be right, but its embeddings belong to another gallery."""
 
 
 def recorded(references: References, model: str, version: int | None) -> GoldenReference | None:
@@ -146,7 +141,7 @@ def examine(embed: Embed, model: str, record: GoldenReference | None, sibling: E
     return Finding(embeddings, GoldenReference(reference), ONNX_SIBLING, largest_drift(embeddings, reference))
 
 
-def objection(finding: Finding, identity: Identity | None, max_drift: float) -> DeploymentError | None:
+def objection(finding: Finding, identity: SettledIdentity | None, max_drift: float) -> DeploymentError | None:
     """Why a candidate must not serve; None when it may."""
     if finding.drift is not None:
         reference = f"the reference ({finding.compared_with})"
@@ -164,13 +159,13 @@ def objection(finding: Finding, identity: Identity | None, max_drift: float) -> 
     return None
 
 
-def conflicting(reference: GoldenReference, identity: Identity) -> OtherIdentityError | None:
+def conflicting(reference: GoldenReference, identity: SettledIdentity) -> OtherIdentityError | None:
     """What the records say against one gallery for both; None when they say nothing."""
     conflict = identity.reference.identity.conflict(reference.identity)
     return None if conflict is None else _other(conflict, identity)
 
 
-def _other(what: str, identity: Identity) -> OtherIdentityError:
+def _other(what: str, identity: SettledIdentity) -> OtherIdentityError:
     return OtherIdentityError(
         f"{what}, compared with {identity.settled_by}, with which this embedder began; "
         "restart it to change over, or pin its candidates"

@@ -10,12 +10,12 @@ from ..errors import DeploymentError
 from ..golden import golden_crops
 from ..manifests import PlanRecord
 from ..names import sibling_of
+from ..runtimes.base import Embed
 from .contender import Contender
 from .examination import (
-    Embed,
     Finding,
-    Identity,
     References,
+    SettledIdentity,
     conflicting,
     examine,
     objection,
@@ -44,7 +44,7 @@ class Examiner:
         self._plans = plans
         self.max_drift = max_drift
 
-    def examine(self, contender: Contender, identity: Identity | None, deadline: Deadline) -> Finding:
+    def examine(self, contender: Contender, identity: SettledIdentity | None, deadline: Deadline) -> Finding:
         """Look at a candidate's record and tensors, and send the golden crops through it.
 
         Live crops that it was wrong on, too.
@@ -92,6 +92,6 @@ class Examiner:
         """
         return examine(lambda crops: embeddings, model, recorded(self._references, model, version), None)
 
-    def objection(self, finding: Finding, identity: Identity | None) -> DeploymentError | None:
+    def objection(self, finding: Finding, identity: SettledIdentity | None) -> DeploymentError | None:
         """Why what was found must not serve; None when it may."""
         return objection(finding, identity, self.max_drift)

@@ -10,6 +10,7 @@ from typing import Final
 from ..backend import HERE, Served
 from ..errors import (
     ArcFaceError,
+    CallCancelledError,
     DeadlineExceededError,
     InputError,
     NoCandidateNowError,
@@ -39,6 +40,9 @@ FIRST_LOOK_S: Final = 2.0
 LOG_INTERVAL_S: Final = 60.0
 """How often the log may say that a candidate left a call to the next for the same reason, in seconds."""
 
+_THE_CALLERS: Final = (InputError, CallCancelledError)
+"""Errors that no other candidate would do without."""
+
 _FIRST_WAIT_S: Final = 0.1
 _LONGEST_WAIT_S: Final = 1.0
 
@@ -48,7 +52,7 @@ _log = logging.getLogger(__name__)
 class Fallback:
     """Runs calls over a selection's ranking.
 
-    - The caller's errors (``InputError``) are raised at once.
+    - The caller's errors (``InputError``), and that he cancelled the call, are raised at once.
     - The moment's are tried again, then the next candidate is: a full queue a few times at once; a model that
       loads or unloads after the others, since its breaker opens and it has to be examined.
     - All others are the candidate's: the next one does what is missing.
@@ -82,6 +86,7 @@ class Fallback:
 
         Raises:
             InputError: The crops, or the embedder (closed), cannot be used.
+            CallCancelledError: Nobody waits any more.
             DeadlineExceededError: The call's time is up.
             NoCandidateNowError: Nobody serves, but trying again may help.
             NoCandidateError: Nobody serves before something is mended.
@@ -131,7 +136,7 @@ class Fallback:
             known: ArcFaceError | None = None
             try:
                 known = attempt.work()
-            except InputError:
+            except _THE_CALLERS:
                 raise
             except ServerBusyError as error:
                 wait_s = 0.0 if job.missing < missing else next(waits, None)
@@ -179,7 +184,7 @@ class Fallback:
         missing = call.job.missing
         try:
             served = last_resort.run(call.job)
-        except InputError:
+        except _THE_CALLERS:
             raise
         except ArcFaceError as error:
             if last_resort.source is not None:

@@ -61,7 +61,7 @@ class LastResort:
         Raises:
             ArcFaceError: It cannot be loaded, is of another identity, or failed.
         """
-        return self._backend(job.deadline)._run(job)
+        return self._backend(job.deadline).run(job)
 
     def ensure_ready(self) -> None:
         """Load it, unless it is loaded.

@@ -21,7 +21,7 @@ from ..failures import PROBE_TIMEOUT_S, unanswered
 from .call import MARGIN_S
 from .candidates import Sighting, Wanted
 from .contender import Contender
-from .examination import Evidence, Finding, Identity
+from .examination import Evidence, Finding, SettledIdentity
 from .examiner import Examiner
 from .first_choice import FirstChoice
 from .reloads import reloaded
@@ -49,7 +49,7 @@ class Selector:
     def __init__(self, wanted: Wanted, examiner: Examiner, limits: RequestLimits, rhythm: Rhythm) -> None:
         self.servers: Sequence[Server] = [Server(url, limits) for url in wanted.urls]
         self.standing = Standing()
-        self.identity: Identity | None = None
+        self.identity: SettledIdentity | None = None
         self._wanted = wanted
         self._examiner = examiner
         self._examination_s = rhythm.examination_s
@@ -212,8 +212,8 @@ class Selector:
         if not contender.wants_examination(time.monotonic(), afresh=afresh):
             return None
         evidence = contender.evidence
+        limit = Deadline(deadline.remaining_s(self._examination_s))
         try:
-            limit = Deadline(deadline.remaining_s(self._examination_s))
             finding = self._examiner.examine(contender, self.identity, limit)
         except ArcFaceError as error:
             if isinstance(error, DeadlineExceededError) and deadline.is_over(MARGIN_S):
@@ -232,7 +232,7 @@ class Selector:
 
     def _settle(self, name: str, release: int | None, finding: Finding) -> None:
         """Take the identity of who passed for everybody's, as far as that is not settled."""
-        identity = self.identity or Identity(name, release, finding.reference)
+        identity = self.identity or SettledIdentity(name, release, finding.reference)
         self.identity = identity.completed(finding.reference)
 
     def _against(self, contender: Contender) -> ArcFaceError | None:

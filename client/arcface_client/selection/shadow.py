@@ -27,7 +27,8 @@ from .selector import Selector
 QUEUE_CROPS: Final = 256
 """Crops that wait at most; further ones are dropped."""
 
-LONGEST_CALL_S: Final = 10.0
+LONGEST_SHADOW_S: Final = 10.0
+"""How long the sibling may take for a sample, in seconds."""
 
 _log = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ class Shadow:
         """Let the sibling embed a sample and judge by it; returns for how many crops it had the time."""
         server = sibling.server
         client = server.client(sibling.candidate.model, sibling.version, modest=True)
-        job = Job(sample.crops, Deadline(LONGEST_CALL_S))
+        job = Job(sample.crops, Deadline(LONGEST_SHADOW_S))
         try:
             with server.call():
                 client.work(job)

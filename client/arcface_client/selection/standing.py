@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 
 from ..backend import Refusal
 from ..diagnostics import CandidateReport
-from ..errors import ArcFaceError
+from ..errors import ArcFaceError, OtherIdentityError
 from .contender import Contender
-from .examination import OtherIdentityError
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,6 +22,7 @@ from arcface_client.errors import (
     InputError,
 )
 from arcface_server import LocalTriton
+from processes import until
 from siblings import NAME, PLAN, tiny_embeddings
 
 Pair = tuple[LocalTriton, LocalTriton]
@@ -50,13 +51,6 @@ def errors(embedder: AsyncEmbeddingBackend) -> dict[str, int]:
 def under_way() -> int:
     """How many threads have begun with a call; they begin when there is one for them."""
     return sum(thread.name.startswith("arcface-asyncio") for thread in threading.enumerate())
-
-
-async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s} s"
-        await asyncio.sleep(0.01)
 
 
 def test_calls_side_by_side_get_their_own_embeddings(pair: Pair, crops: Crops, truth: Embeddings) -> None:

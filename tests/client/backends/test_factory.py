@@ -157,6 +157,16 @@ def test_what_a_caller_names_is_had_from_the_package() -> None:
     assert all(getattr(arcface_client, name) for name in arcface_client.__all__)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["AsyncConnection", "Connection", "RequestLimits", "Rhythm", "Tls", "TritonBackend", "errors.InputError"],
+)
+def test_what_others_are_made_with_is_had_from_the_package_alone(name: str) -> None:
+    code = f"import arcface_client; print(arcface_client.{name}.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == name.rpartition(".")[2]
+
+
 def test_providers_are_used_in_the_order_of_the_settings(make: Make) -> None:
     wanted = ["CUDAExecutionProvider", "AzureExecutionProvider", "CPUExecutionProvider"]
     with make("onnxruntime", embedding_providers=wanted) as embedder:
@@ -299,6 +309,42 @@ def test_the_file_says_the_backend_and_an_argument_goes_before_it(make: Make, tm
 def test_what_there_is_not_is_refused_with_what_there_is(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         get_embedding_backend(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("argument", "setting", "message"),
+    [
+        (
+            "onnxruntime",
+            {"embedding_backend": "triton"},
+            "backend_type is 'onnxruntime' and embedding_backend 'triton'",
+        ),
+        ("cpu", {"embedding_device": "cuda"}, "device is 'cpu' and embedding_device 'cuda'"),
+        ("a.yaml", {"embedding_tensorrt_config": "b.yaml"}, "and embedding_tensorrt_config 'b.yaml'"),
+        (True, {"embedding_allow_cpu_fallback": False}, "is True and embedding_allow_cpu_fallback False"),
+    ],
+)
+def test_a_setting_that_is_given_twice_is_refused(
+    argument: Any, setting: dict[str, Any], message: str
+) -> None:
+    (name,) = setting
+    short = {"embedding_backend": "backend_type"}.get(name, name.removeprefix("embedding_"))
+    with pytest.raises(InputError, match=f"{message}; give one of them"):
+        get_embedding_backend(**{short: argument}, **setting)
+
+
+def test_device_and_fallback_are_settings_too(
+    make: Make, monkeypatch: pytest.MonkeyPatch, crops: Crops
+) -> None:
+    monkeypatch.setenv("ARCFACE_EMBEDDING_DEVICE", "cuda:0")
+    with make("onnxruntime") as embedder:
+        _, served = embedder.encode(crops[:1], return_source=True)
+    assert [refusal.candidate for refusal in served.refusals] == ["small_onnx on CUDAExecutionProvider"]
+
+    monkeypatch.setenv("ARCFACE_EMBEDDING_ALLOW_CPU_FALLBACK", "false")
+    with pytest.raises(DeploymentError, match="without CUDAExecutionProvider"):
+        make("onnxruntime").ensure_ready()
+    make("onnxruntime", allow_cpu_fallback=True).ensure_ready()
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 
 from arcface_client.contract import Crops, Embeddings
-from arcface_client.errors import ContractError, DeploymentError, ModelNotFoundError
+from arcface_client.errors import ContractError, DeploymentError, ModelNotFoundError, OtherIdentityError
 from arcface_client.golden import GoldenReference
+from arcface_client.runtimes.base import Embed
 from arcface_client.selection.examination import (
     ITSELF,
     MANIFEST,
     ONNX_SIBLING,
-    Embed,
-    Identity,
-    OtherIdentityError,
+    SettledIdentity,
     examine,
     objection,
 )
@@ -84,8 +83,8 @@ def test_embeddings_of_another_length_are_refused() -> None:
         examine(by(3 * embeddings()), "arcface_onnx", None, None)
 
 
-def identity(sha256: str | None = "a" * 64) -> Identity:
-    return Identity("arcface_onnx:1 at one:1", 1, GoldenReference(embeddings(), source_sha256=sha256))
+def identity(sha256: str | None = "a" * 64) -> SettledIdentity:
+    return SettledIdentity("arcface_onnx:1 at one:1", 1, GoldenReference(embeddings(), source_sha256=sha256))
 
 
 def test_another_source_model_is_refused_though_it_is_right_by_its_own_record() -> None:

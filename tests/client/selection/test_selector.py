@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
 from arcface_client.deadline import Deadline
-from arcface_client.errors import ModelLoadingError, ServerUnavailableError
+from arcface_client.errors import CallCancelledError, ModelLoadingError, ServerUnavailableError
 from arcface_client.golden import GoldenReference, golden_crops
 from arcface_client.selection.candidates import Wanted
-from arcface_client.selection.examiner import Examiner
+from arcface_client.selection.examiner import Examiner, no_records
 from arcface_client.selection.rhythm import BreakerLimits, Rhythm
 from arcface_client.selection.selector import Selector
 from arcface_client.selection.server import RequestLimits
@@ -84,3 +85,22 @@ def test_who_settled_has_its_place_again_only_after_the_golden_crops(
     wait_until(lambda: contender.breaker.has_settled)
     assert not serves(selector)
     assert str(contender.breaker.state) == "open"
+
+
+def test_who_cancels_a_look_says_nothing_against_a_candidate() -> None:
+    deadline = Deadline(None)
+
+    class CancelledMeanwhile(FakeTriton):
+        def ModelInfer(self, request: Any, context: Any) -> Any:
+            deadline.cancel()
+            return super().ModelInfer(request, context)
+
+    first, second = CancelledMeanwhile(model="fake_onnx"), FakeTriton(model="fake_onnx")
+    with served(first) as one, served(second) as two:
+        selector = Selector(
+            Wanted((one, two), "fake"), Examiner(no_records, 0.001), RequestLimits(), Rhythm()
+        )
+        with pytest.raises(CallCancelledError):
+            selector.look(deadline)
+        assert [report.reason for report in selector.reports()] == [None, "not examined yet"]
+        selector.close()

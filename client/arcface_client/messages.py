@@ -1,4 +1,4 @@
-"""The pure part that both clients share: what a model takes, one request, one answer."""
+"""What goes to Triton and comes from it, for both clients: a model's description, a request, an answer."""
 
 from __future__ import annotations
 
