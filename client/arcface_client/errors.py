@@ -6,6 +6,7 @@
     ├── InputError (ValueError)      mend what was passed in; trying again changes nothing
     │   ├── CropError                an array that is not a batch of face crops
     │   ├── ImageFileError           a file that is no readable image
+    │   │   └── CropSizeError        an image that is no crop of 112x112
     │   ├── PairFileError            a file that is no set of pairs to verify
     │   └── ClientClosedError        the client was closed, before the call or during it
     ├── TransientError               try again, or elsewhere
@@ -55,6 +56,10 @@ class CropError(InputError):
 
 class ImageFileError(InputError):
     """A file is no image that can be read."""
+
+
+class CropSizeError(ImageFileError):
+    """An image can be read, but has not the size of a face crop."""
 
 
 class PairFileError(InputError):

@@ -11,7 +11,7 @@ from typing import BinaryIO, Final
 import numpy as np
 
 from .contract import CROP_SIZE, Crops
-from .errors import ImageFileError
+from .errors import CropSizeError, ImageFileError
 from .optional import require
 
 _MODES: Final = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"})
@@ -63,7 +63,8 @@ def read_crop(path: str | Path, *, resize: bool = False) -> Crops:
         uint8 [112, 112, 3], BGR.
 
     Raises:
-        ImageFileError: The file is no image, or has another size.
+        ImageFileError: The file is no image.
+        CropSizeError: It has another size.
         MissingExtraError: Pillow is not installed.
     """
     return _read(path, str(path), resize)
@@ -81,7 +82,8 @@ def decode_crop(content: bytes, name: str, *, resize: bool = False) -> Crops:
         uint8 [112, 112, 3], BGR.
 
     Raises:
-        ImageFileError: It is no image, or has another size.
+        ImageFileError: It is no image.
+        CropSizeError: It has another size.
         MissingExtraError: Pillow is not installed.
     """
     return _read(io.BytesIO(content), name, resize)
@@ -97,9 +99,9 @@ def _read(source: str | Path | BinaryIO, name: str, resize: bool) -> Crops:
                     f"{name} has pixels of mode {file.mode}; expected 8 bits a channel, as in a PNG or JPEG."
                 )
             if not resize and file.size != (CROP_SIZE, CROP_SIZE):
-                raise ImageFileError(
+                raise CropSizeError(
                     f"{name} is {file.width}x{file.height}; expected an aligned crop of 112x112 "
-                    "(insightface.utils.face_align.norm_crop makes one), or --resize."
+                    "(insightface.utils.face_align.norm_crop makes one)."
                 )
             # Cameras store the rotation beside the pixels; OpenCV applies it, Pillow only when asked.
             image = operations.exif_transpose(file).convert("RGB")

@@ -58,6 +58,7 @@ def test_embed_reports_and_skips_what_is_no_crop(
         "skipped": [str(folder / "001.png"), str(folder / "002.png")],
     }
     assert printed.err.count("skipped: ") == 2
+    assert printed.err.count("002.png is 64x64") == printed.err.count("Or use --resize.") == 1
     with np.load(output) as archive:
         np.testing.assert_allclose(archive["embeddings"][1:], expected[3:40], atol=1e-6)
 

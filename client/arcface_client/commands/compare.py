@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Final
 
 from ..commandline import DONE, FAILED
+from ..errors import CropSizeError
 from ..output import check_output, replace_text
+from ..resizing import add_resize_flag, advised
 from .connecting import add_connection_flags, settings_from
 
 _DESCRIPTION: Final = """\
@@ -73,7 +75,7 @@ def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     samples.add_argument(
         "--images", type=Path, metavar="DIR", help="folder of face crops (default: variations of drawn ones)"
     )
-    samples.add_argument("--resize", action="store_true", help="scale crops of another size")
+    add_resize_flag(samples)
     samples.add_argument(
         "--batch-size",
         type=_whole(least=1),
@@ -136,7 +138,10 @@ def _compare(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
         mirrored=arguments.mirrored,
         command=arguments.command_line,
     )
-    report = run(options, settings)
+    try:
+        report = run(options, settings)
+    except CropSizeError as error:
+        raise CropSizeError(advised(error)) from error
     if arguments.json:
         print(json.dumps(report.to_dict(), indent=2))
     else:

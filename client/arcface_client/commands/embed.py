@@ -14,6 +14,7 @@ from ..contract import Crops
 from ..errors import ImageFileError
 from ..images import find_images, read_crop
 from ..optional import require
+from ..resizing import add_resize_flag, advised
 from .connecting import add_connection_flags, settings_from
 
 
@@ -29,9 +30,7 @@ def add_embed(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     embed.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="image file, or folder to search")
     embed.add_argument("--output", required=True, type=Path, metavar="FILE", help="the .npz file to write")
-    embed.add_argument(
-        "--resize", action="store_true", help="scale crops of another size instead of refusing"
-    )
+    add_resize_flag(embed)
     embed.add_argument("--json", action="store_true", help="report as JSON")
     embed.add_argument(
         "--model",
@@ -58,7 +57,7 @@ def _embed(arguments: argparse.Namespace) -> int:
             try:
                 crop = read_crop(file, resize=arguments.resize)
             except ImageFileError as error:
-                print(f"skipped: {error}", file=sys.stderr)
+                print(f"skipped: {advised(error)}", file=sys.stderr)
                 skipped.append(file)
                 continue
             names.append(file)

@@ -14,6 +14,7 @@ from ..contract import Crops
 from ..errors import ImageFileError
 from ..golden import golden_crops
 from ..images import find_images, read_crop
+from ..resizing import advised
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def samples_from(folder: Path, count: int, *, resize: bool = False) -> Samples:
         try:
             crops[file] = read_crop(file, resize=resize)
         except ImageFileError as error:
-            _log.warning("skipped: %s", error)
+            _log.warning("skipped: %s", advised(error))
             skipped.append(file)
     if len(crops) < 2:
         raise ImageFileError(

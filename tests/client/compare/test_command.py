@@ -183,6 +183,20 @@ def test_a_set_by_python_2_is_verified(url: list[str], capsys: pytest.CaptureFix
     assert "2 pairs, 1 of one person" in capsys.readouterr().out
 
 
+def test_images_of_a_set_that_are_no_crops_are_scaled_when_told_to(
+    url: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [encode(np.full((96, 112, 3), shade, np.uint8)) for shade in (0, 80, 160, 240)]
+    path = tmp_path / "small.bin"
+    path.write_bytes(pickle.dumps((images, [True, False])))
+    arguments = ["compare", "face_onnx", "face_trt", *FEW, "--pairs", str(path), *url]
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert f"{path}: image 0 is 112x96; expected" in error
+    assert error.endswith("makes one). Or use --resize.\n")
+    assert main([*arguments, "--resize"]) == 0
+
+
 def test_an_image_of_a_set_that_is_none_is_named(
     url: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

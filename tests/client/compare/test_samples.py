@@ -41,12 +41,13 @@ def test_of_a_larger_folder_crops_are_taken_evenly(folder: Path, count: int, red
     assert samples.names == [str(folder / f"{red:02}.png") for red in reds]
 
 
-def test_what_is_no_crop_is_passed_over_and_said(folder: Path) -> None:
+def test_what_is_no_crop_is_passed_over_and_said(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     (folder / "03.png").write_bytes(b"no image")
     Image.new("RGB", (64, 64)).save(folder / "04.png")
     samples = samples_from(folder, 30)
     assert samples.skipped == [str(folder / "03.png"), str(folder / "04.png")]
     assert len(samples.crops) == 28
+    assert caplog.text.count("Or use --resize.") == 1
     assert samples_from(folder, 30, resize=True).skipped == [str(folder / "03.png")]
 
 
