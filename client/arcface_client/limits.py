@@ -1,4 +1,4 @@
-"""Limits, and what they are where nobody says."""
+"""Limits, their ranges, and what they are where nobody says."""
 
 from __future__ import annotations
 
@@ -14,6 +14,16 @@ DEFAULT_MAX_DRIFT_COSINE: Final = 0.001
 
 LONGEST_REQUEST_S: Final = 86_400.0
 """A day; gRPC takes far longer times for ones that are over."""
+
+
+def check_max_drift_cosine(value: float) -> None:
+    """Check the tolerance of drift.
+
+    Raises:
+        InputError: It is not above 0, or no number.
+    """
+    if not value > 0:
+        raise InputError(f"max_drift_cosine is {value}; expected a number above 0.")
 
 
 def check_limits(request_timeout_s: float, max_in_flight: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -12,6 +13,7 @@ from typing import Any, Final
 from .backend import Served, Source
 from .diagnostics import CandidateReport
 from .errors import ArcFaceError
+from .job import Job
 from .optional import require
 
 LATENCY_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -32,6 +34,22 @@ class Metrics:
         self._errors: Counter[str] = Counter()
         self._buckets = [0] * (len(LATENCY_BOUNDS_S) + 1)
         self._seconds = 0.0
+
+    def count(self, run: Callable[[Job], Served], job: Job) -> tuple[Served, float]:
+        """Do a call, and count it; returns how it was served, and the seconds that it took.
+
+        Raises:
+            ArcFaceError: What the call raises.
+        """
+        started = time.perf_counter()
+        try:
+            served = run(job)
+        except ArcFaceError as error:
+            self.failed(error)
+            raise
+        seconds = time.perf_counter() - started
+        self.served(served, seconds)
+        return served, seconds
 
     def served(self, served: Served, seconds: float) -> None:
         """Count a call that was served."""

@@ -1,14 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from arcface_client.contract import CROP_SHAPE, EMBEDDING_DIM
 from arcface_client.deadline import Deadline
-from arcface_client.errors import ServerError
 from arcface_client.job import Job
 
 
@@ -36,22 +33,3 @@ def test_a_job_is_done_when_every_part_is_filled() -> None:
     assert job.missing == 0
     assert job.parts(2) == []
     np.testing.assert_array_equal(job.embeddings[:, 0], [0, 0, 2, 2, 4])
-
-
-@pytest.mark.parametrize(
-    ("answer", "message"),
-    [
-        (np.ones((1, EMBEDDING_DIM)), r"shape \(1, 512\); expected \(2, 512\)"),
-        (np.ones((2, 1)), r"shape \(2, 1\)"),
-        (np.full((2, EMBEDDING_DIM), np.nan), "NaN or infinite values"),
-        (np.full((2, EMBEDDING_DIM), np.inf), "NaN or infinite values"),
-    ],
-    ids=["too few", "too short", "NaN", "infinite"],
-)
-def test_what_are_no_embeddings_is_not_taken(answer: npt.NDArray[np.float64], message: str) -> None:
-    job = Job(np.zeros((2, *CROP_SHAPE), np.uint8), Deadline(None))
-
-    with pytest.raises(ServerError, match=message):
-        job.fill(slice(0, 2), answer.astype(np.float32))
-
-    assert job.missing == 2

@@ -15,10 +15,10 @@ from typing import Any
 from ..backend import EmbeddingBackend, Served, Source
 from ..deadline import Deadline
 from ..diagnostics import Diagnostics
-from ..errors import ArcFaceError, ClientClosedError, DeploymentError, InputError
+from ..errors import ClientClosedError, DeploymentError
 from ..identity import EmbeddingIdentity
 from ..job import Job
-from ..limits import DEFAULT_MAX_DRIFT_COSINE
+from ..limits import DEFAULT_MAX_DRIFT_COSINE, check_max_drift_cosine
 from ..meter import Meter
 from ..metrics import Metrics, PrometheusExporter
 from .description import describe
@@ -57,8 +57,7 @@ class InProcessBackend(EmbeddingBackend):
         registry: Any = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if not max_drift_cosine > 0:
-            raise InputError(f"max_drift_cosine is {max_drift_cosine}; expected a number above 0.")
+        check_max_drift_cosine(max_drift_cosine)
         self._backend = backend
         self._candidates = tuple(candidates)
         self._max_drift_cosine = max_drift_cosine
@@ -110,14 +109,7 @@ class InProcessBackend(EmbeddingBackend):
 
     def run(self, job: Job) -> Served:
         """Embed what a job still misses; see ``EmbeddingBackend.run``."""
-        started = time.perf_counter()
-        try:
-            served = self._embed(job)
-        except ArcFaceError as error:
-            self._metrics.failed(error)
-            raise
-        self._metrics.served(served, time.perf_counter() - started)
-        return served
+        return self._metrics.count(self._embed, job)[0]
 
     def _embed(self, job: Job) -> Served:
         sources: list[Source] = []

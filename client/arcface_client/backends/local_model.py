@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from ..contract import Embeddings
+from ..contract import Embeddings, check_finite, check_shape
 from ..deadline import Deadline
 from ..golden import drift_error, golden_crops, largest_drift
 from ..identity import EmbeddingIdentity
@@ -82,11 +82,14 @@ class LocalModel:
         for part in job.parts(self.batch_size):
             start = part.start
             while start < part.stop:
-                size = self.pace.batch_size(self.batch_size, job.deadline.remaining_s())
-                rows = slice(start, min(start + size, part.stop))
+                at_most = self.pace.batch_size(self.batch_size, job.deadline.remaining_s())
+                size = min(at_most, part.stop - start)
+                rows = slice(start, start + size)
                 started = time.perf_counter()
                 embeddings = self.runtime.embed(job.crops[rows])
-                self.pace.note(rows.stop - rows.start, time.perf_counter() - started)
+                self.pace.note(size, time.perf_counter() - started)
+                check_shape(self.model, embeddings.shape, size)
+                check_finite(self.model, embeddings)
                 job.fill(rows, embeddings)
                 start = rows.stop
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -13,7 +12,7 @@ from ..deadline import Deadline
 from ..diagnostics import Diagnostics, Validation
 from ..errors import ArcFaceError, ClientClosedError, ConfigError, InputError
 from ..job import Job
-from ..limits import DEFAULT_MAX_DRIFT_COSINE
+from ..limits import DEFAULT_MAX_DRIFT_COSINE, check_max_drift_cosine
 from ..meter import Meter
 from ..metrics import Metrics, PrometheusExporter
 from ..selection.call import nobody
@@ -78,8 +77,7 @@ class TritonBackend(EmbeddingBackend):
         shadow_rate: float = 0.0,
         registry: Any = None,
     ) -> None:
-        if not max_drift_cosine > 0:
-            raise InputError(f"max_drift_cosine is {max_drift_cosine}; expected a number above 0.")
+        check_max_drift_cosine(max_drift_cosine)
         limits = limits or RequestLimits()
         wanted = Wanted(_urls(urls), name, tuple(map(Pin.parse, candidates)))
         self._rhythm = rhythm or Rhythm()
@@ -158,16 +156,9 @@ class TritonBackend(EmbeddingBackend):
     def run(self, job: Job) -> Served:
         """Embed what a job still misses; see ``EmbeddingBackend.run``."""
         self._check_open()
-        started = time.perf_counter()
-        try:
-            if not self._selector.has_looked:
-                self._begin()
-            served = self._fallback.run(job)
-        except ArcFaceError as error:
-            self._metrics.failed(error)
-            raise
-        seconds = time.perf_counter() - started
-        self._metrics.served(served, seconds)
+        if not self._selector.has_looked:
+            self._begin()
+        served, seconds = self._metrics.count(self._fallback.run, job)
         self._meter.record(len(job.crops), seconds)
         self._shadow.offer(job, served)
         return served

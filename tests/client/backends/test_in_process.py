@@ -148,9 +148,11 @@ class Degrading:
     ("spoil", "message"),
     [
         (lambda embeddings: embeddings * np.float32("nan"), "NaN or infinite values"),
+        (lambda embeddings: embeddings * np.float32("inf"), "NaN or infinite values"),
         (lambda embeddings: embeddings[:1], r"shape \(1, 512\); expected \(3, 512\)"),
+        (lambda embeddings: embeddings[:, :1], r"shape \(3, 1\); expected \(3, 512\)"),
     ],
-    ids=["NaN", "too few"],
+    ids=["NaN", "infinite", "too few", "too short"],
 )
 def test_what_are_no_embeddings_is_never_handed_out(
     spoil: Callable[[Embeddings], Embeddings], message: str, save: Callable[..., Path], crops: Crops
