@@ -23,12 +23,11 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "model.onnx"
 
 
-def test_onnxruntime_gives_unit_rows_and_says_what_runs(model: Path, crops: Crops) -> None:
+def test_onnxruntime_gives_unit_rows(model: Path, crops: Crops) -> None:
     runtime = OnnxRuntime(model)
     embeddings = runtime.embed(crops)
     assert embeddings.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-6)
-    assert runtime.providers == ("CPUExecutionProvider",)
     runtime.close()
 
 

@@ -23,8 +23,6 @@ class OnnxRuntime:
         intra_op_threads: Threads inside one operator; 0 is one for each physical core that this process
             may use.
         inter_op_threads: Threads across operators; 0 is ONNX Runtime's choice.
-        spinning: Let idle worker threads spin while they wait for work. A little faster when the
-            cores are the session's own; much slower when another process wants them too.
         providers: Execution providers in order of preference.
         entries: Further entries of ONNX Runtime's session configuration ("session.force_spinning_stop").
         session: The file's session where it is open already; then nothing of the above counts.
@@ -40,7 +38,6 @@ class OnnxRuntime:
         *,
         intra_op_threads: int = 0,
         inter_op_threads: int = 0,
-        spinning: bool = True,
         providers: Sequence[Provider] = (CPU,),
         entries: Mapping[str, str] | None = None,
         session: onnxruntime.InferenceSession | None = None,
@@ -50,18 +47,13 @@ class OnnxRuntime:
             intra_op_threads=intra_op_threads,
             inter_op_threads=inter_op_threads,
             providers=providers,
-            entries={"session.intra_op.allow_spinning": "1" if spinning else "0", **(entries or {})},
+            entries=entries,
         )
         check_tensors(
             str(model_path),
             [_spec(tensor) for tensor in self._session.get_inputs()],
             [_spec(tensor) for tensor in self._session.get_outputs()],
         )
-
-    @property
-    def providers(self) -> Sequence[str]:
-        """The execution providers that the session really has, first choice first."""
-        return tuple(self._session.get_providers())
 
     def embed(self, crops: Crops) -> Embeddings:
         """Embed one batch: uint8 [N, 112, 112, 3] BGR in, float32 [N, 512] unit rows out.

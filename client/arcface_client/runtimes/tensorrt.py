@@ -35,15 +35,14 @@ _TO_HOST = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
 class TensorRt:
     """A plan loaded with TensorRT: one stream, one CUDA graph for each batch size in use.
 
-    Safe to share between threads: calls follow one another. A plan is native code: check its SHA-256
-    against its manifest before it comes here.
+    Safe to share between threads: calls follow one another. A graph is recorded when a batch size comes the
+    second time.
 
     Args:
         plan_path: Plan with the contract's tensors.
         sha256: What the plan's manifest says its SHA-256 is; a plan is native code, so another one is
             refused before TensorRT sees it. None trusts the file.
         device: Ordinal of the GPU.
-        graphs: Record a CUDA graph for a batch size when it comes the second time.
 
     Raises:
         CudaError: There is no such GPU, or its driver is too old.
@@ -52,9 +51,7 @@ class TensorRt:
         ContractError: The plan has other tensors.
     """
 
-    def __init__(
-        self, plan_path: str | Path, *, sha256: str | None = None, device: int = 0, graphs: bool = True
-    ) -> None:
+    def __init__(self, plan_path: str | Path, *, sha256: str | None = None, device: int = 0) -> None:
         path = Path(plan_path)
         if not path.is_file():
             raise DeploymentError(f"No plan at {path}; build one with `arcface-builder compile`.")
@@ -97,7 +94,6 @@ class TensorRt:
         """What loading took of the GPU's memory, in MiB; others may have taken or freed some meanwhile."""
 
         self._lock = threading.Lock()
-        self._wants_graphs = graphs
         self._seen: set[int] = set()
         self._graphs: dict[int, cudart.cudaGraphExec_t] = {}
 
@@ -141,7 +137,7 @@ class TensorRt:
             check(cudart.cudaGraphLaunch(graph, self._stream))
             return
         self._enqueue(count)
-        if self._wants_graphs and count in self._seen:
+        if count in self._seen:
             self._graphs[count] = self._record(count)
         self._seen.add(count)
 
