@@ -15,7 +15,7 @@ from arcface_client.errors import (
     ServerError,
     ServerUnavailableError,
 )
-from arcface_client.failures import Aftermath, Target, aftermath_of_failed_probe, explain
+from arcface_client.failures import Aftermath, Target, aftermath_of_failed_probe, explain, may_be_restricted
 from arcface_client.status import ModelStatus
 
 TARGET = Target("localhost:8001", "arcface", 2)
@@ -82,8 +82,18 @@ def test_a_question_about_the_server_is_not_about_a_model(
     assert str(explained).startswith(message)
 
 
-def test_a_probe_that_is_refused_is_an_answer() -> None:
-    refused = InferenceServerException("restricted", status="StatusCode.PERMISSION_DENIED")
-    assert aftermath_of_failed_probe(refused) == DISCREET
-    late = InferenceServerException("late", status="StatusCode.DEADLINE_EXCEEDED")
-    assert aftermath_of_failed_probe(late) == SILENT
+@pytest.mark.parametrize(
+    ("status", "is_live", "expected"),
+    [
+        ("UNAVAILABLE", True, DISCREET),  # what Triton says of a restricted protocol
+        ("UNAVAILABLE", False, SILENT),
+        ("DEADLINE_EXCEEDED", False, SILENT),
+        ("CANCELLED", False, SILENT),
+        ("UNIMPLEMENTED", False, DISCREET),
+        ("PERMISSION_DENIED", False, DISCREET),  # what a proxy may say
+    ],
+)
+def test_a_probe_that_is_refused_is_an_answer(status: str, is_live: bool, expected: Aftermath) -> None:
+    error = InferenceServerException("no", status=f"StatusCode.{status}")
+    assert aftermath_of_failed_probe(error, is_live=is_live) == expected
+    assert may_be_restricted(error) == (status == "UNAVAILABLE")
