@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from .backend import Served, Source
 from .diagnostics import CandidateReport
-from .errors import ArcFaceError
+from .errors import ArcFaceError, InputError
 from .optional import require
 
 LATENCY_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -87,6 +87,7 @@ class PrometheusExporter:
         shadow: Gives what shadow traffic found; None when there is none.
 
     Raises:
+        InputError: It is no registry, or has another embedder's.
         MissingExtraError: prometheus-client is not installed.
     """
 
@@ -98,15 +99,26 @@ class PrometheusExporter:
         shadow: Callable[[], Mapping[str, Any] | None] = lambda: None,
     ) -> None:
         self._core = require("prometheus_client.core", extra="metrics", purpose="Prometheus metrics")
+        if not isinstance(registry, self._core.CollectorRegistry):
+            raise InputError(f"registry is {registry!r}; expected a prometheus_client.CollectorRegistry.")
         self._metrics = metrics
         self._reports = reports
         self._shadow = shadow
         self._registry = registry
-        registry.register(self)
+        try:
+            registry.register(self)
+        except ValueError as error:
+            raise InputError(
+                "The registry has the metrics of another embedder already; give each a registry of its own."
+            ) from error
 
     def close(self) -> None:
         """Take the counters out of the registry."""
         self._registry.unregister(self)
+
+    def describe(self) -> Iterator[Any]:
+        """Yield a family, by which a registry tells that it has two embedders'."""
+        yield self._core.CounterMetricFamily("arcface_client_calls", "Calls of encode.")
 
     def collect(self) -> Iterator[Any]:
         """Yield the metric families; called by the registry."""
