@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -26,21 +27,11 @@ _RETRY_BUFFER_BYTES: Final = 64 << 20
 
 _HELLO_TIMEOUT_MS: Final = 5_000
 
-_RETRY_POLICY: Final = {
-    "methodConfig": [
-        {
-            "name": [{"service": "inference.GRPCInferenceService"}],
-            "retryPolicy": {
-                "maxAttempts": 4,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "1s",
-                "backoffMultiplier": 2,
-                # An embedding is the same however often it is asked for, so trying again is safe.
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ]
-}
+_NEVER: Final = "DATA_LOSS"
+"""A status that no Triton answers with."""
+
+_END_S: Final = 0.5
+"""How long to wait for gRPC to end a connection, in seconds."""
 
 
 class _TritonClient(triton.InferenceServerClient):  # type: ignore[misc]
@@ -75,6 +66,7 @@ class Connection:
         self.url = url
         self.tls = tls
         self.closed = False
+        self._pid = os.getpid()
         self._dropped: str | None = None
         self._answered_at = -math.inf
         self._arguments = triton_arguments(url, tls, retries=retries)
@@ -92,8 +84,7 @@ class Connection:
             self._dropped = why
             hung = self.triton, self._questions
             self.triton, self._questions = (_TritonClient(**self._arguments) for _ in hung)
-        for client in hung:
-            client.close()
+        _end(*hung)
 
     def why_dropped(self, server: Any) -> str | None:
         """Why one of tritonclient's clients, which was ``triton`` once, was dropped; None when it was not."""
@@ -105,14 +96,27 @@ class Connection:
             if self.closed:
                 return
             self.closed = True
+        if os.getpid() != self._pid:
+            return  # what there is to close is the parent's
         if self.shared_memory is not None:
             if self.shared_memory.is_awaited:
                 # Calls end with the connection, and what they shared is then left through another one.
-                self.triton.close()
+                _end(self.triton)
                 self.triton = _TritonClient(**self._arguments)
             self.shared_memory.close()
-        self.triton.close()
-        self._questions.close()
+        _end(self.triton, self._questions)
+
+    def check_process(self) -> None:
+        """Check that this is the process that made the connection.
+
+        Raises:
+            InputError: It is a child of it: the two would write to the same sockets and shared memory.
+        """
+        if os.getpid() != self._pid:
+            raise InputError(
+                f"The client of {self.url} was made before this process was forked, and is its parent's; "
+                "make one in each process, or start processes by 'spawn'."
+            )
 
     def answered(self) -> None:
         """Note that an answer to a request came."""
@@ -161,6 +165,15 @@ class Connection:
         return True
 
 
+def _end(*clients: _TritonClient) -> None:
+    """Close clients, but wait only a moment: gRPC waits for ever for a call that Ctrl-C left half begun."""
+    threads = [threading.Thread(target=client.close, daemon=True) for client in clients]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(_END_S)
+
+
 class Shared(Protocol):
     """A connection that several clients go by, whichever of the two."""
 
@@ -205,15 +218,15 @@ def triton_arguments(url: str, tls: Tls | None, *, retries: bool = True) -> dict
 
 def _channel_arguments(retries: bool) -> list[tuple[str, Any]]:
     # Channel arguments replace tritonclient's own, so the message sizes have to be said again.
-    retrying = [
-        ("grpc.per_rpc_retry_buffer_size", _RETRY_BUFFER_BYTES),
-        ("grpc.service_config", json.dumps(_RETRY_POLICY)),
-    ]
     return [
         ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-        ("grpc.enable_retries", int(retries)),
-        *(retrying if retries else ()),
+        # Without retries, too: only with its retry layer does gRPC end a call in time whose request is stuck
+        # in the socket of a server that hangs.
+        ("grpc.enable_retries", 1),
+        ("grpc.per_rpc_retry_buffer_size", _RETRY_BUFFER_BYTES),
+        # An embedding is the same however often it is asked for, so trying again is safe.
+        ("grpc.service_config", json.dumps(_retry_policy("UNAVAILABLE" if retries else _NEVER))),
         # Two clients in one process do not share a connection, nor the state of a dead one.
         ("grpc.use_local_subchannel_pool", 1),
         # A server that is back is found while the retries last; gRPC's own waits grow to two minutes.
@@ -222,3 +235,16 @@ def _channel_arguments(retries: bool) -> list[tuple[str, Any]]:
         # How long a server may take to say hello, whatever the name; gRPC's own is 20 s.
         ("grpc.min_reconnect_backoff_ms", _HELLO_TIMEOUT_MS),
     ]
+
+
+def _retry_policy(status: str) -> dict[str, Any]:
+    policy = {
+        "maxAttempts": 4,
+        "initialBackoff": "0.1s",
+        "maxBackoff": "1s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": [status],
+    }
+    return {
+        "methodConfig": [{"name": [{"service": "inference.GRPCInferenceService"}], "retryPolicy": policy}]
+    }

@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 import time
 from numbers import Real
+from typing import Final
 
 from .errors import CallCancelledError, DeadlineExceededError, InputError
+
+_LONGEST_S: Final = 1e9
+"""Thirty years; arithmetic fails with far longer ones."""
 
 
 class Deadline:
@@ -20,9 +24,10 @@ class Deadline:
     """
 
     def __init__(self, timeout_s: float | None) -> None:
-        if timeout_s is not None and not (isinstance(timeout_s, Real) and timeout_s > 0):
+        is_number = isinstance(timeout_s, Real) and not isinstance(timeout_s, bool)
+        if timeout_s is not None and not (is_number and timeout_s > 0):
             raise InputError(f"timeout_s is {timeout_s!r}; expected a number of seconds above 0, or None.")
-        self.timeout_s = math.inf if timeout_s is None else timeout_s
+        self.timeout_s = math.inf if timeout_s is None else min(timeout_s, _LONGEST_S)
         self._end = time.monotonic() + self.timeout_s
         self._is_cancelled = False
 

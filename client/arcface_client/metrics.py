@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from .backend import Served, Source
 from .diagnostics import CandidateReport
-from .errors import ArcFaceError
+from .errors import ArcFaceError, InputError
 from .job import Job
 from .optional import require
 
@@ -105,6 +105,7 @@ class PrometheusExporter:
         shadow: Gives what shadow traffic found; None when there is none.
 
     Raises:
+        InputError: It is no registry, or has another embedder's.
         MissingExtraError: prometheus-client is not installed.
     """
 
@@ -116,15 +117,26 @@ class PrometheusExporter:
         shadow: Callable[[], Mapping[str, Any] | None] = lambda: None,
     ) -> None:
         self._core = require("prometheus_client.core", extra="metrics", purpose="Prometheus metrics")
+        if not isinstance(registry, self._core.CollectorRegistry):
+            raise InputError(f"registry is {registry!r}; expected a prometheus_client.CollectorRegistry.")
         self._metrics = metrics
         self._reports = reports
         self._shadow = shadow
         self._registry = registry
-        registry.register(self)
+        try:
+            registry.register(self)
+        except ValueError as error:
+            raise InputError(
+                "The registry has the metrics of another embedder already; give each a registry of its own."
+            ) from error
 
     def close(self) -> None:
         """Take the counters out of the registry."""
         self._registry.unregister(self)
+
+    def describe(self) -> Iterator[Any]:
+        """Yield a family, by which a registry tells that it has two embedders'."""
+        yield self._core.CounterMetricFamily("arcface_client_calls", "Calls of encode.")
 
     def collect(self) -> Iterator[Any]:
         """Yield the metric families; called by the registry."""

@@ -6,6 +6,7 @@ import hashlib
 import mmap
 import os
 import uuid
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -89,9 +90,11 @@ class Owner:
         self._of_server = f"{_PREFIX}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
         self._name = f"{self._of_server}-{uuid.uuid4().hex}"
         self._path = FOLDER / f"{self._name}.lock"
-        self._descriptor = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        descriptor = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        # Of one that nobody closed, the lock goes with it, and the next owner clears up.
+        self._unlock = weakref.finalize(self, os.close, descriptor)
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self.close()
             raise
@@ -124,4 +127,4 @@ class Owner:
     def close(self) -> None:
         """Have no regions any more."""
         self._path.unlink(missing_ok=True)
-        os.close(self._descriptor)
+        self._unlock()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -21,12 +23,12 @@ class Request:
     Args:
         crops: uint8 [N, 112, 112, 3].
         deadline: That of the call that it belongs to.
-        timeout_s: Seconds that it may take.
         server: The client of tritonclient's that it goes by.
         shared_memory: Where its region is from.
         region: Shared memory that it goes by; None when crops and embeddings are in the messages.
 
     Attributes:
+        timeout_s: Seconds that it may take.
         is_shared: Whether it goes by shared memory.
         region: That memory, until it is let go.
         future: tritonclient's result, of a request that is sent without waiting for it.
@@ -37,20 +39,22 @@ class Request:
         self,
         crops: Crops,
         deadline: Deadline,
-        timeout_s: float,
         server: Any,
         shared_memory: SharedMemory | None = None,
         region: Region | None = None,
     ) -> None:
         self.crops = crops
         self.deadline = deadline
-        self.timeout_s = timeout_s
+        self.timeout_s = math.inf
         self.server = server
         self.region = region
         self.is_shared = region is not None
         self.future: Future[Any] = Future()
         self.context: Any = None
         self._shared_memory = shared_memory
+        # Of a request that Ctrl-C ended anywhere, the region is not lost.
+        self._on_loss = weakref.finalize(self, _retire, shared_memory, region)
+        self._on_loss.atexit = False
 
     def is_answered(self, *, wait: bool) -> bool:
         """Whether there is a good answer; with ``wait``, within the time that the request has."""
@@ -81,6 +85,7 @@ class Request:
 
     def _let_go(self, *, answered: bool) -> None:
         # Dropped here: the traceback of an error would keep the memory as long as itself.
+        self._on_loss.detach()
         region, self.region = self.region, None
         if region is None or self._shared_memory is None:
             return
@@ -89,3 +94,8 @@ class Request:
         else:
             # The server may be at it still: whoever wrote there would be mixed up with this one.
             self._shared_memory.retire(region)
+
+
+def _retire(shared_memory: SharedMemory | None, region: Region | None) -> None:
+    if shared_memory is not None and region is not None:
+        shared_memory.retire(region)

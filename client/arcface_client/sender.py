@@ -49,6 +49,7 @@ class Sender:
 
     def model(self, deadline: Deadline) -> ServedModel:
         """What the server says of the model, asked for once."""
+        self._connection.check_process()
         served = self.served  # another thread's failure may set it to None at any time
         if served is None:
             timeout_s = deadline.remaining_s(self._request_timeout_s)
@@ -100,10 +101,12 @@ class Sender:
         return self._embeddings(request, request.future.result)
 
     def _request(self, crops: Crops, deadline: Deadline, *, shared: bool = True) -> Request:
+        self._connection.check_process()
         memory = self._connection.shared_memory if shared else None
         region = None if memory is None else memory.lend(len(crops), deadline.remaining_s())
-        timeout_s = deadline.remaining_s(self._request_timeout_s)
-        return Request(crops, deadline, timeout_s, self._connection.triton, memory, region)
+        request = Request(crops, deadline, self._connection.triton, memory, region)
+        request.timeout_s = deadline.remaining_s(self._request_timeout_s)  # of what is left after lending
+        return request
 
     def _embeddings(self, request: Request, result: Callable[[], Any]) -> Answer:
         """Wait for the answer to a request, and read it."""

@@ -25,7 +25,8 @@ class TetheredProcess:
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: IO[bytes] | None) -> None:
-        self._command = [sys.executable, "-I", "-S", str(_TETHER), str(os.getpid()), *command]
+        self._parent_pid = os.getpid()
+        self._command = [sys.executable, "-I", "-S", str(_TETHER), str(self._parent_pid), *command]
         self._environment = environment
         self._log = log
         self._started: threading.Event = threading.Event()
@@ -51,7 +52,12 @@ class TetheredProcess:
         return self._process.wait()
 
     def stop(self, timeout_s: float) -> None:
-        """End the program, gently for as long as the timeout allows, and all that it started."""
+        """End the program, gently for as long as the timeout allows, and all that it started.
+
+        A process that was forked from the one that started it leaves it alone.
+        """
+        if os.getpid() != self._parent_pid:
+            return
         try:
             if self.poll() is None:
                 self._process.terminate()

@@ -6,7 +6,7 @@ PR_SET_PDEATHSIG). The wish survives exec, and asking for it here, not in ``subp
 ``preexec_fn``, keeps Python from running between fork and exec, which is not safe beside gRPC's threads.
 
 The program's own children, Triton's stubs, have no such wish. A watcher stays behind that kills the
-group once the program is gone, however it went.
+group once the program is gone, however it went, or when it hangs after its parent's end.
 """
 
 from __future__ import annotations
@@ -17,24 +17,40 @@ import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1
+_POLL_S = 2.0
+_GRACE_S = 10.0
 
 
 def main(parent_pid: int, command: list[str]) -> None:
     """Leave the watcher behind, ask for SIGTERM at the parent's end, then become the command."""
     program_pid = os.getpid()
     if os.fork() == 0:
-        _watch(program_pid)
+        _watch(program_pid, parent_pid)
     _tell_at_death_of(parent_pid, signal.SIGTERM)
     os.execv(command[0], command)
 
 
-def _watch(program_pid: int) -> None:
+def _watch(program_pid: int, parent_pid: int) -> None:
     """Wait for the program's end, and kill what is left of its process group, this process too."""
     # A signal that nobody else sends: SIGTERM may come to the whole group.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM, signal.SIGINT})
     _tell_at_death_of(program_pid, signal.SIGUSR1)
-    signal.sigwait({signal.SIGUSR1})
+    while signal.sigtimedwait({signal.SIGUSR1}, _POLL_S) is None:
+        if not _is_alive(parent_pid):
+            # The program got SIGTERM; one that is stopped, or hangs, cannot follow it.
+            signal.sigtimedwait({signal.SIGUSR1}, _GRACE_S)
+            break
     os.killpg(0, signal.SIGKILL)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # the number is another user's process's now: nothing is known any more
+        return True
+    return True
 
 
 def _tell_at_death_of(parent_pid: int, number: signal.Signals) -> None:

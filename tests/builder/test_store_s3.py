@@ -205,6 +205,7 @@ def test_an_endpoint_that_cannot_be_reached_is_told(wire: BadWire, listening: bo
         hasty(wire.url if listening else free).find(IDENTITY)
 
 
+@pytest.mark.usefixtures("s3")  # its credentials
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 def test_an_endpoint_that_redirects_everything_is_told(status: int) -> None:
     with redirecting(status) as url, pytest.raises(BucketError, match=r"redirects every request|refused a"):

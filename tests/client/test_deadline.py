@@ -23,7 +23,11 @@ def test_a_spent_deadline_raises_a_timeout_error() -> None:
     assert isinstance(caught.value, TimeoutError)
 
 
-@pytest.mark.parametrize("timeout_s", ["1", 0, -1, math.nan])
+def test_a_timeout_may_be_longer_than_floats_are() -> None:
+    assert Deadline(10**400).remaining_s() > 1e8
+
+
+@pytest.mark.parametrize("timeout_s", ["1", 0, -1, math.nan, True])
 def test_a_timeout_must_be_positive(timeout_s: Any) -> None:
     with pytest.raises(InputError, match="expected a number of seconds above 0"):
         Deadline(timeout_s)

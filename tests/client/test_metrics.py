@@ -81,6 +81,20 @@ def test_prometheus_reads_them_when_it_scrapes() -> None:
     assert "arcface_client" not in generate_latest(registry).decode()
 
 
+def test_two_embedders_do_not_share_a_registry() -> None:
+    registry = CollectorRegistry()
+    exporter = PrometheusExporter(Metrics(), list, registry)
+    with pytest.raises(InputError, match="has the metrics of another embedder already"):
+        PrometheusExporter(Metrics(), list, registry)
+    exporter.close()
+    PrometheusExporter(Metrics(), list, registry)
+
+
+def test_what_is_no_registry_is_said() -> None:
+    with pytest.raises(InputError, match="registry is 5; expected a prometheus_client"):
+        PrometheusExporter(Metrics(), list, 5)
+
+
 def test_a_backend_counts_its_calls_and_errors_for_a_registry() -> None:
     registry = CollectorRegistry()
     fake = FakeTriton(model="fake_onnx")

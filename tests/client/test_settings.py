@@ -89,6 +89,8 @@ def test_tls_without_certificates_is_possible() -> None:
         ),
         ("embedding: {device: mps}", r"embedding\.device is 'mps'; expected cpu, cuda, cuda:N for GPU N"),
         ("embedding: {allow_cpu_fallback: 2}", r"allow_cpu_fallback is 2; expected true or false"),
+        ("triton: {url: a:1}\ntriton: {url: b:1}", r"is not YAML: the key 'triton' comes twice"),
+        ("triton: {url: a:1, url: b:1}", r"the key 'url' comes twice"),
         ("embedding: {model: ''}", r"embedding\.model is ''; expected the name that models share"),
         ("embedding: {model: a_onnx}", r"embedding\.model is 'a_onnx'; expected .* without _onnx or _trt"),
         ("validation: {max_drift_cosine: small}", r"max_drift_cosine is 'small'; expected a number"),

@@ -124,6 +124,44 @@ def test_a_region_whose_request_came_too_late_is_not_used_again_and_left_once_it
         wait_until(lambda: memory.lend(1, 1.0) is not None and used not in known_regions(triton))
 
 
+INTERRUPTED = """
+import signal, sys, time
+import numpy as np
+from arcface_client import EmbeddingClient
+from arcface_client.connection import Connection
+
+connection = Connection(sys.argv[1], retries=False, shared_memory=True)
+client = EmbeddingClient(sys.argv[1], "tiny_onnx", connection=connection)
+random = np.random.default_rng(0)
+crops = random.integers(0, 256, (150, 112, 112, 3), np.uint8)
+expected = client.encode(crops)
+
+def interrupt(number, frame):
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGALRM, interrupt)
+interrupted = 0
+until = time.monotonic() + 5
+while time.monotonic() < until:
+    count = int(random.integers(1, 150))
+    signal.setitimer(signal.ITIMER_REAL, random.uniform(0.001, 0.05))
+    try:
+        embeddings = client.encode(crops[:count])
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        assert np.allclose(embeddings, expected[:count], atol=1e-6)
+    except KeyboardInterrupt:
+        interrupted += 1
+assert interrupted > 5
+started = time.monotonic()
+connection.close()
+print(time.monotonic() - started < 5, len(connection.shared_memory._lent) < 3)
+"""
+
+
+def test_ctrl_c_in_calls_loses_no_region_and_the_connection_still_ends(triton: LocalTriton) -> None:
+    assert children.run(INTERRUPTED, triton.grpc_url) == "True True\n"
+
+
 def test_a_server_that_restarts_is_no_matter_to_the_caller(
     tmp_path: Path, crops: Crops, expected: Embeddings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,6 +88,16 @@ def test_a_server_whose_command_is_killed_ends_too_and_its_folder_with_the_next_
     assert list(tmp_path.glob("arcface-server-*")) == []
 
 
+@pytest.mark.faults
+def test_a_server_that_hangs_ends_after_its_command_too(small_repository: Path) -> None:
+    with running("--model-repository", small_repository, "--json") as process:
+        server_pid = json.loads(ready_line(process))["pid"]
+        os.kill(server_pid, signal.SIGSTOP)
+        process.kill()
+        process.wait()
+        wait_until(lambda: group_members(server_pid) == [], timeout_s=30)
+
+
 def test_the_ready_line_names_the_addresses_and_a_server_that_dies_is_an_error(
     small_repository: Path,
 ) -> None:

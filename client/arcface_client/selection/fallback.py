@@ -92,7 +92,7 @@ class Fallback:
             NoCandidateError: Nobody serves before something is mended.
         """
         call = Call(job, self._patience_s)
-        wait_s = _FIRST_WAIT_S
+        wait_s, asked_again = _FIRST_WAIT_S, False
         if not self._selector.has_looked:
             self._look(call, timeout_s=FIRST_LOOK_S)
         while True:
@@ -100,12 +100,15 @@ class Fallback:
             if served is not None:
                 return served
             reasons = call.reasons(self._selector.standing.refused)
-            if call.stalled_s + wait_s > call.patience_s(reasons):
+            patience_s = call.patience_s(reasons)
+            # All of it may have gone to a server that hung, while another one came back: ask once at least.
+            if call.stalled_s + wait_s > patience_s and (asked_again or not patience_s):
                 raise nobody(reasons)
             if call.is_over:
                 raise call.too_late(nobody(reasons))
             self._pause(min(wait_s, job.deadline.remaining_s()))
             self._look(call, afresh=True)
+            asked_again = True
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
     def _look(self, call: Call, *, afresh: bool = False, timeout_s: float = PROBE_TIMEOUT_S) -> None:

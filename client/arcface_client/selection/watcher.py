@@ -30,12 +30,17 @@ class Repeater:
         self._action = action
         self._interval_s = interval_s
         self._ended = threading.Event()
+        self._is_abandoned = False
         self._thread = threading.Thread(target=self._repeat, name=name, daemon=True)
         self._thread.start()
 
     def end(self) -> None:
         """Have the thread end after what it is just doing."""
         self._ended.set()
+
+    def abandon(self) -> None:
+        """Have the thread end soon; takes no lock, and so may be called by the garbage collector."""
+        self._is_abandoned = True
 
     def close(self, timeout_s: float) -> None:
         """End the thread after what it is just doing, and wait for that."""
@@ -44,7 +49,7 @@ class Repeater:
             self._thread.join(timeout_s)
 
     def _repeat(self) -> None:
-        while not self._ended.wait(self._interval_s):
+        while not self._ended.wait(self._interval_s) and not self._is_abandoned:
             try:
                 self._action()
             except Exception:  # noqa: BLE001 - the thread's outermost edge
@@ -78,6 +83,11 @@ class Watcher:
             repeater.end()
         for repeater in self._repeaters:
             repeater.close(max(0.0, deadline - time.monotonic()))
+
+    def abandon(self) -> None:
+        """Have the threads end soon; see ``Repeater.abandon``."""
+        for repeater in self._repeaters:
+            repeater.abandon()
 
     def _look(self) -> None:
         self._selector.look(Deadline(LONGEST_LOOK_S))

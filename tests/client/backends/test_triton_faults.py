@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -140,6 +141,79 @@ def test_a_server_that_hangs_does_not_hold_a_call_that_another_can_serve(
         assert "did not say within 0.5 s that it is alive" in served.refusals[0].reason
         assert took_s < 15  # of 30 that the call had, and 60 that a request has
         wait_until(lambda: serving(embedder) == f"{PLAN}:1 at {pair[0].grpc_url}")
+
+
+def test_a_server_that_hangs_does_not_hold_many_calls_that_begin_then(
+    pair: Pair, many: Crops, truth: Embeddings
+) -> None:
+    """More than its socket takes: what is stuck there has to end in time, too."""
+    calls = 8
+    with TritonBackend(urls(pair), NAME, rhythm=QUICK) as embedder, ThreadPoolExecutor(calls) as pool:
+        embedder.ensure_ready()
+        started = time.monotonic()
+        with stopped(pair[0]):
+            futures = [pool.submit(embedder.encode, many[:32], timeout_s=8) for _ in range(calls)]
+            results = [future.result(timeout=20) for future in futures]
+            took_s = time.monotonic() - started
+    for embeddings in results:
+        np.testing.assert_allclose(embeddings, truth[:32], atol=1e-6)
+    assert took_s < 8
+
+
+def test_many_calls_to_a_single_server_that_hangs_end_with_their_deadline(pair: Pair, many: Crops) -> None:
+    calls = 8
+    with TritonBackend(pair[0].grpc_url, NAME) as embedder, ThreadPoolExecutor(calls) as pool:
+        embedder.ensure_ready()
+        started = time.monotonic()
+        with stopped(pair[0]):
+            futures = [pool.submit(embedder.encode, many[:32], timeout_s=2) for _ in range(calls)]
+            errors = [future.exception(timeout=20) for future in futures]
+            took_s = time.monotonic() - started
+    assert all(isinstance(error, DeadlineExceededError) for error in errors)
+    assert took_s < 4
+
+
+def test_a_server_that_is_back_is_asked_though_another_one_has_used_up_the_patience(
+    tmp_path: Path, many: Crops, truth: Embeddings
+) -> None:
+    seldom = Rhythm(recheck_s=60, liveness_s=0.5, breaker=BreakerLimits(wait_s=60))
+    repository = write_tiny_repository(tmp_path / "repository").parent
+    with LocalTriton(repository) as second, TritonBackend("localhost:1", NAME) as _:
+        with LocalTriton(repository) as first:
+            embedder = TritonBackend([first.grpc_url, second.grpc_url], NAME, rhythm=seldom)
+            embedder.ensure_ready()
+        embedder.encode(many[:1])  # finds the first one gone
+        with (
+            LocalTriton(repository, grpc_port=int(first.grpc_url.rpartition(":")[2])),
+            stopped(second),
+            embedder,
+        ):
+            embeddings, served = embedder.encode(many[:9], return_source=True)
+    np.testing.assert_allclose(embeddings, truth[:9], atol=1e-6)
+    assert [source.where for source in served.sources] == [first.grpc_url]
+
+
+def test_an_embedder_that_nobody_closed_ends_its_threads_and_gives_its_memory_back(
+    pair: Pair, many: Crops
+) -> None:
+    before = set(threading.enumerate())
+    embedder = TritonBackend(pair[0].grpc_url, NAME, rhythm=QUICK)
+    embedder.encode(many[:32])
+    assert embedder.diagnostics().transport == "system shared memory"
+
+    del embedder
+    gc.collect()
+
+    wait_until(
+        lambda: not any(thread.name.startswith("arcface") for thread in set(threading.enumerate()) - before)
+    )
+    gc.collect()
+    with tritonclient.InferenceServerClient(pair[0].grpc_url) as control:
+        lost = set(control.get_system_shared_memory_status().regions)
+        assert lost
+        with TritonBackend(pair[0].grpc_url, NAME, rhythm=QUICK) as other:
+            other.encode(many[:32])
+            assert not lost & set(control.get_system_shared_memory_status().regions)
 
 
 def test_one_deadline_holds_across_all_tries(pair: Pair, many: Crops) -> None:
