@@ -11,7 +11,7 @@ import pytest
 from absent_gpu import AbsentGpu
 from arcface_builder import faces
 from arcface_builder.build import build
-from arcface_builder.compile import Request
+from arcface_builder.compile import PlanRequest
 from arcface_builder.onnx_version import find_onnx
 from arcface_builder.plans.builder import BuildOptions
 from arcface_builder.repository import ModelRepository
@@ -75,8 +75,8 @@ def gpu(trt: ModuleType, repository: ModelRepository) -> AbsentGpu:
 
 
 @pytest.fixture
-def request_(repository: ModelRepository, source: Path) -> Request:
-    return Request(
+def request_(repository: ModelRepository, source: Path) -> PlanRequest:
+    return PlanRequest(
         onnx=find_onnx(repository, "small"),
         options=BuildOptions(),
         calibration=faces.noise(256),
