@@ -33,6 +33,8 @@ from arcface_builder.store import PlanStore
 from arcface_client.errors import ManifestError, ModelNotFoundError
 from exports import small_arcface
 
+pytestmark = pytest.mark.usefixtures("few_crops")
+
 
 def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
@@ -50,7 +52,7 @@ def test_a_plan_is_built_proved_stored_and_put_into_the_repository(
     manifest = compiled.manifest
     assert manifest.precisions_used == {"fp16": 2}
     assert manifest.parity.largest_drift_cosine < 1e-5
-    assert manifest.parity.crops == 256
+    assert manifest.parity.crops == 32
     assert manifest.parity.compared_with == "source file"
     assert manifest.parity.details["controls"]["another model"] > 0.001
     assert manifest.identity.tensorrt_version == gpu.trt.__version__
@@ -135,7 +137,7 @@ def test_a_served_model_that_is_not_its_source_is_refused_before_anything_is_bui
 def test_a_blind_gate_does_not_fall_back(
     request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
 ) -> None:
-    alike = np.zeros((256, 112, 112, 3), np.uint8)  # one face, 256 times
+    alike = np.zeros((32, 112, 112, 3), np.uint8)  # one face, 32 times
 
     with pytest.raises(BlindGateError, match="The gate is blind"):
         compile_plan(replace(request_, calibration=alike, fallback=True), gpu, store, repository)
@@ -183,7 +185,7 @@ def test_other_calibration_crops_make_another_int8_plan(
     ready = replace(gpu, runs_in="int8")
     first = compile_plan(int8, ready, store, repository)
 
-    other = replace(int8, calibration=faces.noise(256, seed=9))
+    other = replace(int8, calibration=faces.noise(32, seed=9))
     second = compile_plan(other, ready, store, ModelRepository(repository.root.parent / "other"))
 
     assert not second.from_store
