@@ -263,6 +263,13 @@ from pathlib import Path
 import tensorrt_rtx as trt
 from arcface_builder.plans import builder
 builder.monitor = lambda *_: None  # as with TensorRT 8.5
+build = builder._serialize
+
+def build_without_end(*arguments):  # so that no signal comes too late
+    while True:
+        build(*arguments)
+
+builder._serialize = build_without_end
 try:
     graph, options = Path(sys.argv[1]).read_bytes(), builder.BuildOptions()
     builder.build_plan(trt, graph, options, target_sm="86", report=lambda *_: print("builds", flush=True))
