@@ -1,4 +1,4 @@
-"""Limits, and what they are where nobody says."""
+"""The limits that a caller sets, and their ranges."""
 
 from __future__ import annotations
 
