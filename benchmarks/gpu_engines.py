@@ -15,7 +15,7 @@ import onnxruntime
 
 from arcface_builder import faces
 from arcface_builder.build import build
-from arcface_builder.compile import Compiled, Request, compile_plan
+from arcface_builder.compile import Compiled, PlanRequest, compile_plan
 from arcface_builder.onnx_version import OnnxVersion, find_onnx
 from arcface_builder.plans.builder import BuildOptions
 from arcface_builder.plans.gpu import Gpu
@@ -63,7 +63,7 @@ def make_plan(
         BuilderError: It cannot be built, or drifts by more than is allowed.
     """
     calibration = faces.face_like(256, seed=9) if options.precision == "int8" else None
-    request = Request(onnx=onnx, options=options, max_drift_cosine=max_drift, calibration=calibration)
+    request = PlanRequest(onnx=onnx, options=options, max_drift_cosine=max_drift, calibration=calibration)
     return compile_plan(request, gpu, PlanStore(LocalStore(work / "cache")), ModelRepository(repository))
 
 

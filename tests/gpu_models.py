@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from arcface_builder.build import build
-from arcface_builder.compile import Compiled, Request
+from arcface_builder.compile import Compiled, PlanRequest
 from arcface_builder.onnx_version import OnnxVersion, find_onnx
 from arcface_builder.plans.builder import BuildOptions
 from arcface_builder.repository import ModelRepository
@@ -32,7 +32,7 @@ class Model:
     source: Source
     crops: Crops | None = None
 
-    def request(self, options: BuildOptions, **changes: Any) -> Request:
+    def request(self, options: BuildOptions, **changes: Any) -> PlanRequest:
         """Ask for a plan of it."""
         values: dict[str, Any] = {
             "onnx": self.onnx,
@@ -40,7 +40,7 @@ class Model:
             "calibration": self.crops,
             "source": self.source,
         }
-        return Request(**(values | changes))
+        return PlanRequest(**(values | changes))
 
 
 def publish(source: Source, name: str, folder: Path, crops: Crops | None = None) -> Model:

@@ -38,7 +38,7 @@ _DIVERGENCE_CROPS: Final = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class PlanRequest:
     """What to compile, and how.
 
     Attributes:
@@ -78,7 +78,7 @@ class Compiled:
 
 
 def compile_plan(
-    request: Request,
+    request: PlanRequest,
     gpu: Gpu,
     store: PlanStore,
     repository: ModelRepository,
@@ -139,7 +139,7 @@ def _acceptable(found: StoredPlan | None, max_drift_cosine: float) -> StoredPlan
 
 
 def _make(
-    request: Request,
+    request: PlanRequest,
     options: BuildOptions,
     identity: PlanIdentity,
     gpu: Gpu,
@@ -177,7 +177,7 @@ def _make(
 
 
 def _verdict(
-    request: Request, options: BuildOptions, gpu: Gpu, built: BuiltPlan, standard: Standard
+    request: PlanRequest, options: BuildOptions, gpu: Gpu, built: BuiltPlan, standard: Standard
 ) -> Verdict:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "candidate.plan"
@@ -192,7 +192,7 @@ def _verdict(
 
 
 def _manifest(
-    request: Request,
+    request: PlanRequest,
     identity: PlanIdentity,
     gpu: Gpu,
     built: BuiltPlan,

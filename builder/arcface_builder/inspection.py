@@ -16,7 +16,7 @@ from .known_files import AMBIGUOUS_NAMES, KNOWN_FILES
 from .normalisation import RAW
 from .onnx_file import has_external_data, read_onnx
 from .reference import ReferenceEmbedder
-from .repairs import Finding
+from .repairs import SourceFinding
 from .serving_graph import is_unit_length, serving_graph
 from .source_model import Origin, SourceModel
 from .sources import is_serving_graph
@@ -75,7 +75,7 @@ class Inspection:
     opset: int
     ir_version: int
     pixels: Pixels | None
-    findings: list[Finding]
+    findings: list[SourceFinding]
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as JSON takes them, all on one level but tensors and findings."""
@@ -150,7 +150,7 @@ _SERVED: Final = Pixels(
 """A serving graph of this project, whatever it was made from."""
 
 
-def _tried(source: SourceModel) -> tuple[Pixels | None, list[Finding]]:
+def _tried(source: SourceModel) -> tuple[Pixels | None, list[SourceFinding]]:
     """Do what a build does, up to the comparison; so the two cannot disagree on what is refused."""
     pixels, findings = None, []
     try:
@@ -166,29 +166,31 @@ def _tried(source: SourceModel) -> tuple[Pixels | None, list[Finding]]:
         serving_graph(source.mended, source.normalisation, metadata={})
         ReferenceEmbedder(source)
     except NotArcFaceError as error:
-        return pixels, [*findings, Finding("a build refuses it", str(error))]
+        return pixels, [*findings, SourceFinding("a build refuses it", str(error))]
     return pixels, findings
 
 
-def _file_findings(path: Path, proto: onnx.ModelProto, sha256: str) -> list[Finding]:
+def _file_findings(path: Path, proto: onnx.ModelProto, sha256: str) -> list[SourceFinding]:
     """What the file says apart from its graph."""
     findings = []
     if is_serving_graph(proto):
         findings.append(
-            Finding(
+            SourceFinding(
                 "this is a serving graph that arcface-builder wrote: BGR order is in its weights",
                 "the build refuses it; build from the file it was made from, which its manifest names",
             )
         )
     if sha256 not in KNOWN_FILES and path.name in AMBIGUOUS_NAMES:
         findings.append(
-            Finding(
+            SourceFinding(
                 f"the name {path.name} does not tell which weights these are: {AMBIGUOUS_NAMES[path.name]}",
                 "the manifest records the SHA-256; compare it with the publisher's",
             )
         )
     if has_external_data(path):
-        findings.append(Finding("the weights lie in files of their own", "they go into the one served file"))
+        findings.append(
+            SourceFinding("the weights lie in files of their own", "they go into the one served file")
+        )
     return findings
 
 

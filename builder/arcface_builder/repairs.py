@@ -31,7 +31,7 @@ WhenRun = Literal["sound", "may fail", "rounds"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class SourceFinding:
     """A fault of a source file, and what the build does about it.
 
     Attributes:
@@ -49,7 +49,7 @@ class Finding:
         return f"{self.problem}: {self.remedy}"
 
 
-def repair(proto: onnx.ModelProto) -> tuple[ir.Model, list[Finding]]:
+def repair(proto: onnx.ModelProto) -> tuple[ir.Model, list[SourceFinding]]:
     """Mend a copy of a model.
 
     Returns:
@@ -80,28 +80,28 @@ def tidy(model: ir.Model) -> None:
     passes.TopologicalSortPass()(model)
 
 
-def _inline_functions(model: ir.Model) -> Iterator[Finding]:
+def _inline_functions(model: ir.Model) -> Iterator[SourceFinding]:
     if model.functions:
         passes.InlinePass()(model)
-        yield Finding("parts of the graph are written as ONNX functions", "they are put in place")
+        yield SourceFinding("parts of the graph are written as ONNX functions", "they are put in place")
 
 
-def _initialisers_as_inputs(model: ir.Model) -> Iterator[Finding]:
+def _initialisers_as_inputs(model: ir.Model) -> Iterator[SourceFinding]:
     listed = [value for value in model.graph.inputs if value.name in model.graph.initializers]
     if listed:
         passes.RemoveInitializersFromInputsPass()(model)
-        yield Finding(
+        yield SourceFinding(
             f"{len(listed)} weights are listed as graph inputs, which keeps runtimes from folding them",
             "they become constants",
         )
 
 
-def _lift_constants(model: ir.Model) -> Iterable[Finding]:
+def _lift_constants(model: ir.Model) -> Iterable[SourceFinding]:
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     return ()
 
 
-def _spatial_batch_norms(model: ir.Model) -> Iterator[Finding]:
+def _spatial_batch_norms(model: ir.Model) -> Iterator[SourceFinding]:
     count = 0
     for node in model.graph:
         if node.op_type != "BatchNormalization" or "spatial" not in node.attributes:
@@ -115,14 +115,14 @@ def _spatial_batch_norms(model: ir.Model) -> Iterator[Finding]:
                 )
             count += 1
     if count:
-        yield Finding(
+        yield SourceFinding(
             f"{count} batch norms say spatial=0 but hold one value for each channel (MXNet's exporter)",
             "the attribute is dropped",
             "may fail",
         )
 
 
-def _convert_opset(model: ir.Model) -> tuple[ir.Model, list[Finding]]:
+def _convert_opset(model: ir.Model) -> tuple[ir.Model, list[SourceFinding]]:
     opset = model.graph.opset_imports.get("", 1)
     if opset == OPSET:
         model.ir_version = IR_VERSION
@@ -139,7 +139,7 @@ def _convert_opset(model: ir.Model) -> tuple[ir.Model, list[Finding]]:
         ) from error
     proto.ir_version = IR_VERSION
     return ir.from_proto(proto), [
-        Finding(
+        SourceFinding(
             f"opset {opset}",
             f"converted to {OPSET}, which TensorRT 8.5 and ONNX Runtime both know",
             "may fail" if opset > OPSET else "sound",
@@ -147,7 +147,7 @@ def _convert_opset(model: ir.Model) -> tuple[ir.Model, list[Finding]]:
     ]
 
 
-def _halves(model: ir.Model) -> Iterator[Finding]:
+def _halves(model: ir.Model) -> Iterator[SourceFinding]:
     """Compute in float32 what the file computes in float16; its weights keep their exact values."""
     count = 0
     for value in model.graph.initializers.values():
@@ -169,14 +169,14 @@ def _halves(model: ir.Model) -> Iterator[Finding]:
     for value in (*model.graph.inputs, *computed):
         if value.dtype == ir.DataType.FLOAT16:
             value.dtype = ir.DataType.FLOAT
-    yield Finding(
+    yield SourceFinding(
         f"it computes in float16 ({count} weights)",
         "computed in float32; the weights keep their values",
         "rounds",
     )
 
 
-def _prelu_slopes(model: ir.Model) -> Iterator[Finding]:
+def _prelu_slopes(model: ir.Model) -> Iterator[SourceFinding]:
     count = 0
     for node in model.graph:
         if node.op_type == "PRelu":
@@ -185,7 +185,7 @@ def _prelu_slopes(model: ir.Model) -> Iterator[Finding]:
                 set_constant(node, 1, slope.reshape(-1, 1, 1), "by_channel")
                 count += 1
     if count:
-        yield Finding(
+        yield SourceFinding(
             f"{count} PRelu slopes are [C], which would go along the width",
             "they become [C, 1, 1]",
             "may fail",
@@ -203,7 +203,7 @@ def _is_map(value: ir.Value | None) -> bool:
     return False
 
 
-def _passing_nodes(model: ir.Model) -> Iterable[Finding]:
+def _passing_nodes(model: ir.Model) -> Iterable[SourceFinding]:
     """Dropout in inference, and Identity, pass on what they get."""
     for node in [node for node in model.graph if node.op_type in ("Dropout", "Identity")]:
         if not any(mask.uses() for mask in node.outputs[1:]):
@@ -211,7 +211,7 @@ def _passing_nodes(model: ir.Model) -> Iterable[Finding]:
     return ()
 
 
-def _reshapes(model: ir.Model) -> Iterator[Finding]:
+def _reshapes(model: ir.Model) -> Iterator[SourceFinding]:
     """Let the batch through reshapes that were exported with a batch of one."""
     fixed = 0
     for node in [node for node in model.graph if node.op_type == "Reshape"]:
@@ -227,7 +227,9 @@ def _reshapes(model: ir.Model) -> Iterator[Finding]:
             set_constant(node, 1, np.concatenate([[0], shape[1:]]).astype(np.int64), "any_batch")
             fixed += 1
     if fixed:
-        yield Finding(f"{fixed} Reshape nodes fix the batch to a number", "they take it from their input")
+        yield SourceFinding(
+            f"{fixed} Reshape nodes fix the batch to a number", "they take it from their input"
+        )
 
 
 def _makes_matrix(node: ir.Node) -> bool:
@@ -239,22 +241,24 @@ def _makes_matrix(node: ir.Node) -> bool:
     return producer is not None and producer.op_type == "Concat" and len(producer.inputs) == 2
 
 
-def _batch_dimension(model: ir.Model) -> Iterator[Finding]:
+def _batch_dimension(model: ir.Model) -> Iterator[SourceFinding]:
     for end, value in (("input", model.graph.inputs[0]), ("output", model.graph.outputs[0])):
         dim = value.shape[0] if value.shape is not None else None
         if is_size(dim):
-            yield Finding(f"the {end}'s batch dimension is fixed to {dim}", f"it becomes {BATCH!r}")
+            yield SourceFinding(f"the {end}'s batch dimension is fixed to {dim}", f"it becomes {BATCH!r}")
         elif dim is None or isinstance(dim, int):
-            yield Finding(
+            yield SourceFinding(
                 f"the {end}'s batch dimension is {dim}, which ONNX does not know", f"it becomes {BATCH!r}"
             )
         elif dim.value != BATCH:
-            yield Finding(f"the {end}'s batch dimension is called {dim.value!r}", f"it becomes {BATCH!r}")
+            yield SourceFinding(
+                f"the {end}'s batch dimension is called {dim.value!r}", f"it becomes {BATCH!r}"
+            )
     image, embedding = model.graph.inputs[0], model.graph.outputs[0]
     image.shape, embedding.shape = ir.Shape((BATCH, *image_dims(image))), ir.Shape((BATCH, EMBEDDING_DIM))
 
 
-Repair = Callable[[ir.Model], Iterable[Finding]]
+Repair = Callable[[ir.Model], Iterable[SourceFinding]]
 
 _BEFORE_CONVERSION: Final[tuple[Repair, ...]] = (
     _inline_functions,

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from .known_files import KNOWN_FILES, PACK_TERMS, KnownFile
 from .normalisation import Normalisation, check_stated, expected_of_caller
 from .prefix import Prefix, read_prefix
-from .repairs import Finding, repair
+from .repairs import SourceFinding, repair
 
 SourceKind = Literal["onnx", "insightface", "checkpoint", "synthetic"]
 
@@ -86,7 +86,7 @@ class SourceModel:
         return self._repaired[0]
 
     @property
-    def findings(self) -> list[Finding]:
+    def findings(self) -> list[SourceFinding]:
         """What was mended."""
         return self._repaired[1]
 
@@ -130,5 +130,5 @@ class SourceModel:
         onnx.save_model(self.proto, path)
 
     @cached_property
-    def _repaired(self) -> tuple[ir.Model, list[Finding]]:
+    def _repaired(self) -> tuple[ir.Model, list[SourceFinding]]:
         return repair(self.proto)

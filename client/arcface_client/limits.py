@@ -1,4 +1,4 @@
-"""Limits, their ranges, and what they are where nobody says."""
+"""The limits that a caller sets, their ranges and defaults."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from arcface_builder.graph import constant
 from arcface_builder.iresnet import BLOCKS, parameter_shapes
 from arcface_builder.source_model import SourceModel
 from arcface_builder.sources import Checkpoint
+from arcface_builder.synthetic import synthetic_weights
 from arcface_client.errors import MissingExtraError
 
 StateDict = dict[str, npt.NDArray[np.float32]]
@@ -52,8 +53,9 @@ def test_a_state_dict_gives_the_network_that_it_came_from(
     assert list(source.proto.graph.initializer) == list(r18.proto.graph.initializer)
 
 
-def test_a_checkpoint_is_built_and_proved(state: StateDict, tmp_path: Path) -> None:
-    checkpoint = saved(state, tmp_path)
+@pytest.mark.usefixtures("thin")
+def test_a_checkpoint_is_built_and_proved(tmp_path: Path) -> None:
+    checkpoint = saved(synthetic_weights("r18", seed=0), tmp_path)
 
     built = build(checkpoint, name="m", repository=tmp_path / "models")
 

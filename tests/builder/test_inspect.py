@@ -14,7 +14,7 @@ from arcface_builder.cli import main
 from arcface_builder.errors import NotArcFaceError, NotOnnxError, OptionError
 from arcface_builder.inspection import Inspection, Tensor, inspect
 from arcface_builder.normalisation import Normalisation
-from arcface_builder.repairs import Finding
+from arcface_builder.repairs import SourceFinding
 from arcface_builder.sources import OnnxFile
 from exports import EXPORTS, small_arcface
 
@@ -252,7 +252,7 @@ def refusal(model: onnx.ModelProto, folder: Path) -> str:
     with pytest.raises(NotArcFaceError) as error:
         build(OnnxFile(folder / "model.onnx"), name="m", repository=folder / "models")
 
-    assert inspection.findings[-1] == Finding("a build refuses it", str(error.value))
+    assert inspection.findings[-1] == SourceFinding("a build refuses it", str(error.value))
     return problems(inspection)
 
 

@@ -10,7 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from arcface_builder.errors import PlanDamagedError, PlanManifestError
-from arcface_builder.store import check_plan, plan_version, read_manifest
+from arcface_builder.store.plan_header import plan_version
+from arcface_builder.store.plan_manifest import check_plan, read_manifest
 from engines import IDENTITY, identity, manifest, plan
 
 

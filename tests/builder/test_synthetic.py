@@ -9,7 +9,6 @@ import onnx_ir as ir
 import pytest
 from insightface.model_zoo.arcface_onnx import ArcFaceONNX
 
-from arcface_builder import synthetic
 from arcface_builder.build import build
 from arcface_builder.cli import main
 from arcface_builder.errors import OptionError
@@ -67,13 +66,7 @@ def test_activations_and_weights_stay_far_inside_fp16(r18: SourceModel) -> None:
     assert max(np.abs(result).max() for result in results) < FP16_MAX / 100
 
 
-@pytest.fixture
-def quick_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"_FACES": 5, "_TEXTURES": 2, "_NOISES": 1, "_COMMON_DIRECTIONS": 4}.items():
-        monkeypatch.setattr(synthetic, name, value)
-
-
-@pytest.mark.usefixtures("quick_calibration")
+@pytest.mark.usefixtures("thin")
 def test_what_is_built_of_it_is_labelled_and_the_same_for_a_seed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

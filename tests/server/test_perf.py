@@ -100,7 +100,7 @@ def test_a_report_is_read_in_milliseconds_and_told_settled_or_not() -> None:
         parse_report("Concurrency\n2\n", 8, 2, settled=True)
 
 
-@pytest.mark.parametrize("shared_memory", ["none", "system"])
+@pytest.mark.parametrize(("shared_memory", "more"), [("none", []), ("system", ["--json"])])
 def test_a_server_is_measured_with_real_crops(
     server: LocalTriton,
     perf_analyzer: PerfAnalyzer,
@@ -108,39 +108,25 @@ def test_a_server_is_measured_with_real_crops(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     shared_memory: str,
+    more: list[str],
 ) -> None:
     monkeypatch.setenv("PATH", str(perf_analyzer.program.parent), prepend=":")
     monkeypatch.setenv("LD_LIBRARY_PATH", str(perf_analyzer.library_dir or ""))
     report = tmp_path / "perf.json"
     arguments = ["--batch-size", "2", "--concurrency", "2", "--requests", "10", "--version", "1"]
     arguments += ["--url", server.grpc_url, "--shared-memory", shared_memory, "--output", str(report)]
-    assert main(["perf", "--model", "tiny_onnx", *arguments]) == 0
+    assert main(["perf", "--model", "tiny_onnx", *arguments, *more]) == 0
 
-    header, row, *note = capsys.readouterr().out.splitlines()
+    told = capsys.readouterr()
+    header, row, *note = (told.err if more else told.out).splitlines()
     assert header == table.HEADER
     assert row.split()[:2] == ["2", "2"]
-    (figure,) = json.loads(report.read_text())["measurements"]
+    written = json.loads(report.read_text())
+    assert not more or json.loads(told.out) == written
+    (figure,) = written["measurements"]
     assert figure["faces_per_s"] > 0
     assert 0 < figure["p50_ms"] <= figure["p95_ms"] <= figure["p99_ms"]
     assert note == ([] if figure["settled"] else [table.NOT_SETTLED_NOTE])
-
-
-def test_figures_are_printed_as_one_json_object(
-    server: LocalTriton,
-    perf_analyzer: PerfAnalyzer,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setenv("PATH", str(perf_analyzer.program.parent), prepend=":")
-    monkeypatch.setenv("LD_LIBRARY_PATH", str(perf_analyzer.library_dir or ""))
-    arguments = ["--batch-size", "1", "--concurrency", "1", "--requests", "10", "--url", server.grpc_url]
-
-    assert main(["perf", "--model", "tiny_onnx", *arguments, "--json"]) == 0
-
-    told = capsys.readouterr()
-    (figure,) = json.loads(told.out)["measurements"]
-    assert (figure["batch_size"], figure["concurrency"]) == (1, 1)
-    assert table.HEADER in told.err
 
 
 def test_perf_analyzers_own_reason_is_shown(

@@ -21,7 +21,7 @@ from arcface_client.names import onnx_model
 from arcface_client.tensorrt_settings import DEFAULT_PATH, TensorRtSettings, load_tensorrt_settings
 
 from ..build import DEFAULT_REPOSITORY
-from ..compile import Request, compile_plan
+from ..compile import PlanRequest, compile_plan
 from ..errors import OptionError, RepositoryError
 from ..fleet import assemble
 from ..onnx_version import OnnxVersion, find_onnx
@@ -133,7 +133,7 @@ def _run(arguments: argparse.Namespace) -> int:
         )
         return _report(added, {}, as_json=arguments.json)
     gpu = gpu_at_hand()
-    request = Request(
+    request = PlanRequest(
         onnx=onnx,
         options=options,
         fallback=arguments.fallback_precision,

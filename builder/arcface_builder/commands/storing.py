@@ -24,7 +24,8 @@ def add_storing(parser: argparse.ArgumentParser) -> None:
         "--cache-dir",
         type=Path,
         metavar="DIR",
-        help="folder of the local cache; default: $ARCFACE_CACHE_DIR, else ~/.cache/arcface-triton",
+        help="of the local cache; default: $ARCFACE_CACHE_DIR, else arcface-triton in $XDG_CACHE_HOME or "
+        "~/.cache",
     )
 
 

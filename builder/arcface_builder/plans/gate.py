@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from arcface_client.contract import CROP_SHAPE, Crops, Embeddings
-from arcface_client.faults import FAULTS
+from arcface_client.faults import FAULTS, control_rows
 from arcface_client.golden import largest_drift
 from arcface_client.limits import DEFAULT_MAX_DRIFT_COSINE
 from arcface_client.runtimes.base import Embed, in_batches
@@ -30,7 +30,6 @@ from .builder import SMALL_BATCH
 
 LEAST_CROPS: Final = 256
 
-_CONTROL_CROPS: Final = 32
 _ONNX_BATCH: Final = 8
 
 ANOTHER_MODEL: Final = "another model"
@@ -169,8 +168,7 @@ def standard_of(
     if len(crops) < LEAST_CROPS:
         raise ParityError(f"The gate has {len(crops)} crops; expected {LEAST_CROPS} or more.")
     expected, from_onnx = (in_batches(embed, crops, _ONNX_BATCH) for embed in (source, served))
-    step = max(1, len(crops) // _CONTROL_CROPS)
-    few, right = crops[::step][:_CONTROL_CROPS], expected[::step][:_CONTROL_CROPS]
+    few, right = control_rows(crops), control_rows(expected)
     # By the served model, so that a plan with one of these faults does not pass for a blind gate.
     faulty = {fault: in_batches(served, alter(few), _ONNX_BATCH) for fault, alter in FAULTS.items()}
     faulty[ANOTHER_MODEL] = in_batches(another, few, _ONNX_BATCH)

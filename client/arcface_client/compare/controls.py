@@ -9,16 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from ..contract import Crops, Embeddings
-from ..faults import FAULTS
+from ..faults import FAULTS, control_rows
 from ..runtimes.base import in_batches
 from .embedders import Embedder
 from .reference import Reference
 from .statistics import largest_direction_drift
-
-CONTROL_CROPS: Final = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +49,11 @@ def run_controls(
     Args:
         baseline: What everything is compared with.
         others: Models that are known to be of another source.
-        crops: uint8 [N, 112, 112, 3]; at most ``CONTROL_CROPS`` of them are used.
+        crops: uint8 [N, 112, 112, 3], of which ``control_rows`` are used.
         batch_size: Crops in a batch.
         max_drift_cosine: The largest drift that passes.
     """
-    few = crops[:: -(-len(crops) // CONTROL_CROPS)]
+    few = control_rows(crops)
 
     def run(embed: Callable[[Crops], Embeddings], altered: Crops = few) -> Embeddings:
         return in_batches(embed, altered, batch_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import ModuleType
 
@@ -11,8 +12,9 @@ import pytest
 from absent_gpu import AbsentGpu
 from arcface_builder import faces
 from arcface_builder.build import build
-from arcface_builder.compile import Request
+from arcface_builder.compile import PlanRequest
 from arcface_builder.onnx_version import find_onnx
+from arcface_builder.plans import gate
 from arcface_builder.plans.builder import BuildOptions
 from arcface_builder.repository import ModelRepository
 from arcface_builder.serving_graph import serving_graph
@@ -29,11 +31,9 @@ def r18_graph(r18: SourceModel) -> bytes:
 
 
 @pytest.fixture(scope="session")
-def small_source(tmp_path_factory: pytest.TempPathFactory) -> SourceModel:
+def small_source(built: Path) -> SourceModel:
     """A network with every structure of an IResNet's, of the size of a photograph."""
-    path = tmp_path_factory.mktemp("small") / "source.onnx"
-    onnx.save_model(small_arcface(), path)
-    return OnnxFile(path).load()
+    return OnnxFile(built / "source.onnx").load()
 
 
 @pytest.fixture(scope="session")
@@ -51,15 +51,32 @@ def trt() -> ModuleType:
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Path:
-    path = tmp_path / "source.onnx"
-    onnx.save_model(small_arcface(), path)
-    return path
+def few_crops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the gate do with as many crops as the largest batch holds; its own tests have them all."""
+    monkeypatch.setattr(gate, "LEAST_CROPS", 32)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a source model, and a repository with what was built of it."""
+    folder = tmp_path_factory.mktemp("built")
+    onnx.save_model(small_arcface(), folder / "source.onnx")
+    build(OnnxFile(folder / "source.onnx"), name="small", repository=folder / "models")
+    return folder
 
 
 @pytest.fixture
-def repository(source: Path, tmp_path: Path) -> ModelRepository:
-    build(OnnxFile(source), name="small", repository=tmp_path / "models")
+def source(built: Path, tmp_path: Path) -> Path:
+    shutil.copy(built / "source.onnx", tmp_path)
+    return tmp_path / "source.onnx"
+
+
+@pytest.fixture
+def repository(built: Path, source: Path, tmp_path: Path) -> ModelRepository:
+    """A repository of the test's own, as it would be had it been built of its own ``source``."""
+    shutil.copytree(built / "models", tmp_path / "models")
+    record = tmp_path / "models/small_onnx-1.manifest.json"
+    record.write_text(record.read_text().replace(str(built), str(source.parent)))
     return ModelRepository(tmp_path / "models")
 
 
@@ -75,10 +92,10 @@ def gpu(trt: ModuleType, repository: ModelRepository) -> AbsentGpu:
 
 
 @pytest.fixture
-def request_(repository: ModelRepository, source: Path) -> Request:
-    return Request(
+def request_(repository: ModelRepository, source: Path) -> PlanRequest:
+    return PlanRequest(
         onnx=find_onnx(repository, "small"),
         options=BuildOptions(),
-        calibration=faces.noise(256),
+        calibration=faces.noise(32),
         source=OnnxFile(source),
     )

@@ -258,11 +258,13 @@ def test_work_that_cannot_be_stopped_does_not_keep_ctrl_c_waiting() -> None:
 
 
 UNSTOPPABLE = """
+import signal
 import sys
 from pathlib import Path
 import tensorrt_rtx as trt
 from arcface_builder.plans import builder
 builder.monitor = lambda *_: None  # as with TensorRT 8.5
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
 try:
     graph, options = Path(sys.argv[1]).read_bytes(), builder.BuildOptions()
     builder.build_plan(trt, graph, options, target_sm="86", report=lambda *_: print("builds", flush=True))

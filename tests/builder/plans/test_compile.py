@@ -12,7 +12,7 @@ import pytest
 from absent_gpu import AbsentGpu
 from arcface_builder import faces
 from arcface_builder.cli import main
-from arcface_builder.compile import Compiled, Request, compile_plan
+from arcface_builder.compile import Compiled, PlanRequest, compile_plan
 from arcface_builder.errors import (
     BlindGateError,
     CompileError,
@@ -33,13 +33,15 @@ from arcface_builder.store import PlanStore
 from arcface_client.errors import ManifestError, ModelNotFoundError
 from exports import small_arcface
 
+pytestmark = pytest.mark.usefixtures("few_crops")
+
 
 def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
 def test_a_plan_is_built_proved_stored_and_put_into_the_repository(
-    request_: Request, gpu: Gpu, store: PlanStore, repository: ModelRepository
+    request_: PlanRequest, gpu: Gpu, store: PlanStore, repository: ModelRepository
 ) -> None:
     stages: set[str] = set()
 
@@ -50,7 +52,7 @@ def test_a_plan_is_built_proved_stored_and_put_into_the_repository(
     manifest = compiled.manifest
     assert manifest.precisions_used == {"fp16": 2}
     assert manifest.parity.largest_drift_cosine < 1e-5
-    assert manifest.parity.crops == 256
+    assert manifest.parity.crops == 32
     assert manifest.parity.compared_with == "source file"
     assert manifest.parity.details["controls"]["another model"] > 0.001
     assert manifest.identity.tensorrt_version == gpu.trt.__version__
@@ -58,7 +60,7 @@ def test_a_plan_is_built_proved_stored_and_put_into_the_repository(
 
 
 def test_the_second_time_the_plan_comes_from_the_store(
-    request_: Request, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
+    request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
 ) -> None:
     first = compile_plan(request_, gpu, store, repository)
 
@@ -69,7 +71,7 @@ def test_the_second_time_the_plan_comes_from_the_store(
 
 
 def test_a_plan_that_is_refused_is_not_stored_and_the_report_says_where(
-    request_: Request, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
+    request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
 ) -> None:
     wrong = replace(gpu, wrong_below=1 << 30)
 
@@ -83,7 +85,7 @@ def test_a_plan_that_is_refused_is_not_stored_and_the_report_says_where(
 
 
 def test_a_plan_that_runs_in_another_precision_is_refused(
-    request_: Request, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
+    request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
 ) -> None:
     with pytest.raises(
         PrecisionError, match="The plan named fp16 runs its convolutions otherwise: 2 in fp32"
@@ -92,7 +94,7 @@ def test_a_plan_that_runs_in_another_precision_is_refused(
 
 
 def test_the_next_more_exact_precision_is_built_where_one_is_refused(
-    request_: Request, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
+    request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
 ) -> None:
     # An fp32 plan is twice as large as an fp16 one, and the absent GPU runs everything in fp32.
     compiled = compile_plan(replace(request_, fallback=True), replace(gpu, runs_in="fp32"), store, repository)
@@ -103,7 +105,7 @@ def test_the_next_more_exact_precision_is_built_where_one_is_refused(
 
 
 def test_that_a_plan_is_a_fallback_is_recorded_where_it_was_stored_before_too(
-    request_: Request, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
+    request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
 ) -> None:
     exact = replace(gpu, runs_in="fp32")
     tf32 = replace(request_, options=BuildOptions(precision="tf32"))
@@ -119,7 +121,7 @@ def test_that_a_plan_is_a_fallback_is_recorded_where_it_was_stored_before_too(
 
 
 def test_a_served_model_that_is_not_its_source_is_refused_before_anything_is_built(
-    request_: Request, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
+    request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
 ) -> None:
     content = another_model(request_.onnx.content)
     request_.onnx.path.write_bytes(content)
@@ -133,16 +135,16 @@ def test_a_served_model_that_is_not_its_source_is_refused_before_anything_is_bui
 
 
 def test_a_blind_gate_does_not_fall_back(
-    request_: Request, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
+    request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
 ) -> None:
-    alike = np.zeros((256, 112, 112, 3), np.uint8)  # one face, 256 times
+    alike = np.zeros((32, 112, 112, 3), np.uint8)  # one face, 32 times
 
     with pytest.raises(BlindGateError, match="The gate is blind"):
         compile_plan(replace(request_, calibration=alike, fallback=True), gpu, store, repository)
 
 
 def test_without_the_source_model_two_points_are_compared(
-    request_: Request,
+    request_: PlanRequest,
     gpu: AbsentGpu,
     store: PlanStore,
     repository: ModelRepository,
@@ -158,7 +160,7 @@ def test_without_the_source_model_two_points_are_compared(
 
 
 def test_another_file_than_the_source_is_not_compared_with(
-    request_: Request, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository, tmp_path: Path
+    request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository, tmp_path: Path
 ) -> None:
     onnx.save_model(small_arcface(seed=1), tmp_path / "source.onnx")
 
@@ -168,7 +170,7 @@ def test_another_file_than_the_source_is_not_compared_with(
 
 
 def test_int8_without_crops_is_refused_before_anything_is_built(
-    request_: Request, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
+    request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
 ) -> None:
     bare = replace(request_, options=BuildOptions(precision="int8"), calibration=None)
 
@@ -177,13 +179,13 @@ def test_int8_without_crops_is_refused_before_anything_is_built(
 
 
 def test_other_calibration_crops_make_another_int8_plan(
-    request_: Request, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
+    request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
 ) -> None:
     int8 = replace(request_, options=BuildOptions(precision="int8"), max_drift_cosine=0.05)
     ready = replace(gpu, runs_in="int8")
     first = compile_plan(int8, ready, store, repository)
 
-    other = replace(int8, calibration=faces.noise(256, seed=9))
+    other = replace(int8, calibration=faces.noise(32, seed=9))
     second = compile_plan(other, ready, store, ModelRepository(repository.root.parent / "other"))
 
     assert not second.from_store
@@ -196,7 +198,7 @@ def coarse(gpu: AbsentGpu) -> AbsentGpu:
 
 
 def test_a_stored_plan_that_passed_a_more_lenient_gate_is_built_again(
-    request_: Request,
+    request_: PlanRequest,
     gpu: AbsentGpu,
     store: PlanStore,
     repository: ModelRepository,
@@ -222,7 +224,7 @@ def test_a_stored_plan_that_passed_a_more_lenient_gate_is_built_again(
 
 
 def test_a_fleet_is_assembled_from_the_store_without_a_gpu(
-    request_: Request, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
+    request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
 ) -> None:
     for sm in ("86", "89"):
         compile_plan(
@@ -241,7 +243,7 @@ def test_a_fleet_is_assembled_from_the_store_without_a_gpu(
 
 
 def test_a_fleet_of_plans_for_one_gpu_model_each_is_assembled_with_a_warning(
-    request_: Request,
+    request_: PlanRequest,
     gpu: AbsentGpu,
     store: PlanStore,
     repository: ModelRepository,
@@ -258,7 +260,7 @@ def test_a_fleet_of_plans_for_one_gpu_model_each_is_assembled_with_a_warning(
 
 
 def test_a_fleet_is_assembled_by_the_gates_tolerance(
-    request_: Request,
+    request_: PlanRequest,
     gpu: AbsentGpu,
     store: PlanStore,
     repository: ModelRepository,

@@ -18,6 +18,8 @@ from arcface_builder.cli import main
 from arcface_builder.repository import ModelRepository
 from arcface_client.tensorrt_settings import load_tensorrt_settings
 
+pytestmark = pytest.mark.usefixtures("few_crops")
+
 
 @pytest.fixture
 def at_hand(gpu: AbsentGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +149,7 @@ def test_the_command_compiles_with_a_folder_of_crops_and_tells_it_as_json(
 ) -> None:
     folder = tmp_path / "crops"
     folder.mkdir()
-    for index, crop in enumerate(faces.noise(256)):
+    for index, crop in enumerate(faces.noise(32)):
         cv2.imwrite(str(folder / f"{index}.png"), crop)
     command = arguments(repository, "--calibration-dir", str(folder))
 
@@ -175,7 +177,7 @@ def test_the_source_of_a_model_that_was_built_by_a_relative_path_is_found_from_a
 
     assert main(arguments(repository)) == 0
 
-    assert " from the source file over 256 crops\n" in capsys.readouterr().out
+    assert " from the source file over 32 crops\n" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("at_hand")
@@ -200,7 +202,7 @@ def test_the_command_says_if_the_source_was_not_at_hand(
     source.unlink()
 
     assert main(arguments(repository)) == 0
-    assert " from the served ONNX model over 256 crops\n" in capsys.readouterr().out
+    assert " from the served ONNX model over 32 crops\n" in capsys.readouterr().out
 
     assert main(arguments(repository, "--json")) == 0
     told = json.loads(capsys.readouterr().out)
