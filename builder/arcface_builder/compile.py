@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import cache, partial
-from pathlib import Path
 from typing import Final
 
 from arcface_client.contract import Crops
@@ -25,6 +23,7 @@ from .plans.identity import plan_identity
 from .plans.inspection import LayerPrecisions, check_precision
 from .plans.precision import FALLBACKS, typed_graph
 from .plans.progress import Report
+from .plans.published import plan_files, recorded_plan, taken
 from .plans.repository import AddedPlan, add_plan
 from .plans.standard import plan_standard
 from .plans.toolkit import is_strongly_typed
@@ -102,11 +101,12 @@ def compile_plan(
         identity = plan_identity(request.onnx, options, gpu, request.calibration)
         try:
             with store.building(identity):
-                found = store.fetch(identity)
+                found = _find(identity, request, store, repository)
                 engine = _acceptable(found, request.max_drift_cosine)
                 from_store = engine is not None
                 if engine is None:
-                    made = _make(request, options, identity, gpu, standard, report)
+                    _check_free(identity, request, repository)
+                    made = _make(request, options, identity, gpu, standard, store, report)
                     if found is not None:
                         store.local.remove(found.manifest)
                     engine = store.put(*made)
@@ -119,12 +119,35 @@ def compile_plan(
             refusals.append(f"{precision} was refused: {error}")
             precision = FALLBACKS[precision]
             _log.warning("%s Falling back to %s.", error, precision)
-    # Of this repository, not of the plan: that may have been stored by who asked for no other precision.
+    # Of this repository, not of the plan: that may have been stored where no other precision was asked for.
     manifest = replace(engine.manifest, notes=(*refusals, *engine.manifest.notes))
     added = add_plan(
         repository, replace(engine, manifest=manifest), version=request.onnx.version, instances=instances
     )
     return Compiled(added, manifest, from_store, tuple(refusals))
+
+
+def _find(
+    identity: PlanIdentity, request: PlanRequest, store: PlanStore, repository: ModelRepository
+) -> StoredPlan | None:
+    """The plan that need not be built: the store's, or the repository's own, which the store then gets."""
+    found = store.fetch(identity)
+    if found is None and (there := recorded_plan(repository, identity, request.onnx.version)):
+        _log.info("Hit: %s is in the repository, %s", identity.filename, there.path.parent)
+        return store.put(there.path.read_bytes(), there.manifest)
+    return found
+
+
+def _check_free(identity: PlanIdentity, request: PlanRequest, repository: ModelRepository) -> None:
+    """Refuse, before minutes of building, a plan that could not be put into the repository afterwards."""
+    # A more exact one may be there because this one was refused before, as it will be now.
+    allowed, precision = set(), identity.precision
+    while request.fallback and precision in FALLBACKS:
+        precision = FALLBACKS[precision]
+        allowed.add(replace(identity, precision=precision).filename)
+    for path in plan_files(repository, identity, request.onnx.version):
+        if path.name not in allowed:
+            raise taken(path, "and this one would have to be built")
 
 
 def _acceptable(found: StoredPlan | None, max_drift_cosine: float) -> StoredPlan | None:
@@ -144,6 +167,7 @@ def _make(
     identity: PlanIdentity,
     gpu: Gpu,
     standard: Callable[[], Standard],
+    store: PlanStore,
     report: Report,
 ) -> tuple[bytes, PlanManifest]:
     """Build a plan and prove it."""
@@ -166,7 +190,7 @@ def _make(
     for profile in precisions:
         check_precision(profile, options.precision)
     report("Comparing the plan with its source", None)
-    verdict = _verdict(request, options, gpu, built, standard())
+    verdict = _verdict(request, options, gpu, built, standard(), store)
     try:
         verdict.check()
     except ParityError as error:
@@ -177,10 +201,15 @@ def _make(
 
 
 def _verdict(
-    request: PlanRequest, options: BuildOptions, gpu: Gpu, built: BuiltPlan, standard: Standard
+    request: PlanRequest,
+    options: BuildOptions,
+    gpu: Gpu,
+    built: BuiltPlan,
+    standard: Standard,
+    store: PlanStore,
 ) -> Verdict:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "candidate.plan"
+    with store.local.staging() as folder:  # where it is stored if it passes
+        path = folder / "candidate.plan"
         path.write_bytes(built.plan)
         with gpu.load(path) as plan:
             return judge(

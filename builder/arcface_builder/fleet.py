@@ -12,7 +12,7 @@ from .errors import CompileError
 from .onnx_version import OnnxVersion
 from .plans.builder import MIN_BATCH_SIZE, BuildOptions
 from .plans.gate import objection_to
-from .plans.repository import AddedPlan, add_plan
+from .plans.repository import AddedPlan, add_plans
 from .repository import ModelRepository
 from .store import PlanManifest, PlanStore, sm_of
 from .store.identity import CALIBRATION, GPU_MODEL, Setting
@@ -68,11 +68,8 @@ def assemble(
     gone = [manifest.identity.filename for manifest, engine in engines if engine is None]
     if gone:
         raise CompileError(f"The store lost {', '.join(gone)} meanwhile; compile on such a GPU again.")
-    return [
-        add_plan(repository, engine, version=onnx.version, instances=instances)
-        for _, engine in engines
-        if engine is not None
-    ]
+    plans = [engine for _, engine in engines if engine is not None]
+    return add_plans(repository, plans, version=onnx.version, instances=instances)
 
 
 def choose(

@@ -165,7 +165,7 @@ class ModelRepository:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Be the only one who changes what is published."""
+        """Hold the lock on what is published."""
         descriptor = locked(self.root / LOCK_FILE)
         try:
             yield

@@ -1,4 +1,4 @@
-"""What a pipeline holds: something that embeds, and can always say who did it and why not another."""
+"""What a pipeline holds: an object that embeds, and always says which candidate did it and why no other."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Backend = TypeVar("Backend", bound="EmbeddingBackend")
 
 @dataclass(frozen=True)
 class Source:
-    """Who embedded crops of a call.
+    """A candidate that embedded crops of a call.
 
     Attributes:
         backend: "triton", "tensorrt", "onnxruntime" or "pytorch".
@@ -51,8 +51,8 @@ class Served:
     """How a call was served.
 
     Attributes:
-        sources: Who embedded its crops, in the order in which they came to it; one, unless a candidate
-            failed in the middle.
+        sources: The candidates that embedded its crops, in the order in which they were used; one, unless a
+            candidate failed in the middle.
         refusals: Every candidate that would have been preferred to the last of them, and why it was not
             used.
     """

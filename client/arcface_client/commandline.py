@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib.metadata
 import logging
 import os
 import shlex
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -65,6 +67,8 @@ def run(
         return FAILED
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
+        if error.errno == errno.ENOSPC and not where:
+            where = f" (perhaps of {tempfile.gettempdir()}; TMPDIR names another folder)"
         print(f"{prog}: {error.strerror or error}{where}", file=sys.stderr)
         return FAILED
 

@@ -59,7 +59,7 @@ class Diagnostics:
         vram_mb: What loading the model took of the GPU's memory, in MiB; not exact while others load, too.
         validation: What was proved.
         candidates: Every candidate, in order of preference.
-        counters: Calls and faces by who served them, fallbacks by reason, errors.
+        counters: Calls and faces by the candidate that served them, fallbacks by reason, errors.
         shadow: Drift of live crops between plan and ONNX model; None when they are not compared.
     """
 

@@ -14,11 +14,11 @@ from .deadline import Deadline
 class Job:
     """Crops to embed, the embeddings that are there already, and the time that is left.
 
-    Not for several threads at once: whoever works on it is alone with it.
+    Not thread-safe.
 
     Args:
         crops: uint8 [N, 112, 112, 3], BGR, C-contiguous; N may be 0.
-        deadline: When the whole call must have ended, whoever works on it.
+        deadline: When the whole call must have ended.
     """
 
     def __init__(self, crops: Crops, deadline: Deadline) -> None:

@@ -1,7 +1,7 @@
 """Settings in layers: argument over environment over file over default.
 
 A setting's key is its path in the YAML file, as ``triton.url``; its environment variable is
-``ARCFACE_`` and the key in capitals, as ``ARCFACE_TRITON_URL``; one that is empty does not count.
+``ARCFACE_`` and the key in capitals, as ``ARCFACE_TRITON_URL``; an empty variable is ignored.
 """
 
 from __future__ import annotations

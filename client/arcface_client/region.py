@@ -58,7 +58,7 @@ class Region:
         self._embeddings: Embeddings = embeddings.reshape(-1, EMBEDDING_DIM)
 
     def unlink(self) -> None:
-        """Take the name away; who has opened it keeps the memory."""
+        """Take the name away; a process that has opened it keeps the memory."""
         self._path.unlink(missing_ok=True)
 
     def put(self, crops: Crops) -> None:
@@ -104,7 +104,7 @@ class Owner:
         return Region(f"{self._name}-{uuid.uuid4().hex[:8]}", capacity)
 
     def dead(self) -> Iterator[str]:
-        """What the names of regions begin with whose process was killed.
+        """The prefixes of the names of regions whose process was killed.
 
         Its file goes with the next step, so that this is done again if the caller fails.
         """

@@ -15,7 +15,8 @@ import pytest
 from arcface_builder import faces
 from arcface_builder.compile import Compiled
 from arcface_builder.plans.gpu import Gpu
-from arcface_builder.plans.repository import add_plan, manifest_path
+from arcface_builder.plans.published import manifest_path
+from arcface_builder.plans.repository import add_plan
 from arcface_builder.repository import ModelRepository
 from arcface_builder.store import StoredPlan
 from arcface_client import EmbeddingClient

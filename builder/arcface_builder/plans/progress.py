@@ -101,7 +101,7 @@ def run_interruptibly(
     Args:
         work: What to run; it must not hold Python's lock all the time.
         tick: Is called at the start and, while it runs, some times a second.
-        cancelled: Is set on Ctrl-C, or when ``tick`` fails; who can be stopped looks at it.
+        cancelled: Is set on Ctrl-C, or when ``tick`` fails; what can be stopped looks at it.
         stoppable: Wait until the work has stopped; otherwise it is left to end with the process.
 
     Raises:

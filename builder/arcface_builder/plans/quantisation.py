@@ -2,7 +2,7 @@
 
 Where the pairs stand decides over speed. They stand in front of the convolutions alone, on the input
 and on the weights: a convolution between them runs in int8, and what it gives goes to what follows (PRelu,
-batch norm, residual Add) in the wider type. Who else reads a convolution's input reads the same eight bits:
+batch norm, residual Add) in the wider type. Other readers of a convolution's input read the same eight bits:
 the residual Add behind a block that has no convolution beside it. The first convolution, which has three
 channels to offer, and the Gemm at the end, which is bound by memory, stay wide.
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,15 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from arcface_client import manifests
 from arcface_client.names import plan_model
 
 from ..disk import flush
 from ..errors import RepositoryError
 from ..model_config import CONFIG_FILE, VERSIONS_SERVED, config_changes, config_text
 from ..repository import ModelRepository, os_errors, replace_text
-from ..store import PlanManifest, StoredPlan, describe_plan
-from ..store.plan_manifest import parse_manifest
+from ..store import PlanManifest, StoredPlan
 from .config import plan_config
+from .published import Plans, check_unchanged, manifest_path, published_plans
 
 _log = logging.getLogger(__name__)
 
@@ -60,55 +59,60 @@ class AddedPlan:
 
 
 def add_plan(
-    repository: ModelRepository, engine: StoredPlan, *, version: int, instances: int | None = None
+    repository: ModelRepository, plan: StoredPlan, *, version: int, instances: int | None = None
 ) -> AddedPlan:
-    """Put a stored plan into a version of ``{name}_trt``.
+    """Put one stored plan into a version; see ``add_plans``."""
+    (added,) = add_plans(repository, [plan], version=version, instances=instances)
+    return added
+
+
+def add_plans(
+    repository: ModelRepository, stored: Sequence[StoredPlan], *, version: int, instances: int | None = None
+) -> list[AddedPlan]:
+    """Put stored plans of one model into a version of ``{name}_trt``: all of them, or none.
 
     Args:
         repository: The model repository.
-        engine: A plan from the store, whose bytes were checked.
-        version: The ONNX sibling's version that it was built from.
+        stored: Plans from the store, whose bytes were checked, each for another architecture.
+        version: The ONNX sibling's version that they were built from.
         instances: Copies that Triton runs side by side on each GPU; None leaves what the model has, or 2.
 
     Raises:
-        RepositoryError: The version has another plan for that architecture, or cannot be written.
+        RepositoryError: The version has another plan for an architecture, or cannot be written.
         PlanManifestError: The manifest of a plan that is there is damaged.
     """
-    identity = engine.manifest.identity
-    model = plan_model(identity.model)
-    folder = repository.root / model
-    path = folder / str(version) / identity.filename
-    record = manifest_path(repository, model, version, identity.sm)
+    wanted = {plan.manifest.identity.compute_capability: plan.manifest for plan in stored}
+    model = plan_model(stored[0].manifest.identity.model)
+    model_folder = repository.root / model
+    folder = model_folder / str(version)
     with repository.staging() as staged, os_errors(repository.root):
-        shutil.copyfile(engine.path, staged / identity.filename)
-        flush(staged / identity.filename)
+        for plan in stored:
+            copy = staged / plan.manifest.identity.filename
+            shutil.copyfile(plan.path, copy)
+            flush(copy)
         with repository.lock():
-            plans = _plans(repository, model)
-            recorded = plans.get(version, {}).get(identity.compute_capability)
-            _check_unchanged(recorded, engine.manifest, path)
-            is_new = not path.is_file()
-            plans.setdefault(version, {})[identity.compute_capability] = engine.manifest
-            old = _config(folder / CONFIG_FILE)
+            plans = published_plans(repository, model)
+            there = plans.setdefault(version, {})
+            for capability, manifest in wanted.items():
+                check_unchanged(there.get(capability), manifest, folder)
+            old_shas = {capability: manifest.plan_sha256 for capability, manifest in there.items()}
+            there.update(wanted)
+            old = _config(model_folder / CONFIG_FILE)
             before = set(old.cc_model_filenames) if old else set()
             filenames, served = _serving(plans, before)
-            identities = [plans[number][capability].identity for number in served for capability in filenames]
-            config = plan_config(
-                model,
-                filenames=filenames,
-                versions=served,
-                max_batch_size=min(identity.max_batch_size for identity in identities),
-                profiles=min(identity.profiles for identity in identities),
-                instances=instances,
-                old=old,
-            )
+            config = _configured(model, plans, filenames, served, instances, old)
             text = config_text(config)
-            if recorded is None or recorded.plan_sha256 != engine.manifest.plan_sha256:
-                replace_text(record, engine.manifest.to_json(), via=staged.parent)
-            if is_new:
-                _place(staged, path, text)
+            for capability, manifest in wanted.items():
+                if old_shas.get(capability) != manifest.plan_sha256:
+                    record = manifest_path(repository, model, version, manifest.identity.sm)
+                    replace_text(record, manifest.to_json(), via=staged.parent)
+            is_new = {
+                capability: not (folder / name).is_file() for capability, name in _names(wanted).items()
+            }
+            _place(staged, folder, text)
             if config != old:  # Triton reloads every version when the file is touched
-                replace_text(folder / CONFIG_FILE, text, via=staged.parent)
-            flush(folder)
+                replace_text(model_folder / CONFIG_FILE, text, via=staged.parent)
+            flush(model_folder)
             flush(repository.root)
     if old is not None and config != old:
         changes = config_changes(config_text(old), text)
@@ -119,20 +123,19 @@ def add_plan(
             model,
             ", ".join(sorted(lost)),
         )
-    if version not in served or identity.compute_capability not in filenames:
-        _log.warning(
-            "The plan of version %d of %s for %s is not served: %s",
-            version,
-            model,
-            identity.compute_capability,
-            _why_not(plans, filenames, version, max(served)),
-        )
-    return AddedPlan(model, version, path, served, is_new)
-
-
-def manifest_path(repository: ModelRepository, model: str, version: int, sm: str) -> Path:
-    """Where the record of a plan is: in the root, which Triton passes over."""
-    return manifests.manifest_path(repository.root, model, version, sm)
+    for capability in wanted:
+        if version not in served or capability not in filenames:
+            _log.warning(
+                "The plan of version %d of %s for %s is not served: %s",
+                version,
+                model,
+                capability,
+                _why_not(plans, filenames, version, max(served)),
+            )
+    return [
+        AddedPlan(model, version, folder / manifest.identity.filename, served, is_new[capability])
+        for capability, manifest in wanted.items()
+    ]
 
 
 def _config(path: Path) -> Any | None:
@@ -147,40 +150,27 @@ def _config(path: Path) -> Any | None:
         ) from error
 
 
-_Plans = dict[int, dict[str, PlanManifest]]
-"""Manifests by version and compute capability."""
+def _configured(
+    model: str,
+    plans: Plans,
+    filenames: dict[str, str],
+    served: tuple[int, ...],
+    instances: int | None,
+    old: Any | None,
+) -> Any:
+    identities = [plans[number][capability].identity for number in served for capability in filenames]
+    return plan_config(
+        model,
+        filenames=filenames,
+        versions=served,
+        max_batch_size=min(identity.max_batch_size for identity in identities),
+        profiles=min(identity.profiles for identity in identities),
+        instances=instances,
+        old=old,
+    )
 
 
-def _plans(repository: ModelRepository, model: str) -> _Plans:
-    """The plans of a model, by the manifests whose files are there."""
-    found: _Plans = {}
-    for version in repository.versions(model):
-        for manifest in _manifests(repository, model, version):
-            identity = manifest.identity
-            if (repository.root / model / str(version) / identity.filename).is_file():
-                found.setdefault(version, {})[identity.compute_capability] = manifest
-    return found
-
-
-def _manifests(repository: ModelRepository, model: str, version: int) -> Iterator[PlanManifest]:
-    for path in manifests.plan_manifest_paths(repository.root, model, version):
-        yield parse_manifest(path.read_bytes(), str(path))
-
-
-def _check_unchanged(recorded: PlanManifest | None, wanted: PlanManifest, path: Path) -> None:
-    """Refuse another plan than the one that is there, which the files tell: a record may be gone, or lie."""
-    for there in path.parent.glob(f"*-sm{wanted.identity.sm}.plan"):
-        if there.name == path.name and describe_plan(there)["plan_sha256"] == wanted.plan_sha256:
-            continue
-        differences = recorded and ", ".join(wanted.identity.differences(recorded.identity))
-        raise RepositoryError(
-            f"{path.parent} has a plan for sm{wanted.identity.sm} already, {there.name} "
-            f"({differences or 'of other bytes'}). A version is never changed: run `arcface-builder build` "
-            "for the next one, and compile that."
-        )
-
-
-def _serving(plans: _Plans, before: Set[str]) -> tuple[dict[str, str], tuple[int, ...]]:
+def _serving(plans: Plans, before: Set[str]) -> tuple[dict[str, str], tuple[int, ...]]:
     """Which files to name and which versions to serve; see the module's description.
 
     Args:
@@ -193,7 +183,7 @@ def _serving(plans: _Plans, before: Set[str]) -> tuple[dict[str, str], tuple[int
     return filenames, tuple(complete[-VERSIONS_SERVED:])
 
 
-def _why_not(plans: _Plans, filenames: dict[str, str], version: int, leading: int) -> str:
+def _why_not(plans: Plans, filenames: dict[str, str], version: int, leading: int) -> str:
     missing = ", ".join(sorted(filenames.keys() - plans[version].keys()))
     if version > leading:
         return (
@@ -207,11 +197,13 @@ def _names(plans: dict[str, PlanManifest]) -> dict[str, str]:
     return {capability: manifest.identity.filename for capability, manifest in plans.items()}
 
 
-def _place(staged: Path, path: Path, config: str) -> None:
-    """Move a staged plan to where it belongs, with whatever of the folders is still missing."""
-    version, model = path.parent, path.parent.parent
+def _place(staged: Path, version: Path, config: str) -> None:
+    """Move staged plans to where they belong, with whatever of the folders is still missing."""
+    model = version.parent
     if version.is_dir():
-        (staged / path.name).rename(path)
+        for plan in sorted(staged.iterdir()):
+            if not (version / plan.name).is_file():
+                plan.rename(version / plan.name)
         flush(version)
         return
     flush(staged)

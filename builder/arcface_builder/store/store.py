@@ -44,7 +44,7 @@ class PlanStore:
             if stored is None:
                 stored = store.put(plan, manifest)
 
-    ``fetch`` and ``put`` warn and do without the bucket when it fails: who has a GPU can build what
+    ``fetch`` and ``put`` warn and do without the bucket when it fails: a machine with a GPU can build what
     cannot be downloaded. ``pull`` and ``push`` are about the bucket, and fail with it.
 
     Args:
@@ -140,7 +140,7 @@ class PlanStore:
 
     @contextmanager
     def building(self, identity: PlanIdentity) -> Iterator[None]:
-        """Be the only one on this machine who builds a plan; look for it again inside.
+        """Hold this machine's lock on building a plan; look for it again inside.
 
         Raises:
             CacheError: The local cache cannot be written.

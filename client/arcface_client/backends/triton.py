@@ -128,7 +128,7 @@ class TritonBackend(EmbeddingBackend):
         raise nobody(reasons)
 
     def diagnostics(self) -> Diagnostics:
-        """Who serves, how fast, how exactly, and why not another."""
+        """Which candidate serves, how fast, how exactly, and why no other."""
         return replace(
             self._who_serves(),
             throughput_fps=self._meter.throughput_fps,
@@ -144,7 +144,7 @@ class TritonBackend(EmbeddingBackend):
             if self._closed.is_set():
                 return
             self._closed.set()
-        # First those who would take closed connections for servers that are gone.
+        # First the threads that would take closed connections for servers that are gone.
         if self._watcher is not None:
             self._watcher.close()
         self._selector.close()

@@ -1,4 +1,4 @@
-"""``arcface-client status``: the servers' models, why one is not ready, and who embeds by the settings."""
+"""``arcface-client status``: the servers' models, why one is not ready, and the settings' embedder."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def verify_all(
     """Embed a verification set with each embedder, and judge each by it.
 
     Args:
-        embedders: Who; the first one is the baseline.
+        embedders: What is compared; the first one is the baseline.
         pair_file: The set.
         batch_size: Crops in a batch.
         threshold: Cosine similarity from which a pair counts as the same, for the flips.

@@ -93,7 +93,7 @@ def measure(embedders: Sequence[Embedder], crops: Crops, batch_size: int) -> lis
     """Let embedders take turns.
 
     Args:
-        embedders: Who.
+        embedders: What is measured.
         crops: uint8 [N, 112, 112, 3].
         batch_size: Crops in a batch, at most N.
 

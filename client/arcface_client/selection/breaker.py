@@ -22,7 +22,7 @@ class Breaker:
         It is settling: used only where nobody better is left. It closes when probes have been good for a
         while, and opens at the first failure.
 
-    Whoever calls it sees to it that one thread at a time does.
+    Not thread-safe: its owner holds a lock.
 
     Args:
         limits: When it changes its state.

@@ -1,4 +1,4 @@
-"""What one call went through: who embedded what, who failed, and how long it is worth going on."""
+"""What one call went through: which candidates embedded what, which failed, and how long to go on."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Call:
         patience_s: How long it waits without headway for what may soon be over, if it has no deadline.
 
     Attributes:
-        failures: Who failed in it, and with what.
-        suspects: Who failed on crops that nobody has served since.
+        failures: The candidates that failed in it, and with which error.
+        suspects: The candidates that failed on crops which none has served since.
     """
 
     def __init__(self, job: Job, patience_s: float) -> None:
@@ -60,7 +60,7 @@ class Call:
         return time.monotonic() - self._moved_at
 
     def credit(self, source: Source, crops: int) -> None:
-        """Note who embedded how many; a number below 0 says how many of them are missing again."""
+        """Note how many crops a candidate embedded; a negative count means that so many are missing again."""
         if crops > 0:
             self._moved_at = time.monotonic()
         if crops:
@@ -71,13 +71,13 @@ class Call:
         """The report on a call that is done.
 
         Args:
-            by: Who did the last of it.
+            by: The candidate that did the last of it.
             passed_over: Those that were known before to be out.
-            preferred: Who goes before it; who failed and does not, is no refusal.
+            preferred: Candidates preferred to it; the failure of any other is not reported as a refusal.
         """
         sources = tuple(replace(source, crops=crops) for source, crops in self._credits.items() if crops)
         reasons = {refusal.candidate: refusal.reason for refusal in passed_over}
-        # Whoever failed and then served after all, is no refusal.
+        # A candidate that failed and then served after all is no refusal.
         reasons |= {
             name: str(error) for name, error in self.failures.items() if name in preferred and name != by
         }
@@ -104,7 +104,7 @@ class Call:
             return math.inf  # The deadline says how long the caller wants to wait.
         if any(isinstance(error, (ServerBusyError, ModelLoadingError)) for error in reasons.values()):
             return self._patience_s
-        # Whoever served it so far may be just starting again, and its embeddings are worth the wait.
+        # The server that did a part of it may be restarting, and its embeddings are worth the wait.
         return self._patience_s if any(self._credits.values()) else RECONNECT_S
 
 

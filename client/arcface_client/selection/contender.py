@@ -26,7 +26,7 @@ from .server import Server
 class Contender:
     """A candidate with its client, its breaker and what was found of it.
 
-    Whoever changes it sees to it that one thread at a time does.
+    Not thread-safe: its owner holds a lock.
     """
 
     def __init__(self, candidate: Candidate, server: Server, rhythm: Rhythm) -> None:

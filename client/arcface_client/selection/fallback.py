@@ -1,4 +1,4 @@
-"""One call over the candidates: who is tried, what is tried again, and who does the rest."""
+"""One call over the candidates: which are tried, what is tried again, and which does the rest."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class Fallback:
     - All others are the candidate's: the next one does what is missing.
 
     Args:
-        selector: Who may serve.
-        last_resort: Who serves when nobody else does; None where nobody may.
+        selector: Which candidates may serve.
+        last_resort: What serves when no candidate does; None where that is not allowed.
         metrics: Counts what happens.
         patience_s: How long a call waits without headway for what may soon be over, if it has no deadline.
         pause: Waits some seconds; raises when the embedder is closed meanwhile.
@@ -82,7 +82,7 @@ class Fallback:
         self._log_throttle = Throttle(LOG_INTERVAL_S)
 
     def run(self, job: Job) -> Served:
-        """Embed what a job misses, whoever does it.
+        """Embed what a job misses, by whichever candidate can.
 
         Raises:
             InputError: The crops, or the embedder (closed), cannot be used.
@@ -176,7 +176,7 @@ class Fallback:
 
     def _blame(self, contender: Contender, error: ArcFaceError, call: Call) -> None:
         if isinstance(error, ServerError):
-            # It may be the crops that it failed on; who serves them next settles that.
+            # The crops may be at fault; if another candidate serves them, they were not.
             call.suspects.append((contender, detached(error)))
         elif not isinstance(error, ServerBusyError):
             self._selector.failed(contender, error)
@@ -203,7 +203,7 @@ class Fallback:
         return call.served(HERE, (*self._selector.standing.refusals, *served.refusals), call.failures)
 
     def _settle_suspicions(self, call: Call, by: Contender | None) -> None:
-        """The crops were sound, since somebody served them: who failed on them has failed."""
+        """The crops were sound, since a candidate served them: those that failed on them have failed."""
         for contender, error in call.suspects:
             if contender is not by:
                 self._selector.failed(contender, error)

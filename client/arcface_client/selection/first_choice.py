@@ -1,4 +1,4 @@
-"""Says in the log who serves, whenever that changes."""
+"""Logs which candidate serves, whenever that changes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _log = logging.getLogger(__name__)
 
 
 class FirstChoice:
-    """Who gets every call, as far as he can. One thread at a time may change it."""
+    """The candidate that gets every call it can take. One thread at a time may change it."""
 
     def __init__(self) -> None:
         self._name: str | None = None
         self._has_been = False
 
     def becomes(self, name: str | None, against: Mapping[str, ArcFaceError | None]) -> None:
-        """Take who it is now.
+        """Note which one it is now.
 
         Args:
             name: The candidate; None when nobody serves.

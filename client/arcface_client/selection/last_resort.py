@@ -35,7 +35,7 @@ class LastResort:
 
     Args:
         make: Makes the backend; called at first need.
-        selector: Whose identity holds here too.
+        selector: Its identity holds here too.
         examiner: Says what it is worth.
 
     Attributes:

@@ -12,7 +12,7 @@ from .server import Server
 
 
 class Roster:
-    """The candidates of all servers. Whoever uses it sees to it that one thread at a time does.
+    """The candidates of all servers. Not thread-safe: its owner holds a lock.
 
     Args:
         servers: The servers.

@@ -1,4 +1,4 @@
-"""The state of all candidates: who serves, in what order, and why the others do not."""
+"""The state of all candidates: which serve, in what order, and why the others do not."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Selector:
     ) -> Standing:
         """Ask the servers for their models, examine what is new or due, and rank.
 
-        Who comes while another thread looks, waits for what that one sees.
+        A thread that comes while another one looks waits for its result.
 
         Args:
             deadline: When to have ended.
@@ -231,7 +231,7 @@ class Selector:
         return None
 
     def _settle(self, name: str, release: int | None, finding: Finding) -> None:
-        """Take the identity of who passed for everybody's, as far as that is not settled."""
+        """Take the identity of a candidate that passed for all, as far as it is not settled yet."""
         identity = self.identity or SettledIdentity(name, release, finding.reference)
         self.identity = identity.completed(finding.reference)
 

@@ -49,7 +49,7 @@ class Shadow:
     Where there is no such pair, nothing is sent.
 
     Args:
-        selector: Who serves, and who else may; told of a plan that is wrong.
+        selector: Which candidate serves, and which others may; told of a plan that is wrong.
         rate: Share of the crops, 0 to 1.
         max_drift: Largest drift that is allowed.
 

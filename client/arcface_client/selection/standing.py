@@ -16,8 +16,8 @@ class Standing:
     """What the selection knew at a moment; costs a call nothing but to read it.
 
     Attributes:
-        ranking: Who may serve, the first choice first; those that are settling come last.
-        refused: Who may not, by preference, each with the reason.
+        ranking: The candidates that may serve, best first; those that are settling come last.
+        refused: Those that may not, by preference, each with the reason.
         passed_over: For each of the ranking, those that it serves instead of.
         order: Every candidate, by preference.
     """

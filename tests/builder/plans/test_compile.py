@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from arcface_builder.errors import (
     OptionError,
     ParityError,
     PrecisionError,
+    RepositoryError,
     ServedModelError,
 )
 from arcface_builder.fleet import assemble
@@ -29,7 +31,7 @@ from arcface_builder.plans.gpu import Gpu
 from arcface_builder.plans.precision import typed_graph
 from arcface_builder.repository import ModelRepository
 from arcface_builder.sources import OnnxFile
-from arcface_builder.store import PlanStore
+from arcface_builder.store import LocalStore, PlanStore
 from arcface_client.errors import ManifestError, ModelNotFoundError
 from exports import small_arcface
 
@@ -68,6 +70,54 @@ def test_the_second_time_the_plan_comes_from_the_store(
 
     assert second.from_store
     assert second.manifest == first.manifest
+
+
+def test_where_the_cache_is_lost_the_repositorys_own_plan_is_taken(
+    request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository, tmp_path: Path
+) -> None:
+    first = compile_plan(request_, gpu, store, repository)
+    empty = PlanStore(LocalStore(tmp_path / "empty"))
+
+    again = compile_plan(request_, unable(gpu), empty, repository)
+
+    assert (again.from_store, again.added.is_new) == (True, False)
+    assert again.manifest == first.manifest
+    assert [manifest.identity for manifest in empty.manifests()] == [first.manifest.identity]
+
+
+def test_a_plan_that_could_not_be_added_is_not_built(
+    request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
+) -> None:
+    compile_plan(request_, gpu, store, repository)
+    for other in (
+        replace(request_, options=BuildOptions(precision="fp32")),
+        replace(request_, options=BuildOptions(max_batch_size=16)),
+        replace(request_, max_drift_cosine=1e-13),
+    ):
+        with pytest.raises(
+            RepositoryError, match=r"has a plan for sm86 already, small-fp16-sm86\.plan \(and"
+        ):
+            compile_plan(other, unable(gpu), store, repository)
+
+
+def test_a_plan_that_is_there_as_a_fallback_is_found_again(
+    request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
+) -> None:
+    falling, exact = replace(request_, fallback=True), replace(gpu, runs_in="fp32")
+    compile_plan(falling, exact, store, repository)
+
+    assert not compile_plan(falling, exact, store, repository).added.is_new
+
+
+def unable(gpu: AbsentGpu) -> AbsentGpu:
+    """The same GPU with a TensorRT that must not be asked to build."""
+
+    class Unable(AbsentGpu):
+        @property
+        def free_mb(self) -> Any:
+            raise AssertionError("it builds")
+
+    return Unable(**{field.name: getattr(gpu, field.name) for field in fields(gpu)})
 
 
 def test_a_plan_that_is_refused_is_not_stored_and_the_report_says_where(

@@ -13,10 +13,11 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+import children
 from arcface_builder.errors import PlanManifestError, RepositoryError
 from arcface_builder.model_config import config_text
 from arcface_builder.plans.config import plan_config
-from arcface_builder.plans.repository import AddedPlan, add_plan
+from arcface_builder.plans.repository import AddedPlan, add_plan, add_plans
 from arcface_builder.repository import ModelRepository
 from arcface_builder.store import Parity, PlanIdentity, PlanManifest, StoredPlan, describe_plan
 
@@ -103,6 +104,56 @@ def test_a_plan_gets_its_version_map_and_record(repository: ModelRepository) -> 
     assert record["plan_sha256"] == hashlib.sha256(added.path.read_bytes()).hexdigest()
     assert sorted(path.name for path in repository.root.iterdir() if path.is_dir()) == ["m_trt"]
     assert sorted(path.name for path in (repository.root / "m_trt").iterdir()) == ["3", "config.pbtxt"]
+
+
+def test_several_plans_are_added_with_one_change_of_the_configuration(
+    repository: ModelRepository, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    add(repository, "80")
+    stored = [engine(repository.root.parent, sm) for sm in ("80", "86", "90")]
+
+    added = add_plans(repository, stored, version=1)
+
+    assert [plan.is_new for plan in added] == [False, True, True]
+    assert sorted(config(repository).cc_model_filenames) == ["8.0", "8.6", "9.0"]
+    assert sum("config.pbtxt of all versions" in message for message in caplog.messages) == 1
+
+
+def test_of_several_plans_none_is_added_where_one_cannot_be(repository: ModelRepository) -> None:
+    add(repository, "90", content="another")
+    before = {path: path.read_bytes() for path in repository.root.rglob("*") if path.is_file()}
+    stored = [engine(repository.root.parent, sm) for sm in ("80", "86", "90")]
+
+    with pytest.raises(RepositoryError, match=r"has a plan for sm90 already, m-fp16-sm90\.plan \(of other"):
+        add_plans(repository, stored, version=1)
+
+    assert {path: path.read_bytes() for path in repository.root.rglob("*") if path.is_file()} == before
+
+
+def test_of_several_plans_none_is_added_where_the_disk_is_full(repository: ModelRepository) -> None:
+    code = """
+import resource, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from arcface_builder.errors import RepositoryError
+from arcface_builder.plans.repository import add_plans
+from arcface_builder.repository import ModelRepository
+from test_repository import engine
+
+folder = Path(sys.argv[1])
+stored = [engine(folder, "80"), engine(folder, "86", "x" * 50_000)]
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    add_plans(ModelRepository(folder / "models"), stored, version=1)
+except RepositoryError as error:
+    print(str(error).endswith("Nothing was published."))
+"""
+    printed = children.run(code, repository.root.parent, Path(__file__).parent)
+
+    assert printed == "True\n"
+    assert [path.name for path in repository.root.rglob("*.plan")] == []
 
 
 def test_an_architecture_is_added_beside_another(repository: ModelRepository) -> None:

@@ -1,0 +1,76 @@
+"""The plans that a model repository has, by what was recorded of them and what their files are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from arcface_client import manifests
+from arcface_client.names import plan_model
+
+from ..errors import PlanError, RepositoryError
+from ..repository import ModelRepository
+from ..store import PlanIdentity, PlanManifest, StoredPlan, describe_plan
+from ..store.plan_manifest import check_plan, parse_manifest
+
+Plans = dict[int, dict[str, PlanManifest]]
+"""Manifests by version and compute capability."""
+
+
+def published_plans(repository: ModelRepository, model: str) -> Plans:
+    """The plans of a model, by the manifests whose files are there."""
+    found: Plans = {}
+    for version in repository.versions(model):
+        for manifest in _manifests(repository, model, version):
+            identity = manifest.identity
+            if (repository.root / model / str(version) / identity.filename).is_file():
+                found.setdefault(version, {})[identity.compute_capability] = manifest
+    return found
+
+
+def _manifests(repository: ModelRepository, model: str, version: int) -> Iterator[PlanManifest]:
+    for path in manifests.plan_manifest_paths(repository.root, model, version):
+        yield parse_manifest(path.read_bytes(), str(path))
+
+
+def manifest_path(repository: ModelRepository, model: str, version: int, sm: str) -> Path:
+    """Where the record of a plan is: in the root, which Triton passes over."""
+    return manifests.manifest_path(repository.root, model, version, sm)
+
+
+def plan_files(repository: ModelRepository, identity: PlanIdentity, version: int) -> list[Path]:
+    """What a version has for an architecture, whatever it is; one file at most, unless by hand."""
+    folder = repository.root / plan_model(identity.model) / str(version)
+    return sorted(folder.glob(f"*-sm{identity.sm}.plan"))
+
+
+def recorded_plan(repository: ModelRepository, identity: PlanIdentity, version: int) -> StoredPlan | None:
+    """The plan of that identity that a version has; None if it has none, or not as it was recorded."""
+    model = plan_model(identity.model)
+    manifest = published_plans(repository, model).get(version, {}).get(identity.compute_capability)
+    if manifest is None or manifest.identity != identity:
+        return None
+    path = repository.root / model / str(version) / identity.filename
+    try:
+        check_plan(path, manifest, where=str(path))
+    except PlanError:
+        return None
+    return StoredPlan(path, manifest)
+
+
+def taken(path: Path, why: str) -> RepositoryError:
+    """The error for an architecture that has another plan already."""
+    sm = path.stem.rpartition("-sm")[2]
+    return RepositoryError(
+        f"{path.parent} has a plan for sm{sm} already, {path.name} ({why}). A version is never changed: run "
+        "`arcface-builder build` for the next one, and compile that."
+    )
+
+
+def check_unchanged(recorded: PlanManifest | None, wanted: PlanManifest, folder: Path) -> None:
+    """Refuse another plan than the one that is there, which the files tell: a record may be gone, or lie."""
+    for there in folder.glob(f"*-sm{wanted.identity.sm}.plan"):
+        is_it = there.name == wanted.identity.filename
+        if not (is_it and describe_plan(there)["plan_sha256"] == wanted.plan_sha256):
+            differences = recorded and ", ".join(wanted.identity.differences(recorded.identity))
+            raise taken(there, differences or "of other bytes")
