@@ -1,4 +1,4 @@
-"""The limits that a caller sets, and their ranges."""
+"""Limits, their ranges, and what they are where nobody says."""
 
 from __future__ import annotations
 
