@@ -92,8 +92,8 @@ class LocalModels:
         if not versions or version not in (None, *versions):
             wanted = model if version is None else f"version {version} of {model}"
             raise ModelNotFoundError(
-                f"There is no {wanted} in {self.root.absolute()}; run `arcface-builder build --name {name}`, "
-                "or set embedding.model and embedding.model_repository."
+                f"There is no {wanted} in {self.root.absolute()}; name another model or repository, or run "
+                f"`arcface-builder build --name {name}`."
             )
         refused = []
         for number in reversed(versions) if version is None else (version,):

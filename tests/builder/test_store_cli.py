@@ -149,6 +149,12 @@ def test_what_cannot_be_done_is_one_line(
     assert errors.count("\n") == 1
 
 
+def test_an_architecture_may_be_named_as_a_compute_capability(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said(capsys, "verify", "--sm", "8.6") == [f"whole: {IDENTITY.key}"]
+
+
 def test_a_bucket_that_fails_is_one_line(bucket: S3Server, capsys: pytest.CaptureFixture[str]) -> None:
     for verb in ("list", "pull", "push"):
         assert main(["engines", verb, "--bucket", "nowhere"]) == 1
@@ -168,3 +174,5 @@ def test_without_boto3_the_message_says_how_to_install_it(
 def test_wrong_usage_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["engines", "prune", "--keep", "some"])
+    with pytest.raises(SystemExit, match="2"):
+        main(["engines", "pull", "--precision", "fp99"])

@@ -41,11 +41,14 @@ _WITHOUT_FLAG: Final = (
 )
 """The settings of a plan and its gate that only a file or the environment can say."""
 
+_OF_A_BUILD: Final = ("calibration_dir", "timing_cache", "fallback_precision")
+_OF_A_FLEET: Final = ("tensorrt_version",)
+
 _DESCRIPTION: Final = """\
 Make a TensorRT plan of the model NAME_onnx for the GPU at hand and put it into the model NAME_trt.
-It is stored only if its embeddings are the source model's, or, where that is not at hand, those of
-the ONNX model, which was held against its source when it was built. A plan that the store has
-already is taken from there.
+It is stored only if its embeddings equal those of the source model or, if that cannot be read from
+here, those of the ONNX model, which was compared with its source when it was built. If the store
+has the plan already, that one is used.
 """
 
 _EPILOG: Final = f"""\
@@ -56,7 +59,7 @@ examples:
   arcface-builder compile --name arcface_r100 --cc 8.0,8.6,9.0 --from-store
       a fleet's repository from stored plans, on a machine without a GPU
 
-tensorrt.* are settings: a flag goes before the variables ARCFACE_TENSORRT_*, and they before
+tensorrt.* are settings: flags take precedence over ARCFACE_TENSORRT_* variables, and those over
 {DEFAULT_PATH}.
 """
 
@@ -112,10 +115,15 @@ def add_compile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _run(arguments: argparse.Namespace) -> int:
     if bool(arguments.cc) != arguments.from_store:
         arguments.usage_error("--cc and --from-store go together: plans are built on the GPU they are for")
+    needless = _OF_A_BUILD if arguments.from_store else _OF_A_FLEET
+    for name in needless:
+        if getattr(arguments, name):
+            other = "without" if arguments.from_store else "with"
+            arguments.usage_error(f"--{name.replace('_', '-')} goes {other} --from-store")
     settings = _settings(arguments)
     if settings.enabled == "off":
         print("TensorRT is switched off (arcface_tensorrt.enabled); nothing was compiled", file=sys.stderr)
-        return DONE
+        return _report([], {}, as_json=arguments.json)
     options = build_options(settings, arguments.timing_cache)
     repository = ModelRepository(arguments.repository)
     onnx = find_onnx(repository, arguments.name, arguments.version)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,9 @@ from ..graph import first_convolution
 
 _BATCH: Final = 8  # crops at a time, whose feature maps are in memory at once
 _PERCENTILE: Final = 99.99
+_FEW: Final = 100
+
+_log = logging.getLogger(__name__)
 
 _OPTIONS: Final = {
     "ActivationSymmetric": True,  # the only kind that TensorRT has
@@ -56,6 +60,8 @@ def quantise(model: ir.Model, crops: Crops) -> ir.Model:
         model: A serving graph in float32; it is left as it is.
         crops: uint8 [N, 112, 112, 3], BGR; a few hundred of the kind that will be embedded.
     """
+    if len(crops) < _FEW:
+        _log.warning("The ranges of int8 come from %d crops; some hundred are usual.", len(crops))
     proto = onnx.shape_inference.infer_shapes(ir.to_proto(model))
     # Or the quantiser says, to the root logger, that it would rather have had the model preprocessed.
     add_infer_metadata(proto)

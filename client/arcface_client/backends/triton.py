@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from ..backend import HERE, EmbeddingBackend, Served
 from ..deadline import Deadline
-from ..diagnostics import Diagnostics, Validation
+from ..diagnostics import CandidateReport, Diagnostics, Validation
 from ..errors import ArcFaceError, ClientClosedError, ConfigError, InputError
 from ..job import Job
 from ..limits import DEFAULT_MAX_DRIFT_COSINE, check_max_drift_cosine
@@ -133,7 +133,7 @@ class TritonBackend(EmbeddingBackend):
             self._who_serves(),
             throughput_fps=self._meter.throughput_fps,
             latency_ms=self._meter.latency_ms,
-            candidates=self._selector.reports(),
+            candidates=self._reports(),
             counters=self._metrics.snapshot(),
             shadow=self._shadow.snapshot(),
         )
@@ -163,6 +163,14 @@ class TritonBackend(EmbeddingBackend):
         self._meter.record(len(job.crops), seconds)
         self._shadow.offer(job, served)
         return served
+
+    def _reports(self) -> tuple[CandidateReport, ...]:
+        """The servers' candidates, and this process where it may serve at last."""
+        reports = tuple(self._selector.reports())
+        if self._last_resort is None:
+            return reports
+        serves = not self._selector.standing.ranking and self._last_resort.loaded is not None
+        return (*reports, CandidateReport(candidate=HERE, state="serving" if serves else "standing by"))
 
     def _who_serves(self) -> Diagnostics:
         ranking = self._selector.standing.ranking

@@ -76,8 +76,9 @@ def _load(path: Path, content: bytes) -> object:
     except NoData as error:
         raise _something_else(path) from error
     except PICKLE_ERRORS as error:
+        why = " ".join(str(error).split())
         raise PairFileError(
-            f"{path} cannot be read as a pickle ({error}); expected a set such as lfw.bin, whole."
+            f"{path} cannot be read as a pickle ({why}); expected a set such as lfw.bin, whole."
         ) from error
 
 

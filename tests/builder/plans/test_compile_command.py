@@ -108,8 +108,15 @@ def test_a_machine_without_tensorrt_or_gpu_says_what_is_missing(
 
 @pytest.mark.parametrize(
     "wrong",
-    [["--precision", "fp8"], ["--cc", "8.6"], ["--from-store"]],
-    ids=["precision", "cc", "from store"],
+    [
+        ["--precision", "fp8"],
+        ["--cc", "8.6"],
+        ["--from-store"],
+        ["--cc", "8.6", "--from-store", "--fallback-precision"],
+        ["--cc", "8.6", "--from-store", "--calibration-dir", "crops"],
+        ["--tensorrt-version", "11.1.0.106"],
+    ],
+    ids=" ".join,
 )
 def test_wrong_usage_ends_with_2(wrong: list[str]) -> None:
     with pytest.raises(SystemExit) as exit_:

@@ -116,6 +116,7 @@ def test_killed_servers_leave_the_rest_to_the_next_and_then_to_this_process_and_
         assert sum(source.crops for source in served.sources) == len(many)
         assert "No candidate serves now" in caplog.text
         assert embedder.diagnostics().backend == "onnxruntime"
+        assert serving(embedder) == "this process"
 
         port = int(first.grpc_url.rpartition(":")[2])
         with LocalTriton(tmp_path / "repository", grpc_port=port):
