@@ -151,7 +151,8 @@ def test_the_newest_version_is_found(models: Path, built: Path) -> None:
 
 
 def test_a_model_that_is_not_there_is_said_with_what_to_do(models: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match=r"no other_onnx in .*models; name another .* run `arcface-builder build"):
+    said = r"no other_onnx in .*models; name another .* or run `arcface-builder build"
+    with pytest.raises(ModelNotFoundError, match=said):
         LocalModels(models).onnx("other")
     with pytest.raises(ModelNotFoundError, match="no version 2 of small_onnx in"):
         LocalModels(models).onnx("small", 2)
