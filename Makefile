@@ -3,6 +3,8 @@ PYTHON ?= python3
 # An interpreter with PyTorch, for `make bench-gpu`.
 TORCH_PYTHON ?= python3
 MINUTES ?= 10
+# Files of tests that run at a time; those of `make test-faults` measure time, and run one after the other.
+JOBS ?= 2
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
@@ -25,8 +27,8 @@ $(READY): pyproject.toml
 demo: $(READY) ## Build, serve and call a model on a real photograph (no GPU, no download of weights)
 	$(BIN)/python examples/demo.py
 
-test: $(READY) ## Run the tests, against a real Triton server
-	$(BIN)/pytest -m 'not faults'
+test: $(READY) ## Run the tests, against a real Triton server, in JOBS (2) processes
+	$(BIN)/pytest -m 'not faults' --numprocesses $(JOBS) --dist loadfile
 
 test-faults: $(READY) ## Run the tests of servers, models and networks that fail in the middle (3 minutes)
 	$(BIN)/pytest -m faults

@@ -79,7 +79,9 @@ def test_errors_are_defined_where_they_are_drawn() -> None:
                     assert not names & {ast.unparse(base).rpartition(".")[2] for base in node.bases}, path
 
 
-@pytest.mark.parametrize("kind", set(KINDS) - {DriftError}, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if kind is not DriftError], ids=lambda kind: kind.__name__
+)
 def test_a_detached_error_says_the_same_and_holds_nothing(kind: type[ArcFaceError]) -> None:
     try:
         raise kind("what happened") from ValueError("why")

@@ -332,7 +332,9 @@ def test_a_fleet_is_assembled_by_the_gates_tolerance(
 
 
 def test_a_model_or_version_that_is_not_there_is_named(repository: ModelRepository) -> None:
-    with pytest.raises(ModelNotFoundError, match=r"There is no other_onnx in .*; run `arcface-builder build"):
+    with pytest.raises(
+        ModelNotFoundError, match=r"There is no other_onnx in .* or run `arcface-builder build"
+    ):
         find_onnx(repository, "other")
     with pytest.raises(ModelNotFoundError, match="There is no version 7 of small_onnx in"):
         find_onnx(repository, "small", 7)
