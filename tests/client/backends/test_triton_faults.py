@@ -181,7 +181,8 @@ def test_a_server_that_is_back_is_asked_though_another_one_has_used_up_the_patie
     repository = write_tiny_repository(tmp_path / "repository").parent
     with LocalTriton(repository) as second, TritonBackend("localhost:1", NAME) as _:
         with LocalTriton(repository) as first:
-            embedder = TritonBackend([first.grpc_url, second.grpc_url], NAME, rhythm=seldom)
+            urls = [first.grpc_url, second.grpc_url]
+            embedder = TritonBackend(urls, NAME, rhythm=seldom, limits=RequestLimits(request_timeout_s=2))
             embedder.ensure_ready()
         embedder.encode(many[:1])  # finds the first one gone
         with (
