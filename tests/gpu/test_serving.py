@@ -19,7 +19,7 @@ from arcface_builder.plans.published import manifest_path
 from arcface_builder.plans.repository import add_plan
 from arcface_builder.repository import ModelRepository
 from arcface_builder.store import StoredPlan
-from arcface_client import EmbeddingClient
+from arcface_client import EmbeddingClient, get_embedding_backend
 from arcface_client.cli import main
 from arcface_client.errors import ArcFaceError
 from arcface_server import LocalTriton
@@ -141,8 +141,16 @@ def test_where_the_plan_cannot_serve_the_reason_is_readable_and_the_onnx_sibling
     with LocalTriton(tmp_path / "models") as server:
         with EmbeddingClient(server.grpc_url, "small_trt") as client, pytest.raises(ArcFaceError) as raised:
             client.encode(faces.noise(2))
-        with EmbeddingClient(server.grpc_url, "small_onnx") as sibling:
-            embeddings = sibling.encode(faces.noise(2))
+        with get_embedding_backend(
+            "triton",
+            allow_cpu_fallback=False,
+            triton_url=server.grpc_url,
+            embedding_model="small",
+            embedding_model_repository=tmp_path / "models",
+        ) as embedder:
+            embeddings, served = embedder.encode(faces.noise(2), return_source=True)
 
     assert reason in str(raised.value)
+    assert [source.model for source in served.sources] == ["small_onnx"]
+    assert [refusal.candidate.partition(":")[0] for refusal in served.refusals] == ["small_trt"]
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-6)
