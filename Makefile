@@ -57,7 +57,7 @@ type: $(READY) ## Check types
 check: lint type test ## Style, types and tests, before every commit
 
 # PyTorch is here and not in `test`: it compares the network with a plain PyTorch one.
-ci: test test-faults test-torch lint type ## All that a change must pass (15 minutes)
+ci: test test-faults test-torch lint type ## All that a change must pass (10 minutes)
 
 bench: $(READY) ## Measure serving against running in process, on this machine (about 20 minutes)
 	$(BIN)/python benchmarks/serving.py --output docs/benchmarks
