@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from arcface_builder.plans.gate import ANOTHER_MODEL, Verdict
-from arcface_builder.store import Parity, PlanIdentity, PlanManifest, describe_plan
+from arcface_builder.store import Parity, PlanIdentity, PlanManifest, StoredPlan, describe_plan
 
 IDENTITY = PlanIdentity(
     model="arcface_r100",
@@ -65,3 +67,30 @@ def manifest(content: bytes | None = None, of: PlanIdentity = IDENTITY, **change
         "tools": {"python": "3.12.3"},
     }
     return PlanManifest(**(values | changes))
+
+
+def stored_plan(
+    folder: Path,
+    sm: str,
+    content: str = "plan",
+    *,
+    version: int = 1,
+    precision: str = "fp16",
+    max_batch_size: int = 32,
+) -> StoredPlan:
+    """A plan of model "m" as the store gives it, of bytes that nothing here loads."""
+    of = identity(
+        model="m",
+        onnx_sha256=hashlib.sha256(str(version).encode()).hexdigest(),
+        tensorrt_version="11.1.0.106",
+        sm=sm,
+        precision=precision,
+        opt_batch_size=max_batch_size,
+        max_batch_size=max_batch_size,
+        settings={},
+    )
+    data = f"{content} {version} {sm} {precision}".encode()
+    path = folder / of.digest / of.filename
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
+    return StoredPlan(path, manifest(data, of))

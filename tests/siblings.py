@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import onnx
 from tritonclient import grpc as tritonclient
 
+from arcface_client import limits
 from arcface_client.backend import EmbeddingBackend, Served, Source
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.diagnostics import Diagnostics
@@ -15,7 +21,10 @@ from arcface_client.job import Job
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_client.selection.rhythm import BreakerLimits, Rhythm
 from arcface_server import LocalTriton
+from processes import wait_until
 from tiny import tiny_serving_graph, write_tiny_repository
+
+Pair = tuple[LocalTriton, LocalTriton]
 
 NAME = "tiny"
 PLAN = "tiny_trt"
@@ -79,3 +88,37 @@ def answered(server: LocalTriton) -> int:
     with tritonclient.InferenceServerClient(server.grpc_url) as client:
         models = client.get_inference_statistics().model_stats
     return sum(int(model.inference_stats.success.count) for model in models)
+
+
+def urls(pair: Pair) -> list[str]:
+    """The addresses of a pair of servers."""
+    return [server.grpc_url for server in pair]
+
+
+def serving(embedder: EmbeddingBackend) -> str | None:
+    """The candidate that gets every call; None where there is none."""
+    states = {one.state: one.candidate for one in embedder.diagnostics().candidates}
+    return states.get("serving")
+
+
+@contextmanager
+def stopped(server: LocalTriton) -> Iterator[None]:
+    """Keep a server from running, as one that hangs."""
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+
+
+def in_the_middle(
+    embedder: EmbeddingBackend, crops: Crops, happens: int, server: LocalTriton
+) -> tuple[Embeddings, Served]:
+    """Embed crops, and send a server a signal once some of them were answered."""
+    before = answered(server)
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(embedder.encode, crops, timeout_s=30, return_source=True)
+        # More than the client keeps under way, so that some answers have reached it.
+        wait_until(lambda: answered(server) > before + 2 * limits.DEFAULT_MAX_IN_FLIGHT)
+        os.kill(server.pid, happens)
+        return call.result()

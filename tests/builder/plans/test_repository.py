@@ -19,7 +19,7 @@ from arcface_builder.model_config import config_text
 from arcface_builder.plans.config import plan_config
 from arcface_builder.plans.repository import AddedPlan, add_plan, add_plans
 from arcface_builder.repository import ModelRepository
-from arcface_builder.store import Parity, PlanIdentity, PlanManifest, StoredPlan, describe_plan
+from engines import stored_plan
 
 GOLDEN = Path(__file__).parent / "arcface_r100_trt.pbtxt"
 
@@ -29,51 +29,11 @@ def repository(tmp_path: Path) -> ModelRepository:
     return ModelRepository(tmp_path / "models")
 
 
-def engine(
-    folder: Path,
-    sm: str,
-    content: str = "plan",
-    *,
-    version: int = 1,
-    precision: str = "fp16",
-    max_batch_size: int = 32,
-) -> StoredPlan:
-    """A stored plan, of bytes that nothing here loads."""
-    identity = PlanIdentity(
-        model="m",
-        onnx_sha256=hashlib.sha256(str(version).encode()).hexdigest(),
-        tensorrt_version="11.1.0.106",
-        sm=sm,
-        precision=precision,
-        min_batch_size=1,
-        opt_batch_size=max_batch_size,
-        max_batch_size=max_batch_size,
-    )
-    data = f"{content} {version} {sm} {precision}".encode()
-    path = folder / identity.digest / identity.filename
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(data)
-    manifest = PlanManifest(
-        **describe_plan(data),
-        identity=identity,
-        created="2026-11-22T20:00:00+00:00",
-        gpu_name="a GPU",
-        driver_version="13.0",
-        precisions_used={precision: 50},
-        parity=Parity(
-            largest_drift_cosine=1e-6, max_drift_cosine=1e-3, crops=256, compared_with="source file"
-        ),
-        rebuild_command="arcface-builder compile",
-        tools={},
-    )
-    return StoredPlan(path, manifest)
-
-
 def add(
     repository: ModelRepository, sm: str, version: int = 1, content: str = "plan", *, precision: str = "fp16"
 ) -> AddedPlan:
     folder = repository.root.parent
-    plan = engine(folder, sm, content, version=version, precision=precision)
+    plan = stored_plan(folder, sm, content, version=version, precision=precision)
     return add_plan(repository, plan, version=version)
 
 
@@ -111,7 +71,7 @@ def test_several_plans_are_added_with_one_change_of_the_configuration(
 ) -> None:
     caplog.set_level(logging.INFO)
     add(repository, "80")
-    stored = [engine(repository.root.parent, sm) for sm in ("80", "86", "90")]
+    stored = [stored_plan(repository.root.parent, sm) for sm in ("80", "86", "90")]
 
     added = add_plans(repository, stored, version=1)
 
@@ -123,7 +83,7 @@ def test_several_plans_are_added_with_one_change_of_the_configuration(
 def test_of_several_plans_none_is_added_where_one_cannot_be(repository: ModelRepository) -> None:
     add(repository, "90", content="another")
     before = {path: path.read_bytes() for path in repository.root.rglob("*") if path.is_file()}
-    stored = [engine(repository.root.parent, sm) for sm in ("80", "86", "90")]
+    stored = [stored_plan(repository.root.parent, sm) for sm in ("80", "86", "90")]
 
     with pytest.raises(RepositoryError, match=r"has a plan for sm90 already, m-fp16-sm90\.plan \(of other"):
         add_plans(repository, stored, version=1)
@@ -135,14 +95,13 @@ def test_of_several_plans_none_is_added_where_the_disk_is_full(repository: Model
     code = """
 import resource, signal, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
 from arcface_builder.errors import RepositoryError
 from arcface_builder.plans.repository import add_plans
 from arcface_builder.repository import ModelRepository
-from test_repository import engine
+from engines import stored_plan
 
 folder = Path(sys.argv[1])
-stored = [engine(folder, "80"), engine(folder, "86", "x" * 50_000)]
+stored = [stored_plan(folder, "80"), stored_plan(folder, "86", "x" * 50_000)]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 try:
@@ -150,7 +109,7 @@ try:
 except RepositoryError as error:
     print(str(error).endswith("Nothing was published."))
 """
-    printed = children.run(code, repository.root.parent, Path(__file__).parent)
+    printed = children.run(code, repository.root.parent)
 
     assert printed == "True\n"
     assert [path.name for path in repository.root.rglob("*.plan")] == []
@@ -339,12 +298,12 @@ def test_what_an_operator_set_stays_when_a_plan_is_added(
     repository: ModelRepository, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    add_plan(repository, engine(tmp_path, "80"), version=1, instances=4)
+    add_plan(repository, stored_plan(tmp_path, "80"), version=1, instances=4)
     path = repository.root / "m_trt/config.pbtxt"
     path.write_text(path.read_text().replace("dynamic_batching {", "dynamic_batching { priority_levels: 2"))
     edited = config(repository)
 
-    add_plan(repository, engine(tmp_path, "90", max_batch_size=16), version=1)
+    add_plan(repository, stored_plan(tmp_path, "90", max_batch_size=16), version=1)
 
     kept = config(repository)
     assert kept.instance_group[0].count == 4
@@ -362,7 +321,7 @@ def test_what_an_operator_set_stays_when_a_plan_is_added(
 
 def test_instances_are_changed_when_they_are_given(repository: ModelRepository, tmp_path: Path) -> None:
     for instances in (None, 3, 1):
-        add_plan(repository, engine(tmp_path, "80"), version=1, instances=instances)
+        add_plan(repository, stored_plan(tmp_path, "80"), version=1, instances=instances)
         assert config(repository).instance_group[0].count == (instances or 2)
 
 
@@ -384,10 +343,10 @@ def test_a_version_in_another_precision_takes_over_when_it_is_complete(repositor
 def test_the_largest_batch_is_one_that_every_served_plan_takes(
     repository: ModelRepository, tmp_path: Path
 ) -> None:
-    add_plan(repository, engine(tmp_path, "80", max_batch_size=64), version=1)
+    add_plan(repository, stored_plan(tmp_path, "80", max_batch_size=64), version=1)
     assert config(repository).max_batch_size == 64
 
-    add_plan(repository, engine(tmp_path, "90", max_batch_size=16), version=1)
+    add_plan(repository, stored_plan(tmp_path, "90", max_batch_size=16), version=1)
     assert config(repository).max_batch_size == 16
 
 
@@ -399,7 +358,7 @@ def test_a_record_without_its_plan_does_not_count(repository: ModelRepository) -
 
 
 def test_a_plan_that_cannot_be_written_leaves_nothing(repository: ModelRepository, tmp_path: Path) -> None:
-    plan = engine(tmp_path, "80")
+    plan = stored_plan(tmp_path, "80")
     gone = replace(plan, path=tmp_path / "gone.plan")
 
     with pytest.raises(RepositoryError, match="nothing was published"):

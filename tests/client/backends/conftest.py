@@ -7,13 +7,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
 from arcface_client.backend import EmbeddingBackend
 from arcface_client.backends.factory import get_embedding_backend
+from arcface_client.contract import Crops, Embeddings
 from arcface_server import LocalTriton
-from siblings import EXPLICIT, write_siblings
+from siblings import EXPLICIT, tiny_embeddings, write_siblings
 from tiny import tiny_serving_graph, write_tiny_repository
 
 Make = Callable[..., EmbeddingBackend]
@@ -67,3 +69,14 @@ def save(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / f"{name}.onnx"
 
     return save
+
+
+@pytest.fixture(scope="module")
+def many(crops: Crops) -> Crops:
+    """Crops for a call that lasts."""
+    return np.concatenate([crops, crops[::-1]])
+
+
+@pytest.fixture(scope="module")
+def truth(many: Crops, tmp_path_factory: pytest.TempPathFactory) -> Embeddings:
+    return tiny_embeddings(tmp_path_factory.mktemp("truth"), many)

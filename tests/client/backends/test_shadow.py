@@ -21,7 +21,7 @@ from arcface_client.selection.rhythm import Rhythm
 from arcface_client.selection.shadow import QUEUE_CROPS
 from arcface_server import LocalTriton
 from processes import wait_until
-from siblings import NAME, ONNX, PLAN, QUICK, tiny_embeddings
+from siblings import NAME, ONNX, PLAN, QUICK, serving, tiny_embeddings
 from tiny import tiny_serving_graph, write_tiny_repository
 
 pytestmark = pytest.mark.faults
@@ -69,11 +69,6 @@ def shadow(embedder: EmbeddingBackend) -> dict[str, Any]:
 def wait_for_comparisons(embedder: EmbeddingBackend, crops: int) -> dict[str, Any]:
     wait_until(lambda: sum(shadow(embedder)["crops"].values()) >= crops)
     return shadow(embedder)
-
-
-def serving(embedder: EmbeddingBackend) -> str | None:
-    states = {one.state: one.candidate for one in embedder.diagnostics().candidates}
-    return states.get("serving")
 
 
 def test_figures_are_kept_in_diagnostics_and_metrics(quirky: LocalTriton, plain: Crops) -> None:

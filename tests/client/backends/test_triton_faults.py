@@ -7,9 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +15,6 @@ import onnx
 import pytest
 from tritonclient import grpc as tritonclient
 
-from arcface_client import limits
-from arcface_client.backend import Served
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import DeadlineExceededError, NoCandidateNowError
@@ -33,58 +29,17 @@ from siblings import (
     PLAN,
     QUICK,
     InThisProcess,
+    Pair,
     answered,
-    tiny_embeddings,
+    in_the_middle,
+    serving,
+    stopped,
+    urls,
     write_siblings,
 )
 from tiny import tiny_serving_graph, write_tiny_repository
 
 pytestmark = pytest.mark.faults
-
-Pair = tuple[LocalTriton, LocalTriton]
-
-
-@pytest.fixture(scope="module")
-def many(crops: Crops) -> Crops:
-    """Crops for a call that lasts."""
-    return np.concatenate([crops, crops[::-1]])
-
-
-@pytest.fixture(scope="module")
-def truth(many: Crops, tmp_path_factory: pytest.TempPathFactory) -> Embeddings:
-    return tiny_embeddings(tmp_path_factory.mktemp("truth"), many)
-
-
-def urls(pair: Pair) -> list[str]:
-    return [server.grpc_url for server in pair]
-
-
-def serving(embedder: TritonBackend) -> str | None:
-    states = {one.state: one.candidate for one in embedder.diagnostics().candidates}
-    return states.get("serving")
-
-
-@contextmanager
-def stopped(server: LocalTriton) -> Iterator[None]:
-    """Keep a server from running, as one that hangs."""
-    os.kill(server.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(server.pid, signal.SIGCONT)
-
-
-def in_the_middle(
-    embedder: TritonBackend, crops: Crops, happens: int, server: LocalTriton
-) -> tuple[Embeddings, Served]:
-    """Embed crops, and send a server a signal once some of them were answered."""
-    before = answered(server)
-    with ThreadPoolExecutor(1) as pool:
-        call = pool.submit(embedder.encode, crops, timeout_s=30, return_source=True)
-        # More than the client keeps under way, so that some answers have reached it.
-        wait_until(lambda: answered(server) > before + 2 * limits.DEFAULT_MAX_IN_FLIGHT)
-        os.kill(server.pid, happens)
-        return call.result()
 
 
 def test_killed_servers_leave_the_rest_to_the_next_and_then_to_this_process_and_are_used_again(
@@ -124,75 +79,6 @@ def test_killed_servers_leave_the_rest_to_the_next_and_then_to_this_process_and_
             embeddings, served = embedder.encode(many[:9], return_source=True)
         np.testing.assert_allclose(embeddings, truth[:9], atol=1e-6)
         assert [source.where for source in served.sources] == [first.grpc_url]
-
-
-def test_a_server_that_hangs_does_not_hold_a_call_that_another_can_serve(
-    pair: Pair, many: Crops, truth: Embeddings
-) -> None:
-    with TritonBackend(urls(pair), NAME, rhythm=QUICK) as embedder:
-        embedder.ensure_ready()
-        started = time.monotonic()
-        try:
-            embeddings, served = in_the_middle(embedder, many, signal.SIGSTOP, pair[0])
-        finally:
-            os.kill(pair[0].pid, signal.SIGCONT)
-        took_s = time.monotonic() - started
-        np.testing.assert_allclose(embeddings, truth, atol=1e-6)
-        assert [source.where for source in served.sources] == urls(pair)
-        assert "did not say within 0.5 s that it is alive" in served.refusals[0].reason
-        assert took_s < 15  # of 30 that the call had, and 60 that a request has
-        wait_until(lambda: serving(embedder) == f"{PLAN}:1 at {pair[0].grpc_url}")
-
-
-def test_a_server_that_hangs_does_not_hold_many_calls_that_begin_then(
-    pair: Pair, many: Crops, truth: Embeddings
-) -> None:
-    """More than its socket takes: what is stuck there has to end in time, too."""
-    calls = 8
-    with TritonBackend(urls(pair), NAME, rhythm=QUICK) as embedder, ThreadPoolExecutor(calls) as pool:
-        embedder.ensure_ready()
-        started = time.monotonic()
-        with stopped(pair[0]):
-            futures = [pool.submit(embedder.encode, many[:32], timeout_s=8) for _ in range(calls)]
-            results = [future.result(timeout=20) for future in futures]
-            took_s = time.monotonic() - started
-    for embeddings in results:
-        np.testing.assert_allclose(embeddings, truth[:32], atol=1e-6)
-    assert took_s < 8
-
-
-def test_many_calls_to_a_single_server_that_hangs_end_with_their_deadline(pair: Pair, many: Crops) -> None:
-    calls = 8
-    with TritonBackend(pair[0].grpc_url, NAME) as embedder, ThreadPoolExecutor(calls) as pool:
-        embedder.ensure_ready()
-        started = time.monotonic()
-        with stopped(pair[0]):
-            futures = [pool.submit(embedder.encode, many[:32], timeout_s=2) for _ in range(calls)]
-            errors = [future.exception(timeout=20) for future in futures]
-            took_s = time.monotonic() - started
-    assert all(isinstance(error, DeadlineExceededError) for error in errors)
-    assert took_s < 4
-
-
-def test_a_server_that_is_back_is_asked_though_another_one_has_used_up_the_patience(
-    tmp_path: Path, many: Crops, truth: Embeddings
-) -> None:
-    seldom = Rhythm(recheck_s=60, liveness_s=0.5, breaker=BreakerLimits(wait_s=60))
-    repository = write_tiny_repository(tmp_path / "repository").parent
-    with LocalTriton(repository) as second, TritonBackend("localhost:1", NAME) as _:
-        with LocalTriton(repository) as first:
-            urls = [first.grpc_url, second.grpc_url]
-            embedder = TritonBackend(urls, NAME, rhythm=seldom, limits=RequestLimits(request_timeout_s=2))
-            embedder.ensure_ready()
-        embedder.encode(many[:1])  # finds the first one gone
-        with (
-            LocalTriton(repository, grpc_port=int(first.grpc_url.rpartition(":")[2])),
-            stopped(second),
-            embedder,
-        ):
-            embeddings, served = embedder.encode(many[:9], return_source=True)
-    np.testing.assert_allclose(embeddings, truth[:9], atol=1e-6)
-    assert [source.where for source in served.sources] == [first.grpc_url]
 
 
 def test_an_embedder_that_nobody_closed_ends_its_threads_and_gives_its_memory_back(
@@ -264,27 +150,6 @@ def test_a_last_resort_that_settled_the_identity_keeps_another_source_model_out(
         again, served = embedder.encode(many[:3], return_source=True)
     np.testing.assert_allclose(again, embeddings, atol=1e-6)
     assert [source.where for source in served.sources] == ["this process"]
-
-
-def test_a_server_that_hangs_while_it_is_examined_does_not_hold_the_first_call(
-    pair: Pair, many: Crops
-) -> None:
-    hung, other = pair
-
-    def stop(model: str, version: int) -> None:
-        """Called between the list of models and the examination."""
-        if not time_of_stop:
-            time_of_stop.append(time.monotonic())
-            os.kill(hung.pid, signal.SIGSTOP)
-
-    time_of_stop: list[float] = []
-    try:
-        with TritonBackend(urls(pair), NAME, references=stop, rhythm=QUICK) as embedder:
-            _, served = embedder.encode(many[:3], return_source=True)
-            assert time.monotonic() - time_of_stop[0] < 8
-    finally:
-        os.kill(hung.pid, signal.SIGCONT)
-    assert served.sources[0].where == other.grpc_url
 
 
 def test_a_model_unloaded_under_load_is_replaced_and_used_again_once_it_is_back(

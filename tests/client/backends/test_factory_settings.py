@@ -1,0 +1,109 @@
+"""What an embedder is made by: settings, and arguments that go before them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arcface_client import get_embedding_backend
+from arcface_client.backend import EmbeddingBackend
+from arcface_client.contract import Crops
+from arcface_client.errors import (
+    ConfigError,
+    DeploymentError,
+    InputError,
+)
+
+from .conftest import Make
+
+
+def test_the_file_says_the_backend_and_an_argument_goes_before_it(make: Make, tmp_path: Path) -> None:
+    config = tmp_path / "embedding.yaml"
+    config.write_text("embedding: {backend: onnxruntime}")
+
+    def backend(embedder: EmbeddingBackend) -> str:
+        embedder.ensure_ready()
+        return embedder.diagnostics().backend
+
+    assert backend(make()) == "pytorch"
+    assert backend(make(config=config)) == "onnxruntime"
+    assert backend(make("pytorch", config=str(config))) == "pytorch"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"backend_type": "torch"},
+            "backend_type is 'torch'; expected one of pytorch, tensorrt, onnxruntime",
+        ),
+        ({"device": "mps"}, "device is 'mps'; expected 'cpu'"),
+        ({"triton_ulr": "x"}, "There is no setting 'triton_ulr'; known ones: embedding_backend, "),
+    ],
+)
+def test_what_there_is_not_is_refused_with_what_there_is(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        get_embedding_backend(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("argument", "setting", "message"),
+    [
+        (
+            "onnxruntime",
+            {"embedding_backend": "triton"},
+            "backend_type is 'onnxruntime' and embedding_backend 'triton'",
+        ),
+        ("cpu", {"embedding_device": "cuda"}, "device is 'cpu' and embedding_device 'cuda'"),
+        ("a.yaml", {"embedding_tensorrt_config": "b.yaml"}, "and embedding_tensorrt_config 'b.yaml'"),
+        (True, {"embedding_allow_cpu_fallback": False}, "is True and embedding_allow_cpu_fallback False"),
+    ],
+)
+def test_a_setting_that_is_given_twice_is_refused(
+    argument: Any, setting: dict[str, Any], message: str
+) -> None:
+    (name,) = setting
+    short = {"embedding_backend": "backend_type"}.get(name, name.removeprefix("embedding_"))
+    with pytest.raises(InputError, match=f"{message}; give one of them"):
+        get_embedding_backend(**{short: argument}, **setting)
+
+
+def test_device_and_fallback_are_settings_too(
+    make: Make, monkeypatch: pytest.MonkeyPatch, crops: Crops
+) -> None:
+    monkeypatch.setenv("ARCFACE_EMBEDDING_DEVICE", "cuda:0")
+    with make("onnxruntime") as embedder:
+        _, served = embedder.encode(crops[:1], return_source=True)
+    assert [refusal.candidate for refusal in served.refusals] == ["small_onnx on CUDAExecutionProvider"]
+
+    monkeypatch.setenv("ARCFACE_EMBEDDING_ALLOW_CPU_FALLBACK", "false")
+    with pytest.raises(DeploymentError, match="without CUDAExecutionProvider"):
+        make("onnxruntime").ensure_ready()
+    make("onnxruntime", allow_cpu_fallback=True).ensure_ready()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"validation_max_drift_cosine": "small"}, "max_drift_cosine is 'small'; expected a number"),
+        ({"config": "/nowhere.yaml"}, r"Cannot read the configuration file /nowhere\.yaml"),
+        ({"backend_type": "tensorrt", "tensorrt_config": "/no.yaml"}, r"configuration file /no\.yaml"),
+        ({"backend_type": "triton", "triton_url": "http://localhost:8000"}, "expected host:port"),
+        ({"backend_type": "triton", "embedding_candidates": "a:b:c"}, "candidate 'a:b:c' is no model"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        get_embedding_backend(**arguments)
+
+
+@pytest.mark.parametrize(("enabled", "left"), [("true", "a_onnx"), ("false", "a_trt:1, b_trt")])
+def test_candidates_that_the_settings_of_tensorrt_keep_out_are_none(
+    enabled: str, left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARCFACE_TENSORRT_ENABLED", enabled)
+
+    with pytest.raises(ConfigError, match=rf"enabled is {enabled}, which leaves none of .* \({left}\)"):
+        get_embedding_backend("triton", embedding_candidates=left)
