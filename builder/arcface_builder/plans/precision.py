@@ -26,7 +26,7 @@ from ..folding import affine
 from ..graph import set_constant
 from .quantisation import quantise
 
-GRAPH_REVISION: Final = 1
+GRAPH_REVISION: Final = 2
 """To be raised with every change, here or in ``quantisation``, that makes other graphs: it is part of a
 plan's identity, so that no plan of an older graph is taken for the same."""
 
@@ -109,6 +109,8 @@ def _half(model: ir.Model) -> ir.Model:
     typed: ir.Model = ir.from_proto(converted)
     typed.graph.sort()  # the converter puts its casts at the end
     _drop_detours(typed)
+    # Older converters cast a value anew for each node that reads it.
+    passes.CommonSubexpressionEliminationPass()(typed)
     return typed
 
 
