@@ -206,9 +206,12 @@ def test_an_endpoint_that_cannot_be_reached_is_told(wire: BadWire, listening: bo
 
 
 @pytest.mark.usefixtures("s3")  # its credentials
-@pytest.mark.parametrize("status", [301, 302, 307, 308])
-def test_an_endpoint_that_redirects_everything_is_told(status: int) -> None:
-    with redirecting(status) as url, pytest.raises(BucketError, match=r"redirects every request|refused a"):
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [(301, "redirects every request"), (302, "redirects every"), (307, "redirects every"), (308, "HTTP 308")],
+)
+def test_an_endpoint_that_redirects_everything_is_told(status: int, told: str) -> None:
+    with redirecting(status) as url, pytest.raises(BucketError, match=told):
         hasty(url).find(IDENTITY)
 
 

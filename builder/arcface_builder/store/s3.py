@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from boto3.session import Session
+from botocore.awsrequest import AWSResponse
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
@@ -31,6 +32,7 @@ Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 """From a name and a size in bytes: a context that gives what is told of each few bytes that moved."""
 
 _MAX_MANIFEST_BYTES: Final = 1 << 20
+_REDIRECTS: Final = (301, 302, 307)
 
 
 class S3Store:
@@ -74,6 +76,7 @@ class S3Store:
                     f"Cannot use the {self.name}: {error}; expected an endpoint such as "
                     "https://s3.example.org:9000, and a region such as eu-central-1."
                 ) from error
+        self._s3.meta.events.register_first("needs-retry.s3.HeadBucket", self._check_redirect)
 
     def find(self, identity: PlanIdentity) -> PlanManifest | None:
         """Look for a plan's manifest.
@@ -173,6 +176,21 @@ class S3Store:
         with translated(self.name):
             for key in (manifest.identity.key + ENDING, _plan_key(manifest)):
                 self._s3.delete_object(Bucket=self._bucket, Key=key)
+
+    def _check_redirect(self, response: tuple[AWSResponse, object] | None, **_: object) -> None:
+        """End what goes round in a circle.
+
+        Where an answer redirects and names no region, botocore asks for the bucket's; and so again, where
+        that is redirected, too.
+        """
+        if response is None:
+            return
+        answer = response[0]
+        if answer.status_code in _REDIRECTS and "x-amz-bucket-region" not in answer.headers:
+            raise BucketError(
+                f"The {self.name} redirects every request; check --endpoint-url (https, not http?) and the "
+                "region."
+            )
 
     def _read_manifest(self, key: str) -> PlanManifest | None:
         with translated(self.name):

@@ -58,10 +58,6 @@ def translated(place: str) -> Iterator[None]:
         ) from error
     except ParamValidationError as error:
         raise BucketError(f"There can be no {place}; expected a name as my-bucket.") from error
-    except RecursionError as error:  # what botocore makes of an endpoint that redirects all it is asked
-        raise BucketError(
-            f"The {place} redirects every request; check --endpoint-url (https, not http?) and the region."
-        ) from error
     except BotoCoreError as error:
         raise BucketError(f"Cannot use the {place}: {_one_line(error)}") from error
 
