@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -65,6 +67,27 @@ def test_what_one_machine_pushes_another_pulls(
     assert said(capsys, "push", "--sm", "86", "--overwrite") == [f"pushed: {IDENTITY.key}"]
     assert said(capsys, "pull", "--sm", "86") == [f"already there: {IDENTITY.key}"]
     assert said(capsys, "pull", "--model", "arcface_r50") == []
+
+
+def test_a_full_folder_for_temporary_files_is_named(bucket: S3Server, tmp_path: Path) -> None:
+    content = plan(3_000_000)
+    open_store(bucket="plans").put(content, manifest(content, of=identity(sm="89")))
+    small = tmp_path / "small"
+    small.mkdir()
+    in_a_small_folder = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    mount = f"mount -t tmpfs -o size=1m none {small}"
+    if subprocess.run([*in_a_small_folder, mount], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system in a namespace")
+
+    verify = shlex.join([sys.executable, "-m", "arcface_builder", "engines", "verify", "--remote"])
+    done = subprocess.run(
+        [*in_a_small_folder, f"{mount}; TMPDIR={small} {verify}"], capture_output=True, text=True
+    )
+
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"arcface-builder: No space left on device (perhaps of {small}; TMPDIR names another folder)\n",
+    )
 
 
 def test_the_settings_name_the_bucket(

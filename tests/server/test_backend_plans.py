@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from arcface_client.errors import ConfigError, DeploymentError, ManifestError
+from arcface_client.errors import ConfigError, DeploymentError, ManifestError, MissingExtraError
 from arcface_client.manifests import PlanRecord
 from arcface_server.backends.config import InstanceConfig
 from arcface_server.backends.plans import load_plan, plan_for, record_of
@@ -39,6 +40,19 @@ def test_a_plan_that_is_named_but_missing_is_said(config: InstanceConfig) -> Non
 def test_an_instance_on_the_cpu_is_refused(config: InstanceConfig) -> None:
     with pytest.raises(ConfigError, match="asks for KIND_CPU; a TensorRT plan runs on a GPU"):
         load_plan(MODEL, InstanceConfig(config.version_folder, "", "CPU", 0, cc_filenames=PLANS))
+
+
+def test_a_tensorrt_without_its_libraries_is_told(
+    config: InstanceConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What an extension module raises whose shared libraries are missing.
+    reason = "libnvinfer.so.8: cannot open shared object file: No such file or directory"
+    (tmp_path / "tensorrt.py").write_text(f"raise ImportError({reason!r})")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+
+    with pytest.raises(MissingExtraError, match=f"beside this server, but cannot be loaded: {reason}"):
+        load_plan(MODEL, config)
 
 
 @pytest.fixture
