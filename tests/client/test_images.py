@@ -48,7 +48,7 @@ def test_a_file_that_is_no_image_is_refused(tmp_path: Path, content: bytes) -> N
 
 def test_sixteen_bits_a_channel_are_refused_not_clipped(tmp_path: Path) -> None:
     Image.fromarray(np.full((112, 112), 40000, np.uint16)).save(tmp_path / "crop.png")
-    with pytest.raises(ImageFileError, match=r"pixels of mode I;16; expected 8 bits"):
+    with pytest.raises(ImageFileError, match=r"pixels of mode I(;16)?; expected 8 bits"):
         read_crop(tmp_path / "crop.png")
 
 
