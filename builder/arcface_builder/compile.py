@@ -109,7 +109,8 @@ def compile_plan(
                     made = _make(request, options, identity, gpu, standard, store, report)
                     if found is not None:
                         store.local.remove(found.manifest)
-                    engine = store.put(*made)
+                    # What was found was refused by this gate.
+                    engine = store.put(*made, overwrite=found is not None)
             break
         except (ServedModelError, BlindGateError):
             raise  # no other precision would be judged better

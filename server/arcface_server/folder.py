@@ -26,10 +26,14 @@ def server_folder() -> Iterator[Path]:
                 with lock_path.open("rb") as lock:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(lock_path.parent)
-    with tempfile.TemporaryDirectory(prefix=_PREFIX) as name:
-        folder = Path(name)
+    owner_pid = os.getpid()
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    try:
         with (folder / "unlocked").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             # By this name it is looked for: it has to be locked before it has it.
             (folder / "unlocked").rename(folder / _LOCK)
             yield folder
+    finally:
+        if os.getpid() == owner_pid:  # a forked process leaves the server what it needs
+            shutil.rmtree(folder)

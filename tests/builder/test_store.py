@@ -123,6 +123,19 @@ def test_a_damaged_plan_in_the_bucket_is_refused_built_anew_and_replaced(
     assert fetched.path.read_bytes() == plan(seed=2)
 
 
+def test_a_good_plan_in_a_bucket_that_was_away_for_a_while_is_kept(tmp_path: Path, s3: S3Server) -> None:
+    first, second = plan(), plan(seed=1)
+    machine(tmp_path / "one", s3).put(first, manifest(first))
+    other = machine(tmp_path / "other", s3)
+
+    stored = other.put(second, manifest(second))
+
+    assert stored.path.read_bytes() == second
+    assert machine(tmp_path / "third", s3).manifests() == [manifest(first)]
+    other.put(second, manifest(second), overwrite=True)
+    assert machine(tmp_path / "third", s3).manifests() == [manifest(second)]
+
+
 def test_a_push_leaves_what_the_bucket_has_unless_it_is_told_to_replace_it(
     tmp_path: Path, s3: S3Server
 ) -> None:

@@ -109,8 +109,9 @@ def add_plans(
             is_new = {
                 capability: not (folder / name).is_file() for capability, name in _names(wanted).items()
             }
+            had_folder = model_folder.is_dir()
             _place(staged, folder, text)
-            if config != old:  # Triton reloads every version when the file is touched
+            if had_folder and config != old:  # Triton reloads every version when the file is touched
                 replace_text(model_folder / CONFIG_FILE, text, via=staged.parent)
             flush(model_folder)
             flush(repository.root)

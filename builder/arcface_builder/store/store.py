@@ -68,8 +68,13 @@ class PlanStore:
             _log.warning("Miss: %s is not in the local cache. %s", identity.filename, error)
             return None
 
-    def put(self, plan: bytes, manifest: PlanManifest) -> StoredPlan:
-        """Store a plan here, and in the bucket if it can be reached.
+    def put(self, plan: bytes, manifest: PlanManifest, *, overwrite: bool = False) -> StoredPlan:
+        """Store a plan here, and in the bucket if it can be reached and has no good one.
+
+        Args:
+            plan: The plan.
+            manifest: Its manifest.
+            overwrite: Replace a good one in the bucket, too.
 
         Raises:
             PlanError: The plan is not what the manifest describes.
@@ -78,8 +83,9 @@ class PlanStore:
         stored = self.local.add(plan, manifest)
         if self.remote:
             try:
-                # What fetch found there, if anything, was no good.
-                self.push(stored.manifest, overwrite=True)
+                # It may have been unreachable when the plan was looked for, or what is there is damaged.
+                if overwrite or not _has_good(self.remote, manifest.identity):
+                    self.push(stored.manifest, overwrite=True)
             except _BUCKET_FAILED as error:
                 _log.warning(
                     "%s is in the local cache only. %s Then run `arcface-builder engines push`.",
@@ -172,6 +178,18 @@ def readable(place: Place, model: str = "") -> Iterator[PlanManifest]:
             _log.warning("%s", manifest.problem)
         else:
             yield manifest
+
+
+def _has_good(bucket: S3Store, identity: PlanIdentity) -> bool:
+    """Whether a bucket has a plan that is what its manifest says; it is downloaded for that."""
+    try:
+        manifest = bucket.find(identity)
+        if manifest is not None:
+            bucket.check(manifest)
+    except PlanError as error:
+        _log.warning("Replacing what the bucket has: %s", error)
+        return False
+    return manifest is not None
 
 
 def _nearest(wanted: PlanIdentity, stored: Iterable[PlanIdentity]) -> str:

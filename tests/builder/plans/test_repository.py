@@ -18,7 +18,7 @@ from arcface_builder.errors import PlanManifestError, RepositoryError
 from arcface_builder.model_config import config_text
 from arcface_builder.plans.config import plan_config
 from arcface_builder.plans.repository import AddedPlan, add_plan, add_plans
-from arcface_builder.repository import ModelRepository
+from arcface_builder.repository import ModelRepository, replace_text
 from engines import stored_plan
 
 GOLDEN = Path(__file__).parent / "arcface_r100_trt.pbtxt"
@@ -124,6 +124,22 @@ def test_an_architecture_is_added_beside_another(repository: ModelRepository) ->
         "m-fp16-sm80.plan",
         "m-fp16-sm90.plan",
     ]
+
+
+def test_a_new_model_appears_with_its_configuration_and_is_not_touched_again(
+    repository: ModelRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Path] = []
+
+    def note(path: Path, text: str, *, via: Path) -> None:
+        written.append(path)
+        replace_text(path, text, via=via)
+
+    monkeypatch.setattr("arcface_builder.plans.repository.replace_text", note)
+    add(repository, "80")
+
+    assert repository.root / "m_trt/config.pbtxt" not in written
+    assert (repository.root / "m_trt/config.pbtxt").is_file()
 
 
 def test_the_same_plan_again_changes_nothing(repository: ModelRepository) -> None:

@@ -41,17 +41,20 @@ with LocalTriton(sys.argv[1], stop_timeout_s=1) as server:
 """
 
 LEAVE_IN_CHILD = """
-import os, sys
+import os, sys, tempfile
+from pathlib import Path
 from arcface_client import EmbeddingClient
 from arcface_server import LocalTriton
 
+tempfile.tempdir = sys.argv[2]
 with LocalTriton(sys.argv[1], stop_timeout_s=1) as server:
     child = os.fork()
     if not child:
         sys.exit(0)
     os.waitpid(child, 0)
     EmbeddingClient(server.grpc_url, "tiny_onnx").ensure_ready()
-    print("serves on")
+    print("serves on", len(list(Path(sys.argv[2]).glob("*/backends"))))
+print(len(list(Path(sys.argv[2]).iterdir())))
 """
 
 
@@ -61,4 +64,7 @@ def test_a_forked_process_does_not_write_into_its_parents_calls(tmp_path: Path) 
 
 
 def test_a_server_outlives_processes_that_are_forked_from_its_own(tmp_path: Path) -> None:
-    assert children.run(LEAVE_IN_CHILD, write_siblings(tmp_path / "repository")) == "serves on\n"
+    folders = tmp_path / "temporary"
+    folders.mkdir()
+    repository = write_siblings(tmp_path / "repository")
+    assert children.run(LEAVE_IN_CHILD, repository, folders) == "serves on 1\n0\n"
