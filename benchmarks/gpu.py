@@ -121,7 +121,10 @@ def _torch(python: str, network: str | None = None, batches: Sequence[int] = ())
     if network:
         command += ["--blocks", ",".join(map(str, BLOCKS[network])), "--batches", ",".join(map(str, batches))]
     environment = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_TORCH}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise ArcFaceError(f"{python} cannot be run ({error.strerror}); give --torch-python.") from error
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise ArcFaceError(f"{python} cannot run PyTorch's part ({reason}); give --torch-python.")

@@ -26,7 +26,7 @@ from .plans.progress import Report
 from .plans.published import plan_files, recorded_plan, taken
 from .plans.repository import AddedPlan, add_plan
 from .plans.standard import plan_standard
-from .plans.toolkit import is_strongly_typed
+from .plans.toolkit import check_knows, is_strongly_typed
 from .repository import ModelRepository
 from .sources import Source
 from .store import PlanIdentity, PlanManifest, PlanStore, StoredPlan, describe_plan
@@ -181,6 +181,7 @@ def _make(
             strongly_typed=is_strongly_typed(gpu.trt),
         )
 
+    check_knows(gpu.trt, options.precision)  # what follows takes minutes
     report(f"Writing {options.precision} into the graph", None)
     graph = typed(options.precision)
     report("Comparing the ONNX model with its source", None)

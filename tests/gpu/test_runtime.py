@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 
 from arcface_builder import faces
 from arcface_builder.compile import Compiled
-from arcface_client.errors import DeploymentError, InputError
+from arcface_client.errors import ClientClosedError, DeploymentError, InputError
 
 if TYPE_CHECKING:
     from arcface_client.runtimes.tensorrt import TensorRt
@@ -33,6 +35,29 @@ def free_bytes() -> int:
     from arcface_client.runtimes import cuda
 
     return cuda.free_bytes()
+
+
+def test_a_plan_that_is_closed_while_it_runs_ends_with_a_clear_error(small_plan: Compiled) -> None:
+    from arcface_client.runtimes.tensorrt import TensorRt
+
+    runtime = TensorRt(small_plan.added.path)
+    crops = faces.noise(8)
+    expected = runtime.embed(crops)
+
+    def embed_until_closed() -> int:
+        for count in itertools.count():
+            try:
+                np.testing.assert_array_equal(runtime.embed(crops), expected)
+            except ClientClosedError:
+                return count
+        raise AssertionError
+
+    with ThreadPoolExecutor(4) as pool:
+        running = [pool.submit(embed_until_closed) for _ in range(4)]
+        time.sleep(0.2)
+        runtime.close()
+        assert sum(future.result() for future in running) > 0
+    runtime.close()  # again does nothing
 
 
 def test_a_batch_that_the_plan_does_not_take_is_refused(runtime: TensorRt) -> None:

@@ -108,7 +108,7 @@ def corrupted(repository: ModelRepository, plan: Compiled) -> None:
 def of_another_tensorrt(repository: ModelRepository, plan: Compiled) -> None:
     record = manifest_path(repository, "small_trt", 1, plan.manifest.identity.sm)
     manifest = json.loads(record.read_text())
-    manifest["identity"]["tensorrt_version"] = "10.16.1.11"
+    manifest["identity"]["tensorrt_version"] = "99.0.0.1"
     record.write_text(json.dumps(manifest))
 
 
@@ -127,7 +127,7 @@ def of_another_gpu(repository: ModelRepository, plan: Compiled) -> None:
     [
         (removed, "it is missing"),
         (corrupted, "its manifest says"),
-        (of_another_tensorrt, "was built by TensorRT 10.16.1.11, and TensorRT "),
+        (of_another_tensorrt, "was built by TensorRT 99.0.0.1, and TensorRT "),
         (of_another_gpu, "has plans for compute capability"),
     ],
     ids=["removed", "corrupted", "another TensorRT", "another GPU"],

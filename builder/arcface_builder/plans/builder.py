@@ -133,6 +133,7 @@ def build_plan(
         CompileError: TensorRT cannot parse the graph or build it; the message has its own reason.
         WorkspaceError: It ran out of memory with the smallest workspace, too.
     """
+    toolkit.check_knows(trt, options.precision)
     workspace_mb = options.workspace_size_mb
     while True:
         messages = toolkit.Messages()

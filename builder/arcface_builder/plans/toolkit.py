@@ -63,21 +63,25 @@ def create_network(trt: ModuleType, builder: Any) -> Any:
     return builder.create_network(1 << int(flag))
 
 
-def set_precision(trt: ModuleType, config: Any, precision: str) -> None:
-    """Set the flags that a precision needs beside its graph.
+def check_knows(trt: ModuleType, precision: str) -> None:
+    """Check that a TensorRT can build for a precision.
 
     Raises:
-        CompileError: This TensorRT does not know the precision.
+        CompileError: It does not know it.
     """
+    if precision == "bf16" and not is_strongly_typed(trt):
+        raise CompileError(
+            f"TensorRT {trt.__version__} does not know bf16; use fp16, or TensorRT 10 or newer."
+        )
+
+
+def set_precision(trt: ModuleType, config: Any, precision: str) -> None:
+    """Set the flags that a precision, which this TensorRT knows, needs beside its graph."""
     flags = trt.BuilderFlag
     # On by default in every version, so that fp32 would not be what it says.
     (config.set_flag if precision == "tf32" else config.clear_flag)(flags.TF32)
     if is_strongly_typed(trt):
         return
-    if precision == "bf16":
-        raise CompileError(
-            f"TensorRT {trt.__version__} does not know bf16; use fp16, or TensorRT 10 or newer."
-        )
     if precision in ("fp16", "int8"):
         config.set_flag(flags.FP16)
     if precision == "int8":

@@ -11,6 +11,7 @@ from cuda.bindings import runtime as cudart
 from ..contract import INPUT_NAME
 from ..errors import DeploymentError
 from .cuda import DeviceBuffer, check
+from .tensorrt_log import CollectingLogger
 
 
 class Profiles:
@@ -22,13 +23,15 @@ class Profiles:
     Args:
         engine: A deserialised engine.
         stream: The CUDA stream that everything runs on.
+        log: What the engine's runtime says.
 
     Raises:
         CudaError: The GPU has no memory for it.
         DeploymentError: TensorRT cannot run the engine.
     """
 
-    def __init__(self, engine: Any, stream: cudart.cudaStream_t) -> None:
+    def __init__(self, engine: Any, stream: cudart.cudaStream_t, log: CollectingLogger) -> None:
+        self._log = log
         shapes = [
             engine.get_tensor_profile_shape(INPUT_NAME, index)
             for index in range(engine.num_optimization_profiles)
@@ -44,7 +47,9 @@ class Profiles:
             for index in range(len(self._batches)):
                 context = self._scratch.create_context()
                 if context is None or not context.set_optimization_profile_async(index, int(stream)):
-                    raise DeploymentError(f"TensorRT cannot run optimisation profile {index} of the plan.")
+                    raise DeploymentError(
+                        f"TensorRT cannot run optimisation profile {index} of the plan: {log.last_error}"
+                    )
                 self._contexts.append(context)
             check(cudart.cudaStreamSynchronize(stream))
             taken.pop_all()
@@ -59,9 +64,14 @@ class Profiles:
         return self._contexts[min(fitting)[1]]
 
     def set_address(self, tensor: str, address: int) -> None:
-        """Tell all contexts where an input or output lies."""
+        """Tell all contexts where an input or output lies.
+
+        Raises:
+            DeploymentError: TensorRT refuses the address.
+        """
         for context in self._contexts:
-            context.set_tensor_address(tensor, address)
+            if not context.set_tensor_address(tensor, address):
+                raise DeploymentError(f"TensorRT refuses memory for {tensor}: {self._log.last_error}")
 
     def close(self) -> None:
         """Free the contexts and their memory."""

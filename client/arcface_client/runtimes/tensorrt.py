@@ -22,9 +22,10 @@ from ..contract import (
     TensorSpec,
     check_tensors,
 )
-from ..errors import DeploymentError, InputError
+from ..errors import ClientClosedError, DeploymentError, InputError
 from .cuda import DeviceBuffer, PinnedBuffer, check, free_bytes
 from .profiles import Profiles
+from .tensorrt_log import CollectingLogger
 
 _TRITON_TYPES = {"UINT8": "UINT8", "FLOAT": "FP32", "HALF": "FP16", "BF16": "BF16", "INT8": "INT8"}
 _MIB = 1 << 20
@@ -64,6 +65,10 @@ class TensorRt:
         self._device = device
         check(cudart.cudaSetDevice(device))
         free_before = free_bytes()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._seen: set[int] = set()
+        self._graphs: dict[int, cudart.cudaGraphExec_t] = {}
         self._log = CollectingLogger()
         self._runtime = trt.Runtime(self._log)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
@@ -74,7 +79,7 @@ class TensorRt:
         with ExitStack() as taken:
             self._stream = check(cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking))
             taken.callback(_destroy, self._stream)
-            self._profiles = Profiles(self._engine, self._stream)
+            self._profiles = Profiles(self._engine, self._stream, self._log)
             taken.callback(self._profiles.close)
             self.max_batch_size = self._profiles.max_batch_size
             """The largest batch that the plan takes."""
@@ -87,27 +92,26 @@ class TensorRt:
             taken.callback(self._device_crops.free)
             self._device_embeddings = DeviceBuffer(self._embeddings.nbytes)
             taken.callback(self._device_embeddings.free)
-            self._taken = taken.pop_all()
-        self._profiles.set_address(INPUT_NAME, self._device_crops.address)
-        self._profiles.set_address(OUTPUT_NAME, self._device_embeddings.address)
-        self.vram_mb = (free_before - free_bytes()) / _MIB
-        """What loading took of the GPU's memory, in MiB; others may have taken or freed some meanwhile."""
+            self._profiles.set_address(INPUT_NAME, self._device_crops.address)
+            self._profiles.set_address(OUTPUT_NAME, self._device_embeddings.address)
+            self.vram_mb = (free_before - free_bytes()) / _MIB
+            """What loading took of the GPU's memory, in MiB; not exact while others take or free some."""
 
-        self._lock = threading.Lock()
-        self._seen: set[int] = set()
-        self._graphs: dict[int, cudart.cudaGraphExec_t] = {}
+            self._taken = taken.pop_all()
 
     def embed(self, crops: Crops) -> Embeddings:
         """Embed one batch: uint8 [N, 112, 112, 3] BGR in, float32 [N, 512] unit rows out.
 
         Raises:
-            InputError: N is 0 or above ``max_batch_size``.
+            InputError: N is 0 or above ``max_batch_size``, or the runtime is closed.
             CudaError: The GPU failed.
         """
         count = len(crops)
         if not 0 < count <= self.max_batch_size:
             raise InputError(f"The batch has {count} crops; the plan takes 1 to {self.max_batch_size}.")
         with self._lock:
+            if self._closed:
+                raise ClientClosedError("The plan's memory was freed; load it again.")
             check(cudart.cudaSetDevice(self._device))
             np.copyto(self._crops.array[:count], crops)
             self._launch(count)
@@ -115,20 +119,24 @@ class TensorRt:
             return self._embeddings.array[:count].copy()
 
     def close(self) -> None:
-        """Free everything on the GPU.
+        """Free everything on the GPU, when the batch that runs is done.
 
         Raises:
             CudaError: The GPU has failed, and gives back what is left when the process ends.
         """
-        try:
-            with self._taken:  # goes on to the end, whatever fails
-                check(cudart.cudaSetDevice(self._device))
-                check(cudart.cudaStreamSynchronize(self._stream))
-                while self._graphs:
-                    check(cudart.cudaGraphExecDestroy(self._graphs.popitem()[1]))
-        finally:  # TensorRT wants its objects freed in this order
-            del self._engine
-            del self._runtime
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                with self._taken:  # goes on to the end, whatever fails
+                    check(cudart.cudaSetDevice(self._device))
+                    check(cudart.cudaStreamSynchronize(self._stream))
+                    while self._graphs:
+                        check(cudart.cudaGraphExecDestroy(self._graphs.popitem()[1]))
+            finally:  # TensorRT wants its objects freed in this order
+                del self._engine
+                del self._runtime
 
     def _launch(self, count: int) -> None:
         """Start copying in, running and copying out; from a graph if this size has come before."""
@@ -159,7 +167,8 @@ class TensorRt:
     def _enqueue(self, count: int) -> None:
         crops, embeddings = self._device_crops.address, self._device_embeddings.address
         context = self._profiles.context_for(count)
-        context.set_input_shape(INPUT_NAME, (count, *CROP_SHAPE))
+        if not context.set_input_shape(INPUT_NAME, (count, *CROP_SHAPE)):
+            raise DeploymentError(f"TensorRT does not take a batch of {count}: {self._log.last_error}")
         check(
             cudart.cudaMemcpyAsync(crops, self._crops.address, count * CROP_BYTES, _TO_DEVICE, self._stream)
         )
@@ -167,19 +176,6 @@ class TensorRt:
             raise DeploymentError(f"TensorRT cannot run a batch of {count}: {self._log.last_error}")
         nbytes = count * EMBEDDING_DIM * np.dtype(np.float32).itemsize
         check(cudart.cudaMemcpyAsync(self._embeddings.address, embeddings, nbytes, _TO_HOST, self._stream))
-
-
-class CollectingLogger(trt.ILogger):  # type: ignore[misc]
-    """Keeps TensorRT's last error for our own messages, instead of printing it."""
-
-    def __init__(self) -> None:
-        trt.ILogger.__init__(self)
-        self.last_error = "no reason given"
-
-    def log(self, severity: trt.ILogger.Severity, message: str) -> None:
-        """Take a message; called by TensorRT, from any of its threads."""
-        if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-            self.last_error = message
 
 
 def _destroy(stream: cudart.cudaStream_t) -> None:
