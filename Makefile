@@ -5,12 +5,13 @@ TORCH_PYTHON ?= python3
 MINUTES ?= 10
 # Files of tests that run at a time; those of `make test-faults` measure time, and run one after the other.
 JOBS ?= 2
+EXTRAS := cli,builder,server,insightface,s3,bench,report
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-faults test-torch test-gpu soak lint format type check ci bench bench-gpu package clean
+.PHONY: help install demo test test-faults test-torch test-lowest test-gpu soak lint format type check ci bench bench-gpu package clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,7 +22,7 @@ install: $(READY) ## Make the virtual environment .venv with everything in it
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/pip install --quiet --editable '.[cli,builder,server,insightface,s3,bench,report]' --group dev
+	$(BIN)/pip install --quiet --editable '.[$(EXTRAS)]' --group dev
 	@touch $(READY)
 
 demo: $(READY) ## Build, serve and call a model on a real photograph (no GPU, no download of weights)
@@ -36,6 +37,13 @@ test-faults: $(READY) ## Run the tests of servers, models and networks that fail
 test-torch: $(READY) ## Install PyTorch and compare the network with a plain PyTorch one
 	$(BIN)/pip install --quiet 'torch==2.13.0'
 	$(BIN)/pytest tests/builder/test_iresnet_torch.py tests/builder/test_checkpoint.py
+
+test-lowest: ## Run the tests with the lowest versions that pyproject.toml allows, in .venv-lowest (10 minutes)
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/pip install --quiet uv
+	$(VENV)-lowest/bin/uv pip install --quiet --python $(VENV)-lowest --resolution lowest-direct --editable '.[$(EXTRAS)]'
+	$(VENV)-lowest/bin/uv pip install --quiet --python $(VENV)-lowest --group test
+	$(VENV)-lowest/bin/pytest -m 'not faults' --numprocesses $(JOBS) --dist loadfile
 
 test-gpu: $(READY) ## Run the tests that need a GPU and TensorRT (5 minutes; `make test` skips them)
 	$(BIN)/pytest -m gpu tests/gpu
@@ -72,4 +80,4 @@ package: $(READY) ## Build the wheel and the source distribution into dist/
 	$(BIN)/python -m build
 
 clean: ## Remove the virtual environment and everything built
-	rm -rf $(VENV) dist build demo_output .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-lowest dist build demo_output .mypy_cache .pytest_cache .ruff_cache .hypothesis
