@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -197,7 +196,6 @@ class TritonBackend(EmbeddingBackend):
             self._check_open()
             if self._watcher is None:
                 self._watcher = Watcher(self._selector, self._last_resort, self._rhythm)
-                weakref.finalize(self, self._watcher.abandon)  # of one that nobody closed
 
     def _pause(self, seconds: float) -> None:
         self._closed.wait(seconds)
