@@ -15,7 +15,7 @@ from typing import Any
 from ..backend import EmbeddingBackend, Served, Source
 from ..deadline import Deadline
 from ..diagnostics import Diagnostics
-from ..errors import ClientClosedError, DeploymentError
+from ..errors import ClientClosedError, DeploymentError, detached
 from ..identity import EmbeddingIdentity
 from ..job import Job
 from ..limits import DEFAULT_MAX_DRIFT_COSINE, check_max_drift_cosine
@@ -88,7 +88,7 @@ class InProcessBackend(EmbeddingBackend):
         """
         with self._lock:
             loading = self._begin_loading(afresh=True)
-        loading.result()
+        self._wait_for(loading, Deadline(None))
 
     def diagnostics(self) -> Diagnostics:
         """What serves, how fast, how exactly, and why not another; nothing is loaded for that."""
@@ -121,7 +121,7 @@ class InProcessBackend(EmbeddingBackend):
                 try:
                     serving.model.run(job)
                 except DeploymentError as failure:
-                    error = failure
+                    error = detached(failure)
                 done = before - job.missing
                 if done:
                     sources.append(serving.source(done))
@@ -154,9 +154,15 @@ class InProcessBackend(EmbeddingBackend):
                     serving.enter()
                     return serving
             assert loading is not None
-            while not concurrent.futures.wait([loading], deadline.remaining_s(threading.TIMEOUT_MAX)).done:
-                pass  # the deadline ends the wait
-            loading.result()
+            self._wait_for(loading, deadline)
+
+    def _wait_for(self, loading: Future[None], deadline: Deadline) -> None:
+        while not concurrent.futures.wait([loading], deadline.remaining_s(threading.TIMEOUT_MAX)).done:
+            pass  # the deadline ends the wait
+        error = loading.exception()
+        if error is not None:
+            # Each time another one: a traceback, which keeps the callers' crops, would stay with the future.
+            raise detached(error)
 
     def _begin_loading(self, *, afresh: bool = False) -> Future[None]:
         """Let the best candidate be loaded; with the lock held."""

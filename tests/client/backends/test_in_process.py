@@ -182,6 +182,21 @@ def test_a_failure_that_is_remembered_keeps_no_crops(save: Callable[..., Path]) 
     assert gone() is None
 
 
+def test_a_failure_to_load_keeps_no_crops() -> None:
+    backend = InProcessBackend("onnxruntime", [missing()])
+
+    def fail() -> weakref.ref[Crops]:
+        given = np.zeros((3, *CROP_SHAPE), np.uint8)
+        with pytest.raises(DeploymentError, match="No model file"):
+            backend.encode(given)
+        return weakref.ref(given)
+
+    calls = [fail() for _ in range(3)]
+    gc.collect()
+
+    assert all(given() is None for given in calls)
+
+
 def test_a_candidate_of_another_source_model_never_takes_over(
     save: Callable[..., Path], crops: Crops
 ) -> None:
