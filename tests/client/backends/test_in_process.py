@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -128,6 +129,29 @@ def test_a_model_that_cannot_even_be_freed_gives_way_to_the_next(
         assert [source.model for source in served.sources] == ["good"]
 
     assert "was not freed: CUDA says cudaErrorIllegalAddress" in caplog.text
+
+
+def test_a_handler_of_the_log_may_embed(
+    save: Callable[..., Path], crops: Crops, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad, good = save("bad"), save("good")
+    backend = InProcessBackend("tensorrt", [candidate(bad, runtime=Failed), candidate(good)])
+    models: list[str] = []
+
+    class Alert(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            models.append(backend.encode(crops[:1], return_source=True)[1].sources[0].model)
+            return True
+
+    with caplog.filtering(Alert()):
+        # In a thread of its own, which the test does without should it hang.
+        thread = threading.Thread(target=backend.encode, args=(crops[:10],), daemon=True)
+        thread.start()
+        thread.join(10)
+
+    assert not thread.is_alive()
+    assert models
+    assert set(models) == {"good"}
 
 
 class Degrading:
