@@ -108,7 +108,8 @@ class InProcessBackend(EmbeddingBackend):
 
     def run(self, job: Job) -> Served:
         """Embed what a job still misses; see ``EmbeddingBackend.run``."""
-        return self._metrics.count(self._embed, job)[0]
+        self._check_open()
+        return self._metrics.count(self._embed, job)[0] if job.missing else Served(())
 
     def _embed(self, job: Job) -> Served:
         sources: list[Source] = []

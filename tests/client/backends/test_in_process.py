@@ -358,10 +358,14 @@ def test_a_closed_backend_says_so(save: Callable[..., Path], crops: Crops) -> No
     backend.close()
     backend.close()
 
-    with pytest.raises(ClientClosedError, match="The backend was closed"):
-        backend.encode(crops)
+    for given in (crops, crops[:0]):
+        with pytest.raises(ClientClosedError, match="The backend was closed"):
+            backend.encode(given)
     with pytest.raises(ClientClosedError):
         backend.ensure_ready()
+    diagnostics = backend.diagnostics()
+    assert diagnostics.model is None
+    assert [report.state for report in diagnostics.candidates] == ["standing by"]
 
 
 def test_threads_share_it(save: Callable[..., Path], crops: Crops) -> None:

@@ -325,8 +325,12 @@ def test_a_closed_backend_says_so(crowd: LocalTriton, crops: Crops) -> None:
     embedder.close()
     embedder.close()
     assert not {"arcface-recheck", "arcface-liveness"} & {thread.name for thread in threading.enumerate()}
-    with pytest.raises(ClientClosedError):
-        embedder.encode(crops[:1])
+    for given in (crops[:1], crops[:0]):
+        with pytest.raises(ClientClosedError):
+            embedder.encode(given)
+    diagnostics = embedder.diagnostics()
+    assert (diagnostics.model, diagnostics.candidates) == (None, ())
+    assert diagnostics.counters["sources"][0]["faces"] == 1
     with pytest.raises(ClientClosedError):
         embedder.ensure_ready()
 
