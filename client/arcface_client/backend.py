@@ -87,7 +87,7 @@ class EmbeddingBackend(ABC):
 
     @abstractmethod
     def run(self, job: Job) -> Served:
-        """Embed what a job still misses, at least one crop.
+        """Embed what a job still misses, if anything.
 
         Raises:
             ArcFaceError: As ``encode``; what was embedded before stays in the job.
@@ -143,7 +143,7 @@ class EmbeddingBackend(ABC):
     def embed(self, crops: CropsLike, color: Color, deadline: Deadline) -> tuple[Embeddings, Served]:
         """Embed crops within a deadline of the caller's own, who may end it early; else as ``encode``."""
         job = Job(as_batch(crops, color=color), deadline)
-        served = self.run(job) if job.missing else Served(())
+        served = self.run(job)
         return job.embeddings, served
 
     def __enter__(self: Backend) -> Backend:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import math
+import threading
 import time
+from concurrent.futures import Future
 from numbers import Real
-from typing import Final
+from typing import Final, TypeVar
 
-from .errors import CallCancelledError, DeadlineExceededError, InputError
+from .errors import CallCancelledError, DeadlineExceededError, InputError, detached
+
+T = TypeVar("T")
 
 _LONGEST_S: Final = 1e9
 """Thirty years; arithmetic fails with far longer ones."""
@@ -51,6 +56,21 @@ class Deadline:
         if remaining <= 0:
             raise DeadlineExceededError(f"{self.spent_text}.")
         return min(remaining, at_most)
+
+    def result_of(self, future: Future[T]) -> T:
+        """Wait for what a future gives.
+
+        Raises:
+            DeadlineExceededError: The time is up.
+            BaseException: The future's error; each time another one, since the traceback, which keeps what
+                the callers hold, would else stay with the future.
+        """
+        while not concurrent.futures.wait([future], self.remaining_s(threading.TIMEOUT_MAX)).done:
+            pass  # remaining_s ends the wait
+        error = future.exception()
+        if error is not None:
+            raise detached(error)
+        return future.result()
 
     @property
     def spent_text(self) -> str:

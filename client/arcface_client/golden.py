@@ -14,7 +14,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from typing import Final
@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from .contract import EMBEDDING_DIM, LENGTH_TOLERANCE, Crops, Embeddings
 from .errors import DriftError
-from .identity import EmbeddingIdentity, PrecisionClass
+from .identity import EmbeddingIdentity
 
 GOLDEN_COUNT: Final = 8
 
@@ -35,24 +35,12 @@ class GoldenReference:
 
     Attributes:
         embeddings: float32 [8, 512], unit rows.
-        source_sha256: SHA-256 of the source model that they are of; None when nobody knows.
-        precision_class: Of the model that is to be compared with them; None when nobody knows.
-        preprocessing: What happens to the pixels, see ``identity``; None when nobody knows.
+        identity: Which gallery they belong to, with the precision class of the model that is to be compared
+            with them; by default, nobody knows.
     """
 
     embeddings: Embeddings
-    source_sha256: str | None = None
-    precision_class: PrecisionClass | None = None
-    preprocessing: str | None = None
-
-    @property
-    def identity(self) -> EmbeddingIdentity:
-        """Which gallery such embeddings belong to."""
-        return EmbeddingIdentity(
-            source_sha256=self.source_sha256,
-            preprocessing=self.preprocessing,
-            precision_class=self.precision_class,
-        )
+    identity: EmbeddingIdentity = field(default_factory=EmbeddingIdentity)
 
 
 @cache

@@ -44,6 +44,14 @@ class EmbeddingIdentity:
             return f"another class of precision, {other.precision_class}, not {self.precision_class}"
         return None
 
+    def completed(self, other: EmbeddingIdentity) -> EmbeddingIdentity:
+        """With what the other knows, and this does not."""
+        return EmbeddingIdentity(
+            source_sha256=self.source_sha256 or other.source_sha256,
+            preprocessing=self.preprocessing or other.preprocessing,
+            precision_class=self.precision_class or other.precision_class,
+        )
+
 
 def describe_preprocessing(mean: tuple[float, ...], std: tuple[float, ...], channels: str) -> str:
     """Write a preprocessing as one line: mean and std of R, G and B, and the network's channel order."""

@@ -41,7 +41,7 @@ class OnnxRecord:
     preprocessing: str
     golden: Embeddings | None
 
-    def identity(self, precision_class: PrecisionClass = "float") -> EmbeddingIdentity:
+    def identity(self, precision_class: PrecisionClass | None = "float") -> EmbeddingIdentity:
         """Which gallery the embeddings belong to, of this model or of a plan of another class."""
         return EmbeddingIdentity(
             source_sha256=self.source_sha256,

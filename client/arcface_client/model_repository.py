@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from .checksum import sha256_of
@@ -164,12 +164,8 @@ class LocalModels:
         record = read_onnx_record(path)
         if record.golden is None:
             return None
-        return GoldenReference(
-            record.golden,
-            source_sha256=record.source_sha256,
-            precision_class=self._precision_class(model, version) if sibling else "float",
-            preprocessing=record.preprocessing,
-        )
+        precision_class = self._precision_class(model, version) if sibling else "float"
+        return GoldenReference(record.golden, record.identity(precision_class))
 
     def only_plan(self, model: str, version: int) -> PlanRecord | None:
         """What is recorded of a version's plan; None when none is here, or several of which any may serve.
@@ -185,7 +181,7 @@ class LocalModels:
         model = onnx_model(name)
         for version in reversed(self.versions(model)):
             reference = self.golden(model, version)
-            if reference is not None and reference.source_sha256 == source_sha256:
+            if reference is not None and reference.identity.source_sha256 == source_sha256:
                 return reference
         return None
 
@@ -196,7 +192,7 @@ class LocalModels:
         if not releases:
             return None
         record = read_onnx_record(manifest_path(self.root, model, releases[-1]))
-        return replace(record.identity(), precision_class=None)
+        return record.identity(precision_class=None)
 
     def _precision_class(self, model: str, version: int) -> PrecisionClass | None:
         """Of all plans of a version; None when there are none, or of both classes."""

@@ -25,6 +25,13 @@ def test_another_source_preprocessing_or_class_of_precision_is_another_gallery()
     )
 
 
+def test_what_is_not_known_is_completed_and_what_is_known_stays() -> None:
+    assert EmbeddingIdentity().completed(OURS) == OURS
+    assert OURS.completed(EmbeddingIdentity()) == OURS
+    other = EmbeddingIdentity(source_sha256="b" * 64, preprocessing="mean 0", precision_class="int8")
+    assert OURS.completed(other) == OURS
+
+
 def test_a_preprocessing_is_one_line() -> None:
     assert describe_preprocessing((127.5,) * 3, (128.0,) * 3, "RGB") == "RGB, mean 127.5, std 128"
     assert describe_preprocessing((1.0, 2.0, 3.0), (1.0,) * 3, "BGR") == "BGR, mean 1/2/3, std 1"

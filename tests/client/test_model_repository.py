@@ -58,9 +58,9 @@ def test_the_builder_records_the_source_models_embeddings_of_the_golden_crops(bu
     source = OnnxFile(built / "source-0.onnx").load()
     assert reference is not None
     np.testing.assert_array_equal(reference.embeddings, ReferenceEmbedder(source).embed(golden_crops()))
-    assert reference.source_sha256 == file_sha256(built / "source-0.onnx")
-    assert reference.precision_class == "float"
-    assert reference.preprocessing == "RGB, mean 127.5, std 127.5"
+    assert reference.identity.source_sha256 == file_sha256(built / "source-0.onnx")
+    assert reference.identity.precision_class == "float"
+    assert reference.identity.preprocessing == "RGB, mean 127.5, std 127.5"
 
 
 def test_a_plan_is_held_against_what_its_sibling_was_built_from(models: Path) -> None:
@@ -69,17 +69,17 @@ def test_a_plan_is_held_against_what_its_sibling_was_built_from(models: Path) ->
     unknown = repository.golden("small_trt", 1)
     assert sibling is not None
     assert unknown is not None
-    assert unknown.source_sha256 == sibling.source_sha256
-    assert unknown.precision_class is None
+    assert unknown.identity.source_sha256 == sibling.identity.source_sha256
+    assert unknown.identity.precision_class is None
 
     write_plan(models, sm="90")
     plan = repository.golden("small_trt", 1)
     assert plan is not None
-    assert plan.precision_class == "float"
+    assert plan.identity.precision_class == "float"
     write_plan(models, sm="86", precision="int8")
     mixed = repository.golden("small_trt", 1)
     assert mixed is not None
-    assert mixed.precision_class is None
+    assert mixed.identity.precision_class is None
 
 
 def test_which_plan_serves_is_certain_only_where_a_version_has_one(models: Path) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Final, Literal, overload
 
@@ -43,7 +42,6 @@ class AsyncEmbeddingBackend:
             raise InputError(f"max_calls is {max_calls}; expected 1 or more.")
         self._embedder = embedder
         self._pool = ThreadPoolExecutor(max_calls, "arcface-asyncio")
-        self._turns = asyncio.Semaphore(max_calls)
 
     async def ensure_ready(self) -> None:
         """Check that the embedder can serve; see ``EmbeddingBackend.ensure_ready``."""
@@ -83,17 +81,23 @@ class AsyncEmbeddingBackend:
         included.
         """
         deadline = Deadline(timeout_s)
-        await self._take_turn(deadline)
+        limit_s = deadline.remaining_s()
         try:
             call = self._pool.submit(self._embedder.embed, crops, color, deadline)
         except RuntimeError as error:  # the threads have ended
-            self._turns.release()
             raise ClientClosedError("The embedder is closed; make a new one.") from error
-        self._end_turn_with(call)
+        waiting = asyncio.wrap_future(call)
         try:
-            embeddings, served = await asyncio.wrap_future(call)
+            await asyncio.wait({waiting}, timeout=None if math.isinf(limit_s) else limit_s)
+            if call.cancel():  # it has not begun
+                raise DeadlineExceededError(
+                    f"The time allowed for the whole call, {deadline.timeout_s:g} s, was over before it had "
+                    "its turn; allow more time, or more calls at a time (max_calls)."
+                )
+            embeddings, served = await waiting
         except asyncio.CancelledError:
             deadline.cancel()
+            waiting.cancel()
             raise
         return (embeddings, served) if return_source else embeddings
 
@@ -112,27 +116,6 @@ class AsyncEmbeddingBackend:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
-
-    async def _take_turn(self, deadline: Deadline) -> None:
-        timeout_s = deadline.remaining_s()
-        turn = self._turns.acquire()
-        try:
-            await (turn if math.isinf(timeout_s) else asyncio.wait_for(turn, timeout_s))
-        except asyncio.TimeoutError as error:
-            raise DeadlineExceededError(
-                f"The time allowed for the whole call, {deadline.timeout_s:g} s, was over before it had its "
-                "turn; allow more time, or more calls at a time (max_calls)."
-            ) from error
-
-    def _end_turn_with(self, call: Future[tuple[Embeddings, Served]]) -> None:
-        # Not when its caller goes: a call that was cancelled still has its thread.
-        loop = asyncio.get_running_loop()
-
-        def end_turn(_: object) -> None:
-            with suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(self._turns.release)
-
-        call.add_done_callback(end_turn)
 
     def _close(self) -> None:
         self._embedder.close()

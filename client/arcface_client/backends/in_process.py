@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
 from ..backend import EmbeddingBackend, Served, Source
 from ..deadline import Deadline
 from ..diagnostics import Diagnostics
-from ..errors import ClientClosedError, DeploymentError
+from ..errors import ClientClosedError, DeploymentError, detached
 from ..identity import EmbeddingIdentity
 from ..job import Job
 from ..limits import DEFAULT_MAX_DRIFT_COSINE, check_max_drift_cosine
@@ -88,7 +87,7 @@ class InProcessBackend(EmbeddingBackend):
         """
         with self._lock:
             loading = self._begin_loading(afresh=True)
-        loading.result()
+        Deadline(None).result_of(loading)
 
     def diagnostics(self) -> Diagnostics:
         """What serves, how fast, how exactly, and why not another; nothing is loaded for that."""
@@ -98,18 +97,19 @@ class InProcessBackend(EmbeddingBackend):
 
     def close(self) -> None:
         """Free the model; a call that is under way in another thread still ends as it should."""
-        with self._lock:
+        with ExitStack() as unlocked, self._lock:
             if self._closed:
                 return
             self._closed = True
-            self._drop()
+            self._drop(unlocked)
         self._loader.shutdown()
         if self._exporter is not None:
             self._exporter.close()
 
     def run(self, job: Job) -> Served:
         """Embed what a job still misses; see ``EmbeddingBackend.run``."""
-        return self._metrics.count(self._embed, job)[0]
+        self._check_open()
+        return self._metrics.count(self._embed, job)[0] if job.missing else Served(())
 
     def _embed(self, job: Job) -> Served:
         sources: list[Source] = []
@@ -121,7 +121,7 @@ class InProcessBackend(EmbeddingBackend):
                 try:
                     serving.model.run(job)
                 except DeploymentError as failure:
-                    error = failure
+                    error = detached(failure)
                 done = before - job.missing
                 if done:
                     sources.append(serving.source(done))
@@ -140,7 +140,9 @@ class InProcessBackend(EmbeddingBackend):
             yield serving
         finally:
             with self._lock:
-                serving.leave()
+                is_done = serving.leave()
+            if is_done:
+                serving.free()
 
     def _take(self, deadline: Deadline) -> Serving:
         while True:
@@ -154,9 +156,7 @@ class InProcessBackend(EmbeddingBackend):
                     serving.enter()
                     return serving
             assert loading is not None
-            while not concurrent.futures.wait([loading], deadline.remaining_s(threading.TIMEOUT_MAX)).done:
-                pass  # the deadline ends the wait
-            loading.result()
+            deadline.result_of(loading)
 
     def _begin_loading(self, *, afresh: bool = False) -> Future[None]:
         """Let the best candidate be loaded; with the lock held."""
@@ -208,12 +208,12 @@ class InProcessBackend(EmbeddingBackend):
 
     def _replace(self, serving: Serving) -> None:
         """Let a model serve that was just loaded."""
-        with self._lock:
+        with ExitStack() as unlocked, self._lock:
             if self._closed:
-                serving.drop()
+                unlocked.callback(serving.free)
             self._check_open()
             replaced = self._serving
-            self._drop()
+            self._drop(unlocked)
             self._serving = serving
             self._identity = self._identity or serving.model.identity
             self._refused.remove(serving.candidate)
@@ -228,17 +228,18 @@ class InProcessBackend(EmbeddingBackend):
 
     def _refuse(self, serving: Serving, error: DeploymentError) -> None:
         """Let a model that failed give way to the next; raises when there is none."""
-        with self._lock:
+        with ExitStack() as unlocked, self._lock:
             if self._serving is serving:  # and not replaced by another thread already
                 self._refused.add(serving.candidate, error)
-                self._drop()
+                self._drop(unlocked)
             if self._all_left_alone():
                 raise self._refused.all_failed()
 
-    def _drop(self) -> None:
+    def _drop(self, unlocked: ExitStack) -> None:
+        """Let nothing serve; what did is freed without the lock, or by the last call that uses it."""
         dropped, self._serving = self._serving, None
-        if dropped is not None:
-            dropped.drop()
+        if dropped is not None and dropped.drop():
+            unlocked.callback(dropped.free)
 
     def _check_open(self) -> None:
         if self._closed:

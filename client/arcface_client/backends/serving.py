@@ -35,19 +35,19 @@ class Serving:
         """A call begins to use it."""
         self._users += 1
 
-    def leave(self) -> None:
-        """A call is done with it."""
+    def leave(self) -> bool:
+        """A call is done with it; returns whether it has to be freed now."""
         self._users -= 1
-        self._free_if_idle()
+        return self._dropped and not self._users
 
-    def drop(self) -> None:
-        """No further call will use it; it is freed when the last one is done."""
+    def drop(self) -> bool:
+        """No further call will use it; returns whether it has to be freed now, as no call uses it."""
         self._dropped = True
-        self._free_if_idle()
+        return not self._users
 
-    def _free_if_idle(self) -> None:
-        if self._dropped and not self._users:
-            try:
-                self.model.runtime.close()
-            except DeploymentError as error:  # as of a GPU that has failed; the next candidate may do without
-                _log.warning("%s was not freed: %s", self.candidate.name, error)
+    def free(self) -> None:
+        """Free the model; with no lock held, since that may last, and is logged where it fails."""
+        try:
+            self.model.runtime.close()
+        except DeploymentError as error:  # as of a GPU that has failed; the next candidate may do without
+            _log.warning("%s was not freed: %s", self.candidate.name, error)

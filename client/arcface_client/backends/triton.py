@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -128,12 +127,14 @@ class TritonBackend(EmbeddingBackend):
         raise nobody(reasons)
 
     def diagnostics(self) -> Diagnostics:
-        """Which candidate serves, how fast, how exactly, and why no other."""
+        """Which candidate serves, how fast, how exactly, and why no other; nobody does once it is closed."""
+        known = Diagnostics(backend="triton")
+        if not self._closed.is_set():
+            known = replace(self._who_serves(), candidates=self._reports())
         return replace(
-            self._who_serves(),
+            known,
             throughput_fps=self._meter.throughput_fps,
             latency_ms=self._meter.latency_ms,
-            candidates=self._reports(),
             counters=self._metrics.snapshot(),
             shadow=self._shadow.snapshot(),
         )
@@ -157,6 +158,8 @@ class TritonBackend(EmbeddingBackend):
     def run(self, job: Job) -> Served:
         """Embed what a job still misses; see ``EmbeddingBackend.run``."""
         self._check_open()
+        if not job.missing:
+            return Served(())
         if not self._selector.has_looked:
             self._begin()
         served, seconds = self._metrics.count(self._fallback.run, job)
@@ -197,7 +200,6 @@ class TritonBackend(EmbeddingBackend):
             self._check_open()
             if self._watcher is None:
                 self._watcher = Watcher(self._selector, self._last_resort, self._rhythm)
-                weakref.finalize(self, self._watcher.abandon)  # of one that nobody closed
 
     def _pause(self, seconds: float) -> None:
         self._closed.wait(seconds)

@@ -85,16 +85,8 @@ class SettledIdentity:
 
         Else two candidates, each of which says nothing against the identity, could contradict each other.
         """
-        known = self.reference
-        return replace(
-            self,
-            reference=replace(
-                known,
-                source_sha256=known.source_sha256 or reference.source_sha256,
-                precision_class=known.precision_class or reference.precision_class,
-                preprocessing=known.preprocessing or reference.preprocessing,
-            ),
-        )
+        identity = self.reference.identity.completed(reference.identity)
+        return replace(self, reference=replace(self.reference, identity=identity))
 
 
 def recorded(references: References, model: str, version: int | None) -> GoldenReference | None:

@@ -6,13 +6,14 @@ import concurrent.futures
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Final
 
 from ..backend import EmbeddingBackend, Served, Source
 from ..deadline import Deadline
-from ..errors import ArcFaceError, ClientClosedError, DeadlineExceededError, detached
+from ..errors import ClientClosedError, DeadlineExceededError, detached
 from ..golden import golden_crops
 from ..job import Job
 from .examiner import Examiner
@@ -37,22 +38,31 @@ class LastResort:
         make: Makes the backend; called at first need.
         selector: Its identity holds here too.
         examiner: Says what it is worth.
+        clock: Seconds, monotonic.
 
     Attributes:
         source: What it was when it was loaded; None before.
     """
 
-    def __init__(self, make: MakeBackend, selector: Selector, examiner: Examiner) -> None:
+    def __init__(
+        self,
+        make: MakeBackend,
+        selector: Selector,
+        examiner: Examiner,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.source: Source | None = None
         self._make = make
         self._selector = selector
         self._examiner = examiner
+        self._clock = clock
         self._lock = threading.Lock()
         # A thread of its own, so that no call waits for it longer than it may.
         self._loader = ThreadPoolExecutor(1, "arcface-last-resort")
         self._loading: Future[EmbeddingBackend] | None = None
-        self._loaded_at = 0.0
+        self._tried_at = 0.0
         self._used_at = 0.0
+        self._calls = 0
         self._closed = False
 
     def run(self, job: Job) -> Served:
@@ -61,7 +71,8 @@ class LastResort:
         Raises:
             ArcFaceError: It cannot be loaded, is of another identity, or failed.
         """
-        return self._backend(job.deadline).run(job)
+        with self._in_use(job.deadline) as backend:
+            return backend.run(job)
 
     def ensure_ready(self) -> None:
         """Load it, unless it is loaded.
@@ -69,7 +80,8 @@ class LastResort:
         Raises:
             ArcFaceError: It cannot be loaded, or is of another identity.
         """
-        self._backend(Deadline(LONGEST_LOOK_S))
+        with self._in_use(Deadline(LONGEST_LOOK_S)):
+            pass
 
     def prepare(self) -> bool:
         """Begin to load it, unless that was done; whether it is loaded."""
@@ -90,10 +102,11 @@ class LastResort:
         """Free it when a candidate serves and it was not needed for a while."""
         with self._lock:
             backend = self.loaded
-            idle = time.monotonic() - self._used_at >= IDLE_S
-            if backend is not None and idle and self._selector.standing.ranking:
-                self._loading = None
-                backend.close()
+            idle = not self._calls and self._clock() - self._used_at >= IDLE_S
+            if backend is None or not idle or not self._selector.standing.ranking:
+                return
+            self._loading = None
+        backend.close()
 
     def close(self) -> None:
         """Free it."""
@@ -104,11 +117,22 @@ class LastResort:
         if backend is not None:
             backend.close()
 
-    def _backend(self, deadline: Deadline) -> EmbeddingBackend:
+    @contextmanager
+    def _in_use(self, deadline: Deadline) -> Iterator[EmbeddingBackend]:
+        """The backend, which is not let go meanwhile; it is loaded first, where that was not done."""
         with self._lock:
             if self._closed:
                 raise ClientClosedError("The embedder is closed; make a new one.")
             loading = self._begin()
+            self._calls += 1
+        try:
+            yield self._wait_for(loading, deadline)
+        finally:
+            with self._lock:
+                self._calls -= 1
+                self._used_at = self._clock()
+
+    def _wait_for(self, loading: Future[EmbeddingBackend], deadline: Deadline) -> EmbeddingBackend:
         try:
             error = loading.exception(deadline.remaining_s(LONGEST_LOOK_S))
         except concurrent.futures.TimeoutError as late:
@@ -120,24 +144,26 @@ class LastResort:
     def _begin(self) -> Future[EmbeddingBackend]:
         if self._loading is None or self._failed_long_ago():
             self._loading = self._loader.submit(self._load)
-        self._used_at = time.monotonic()
+        self._used_at = self._clock()
         return self._loading
 
     def _failed_long_ago(self) -> bool:
         loading = self._loading
         failed = loading is not None and loading.done() and loading.exception() is not None
-        return failed and time.monotonic() - self._loaded_at >= TRY_AGAIN_S
+        return failed and self._clock() - self._tried_at >= TRY_AGAIN_S
 
     def _load(self) -> EmbeddingBackend:
         identity = self._selector.identity
-        self._loaded_at = time.monotonic()
-        backend = self._make(None if identity is None else identity.release)
         try:
-            self._prove(backend)
-        except ArcFaceError:
-            backend.close()
-            raise
-        return backend
+            backend = self._make(None if identity is None else identity.release)
+            try:
+                self._prove(backend)
+            except BaseException:
+                backend.close()
+                raise
+            return backend
+        finally:
+            self._tried_at = self._clock()
 
     def _prove(self, backend: EmbeddingBackend) -> None:
         embeddings, served = backend.encode(golden_crops(), return_source=True)

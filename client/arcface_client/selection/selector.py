@@ -23,12 +23,11 @@ from .candidates import Sighting, Wanted
 from .contender import Contender
 from .examination import Evidence, Finding, SettledIdentity
 from .examiner import Examiner
-from .first_choice import FirstChoice
 from .reloads import reloaded
 from .rhythm import Rhythm
 from .roster import Roster
 from .server import RequestLimits, Server
-from .standing import Standing, anything_at, report, standing
+from .standing import Standing, anything_at, log_change, report, standing
 
 LONGEST_LOOK_S: Final = 120.0
 
@@ -54,7 +53,6 @@ class Selector:
         self._examiner = examiner
         self._examination_s = rhythm.examination_s
         self._roster = Roster(self.servers, wanted, rhythm)
-        self._first_choice = FirstChoice()
         self._looks = {False: 0, True: 0}  # by whether they were afresh
         self._looking = threading.Lock()
         self._state = threading.Lock()
@@ -99,14 +97,14 @@ class Selector:
         certain = not isinstance(error, (DeadlineExceededError, ServerError))
         with self._state:
             contender.failed(error, certain=certain)
-            self._rank()
+        self._rank()
 
     def gone(self, server: Server, error: ServerUnavailableError) -> None:
         """A server does not answer."""
         with self._state:
             for contender in self._roster.at(server):
                 contender.failed(error, certain=True)
-            self._rank()
+        self._rank()
 
     def succeeded(self, contender: Contender) -> None:
         """A call to a candidate succeeded."""
@@ -118,7 +116,7 @@ class Selector:
         with self._state:
             contender.evidence = evidence
             contender.not_examined(error, time.monotonic())
-            self._rank()
+        self._rank()
 
     def accept(self, name: str, release: int | None, finding: Finding) -> None:
         """Let a way of embedding settle the identity, if nothing has yet, and else hold it to that.
@@ -131,7 +129,7 @@ class Selector:
             if problem is not None:
                 raise problem
             self._settle(name, release, finding)
-            self._rank()
+        self._rank()
 
     def reports(self) -> tuple[CandidateReport, ...]:
         """Every candidate, by preference, and the servers of which none is known."""
@@ -165,12 +163,10 @@ class Selector:
                     contender.withdrawn(problem)
                 continue
             error = self._consider(contender, deadline, afresh)
-            with self._state:
-                self._rank()  # Calls need not wait for what may hang behind it.
+            self._rank()  # Calls need not wait for what may hang behind it.
             if isinstance(error, ServerUnavailableError):
                 gone[contender.server.url] = error
-        with self._state:
-            self._rank()
+        self._rank()
 
     def _ask(self, server: Server, deadline: Deadline, timeout_s: float) -> Sequence[Sighting]:
         """Ask a server for its models, and withdraw what it does not list."""
@@ -205,7 +201,7 @@ class Selector:
         for contender in reloaded(here, server.connection, deadline, timeout_s):
             with self._state:
                 contender.loaded_anew()
-                self._rank()
+            self._rank()
 
     def _consider(self, contender: Contender, deadline: Deadline, afresh: bool) -> ArcFaceError | None:
         """Examine a candidate that its server has ready, if that is due, and return what ended it early."""
@@ -241,7 +237,10 @@ class Selector:
         return self._examiner.objection(contender.finding, self.identity)
 
     def _rank(self) -> None:
-        judged = [(contender, self._against(contender)) for contender in self._roster.by_preference()]
-        self.standing = standing(judged, self._roster.silences(), self._wanted.urls)
-        first = next((str(contender) for contender in self.standing.ranking), None)
-        self._first_choice.becomes(first, {str(contender): error for contender, error in judged})
+        """Put the candidates in order, after every change."""
+        with self._state:
+            judged = [(contender, self._against(contender)) for contender in self._roster.by_preference()]
+            before, after = self.standing, standing(judged, self._roster.silences(), self._wanted.urls)
+            self.standing = after
+        # Not with the lock held: a handler of the log may ask for the reports.
+        log_change(before, after, is_first=not self.has_looked)

@@ -22,10 +22,14 @@ from .candidates import Candidate
 from .contender import Contender
 from .drift_record import DriftRecord
 from .examination import Evidence
+from .repeater import Repeater
 from .selector import Selector
 
 QUEUE_CROPS: Final = 256
 """Crops that wait at most; further ones are dropped."""
+
+WAIT_S: Final = 1.0
+"""How long to wait for a sample before it is seen whether there is still an embedder, in seconds."""
 
 LONGEST_SHADOW_S: Final = 10.0
 """How long the sibling may take for a sample, in seconds."""
@@ -68,7 +72,7 @@ class Shadow:
         self._waiting: deque[_Sample] = deque()
         self._results: Counter[str] = Counter(compared=0, dropped=0, failed=0)
         self._records: dict[Contender, DriftRecord] = {}
-        self._thread: threading.Thread | None = None
+        self._repeater: Repeater | None = None
         self._closed = False
 
     def offer(self, job: Job, served: Served) -> None:
@@ -85,9 +89,8 @@ class Shadow:
             # Copies, since both arrays are the caller's from now on.
             rows = sorted(random.sample(range(len(job.crops)), min(count, room)))
             self._waiting.append(_Sample(by, job.crops[rows], job.embeddings[rows]))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="arcface-shadow", daemon=True)
-                self._thread.start()
+            if self._repeater is None:
+                self._repeater = Repeater(self._compare_next, 0.0, "arcface-shadow")
             self._changed.notify()
 
     def snapshot(self) -> dict[str, Any] | None:
@@ -104,8 +107,8 @@ class Shadow:
             self._closed = True
             self._waiting.clear()
             self._changed.notify()
-        if self._thread is not None:
-            self._thread.join(timeout_s)
+        if self._repeater is not None:
+            self._repeater.close(timeout_s)
 
     def _due(self, crops: int) -> int:
         """How many of a call's crops are to be compared, so that it comes to the rate over time."""
@@ -132,15 +135,18 @@ class Shadow:
         ranking = self._selector.standing.ranking
         return next((other for other in ranking if _is_plan(other) != _is_plan(contender)), None)
 
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closed)
-                if self._closed:
-                    return
-                sample = self._waiting.popleft()
-            sibling = self._sibling(sample.by)
+    def _compare_next(self) -> None:
+        """Wait for a sample, and compare it; without one for a while, do nothing."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed, WAIT_S)
+            if not self._waiting:
+                return
+            sample = self._waiting.popleft()
+        sibling = self._sibling(sample.by)
+        compared = 0
+        try:
             compared = 0 if sibling is None else self._compare(sample, sibling)
+        finally:
             with self._changed:
                 self._results["compared"] += compared
                 self._results["dropped" if sibling is None else "failed"] += len(sample.crops) - compared

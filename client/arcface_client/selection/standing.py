@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -9,6 +10,8 @@ from ..backend import Refusal
 from ..diagnostics import CandidateReport
 from ..errors import ArcFaceError, OtherIdentityError
 from .contender import Contender
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +33,11 @@ class Standing:
     def preferred_to(self, contender: Contender) -> Sequence[str]:
         """Every candidate that goes before one, whether it may serve or not."""
         return self.order[: self.order.index(str(contender))]
+
+    @property
+    def first(self) -> str | None:
+        """The candidate that gets every call it can take; None when nobody serves."""
+        return next(map(str, self.ranking), None)
 
     @property
     def refusals(self) -> tuple[Refusal, ...]:
@@ -69,6 +77,15 @@ def standing(
     unknown = [(anything_at(url), error) for url, error in silent.items()]
     order = tuple(str(contender) for contender, _ in judged)
     return Standing(tuple(ranking), (*refused, *unknown), passed_over, order)
+
+
+def log_change(before: Standing, after: Standing, *, is_first: bool) -> None:
+    """Log which candidate serves, if that has changed; for ``is_first``, nobody has missed one so far."""
+    if before.first is None and after.first is not None:
+        _log.log(logging.INFO if is_first else logging.WARNING, "%s serves", after.first)
+    elif before.first != after.first:
+        reason = dict(after.refused).get(before.first or "", "the other is preferred")
+        _log.warning("%s serves now, not %s: %s", after.first or "No candidate", before.first, reason)
 
 
 def anything_at(url: str) -> str:

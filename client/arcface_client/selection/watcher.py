@@ -1,60 +1,16 @@
-"""What goes on in the background: threads that do something again and again until they are closed."""
+"""What goes on in the background for as long as an embedder serves."""
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
-from collections.abc import Callable
 
 from ..deadline import Deadline
 from ..failures import unanswered
 from .last_resort import LastResort
+from .repeater import Repeater
 from .rhythm import Rhythm
 from .selector import LONGEST_LOOK_S, Selector
 from .server import Server
-
-_log = logging.getLogger(__name__)
-
-
-class Repeater:
-    """A daemon thread that does something, waits, and does it again.
-
-    Args:
-        action: What to do. Its errors are logged and end nothing.
-        interval_s: Seconds to wait in between.
-        name: The thread's name.
-    """
-
-    def __init__(self, action: Callable[[], None], interval_s: float, name: str) -> None:
-        self._action = action
-        self._interval_s = interval_s
-        self._ended = threading.Event()
-        self._is_abandoned = False
-        self._thread = threading.Thread(target=self._repeat, name=name, daemon=True)
-        self._thread.start()
-
-    def end(self) -> None:
-        """Have the thread end after what it is just doing."""
-        self._ended.set()
-
-    def abandon(self) -> None:
-        """Have the thread end soon; takes no lock, and so may be called by the garbage collector."""
-        self._is_abandoned = True
-
-    def close(self, timeout_s: float) -> None:
-        """End the thread after what it is just doing, and wait for that."""
-        self.end()
-        if self._thread is not threading.current_thread():
-            self._thread.join(timeout_s)
-
-    def _repeat(self) -> None:
-        while not self._ended.wait(self._interval_s) and not self._is_abandoned:
-            try:
-                self._action()
-            except Exception:  # noqa: BLE001 - the thread's outermost edge
-                # Nobody else would hear of it, and the embedder would go on with what it knew last.
-                _log.exception("%s failed; it goes on", self._thread.name)
 
 
 class Watcher:
@@ -83,11 +39,6 @@ class Watcher:
             repeater.end()
         for repeater in self._repeaters:
             repeater.close(max(0.0, deadline - time.monotonic()))
-
-    def abandon(self) -> None:
-        """Have the threads end soon; see ``Repeater.abandon``."""
-        for repeater in self._repeaters:
-            repeater.abandon()
 
     def _look(self) -> None:
         self._selector.look(Deadline(LONGEST_LOOK_S))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from arcface_client import AsyncEmbeddingBackend
+from arcface_client.backend import Served
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import (
@@ -21,9 +22,10 @@ from arcface_client.errors import (
     DeadlineExceededError,
     InputError,
 )
+from arcface_client.job import Job
 from arcface_server import LocalTriton
 from processes import until
-from siblings import NAME, PLAN, tiny_embeddings
+from siblings import NAME, PLAN, InThisProcess, tiny_embeddings
 
 Pair = tuple[LocalTriton, LocalTriton]
 Call = Callable[[AsyncEmbeddingBackend], Coroutine[Any, Any, Any]]
@@ -95,6 +97,45 @@ def test_a_call_that_is_cancelled_ends_at_once_and_sends_no_more(pair: Pair, cro
         assert embedder.diagnostics().candidates[0].state == "serving"
 
     run(pair[0], call, max_calls=1)
+
+
+class Held(InThisProcess):
+    """Embeds one crop when it may, and more never."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, release=1)
+        self.goes_on = threading.Event()
+        self.is_done = False
+
+    def run(self, job: Job) -> Served:
+        while len(job.crops) > 1 or not self.goes_on.wait(0.001):
+            job.deadline.remaining_s()
+        served = super().run(job)
+        self.is_done = True
+        return served
+
+
+def test_no_call_is_cancelled_in_vain_however_soon_after_its_turn_has_come(
+    tmp_path: Path, crops: Crops
+) -> None:
+    async def cancel_after(turns_of_the_loop: int) -> None:
+        held = Held(tmp_path)
+        async with AsyncEmbeddingBackend(held, max_calls=1) as embedder:
+            first = asyncio.create_task(embedder.encode(crops[:1]))
+            waiting = asyncio.create_task(embedder.encode(crops[:2], timeout_s=5))
+            await asyncio.sleep(0)
+            held.goes_on.set()
+            while not held.is_done:
+                await asyncio.sleep(0)
+            for _ in range(turns_of_the_loop):
+                await asyncio.sleep(0)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            await first
+
+    for turns in range(50):
+        asyncio.run(cancel_after(turns))
 
 
 def test_the_deadline_counts_the_wait_for_a_turn(pair: Pair, crops: Crops) -> None:

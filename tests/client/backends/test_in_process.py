@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -130,6 +131,29 @@ def test_a_model_that_cannot_even_be_freed_gives_way_to_the_next(
     assert "was not freed: CUDA says cudaErrorIllegalAddress" in caplog.text
 
 
+def test_a_handler_of_the_log_may_embed(
+    save: Callable[..., Path], crops: Crops, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad, good = save("bad"), save("good")
+    backend = InProcessBackend("tensorrt", [candidate(bad, runtime=Failed), candidate(good)])
+    models: list[str] = []
+
+    class Alert(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            models.append(backend.encode(crops[:1], return_source=True)[1].sources[0].model)
+            return True
+
+    with caplog.filtering(Alert()):
+        # In a thread of its own, which the test does without should it hang.
+        thread = threading.Thread(target=backend.encode, args=(crops[:10],), daemon=True)
+        thread.start()
+        thread.join(10)
+
+    assert not thread.is_alive()
+    assert models
+    assert set(models) == {"good"}
+
+
 class Degrading:
     """ONNX Runtime whose answers to anything but the golden crops are spoilt."""
 
@@ -180,6 +204,21 @@ def test_a_failure_that_is_remembered_keeps_no_crops(save: Callable[..., Path]) 
 
     assert served.fell_back
     assert gone() is None
+
+
+def test_a_failure_to_load_keeps_no_crops() -> None:
+    backend = InProcessBackend("onnxruntime", [missing()])
+
+    def fail() -> weakref.ref[Crops]:
+        given = np.zeros((3, *CROP_SHAPE), np.uint8)
+        with pytest.raises(DeploymentError, match="No model file"):
+            backend.encode(given)
+        return weakref.ref(given)
+
+    calls = [fail() for _ in range(3)]
+    gc.collect()
+
+    assert all(given() is None for given in calls)
 
 
 def test_a_candidate_of_another_source_model_never_takes_over(
@@ -319,10 +358,14 @@ def test_a_closed_backend_says_so(save: Callable[..., Path], crops: Crops) -> No
     backend.close()
     backend.close()
 
-    with pytest.raises(ClientClosedError, match="The backend was closed"):
-        backend.encode(crops)
+    for given in (crops, crops[:0]):
+        with pytest.raises(ClientClosedError, match="The backend was closed"):
+            backend.encode(given)
     with pytest.raises(ClientClosedError):
         backend.ensure_ready()
+    diagnostics = backend.diagnostics()
+    assert diagnostics.model is None
+    assert [report.state for report in diagnostics.candidates] == ["standing by"]
 
 
 def test_threads_share_it(save: Callable[..., Path], crops: Crops) -> None:

@@ -20,18 +20,9 @@ from arcface_client.errors import (
 )
 from arcface_client.runtimes.base import Runtime
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
+from clock import Clock
 from local_candidates import candidate, embed, missing, poisoned
 from processes import wait_until
-
-
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 def models_of(served: Served) -> list[str]:

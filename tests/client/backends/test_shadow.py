@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from arcface_client.backend import EmbeddingBackend
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import InputError
+from arcface_client.selection import shadow as module
 from arcface_client.selection.rhythm import Rhythm
 from arcface_client.selection.shadow import QUEUE_CROPS
 from arcface_server import LocalTriton
@@ -152,6 +155,35 @@ def test_what_a_sibling_did_before_it_failed_is_compared(tmp_path: Path, plain: 
     (drift,) = figures["drift"].values()
     assert drift["count"] == 32
     assert drift["max"] < 1e-9
+
+
+def test_what_nobody_expected_is_logged_and_counted_and_it_goes_on(
+    quirky: LocalTriton, plain: Crops, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_memory(*embeddings: Embeddings) -> Any:
+        monkeypatch.undo()
+        raise MemoryError("nothing is left")
+
+    with TritonBackend(quirky.grpc_url, NAME, shadow_rate=1.0) as embedder:
+        monkeypatch.setattr(module, "drifts", no_memory)
+        embedder.encode(plain[:5])
+        wait_for_comparisons(embedder, 5)
+        embedder.encode(plain[:7])
+        crops = wait_for_comparisons(embedder, 12)["crops"]
+        assert crops == {"compared": 7, "dropped": 0, "failed": 5}
+    assert "arcface-shadow failed; it goes on" in caplog.text
+
+
+def test_an_embedder_that_nobody_closes_ends_its_threads(quirky: LocalTriton, plain: Crops) -> None:
+    others = set(threading.enumerate())
+    embedder = TritonBackend(quirky.grpc_url, NAME, shadow_rate=1.0, rhythm=QUICK)
+    embedder.encode(plain[:5])
+    wait_for_comparisons(embedder, 5)
+    threads = [thread for thread in set(threading.enumerate()) - others if "arcface" in thread.name]
+    assert {thread.name for thread in threads} == {"arcface-recheck", "arcface-liveness", "arcface-shadow"}
+    del embedder
+    gc.collect()
+    wait_until(lambda: not any(thread.is_alive() for thread in threads))
 
 
 def test_one_odd_crop_does_not_put_a_plan_out(quirky: LocalTriton, plain: Crops, odd: Crops) -> None:

@@ -32,6 +32,7 @@ from arcface_client.selection.examination import References
 from arcface_server import LocalTriton
 from fake_triton import FakeTriton
 from fake_triton import served as fake_served
+from local_candidates import A, B
 from processes import wait_until
 from siblings import NAME, InThisProcess, tiny_embeddings, write_siblings
 
@@ -40,7 +41,7 @@ from siblings import NAME, InThisProcess, tiny_embeddings, write_siblings
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> References:
     """A manifest for every model, which says that it is the tiny model of seed 1."""
     reference = tiny_embeddings(tmp_path_factory.mktemp("record"), golden_crops())
-    return lambda model, version: GoldenReference(reference, source_sha256="a" * 64)
+    return lambda model, version: GoldenReference(reference, A)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +145,7 @@ def test_a_record_tells_another_source_model_though_its_embeddings_agree(
     reference = tiny_embeddings(tmp_path, golden_crops())
 
     def records(model: str, version: int) -> GoldenReference:
-        return GoldenReference(reference, source_sha256=("a" if model == "tiny_trt" else "b") * 64)
+        return GoldenReference(reference, A if model == "tiny_trt" else B)
 
     with TritonBackend(crowd.grpc_url, NAME, references=records) as embedder:
         embedder.ensure_ready()
@@ -155,10 +156,10 @@ def test_records_that_conflict_do_not_serve_side_by_side_though_who_settled_the_
     crowd: LocalTriton, tmp_path: Path
 ) -> None:
     reference = tiny_embeddings(tmp_path, golden_crops())
-    source = {"tiny_trt": "b" * 64, "near_trt": "c" * 64}
+    recorded = {"tiny_trt": A, "near_trt": B}
 
     def records(model: str, version: int) -> GoldenReference | None:
-        return GoldenReference(reference, source[model]) if model in source else None
+        return GoldenReference(reference, recorded[model]) if model in recorded else None
 
     candidates = ["tiny_onnx", "tiny_trt", "near_trt"]
     with TritonBackend(crowd.grpc_url, NAME, candidates, references=records) as embedder:
@@ -166,7 +167,7 @@ def test_records_that_conflict_do_not_serve_side_by_side_though_who_settled_the_
         states = {model: report(embedder, f"{model}:1").state for model in candidates}
         reason = report(embedder, "near_trt:1").reason
     assert states == {"tiny_onnx": "serving", "tiny_trt": "standing by", "near_trt": "refused"}
-    assert "another source model, SHA-256 cccc" in (reason or "")
+    assert "another source model, SHA-256 bbbb" in (reason or "")
 
 
 def test_a_manifest_that_lies_refuses_its_candidate(crowd: LocalTriton, crops: Crops) -> None:
@@ -324,8 +325,12 @@ def test_a_closed_backend_says_so(crowd: LocalTriton, crops: Crops) -> None:
     embedder.close()
     embedder.close()
     assert not {"arcface-recheck", "arcface-liveness"} & {thread.name for thread in threading.enumerate()}
-    with pytest.raises(ClientClosedError):
-        embedder.encode(crops[:1])
+    for given in (crops[:1], crops[:0]):
+        with pytest.raises(ClientClosedError):
+            embedder.encode(given)
+    diagnostics = embedder.diagnostics()
+    assert (diagnostics.model, diagnostics.candidates) == (None, ())
+    assert diagnostics.counters["sources"][0]["faces"] == 1
     with pytest.raises(ClientClosedError):
         embedder.ensure_ready()
 

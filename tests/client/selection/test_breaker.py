@@ -9,16 +9,9 @@ from hypothesis import strategies as st
 from arcface_client.errors import InputError
 from arcface_client.selection.breaker import Breaker, State
 from arcface_client.selection.rhythm import BreakerLimits, Rhythm
+from clock import Clock
 
 LIMITS = BreakerLimits(failures=3, wait_s=1, longest_wait_s=8, settle_s=5, peace_s=60)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -39,13 +32,13 @@ def state(breaker: Breaker) -> State:
 def outage(breaker: Breaker, clock: Clock) -> float:
     """Let it fail, and come back as soon as it may; how long it was left alone."""
     breaker.failed(certain=True)
-    began = clock.now
+    began = clock.now_s
     while not breaker.due:
-        clock.now += 0.25
-    left_alone_s = clock.now - began
+        clock.now_s += 0.25
+    left_alone_s = clock.now_s - began
     breaker.probed(good=True)
     assert state(breaker) == "half-open"
-    clock.now += LIMITS.settle_s
+    clock.now_s += LIMITS.settle_s
     breaker.probed(good=True)
     assert state(breaker) == "closed"
     return left_alone_s
@@ -72,22 +65,22 @@ def test_it_may_be_probed_after_its_wait_and_a_bad_probe_starts_the_wait_again(
 ) -> None:
     breaker.failed(certain=True)
     assert not breaker.due
-    clock.now += 1
+    clock.now_s += 1
     assert breaker.due
     breaker.probed(good=False)
     assert not breaker.due
-    clock.now += 1
+    clock.now_s += 1
     assert breaker.due
 
 
 def test_it_closes_only_after_probes_were_good_for_a_while(breaker: Breaker, clock: Clock) -> None:
     breaker.failed(certain=True)
-    clock.now += 1
+    clock.now_s += 1
     breaker.probed(good=True)
-    clock.now += 4.9
+    clock.now_s += 4.9
     breaker.probed(good=True)
     assert state(breaker) == "half-open"
-    clock.now += 0.1
+    clock.now_s += 0.1
     breaker.probed(good=True)
     assert state(breaker) == "closed"
 
@@ -95,7 +88,7 @@ def test_it_closes_only_after_probes_were_good_for_a_while(breaker: Breaker, clo
 @pytest.mark.parametrize("kind", ["call", "probe"])
 def test_one_failure_while_it_settles_opens_it_again(breaker: Breaker, clock: Clock, kind: str) -> None:
     breaker.failed(certain=True)
-    clock.now += 1
+    clock.now_s += 1
     breaker.probed(good=True)
     breaker.failed() if kind == "call" else breaker.probed(good=False)
     assert state(breaker) == "open"
@@ -110,7 +103,7 @@ def test_a_candidate_that_comes_and_goes_is_left_alone_longer_each_time(
 def test_after_a_time_of_peace_an_outage_is_the_first_again(breaker: Breaker, clock: Clock) -> None:
     outage(breaker, clock)
     assert outage(breaker, clock) == 2
-    clock.now += LIMITS.peace_s
+    clock.now_s += LIMITS.peace_s
     assert outage(breaker, clock) == 1
 
 
@@ -121,7 +114,7 @@ def test_whatever_happens_an_open_breaker_is_due_within_its_longest_wait(events:
     for event in events:
         before = breaker.state
         if event == "wait":
-            clock.now += 1.5
+            clock.now_s += 1.5
         elif event == "succeeded":
             breaker.succeeded()
         elif event in ("good", "bad"):
@@ -129,7 +122,7 @@ def test_whatever_happens_an_open_breaker_is_due_within_its_longest_wait(events:
         else:
             breaker.failed(certain=event == "certain")
         assert (before, breaker.state) != ("open", "closed")
-    clock.now += LIMITS.longest_wait_s
+    clock.now_s += LIMITS.longest_wait_s
     assert breaker.due == (breaker.state == "open")
 
 

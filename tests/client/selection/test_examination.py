@@ -8,6 +8,7 @@ import pytest
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import ContractError, DeploymentError, ModelNotFoundError, OtherIdentityError
 from arcface_client.golden import GoldenReference
+from arcface_client.identity import EmbeddingIdentity
 from arcface_client.runtimes.base import Embed
 from arcface_client.selection.examination import (
     ITSELF,
@@ -84,7 +85,8 @@ def test_embeddings_of_another_length_are_refused() -> None:
 
 
 def identity(sha256: str | None = "a" * 64) -> SettledIdentity:
-    return SettledIdentity("arcface_onnx:1 at one:1", 1, GoldenReference(embeddings(), source_sha256=sha256))
+    reference = GoldenReference(embeddings(), EmbeddingIdentity(source_sha256=sha256))
+    return SettledIdentity("arcface_onnx:1 at one:1", 1, reference)
 
 
 def test_another_source_model_is_refused_though_it_is_right_by_its_own_record() -> None:
@@ -97,20 +99,19 @@ def test_another_source_model_is_refused_though_it_is_right_by_its_own_record() 
 
 
 def test_another_source_sha256_is_refused_though_the_embeddings_agree() -> None:
-    finding = examine(by(embeddings()), "arcface_onnx", GoldenReference(embeddings(), "b" * 64), None)
+    other = GoldenReference(embeddings(), EmbeddingIdentity(source_sha256="b" * 64))
+    finding = examine(by(embeddings()), "arcface_onnx", other, None)
     assert isinstance(objection(finding, identity(), TOLERANCE), OtherIdentityError)
     assert objection(finding, identity(sha256=None), TOLERANCE) is None
 
 
-def test_an_identity_is_completed_by_what_nobody_knew_and_keeps_what_it_knew() -> None:
+def test_an_identity_is_completed_by_what_nobody_knew_and_keeps_its_embeddings() -> None:
     began = identity(sha256=None)
-    known = GoldenReference(embeddings(1), "b" * 64, "float", "mean 127.5")
+    known = GoldenReference(embeddings(1), EmbeddingIdentity(source_sha256="b" * 64, precision_class="float"))
     completed = began.completed(GoldenReference(embeddings(1))).completed(known)
     assert (completed.settled_by, completed.release) == (began.settled_by, began.release)
     assert completed.reference.embeddings is began.reference.embeddings
     assert completed.reference.identity == known.identity
-    other = GoldenReference(embeddings(1), "c" * 64, "int8", "mean 0")
-    assert completed.completed(other).reference.identity == known.identity
 
 
 def test_two_tolerances_do_not_add_up() -> None:

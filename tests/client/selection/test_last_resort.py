@@ -7,23 +7,24 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from arcface_client.backend import EmbeddingBackend
+from arcface_client.backend import EmbeddingBackend, Served
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.deadline import Deadline
 from arcface_client.errors import ClientClosedError, DeadlineExceededError, DeploymentError
 from arcface_client.job import Job
-from arcface_client.selection import last_resort as module
 from arcface_client.selection.candidates import Wanted
 from arcface_client.selection.examiner import Examiner
-from arcface_client.selection.last_resort import LastResort
+from arcface_client.selection.last_resort import IDLE_S, TRY_AGAIN_S, LastResort
 from arcface_client.selection.rhythm import Rhythm
 from arcface_client.selection.selector import Selector
 from arcface_client.selection.server import RequestLimits
+from clock import Clock
 from fake_triton import FakeTriton, served
 from siblings import InThisProcess, tiny_embeddings
 
@@ -116,24 +117,41 @@ def test_closing_while_it_loads_frees_what_was_loaded(
     assert closed == [1]
 
 
-def test_a_failure_to_load_is_not_tried_again_at_every_call(
-    selector: Selector, crops: Crops, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tries: list[int] = []
+def test_a_failure_to_load_is_not_tried_again_at_every_call(selector: Selector, crops: Crops) -> None:
+    clock, tries = Clock(), list[int]()
 
     def make(release: int | None) -> EmbeddingBackend:
         tries.append(1)
+        clock.now_s += 2 * TRY_AGAIN_S  # it takes its time
         raise DeploymentError("there is no model repository")
 
-    last_resort = LastResort(make, selector, EXAMINER)
+    last_resort = LastResort(make, selector, EXAMINER, clock)
     for _ in range(3):
         with pytest.raises(DeploymentError, match="there is no model repository"):
             embedded(last_resort, crops[:1])
     assert len(tries) == 1
-    monkeypatch.setattr(module, "TRY_AGAIN_S", 0.0)
+    clock.now_s += TRY_AGAIN_S
     with pytest.raises(DeploymentError):
         embedded(last_resort, crops[:1])
     assert len(tries) == 2
+    last_resort.close()
+
+
+def test_what_cannot_be_examined_is_freed(selector: Selector, crops: Crops, tmp_path: Path) -> None:
+    closed: list[int] = []
+
+    class NoMemory(InThisProcess):
+        def run(self, job: Job) -> Served:
+            raise MemoryError("nothing is left")
+
+        def close(self) -> None:
+            closed.append(1)
+            super().close()
+
+    last_resort = LastResort(lambda release: NoMemory(tmp_path, release), selector, EXAMINER)
+    with pytest.raises(MemoryError):
+        embedded(last_resort, crops[:1])
+    assert closed == [1]
     last_resort.close()
 
 
@@ -155,24 +173,37 @@ def test_a_failure_that_is_remembered_keeps_no_crops_alive(selector: Selector, c
 
 
 def test_it_is_let_go_when_a_candidate_serves_and_nobody_needed_it_for_a_while(
-    crops: Crops, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    crops: Crops, tmp_path: Path
 ) -> None:
-    fake = FakeTriton(model="fake_onnx")
-    with served(fake) as url:
+    called, goes_on, clock = threading.Event(), threading.Event(), Clock()
+
+    class Slow(InThisProcess):
+        def run(self, job: Job) -> Served:
+            if len(job.crops) == 1:
+                called.set()
+                assert goes_on.wait(20)
+            return super().run(job)
+
+    with served(FakeTriton(model="fake_onnx")) as url:
         selector = Selector(Wanted((url,), "fake"), EXAMINER, RequestLimits(), Rhythm())
-        made: list[InThisProcess] = []
-
-        def make(release: int | None) -> EmbeddingBackend:
-            made.append(InThisProcess(tmp_path, release))
-            return made[-1]
-
-        last_resort = LastResort(make, selector, EXAMINER)
+        last_resort = LastResort(lambda release: Slow(tmp_path, release), selector, EXAMINER, clock)
         last_resort.ensure_ready()
-        monkeypatch.setattr(module, "IDLE_S", 0.0)
+        clock.now_s += IDLE_S
         last_resort.let_go_if_idle()
         assert last_resort.loaded is not None, "nobody else serves"
         selector.identity = None  # the fake is no relative of the tiny model
         assert selector.look(Deadline(None)).ranking
+        with ThreadPoolExecutor(1) as pool:
+            call = pool.submit(embedded, last_resort, crops[:1])
+            assert called.wait(20)
+            clock.now_s += IDLE_S
+            last_resort.let_go_if_idle()
+            assert last_resort.loaded is not None, "a call is under way"
+            goes_on.set()
+            call.result(20)
+        last_resort.let_go_if_idle()
+        assert last_resort.loaded is not None, "it was needed until now"
+        clock.now_s += IDLE_S
         last_resort.let_go_if_idle()
         assert last_resort.loaded is None
         last_resort.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -85,6 +87,37 @@ def test_who_settled_has_its_place_again_only_after_the_golden_crops(
     wait_until(lambda: contender.breaker.has_settled)
     assert not serves(selector)
     assert str(contender.breaker.state) == "open"
+
+
+def test_a_handler_of_the_log_may_ask_for_the_reports(
+    fake: FakeTriton, make: MakeSelector, caplog: pytest.LogCaptureFixture
+) -> None:
+    selector = make(Rhythm())
+    heard: list[tuple[str, str, list[str]]] = []
+
+    class Alert(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            if record.name.startswith("arcface_client.selection"):
+                states = [report.state for report in selector.reports()]
+                heard.append((record.levelname, record.getMessage(), states))
+            return True
+
+    def come_and_go() -> None:
+        assert serves(selector)
+        (contender,) = selector.standing.ranking
+        selector.failed(contender, ServerUnavailableError("gone"))
+
+    with caplog.at_level(logging.INFO, "arcface_client"), caplog.filtering(Alert()):
+        # In a thread of its own, which the test does without should it hang.
+        thread = threading.Thread(target=come_and_go, daemon=True)
+        thread.start()
+        thread.join(10)
+    assert not thread.is_alive()
+    (name,) = (report.candidate for report in selector.reports())
+    assert heard == [
+        ("INFO", f"{name} serves", ["serving"]),
+        ("WARNING", f"No candidate serves now, not {name}: gone", ["failing"]),
+    ]
 
 
 def test_who_cancels_a_look_says_nothing_against_a_candidate() -> None:
