@@ -51,8 +51,8 @@ def write_siblings(repository: Path, **settings: Any) -> Path:
 class InThisProcess(EmbeddingBackend):
     """The tiny model of a release, in this process: what a last resort is."""
 
-    def __init__(self, folder: Path, release: int | None, *, skew: float = 0.0) -> None:
-        self.release = release or 1
+    def __init__(self, folder: Path, release: int = 1, *, skew: float = 0.0) -> None:
+        self.release = release
         self.crops = 0
         path = folder / f"last-resort-{self.release}-{skew}.onnx"
         onnx.save(tiny_serving_graph(self.release, skew=skew), path)

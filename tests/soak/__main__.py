@@ -80,7 +80,7 @@ def soak(seconds: float, seed: int) -> Tally:
         open_before = open_files(os.getpid())
         with ExitStack() as embedders:
             subjects = []
-            for last_resort in (lambda release: InThisProcess(folder, release), None):
+            for last_resort in (lambda identity: InThisProcess(folder), None):
                 embedder = embedders.enter_context(
                     TritonBackend([site.url for site in sites], NAME, rhythm=BRISK, last_resort=last_resort)
                 )

@@ -9,6 +9,7 @@ from typing import Any, Final
 from ..backend import EmbeddingBackend
 from ..devices import read_device
 from ..errors import ConfigError, InputError
+from ..identity import EmbeddingIdentity
 from ..model_repository import LocalModels
 from ..names import is_plan, onnx_model, plan_model
 from ..runtimes.providers import CPU
@@ -131,9 +132,11 @@ def _triton(settings: PipelineSettings, registry: Any) -> EmbeddingBackend:
     embedding, server = settings.embedding, settings.triton
     models = LocalModels(embedding.model_repository)
 
-    def last_resort(version: int | None) -> EmbeddingBackend:
-        candidate = onnx_candidate(models, embedding.model, CPU, version=version)
-        return InProcessBackend("onnxruntime", [candidate], max_drift_cosine=embedding.max_drift_cosine)
+    def last_resort(identity: EmbeddingIdentity | None) -> EmbeddingBackend:
+        candidate = onnx_candidate(models, embedding.model, CPU)
+        return InProcessBackend(
+            "onnxruntime", [candidate], identity=identity, max_drift_cosine=embedding.max_drift_cosine
+        )
 
     enabled = _tensorrt(embedding).enabled
     may_fall_back = embedding.allow_cpu_fallback and enabled != "required"

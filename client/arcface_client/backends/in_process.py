@@ -32,12 +32,13 @@ class InProcessBackend(EmbeddingBackend):
     """Embeds with the first of its candidates that can be used; a model that fails gives way to the next.
 
     What failed is tried again: by ``ensure_ready``, and after a while in the background, while the next one
-    serves. The first model that is loaded settles the identity of all embeddings to come: a candidate of
-    another one is refused for as long as this object lives.
+    serves. The identity that is given, or else the first model that is loaded, settles that of all embeddings
+    to come: a candidate of another one is refused for as long as this object lives.
 
     Args:
         backend: What was asked for: "tensorrt", "onnxruntime" or "pytorch".
         candidates: Models in order of preference, at least one.
+        identity: Of all embeddings; None lets the first model that is loaded settle it.
         max_drift_cosine: Largest drift of the golden crops that is let pass.
         registry: A Prometheus registry that is to have the counters.
         clock: Seconds, monotonic.
@@ -52,6 +53,7 @@ class InProcessBackend(EmbeddingBackend):
         backend: str,
         candidates: Sequence[LocalCandidate],
         *,
+        identity: EmbeddingIdentity | None = None,
         max_drift_cosine: float = DEFAULT_MAX_DRIFT_COSINE,
         registry: Any = None,
         clock: Callable[[], float] = time.monotonic,
@@ -66,7 +68,7 @@ class InProcessBackend(EmbeddingBackend):
         self._closed = False
         self._refused = Refused(clock)
         self._serving: Serving | None = None
-        self._identity: EmbeddingIdentity | None = None
+        self._identity = identity
         # A thread of its own, so that no call waits for it longer than it may.
         self._loader = ThreadPoolExecutor(1, "arcface-loading")
         self._loading: Future[None] | None = None
@@ -215,7 +217,7 @@ class InProcessBackend(EmbeddingBackend):
             replaced = self._serving
             self._drop(unlocked)
             self._serving = serving
-            self._identity = self._identity or serving.model.identity
+            self._identity = (self._identity or EmbeddingIdentity()).completed(serving.model.identity)
             self._refused.remove(serving.candidate)
             errors = self._refused.errors()
         if replaced is not None:

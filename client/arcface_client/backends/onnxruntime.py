@@ -24,13 +24,11 @@ ENTRIES: Final = {"session.force_spinning_stop": "1"}
 """Idle threads spin between the operators of a run, where it pays, and not between runs."""
 
 
-def onnx_candidate(
-    models: LocalModels, name: str, provider: str, gpu: int = 0, version: int | None = None
-) -> LocalCandidate:
-    """A version of ``{name}_onnx`` on a provider; None is the newest."""
+def onnx_candidate(models: LocalModels, name: str, provider: str, gpu: int = 0) -> LocalCandidate:
+    """``{name}_onnx`` on a provider."""
     return LocalCandidate(
         f"{onnx_model(name)} on {provider}",
-        lambda identity: load_onnx(models, name, provider, gpu, version, identity),
+        lambda identity: load_onnx(models, name, provider, gpu, identity),
     )
 
 
@@ -59,10 +57,9 @@ def load_onnx(
     name: str,
     provider: str,
     gpu: int,
-    version: int | None,
     identity: EmbeddingIdentity | None = None,
 ) -> LocalModel:
-    """Load a version of ``{name}_onnx`` on a provider; None is the newest of an identity.
+    """Load the newest version of ``{name}_onnx`` that is of an identity, on a provider.
 
     Raises:
         InputError: There is no such provider.
@@ -72,7 +69,7 @@ def load_onnx(
     from ..runtimes.onnxruntime import OnnxRuntime
     from ..runtimes.sessions import open_on
 
-    found = models.onnx(name, version, identity)
+    found = models.onnx(name, identity=identity)
     session = open_on(
         provider,
         found.path,

@@ -72,12 +72,10 @@ class SettledIdentity:
 
     Attributes:
         settled_by: The candidate that settled it, for messages.
-        release: That candidate's version.
         reference: What the golden crops' embeddings have to be.
     """
 
     settled_by: str
-    release: int | None
     reference: GoldenReference
 
     def completed(self, reference: GoldenReference) -> SettledIdentity:

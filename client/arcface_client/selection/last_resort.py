@@ -15,6 +15,7 @@ from ..backend import EmbeddingBackend, Served, Source
 from ..deadline import Deadline
 from ..errors import ClientClosedError, DeadlineExceededError, detached
 from ..golden import golden_crops
+from ..identity import EmbeddingIdentity
 from ..job import Job
 from .examiner import Examiner
 from .selector import LONGEST_LOOK_S, Selector
@@ -25,8 +26,8 @@ IDLE_S: Final = 300.0
 TRY_AGAIN_S: Final = 30.0
 """How long a failure to load it is taken for granted, in seconds."""
 
-MakeBackend = Callable[[int | None], EmbeddingBackend]
-"""Makes the backend for a release; None is the newest."""
+MakeBackend = Callable[[EmbeddingIdentity | None], EmbeddingBackend]
+"""Makes the backend of an identity; None settles one."""
 
 _log = logging.getLogger(__name__)
 
@@ -155,7 +156,7 @@ class LastResort:
     def _load(self) -> EmbeddingBackend:
         identity = self._selector.identity
         try:
-            backend = self._make(None if identity is None else identity.release)
+            backend = self._make(None if identity is None else identity.reference.identity)
             try:
                 self._prove(backend)
             except BaseException:
@@ -169,5 +170,5 @@ class LastResort:
         embeddings, served = backend.encode(golden_crops(), return_source=True)
         source = self.source = served.sources[-1]
         finding = self._examiner.examine_here(embeddings, source.model, source.version)
-        self._selector.accept(f"{source.model} in this process", source.version, finding)
+        self._selector.accept(f"{source.model} in this process", finding)
         _log.warning("%s is loaded into this process, since no server serves", source.model)

@@ -118,7 +118,7 @@ class Selector:
             contender.not_examined(error, time.monotonic())
         self._rank()
 
-    def accept(self, name: str, release: int | None, finding: Finding) -> None:
+    def accept(self, name: str, finding: Finding) -> None:
         """Let a way of embedding settle the identity, if nothing has yet, and else hold it to that.
 
         Raises:
@@ -128,7 +128,7 @@ class Selector:
             problem = self._examiner.objection(finding, self.identity)
             if problem is not None:
                 raise problem
-            self._settle(name, release, finding)
+            self._settle(name, finding)
         self._rank()
 
     def reports(self) -> tuple[CandidateReport, ...]:
@@ -223,12 +223,12 @@ class Selector:
             problem = self._examiner.objection(finding, self.identity)
             contender.found(finding, problem, time.monotonic())
             if problem is None:
-                self._settle(str(contender), contender.version, finding)
+                self._settle(str(contender), finding)
         return None
 
-    def _settle(self, name: str, release: int | None, finding: Finding) -> None:
+    def _settle(self, name: str, finding: Finding) -> None:
         """Take the identity of a candidate that passed for all, as far as it is not settled yet."""
-        identity = self.identity or SettledIdentity(name, release, finding.reference)
+        identity = self.identity or SettledIdentity(name, finding.reference)
         self.identity = identity.completed(finding.reference)
 
     def _against(self, contender: Contender) -> ArcFaceError | None:

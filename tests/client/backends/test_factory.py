@@ -318,6 +318,9 @@ def test_a_server_is_held_against_the_manifests_and_this_process_stands_in_when_
         embedder.ensure_ready()
         by_server, served = embedder.encode(crops, return_source=True)
         diagnostics = embedder.diagnostics()
+    # An upgrade since, to another release of the same source model.
+    (models / "small_onnx/1").rename(models / "small_onnx/2")
+    (models / "small_onnx-1.manifest.json").rename(models / "small_onnx-2.manifest.json")
     with embedder:
         by_process, fallen_back = embedder.encode(crops, return_source=True)
 
@@ -327,7 +330,9 @@ def test_a_server_is_held_against_the_manifests_and_this_process_stands_in_when_
         "passed",
     )
     assert (diagnostics.model, diagnostics.precision, diagnostics.sm) == ("small_trt", "fp16", "90")
-    assert [(one.backend, one.where) for one in fallen_back.sources] == [("onnxruntime", "this process")]
+    assert [(one.backend, one.version, one.where) for one in fallen_back.sources] == [
+        ("onnxruntime", 2, "this process")
+    ]
     assert fallen_back.fell_back
     np.testing.assert_allclose(by_process, by_server, atol=1e-6)
 

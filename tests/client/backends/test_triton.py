@@ -298,9 +298,7 @@ def test_without_anybody_else_a_full_queue_is_waited_for_until_the_deadline(
 def test_the_last_resort_serves_when_no_server_does_and_holds_to_the_identity(
     crops: Crops, truth: Embeddings, tmp_path: Path
 ) -> None:
-    with TritonBackend(
-        "127.0.0.1:9", NAME, last_resort=lambda release: InThisProcess(tmp_path, release)
-    ) as embedder:
+    with TritonBackend("127.0.0.1:9", NAME, last_resort=lambda identity: InThisProcess(tmp_path)) as embedder:
         embedder.ensure_ready()
         embeddings, served = embedder.encode(crops, return_source=True)
         diagnostics = embedder.diagnostics()

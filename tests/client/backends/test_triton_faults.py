@@ -52,7 +52,7 @@ def test_killed_servers_leave_the_rest_to_the_next_and_then_to_this_process_and_
         TritonBackend(
             [first.grpc_url, second.grpc_url],
             NAME,
-            last_resort=lambda release: InThisProcess(tmp_path, release),
+            last_resort=lambda identity: InThisProcess(tmp_path),
             rhythm=QUICK,
         ) as embedder,
     ):
@@ -124,7 +124,7 @@ def test_a_last_resort_of_another_source_model_is_refused(pair: Pair, many: Crop
         NAME,
         limits=RequestLimits(request_timeout_s=2),
         rhythm=QUICK,
-        last_resort=lambda release: InThisProcess(tmp_path, release, skew=0.2),
+        last_resort=lambda identity: InThisProcess(tmp_path, skew=0.2),
     ) as embedder:
         embedder.ensure_ready()
         with (
@@ -142,7 +142,7 @@ def test_a_last_resort_that_settled_the_identity_keeps_another_source_model_out(
         pair[0].grpc_url,
         NAME,
         rhythm=QUICK,
-        last_resort=lambda release: InThisProcess(tmp_path, release, skew=0.2),
+        last_resort=lambda identity: InThisProcess(tmp_path, skew=0.2),
     ) as embedder:
         with stopped(pair[0]):
             embeddings = embedder.encode(many[:3])

@@ -15,6 +15,7 @@ from arcface_client.backend import EmbeddingBackend, Served
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import CROP_SHAPE, Crops, Embeddings
 from arcface_client.errors import DeadlineExceededError, DeploymentError
+from arcface_client.identity import EmbeddingIdentity
 from arcface_client.selection.server import RequestLimits
 from arcface_server import LocalTriton
 from processes import wait_until
@@ -144,7 +145,7 @@ def test_a_way_that_swallows_everything_leaves_the_rest_to_this_process(
         NAME,
         limits=BY_NETWORK,
         rhythm=QUICK,
-        last_resort=lambda release: InThisProcess(tmp_path, release),
+        last_resort=lambda identity: InThisProcess(tmp_path),
     ) as embedder:
         embedder.ensure_ready()
         embeddings, served = in_the_middle(embedder, crops, ways[0], ways[0].black_hole)
@@ -182,10 +183,10 @@ def test_an_upload_longer_than_a_server_has_to_say_that_it_is_alive_is_no_reason
 def test_a_last_resort_that_cannot_be_loaded_is_no_reason_to_leave_the_only_server(
     ways: Ways, crops: Crops, truth: Embeddings
 ) -> None:
-    tries: list[int | None] = []
+    tries: list[EmbeddingIdentity | None] = []
 
-    def make(release: int | None) -> EmbeddingBackend:
-        tries.append(release)
+    def make(identity: EmbeddingIdentity | None) -> EmbeddingBackend:
+        tries.append(identity)
         raise DeploymentError("there is no model repository here")
 
     with TritonBackend(ways[0].url, NAME, limits=BY_NETWORK, rhythm=QUICK, last_resort=make) as embedder:

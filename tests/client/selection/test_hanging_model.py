@@ -18,6 +18,7 @@ from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import CROP_SHAPE
 from arcface_client.deadline import Deadline
 from arcface_client.errors import DeadlineExceededError
+from arcface_client.identity import EmbeddingIdentity
 from arcface_client.selection import fallback
 from arcface_client.selection.rhythm import Rhythm
 from arcface_client.selection.server import RequestLimits
@@ -158,8 +159,8 @@ def test_a_caller_without_time_for_the_list_of_models_takes_nobody_out() -> None
 
 
 def test_a_first_caller_without_time_leaves_the_first_look_to_the_next(tmp_path: Path) -> None:
-    def last_resort(release: int | None) -> EmbeddingBackend:
-        return InThisProcess(tmp_path, release)
+    def last_resort(identity: EmbeddingIdentity | None) -> EmbeddingBackend:
+        return InThisProcess(tmp_path)
 
     fake = SecretiveTriton()
     with (

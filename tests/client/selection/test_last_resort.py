@@ -17,6 +17,7 @@ from arcface_client.backend import EmbeddingBackend, Served
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.deadline import Deadline
 from arcface_client.errors import ClientClosedError, DeadlineExceededError, DeploymentError
+from arcface_client.identity import EmbeddingIdentity
 from arcface_client.job import Job
 from arcface_client.selection.candidates import Wanted
 from arcface_client.selection.examiner import Examiner
@@ -51,11 +52,11 @@ def embedded(last_resort: LastResort, crops: Crops) -> Embeddings:
 def test_it_is_loaded_once_for_many_threads_and_settles_the_identity(
     selector: Selector, crops: Crops, tmp_path: Path
 ) -> None:
-    made: list[int | None] = []
+    made: list[EmbeddingIdentity | None] = []
 
-    def make(release: int | None) -> EmbeddingBackend:
-        made.append(release)
-        return InThisProcess(tmp_path, release)
+    def make(identity: EmbeddingIdentity | None) -> EmbeddingBackend:
+        made.append(identity)
+        return InThisProcess(tmp_path)
 
     last_resort = LastResort(make, selector, EXAMINER)
     assert last_resort.loaded is None
@@ -78,9 +79,9 @@ def test_a_call_waits_for_the_loading_no_longer_than_it_may(
 ) -> None:
     goes_on = threading.Event()
 
-    def make(release: int | None) -> EmbeddingBackend:
+    def make(identity: EmbeddingIdentity | None) -> EmbeddingBackend:
         goes_on.wait(20)
-        return InThisProcess(tmp_path, release)
+        return InThisProcess(tmp_path)
 
     last_resort = LastResort(make, selector, EXAMINER)
     started = time.monotonic()
@@ -105,9 +106,9 @@ def test_closing_while_it_loads_frees_what_was_loaded(
             closed.append(1)
             super().close()
 
-    def make(release: int | None) -> EmbeddingBackend:
+    def make(identity: EmbeddingIdentity | None) -> EmbeddingBackend:
         goes_on.wait(20)
-        return Closing(tmp_path, release)
+        return Closing(tmp_path)
 
     last_resort = LastResort(make, selector, EXAMINER)
     with pytest.raises(DeadlineExceededError):
@@ -120,7 +121,7 @@ def test_closing_while_it_loads_frees_what_was_loaded(
 def test_a_failure_to_load_is_not_tried_again_at_every_call(selector: Selector, crops: Crops) -> None:
     clock, tries = Clock(), list[int]()
 
-    def make(release: int | None) -> EmbeddingBackend:
+    def make(identity: EmbeddingIdentity | None) -> EmbeddingBackend:
         tries.append(1)
         clock.now_s += 2 * TRY_AGAIN_S  # it takes its time
         raise DeploymentError("there is no model repository")
@@ -148,7 +149,7 @@ def test_what_cannot_be_examined_is_freed(selector: Selector, crops: Crops, tmp_
             closed.append(1)
             super().close()
 
-    last_resort = LastResort(lambda release: NoMemory(tmp_path, release), selector, EXAMINER)
+    last_resort = LastResort(lambda identity: NoMemory(tmp_path), selector, EXAMINER)
     with pytest.raises(MemoryError):
         embedded(last_resort, crops[:1])
     assert closed == [1]
@@ -156,7 +157,7 @@ def test_what_cannot_be_examined_is_freed(selector: Selector, crops: Crops, tmp_
 
 
 def test_a_failure_that_is_remembered_keeps_no_crops_alive(selector: Selector, crops: Crops) -> None:
-    def make(release: int | None) -> EmbeddingBackend:
+    def make(identity: EmbeddingIdentity | None) -> EmbeddingBackend:
         raise DeploymentError("there is no model repository")
 
     def fail() -> weakref.ref[Job]:
@@ -186,7 +187,7 @@ def test_it_is_let_go_when_a_candidate_serves_and_nobody_needed_it_for_a_while(
 
     with served(FakeTriton(model="fake_onnx")) as url:
         selector = Selector(Wanted((url,), "fake"), EXAMINER, RequestLimits(), Rhythm())
-        last_resort = LastResort(lambda release: Slow(tmp_path, release), selector, EXAMINER, clock)
+        last_resort = LastResort(lambda identity: Slow(tmp_path), selector, EXAMINER, clock)
         last_resort.ensure_ready()
         clock.now_s += IDLE_S
         last_resort.let_go_if_idle()

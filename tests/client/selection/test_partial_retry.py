@@ -101,7 +101,7 @@ class FailsMidway(EmbeddingBackend):
 def test_what_the_last_resort_did_before_it_failed_is_its_own(fakes: list[tuple[FakeTriton, str]]) -> None:
     fake, url = fakes[0]
     limits = RequestLimits(max_in_flight=1)
-    with TritonBackend(url, "fake", last_resort=lambda release: FailsMidway(), limits=limits) as embedder:
+    with TritonBackend(url, "fake", last_resort=lambda identity: FailsMidway(), limits=limits) as embedder:
         embedder.ensure_ready()
         fake.failures = [grpc.StatusCode.UNAVAILABLE] * (1 + len(BUSY_WAITS_S))
         try:
