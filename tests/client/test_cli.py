@@ -256,7 +256,7 @@ def test_a_full_disk_leaves_the_old_file_and_one_line(
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.startswith("arcface-client: File too large")
+    assert done.stderr.startswith(f"arcface-client: {output} cannot be written: File too large.")
     assert done.stderr.count("\n") == 1
     assert output.read_bytes() == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["crops", "out.npz"]
