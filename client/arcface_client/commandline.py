@@ -61,16 +61,26 @@ def run(
             raise
         print(f"{prog}: {error}", file=sys.stderr)
         return FAILED
-    except BrokenPipeError:
-        # The reader (`| head`) is gone; keep Python from complaining again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
     except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        if error.errno == errno.ENOSPC and not where:
-            where = f" (perhaps of {tempfile.gettempdir()}; TMPDIR names another folder)"
-        print(f"{prog}: {error.strerror or error}{where}", file=sys.stderr)
+        if not _stdout_fails():
+            where = f" ({error.filename})" if error.filename else ""
+            if error.errno == errno.ENOSPC and not where:
+                where = f" (perhaps of {tempfile.gettempdir()}; TMPDIR names another folder)"
+            print(f"{prog}: {error.strerror or error}{where}", file=sys.stderr)
+        elif not isinstance(error, BrokenPipeError):  # such a reader, `| head`, had enough
+            print(f"{prog}: {error.strerror or error} (standard output)", file=sys.stderr)
         return FAILED
+
+
+def _stdout_fails() -> bool:
+    """Whether standard output cannot be written to; if so, keep Python from complaining again at exit."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what could not be written is still there, and fails again
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 @contextmanager
@@ -85,7 +95,8 @@ def _interrupting_signals(interruptions: list[int]) -> Iterator[None]:
         raise KeyboardInterrupt
 
     # SIGINT is among them because a shell starts background jobs with it ignored.
-    endings = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    endings = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows lacks SIGHUP
     before = [signal.signal(ending, interrupt) for ending in endings]
     try:
         yield

@@ -216,6 +216,32 @@ def test_a_reader_that_goes_away_is_no_traceback(triton: LocalTriton) -> None:
         assert errors.read() == ""
 
 
+def test_a_full_disk_under_standard_output_is_not_blamed_on_another(triton: LocalTriton) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "arcface_client", "status", "--url", triton.grpc_url],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "arcface-client: No space left on device (standard output)\n"
+
+
+def test_tls_that_the_server_does_not_speak_is_one_line(triton: LocalTriton) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "arcface_client", "status", "--url", triton.grpc_url],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"ARCFACE_TRITON_TLS_ENABLED": "true"},
+    )
+    assert done.returncode == 1
+    assert "is TLS as it wants it?" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
