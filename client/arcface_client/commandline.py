@@ -114,6 +114,11 @@ def add_version(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--version", action="version", version=f"%(prog)s {version}")
 
 
+def printable(text: str) -> str:
+    """A text in which control characters, as a file's name may hold, are written as in Python."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 def progress(items: Iterable[T], *, total: int | None = None, unit: str) -> Iterator[T]:
     """Yield the items under a progress bar on standard error; without a terminal or tqdm, just yield."""
     try:

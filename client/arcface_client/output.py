@@ -19,6 +19,8 @@ def check_output(path: Path) -> None:
         InputError: There is no folder to write to, or nothing can be written to it, or something else has
             the file's name.
     """
+    if str(path) == "-":
+        raise InputError("- is not standard output here; give the name of a file to write.")
     path = path.resolve()
     if not path.parent.is_dir():
         raise InputError(f"There is no folder {path.parent} to write {path.name} to; make it first.")

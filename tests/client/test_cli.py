@@ -46,8 +46,11 @@ def test_embed_writes_one_row_for_each_crop(
 def test_embed_reports_and_skips_what_is_no_crop(
     triton: LocalTriton, folder: Path, expected: Embeddings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (folder / "001.png").write_bytes(b"no image")
-    Image.new("RGB", (64, 64)).save(folder / "002.png")
+    (folder / "001.png").unlink()
+    (folder / "001.png").symlink_to("nowhere")
+    (folder / "002.png").unlink()
+    Image.new("RGB", (64, 64)).save(folder / "002\n.png")
+    (folder / "list.txt").touch()
     output = folder.parent / "out.npz"
     url = ["--url", triton.grpc_url]
     assert main(["embed", str(folder), "--output", str(output), "--json", *url, *MODEL]) == 1
@@ -55,10 +58,14 @@ def test_embed_reports_and_skips_what_is_no_crop(
     assert json.loads(printed.out) == {
         "output": str(output),
         "embedded": 38,
-        "skipped": [str(folder / "001.png"), str(folder / "002.png")],
+        "skipped": [str(folder / "001.png"), str(folder / "002\n.png")],
+        "passed_over": {"other_files": 1, "linked_folders": 0},
     }
-    assert printed.err.count("skipped: ") == 2
-    assert printed.err.count("002.png is 64x64") == printed.err.count("Or use --resize.") == 1
+    broken, small, rest = printed.err.splitlines()
+    assert broken.startswith(f"skipped: {folder}/001.png cannot be read as an image")
+    assert small.startswith(f"skipped: {folder}/002\\n.png is 64x64")
+    assert small.endswith("Or use --resize.")
+    assert rest == "1 files of other types and 0 linked folders were passed over"
     with np.load(output) as archive:
         np.testing.assert_allclose(archive["embeddings"][1:], expected[3:40], atol=1e-6)
 
@@ -250,7 +257,9 @@ def test_tls_that_the_server_does_not_speak_is_one_line(triton: LocalTriton) -> 
         ["embed"],
         ["embed", "x"],
         ["status", "--version-of-what"],
-        ["embed", "x", "--version", "new"],
+        ["embed", "x", "--version", "new", "--output", "x.npz"],
+        ["embed", "x", "--output", "-"],
+        ["embed", "x", "--output", "embeddings"],
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:

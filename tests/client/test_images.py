@@ -7,7 +7,7 @@ from PIL import Image
 
 from arcface_client.archive import EmbeddingArchive
 from arcface_client.errors import CropSizeError, ImageFileError, InputError
-from arcface_client.images import find_images, read_crop
+from arcface_client.images import PassedOver, find_images, read_crop
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (112, 112, 3), np.uint8)
 
@@ -71,6 +71,24 @@ def test_folders_are_searched_in_order_and_files_taken_as_named(tmp_path: Path) 
         "b.jpg",
         "deep/c.webp",
     ]
+
+
+def test_links_to_files_are_followed_and_links_to_folders_counted(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "crops").mkdir()
+    for name in ("elsewhere/a.png", "crops/b.jp2", "crops/c"):
+        (tmp_path / name).touch()
+    (tmp_path / "crops/file.png").symlink_to("../elsewhere/a.png")
+    (tmp_path / "crops/broken.png").symlink_to("nowhere.png")
+    (tmp_path / "crops/folder").symlink_to("../elsewhere")
+    passed_over = PassedOver()
+
+    found = list(find_images([tmp_path / "crops"], passed_over))
+
+    assert [Path(file).name for file in found] == ["broken.png", "file.png"]
+    assert passed_over == PassedOver(other_files=2, linked_folders=1)
+    with pytest.raises(ImageFileError, match=r"broken\.png cannot be read as an image: .*No such file"):
+        read_crop(found[0])
 
 
 def test_a_path_that_does_not_exist_is_refused(tmp_path: Path) -> None:

@@ -54,6 +54,11 @@ def test_a_folder_that_cannot_be_written_to_is_said_before_the_work() -> None:
         check_output(Path("/proc/out.npz"))
 
 
+def test_a_dash_is_refused() -> None:
+    with pytest.raises(InputError, match="is not standard output here"):
+        check_output(Path("-"))
+
+
 def test_who_writes_the_same_file_at_the_same_time_does_not_get_in_the_way(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     with replacing(path) as slow:
