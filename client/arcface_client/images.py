@@ -16,7 +16,8 @@ from .errors import CropSizeError, ImageFileError
 from .optional import require
 
 _MODES: Final = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"})
-"""Pillow's modes of at most 8 bits a channel; it would clip others to white on the way to RGB."""
+"""Pillow's modes of 8 bits a channel at most, and of colours of 16 bits, of which it takes the upper 8 as
+OpenCV does. Grey of more bits it would clip to white on the way to RGB."""
 
 SUFFIXES: Final = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 """Files with these suffixes are images when a folder is searched; a file named outright is always read."""
@@ -119,14 +120,16 @@ def _read(source: str | Path | BinaryIO, name: str, resize: bool) -> Crops:
         with pillow.open(source) as file:
             if file.mode not in _MODES:
                 raise ImageFileError(
-                    f"{name} has pixels of mode {file.mode}; expected 8 bits a channel, as in a PNG or JPEG."
+                    f"{name} is grey with more than 8 bits a pixel (Pillow's mode {file.mode}), which would "
+                    "be clipped; expected colours, or grey with 8 bits."
                 )
             if not resize and file.size != (CROP_SIZE, CROP_SIZE):
                 raise CropSizeError(
                     f"{name} is {file.width}x{file.height}; expected an aligned crop of 112x112 "
                     "(insightface.utils.face_align.norm_crop makes one)."
                 )
-            # Cameras store the rotation beside the pixels; OpenCV applies it, Pillow only when asked.
+            # Cameras store the rotation beside the pixels; OpenCV applies it (for WebP from 4.13 on), Pillow
+            # only when asked.
             image = operations.exif_transpose(file).convert("RGB")
     except ImageFileError:
         raise

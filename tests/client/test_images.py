@@ -1,4 +1,6 @@
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -46,10 +48,25 @@ def test_a_file_that_is_no_image_is_refused(tmp_path: Path, content: bytes) -> N
         read_crop(tmp_path / "crop.png")
 
 
-def test_sixteen_bits_a_channel_are_refused_not_clipped(tmp_path: Path) -> None:
+def test_grey_of_sixteen_bits_is_refused_not_clipped(tmp_path: Path) -> None:
     Image.fromarray(np.full((112, 112), 40000, np.uint16)).save(tmp_path / "crop.png")
-    with pytest.raises(ImageFileError, match=r"pixels of mode I(;16)?; expected 8 bits"):
+    with pytest.raises(
+        ImageFileError, match=r"is grey with more than 8 bits a pixel \(Pillow's mode I(;16)?\)"
+    ):
         read_crop(tmp_path / "crop.png")
+
+
+def test_colours_of_sixteen_bits_become_their_upper_eight(tmp_path: Path) -> None:
+    rgb = np.random.default_rng(2).integers(0, 2**16, (112, 112, 3), np.uint16)
+    header = struct.pack(">2I5B", 112, 112, 16, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in rgb)  # each begins with its filter: none
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    packed = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    ]
+    (tmp_path / "crop.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+    np.testing.assert_array_equal(read_crop(tmp_path / "crop.png"), (rgb >> 8)[..., ::-1])
 
 
 def test_a_truncated_image_is_refused(tmp_path: Path) -> None:
