@@ -14,6 +14,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
@@ -112,6 +113,19 @@ def add_version(parser: argparse.ArgumentParser) -> None:
     except importlib.metadata.PackageNotFoundError:  # run from a checkout
         version = "(not installed)"
     parser.add_argument("--version", action="version", version=f"%(prog)s {version}")
+
+
+def utf8_path(text: str) -> Path:
+    """Read an argument as a path that goes into a record, and to libraries that take UTF-8 alone.
+
+    Raises:
+        argparse.ArgumentTypeError: Its bytes are no UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!a} is not UTF-8; give another name") from error
+    return Path(text)
 
 
 def printable(text: str) -> str:
