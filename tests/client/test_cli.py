@@ -87,7 +87,7 @@ def test_embed_without_images_or_server_writes_nothing(
     assert main(["embed", str(empty), *flags]) == 1
     assert "There is no image in" in capsys.readouterr().err
     assert main(["embed", str(folder), *flags]) == 1
-    assert capsys.readouterr().err.startswith("arcface-client: No Triton server answers at 127.0.0.1:9")
+    assert capsys.readouterr().err.startswith("arcface-client: No Triton server is ready at 127.0.0.1:9")
     assert not output.exists()
 
 
@@ -124,11 +124,23 @@ def test_status_without_a_server_fails_in_one_line(capsys: pytest.CaptureFixture
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_proxy_that_grpc_obeys_is_named(
+    triton: LocalTriton, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert main(["status", "--url", triton.grpc_url]) == 1
+    assert (
+        "gRPC goes through the proxy of http_proxy, unless no_proxy names the host" in capsys.readouterr().err
+    )
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert main(["status", "--url", triton.grpc_url]) == 0
+
+
 def test_status_asks_every_server(triton: LocalTriton, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--url", f"127.0.0.1:9,{triton.grpc_url}"]) == 0
     printed = capsys.readouterr()
     assert f"at {triton.grpc_url}: ready" in printed.out
-    assert printed.err.startswith("arcface-client: No Triton server answers at 127.0.0.1:9")
+    assert printed.err.startswith("arcface-client: No Triton server is ready at 127.0.0.1:9")
 
 
 def test_status_of_a_server_that_hangs_speaks_of_the_server(capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,7 +197,7 @@ def test_status_says_who_embeds_without_a_server_too(
     report = json.loads(capsys.readouterr().out)
     (server,) = report["servers"]
     assert (server["version"], server["ready"], server["models"]) == (None, False, [])
-    assert server["problem"].startswith("No Triton server answers at 127.0.0.1:9")
+    assert server["problem"].startswith("No Triton server is ready at 127.0.0.1:9")
     assert report["embedder"]["problem"].startswith("There is no arcface_r100_onnx in")
 
 

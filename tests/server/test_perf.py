@@ -169,7 +169,7 @@ def test_no_server_and_no_such_model_are_one_line(
     assert "no model nope" in capsys.readouterr().err
     assert main(["perf", "--model", "nope", "--url", "127.0.0.1:1"]) == 1
     error = capsys.readouterr().err
-    assert "No Triton server answers at 127.0.0.1:1" in error
+    assert "No Triton server is ready at 127.0.0.1:1" in error
     assert error.count("\n") == 1
 
 

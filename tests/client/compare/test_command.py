@@ -247,7 +247,7 @@ def test_one_version_alone_is_compared_with_nothing(
 
 def test_no_server_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", *FEW, "--url", "127.0.0.1:9"]) == 1
-    assert capsys.readouterr().err.startswith("arcface-client: No Triton server answers at 127.0.0.1:9")
+    assert capsys.readouterr().err.startswith("arcface-client: No Triton server is ready at 127.0.0.1:9")
 
 
 @pytest.mark.parametrize(
