@@ -1,4 +1,4 @@
-"""Ctrl-C while a command is still importing what it needs."""
+"""How a command begins and ends: Ctrl-C while it imports what it needs, and what it leaves to its caller."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from arcface_client.commandline import DONE, INTERRUPTED, run
+from arcface_client.commandline import DONE, FAILED, INTERRUPTED, run
 from arcface_client.errors import MissingExtraError
+from arcface_client.starting import run_command
 
 STARTING = """
 import sys
@@ -57,6 +60,48 @@ def test_a_command_is_its_package_run_as_a_module(command: str) -> None:
     assert done.stdout.startswith(f"usage: arcface-{command} ")
 
 
+def parser_of(command: Callable[[argparse.Namespace], int]) -> Callable[[], argparse.ArgumentParser]:
+    def parser() -> argparse.ArgumentParser:
+        parser = argparse.ArgumentParser()
+        parser.set_defaults(run=command)
+        return parser
+
+    return parser
+
+
+def test_a_program_that_calls_a_command_keeps_its_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["arcface-client", "--version"])
+    before = signal.getsignal(signal.SIGINT)
+
+    with pytest.raises(SystemExit) as ended:
+        run_command("arcface_client.cli")
+
+    assert ended.value.code == DONE
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_a_command_can_be_called_in_any_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["arcface-client", "--version"])
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(run_command, "arcface_client.cli").exception()
+
+    assert isinstance(ended, SystemExit)
+
+
+def test_a_system_without_sighup_runs_commands_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(signal, "SIGHUP")
+
+    assert run("command", parser_of(lambda arguments: DONE), []) == DONE
+
+
+def test_a_pipe_that_breaks_inside_is_no_reader_that_went_away(capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(arguments: argparse.Namespace) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    assert run("command", parser_of(broken), []) == FAILED
+    assert capsys.readouterr().err == "command: Broken pipe\n"
+
+
 @pytest.mark.parametrize("error", [ImportError("not loaded"), MissingExtraError("not loaded")])
 def test_ctrl_c_that_looks_like_a_failed_import_is_ctrl_c(
     error: Exception, capsys: pytest.CaptureFixture[str]
@@ -68,12 +113,7 @@ def test_ctrl_c_that_looks_like_a_failed_import_is_ctrl_c(
             raise error from None
         return DONE
 
-    def parser() -> argparse.ArgumentParser:
-        parser = argparse.ArgumentParser()
-        parser.set_defaults(run=interrupted)
-        return parser
-
-    assert run("command", parser, []) == INTERRUPTED
+    assert run("command", parser_of(interrupted), []) == INTERRUPTED
     assert capsys.readouterr().err == "command: interrupted\n"
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
-from .starting import end_at_once_on_ctrl_c
-from .telemetry import switch_off_telemetry
+from .starting import run_command
 
 
 def main() -> int:
     """Run the command line and return its exit code: 0 done, 1 failed, 2 wrong usage."""
-    end_at_once_on_ctrl_c()
-    switch_off_telemetry()
-    from .cli import main as run
-
-    return run()
+    # What goes wrong with TLS is in the error; gRPC writes twenty lines of its own about it.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    return run_command("arcface_client.cli")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import zipfile
@@ -12,7 +11,7 @@ from types import TracebackType
 import numpy as np
 
 from .contract import EMBEDDING_DIM, Embeddings
-from .output import check_output
+from .output import check_output, naming, replacing
 
 
 class EmbeddingArchive:
@@ -24,7 +23,7 @@ class EmbeddingArchive:
         path: The file to write; it is replaced when the ``with`` block ends without an error.
 
     Raises:
-        InputError: There is no folder to write to.
+        InputError: There is no folder to write to; the methods raise it when the disk is full.
     """
 
     def __init__(self, path: Path) -> None:
@@ -35,48 +34,31 @@ class EmbeddingArchive:
 
     def __enter__(self) -> EmbeddingArchive:
         # Beside the result, so that the disk which must hold the result is the one that fills up.
-        self._rows = tempfile.TemporaryFile(dir=self._path.parent)
+        with naming(self._path):
+            self._rows = tempfile.TemporaryFile(dir=self._path.parent)
         return self
 
     def add(self, names: list[str], embeddings: Embeddings) -> None:
         """Append a batch: one name for each row of float32 [N, 512]."""
         self._names += names
-        self._rows.write(embeddings.astype("<f4", copy=False).tobytes())
+        with naming(self._path):
+            self._rows.write(embeddings.astype("<f4", copy=False).tobytes())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._rows:
+        with naming(self._path), self._rows:
             if kind is None:
                 self._rows.flush()
                 self._write()
 
     def _write(self) -> None:
-        handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.")
-        part = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w") as archive:
-                with archive.open("embeddings.npy", "w", force_zip64=True) as entry:
-                    header = {
-                        "descr": "<f4",
-                        "fortran_order": False,
-                        "shape": (len(self._names), EMBEDDING_DIM),
-                    }
-                    np.lib.format.write_array_header_1_0(entry, header)  # type: ignore[no-untyped-call]
-                    self._rows.seek(0)
-                    shutil.copyfileobj(self._rows, entry)
-                with archive.open("paths.npy", "w", force_zip64=True) as entry:
-                    names = np.array(self._names, np.str_)
-                    np.lib.format.write_array(entry, names)  # type: ignore[no-untyped-call]
-            part.chmod(0o666 & ~_umask())
-            part.replace(self._path)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
-
-
-def _umask() -> int:
-    """The process's mask for new files, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        with replacing(self._path) as file, zipfile.ZipFile(file, "w") as archive:
+            with archive.open("embeddings.npy", "w", force_zip64=True) as entry:
+                header = {"descr": "<f4", "fortran_order": False, "shape": (len(self._names), EMBEDDING_DIM)}
+                np.lib.format.write_array_header_1_0(entry, header)  # type: ignore[no-untyped-call]
+                self._rows.seek(0)
+                shutil.copyfileobj(self._rows, entry)
+            with archive.open("paths.npy", "w", force_zip64=True) as entry:
+                names = np.array(self._names, np.str_)
+                np.lib.format.write_array(entry, names)  # type: ignore[no-untyped-call]

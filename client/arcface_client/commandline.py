@@ -14,6 +14,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
@@ -61,16 +62,26 @@ def run(
             raise
         print(f"{prog}: {error}", file=sys.stderr)
         return FAILED
-    except BrokenPipeError:
-        # The reader (`| head`) is gone; keep Python from complaining again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
     except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        if error.errno == errno.ENOSPC and not where:
-            where = f" (perhaps of {tempfile.gettempdir()}; TMPDIR names another folder)"
-        print(f"{prog}: {error.strerror or error}{where}", file=sys.stderr)
+        if not _stdout_fails():
+            where = f" ({error.filename})" if error.filename else ""
+            if error.errno == errno.ENOSPC and not where:
+                where = f" (perhaps of {tempfile.gettempdir()}; TMPDIR names another folder)"
+            print(f"{prog}: {error.strerror or error}{where}", file=sys.stderr)
+        elif not isinstance(error, BrokenPipeError):  # such a reader, `| head`, had enough
+            print(f"{prog}: {error.strerror or error} (standard output)", file=sys.stderr)
         return FAILED
+
+
+def _stdout_fails() -> bool:
+    """Whether standard output cannot be written to; if so, keep Python from complaining again at exit."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what could not be written is still there, and fails again
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 @contextmanager
@@ -85,7 +96,8 @@ def _interrupting_signals(interruptions: list[int]) -> Iterator[None]:
         raise KeyboardInterrupt
 
     # SIGINT is among them because a shell starts background jobs with it ignored.
-    endings = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    endings = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows lacks SIGHUP
     before = [signal.signal(ending, interrupt) for ending in endings]
     try:
         yield
@@ -101,6 +113,24 @@ def add_version(parser: argparse.ArgumentParser) -> None:
     except importlib.metadata.PackageNotFoundError:  # run from a checkout
         version = "(not installed)"
     parser.add_argument("--version", action="version", version=f"%(prog)s {version}")
+
+
+def utf8_path(text: str) -> Path:
+    """Read an argument as a path that goes into a record, and to libraries that take UTF-8 alone.
+
+    Raises:
+        argparse.ArgumentTypeError: Its bytes are no UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!a} is not UTF-8; give another name") from error
+    return Path(text)
+
+
+def printable(text: str) -> str:
+    """A text in which control characters, as a file's name may hold, are written as in Python."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def progress(items: Iterable[T], *, total: int | None = None, unit: str) -> Iterator[T]:

@@ -38,8 +38,8 @@ def as_batch(crops: CropsLike, *, color: Color = "bgr") -> Crops:
         raise CropError(f"color is {color!r}; expected 'bgr' (as OpenCV reads) or 'rgb' (as Pillow reads).")
     if not isinstance(crops, (np.ndarray, list, tuple)):
         raise CropError(
-            f"crops is {type(crops).__name__}; expected an array or a list of arrays. Crops that come one by "
-            "one go to `stream`."
+            f"crops is {type(crops).__name__}; expected an array or a list of arrays. Put crops that come "
+            "one by one into a list, or pass them to `EmbeddingClient.stream`, which takes any number."
         )
     batch = _check_array(crops) if isinstance(crops, np.ndarray) else _stack(crops)
     if color == "rgb":

@@ -7,6 +7,7 @@ and ``explain`` puts both together.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -33,6 +34,9 @@ UNAVAILABLE: Final = "StatusCode.UNAVAILABLE"
 DEADLINE_EXCEEDED: Final = "StatusCode.DEADLINE_EXCEEDED"
 NOT_FOUND: Final = "StatusCode.NOT_FOUND"
 CANCELLED: Final = "StatusCode.CANCELLED"
+
+_PROXIES: Final = ("grpc_proxy", "https_proxy", "http_proxy")
+"""Where gRPC looks for a proxy, which it then uses for localhost as well."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +76,15 @@ def dropped(target: Target, why: str) -> ServerUnavailableError:
 
 
 def unanswered(url: str, said: str) -> ServerUnavailableError:
-    """The error for an address at which nothing answers."""
+    """The error for an address at which nothing answers, or a server that is just ending.
+
+    gRPC has one status for both.
+    """
+    proxy = next((name for name in _PROXIES if os.environ.get(name)), None)
+    hint = f" gRPC goes through the proxy of {proxy}, unless no_proxy names the host." if proxy else ""
     return ServerUnavailableError(
-        f"No Triton server answers at {url}: {said}. Is it running, is this its gRPC port, "
-        "and is TLS as it wants it?"
+        f"No Triton server is ready at {url}: {said}. Is it running, is this its gRPC port, "
+        f"and is TLS as it wants it?{hint}"
     )
 
 

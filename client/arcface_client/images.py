@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -15,36 +16,59 @@ from .errors import CropSizeError, ImageFileError
 from .optional import require
 
 _MODES: Final = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"})
-"""Pillow's modes of at most 8 bits a channel; it would clip others to white on the way to RGB."""
+"""Pillow's modes of 8 bits a channel at most, and of colours of 16 bits, of which it takes the upper 8 as
+OpenCV does. Grey of more bits it would clip to white on the way to RGB."""
 
 SUFFIXES: Final = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 """Files with these suffixes are images when a folder is searched; a file named outright is always read."""
 
 
-def find_images(paths: Iterable[Path]) -> Iterator[str]:
+@dataclass
+class PassedOver:
+    """What a search of folders did not take for a face crop."""
+
+    other_files: int = 0
+    linked_folders: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.other_files} files of other types and {self.linked_folders} linked folders"
+
+
+def find_images(paths: Iterable[Path], passed_over: PassedOver | None = None) -> Iterator[str]:
     """Yield files as they are named, and the images below folders in the order of their names.
+
+    Links to files are followed, broken ones too, so that whoever reads them sees that they are; links to
+    folders are not.
+
+    Args:
+        paths: Files and folders.
+        passed_over: What is to be told what was not taken.
 
     Raises:
         ImageFileError: A path does not exist.
     """
     for path in paths:
         if path.is_dir():
-            yield from _search(path)
+            yield from _search(path, passed_over or PassedOver())
         elif path.exists():
             yield str(path)
         else:
             raise ImageFileError(f"There is no file or folder {path}.")
 
 
-def _search(folder: Path) -> Iterator[str]:
+def _search(top: Path, passed_over: PassedOver) -> Iterator[str]:
     """Yield the images below a folder; as names, since pathlib's objects of a large folder take memory."""
-    for parent, folders, names in os.walk(folder, onerror=_refuse):
+    for parent, folders, names in os.walk(top, onerror=_refuse):
         folders.sort()
+        passed_over.linked_folders += sum(os.path.islink(os.path.join(parent, name)) for name in folders)  # noqa: PTH114, PTH118
         for name in sorted(names):
             path = os.path.join(parent, name)  # noqa: PTH118
             # A pipe of that name would keep its reader waiting for ever.
-            if os.path.splitext(name)[1].lower() in SUFFIXES and os.path.isfile(path):  # noqa: PTH113, PTH122
+            is_file = os.path.isfile(path) or not os.path.exists(path)  # noqa: PTH110, PTH113
+            if is_file and os.path.splitext(name)[1].lower() in SUFFIXES:  # noqa: PTH122
                 yield path
+            else:
+                passed_over.other_files += 1
 
 
 def _refuse(error: OSError) -> None:
@@ -96,14 +120,16 @@ def _read(source: str | Path | BinaryIO, name: str, resize: bool) -> Crops:
         with pillow.open(source) as file:
             if file.mode not in _MODES:
                 raise ImageFileError(
-                    f"{name} has pixels of mode {file.mode}; expected 8 bits a channel, as in a PNG or JPEG."
+                    f"{name} is grey with more than 8 bits a pixel (Pillow's mode {file.mode}), which would "
+                    "be clipped; expected colours, or grey with 8 bits."
                 )
             if not resize and file.size != (CROP_SIZE, CROP_SIZE):
                 raise CropSizeError(
                     f"{name} is {file.width}x{file.height}; expected an aligned crop of 112x112 "
                     "(insightface.utils.face_align.norm_crop makes one)."
                 )
-            # Cameras store the rotation beside the pixels; OpenCV applies it, Pillow only when asked.
+            # Cameras store the rotation beside the pixels; OpenCV applies it (for WebP from 4.13 on), Pillow
+            # only when asked.
             image = operations.exif_transpose(file).convert("RGB")
     except ImageFileError:
         raise

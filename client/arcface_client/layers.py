@@ -1,11 +1,13 @@
 """Settings in layers: argument over environment over file over default.
 
 A setting's key is its path in the YAML file, as ``triton.url``; its environment variable is
-``ARCFACE_`` and the key in capitals, as ``ARCFACE_TRITON_URL``; an empty variable is ignored.
+``ARCFACE_`` and the key in capitals, as ``ARCFACE_TRITON_URL``; an empty variable is ignored, and one that
+is nobody's is warned of.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +17,8 @@ from typing import Any, Final
 import yaml
 
 from .errors import ConfigError
+
+_log = logging.getLogger(__name__)
 
 _BOOLEANS: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
@@ -90,6 +94,7 @@ def read_layers(
     usual_path: Path,
     environment: Mapping[str, str],
     arguments: Mapping[str, object] | None = None,
+    others: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Read the value of every key.
 
@@ -99,6 +104,7 @@ def read_layers(
         usual_path: Where the file usually is.
         environment: Environment variables.
         arguments: Values by key that go before all others; those that are None do not count.
+        others: How variables begin that somebody else reads.
 
     Raises:
         ConfigError: The file is missing or no YAML, a key is unknown, or a value is of the wrong kind.
@@ -109,10 +115,12 @@ def read_layers(
     if path is not None:
         for key, value in _read_yaml(path, defaults):
             values[key] = _parse(defaults, key, value, f"{path}: ")
-    for key in defaults:
-        name = variable(key)
-        if environment.get(name):
-            values[key] = _parse(defaults, key, environment[name], f"{name}: ")
+    keys = {variable(key): key for key in defaults}
+    for name, text in environment.items():
+        if text and name in keys:
+            values[keys[name]] = _parse(defaults, keys[name], text, f"{name}: ")
+        elif text and name.startswith("ARCFACE_") and not name.startswith((*others, "ARCFACE_CACHE_DIR")):
+            _log.warning("The environment variable %s is ignored: there is no such setting", name)
     for key, argument in (arguments or {}).items():
         if argument is not None:
             values[key] = _parse(defaults, key, argument, "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from .commandline import printable
 from .errors import CropSizeError, ImageFileError
 
 
@@ -16,4 +17,5 @@ def add_resize_flag(parser: argparse._ActionsContainer) -> None:
 
 def advised(error: ImageFileError) -> str:
     """What is wrong with an image, and the flag that helps where it does."""
-    return f"{error} Or use --resize." if isinstance(error, CropSizeError) else str(error)
+    text = printable(str(error))
+    return f"{text} Or use --resize." if isinstance(error, CropSizeError) else text

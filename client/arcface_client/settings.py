@@ -167,7 +167,14 @@ def load_pipeline_settings(
         ConfigError: The file is missing or no YAML, a key is unknown, or a value is of the wrong kind.
         InputError: A limit is out of its range.
     """
-    values = read_layers(KEYS, path, usual_path=DEFAULT_PATH, environment=environment, arguments=arguments)
+    values = read_layers(
+        KEYS,
+        path,
+        usual_path=DEFAULT_PATH,
+        environment=environment,
+        arguments=arguments,
+        others=("ARCFACE_TENSORRT_",),
+    )
     tls = _section(values, "triton.tls.")
     wants_tls = tls.pop("enabled") or any(tls.values())
     triton = _section(values, "triton.")

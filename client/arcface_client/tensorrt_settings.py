@@ -70,6 +70,11 @@ def load_tensorrt_settings(
 ) -> TensorRtSettings:
     """Read the settings; path, environment, arguments and errors are those of ``layers.read_layers``."""
     values = read_layers(
-        _DEFAULTS, path, usual_path=DEFAULT_PATH, environment=environment, arguments=arguments
+        _DEFAULTS,
+        path,
+        usual_path=DEFAULT_PATH,
+        environment=environment,
+        arguments=arguments,
+        others=("ARCFACE_EMBEDDING_", "ARCFACE_TRITON_"),
     )
     return TensorRtSettings(**{key.rpartition(".")[2]: value for key, value in values.items()})

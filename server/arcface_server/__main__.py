@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from arcface_client.starting import end_at_once_on_ctrl_c
-from arcface_client.telemetry import switch_off_telemetry
+from arcface_client.starting import run_command
 
 
 def main() -> int:
     """Run the command line and return its exit code: 0 done, 1 failed, 2 wrong usage."""
-    end_at_once_on_ctrl_c()
-    switch_off_telemetry()
-    from .cli import main as run
-
-    return run()
+    return run_command("arcface_server.cli")
 
 
 if __name__ == "__main__":

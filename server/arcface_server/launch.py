@@ -42,9 +42,12 @@ def server_command(
         f"--model-repository={repository}",
         f"--backend-directory={backends}",
     ]
-    for name in ("http", "grpc", "metrics"):
-        # Triton listens on every address of the machine unless told otherwise.
-        command.append(f"--{name}-address={addresses.host}")
+    # Triton listens on every address of the machine unless told otherwise. IPv6 is written in two ways.
+    is_ipv6 = ":" in addresses.host
+    http_host = f"ipv6:{addresses.host}" if is_ipv6 else addresses.host
+    command.append(f"--http-address={http_host}")
+    command.append(f"--grpc-address={f'[{addresses.host}]' if is_ipv6 else addresses.host}")
+    command.append(f"--metrics-address={http_host}")
     command.append(f"--http-port={addresses.http_port}")
     command.append(f"--grpc-port={addresses.grpc_port}")
     command.append(f"--metrics-port={addresses.metrics_port}")

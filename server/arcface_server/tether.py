@@ -15,6 +15,7 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _POLL_S = 2.0
@@ -45,12 +46,12 @@ def _watch(program_pid: int, parent_pid: int) -> None:
 
 def _is_alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    except PermissionError:  # the number is another user's process's now: nothing is known any more
-        return True
-    return True
+    # Where there is no init, nobody may ever wait for a process that has ended: a zombie, which
+    # os.kill(pid, 0) finds alive. The letter follows the name, which may hold brackets itself.
+    return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 def _tell_at_death_of(parent_pid: int, number: signal.Signals) -> None:

@@ -220,3 +220,22 @@ def test_wrong_usage_ends_with_2(wrong: list[str]) -> None:
         main(wrong)
 
     assert exit_.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["build", "--name", "m", "--synthetic", "r18", "--repository", "models\udcff"],
+        ["build", "--name", "m", "--onnx-path", "f\udcff.onnx"],
+        ["compile", "--name", "m", "--repository", "models\udcff"],
+    ],
+    ids=["repository", "source", "compile"],
+)
+def test_a_path_that_no_record_can_hold_is_wrong_usage(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+
+    assert exit_.value.code == 2
+    assert "\\udcff" in capsys.readouterr().err

@@ -53,6 +53,15 @@ def test_a_list_says_what_there_is_and_where(bucket: S3Server, capsys: pytest.Ca
     assert record["identity"]["onnx_sha256"] == IDENTITY.onnx_sha256
 
 
+@pytest.mark.parametrize("verb", [["list"], ["verify"], ["prune", "--keep", "2"]], ids=" ".join)
+def test_where_there_is_no_such_plan_that_is_said(
+    verb: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["engines", *verb, "--cache-dir", str(tmp_path / "empty")]) == 0
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "There is no such plan.\n")
+
+
 def test_what_one_machine_pushes_another_pulls(
     bucket: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

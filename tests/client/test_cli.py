@@ -46,8 +46,11 @@ def test_embed_writes_one_row_for_each_crop(
 def test_embed_reports_and_skips_what_is_no_crop(
     triton: LocalTriton, folder: Path, expected: Embeddings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (folder / "001.png").write_bytes(b"no image")
-    Image.new("RGB", (64, 64)).save(folder / "002.png")
+    (folder / "001.png").unlink()
+    (folder / "001.png").symlink_to("nowhere")
+    (folder / "002.png").unlink()
+    Image.new("RGB", (64, 64)).save(folder / "002\n.png")
+    (folder / "list.txt").touch()
     output = folder.parent / "out.npz"
     url = ["--url", triton.grpc_url]
     assert main(["embed", str(folder), "--output", str(output), "--json", *url, *MODEL]) == 1
@@ -55,10 +58,14 @@ def test_embed_reports_and_skips_what_is_no_crop(
     assert json.loads(printed.out) == {
         "output": str(output),
         "embedded": 38,
-        "skipped": [str(folder / "001.png"), str(folder / "002.png")],
+        "skipped": [str(folder / "001.png"), str(folder / "002\n.png")],
+        "passed_over": {"other_files": 1, "linked_folders": 0},
     }
-    assert printed.err.count("skipped: ") == 2
-    assert printed.err.count("002.png is 64x64") == printed.err.count("Or use --resize.") == 1
+    broken, small, rest = printed.err.splitlines()
+    assert broken.startswith(f"skipped: {folder}/001.png cannot be read as an image")
+    assert small.startswith(f"skipped: {folder}/002\\n.png is 64x64")
+    assert small.endswith("Or use --resize.")
+    assert rest == "1 files of other types and 0 linked folders were passed over"
     with np.load(output) as archive:
         np.testing.assert_allclose(archive["embeddings"][1:], expected[3:40], atol=1e-6)
 
@@ -80,7 +87,7 @@ def test_embed_without_images_or_server_writes_nothing(
     assert main(["embed", str(empty), *flags]) == 1
     assert "There is no image in" in capsys.readouterr().err
     assert main(["embed", str(folder), *flags]) == 1
-    assert capsys.readouterr().err.startswith("arcface-client: No Triton server answers at 127.0.0.1:9")
+    assert capsys.readouterr().err.startswith("arcface-client: No Triton server is ready at 127.0.0.1:9")
     assert not output.exists()
 
 
@@ -117,11 +124,23 @@ def test_status_without_a_server_fails_in_one_line(capsys: pytest.CaptureFixture
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_proxy_that_grpc_obeys_is_named(
+    triton: LocalTriton, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert main(["status", "--url", triton.grpc_url]) == 1
+    assert (
+        "gRPC goes through the proxy of http_proxy, unless no_proxy names the host" in capsys.readouterr().err
+    )
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert main(["status", "--url", triton.grpc_url]) == 0
+
+
 def test_status_asks_every_server(triton: LocalTriton, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--url", f"127.0.0.1:9,{triton.grpc_url}"]) == 0
     printed = capsys.readouterr()
     assert f"at {triton.grpc_url}: ready" in printed.out
-    assert printed.err.startswith("arcface-client: No Triton server answers at 127.0.0.1:9")
+    assert printed.err.startswith("arcface-client: No Triton server is ready at 127.0.0.1:9")
 
 
 def test_status_of_a_server_that_hangs_speaks_of_the_server(capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,7 +197,7 @@ def test_status_says_who_embeds_without_a_server_too(
     report = json.loads(capsys.readouterr().out)
     (server,) = report["servers"]
     assert (server["version"], server["ready"], server["models"]) == (None, False, [])
-    assert server["problem"].startswith("No Triton server answers at 127.0.0.1:9")
+    assert server["problem"].startswith("No Triton server is ready at 127.0.0.1:9")
     assert report["embedder"]["problem"].startswith("There is no arcface_r100_onnx in")
 
 
@@ -216,6 +235,32 @@ def test_a_reader_that_goes_away_is_no_traceback(triton: LocalTriton) -> None:
         assert errors.read() == ""
 
 
+def test_a_full_disk_under_standard_output_is_not_blamed_on_another(triton: LocalTriton) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "arcface_client", "status", "--url", triton.grpc_url],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "arcface-client: No space left on device (standard output)\n"
+
+
+def test_tls_that_the_server_does_not_speak_is_one_line(triton: LocalTriton) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "arcface_client", "status", "--url", triton.grpc_url],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"ARCFACE_TRITON_TLS_ENABLED": "true"},
+    )
+    assert done.returncode == 1
+    assert "is TLS as it wants it?" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -224,7 +269,9 @@ def test_a_reader_that_goes_away_is_no_traceback(triton: LocalTriton) -> None:
         ["embed"],
         ["embed", "x"],
         ["status", "--version-of-what"],
-        ["embed", "x", "--version", "new"],
+        ["embed", "x", "--version", "new", "--output", "x.npz"],
+        ["embed", "x", "--output", "-"],
+        ["embed", "x", "--output", "embeddings"],
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
@@ -256,7 +303,7 @@ def test_a_full_disk_leaves_the_old_file_and_one_line(
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.startswith("arcface-client: File too large")
+    assert done.stderr.startswith(f"arcface-client: {output} cannot be written: File too large.")
     assert done.stderr.count("\n") == 1
     assert output.read_bytes() == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["crops", "out.npz"]

@@ -54,7 +54,7 @@ def test_read_only_and_strided_arrays_are_fine() -> None:
         (np.zeros((2, 0), np.uint8), r"shape \(2, 0\)"),
         (np.zeros((2, 112, 112), np.uint8), r"grey crops are stacked"),
         (None, r"crops is NoneType; expected an array or a list"),
-        (iter(BATCH), r"Crops that come one by one go to `stream`"),
+        (iter(BATCH), r"pass them to `EmbeddingClient.stream`"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -57,7 +57,7 @@ def test_status_and_aftermath_decide(status: str, aftermath: Aftermath, expected
 @pytest.mark.parametrize(
     ("status", "aftermath", "expected", "message"),
     [
-        ("UNAVAILABLE", SILENT, ServerUnavailableError, "No Triton server answers at localhost:8001"),
+        ("UNAVAILABLE", SILENT, ServerUnavailableError, "No Triton server is ready at localhost:8001"),
         (
             "UNAVAILABLE",
             model("LOADING"),

@@ -78,7 +78,7 @@ def test_no_server_is_said_at_once(crops: Crops) -> None:
     started = time.monotonic()
     with (
         EmbeddingClient("127.0.0.1:9", "tiny_onnx") as client,
-        pytest.raises(ServerUnavailableError, match=r"No Triton server answers at 127\.0\.0\.1:9"),
+        pytest.raises(ServerUnavailableError, match=r"No Triton server is ready at 127\.0\.0\.1:9"),
     ):
         client.encode(crops[:1])
     assert time.monotonic() - started < 5

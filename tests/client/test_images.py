@@ -1,4 +1,6 @@
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ from PIL import Image
 
 from arcface_client.archive import EmbeddingArchive
 from arcface_client.errors import CropSizeError, ImageFileError, InputError
-from arcface_client.images import find_images, read_crop
+from arcface_client.images import PassedOver, find_images, read_crop
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (112, 112, 3), np.uint8)
 
@@ -46,10 +48,25 @@ def test_a_file_that_is_no_image_is_refused(tmp_path: Path, content: bytes) -> N
         read_crop(tmp_path / "crop.png")
 
 
-def test_sixteen_bits_a_channel_are_refused_not_clipped(tmp_path: Path) -> None:
+def test_grey_of_sixteen_bits_is_refused_not_clipped(tmp_path: Path) -> None:
     Image.fromarray(np.full((112, 112), 40000, np.uint16)).save(tmp_path / "crop.png")
-    with pytest.raises(ImageFileError, match=r"pixels of mode I(;16)?; expected 8 bits"):
+    with pytest.raises(
+        ImageFileError, match=r"is grey with more than 8 bits a pixel \(Pillow's mode I(;16)?\)"
+    ):
         read_crop(tmp_path / "crop.png")
+
+
+def test_colours_of_sixteen_bits_become_their_upper_eight(tmp_path: Path) -> None:
+    rgb = np.random.default_rng(2).integers(0, 2**16, (112, 112, 3), np.uint16)
+    header = struct.pack(">2I5B", 112, 112, 16, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in rgb)  # each begins with its filter: none
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    packed = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    ]
+    (tmp_path / "crop.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+    np.testing.assert_array_equal(read_crop(tmp_path / "crop.png"), (rgb >> 8)[..., ::-1])
 
 
 def test_a_truncated_image_is_refused(tmp_path: Path) -> None:
@@ -71,6 +88,24 @@ def test_folders_are_searched_in_order_and_files_taken_as_named(tmp_path: Path) 
         "b.jpg",
         "deep/c.webp",
     ]
+
+
+def test_links_to_files_are_followed_and_links_to_folders_counted(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "crops").mkdir()
+    for name in ("elsewhere/a.png", "crops/b.jp2", "crops/c"):
+        (tmp_path / name).touch()
+    (tmp_path / "crops/file.png").symlink_to("../elsewhere/a.png")
+    (tmp_path / "crops/broken.png").symlink_to("nowhere.png")
+    (tmp_path / "crops/folder").symlink_to("../elsewhere")
+    passed_over = PassedOver()
+
+    found = list(find_images([tmp_path / "crops"], passed_over))
+
+    assert [Path(file).name for file in found] == ["broken.png", "file.png"]
+    assert passed_over == PassedOver(other_files=2, linked_folders=1)
+    with pytest.raises(ImageFileError, match=r"broken\.png cannot be read as an image: .*No such file"):
+        read_crop(found[0])
 
 
 def test_a_path_that_does_not_exist_is_refused(tmp_path: Path) -> None:

@@ -36,6 +36,23 @@ def test_argument_goes_before_environment_before_file_before_default(tmp_path: P
     )
 
 
+def test_a_variable_that_nobody_reads_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    environment = {
+        "ARCFACE_TRITON_URLS": "misspelt:1",
+        "ARCFACE_BACKEND": "triton",
+        "ARCFACE_TRITON_URL": "known:1",
+        "ARCFACE_VALIDATION_MAX_DRIFT_COSINE": "0.01",
+        "ARCFACE_TENSORRT_PRECISON": "of TensorRT's settings",
+        "ARCFACE_CACHE_DIR": "/cache",
+        "ARCFACE_EMBEDDING_SAUCE": "",
+    }
+    assert load_settings(environment=environment).urls == ("known:1",)
+    assert caplog.messages == [
+        f"The environment variable {name} is ignored: there is no such setting"
+        for name in ("ARCFACE_TRITON_URLS", "ARCFACE_BACKEND")
+    ]
+
+
 def test_the_shipped_file_says_the_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_pipeline_settings(SHIPPED, environment={}) == load_pipeline_settings(environment={})

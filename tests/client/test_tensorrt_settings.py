@@ -20,6 +20,13 @@ def test_the_shipped_file_says_the_defaults(nowhere: Path) -> None:
     assert load_tensorrt_settings(SHIPPED) == load_tensorrt_settings(environment={})
 
 
+def test_a_variable_that_nobody_reads_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    known = {"ARCFACE_TENSORRT_ENABLED": "false", "ARCFACE_TRITON_URL": "of the pipeline's settings"}
+    load_tensorrt_settings(environment=known | {"ARCFACE_TENSORRT_PRECISON": "fp32"})
+    (warning,) = caplog.messages
+    assert "ARCFACE_TENSORRT_PRECISON is ignored" in warning
+
+
 def test_a_flag_goes_before_the_environment_before_the_file_before_the_default(tmp_path: Path) -> None:
     path = tmp_path / "settings.yaml"
     path.write_text(

@@ -129,6 +129,30 @@ def test_a_server_is_measured_with_real_crops(
     assert note == ([] if figure["settled"] else [table.NOT_SETTLED_NOTE])
 
 
+def test_a_report_that_cannot_be_written_is_said_before_the_measurement(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["perf", "--model", "tiny_onnx", "--url", "127.0.0.1:1", "--output", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == (
+        f"arcface-server: {tmp_path} is a folder; give the name of a file in it.\n"
+    )
+
+
+def test_a_run_that_fails_leaves_no_report_and_keeps_the_old_one(
+    server: LocalTriton,
+    perf_analyzer: PerfAnalyzer,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("PATH", str(perf_analyzer.program.parent), prepend=":")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(perf_analyzer.library_dir or ""))
+    arguments = ["--model", "tiny_onnx", "--url", server.grpc_url, "--batch-size", "64", "--concurrency", "1"]
+    (tmp_path / "old.json").write_text("yesterday's")
+    for name in ("new.json", "old.json"):
+        assert main(["perf", *arguments, "--output", str(tmp_path / name)]) == 1
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("old.json", "yesterday's")]
+
+
 def test_perf_analyzers_own_reason_is_shown(
     server: LocalTriton, perf_analyzer: PerfAnalyzer, tmp_path: Path
 ) -> None:
@@ -145,7 +169,7 @@ def test_no_server_and_no_such_model_are_one_line(
     assert "no model nope" in capsys.readouterr().err
     assert main(["perf", "--model", "nope", "--url", "127.0.0.1:1"]) == 1
     error = capsys.readouterr().err
-    assert "No Triton server answers at 127.0.0.1:1" in error
+    assert "No Triton server is ready at 127.0.0.1:1" in error
     assert error.count("\n") == 1
 
 

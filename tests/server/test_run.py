@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from arcface_client import EmbeddingClient
 from arcface_server.folder import server_folder
 from processes import group_members, wait_until
 from tiny import write_tiny_repository
@@ -88,13 +89,21 @@ def test_a_server_whose_command_is_killed_ends_too_and_its_folder_with_the_next_
     assert list(tmp_path.glob("arcface-server-*")) == []
 
 
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this machine has no IPv6")
+def test_ipv6_is_listened_on(small_repository: Path) -> None:
+    with running("--model-repository", small_repository, "--host", "[::1]", "--json") as process:
+        report = json.loads(ready_line(process))
+        assert report["http_url"].startswith("[::1]:")
+        with EmbeddingClient(report["grpc_url"], model="tiny_onnx") as client:
+            client.ensure_ready()
+
+
 @pytest.mark.faults
 def test_a_server_that_hangs_ends_after_its_command_too(small_repository: Path) -> None:
     with running("--model-repository", small_repository, "--json") as process:
         server_pid = json.loads(ready_line(process))["pid"]
         os.kill(server_pid, signal.SIGSTOP)
-        process.kill()
-        process.wait()
+        process.kill()  # and nobody waits for it: it stays a zombie, as in a container without init
         wait_until(lambda: group_members(server_pid) == [], timeout_s=30)
 
 

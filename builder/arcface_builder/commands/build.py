@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import Final
 
-from arcface_client.commandline import DONE
+from arcface_client.commandline import DONE, utf8_path
 
 from ..build import DEFAULT_REPOSITORY, build
 from ..model_config import ServingOptions
@@ -44,7 +43,7 @@ def add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     building.add_argument("--name", required=True, help="name of the model, e.g. arcface_r100")
     building.add_argument(
-        "--repository", type=Path, default=DEFAULT_REPOSITORY, metavar="DIR", help="default: %(default)s"
+        "--repository", type=utf8_path, default=DEFAULT_REPOSITORY, metavar="DIR", help="default: %(default)s"
     )
     building.add_argument("--json", action="store_true", help="print the manifest as a JSON object")
     add_sources(building)

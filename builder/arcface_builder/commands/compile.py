@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from arcface_client.commandline import DONE, progress, stages
+from arcface_client.commandline import DONE, progress, stages, utf8_path
 from arcface_client.contract import Crops
 from arcface_client.identity import PRECISIONS
 from arcface_client.images import find_images, read_crop
@@ -75,7 +75,7 @@ def add_compile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     parser.add_argument("--name", required=True, help="name of the model, e.g. arcface_r100")
     parser.add_argument(
-        "--repository", type=Path, default=DEFAULT_REPOSITORY, metavar="DIR", help="default: %(default)s"
+        "--repository", type=utf8_path, default=DEFAULT_REPOSITORY, metavar="DIR", help="default: %(default)s"
     )
     parser.add_argument("--version", type=int, metavar="N", help="of NAME_onnx; default: the newest")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: tensorrt.precision")

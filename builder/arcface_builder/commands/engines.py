@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -30,6 +31,7 @@ Credentials, region and endpoint of the bucket come from where boto3 looks for t
 """
 
 _DAMAGED: Final = "damaged"
+_NOTHING: Final = "There is no such plan."
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ def _list(arguments: argparse.Namespace) -> int:
         records = [asdict(manifest) | {"places": there} for manifest, there in found.values()]
         print(json.dumps(records, indent=2))
         return DONE
+    if not found:
+        print(_NOTHING, file=sys.stderr)
     for key, (manifest, there) in found.items():
         size_mb = manifest.plan_bytes / 1e6
         print(f"{key}  {size_mb:,.1f} MB  {manifest.created_at:%Y-%m-%d}  {' and '.join(there)}")
@@ -198,6 +202,8 @@ def _report(outcomes: list[_Outcome], arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([asdict(outcome) for outcome in outcomes], indent=2))
     else:
+        if not outcomes:
+            print(_NOTHING, file=sys.stderr)
         for outcome in outcomes:
             print(f"{outcome.result}: {outcome.problem or outcome.key}")
     return FAILED if any(outcome.result == _DAMAGED for outcome in outcomes) else DONE

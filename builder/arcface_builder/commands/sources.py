@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Final
 
+from arcface_client.commandline import utf8_path
+
 from ..errors import OptionError
 from ..insightface_pack import DEFAULT_ROOT
 from ..iresnet import BLOCKS
@@ -25,11 +27,13 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     group = parser.add_argument_group("source, exactly one of")
     sources = group.add_mutually_exclusive_group(required=True)
-    sources.add_argument("--onnx-path", type=Path, metavar="FILE", help="an ONNX file; it is not changed")
+    sources.add_argument(
+        "--onnx-path", type=utf8_path, metavar="FILE", help="an ONNX file; it is not changed"
+    )
     sources.add_argument("--insightface-pack", metavar="PACK", help="InsightFace's pack, e.g. buffalo_l")
     sources.add_argument(
         "--checkpoint",
-        type=Path,
+        type=utf8_path,
         metavar="FILE",
         help="arcface_torch state dict, .pth (needs torch) or .safetensors",
     )

@@ -7,11 +7,12 @@ before its bytes, and a cache of another version is left out and then replaced.
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
+
+from arcface_client.errors import InputError
+from arcface_client.output import replacing
 
 _log = logging.getLogger(__name__)
 
@@ -55,18 +56,10 @@ class TimingCache:
 
         A file that cannot be written is a warning: the plan is worth more than it.
         """
+        blob = bytes(config.get_timing_cache().serialize())
         try:
-            self._write(bytes(config.get_timing_cache().serialize()))
-        except OSError as error:
-            _log.warning("Cannot write the timing cache (%s); the next build measures again", error)
-
-    def _write(self, blob: bytes) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}-")
-        temporary = Path(name)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(self._path) as file:
                 file.write(self._head + blob)
-            temporary.replace(self._path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        except (OSError, InputError) as error:
+            _log.warning("Cannot write the timing cache (%s); the next build measures again", error)

@@ -28,7 +28,10 @@ settings make: who embeds, how fast, how exactly, and why not another; a few cro
 _EPILOG: Final = """\
 example: arcface-client status --url localhost:8001 --backend triton --json
 
-exit codes: 0 done, 1 no server has a model ready (with --json: nobody can embed), 2 wrong usage
+exit codes:
+  0 a server has a model ready, even if others do not answer (with --json: somebody can embed)
+  1 none has (with --json: nobody can embed)
+  2 wrong usage
 """
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from arcface_client.commandline import DONE
+from arcface_client.output import check_output, replace_text
 
 from ..perf import table
 from ..perf.binary import find_perf_analyzer
@@ -60,10 +61,10 @@ def add_perf(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 def _perf(arguments: argparse.Namespace) -> int:
     from arcface_client import EmbeddingClient  # brings gRPC, for which `--help` need not wait
 
+    if arguments.output is not None:
+        check_output(arguments.output)
     with EmbeddingClient(arguments.url, arguments.model, arguments.version) as client:
         client.ensure_ready()
-    if arguments.output is not None:
-        arguments.output.touch()  # a file that cannot be written is said before the work
     people = sys.stderr if arguments.json else sys.stdout
     figures: list[Measurement] = []
     for figure in _measurements(arguments):
@@ -73,7 +74,7 @@ def _perf(arguments: argparse.Namespace) -> int:
         figures.append(figure)
         if arguments.output is not None:
             # Each time: what has been measured stays when a later figure fails.
-            arguments.output.write_text(_report(arguments, figures) + "\n")
+            replace_text(arguments.output, _report(arguments, figures) + "\n")
     if not all(figure.settled for figure in figures):
         print(table.NOT_SETTLED_NOTE, file=people)
     if arguments.json:

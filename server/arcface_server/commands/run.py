@@ -27,7 +27,9 @@ def add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "--model-repository", required=True, metavar="DIR", help="folder of models, or a URL"
     )
     command.add_argument(
-        "--host", default=LOCALHOST, help="address to listen on (default: %(default)s; every one: 0.0.0.0)"
+        "--host",
+        default=LOCALHOST,
+        help="address to listen on (default: %(default)s; every one: 0.0.0.0, or ::)",
     )
     for name in ("HTTP", "gRPC", "metrics"):
         command.add_argument(
@@ -42,7 +44,7 @@ def _run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     try:
         server = LocalTriton(
             arguments.model_repository,
-            host=arguments.host,
+            host=arguments.host.strip("[]"),  # as IPv6 is written before a port
             http_port=arguments.http_port,
             grpc_port=arguments.grpc_port,
             metrics_port=arguments.metrics_port,

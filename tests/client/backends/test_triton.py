@@ -236,7 +236,7 @@ def test_no_server_at_all_is_said_soon_and_listed(crops: Crops) -> None:
 def test_a_server_that_is_gone_is_asked_again_until_the_deadline(crops: Crops) -> None:
     with (
         TritonBackend("127.0.0.1:9", NAME) as embedder,
-        pytest.raises(DeadlineExceededError, match=r"call, 1\.6 s, is over; .*No Triton server answers"),
+        pytest.raises(DeadlineExceededError, match=r"call, 1\.6 s, is over; .*No Triton server is ready"),
     ):
         embedder.encode(crops[:1], timeout_s=1.6)
 
@@ -304,7 +304,7 @@ def test_the_last_resort_serves_when_no_server_does_and_holds_to_the_identity(
         diagnostics = embedder.diagnostics()
     np.testing.assert_allclose(embeddings, truth, atol=1e-6)
     assert [source.where for source in served.sources] == ["this process"]
-    assert "No Triton server answers" in served.refusals[0].reason
+    assert "No Triton server is ready" in served.refusals[0].reason
     assert diagnostics.backend == "onnxruntime"
 
 

@@ -268,7 +268,7 @@ def test_a_single_server_that_is_gone_is_said_soon_and_found_again(
             embedder.encode(many)
             os.kill(server.pid, signal.SIGKILL)
             started = time.monotonic()
-            with pytest.raises(NoCandidateNowError, match=f"{ONNX}:1 at .*No Triton server answers"):
+            with pytest.raises(NoCandidateNowError, match=f"{ONNX}:1 at .*No Triton server is ready"):
                 embedder.encode(many)
             assert time.monotonic() - started < 10, "of 60 for which a full queue is waited for"
             with LocalTriton(tmp_path, grpc_port=port, stop_timeout_s=1):

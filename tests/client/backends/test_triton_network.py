@@ -84,7 +84,7 @@ def serves(embedder: TritonBackend, way: Proxy) -> bool:
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        (Proxy.cut, "No Triton server answers"),
+        (Proxy.cut, "No Triton server is ready"),
         (Proxy.black_hole, "did not say within 0.5 s that it is alive"),
     ],
     ids=["cut", "black hole"],

@@ -222,7 +222,7 @@ def test_an_image_of_a_set_that_is_none_is_named(
         (["face_onnx", "face_trt", "--pairs", "missing.bin"], "missing.bin cannot be read: No such file"),
         (
             ["face_onnx", "face_trt", "--report", "missing/out.html"],
-            "There is no folder missing to write out.html to",
+            "missing to write out.html to; make it first",
         ),
         (["face_onnx", "models/a.plan"], "models/a.plan is no .onnx file"),
         ([], "has no ready version of arcface_r100_onnx or arcface_r100_trt; ready there: another_onnx:2"),
@@ -247,7 +247,7 @@ def test_one_version_alone_is_compared_with_nothing(
 
 def test_no_server_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", *FEW, "--url", "127.0.0.1:9"]) == 1
-    assert capsys.readouterr().err.startswith("arcface-client: No Triton server answers at 127.0.0.1:9")
+    assert capsys.readouterr().err.startswith("arcface-client: No Triton server is ready at 127.0.0.1:9")
 
 
 @pytest.mark.parametrize(
