@@ -92,12 +92,12 @@ class Connection:
 
     def close(self) -> None:
         """End it; calls that are under way fail."""
+        if self.is_inherited:
+            return  # what there is to close is the parent's
         with self._lock:
             if self.closed:
                 return
             self.closed = True
-        if os.getpid() != self._pid:
-            return  # what there is to close is the parent's
         if self.shared_memory is not None:
             if self.shared_memory.is_awaited:
                 # Calls end with the connection, and what they shared is then left through another one.
@@ -106,13 +106,18 @@ class Connection:
             self.shared_memory.close()
         _end(self.triton, self._questions)
 
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this process was forked from the one that made it."""
+        return os.getpid() != self._pid
+
     def check_process(self) -> None:
         """Check that this is the process that made the connection.
 
         Raises:
             InputError: It is a child of it: the two would write to the same sockets and shared memory.
         """
-        if os.getpid() != self._pid:
+        if self.is_inherited:
             raise InputError(
                 f"The client of {self.url} was made before this process was forked, and is its parent's; "
                 "make one in each process, or start processes by 'spawn'."

@@ -49,7 +49,6 @@ class Sender:
 
     def model(self, deadline: Deadline) -> ServedModel:
         """What the server says of the model, asked for once."""
-        self._connection.check_process()
         served = self.served  # another thread's failure may set it to None at any time
         if served is None:
             timeout_s = deadline.remaining_s(self._request_timeout_s)
@@ -136,6 +135,7 @@ class Sender:
     ) -> Iterator[Any]:
         """Call tritonclient's methods in this context: what goes wrong becomes this project's errors."""
         target = target or self.target
+        self._connection.check_process()
         if self._connection.closed:
             raise closed(target)
         try:
