@@ -53,7 +53,7 @@ class Request:
         self.context: Any = None
         self._shared_memory = shared_memory
         # Of a request that Ctrl-C ended anywhere, the region is not lost.
-        self._on_loss = weakref.finalize(self, _retire, shared_memory, region)
+        self._on_loss = weakref.finalize(self, _give_back, shared_memory, region, answered=False)
         self._on_loss.atexit = False
 
     def is_answered(self, *, wait: bool) -> bool:
@@ -87,15 +87,9 @@ class Request:
         # Dropped here: the traceback of an error would keep the memory as long as itself.
         self._on_loss.detach()
         region, self.region = self.region, None
-        if region is None or self._shared_memory is None:
-            return
-        if answered:
-            self._shared_memory.give_back(region)
-        else:
-            # The server may be at it still: whoever wrote there would be mixed up with this one.
-            self._shared_memory.retire(region)
+        _give_back(self._shared_memory, region, answered=answered)
 
 
-def _retire(shared_memory: SharedMemory | None, region: Region | None) -> None:
+def _give_back(shared_memory: SharedMemory | None, region: Region | None, *, answered: bool) -> None:
     if shared_memory is not None and region is not None:
-        shared_memory.retire(region)
+        shared_memory.give_back(region, answered=answered)

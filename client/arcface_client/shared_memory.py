@@ -16,7 +16,7 @@ import logging
 import re
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -61,6 +61,7 @@ class SharedMemory:
         self._lock = threading.Lock()
         self._free: defaultdict[int, list[Region]] = defaultdict(list)
         self._lent: set[Region] = set()
+        self._given_back: deque[tuple[Region, bool]] = deque()  # lent ones that are yet to be sorted
         self._left: dict[str, int] = {}  # names that the server may still know, with their sizes
         self._bytes = 0
         self._owner: Owner | None = None
@@ -72,10 +73,11 @@ class SharedMemory:
     def in_use(self) -> bool:
         """Whether requests go by it now."""
         with self._lock:
+            self._sort_given_back()
             return bool(self._lent) or any(self._free.values())
 
     def lend(self, count: int, timeout_s: float) -> Region | None:
-        """Get a region for a request, which then has to be given back, or to be retired.
+        """Get a region for a request, which then has to be given back.
 
         Args:
             count: How many crops the request has.
@@ -88,28 +90,28 @@ class SharedMemory:
         with self._lock:
             if self._closed or time.monotonic() < self._resume_at:
                 return None
+            self._sort_given_back()
             if self._free[capacity]:
-                region = self._free[capacity].pop()
+                region = self._free[capacity][-1]
                 self._lent.add(region)
+                self._free[capacity].pop()
                 return region
         return self._open(capacity, min(timeout_s, LONGEST_CONTROL_S))
 
-    def give_back(self, region: Region) -> None:
-        """Take a region back whose request was answered."""
-        with self._lock:
-            if region in self._lent:
-                self._lent.remove(region)
-                self._free[region.capacity].append(region)
+    def give_back(self, region: Region, *, answered: bool) -> None:
+        """Take a region back.
 
-    def retire(self, region: Region) -> None:
-        """Take a region back that the server may still write to, or has forgotten: nobody gets it again."""
-        with self._lock:
-            if region in self._lent:
-                self._lent.remove(region)
-                self._left[region.name] = region.size
+        Takes no lock, since the garbage collector may call it, in a thread that holds the lock.
+
+        Args:
+            region: What was lent.
+            answered: Whether its request was. If not, the server may still write to it, or has forgotten it:
+                nobody gets it again.
+        """
+        self._given_back.append((region, answered))
 
     def forget(self) -> None:
-        """Retire all regions: the server is gone, and another one in its place knows none of them."""
+        """Lend no region again: the server is gone, and another one in its place knows none of them."""
         with self._lock:
             regions = [*self._lent, *(region for free in self._free.values() for region in free)]
             self._left |= {region.name: region.size for region in regions}
@@ -131,6 +133,7 @@ class SharedMemory:
     def is_awaited(self) -> bool:
         """Whether the server may be at work on a region, or keeps one that nobody needs."""
         with self._lock:
+            self._sort_given_back()
             return bool(self._lent or self._left)
 
     def close(self) -> None:
@@ -150,6 +153,19 @@ class SharedMemory:
         if self.is_awaited:
             _log.info("%s keeps shared memory until another client clears up, or it ends", self._url)
         self._disown()
+
+    def _sort_given_back(self) -> None:
+        """Sort what was given back, with the lock held, by whether it may be lent again."""
+        while self._given_back:
+            region, answered = self._given_back.popleft()
+            if region not in self._lent:
+                continue  # forgotten meanwhile
+            # Ctrl-C may come in between: better twice than nowhere.
+            if answered:
+                self._free[region.capacity].append(region)
+            else:
+                self._left[region.name] = region.size
+            self._lent.remove(region)
 
     def _open(self, capacity: int, timeout_s: float) -> Region | None:
         size = capacity * ROW_BYTES

@@ -162,6 +162,51 @@ def test_ctrl_c_in_calls_loses_no_region_and_the_connection_still_ends(triton: L
     assert children.run(INTERRUPTED, triton.grpc_url) == "True True\n"
 
 
+LOST = """
+import gc, signal, sys
+import numpy as np
+from arcface_client import EmbeddingClient
+from arcface_client.connection import Connection
+from arcface_client.deadline import Deadline
+from arcface_client.region import Region
+from arcface_client.request import Request
+
+def lose(thing):
+    cycle = [thing]
+    cycle.append(cycle)
+
+make = Region.__init__
+
+def collect_and_make(*arguments):
+    gc.collect()
+    make(*arguments)
+
+gc.disable()
+signal.alarm(20)
+Region.__init__ = collect_and_make
+connection = Connection(sys.argv[1], retries=False, shared_memory=True)
+client = EmbeddingClient(sys.argv[1], "tiny_onnx", connection=connection)
+crops = np.zeros((64, 112, 112, 3), np.uint8)
+answer = client.encode(crops[:2])
+memory = connection.shared_memory
+
+lose(Request(crops, Deadline(None), None, memory, memory.lend(2, 1.0)))
+np.testing.assert_allclose(client.encode(crops[:16])[:2], answer, atol=1e-6)
+
+stream = client.stream(crops)
+next(stream)
+lose(stream)
+del stream
+np.testing.assert_allclose(client.encode(crops[:8])[:2], answer, atol=1e-6)
+print(connection.transport)
+connection.close()
+"""
+
+
+def test_the_garbage_collector_may_find_a_lost_request_while_a_region_is_made(triton: LocalTriton) -> None:
+    assert children.run(LOST, triton.grpc_url) == "system shared memory\n"
+
+
 def test_a_server_that_restarts_is_no_matter_to_the_caller(
     tmp_path: Path, crops: Crops, expected: Embeddings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
