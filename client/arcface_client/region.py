@@ -87,8 +87,7 @@ class Owner:
     def __init__(self, url: str) -> None:
         import fcntl  # which Windows lacks, as it lacks the folder
 
-        self._of_server = f"{_PREFIX}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
-        self._name = f"{self._of_server}-{uuid.uuid4().hex}"
+        self._name = f"{_names_for(url)}-{uuid.uuid4().hex}"
         self._path = FOLDER / f"{self._name}.lock"
         descriptor = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         # Of one that nobody closed, the lock goes with it, and the next owner clears up.
@@ -103,28 +102,34 @@ class Owner:
         """Make a region under a new name."""
         return Region(f"{self._name}-{uuid.uuid4().hex[:8]}", capacity)
 
-    def dead(self) -> Iterator[str]:
-        """The prefixes of the names of regions whose process was killed.
-
-        Its file goes with the next step, so that this is done again if the caller fails.
-        """
-        import fcntl
-
-        for path in FOLDER.glob(f"{self._of_server}-*.lock"):
-            try:
-                descriptor = os.open(path, os.O_RDWR)
-            except OSError:
-                continue  # gone meanwhile, or another user's
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                yield path.stem
-                path.unlink(missing_ok=True)
-            except BlockingIOError:
-                continue  # it lives
-            finally:
-                os.close(descriptor)
-
     def close(self) -> None:
         """Have no regions any more."""
         self._path.unlink(missing_ok=True)
         self._unlock()
+
+
+def dead_owners(url: str) -> Iterator[str]:
+    """The names of a server's owners whose process was killed; those of their regions begin with them.
+
+    Its file goes with the next step, so that this is done again if the caller fails.
+    """
+    import fcntl
+
+    for path in FOLDER.glob(f"{_names_for(url)}-*.lock"):
+        try:
+            descriptor = os.open(path, os.O_RDWR)
+        except OSError:
+            continue  # gone meanwhile, or another user's
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield path.stem
+            path.unlink(missing_ok=True)
+        except BlockingIOError:
+            continue  # it lives
+        finally:
+            os.close(descriptor)
+
+
+def _names_for(url: str) -> str:
+    """What the names of a server's owners begin with."""
+    return f"{_PREFIX}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"

@@ -18,12 +18,13 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable
+from itertools import chain
 from typing import Any, Final
 
 from tritonclient.utils import InferenceServerException
 
 from .failures import CANCELLED, DEADLINE_EXCEEDED
-from .region import ROW_BYTES, Owner, Region
+from .region import ROW_BYTES, Owner, Region, dead_owners
 
 RETRY_S: Final = 60.0
 """How long requests go without after it did not work, in seconds."""
@@ -62,8 +63,8 @@ class SharedMemory:
         self._free: defaultdict[int, list[Region]] = defaultdict(list)
         self._lent: set[Region] = set()
         self._given_back: deque[tuple[Region, bool]] = deque()  # lent ones that are yet to be sorted
+        self._opening: set[Region] = set()
         self._left: dict[str, int] = {}  # names that the server may still know, with their sizes
-        self._bytes = 0
         self._owner: Owner | None = None
         self._supported = False
         self._resume_at = 0.0
@@ -74,7 +75,7 @@ class SharedMemory:
         """Whether requests go by it now."""
         with self._lock:
             self._sort_given_back()
-            return bool(self._lent) or any(self._free.values())
+            return bool(self._lendable)
 
     def lend(self, count: int, timeout_s: float) -> Region | None:
         """Get a region for a request, which then has to be given back.
@@ -113,8 +114,7 @@ class SharedMemory:
     def forget(self) -> None:
         """Lend no region again: the server is gone, and another one in its place knows none of them."""
         with self._lock:
-            regions = [*self._lent, *(region for free in self._free.values() for region in free)]
-            self._left |= {region.name: region.size for region in regions}
+            self._left |= {region.name: region.size for region in self._lendable}
             self._lent.clear()
             self._free.clear()
             self._supported = False
@@ -134,7 +134,7 @@ class SharedMemory:
         """Whether the server may be at work on a region, or keeps one that nobody needs."""
         with self._lock:
             self._sort_given_back()
-            return bool(self._lent or self._left)
+            return bool(self._opening or self._lent or self._left)
 
     def close(self) -> None:
         """Ask the server to leave all regions, while there is still a connection to it."""
@@ -149,7 +149,8 @@ class SharedMemory:
                 self._leave(LONGEST_CONTROL_S)
         except (InferenceServerException, ValueError) as error:
             if _is_refusal(error):
-                self._left.clear()  # There is no server any more that could have kept it.
+                with self._lock:
+                    self._left.clear()  # There is no server any more that could have kept it.
         if self.is_awaited:
             _log.info("%s keeps shared memory until another client clears up, or it ends", self._url)
         self._disown()
@@ -167,70 +168,70 @@ class SharedMemory:
                 self._left[region.name] = region.size
             self._lent.remove(region)
 
+    @property
+    def _lendable(self) -> list[Region]:
+        return [*self._lent, *chain.from_iterable(self._free.values())]
+
+    @property
+    def _bytes(self) -> int:
+        """How much memory the server may have, by now or in a moment."""
+        return sum(region.size for region in (*self._opening, *self._lendable)) + sum(self._left.values())
+
     def _open(self, capacity: int, timeout_s: float) -> Region | None:
-        size = capacity * ROW_BYTES
         try:
             self._leave(timeout_s)
-            with self._lock:
-                if self._bytes + size > LARGEST_BYTES:
-                    return None
-                self._bytes += size
-            region = self._made(capacity)
+            self._meet(timeout_s)
+            return self._introduce(capacity, timeout_s)
         except (InferenceServerException, OSError, ValueError) as error:
             # gRPC raises ValueError when its channel is closed.
             self.suspend(error)
             return None
-        try:
-            self._introduce(region, timeout_s)
-        except (InferenceServerException, OSError, ValueError) as error:
-            with self._lock:
-                if _is_refusal(error):
-                    self._bytes -= size
-                else:
-                    self._left[region.name] = size  # the server may have opened it all the same
-            self.suspend(error)
-            return None
-        finally:
-            region.unlink()
-        with self._lock:
-            if self._closed:
-                self._left[region.name] = size
-                return None
-            self._lent.add(region)
-        return region
 
-    def _made(self, capacity: int) -> Region:
-        try:
-            with self._lock:
-                if self._owner is None:
-                    self._owner = Owner(self._url)
-                return self._owner.region(capacity)
-        except OSError:
-            with self._lock:
-                self._bytes -= capacity * ROW_BYTES
-            raise
-
-    def _introduce(self, region: Region, timeout_s: float) -> None:
-        triton = self._triton()
+    def _meet(self, timeout_s: float) -> None:
+        """Find out, once, whether the server can do it, and have it leave what killed processes left."""
         if not self._supported:
+            triton = self._triton()
             check_server(triton.get_server_metadata(client_timeout=timeout_s))
             self._clear_up(triton, timeout_s)
             self._supported = True
-        triton.register_system_shared_memory(
-            region.name, f"/{region.name}", region.size, client_timeout=timeout_s
-        )
+
+    def _introduce(self, capacity: int, timeout_s: float) -> Region | None:
+        """Make a region and have the server open it; None where there is no room for it."""
+        with self._lock:
+            if self._closed or self._bytes + capacity * ROW_BYTES > LARGEST_BYTES:
+                return None
+            self._owner = self._owner or Owner(self._url)
+            region = self._owner.region(capacity)
+            self._opening.add(region)
+        is_open, may_be_open = False, True
+        try:
+            self._triton().register_system_shared_memory(
+                region.name, f"/{region.name}", region.size, client_timeout=timeout_s
+            )
+            is_open = True
+        except InferenceServerException as error:
+            may_be_open = not _is_refusal(error)
+            raise
+        finally:  # after Ctrl-C, too
+            region.unlink()
+            with self._lock:
+                if is_open and not self._closed:
+                    self._lent.add(region)
+                elif may_be_open:
+                    self._left[region.name] = region.size
+                self._opening.remove(region)
+        return region
 
     def _clear_up(self, triton: Any, timeout_s: float) -> None:
         """Have the server leave the regions of processes that were killed."""
-        owner = self._owner
-        for dead in () if owner is None else owner.dead():
+        for dead in dead_owners(self._url):
             for name in triton.get_system_shared_memory_status(client_timeout=timeout_s).regions:
                 if name.startswith(dead):
                     triton.unregister_system_shared_memory(name, client_timeout=timeout_s)
 
     def _disown(self) -> None:
         with self._lock:
-            if self._left:
+            if self._bytes:
                 return  # for which another process may have to see to it
             owner, self._owner = self._owner, None
         if owner is not None:
@@ -239,8 +240,8 @@ class SharedMemory:
     def _leave(self, timeout_s: float) -> None:
         """Ask the server to leave what was retired; what a request still uses, it keeps until asked again."""
         with self._lock:
-            left = dict(self._left)
-        for name, size in left.items():
+            names = tuple(self._left)
+        for name in names:
             try:
                 self._triton().unregister_system_shared_memory(name, client_timeout=timeout_s)
             except InferenceServerException as error:
@@ -248,8 +249,7 @@ class SharedMemory:
                     continue
                 raise
             with self._lock:
-                if self._left.pop(name, None) is not None:
-                    self._bytes -= size
+                self._left.pop(name, None)
 
 
 def _is_refusal(error: Exception) -> bool:

@@ -207,6 +207,50 @@ def test_the_garbage_collector_may_find_a_lost_request_while_a_region_is_made(tr
     assert children.run(LOST, triton.grpc_url) == "system shared memory\n"
 
 
+def test_ctrl_c_when_the_server_has_just_opened_a_region_leaves_it_none(
+    triton: LocalTriton, crops: Crops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = known_regions(triton)
+    with sharing(triton.grpc_url) as (client, connection):
+        client.encode(crops[:1])
+        register = connection.triton.register_system_shared_memory
+
+        def interrupted(*arguments: Any, **named: Any) -> None:
+            register(*arguments, **named)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(connection.triton, "register_system_shared_memory", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            client.encode(crops[:16])
+        assert len(known_regions(triton) - before) == 2
+        monkeypatch.undo()
+        client.encode(crops[:8])
+        assert len(known_regions(triton) - before) == 2, (
+            "one is left, another is opened"
+        )
+    assert known_regions(triton) == before
+
+
+def test_who_opens_a_region_stays_its_owner_while_another_thread_finds_that_it_does_not_work(
+    triton: LocalTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with sharing(triton.grpc_url) as (_, connection):
+        memory = connection.shared_memory
+        assert memory is not None
+        register = connection.triton.register_system_shared_memory
+
+        def overtaken(*arguments: Any, **named: Any) -> None:
+            register(*arguments, **named)
+            memory.suspend("another thread found no room")
+
+        monkeypatch.setattr(connection.triton, "register_system_shared_memory", overtaken)
+        region = memory.lend(1, 1.0)
+        assert region is not None
+        assert region.name in known_regions(triton)
+        assert (FOLDER / f"{region.name.rpartition('-')[0]}.lock").exists()
+    assert region.name not in known_regions(triton)
+
+
 def test_a_server_that_restarts_is_no_matter_to_the_caller(
     tmp_path: Path, crops: Crops, expected: Embeddings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
