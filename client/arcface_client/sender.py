@@ -102,7 +102,7 @@ class Sender:
     def _request(self, crops: Crops, deadline: Deadline, *, shared: bool = True) -> Request:
         self._connection.check_process()
         memory = self._connection.shared_memory if shared else None
-        region = None if memory is None else memory.lend(len(crops), deadline.remaining_s())
+        region = None if memory is None else memory.lend(len(crops), deadline)
         request = Request(crops, deadline, self._connection.triton, memory, region)
         request.timeout_s = deadline.remaining_s(self._request_timeout_s)  # of what is left after lending
         return request

@@ -13,7 +13,6 @@ server really shares it shows in every answer: the embeddings' place is filled w
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
 from collections import defaultdict, deque
@@ -23,26 +22,18 @@ from typing import Any, Final
 
 from tritonclient.utils import InferenceServerException
 
-from .failures import CANCELLED, DEADLINE_EXCEEDED
-from .region import ROW_BYTES, Owner, Region, dead_owners
+from .deadline import Deadline
+from .errors import DeadlineExceededError
+from .region import ROW_BYTES, Owner, Region
+from .registrations import LONGEST_CONTROL_S, Registrations, is_refusal
 
 RETRY_S: Final = 60.0
 """How long requests go without after it did not work, in seconds."""
-
-LONGEST_CONTROL_S: Final = 1.0
-"""How long the server may take to open or leave a region, in seconds."""
 
 _PAUSE_S: Final = 0.05
 
 LARGEST_BYTES: Final = 256 << 20
 """How much memory one connection shares at most."""
-
-_EXTENSION: Final = "system_shared_memory"
-_OLDEST_SERVER: Final = (2, 50)
-"""Older ones crash when they have to leave a region that a request still uses."""
-
-_IN_USE: Final = "StatusCode.INTERNAL"
-_DOUBTFUL: Final = (DEADLINE_EXCEEDED, CANCELLED)
 
 _log = logging.getLogger(__name__)
 
@@ -57,8 +48,8 @@ class SharedMemory:
     """
 
     def __init__(self, triton: Callable[[], Any], url: str) -> None:
-        self._triton = triton
         self._url = url
+        self._registrations = Registrations(triton, url)
         self._lock = threading.Lock()
         self._free: defaultdict[int, list[Region]] = defaultdict(list)
         self._lent: set[Region] = set()
@@ -77,15 +68,19 @@ class SharedMemory:
             self._sort_given_back()
             return bool(self._lendable)
 
-    def lend(self, count: int, timeout_s: float) -> Region | None:
+    def lend(self, count: int, deadline: Deadline) -> Region | None:
         """Get a region for a request, which then has to be given back.
 
         Args:
             count: How many crops the request has.
-            timeout_s: How long that may take, where the server has to open one first.
+            deadline: Until when, where the server has to open one first.
 
         Returns:
             A region; None when the request has to go without.
+
+        Raises:
+            DeadlineExceededError: The time is up.
+            CallCancelledError: Nobody waits any more.
         """
         capacity = 1 << (count - 1).bit_length()
         with self._lock:
@@ -97,7 +92,7 @@ class SharedMemory:
                 self._lent.add(region)
                 self._free[capacity].pop()
                 return region
-        return self._open(capacity, min(timeout_s, LONGEST_CONTROL_S))
+        return self._open(capacity, deadline)
 
     def give_back(self, region: Region, *, answered: bool) -> None:
         """Take a region back.
@@ -141,14 +136,16 @@ class SharedMemory:
         with self._lock:
             self._closed = True
         self.forget()
-        until = time.monotonic() + LONGEST_CONTROL_S
+        deadline = Deadline(LONGEST_CONTROL_S)
         try:
-            self._leave(LONGEST_CONTROL_S)
-            while self.is_awaited and time.monotonic() < until:
-                time.sleep(_PAUSE_S)
-                self._leave(LONGEST_CONTROL_S)
+            self._leave(deadline)
+            while self.is_awaited:
+                time.sleep(deadline.remaining_s(_PAUSE_S))
+                self._leave(deadline)
+        except DeadlineExceededError:
+            pass
         except (InferenceServerException, ValueError) as error:
-            if _is_refusal(error):
+            if is_refusal(error):
                 with self._lock:
                     self._left.clear()  # There is no server any more that could have kept it.
         if self.is_awaited:
@@ -177,25 +174,24 @@ class SharedMemory:
         """How much memory the server may have, by now or in a moment."""
         return sum(region.size for region in (*self._opening, *self._lendable)) + sum(self._left.values())
 
-    def _open(self, capacity: int, timeout_s: float) -> Region | None:
+    def _open(self, capacity: int, deadline: Deadline) -> Region | None:
         try:
-            self._leave(timeout_s)
-            self._meet(timeout_s)
-            return self._introduce(capacity, timeout_s)
+            self._leave(deadline)
+            self._meet(deadline)
+            return self._introduce(capacity, deadline)
         except (InferenceServerException, OSError, ValueError) as error:
             # gRPC raises ValueError when its channel is closed.
             self.suspend(error)
             return None
 
-    def _meet(self, timeout_s: float) -> None:
+    def _meet(self, deadline: Deadline) -> None:
         """Find out, once, whether the server can do it, and have it leave what killed processes left."""
         if not self._supported:
-            triton = self._triton()
-            check_server(triton.get_server_metadata(client_timeout=timeout_s))
-            self._clear_up(triton, timeout_s)
+            self._registrations.check(deadline)
+            self._registrations.clear_up(deadline)
             self._supported = True
 
-    def _introduce(self, capacity: int, timeout_s: float) -> Region | None:
+    def _introduce(self, capacity: int, deadline: Deadline) -> Region | None:
         """Make a region and have the server open it; None where there is no room for it."""
         with self._lock:
             if self._closed or self._bytes + capacity * ROW_BYTES > LARGEST_BYTES:
@@ -205,12 +201,10 @@ class SharedMemory:
             self._opening.add(region)
         is_open, may_be_open = False, True
         try:
-            self._triton().register_system_shared_memory(
-                region.name, f"/{region.name}", region.size, client_timeout=timeout_s
-            )
+            self._registrations.add(region, deadline)
             is_open = True
         except InferenceServerException as error:
-            may_be_open = not _is_refusal(error)
+            may_be_open = not is_refusal(error)
             raise
         finally:  # after Ctrl-C, too
             region.unlink()
@@ -222,13 +216,6 @@ class SharedMemory:
                 self._opening.remove(region)
         return region
 
-    def _clear_up(self, triton: Any, timeout_s: float) -> None:
-        """Have the server leave the regions of processes that were killed."""
-        for dead in dead_owners(self._url):
-            for name in triton.get_system_shared_memory_status(client_timeout=timeout_s).regions:
-                if name.startswith(dead):
-                    triton.unregister_system_shared_memory(name, client_timeout=timeout_s)
-
     def _disown(self) -> None:
         with self._lock:
             if self._bytes:
@@ -237,31 +224,11 @@ class SharedMemory:
         if owner is not None:
             owner.close()
 
-    def _leave(self, timeout_s: float) -> None:
+    def _leave(self, deadline: Deadline) -> None:
         """Ask the server to leave what was retired; what a request still uses, it keeps until asked again."""
         with self._lock:
             names = tuple(self._left)
         for name in names:
-            try:
-                self._triton().unregister_system_shared_memory(name, client_timeout=timeout_s)
-            except InferenceServerException as error:
-                if error.status() == _IN_USE:
-                    continue
-                raise
-            with self._lock:
-                self._left.pop(name, None)
-
-
-def _is_refusal(error: Exception) -> bool:
-    """Whether the server has certainly not done what it was asked, for it said so or was not there."""
-    return isinstance(error, InferenceServerException) and error.status() not in _DOUBTFUL
-
-
-def check_server(metadata: Any) -> None:
-    """Raise ValueError for a server that cannot do it, or not safely."""
-    if _EXTENSION not in metadata.extensions:
-        raise ValueError(f"Triton {metadata.version} has no extension {_EXTENSION}")
-    version = re.match(r"(\d+)\.(\d+)", metadata.version)
-    if version is None or tuple(map(int, version.groups())) < _OLDEST_SERVER:
-        oldest = ".".join(map(str, _OLDEST_SERVER))
-        raise ValueError(f"Triton {metadata.version} does not do it safely; {oldest} and newer do")
+            if self._registrations.remove(name, deadline):
+                with self._lock:
+                    self._left.pop(name, None)

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -16,14 +17,16 @@ from typing import Any
 import numpy as np
 import pytest
 from tritonclient import grpc as tritonclient
+from tritonclient.grpc import service_pb2
 
 import children
 from arcface_client import EmbeddingClient, get_embedding_backend, region, shared_memory
 from arcface_client.connection import Connection
 from arcface_client.contract import Crops, Embeddings
+from arcface_client.deadline import Deadline
 from arcface_client.errors import DeadlineExceededError, InputError, ServerError, ServerUnavailableError
 from arcface_client.region import FOLDER, Region
-from arcface_client.shared_memory import check_server
+from arcface_client.registrations import check_server
 from arcface_server import LocalTriton
 from fake_triton import FakeTriton, served
 from processes import wait_until
@@ -121,7 +124,7 @@ def test_a_region_whose_request_came_too_late_is_not_used_again_and_left_once_it
         memory = connection.shared_memory
         assert memory is not None
         # Whenever it opens another one, it asks the server again to leave that one.
-        wait_until(lambda: memory.lend(1, 1.0) is not None and used not in known_regions(triton))
+        wait_until(lambda: memory.lend(1, Deadline(1.0)) is not None and used not in known_regions(triton))
 
 
 INTERRUPTED = """
@@ -190,7 +193,7 @@ crops = np.zeros((64, 112, 112, 3), np.uint8)
 answer = client.encode(crops[:2])
 memory = connection.shared_memory
 
-lose(Request(crops, Deadline(None), None, memory, memory.lend(2, 1.0)))
+lose(Request(crops, Deadline(None), None, memory, memory.lend(2, Deadline(1.0))))
 np.testing.assert_allclose(client.encode(crops[:16])[:2], answer, atol=1e-6)
 
 stream = client.stream(crops)
@@ -225,9 +228,7 @@ def test_ctrl_c_when_the_server_has_just_opened_a_region_leaves_it_none(
         assert len(known_regions(triton) - before) == 2
         monkeypatch.undo()
         client.encode(crops[:8])
-        assert len(known_regions(triton) - before) == 2, (
-            "one is left, another is opened"
-        )
+        assert len(known_regions(triton) - before) == 2, "one is left, another is opened"
     assert known_regions(triton) == before
 
 
@@ -244,11 +245,32 @@ def test_who_opens_a_region_stays_its_owner_while_another_thread_finds_that_it_d
             memory.suspend("another thread found no room")
 
         monkeypatch.setattr(connection.triton, "register_system_shared_memory", overtaken)
-        region = memory.lend(1, 1.0)
+        region = memory.lend(1, Deadline(1.0))
         assert region is not None
         assert region.name in known_regions(triton)
         assert (FOLDER / f"{region.name.rpartition('-')[0]}.lock").exists()
     assert region.name not in known_regions(triton)
+
+
+class SlowControl(FakeTriton):
+    """Takes half a second to answer each question about shared memory."""
+
+    def ServerMetadata(self, request: Any, context: Any) -> Any:
+        time.sleep(0.5)
+        return service_pb2.ServerMetadataResponse(version="2.60.0", extensions=["system_shared_memory"])
+
+    def SystemSharedMemoryRegister(self, request: Any, context: Any) -> Any:
+        time.sleep(0.5)
+        return service_pb2.SystemSharedMemoryRegisterResponse()
+
+
+def test_a_call_does_not_outlast_its_time_while_a_region_is_opened(crops: Crops) -> None:
+    with served(SlowControl()) as url, sharing(url, "fake") as (client, _):
+        client.ensure_ready()
+        started = time.monotonic()
+        with pytest.raises(DeadlineExceededError, match=r"whole call, 0\.7 s, is over"):
+            client.encode(crops[:1], timeout_s=0.7)
+        assert time.monotonic() - started < 0.9
 
 
 def test_a_server_that_restarts_is_no_matter_to_the_caller(
