@@ -8,6 +8,7 @@ import os
 import uuid
 import weakref
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +23,11 @@ ROW_BYTES: Final = CROP_BYTES + EMBEDDING_DIM * 4
 """A crop and its embedding."""
 
 _PREFIX: Final = "arcface-client"
+
+
+def is_available() -> bool:
+    """Whether this machine has such memory, and locks; Windows has neither."""
+    return FOLDER.is_dir() and find_spec("fcntl") is not None
 
 
 class Region:

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -314,6 +315,13 @@ def test_no_room_in_the_folder_is_no_error(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full)
+    assert transport_after(triton.grpc_url, crops, expected) == "grpc"
+
+
+def test_a_machine_without_locks_as_windows_goes_without(
+    triton: LocalTriton, crops: Crops, expected: Embeddings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
     assert transport_after(triton.grpc_url, crops, expected) == "grpc"
 
 
