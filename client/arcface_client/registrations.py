@@ -10,7 +10,8 @@ from tritonclient.utils import InferenceServerException
 
 from .deadline import Deadline
 from .failures import CANCELLED, DEADLINE_EXCEEDED
-from .region import Region, dead_owners
+from .owner import dead_owners
+from .region import Region
 
 LONGEST_CONTROL_S: Final = 1.0
 """How long the server may take to open or leave a region, in seconds."""

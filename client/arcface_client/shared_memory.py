@@ -3,9 +3,8 @@
 A region belongs to one request at a time, and holds its crops and then its embeddings. Whether the
 server really shares it shows in every answer: the embeddings' place is filled with NaN beforehand.
 
-- A region's name is gone from ``/dev/shm`` as soon as the server has opened it, so a process that is
-  killed leaves none behind there, but an empty lock file. By that the next client of the same server
-  knows, and has the server leave the memory that it kept.
+- A region's name is gone from ``/dev/shm`` as soon as the server has opened it. What a process that is killed
+  leaves, there and with the server, the next client of the same server clears up; see ``owner``.
 - A region whose request was not answered is never used again, since the server may still write to it.
 - What cannot be shared is no error: the request goes without, and it is tried again later.
 """
@@ -24,7 +23,8 @@ from tritonclient.utils import InferenceServerException
 
 from .deadline import Deadline
 from .errors import DeadlineExceededError
-from .region import ROW_BYTES, Owner, Region
+from .owner import Owner
+from .region import ROW_BYTES, Region
 from .registrations import LONGEST_CONTROL_S, Registrations, is_refusal
 
 RETRY_S: Final = 60.0
