@@ -24,11 +24,10 @@ from .messages import (
     Answer,
     OneVersion,
     ServedModel,
-    embeddings_from,
+    answer_from,
     infer_arguments,
     runs,
     served_model,
-    version_from,
 )
 from .names import DEFAULT_MODEL
 from .status import ServerStatus, models_from_index
@@ -128,10 +127,8 @@ class AsyncEmbeddingClient:
         served = self._served  # another call's failure may set it to None at any time
         if served is None:
             timeout_s = deadline.remaining_s(self._request_timeout_s)
-            names, ask = (
-                (self._target.model, self._target.version_text),
-                self._connection.triton.get_model_config,
-            )
+            names = (self._target.model, self._target.version_text)
+            ask = self._connection.triton.get_model_config
             config = await self._call(ask, timeout_s, *names, deadline=deadline)
             served = self._served = served_model(self._target, config)
         return served
@@ -139,9 +136,10 @@ class AsyncEmbeddingClient:
     async def _infer(self, crops: Crops, deadline: Deadline, target: Target) -> Answer:
         timeout_s = deadline.remaining_s(self._request_timeout_s)
         arguments = infer_arguments(target, crops)
-        answer = await self._call(self._connection.triton.infer, timeout_s, deadline=deadline, **arguments)
-        version = self._answered_by = version_from(self._target, answer)
-        return Answer(embeddings_from(self._target, answer, len(crops)), version)
+        received = await self._call(self._connection.triton.infer, timeout_s, deadline=deadline, **arguments)
+        answer = answer_from(self._target, received, len(crops))
+        self._answered_by = answer.version
+        return answer
 
     async def _pipeline(self, batches: Iterable[Crops], deadline: Deadline) -> AsyncIterator[Embeddings]:
         """Send batches, a few at a time, and yield their embeddings in order."""

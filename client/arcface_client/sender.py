@@ -22,7 +22,7 @@ from .failures import (
     explain,
     needs_aftermath,
 )
-from .messages import Answer, ServedModel, embeddings_from, infer_arguments, served_model, version_from
+from .messages import Answer, ServedModel, answer_from, infer_arguments, served_model
 from .request import Request
 from .status import ServerStatus, models_from_index
 
@@ -112,11 +112,11 @@ class Sender:
         memory = self._connection.shared_memory
         try:
             with request.reading(), self._explaining(request.timeout_s, request.deadline, request.server):
-                answer = result()
+                received = result()
                 self._connection.answered()
-                version = self.answered_by = version_from(self.target, answer)
-                embeddings = embeddings_from(self.target, answer, len(request.crops), request.region)
-                return Answer(embeddings, version)
+                answer = answer_from(self.target, received, len(request.crops), request.region)
+                self.answered_by = answer.version
+                return answer
         except ServerUnavailableError:
             if memory is not None:
                 memory.forget()
