@@ -219,13 +219,13 @@ class SharedMemory:
     def _disown(self) -> None:
         with self._lock:
             if self._bytes:
-                return  # for which another process may have to see to it
+                return  # for which another process may have to clear up
             owner, self._owner = self._owner, None
         if owner is not None:
             owner.close()
 
     def _leave(self, deadline: Deadline) -> None:
-        """Ask the server to leave what was retired; what a request still uses, it keeps until asked again."""
+        """Ask the server to leave what is not lent any more; what a request still uses, it keeps for now."""
         with self._lock:
             names = tuple(self._left)
         for name in names:
