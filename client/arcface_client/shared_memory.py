@@ -16,8 +16,8 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable
-from itertools import chain
 from typing import Any, Final
+from weakref import WeakSet
 
 from tritonclient.utils import InferenceServerException
 
@@ -51,11 +51,12 @@ class SharedMemory:
         self._url = url
         self._registrations = Registrations(triton, url)
         self._lock = threading.Lock()
+        self._known: dict[str, int] = {}  # names that the server may know, with their sizes
+        # Weak, so that a region that is lost, by Ctrl-C anywhere or with its request, is nobody's at once.
+        self._opening: WeakSet[Region] = WeakSet()
+        self._lent: WeakSet[Region] = WeakSet()
+        self._given_back: deque[Region] = deque()
         self._free: defaultdict[int, list[Region]] = defaultdict(list)
-        self._lent: set[Region] = set()
-        self._given_back: deque[tuple[Region, bool]] = deque()  # lent ones that are yet to be sorted
-        self._opening: set[Region] = set()
-        self._left: dict[str, int] = {}  # names that the server may still know, with their sizes
         self._owner: Owner | None = None
         self._supported = False
         self._resume_at = 0.0
@@ -66,17 +67,18 @@ class SharedMemory:
         """Whether requests go by it now."""
         with self._lock:
             self._sort_given_back()
-            return bool(self._lendable)
+            return bool(self._lent or self._free_names)
 
     def lend(self, count: int, deadline: Deadline) -> Region | None:
-        """Get a region for a request, which then has to be given back.
+        """Get a region for a request.
 
         Args:
             count: How many crops the request has.
             deadline: Until when, where the server has to open one first.
 
         Returns:
-            A region; None when the request has to go without.
+            A region, to be given back when its request is answered, and else to be dropped; None when the
+            request has to go without.
 
         Raises:
             DeadlineExceededError: The time is up.
@@ -88,29 +90,23 @@ class SharedMemory:
                 return None
             self._sort_given_back()
             if self._free[capacity]:
-                region = self._free[capacity][-1]
+                region = self._free[capacity].pop()
                 self._lent.add(region)
-                self._free[capacity].pop()
                 return region
         return self._open(capacity, deadline)
 
-    def give_back(self, region: Region, *, answered: bool) -> None:
-        """Take a region back.
+    def give_back(self, region: Region) -> None:
+        """Take a region back whose request was answered.
 
-        Takes no lock, since the garbage collector may call it, in a thread that holds the lock.
-
-        Args:
-            region: What was lent.
-            answered: Whether its request was. If not, the server may still write to it, or has forgotten it:
-                nobody gets it again.
+        One whose request was not is dropped instead: the server may still write to it, or has forgotten it.
+        Takes no lock, since the garbage collector may call it in a thread that holds the lock.
         """
-        self._given_back.append((region, answered))
+        self._given_back.append(region)
 
     def forget(self) -> None:
         """Lend no region again: the server is gone, and another one in its place knows none of them."""
         with self._lock:
-            self._left |= {region.name: region.size for region in self._lendable}
-            self._lent.clear()
+            self._lent = WeakSet()
             self._free.clear()
             self._supported = False
 
@@ -129,7 +125,7 @@ class SharedMemory:
         """Whether the server may be at work on a region, or keeps one that nobody needs."""
         with self._lock:
             self._sort_given_back()
-            return bool(self._opening or self._lent or self._left)
+            return bool(self._known.keys() - self._free_names)
 
     def close(self) -> None:
         """Ask the server to leave all regions, while there is still a connection to it."""
@@ -147,32 +143,22 @@ class SharedMemory:
         except (InferenceServerException, ValueError) as error:
             if is_refusal(error):
                 with self._lock:
-                    self._left.clear()  # There is no server any more that could have kept it.
+                    self._known.clear()  # There is no server any more that could have kept it.
         if self.is_awaited:
             _log.info("%s keeps shared memory until another client clears up, or it ends", self._url)
         self._disown()
 
+    @property
+    def _free_names(self) -> set[str]:
+        return {region.name for free in self._free.values() for region in free}
+
     def _sort_given_back(self) -> None:
-        """Sort what was given back, with the lock held, by whether it may be lent again."""
+        """Let what was given back be lent again. Called with the lock held."""
         while self._given_back:
-            region, answered = self._given_back.popleft()
-            if region not in self._lent:
-                continue  # forgotten meanwhile
-            # Ctrl-C may come in between: better twice than nowhere.
-            if answered:
+            region = self._given_back.popleft()
+            if region in self._lent:  # and was not forgotten meanwhile
+                self._lent.remove(region)
                 self._free[region.capacity].append(region)
-            else:
-                self._left[region.name] = region.size
-            self._lent.remove(region)
-
-    @property
-    def _lendable(self) -> list[Region]:
-        return [*self._lent, *chain.from_iterable(self._free.values())]
-
-    @property
-    def _bytes(self) -> int:
-        """How much memory the server may have, by now or in a moment."""
-        return sum(region.size for region in (*self._opening, *self._lendable)) + sum(self._left.values())
 
     def _open(self, capacity: int, deadline: Deadline) -> Region | None:
         try:
@@ -194,41 +180,43 @@ class SharedMemory:
     def _introduce(self, capacity: int, deadline: Deadline) -> Region | None:
         """Make a region and have the server open it; None where there is no room for it."""
         with self._lock:
-            if self._closed or self._bytes + capacity * ROW_BYTES > LARGEST_BYTES:
+            if self._closed or sum(self._known.values()) + capacity * ROW_BYTES > LARGEST_BYTES:
                 return None
             self._owner = self._owner or Owner(self._url)
             region = self._owner.region(capacity)
             self._opening.add(region)
-        is_open, may_be_open = False, True
+            self._known[region.name] = region.size
         try:
             self._registrations.add(region, deadline)
-            is_open = True
-        except InferenceServerException as error:
-            may_be_open = not is_refusal(error)
-            raise
-        finally:  # after Ctrl-C, too
-            region.unlink()
             with self._lock:
-                if is_open and not self._closed:
+                if not self._closed:
                     self._lent.add(region)
-                elif may_be_open:
-                    self._left[region.name] = region.size
-                self._opening.remove(region)
+        except InferenceServerException as error:
+            if is_refusal(error):
+                with self._lock:
+                    self._known.pop(region.name, None)
+            raise
+        finally:
+            with self._lock:
+                self._opening.discard(region)
+            region.unlink()
         return region
 
     def _disown(self) -> None:
         with self._lock:
-            if self._bytes:
+            if self._known:
                 return  # for which another process may have to clear up
             owner, self._owner = self._owner, None
         if owner is not None:
             owner.close()
 
     def _leave(self, deadline: Deadline) -> None:
-        """Ask the server to leave what is not lent any more; what a request still uses, it keeps for now."""
+        """Ask the server to leave what nobody has any more; what a request still uses, it keeps for now."""
         with self._lock:
-            names = tuple(self._left)
+            self._sort_given_back()
+            used = {region.name for region in (*self._opening, *self._lent)} | self._free_names
+            names = self._known.keys() - used
         for name in names:
             if self._registrations.remove(name, deadline):
                 with self._lock:
-                    self._left.pop(name, None)
+                    self._known.pop(name, None)
