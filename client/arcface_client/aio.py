@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Any
 
+from grpc.aio import UsageError
 from tritonclient.utils import InferenceServerException
 
-from .async_connection import CLOSING_ERRORS, AsyncConnection
+from .async_connection import AsyncConnection, result
 from .connection import check_goes_by
 from .contract import Crops, Embeddings
 from .crops import Color, CropsLike, as_batch
@@ -23,11 +24,10 @@ from .messages import (
     Answer,
     OneVersion,
     ServedModel,
-    embeddings_from,
+    answer_from,
     infer_arguments,
     runs,
     served_model,
-    version_from,
 )
 from .names import DEFAULT_MODEL
 from .status import ServerStatus, models_from_index
@@ -127,10 +127,8 @@ class AsyncEmbeddingClient:
         served = self._served  # another call's failure may set it to None at any time
         if served is None:
             timeout_s = deadline.remaining_s(self._request_timeout_s)
-            names, ask = (
-                (self._target.model, self._target.version_text),
-                self._connection.triton.get_model_config,
-            )
+            names = (self._target.model, self._target.version_text)
+            ask = self._connection.triton.get_model_config
             config = await self._call(ask, timeout_s, *names, deadline=deadline)
             served = self._served = served_model(self._target, config)
         return served
@@ -138,9 +136,10 @@ class AsyncEmbeddingClient:
     async def _infer(self, crops: Crops, deadline: Deadline, target: Target) -> Answer:
         timeout_s = deadline.remaining_s(self._request_timeout_s)
         arguments = infer_arguments(target, crops)
-        result = await self._call(self._connection.triton.infer, timeout_s, deadline=deadline, **arguments)
-        version = self._answered_by = version_from(self._target, result)
-        return Answer(embeddings_from(self._target, result, len(crops)), version)
+        received = await self._call(self._connection.triton.infer, timeout_s, deadline=deadline, **arguments)
+        answer = answer_from(self._target, received, len(crops))
+        self._answered_by = answer.version
+        return answer
 
     async def _pipeline(self, batches: Iterable[Crops], deadline: Deadline) -> AsyncIterator[Embeddings]:
         """Send batches, a few at a time, and yield their embeddings in order."""
@@ -172,14 +171,11 @@ class AsyncEmbeddingClient:
         if self._connection.closed:
             raise closed(target)
         try:
-            return await method(*arguments, client_timeout=timeout_s, **named)
+            return await result(method(*arguments, client_timeout=timeout_s, **named))
         except InferenceServerException as error:
             raise await self._explained(error, timeout_s, deadline or Deadline(None), target) from error
-        except CLOSING_ERRORS as error:
-            # gRPC cancels what is under way when its channel closes; that is no cancellation of the task.
-            if self._connection.closed:
-                raise closed(target) from error
-            raise
+        except UsageError as error:
+            raise closed(target) from error
 
     async def _explained(
         self, error: InferenceServerException, timeout_s: float, deadline: Deadline, target: Target

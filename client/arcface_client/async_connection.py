@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
 
 from grpc.aio import UsageError
 from tritonclient.grpc import aio as triton
@@ -13,8 +15,27 @@ from .failures import PROBE_TIMEOUT_S, Aftermath, aftermath_of_failed_probe, may
 from .status import models_from_index
 from .tls import Tls
 
-CLOSING_ERRORS = (UsageError, asyncio.CancelledError)
-"""What gRPC raises from a channel that is closed: for a new call, and for one that is under way."""
+T = TypeVar("T")
+
+
+async def result(call: Awaitable[T]) -> T:
+    """Await one of tritonclient's calls, and tell the end of its channel from that of the awaiting task.
+
+    gRPC cancels what is under way when its channel closes, which to the task looks as if it were cancelled.
+
+    Raises:
+        UsageError: The channel is closed, or was while the call was under way.
+    """
+    task = asyncio.ensure_future(call)
+    try:
+        await asyncio.wait([task])
+    except asyncio.CancelledError:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        raise
+    if task.cancelled():
+        raise UsageError("The channel was closed.")
+    return task.result()
 
 
 class AsyncConnection:
@@ -44,30 +65,28 @@ class AsyncConnection:
         """End it; calls that are under way fail."""
         if not self.closed:
             self.closed = True
-            await self.triton.close()
-            await self._questions.close()
+            try:
+                await self.triton.close()
+            finally:
+                await self._questions.close()
 
     async def ask(self, timeout_s: float = PROBE_TIMEOUT_S) -> Aftermath:
         """Ask the server for its models."""
         try:
-            index = await self._questions.get_model_repository_index(client_timeout=timeout_s)
+            index = await result(self._questions.get_model_repository_index(client_timeout=timeout_s))
         except InferenceServerException as error:
             is_live = may_be_restricted(error) and await self.is_live(timeout_s)
             return aftermath_of_failed_probe(error, is_live=is_live)
-        except CLOSING_ERRORS:
-            if self.closed:
-                return Aftermath(answers=False, said="the connection was closed")
-            raise
+        except UsageError:
+            return Aftermath(answers=False, said="the connection was closed")
         return Aftermath(answers=True, models=models_from_index(index))
 
     async def is_live(self, timeout_s: float = PROBE_TIMEOUT_S) -> bool:
         """Whether the server answers at all."""
         try:
-            await self._questions.is_server_live(client_timeout=timeout_s)
+            await result(self._questions.is_server_live(client_timeout=timeout_s))
         except InferenceServerException as error:
             return aftermath_of_failed_probe(error).answers
-        except CLOSING_ERRORS:
-            if self.closed:
-                return True
-            raise
+        except UsageError:  # closed meanwhile, by somebody who knows why
+            return True
         return True

@@ -15,6 +15,7 @@ from tritonclient.utils import InferenceServerException
 
 from .errors import ConfigError, InputError
 from .failures import PROBE_TIMEOUT_S, Aftermath, aftermath_of_failed_probe, may_be_restricted
+from .region import is_available
 from .shared_memory import SharedMemory
 from .status import models_from_index
 from .tls import Tls
@@ -50,8 +51,9 @@ class Connection:
         tls: Certificates; None connects without encryption.
         retries: Let gRPC itself try again what the server did not take. Off where somebody else can be
             asked meanwhile.
-        shared_memory: Pass crops and embeddings by system shared memory where the server allows it; not
-            together with ``retries``, since then a region may be in use by a request that was given up.
+        shared_memory: Pass crops and embeddings by system shared memory where this machine has it and the
+            server allows it; not together with ``retries``, since then a region may be in use by a request
+            that was given up.
 
     Raises:
         ConfigError: The URL cannot be used.
@@ -74,7 +76,9 @@ class Connection:
         self.triton = _TritonClient(**self._arguments)
         """tritonclient's client as it is now; to be fetched for each call."""
         self._questions = _TritonClient(**self._arguments)
-        self.shared_memory = SharedMemory(lambda: self.triton, url) if shared_memory else None
+        self.shared_memory: SharedMemory | None = None
+        if shared_memory and is_available():
+            self.shared_memory = SharedMemory(lambda: self.triton, url)
 
     def drop(self, why: str) -> None:
         """Break it off: calls that are under way fail at once, and the next one connects anew."""
@@ -92,12 +96,12 @@ class Connection:
 
     def close(self) -> None:
         """End it; calls that are under way fail."""
+        if self.is_inherited:
+            return  # what there is to close is the parent's
         with self._lock:
             if self.closed:
                 return
             self.closed = True
-        if os.getpid() != self._pid:
-            return  # what there is to close is the parent's
         if self.shared_memory is not None:
             if self.shared_memory.is_awaited:
                 # Calls end with the connection, and what they shared is then left through another one.
@@ -106,13 +110,18 @@ class Connection:
             self.shared_memory.close()
         _end(self.triton, self._questions)
 
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this process was forked from the one that made it."""
+        return os.getpid() != self._pid
+
     def check_process(self) -> None:
         """Check that this is the process that made the connection.
 
         Raises:
             InputError: It is a child of it: the two would write to the same sockets and shared memory.
         """
-        if os.getpid() != self._pid:
+        if self.is_inherited:
             raise InputError(
                 f"The client of {self.url} was made before this process was forked, and is its parent's; "
                 "make one in each process, or start processes by 'spawn'."

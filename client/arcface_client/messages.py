@@ -85,19 +85,6 @@ def infer_arguments(target: Target, crops: Crops, region: Region | None = None) 
     }
 
 
-def version_from(target: Target, result: Any) -> int | None:
-    """Read which version answered; None when the server does not say.
-
-    Raises:
-        ServerError: It is not the one that was asked.
-    """
-    text = result.get_response().model_version
-    version = int(text) if text else None
-    if target.version is not None and version not in (None, target.version):
-        raise ServerError(f"Version {version} answered a request for {target}.")
-    return version
-
-
 class Answer(NamedTuple):
     """What one request gave.
 
@@ -139,7 +126,7 @@ class OneVersion:
         return answer.embeddings
 
 
-def embeddings_from(target: Target, result: Any, count: int, region: Region | None = None) -> Embeddings:
+def answer_from(target: Target, result: Any, count: int, region: Region | None = None) -> Answer:
     """Read one answer.
 
     Args:
@@ -149,11 +136,16 @@ def embeddings_from(target: Target, result: Any, count: int, region: Region | No
         region: The shared memory that it went by.
 
     Raises:
-        ServerError: It has another shape than ``count`` embeddings, or values that are not finite.
+        ServerError: It is of another version than was asked, has another shape than ``count`` embeddings, or
+            values that are not finite.
     """
+    text = result.get_response().model_version
+    version = int(text) if text else None
+    if target.version is not None and version not in (None, target.version):
+        raise ServerError(f"Version {version} answered a request for {target}.")
     output = result.get_output(OUTPUT_NAME)
     shape = None if output is None else tuple(output.shape)
     check_shape(str(target), shape, count)
     embeddings: Embeddings = result.as_numpy(OUTPUT_NAME) if region is None else region.take(count)
     check_finite(str(target), embeddings)
-    return embeddings
+    return Answer(embeddings, version)

@@ -1,13 +1,10 @@
-"""Regions of system shared memory, and which process each of them belongs to."""
+"""Regions of system shared memory: a name in a folder, until the server has opened it, and the memory."""
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import os
-import uuid
-import weakref
-from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +18,10 @@ FOLDER: Final = Path("/dev/shm")
 ROW_BYTES: Final = CROP_BYTES + EMBEDDING_DIM * 4
 """A crop and its embedding."""
 
-_PREFIX: Final = "arcface-client"
+
+def is_available() -> bool:
+    """Whether this machine has such memory, and locks; Windows has neither."""
+    return FOLDER.is_dir() and find_spec("fcntl") is not None
 
 
 class Region:
@@ -69,62 +69,3 @@ class Region:
     def take(self, count: int) -> Embeddings:
         """Read the embeddings of a request, float32 [count, 512]; NaN where the server wrote none."""
         return self._embeddings[:count].copy()
-
-
-class Owner:
-    """Names regions so that another process can tell when they are nobody's any more.
-
-    It holds a lock on an empty file, which the kernel takes back from a process that is killed. Whoever
-    shares memory with the same server sees that file, in whichever container.
-
-    Args:
-        url: The server that the regions are for.
-
-    Raises:
-        OSError: There is no such folder.
-    """
-
-    def __init__(self, url: str) -> None:
-        import fcntl  # which Windows lacks, as it lacks the folder
-
-        self._of_server = f"{_PREFIX}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
-        self._name = f"{self._of_server}-{uuid.uuid4().hex}"
-        self._path = FOLDER / f"{self._name}.lock"
-        descriptor = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-        # Of one that nobody closed, the lock goes with it, and the next owner clears up.
-        self._unlock = weakref.finalize(self, os.close, descriptor)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.close()
-            raise
-
-    def region(self, capacity: int) -> Region:
-        """Make a region under a new name."""
-        return Region(f"{self._name}-{uuid.uuid4().hex[:8]}", capacity)
-
-    def dead(self) -> Iterator[str]:
-        """The prefixes of the names of regions whose process was killed.
-
-        Its file goes with the next step, so that this is done again if the caller fails.
-        """
-        import fcntl
-
-        for path in FOLDER.glob(f"{self._of_server}-*.lock"):
-            try:
-                descriptor = os.open(path, os.O_RDWR)
-            except OSError:
-                continue  # gone meanwhile, or another user's
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                yield path.stem
-                path.unlink(missing_ok=True)
-            except BlockingIOError:
-                continue  # it lives
-            finally:
-                os.close(descriptor)
-
-    def close(self) -> None:
-        """Have no regions any more."""
-        self._path.unlink(missing_ok=True)
-        self._unlock()

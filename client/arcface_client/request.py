@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -52,9 +51,6 @@ class Request:
         self.future: Future[Any] = Future()
         self.context: Any = None
         self._shared_memory = shared_memory
-        # Of a request that Ctrl-C ended anywhere, the region is not lost.
-        self._on_loss = weakref.finalize(self, _retire, shared_memory, region)
-        self._on_loss.atexit = False
 
     def is_answered(self, *, wait: bool) -> bool:
         """Whether there is a good answer; with ``wait``, within the time that the request has."""
@@ -85,17 +81,6 @@ class Request:
 
     def _let_go(self, *, answered: bool) -> None:
         # Dropped here: the traceback of an error would keep the memory as long as itself.
-        self._on_loss.detach()
         region, self.region = self.region, None
-        if region is None or self._shared_memory is None:
-            return
-        if answered:
+        if answered and region is not None and self._shared_memory is not None:
             self._shared_memory.give_back(region)
-        else:
-            # The server may be at it still: whoever wrote there would be mixed up with this one.
-            self._shared_memory.retire(region)
-
-
-def _retire(shared_memory: SharedMemory | None, region: Region | None) -> None:
-    if shared_memory is not None and region is not None:
-        shared_memory.retire(region)

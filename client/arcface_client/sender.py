@@ -22,7 +22,7 @@ from .failures import (
     explain,
     needs_aftermath,
 )
-from .messages import Answer, ServedModel, embeddings_from, infer_arguments, served_model, version_from
+from .messages import Answer, ServedModel, answer_from, infer_arguments, served_model
 from .request import Request
 from .status import ServerStatus, models_from_index
 
@@ -49,7 +49,6 @@ class Sender:
 
     def model(self, deadline: Deadline) -> ServedModel:
         """What the server says of the model, asked for once."""
-        self._connection.check_process()
         served = self.served  # another thread's failure may set it to None at any time
         if served is None:
             timeout_s = deadline.remaining_s(self._request_timeout_s)
@@ -103,7 +102,7 @@ class Sender:
     def _request(self, crops: Crops, deadline: Deadline, *, shared: bool = True) -> Request:
         self._connection.check_process()
         memory = self._connection.shared_memory if shared else None
-        region = None if memory is None else memory.lend(len(crops), deadline.remaining_s())
+        region = None if memory is None else memory.lend(len(crops), deadline)
         request = Request(crops, deadline, self._connection.triton, memory, region)
         request.timeout_s = deadline.remaining_s(self._request_timeout_s)  # of what is left after lending
         return request
@@ -113,11 +112,11 @@ class Sender:
         memory = self._connection.shared_memory
         try:
             with request.reading(), self._explaining(request.timeout_s, request.deadline, request.server):
-                answer = result()
+                received = result()
                 self._connection.answered()
-                version = self.answered_by = version_from(self.target, answer)
-                embeddings = embeddings_from(self.target, answer, len(request.crops), request.region)
-                return Answer(embeddings, version)
+                answer = answer_from(self.target, received, len(request.crops), request.region)
+                self.answered_by = answer.version
+                return answer
         except ServerUnavailableError:
             if memory is not None:
                 memory.forget()
@@ -136,6 +135,7 @@ class Sender:
     ) -> Iterator[Any]:
         """Call tritonclient's methods in this context: what goes wrong becomes this project's errors."""
         target = target or self.target
+        self._connection.check_process()
         if self._connection.closed:
             raise closed(target)
         try:

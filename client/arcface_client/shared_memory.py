@@ -3,9 +3,8 @@
 A region belongs to one request at a time, and holds its crops and then its embeddings. Whether the
 server really shares it shows in every answer: the embeddings' place is filled with NaN beforehand.
 
-- A region's name is gone from ``/dev/shm`` as soon as the server has opened it, so a process that is
-  killed leaves none behind there, but an empty lock file. By that the next client of the same server
-  knows, and has the server leave the memory that it kept.
+- A region's name is gone from ``/dev/shm`` as soon as the server has opened it. What a process that is killed
+  leaves, there and with the server, the next client of the same server clears up; see ``owner``.
 - A region whose request was not answered is never used again, since the server may still write to it.
 - What cannot be shared is no error: the request goes without, and it is tried again later.
 """
@@ -13,35 +12,28 @@ server really shares it shows in every answer: the embeddings' place is filled w
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Any, Final
+from weakref import WeakSet
 
 from tritonclient.utils import InferenceServerException
 
-from .failures import CANCELLED, DEADLINE_EXCEEDED
-from .region import ROW_BYTES, Owner, Region
+from .deadline import Deadline
+from .errors import DeadlineExceededError
+from .owner import Owner
+from .region import ROW_BYTES, Region
+from .registrations import LONGEST_CONTROL_S, Registrations, is_refusal
 
 RETRY_S: Final = 60.0
 """How long requests go without after it did not work, in seconds."""
-
-LONGEST_CONTROL_S: Final = 1.0
-"""How long the server may take to open or leave a region, in seconds."""
 
 _PAUSE_S: Final = 0.05
 
 LARGEST_BYTES: Final = 256 << 20
 """How much memory one connection shares at most."""
-
-_EXTENSION: Final = "system_shared_memory"
-_OLDEST_SERVER: Final = (2, 50)
-"""Older ones crash when they have to leave a region that a request still uses."""
-
-_IN_USE: Final = "StatusCode.INTERNAL"
-_DOUBTFUL: Final = (DEADLINE_EXCEEDED, CANCELLED)
 
 _log = logging.getLogger(__name__)
 
@@ -56,13 +48,15 @@ class SharedMemory:
     """
 
     def __init__(self, triton: Callable[[], Any], url: str) -> None:
-        self._triton = triton
         self._url = url
+        self._registrations = Registrations(triton, url)
         self._lock = threading.Lock()
+        self._known: dict[str, int] = {}  # names that the server may know, with their sizes
+        # Weak, so that a region that is lost, by Ctrl-C anywhere or with its request, is nobody's at once.
+        self._opening: WeakSet[Region] = WeakSet()
+        self._lent: WeakSet[Region] = WeakSet()
+        self._given_back: deque[Region] = deque()
         self._free: defaultdict[int, list[Region]] = defaultdict(list)
-        self._lent: set[Region] = set()
-        self._left: dict[str, int] = {}  # names that the server may still know, with their sizes
-        self._bytes = 0
         self._owner: Owner | None = None
         self._supported = False
         self._resume_at = 0.0
@@ -72,48 +66,47 @@ class SharedMemory:
     def in_use(self) -> bool:
         """Whether requests go by it now."""
         with self._lock:
-            return bool(self._lent) or any(self._free.values())
+            self._sort_given_back()
+            return bool(self._lent or self._free_names)
 
-    def lend(self, count: int, timeout_s: float) -> Region | None:
-        """Get a region for a request, which then has to be given back, or to be retired.
+    def lend(self, count: int, deadline: Deadline) -> Region | None:
+        """Get a region for a request.
 
         Args:
             count: How many crops the request has.
-            timeout_s: How long that may take, where the server has to open one first.
+            deadline: Until when, where the server has to open one first.
 
         Returns:
-            A region; None when the request has to go without.
+            A region, to be given back when its request is answered, and else to be dropped; None when the
+            request has to go without.
+
+        Raises:
+            DeadlineExceededError: The time is up.
+            CallCancelledError: Nobody waits any more.
         """
         capacity = 1 << (count - 1).bit_length()
         with self._lock:
             if self._closed or time.monotonic() < self._resume_at:
                 return None
+            self._sort_given_back()
             if self._free[capacity]:
                 region = self._free[capacity].pop()
                 self._lent.add(region)
                 return region
-        return self._open(capacity, min(timeout_s, LONGEST_CONTROL_S))
+        return self._open(capacity, deadline)
 
     def give_back(self, region: Region) -> None:
-        """Take a region back whose request was answered."""
-        with self._lock:
-            if region in self._lent:
-                self._lent.remove(region)
-                self._free[region.capacity].append(region)
+        """Take a region back whose request was answered.
 
-    def retire(self, region: Region) -> None:
-        """Take a region back that the server may still write to, or has forgotten: nobody gets it again."""
-        with self._lock:
-            if region in self._lent:
-                self._lent.remove(region)
-                self._left[region.name] = region.size
+        One whose request was not is dropped instead: the server may still write to it, or has forgotten it.
+        Takes no lock, since the garbage collector may call it in a thread that holds the lock.
+        """
+        self._given_back.append(region)
 
     def forget(self) -> None:
-        """Retire all regions: the server is gone, and another one in its place knows none of them."""
+        """Lend no region again: the server is gone, and another one in its place knows none of them."""
         with self._lock:
-            regions = [*self._lent, *(region for free in self._free.values() for region in free)]
-            self._left |= {region.name: region.size for region in regions}
-            self._lent.clear()
+            self._lent = WeakSet()
             self._free.clear()
             self._supported = False
 
@@ -131,121 +124,99 @@ class SharedMemory:
     def is_awaited(self) -> bool:
         """Whether the server may be at work on a region, or keeps one that nobody needs."""
         with self._lock:
-            return bool(self._lent or self._left)
+            self._sort_given_back()
+            return bool(self._known.keys() - self._free_names)
 
     def close(self) -> None:
         """Ask the server to leave all regions, while there is still a connection to it."""
         with self._lock:
             self._closed = True
         self.forget()
-        until = time.monotonic() + LONGEST_CONTROL_S
+        deadline = Deadline(LONGEST_CONTROL_S)
         try:
-            self._leave(LONGEST_CONTROL_S)
-            while self.is_awaited and time.monotonic() < until:
-                time.sleep(_PAUSE_S)
-                self._leave(LONGEST_CONTROL_S)
+            self._leave(deadline)
+            while self.is_awaited:
+                time.sleep(deadline.remaining_s(_PAUSE_S))
+                self._leave(deadline)
+        except DeadlineExceededError:
+            pass
         except (InferenceServerException, ValueError) as error:
-            if _is_refusal(error):
-                self._left.clear()  # There is no server any more that could have kept it.
+            if is_refusal(error):
+                with self._lock:
+                    self._known.clear()  # There is no server any more that could have kept it.
         if self.is_awaited:
             _log.info("%s keeps shared memory until another client clears up, or it ends", self._url)
         self._disown()
 
-    def _open(self, capacity: int, timeout_s: float) -> Region | None:
-        size = capacity * ROW_BYTES
+    @property
+    def _free_names(self) -> set[str]:
+        return {region.name for free in self._free.values() for region in free}
+
+    def _sort_given_back(self) -> None:
+        """Let what was given back be lent again. Called with the lock held."""
+        while self._given_back:
+            region = self._given_back.popleft()
+            if region in self._lent:  # and was not forgotten meanwhile
+                self._lent.remove(region)
+                self._free[region.capacity].append(region)
+
+    def _open(self, capacity: int, deadline: Deadline) -> Region | None:
         try:
-            self._leave(timeout_s)
-            with self._lock:
-                if self._bytes + size > LARGEST_BYTES:
-                    return None
-                self._bytes += size
-            region = self._made(capacity)
+            self._leave(deadline)
+            self._meet(deadline)
+            return self._introduce(capacity, deadline)
         except (InferenceServerException, OSError, ValueError) as error:
             # gRPC raises ValueError when its channel is closed.
             self.suspend(error)
             return None
-        try:
-            self._introduce(region, timeout_s)
-        except (InferenceServerException, OSError, ValueError) as error:
-            with self._lock:
-                if _is_refusal(error):
-                    self._bytes -= size
-                else:
-                    self._left[region.name] = size  # the server may have opened it all the same
-            self.suspend(error)
-            return None
-        finally:
-            region.unlink()
-        with self._lock:
-            if self._closed:
-                self._left[region.name] = size
-                return None
-            self._lent.add(region)
-        return region
 
-    def _made(self, capacity: int) -> Region:
-        try:
-            with self._lock:
-                if self._owner is None:
-                    self._owner = Owner(self._url)
-                return self._owner.region(capacity)
-        except OSError:
-            with self._lock:
-                self._bytes -= capacity * ROW_BYTES
-            raise
-
-    def _introduce(self, region: Region, timeout_s: float) -> None:
-        triton = self._triton()
+    def _meet(self, deadline: Deadline) -> None:
+        """Find out, once, whether the server can do it, and have it leave what killed processes left."""
         if not self._supported:
-            check_server(triton.get_server_metadata(client_timeout=timeout_s))
-            self._clear_up(triton, timeout_s)
+            self._registrations.check(deadline)
+            self._registrations.clear_up(deadline)
             self._supported = True
-        triton.register_system_shared_memory(
-            region.name, f"/{region.name}", region.size, client_timeout=timeout_s
-        )
 
-    def _clear_up(self, triton: Any, timeout_s: float) -> None:
-        """Have the server leave the regions of processes that were killed."""
-        owner = self._owner
-        for dead in () if owner is None else owner.dead():
-            for name in triton.get_system_shared_memory_status(client_timeout=timeout_s).regions:
-                if name.startswith(dead):
-                    triton.unregister_system_shared_memory(name, client_timeout=timeout_s)
+    def _introduce(self, capacity: int, deadline: Deadline) -> Region | None:
+        """Make a region and have the server open it; None where there is no room for it."""
+        with self._lock:
+            if self._closed or sum(self._known.values()) + capacity * ROW_BYTES > LARGEST_BYTES:
+                return None
+            self._owner = self._owner or Owner(self._url)
+            region = self._owner.region(capacity)
+            self._opening.add(region)
+            self._known[region.name] = region.size
+        try:
+            self._registrations.add(region, deadline)
+            with self._lock:
+                if not self._closed:
+                    self._lent.add(region)
+        except InferenceServerException as error:
+            if is_refusal(error):
+                with self._lock:
+                    self._known.pop(region.name, None)
+            raise
+        finally:
+            with self._lock:
+                self._opening.discard(region)
+            region.unlink()
+        return region
 
     def _disown(self) -> None:
         with self._lock:
-            if self._left:
-                return  # for which another process may have to see to it
+            if self._known:
+                return  # for which another process may have to clear up
             owner, self._owner = self._owner, None
         if owner is not None:
             owner.close()
 
-    def _leave(self, timeout_s: float) -> None:
-        """Ask the server to leave what was retired; what a request still uses, it keeps until asked again."""
+    def _leave(self, deadline: Deadline) -> None:
+        """Ask the server to leave what nobody has any more; what a request still uses, it keeps for now."""
         with self._lock:
-            left = dict(self._left)
-        for name, size in left.items():
-            try:
-                self._triton().unregister_system_shared_memory(name, client_timeout=timeout_s)
-            except InferenceServerException as error:
-                if error.status() == _IN_USE:
-                    continue
-                raise
-            with self._lock:
-                if self._left.pop(name, None) is not None:
-                    self._bytes -= size
-
-
-def _is_refusal(error: Exception) -> bool:
-    """Whether the server has certainly not done what it was asked, for it said so or was not there."""
-    return isinstance(error, InferenceServerException) and error.status() not in _DOUBTFUL
-
-
-def check_server(metadata: Any) -> None:
-    """Raise ValueError for a server that cannot do it, or not safely."""
-    if _EXTENSION not in metadata.extensions:
-        raise ValueError(f"Triton {metadata.version} has no extension {_EXTENSION}")
-    version = re.match(r"(\d+)\.(\d+)", metadata.version)
-    if version is None or tuple(map(int, version.groups())) < _OLDEST_SERVER:
-        oldest = ".".join(map(str, _OLDEST_SERVER))
-        raise ValueError(f"Triton {metadata.version} does not do it safely; {oldest} and newer do")
+            self._sort_given_back()
+            used = {region.name for region in (*self._opening, *self._lent)} | self._free_names
+            names = self._known.keys() - used
+        for name in names:
+            if self._registrations.remove(name, deadline):
+                with self._lock:
+                    self._known.pop(name, None)

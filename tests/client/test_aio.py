@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from grpc.aio import UsageError
 
 from arcface_client import AsyncEmbeddingClient, EmbeddingClient
 from arcface_client.async_connection import AsyncConnection
@@ -211,6 +212,46 @@ def test_closing_ends_a_call_with_the_same_error(crops: Crops) -> None:
             await client.status()
 
     run_on_hanging(close_during_call)
+
+
+@pytest.mark.parametrize("cancelled_first", [True, False])
+def test_a_call_that_its_owner_cancels_is_cancelled_though_he_closes_the_client(
+    crops: Crops, cancelled_first: bool
+) -> None:
+    async def cancel_and_close(client: AsyncEmbeddingClient, fake: FakeTriton) -> None:
+        call = asyncio.create_task(client.encode(crops))
+        await until(lambda: fake.requests == 8)
+        if cancelled_first:
+            call.cancel()
+            await client.close()
+        else:
+            closing = asyncio.create_task(client.close())
+            await asyncio.sleep(0)
+            call.cancel()
+            await closing
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert len(asyncio.all_tasks()) == 1
+
+    run_on_hanging(cancel_and_close)
+
+
+def test_closing_ends_both_channels_though_the_first_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def close() -> None:
+        connection = AsyncConnection("localhost:8001")
+        end = connection.triton.close
+
+        async def end_and_fail() -> None:
+            await end()
+            raise asyncio.CancelledError
+
+        monkeypatch.setattr(connection.triton, "close", end_and_fail)
+        with pytest.raises(asyncio.CancelledError):
+            await connection.close()
+        with pytest.raises(UsageError, match="closed"):
+            await connection._questions.is_server_live()
+
+    asyncio.run(close())
 
 
 def test_a_stream_keeps_order(triton: LocalTriton, crops: Crops, expected: Embeddings) -> None:

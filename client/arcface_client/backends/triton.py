@@ -110,6 +110,7 @@ class TritonBackend(EmbeddingBackend):
             NoCandidateNowError: None serves, but one may in a moment.
             NoCandidateError: None can serve; the message lists them all.
         """
+        self._check_process()
         self._begin()
         standing = self._selector.look(Deadline(None), afresh=True, timeout_s=FIRST_LOOK_S)
         if standing.ranking:
@@ -128,6 +129,7 @@ class TritonBackend(EmbeddingBackend):
 
     def diagnostics(self) -> Diagnostics:
         """Which candidate serves, how fast, how exactly, and why no other; nobody does once it is closed."""
+        self._check_process()
         known = Diagnostics(backend="triton")
         if not self._closed.is_set():
             known = replace(self._who_serves(), candidates=self._reports())
@@ -141,6 +143,8 @@ class TritonBackend(EmbeddingBackend):
 
     def close(self) -> None:
         """End the background threads and the connections; calls that are under way fail."""
+        if any(server.connection.is_inherited for server in self._selector.servers):
+            return  # what there is to close is the parent's
         with self._lock:
             if self._closed.is_set():
                 return
@@ -157,6 +161,7 @@ class TritonBackend(EmbeddingBackend):
 
     def run(self, job: Job) -> Served:
         """Embed what a job still misses; see ``EmbeddingBackend.run``."""
+        self._check_process()
         self._check_open()
         if not job.missing:
             return Served(())
@@ -204,6 +209,11 @@ class TritonBackend(EmbeddingBackend):
     def _pause(self, seconds: float) -> None:
         self._closed.wait(seconds)
         self._check_open()
+
+    def _check_process(self) -> None:
+        """Check it first of all: in a forked process, threads that are not there may hold locks."""
+        for server in self._selector.servers:
+            server.connection.check_process()
 
     def _check_open(self) -> None:
         if self._closed.is_set():

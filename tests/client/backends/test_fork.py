@@ -40,6 +40,52 @@ with LocalTriton(sys.argv[1], stop_timeout_s=1) as server:
         print(status, refused, all(right), embedder.diagnostics().transport)
 """
 
+USE_IN_CHILD = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+from arcface_client import EmbeddingClient
+from arcface_client.backends.triton import TritonBackend
+from arcface_client.errors import InputError
+from arcface_server import LocalTriton
+from processes import wait_until
+from siblings import QUICK, InThisProcess, stopped
+
+crops = np.zeros((2, 112, 112, 3), np.uint8)
+
+def refused_in_child(embedder, *calls):
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        refused = 0
+        for call in calls:
+            try:
+                call()
+            except InputError as error:
+                refused += "was made before this process was forked" in str(error)
+        embedder.close()
+        os._exit(refused)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+def calls(embedder):
+    return lambda: embedder.encode(crops), embedder.ensure_ready, embedder.diagnostics
+
+with LocalTriton(sys.argv[1], stop_timeout_s=1) as server:
+    url, here = server.grpc_url, Path(sys.argv[2])
+    with (
+        EmbeddingClient(url, "tiny_onnx") as client,
+        TritonBackend(url, "tiny", last_resort=lambda release: InThisProcess(here, release)) as unused,
+        TritonBackend(url, "tiny", rhythm=QUICK) as used,
+    ):
+        print(refused_in_child(client, client.status, client.ensure_ready))
+        print(refused_in_child(unused, *calls(unused)))
+        used.encode(crops)
+        with stopped(server):
+            wait_until(lambda: not used._selector.standing.ranking)
+            wait_until(used._selector._looking.locked)
+            print(refused_in_child(used, *calls(used)))
+"""
+
 LEAVE_IN_CHILD = """
 import os, sys, tempfile
 from pathlib import Path
@@ -61,6 +107,12 @@ print(len(list(Path(sys.argv[2]).iterdir())))
 def test_a_forked_process_does_not_write_into_its_parents_calls(tmp_path: Path) -> None:
     repository = write_siblings(tmp_path / "repository")
     assert children.run(ENCODE_IN_BOTH, repository, tmp_path) == "3 0 True system shared memory\n"
+
+
+def test_a_forked_process_is_told_so_whatever_its_parent_was_doing(tmp_path: Path) -> None:
+    """With an embedder that was not used yet, and with one that was looking for a server that hangs."""
+    repository = write_siblings(tmp_path / "repository")
+    assert children.run(USE_IN_CHILD, repository, tmp_path).split() == ["2", "3", "3"]
 
 
 def test_a_server_outlives_processes_that_are_forked_from_its_own(tmp_path: Path) -> None:
