@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import threading
 import time
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from tritonclient.utils import InferenceServerException
 
 from .errors import ConfigError, InputError
 from .failures import PROBE_TIMEOUT_S, Aftermath, aftermath_of_failed_probe, may_be_restricted
+from .forks import Maker
 from .region import is_available
 from .shared_memory import SharedMemory
 from .status import models_from_index
@@ -68,7 +68,9 @@ class Connection:
         self.url = url
         self.tls = tls
         self.closed = False
-        self._pid = os.getpid()
+        self.maker = Maker(f"The client of {url}")
+        """Who may use it."""
+
         self._dropped: str | None = None
         self._answered_at = -math.inf
         self._arguments = triton_arguments(url, tls, retries=retries)
@@ -96,7 +98,7 @@ class Connection:
 
     def close(self) -> None:
         """End it; calls that are under way fail."""
-        if self.is_inherited:
+        if self.maker.is_another:
             return  # what there is to close is the parent's
         with self._lock:
             if self.closed:
@@ -109,23 +111,6 @@ class Connection:
                 self.triton = _TritonClient(**self._arguments)
             self.shared_memory.close()
         _end(self.triton, self._questions)
-
-    @property
-    def is_inherited(self) -> bool:
-        """Whether this process was forked from the one that made it."""
-        return os.getpid() != self._pid
-
-    def check_process(self) -> None:
-        """Check that this is the process that made the connection.
-
-        Raises:
-            InputError: It is a child of it: the two would write to the same sockets and shared memory.
-        """
-        if self.is_inherited:
-            raise InputError(
-                f"The client of {self.url} was made before this process was forked, and is its parent's; "
-                "make one in each process, or start processes by 'spawn'."
-            )
 
     def answered(self) -> None:
         """Note that an answer to a request came."""

@@ -44,7 +44,7 @@ USE_IN_CHILD = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from arcface_client import EmbeddingClient
+from arcface_client import EmbeddingClient, get_embedding_backend
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.errors import InputError
 from arcface_server import LocalTriton
@@ -74,7 +74,7 @@ with LocalTriton(sys.argv[1], stop_timeout_s=1) as server:
     url, here = server.grpc_url, Path(sys.argv[2])
     with (
         EmbeddingClient(url, "tiny_onnx") as client,
-        TritonBackend(url, "tiny", last_resort=lambda release: InThisProcess(here, release)) as unused,
+        TritonBackend(url, "tiny", last_resort=lambda identity: InThisProcess(here)) as unused,
         TritonBackend(url, "tiny", rhythm=QUICK) as used,
     ):
         print(refused_in_child(client, client.status, client.ensure_ready))
@@ -84,6 +84,11 @@ with LocalTriton(sys.argv[1], stop_timeout_s=1) as server:
             wait_until(lambda: not used._selector.standing.ranking)
             wait_until(used._selector._looking.locked)
             print(refused_in_child(used, *calls(used)))
+settings = {"embedding_model": "small", "embedding_model_repository": sys.argv[3]}
+with get_embedding_backend("onnxruntime", "cpu", **settings) as in_process:
+    in_process.encode(crops)
+    print(refused_in_child(in_process, *calls(in_process)))
+    in_process.encode(crops)
 """
 
 LEAVE_IN_CHILD = """
@@ -109,10 +114,10 @@ def test_a_forked_process_does_not_write_into_its_parents_calls(tmp_path: Path) 
     assert children.run(ENCODE_IN_BOTH, repository, tmp_path) == "3 0 True system shared memory\n"
 
 
-def test_a_forked_process_is_told_so_whatever_its_parent_was_doing(tmp_path: Path) -> None:
-    """With an embedder that was not used yet, and with one that was looking for a server that hangs."""
+def test_a_forked_process_is_told_so_whatever_its_parent_was_doing(tmp_path: Path, built: Path) -> None:
+    """With an embedder not used yet, with one looking for a server that hangs, and with one in process."""
     repository = write_siblings(tmp_path / "repository")
-    assert children.run(USE_IN_CHILD, repository, tmp_path).split() == ["2", "3", "3"]
+    assert children.run(USE_IN_CHILD, repository, tmp_path, built / "models").split() == ["2", "3", "3", "3"]
 
 
 def test_a_server_outlives_processes_that_are_forked_from_its_own(tmp_path: Path) -> None:
