@@ -29,7 +29,8 @@ class CandidateReport:
 
     Attributes:
         candidate: Its name, such as "arcface_r100_trt:3 at localhost:8001".
-        state: "serving", "standing by", "refused", "failing" (its breaker is open) or "settling".
+        state: "serving", "standing by", "refused", "failing" (its breaker is open, or this process could
+            not load it) or "settling".
         reason: Why it does not serve; None for the one that does.
         drift: Largest drift of the golden crops; None when not measured.
     """

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,10 @@ TEXTS: Final = Kind(
 )
 
 
+_KUBERNETES: Final = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_[A-Z]+(_\w+)?)?)$")
+"""Variables that pods find for each service, as for one named arcface-triton."""
+
+
 def one_of(values: Mapping[str, Any]) -> Kind:
     """One of a few words, each of which stands for a value; YAML's true and false are words too."""
     return Kind(lambda text: values[text.lower()], f"one of {', '.join(values)}", (str, bool))
@@ -119,12 +124,16 @@ def read_layers(
     for name, text in environment.items():
         if text and name in keys:
             values[keys[name]] = _parse(defaults, keys[name], text, f"{name}: ")
-        elif text and name.startswith("ARCFACE_") and not name.startswith((*others, "ARCFACE_CACHE_DIR")):
+        elif text and name.startswith("ARCFACE_") and not _is_of_others(name, others):
             _log.warning("The environment variable %s is ignored: there is no such setting", name)
     for key, argument in (arguments or {}).items():
         if argument is not None:
             values[key] = _parse(defaults, key, argument, "")
     return values
+
+
+def _is_of_others(name: str, others: tuple[str, ...]) -> bool:
+    return name.startswith((*others, "ARCFACE_CACHE_DIR")) or _KUBERNETES.search(name) is not None
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -131,6 +131,12 @@ def _triton(settings: PipelineSettings, registry: Any) -> EmbeddingBackend:
 
     embedding, server = settings.embedding, settings.triton
     models = LocalModels(embedding.model_repository)
+    if not models.root.is_dir():
+        _log.warning(
+            "There is no folder %s (embedding.model_repository): the servers' models have no records here to "
+            "be held against",
+            models.root.absolute(),
+        )
 
     def last_resort(identity: EmbeddingIdentity | None) -> EmbeddingBackend:
         candidate = onnx_candidate(models, embedding.model, CPU)

@@ -179,8 +179,14 @@ class TritonBackend(EmbeddingBackend):
         reports = tuple(self._selector.reports())
         if self._last_resort is None:
             return reports
-        serves = not self._selector.standing.ranking and self._last_resort.loaded is not None
-        return (*reports, CandidateReport(candidate=HERE, state="serving" if serves else "standing by"))
+        problem = self._last_resort.problem
+        if problem is not None:
+            state = "failing"
+        elif self._selector.standing.ranking or self._last_resort.loaded is None:
+            state = "standing by"
+        else:
+            state = "serving"
+        return (*reports, CandidateReport(candidate=HERE, state=state, reason=problem))
 
     def _who_serves(self) -> Diagnostics:
         ranking = self._selector.standing.ranking

@@ -99,6 +99,13 @@ class LastResort:
             return None
         return loading.result()
 
+    @property
+    def problem(self) -> str | None:
+        """Why it could not be loaded when that was tried last; None if nothing is known against it."""
+        loading = self._loading
+        error = loading.exception() if loading is not None and loading.done() else None
+        return None if error is None else str(error)
+
     def let_go_if_idle(self) -> None:
         """Free it when a candidate serves and it was not needed for a while."""
         with self._lock:

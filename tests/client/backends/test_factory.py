@@ -147,6 +147,14 @@ def test_what_the_backend_of_servers_does_not_use_is_said(
     assert "embedding.providers is CUDAExecutionProvider, which backend triton does not" in caplog.text
 
 
+def test_a_repository_that_there_is_not_is_said_since_nothing_is_held_against_it(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make("triton", embedding_model_repository=tmp_path / "elsewhere").close()
+    (said,) = caplog.messages
+    assert said.startswith(f"There is no folder {tmp_path / 'elsewhere'} (embedding.model_repository): ")
+
+
 def test_what_a_caller_names_is_had_from_the_package() -> None:
     code = "import sys, arcface_client as it; print(*sorted(sys.modules));"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

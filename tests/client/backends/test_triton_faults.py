@@ -133,6 +133,9 @@ def test_a_last_resort_of_another_source_model_is_refused(pair: Pair, many: Crop
             pytest.raises(NoCandidateNowError, match=r"this process: another source model, .* drift 0\.02"),
         ):
             embedder.encode(many[:3])
+        (*_, here) = embedder.diagnostics().candidates
+        assert (here.candidate, here.state) == ("this process", "failing")
+        assert here.reason is not None and here.reason.startswith("another source model")
 
 
 def test_a_last_resort_that_settled_the_identity_keeps_another_source_model_out(
