@@ -40,6 +40,9 @@ QUICK = Rhythm(
 )
 """A rhythm that tests need not wait for."""
 
+SELDOM = Rhythm(recheck_s=600)
+"""A rhythm that looks at nothing again while a test runs."""
+
 
 def write_siblings(repository: Path, **settings: Any) -> Path:
     """Write ``tiny_trt`` and ``tiny_onnx`` of the same projection; the settings are those of ``tiny``."""

@@ -48,8 +48,7 @@ from arcface_client import EmbeddingClient, get_embedding_backend
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.errors import InputError
 from arcface_server import LocalTriton
-from processes import wait_until
-from siblings import QUICK, InThisProcess, stopped
+from siblings import SELDOM, InThisProcess
 
 crops = np.zeros((2, 112, 112, 3), np.uint8)
 
@@ -75,14 +74,13 @@ with LocalTriton(sys.argv[1], stop_timeout_s=1) as server:
     with (
         EmbeddingClient(url, "tiny_onnx") as client,
         TritonBackend(url, "tiny", last_resort=lambda identity: InThisProcess(here)) as unused,
-        TritonBackend(url, "tiny", rhythm=QUICK) as used,
+        TritonBackend(url, "tiny", rhythm=SELDOM) as used,
     ):
         print(refused_in_child(client, client.status, client.ensure_ready))
         print(refused_in_child(unused, *calls(unused)))
         used.encode(crops)
-        with stopped(server):
-            wait_until(lambda: not used._selector.standing.ranking)
-            wait_until(used._selector._looking.locked)
+        # Not in the middle of a real look: gRPC itself may abort a child that is forked during a request.
+        with used._selector._looking, used._selector._state:
             print(refused_in_child(used, *calls(used)))
 settings = {"embedding_model": "small", "embedding_model_repository": sys.argv[3]}
 with get_embedding_backend("onnxruntime", "cpu", **settings) as in_process:
@@ -115,7 +113,7 @@ def test_a_forked_process_does_not_write_into_its_parents_calls(tmp_path: Path) 
 
 
 def test_a_forked_process_is_told_so_whatever_its_parent_was_doing(tmp_path: Path, built: Path) -> None:
-    """With an embedder not used yet, with one looking for a server that hangs, and with one in process."""
+    """With an embedder not used yet, with one whose locks are held, and with one in process."""
     repository = write_siblings(tmp_path / "repository")
     assert children.run(USE_IN_CHILD, repository, tmp_path, built / "models").split() == ["2", "3", "3", "3"]
 

@@ -23,12 +23,11 @@ from arcface_client.selection import fallback
 from arcface_client.selection.rhythm import Rhythm
 from arcface_client.selection.server import RequestLimits
 from fake_triton import FakeTriton, served
-from siblings import InThisProcess
+from siblings import SELDOM, InThisProcess
 
 pytestmark = pytest.mark.faults
 
 CROPS = np.zeros((3, *CROP_SHAPE), np.uint8)
-SELDOM = Rhythm(recheck_s=600)
 
 
 class SecretiveTriton(FakeTriton):

@@ -29,13 +29,10 @@ from arcface_client.selection.server import RequestLimits
 from arcface_server import LocalTriton
 from fake_triton import FakeTriton, served
 from processes import wait_until
-from siblings import EXPLICIT, NAME, ONNX, PLAN, tiny_embeddings, write_siblings
+from siblings import EXPLICIT, NAME, ONNX, PLAN, SELDOM, tiny_embeddings, write_siblings
 from tiny import tiny_serving_graph, write_tiny_repository
 
 pytestmark = pytest.mark.faults
-
-SELDOM = Rhythm(recheck_s=600)
-"""The test looks itself."""
 
 
 class CountingTriton(FakeTriton):
