@@ -14,7 +14,7 @@ from tritonclient.utils import InferenceServerException
 
 from .errors import ConfigError, InputError
 from .failures import PROBE_TIMEOUT_S, Aftermath, aftermath_of_failed_probe, may_be_restricted
-from .forks import Maker
+from .forks import MadeHere
 from .region import is_available
 from .shared_memory import SharedMemory
 from .status import models_from_index
@@ -68,8 +68,8 @@ class Connection:
         self.url = url
         self.tls = tls
         self.closed = False
-        self.maker = Maker(f"The client of {url}")
-        """Who may use it."""
+        self.made_here = MadeHere(f"The client of {url}")
+        """To be checked before it is used."""
 
         self._dropped: str | None = None
         self._answered_at = -math.inf
@@ -98,7 +98,7 @@ class Connection:
 
     def close(self) -> None:
         """End it; calls that are under way fail."""
-        if self.maker.is_another:
+        if self.made_here.is_forked:
             return  # what there is to close is the parent's
         with self._lock:
             if self.closed:

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from numbers import Real
 from typing import Final, TypeVar
 
-from .errors import CallCancelledError, DeadlineExceededError, InputError, detached
+from .errors import ArcFaceError, CallCancelledError, DeadlineExceededError, InputError, detached
 
 T = TypeVar("T")
 
@@ -62,14 +62,14 @@ class Deadline:
 
         Raises:
             DeadlineExceededError: The time is up.
-            BaseException: The future's error; each time another one, since the traceback, which keeps what
-                the callers hold, would else stay with the future.
+            BaseException: The future's error; an ``ArcFaceError`` each time anew, since the traceback, which
+                keeps what the callers hold, would else stay with the future.
         """
         while not concurrent.futures.wait([future], self.remaining_s(threading.TIMEOUT_MAX)).done:
             pass  # remaining_s ends the wait
         error = future.exception()
         if error is not None:
-            raise detached(error)
+            raise detached(error) if isinstance(error, ArcFaceError) else error
         return future.result()
 
     @property

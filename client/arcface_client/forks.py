@@ -1,4 +1,4 @@
-"""Processes that are forked from the one that made something, and have its memory, but not its threads."""
+"""Processes that are forked from the one that made something."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import os
 from .errors import InputError
 
 
-class Maker:
-    """The process that made something, which alone may use it.
+class MadeHere:
+    """Remembers in which process it was made.
 
-    Others would write to the same sockets and shared memory, and wait for locks whose holders they have not.
+    A process that is forked from that one must not use what belongs to it: it has the same sockets and shared
+    memory, and the locks, but not the threads that hold them.
 
     Args:
-        what: What it made, for messages.
+        what: What belongs to the process, for messages.
     """
 
     def __init__(self, what: str) -> None:
@@ -21,17 +22,17 @@ class Maker:
         self._pid = os.getpid()
 
     @property
-    def is_another(self) -> bool:
-        """Whether this process was forked from it."""
+    def is_forked(self) -> bool:
+        """Whether this process was forked since."""
         return os.getpid() != self._pid
 
     def check(self) -> None:
-        """Check that this process is it; to be done before any lock is taken.
+        """Check that this is still the same process; to be done before any lock is taken.
 
         Raises:
-            InputError: This process was forked from it.
+            InputError: It was forked since.
         """
-        if self.is_another:
+        if self.is_forked:
             raise InputError(
                 f"{self._what} was made before this process was forked, and is its parent's; "
                 "make one in each process, or start processes by 'spawn'."

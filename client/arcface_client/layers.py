@@ -74,7 +74,7 @@ TEXTS: Final = Kind(
 )
 
 
-_KUBERNETES: Final = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_[A-Z]+(_\w+)?)?)$")
+_KUBERNETES: Final = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_[A-Z]+(_\w+)?)=|_PORT=\w+://")
 """Variables that pods find for each service, as for one named arcface-triton."""
 
 
@@ -124,7 +124,7 @@ def read_layers(
     for name, text in environment.items():
         if text and name in keys:
             values[keys[name]] = _parse(defaults, keys[name], text, f"{name}: ")
-        elif text and name.startswith("ARCFACE_") and not _is_of_others(name, others):
+        elif text and name.startswith("ARCFACE_") and not _is_of_others(name, text, others):
             _log.warning("The environment variable %s is ignored: there is no such setting", name)
     for key, argument in (arguments or {}).items():
         if argument is not None:
@@ -132,8 +132,9 @@ def read_layers(
     return values
 
 
-def _is_of_others(name: str, others: tuple[str, ...]) -> bool:
-    return name.startswith((*others, "ARCFACE_CACHE_DIR")) or _KUBERNETES.search(name) is not None
+def _is_of_others(name: str, text: str, others: tuple[str, ...]) -> bool:
+    known = name == "ARCFACE_CACHE_DIR" or name.startswith(others)
+    return known or _KUBERNETES.search(f"{name}={text}") is not None
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,6 +63,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     with naming(path):
         try:
             with part.open("xb") as file:
+                if path.exists():
+                    shutil.copymode(path, part)
                 yield file
             part.replace(path)
         finally:

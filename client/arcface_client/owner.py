@@ -47,6 +47,7 @@ class Owner:
             # By this name others look for it: it has to be locked before it has it.
             unlocked.rename(self._path)
         except OSError:
+            unlocked.unlink(missing_ok=True)
             self.close()
             raise
 

@@ -40,8 +40,8 @@ class Registrations:
         self._url = url
 
     def check(self, deadline: Deadline) -> None:
-        """Raise ValueError for a server that cannot do it, or not safely."""
-        check_server(self._triton().get_server_metadata(client_timeout=_limit_s(deadline)))
+        """Raise ValueError where the server cannot share memory, or not safely."""
+        check_metadata(self._triton().get_server_metadata(client_timeout=_limit_s(deadline)))
 
     def add(self, region: Region, deadline: Deadline) -> None:
         """Have the server open a region."""
@@ -73,14 +73,14 @@ def is_refusal(error: Exception) -> bool:
     return isinstance(error, InferenceServerException) and error.status() not in _DOUBTFUL
 
 
-def check_server(metadata: Any) -> None:
-    """Raise ValueError for a server that cannot do it, or not safely."""
+def check_metadata(metadata: Any) -> None:
+    """Raise ValueError for the metadata of a server that cannot share memory, or not safely."""
     if _EXTENSION not in metadata.extensions:
         raise ValueError(f"Triton {metadata.version} has no extension {_EXTENSION}")
     version = re.match(r"(\d+)\.(\d+)", metadata.version)
     if version is None or tuple(map(int, version.groups())) < _OLDEST_SERVER:
         oldest = ".".join(map(str, _OLDEST_SERVER))
-        raise ValueError(f"Triton {metadata.version} does not do it safely; {oldest} and newer do")
+        raise ValueError(f"Triton {metadata.version} does not share memory safely; {oldest} and newer do")
 
 
 def _limit_s(deadline: Deadline) -> float:

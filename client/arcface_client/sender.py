@@ -100,7 +100,7 @@ class Sender:
         return self._embeddings(request, request.future.result)
 
     def _request(self, crops: Crops, deadline: Deadline, *, shared: bool = True) -> Request:
-        self._connection.maker.check()
+        self._connection.made_here.check()
         memory = self._connection.shared_memory if shared else None
         region = None if memory is None else memory.lend(len(crops), deadline)
         request = Request(crops, deadline, self._connection.triton, memory, region)
@@ -135,7 +135,7 @@ class Sender:
     ) -> Iterator[Any]:
         """Call tritonclient's methods in this context: what goes wrong becomes this project's errors."""
         target = target or self.target
-        self._connection.maker.check()
+        self._connection.made_here.check()
         if self._connection.closed:
             raise closed(target)
         try:

@@ -31,6 +31,8 @@ RETRY_S: Final = 60.0
 """How long requests go without after it did not work, in seconds."""
 
 _PAUSE_S: Final = 0.05
+_MARGIN_S: Final = 0.02
+"""gRPC may end a question this much before a call's time is up, in seconds."""
 
 LARGEST_BYTES: Final = 256 << 20
 """How much memory one connection shares at most."""
@@ -59,6 +61,7 @@ class SharedMemory:
         self._free: defaultdict[int, list[Region]] = defaultdict(list)
         self._owner: Owner | None = None
         self._supported = False
+        self._era = 0  # ends when all regions are forgotten
         self._resume_at = 0.0
         self._closed = False
 
@@ -106,6 +109,7 @@ class SharedMemory:
     def forget(self) -> None:
         """Lend no region again: the server is gone, and another one in its place knows none of them."""
         with self._lock:
+            self._era += 1
             self._lent = WeakSet()
             self._free.clear()
             self._supported = False
@@ -166,8 +170,10 @@ class SharedMemory:
             self._meet(deadline)
             return self._introduce(capacity, deadline)
         except (InferenceServerException, OSError, ValueError) as error:
-            # gRPC raises ValueError when its channel is closed.
-            self.suspend(error)
+            # gRPC raises ValueError when its channel is closed. That a call's time was up says nothing of the
+            # server.
+            if not deadline.is_over(_MARGIN_S):
+                self.suspend(error)
             return None
 
     def _meet(self, deadline: Deadline) -> None:
@@ -178,8 +184,9 @@ class SharedMemory:
             self._supported = True
 
     def _introduce(self, capacity: int, deadline: Deadline) -> Region | None:
-        """Make a region and have the server open it; None where there is no room for it."""
+        """Make a region and have the server open it; None where there is no room, or it was forgotten."""
         with self._lock:
+            era = self._era
             if self._closed or sum(self._known.values()) + capacity * ROW_BYTES > LARGEST_BYTES:
                 return None
             self._owner = self._owner or Owner(self._url)
@@ -189,7 +196,8 @@ class SharedMemory:
         try:
             self._registrations.add(region, deadline)
             with self._lock:
-                if not self._closed:
+                lent = era == self._era
+                if lent:
                     self._lent.add(region)
         except InferenceServerException as error:
             if is_refusal(error):
@@ -200,7 +208,7 @@ class SharedMemory:
             with self._lock:
                 self._opening.discard(region)
             region.unlink()
-        return region
+        return region if lent else None
 
     def _disown(self) -> None:
         with self._lock:

@@ -46,12 +46,12 @@ def _watch(program_pid: int, parent_pid: int) -> None:
 
 def _is_alive(pid: int) -> bool:
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_bytes()  # the name is cut, perhaps in the middle of a letter
     except (FileNotFoundError, ProcessLookupError):
         return False
     # Where there is no init, nobody may ever wait for a process that has ended: a zombie, which
     # os.kill(pid, 0) finds alive. The letter follows the name, which may hold brackets itself.
-    return stat.rpartition(")")[2].split()[0] != "Z"
+    return stat.rpartition(b")")[2].split()[0] != b"Z"
 
 
 def _tell_at_death_of(parent_pid: int, number: signal.Signals) -> None:

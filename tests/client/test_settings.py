@@ -39,10 +39,12 @@ def test_argument_goes_before_environment_before_file_before_default(tmp_path: P
 def test_a_variable_that_nobody_reads_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     environment = {
         "ARCFACE_TRITON_URLS": "misspelt:1",
+        "ARCFACE_TRITON_PORT": "8001",
+        "ARCFACE_CACHE_DIRECTORY": "/cache",
         # Of a Kubernetes service named arcface-triton.
         "ARCFACE_TRITON_SERVICE_HOST": "10.0.0.1",
         "ARCFACE_TRITON_SERVICE_PORT_GRPC": "8001",
-        "ARCFACE_TRITON_PORT": "tcp://10.0.0.1:8001",
+        "ARCFACE_OTHER_PORT": "tcp://10.0.0.1:8001",
         "ARCFACE_TRITON_PORT_8001_TCP_ADDR": "10.0.0.1",
         "ARCFACE_BACKEND": "triton",
         "ARCFACE_TRITON_URL": "known:1",
@@ -54,7 +56,12 @@ def test_a_variable_that_nobody_reads_is_warned_of(caplog: pytest.LogCaptureFixt
     assert load_settings(environment=environment).urls == ("known:1",)
     assert caplog.messages == [
         f"The environment variable {name} is ignored: there is no such setting"
-        for name in ("ARCFACE_TRITON_URLS", "ARCFACE_BACKEND")
+        for name in (
+            "ARCFACE_TRITON_URLS",
+            "ARCFACE_TRITON_PORT",
+            "ARCFACE_CACHE_DIRECTORY",
+            "ARCFACE_BACKEND",
+        )
     ]
 
 

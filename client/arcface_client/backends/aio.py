@@ -14,6 +14,7 @@ from ..crops import Color, CropsLike
 from ..deadline import Deadline
 from ..diagnostics import Diagnostics
 from ..errors import ClientClosedError, DeadlineExceededError, InputError
+from ..forks import MadeHere
 
 DEFAULT_MAX_CALLS: Final = 8
 
@@ -41,6 +42,7 @@ class AsyncEmbeddingBackend:
         if max_calls < 1:
             raise InputError(f"max_calls is {max_calls}; expected 1 or more.")
         self._embedder = embedder
+        self._made_here = MadeHere("The embedder")
         self._pool = ThreadPoolExecutor(max_calls, "arcface-asyncio")
 
     async def ensure_ready(self) -> None:
@@ -80,6 +82,7 @@ class AsyncEmbeddingBackend:
         The crops must not change before it returns. ``timeout_s`` counts from now, the wait for a turn
         included.
         """
+        self._made_here.check()
         deadline = Deadline(timeout_s)
         limit_s = deadline.remaining_s()
         try:
@@ -118,5 +121,7 @@ class AsyncEmbeddingBackend:
         await self.close()
 
     def _close(self) -> None:
+        if self._made_here.is_forked:
+            return  # the embedder and the threads are the parent's
         self._embedder.close()
         self._pool.shutdown()

@@ -15,7 +15,7 @@ from ..backend import EmbeddingBackend, Served, Source
 from ..deadline import Deadline
 from ..diagnostics import Diagnostics
 from ..errors import ClientClosedError, DeploymentError, detached
-from ..forks import Maker
+from ..forks import MadeHere
 from ..identity import EmbeddingIdentity
 from ..job import Job
 from ..limits import DEFAULT_MAX_DRIFT_COSINE, check_max_drift_cosine
@@ -60,7 +60,7 @@ class InProcessBackend(EmbeddingBackend):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         check_max_drift_cosine(max_drift_cosine)
-        self._maker = Maker("The embedder")
+        self._made_here = MadeHere("The embedder")
         self._backend = backend
         self._candidates = tuple(candidates)
         self._max_drift_cosine = max_drift_cosine
@@ -89,21 +89,21 @@ class InProcessBackend(EmbeddingBackend):
             InputError: The backend was closed, or is that of a process from which this one was forked.
             DeploymentError: No candidate can be used; the message has each one's reason.
         """
-        self._maker.check()
+        self._made_here.check()
         with self._lock:
             loading = self._begin_loading(afresh=True)
         Deadline(None).result_of(loading)
 
     def diagnostics(self) -> Diagnostics:
         """What serves, how fast, how exactly, and why not another; nothing is loaded for that."""
-        self._maker.check()
+        self._made_here.check()
         # Without the lock: each of these is replaced, never changed.
         said = describe(self._backend, self._serving, self._candidates, self._refused.errors(), self._meter)
         return replace(said, counters=self._metrics.snapshot())
 
     def close(self) -> None:
         """Free the model; a call that is under way in another thread still ends as it should."""
-        if self._maker.is_another:
+        if self._made_here.is_forked:
             return  # what there is to free is the parent's
         with ExitStack() as unlocked, self._lock:
             if self._closed:
@@ -116,7 +116,7 @@ class InProcessBackend(EmbeddingBackend):
 
     def run(self, job: Job) -> Served:
         """Embed what a job still misses; see ``EmbeddingBackend.run``."""
-        self._maker.check()
+        self._made_here.check()
         self._check_open()
         return self._metrics.count(self._embed, job)[0] if job.missing else Served(())
 

@@ -11,7 +11,7 @@ from ..backend import HERE, EmbeddingBackend, Served
 from ..deadline import Deadline
 from ..diagnostics import CandidateReport, Diagnostics, Validation
 from ..errors import ArcFaceError, ClientClosedError, ConfigError, InputError
-from ..forks import Maker
+from ..forks import MadeHere
 from ..job import Job
 from ..limits import DEFAULT_MAX_DRIFT_COSINE, check_max_drift_cosine
 from ..meter import Meter
@@ -82,7 +82,7 @@ class TritonBackend(EmbeddingBackend):
         limits = limits or RequestLimits()
         wanted = Wanted(_urls(urls), name, tuple(map(Pin.parse, candidates)))
         self._rhythm = rhythm or Rhythm()
-        self._maker = Maker("The embedder")
+        self._made_here = MadeHere("The embedder")
         self._metrics = Metrics()
         self._meter = Meter()
         examiner = Examiner(references, max_drift_cosine, plans)
@@ -112,7 +112,7 @@ class TritonBackend(EmbeddingBackend):
             NoCandidateNowError: None serves, but one may in a moment.
             NoCandidateError: None can serve; the message lists them all.
         """
-        self._maker.check()
+        self._made_here.check()
         self._begin()
         standing = self._selector.look(Deadline(None), afresh=True, timeout_s=FIRST_LOOK_S)
         if standing.ranking:
@@ -131,7 +131,7 @@ class TritonBackend(EmbeddingBackend):
 
     def diagnostics(self) -> Diagnostics:
         """Which candidate serves, how fast, how exactly, and why no other; nobody does once it is closed."""
-        self._maker.check()
+        self._made_here.check()
         known = Diagnostics(backend="triton")
         if not self._closed.is_set():
             known = replace(self._who_serves(), candidates=self._reports())
@@ -145,7 +145,7 @@ class TritonBackend(EmbeddingBackend):
 
     def close(self) -> None:
         """End the background threads and the connections; calls that are under way fail."""
-        if self._maker.is_another:
+        if self._made_here.is_forked:
             return  # what there is to close is the parent's
         with self._lock:
             if self._closed.is_set():
@@ -163,7 +163,7 @@ class TritonBackend(EmbeddingBackend):
 
     def run(self, job: Job) -> Served:
         """Embed what a job still misses; see ``EmbeddingBackend.run``."""
-        self._maker.check()
+        self._made_here.check()
         self._check_open()
         if not job.missing:
             return Served(())

@@ -13,7 +13,7 @@ from typing import Final
 
 from ..backend import EmbeddingBackend, Served, Source
 from ..deadline import Deadline
-from ..errors import ClientClosedError, DeadlineExceededError, detached
+from ..errors import ArcFaceError, ClientClosedError, DeadlineExceededError, detached
 from ..golden import golden_crops
 from ..identity import EmbeddingIdentity
 from ..job import Job
@@ -146,7 +146,8 @@ class LastResort:
         except concurrent.futures.TimeoutError as late:
             raise DeadlineExceededError("It was not loaded in time.") from late
         if error is not None:
-            raise detached(error)  # Each time another one, since to raise one adds to its traceback.
+            # Each time another one, since to raise one adds to its traceback.
+            raise detached(error) if isinstance(error, ArcFaceError) else error
         return loading.result()
 
     def _begin(self) -> Future[EmbeddingBackend]:

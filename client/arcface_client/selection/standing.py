@@ -84,7 +84,8 @@ def log_change(before: Standing, after: Standing, *, is_first: bool) -> None:
     if before.first is None and after.first is not None:
         _log.log(logging.INFO if is_first else logging.WARNING, "%s serves", after.first)
     elif before.first != after.first:
-        reason = dict(after.refused).get(before.first or "", "the other is preferred")
+        otherwise = "it is gone" if after.first is None else "the other is preferred"
+        reason = dict(after.refused).get(before.first or "", otherwise)
         _log.warning("%s serves now, not %s: %s", after.first or "No candidate", before.first, reason)
 
 
