@@ -89,7 +89,7 @@ def stored_plan(
         max_batch_size=max_batch_size,
         settings={},
     )
-    data = f"{content} {version} {sm} {precision}".encode()
+    data = plan(28, version=of.tensorrt_version) + f"{content} {version} {sm} {precision}".encode()
     path = folder / of.digest / of.filename
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(data)

@@ -29,7 +29,7 @@ from .plans.standard import plan_standard
 from .plans.toolkit import check_knows, is_strongly_typed
 from .repository import ModelRepository
 from .sources import Source
-from .store import PlanIdentity, PlanManifest, PlanStore, StoredPlan, describe_plan
+from .store import Objection, PlanIdentity, PlanManifest, PlanStore, StoredPlan, describe_plan
 
 _log = logging.getLogger(__name__)
 
@@ -65,15 +65,13 @@ class Compiled:
 
     Attributes:
         added: Where it is.
-        manifest: What it is; this repository's record of it, whose notes begin with the refusals.
+        manifest: What it is; this repository's record of it.
         from_store: Whether it had been built before.
-        refusals: Why more compact precisions were not taken, each with its reason.
     """
 
     added: AddedPlan
     manifest: PlanManifest
     from_store: bool
-    refusals: tuple[str, ...] = ()
 
 
 def compile_plan(
@@ -95,22 +93,22 @@ def compile_plan(
     """
     refusals: list[str] = []
     standard = cache(partial(plan_standard, request.onnx, request.source, request.calibration))
+
+    def objection(manifest: PlanManifest) -> str | None:  # it may have passed a more lenient gate
+        return objection_to(manifest.parity, request.max_drift_cosine)
+
     precision = request.options.precision
     while True:
         options = replace(request.options, precision=precision)
         identity = plan_identity(request.onnx, options, gpu, request.calibration)
         try:
             with store.building(identity):
-                found = _find(identity, request, store, repository)
-                engine = _acceptable(found, request.max_drift_cosine)
+                engine = _find(identity, request, store, repository, objection)
                 from_store = engine is not None
                 if engine is None:
                     _check_free(identity, request, repository)
                     made = _make(request, options, identity, gpu, standard, store, report)
-                    if found is not None:
-                        store.local.remove(found.manifest)
-                    # What was found was refused by this gate.
-                    engine = store.put(*made, overwrite=found is not None)
+                    engine = store.put(*made, objection)
             break
         except (ServedModelError, BlindGateError):
             raise  # no other precision would be judged better
@@ -120,23 +118,31 @@ def compile_plan(
             refusals.append(f"{precision} was refused: {error}")
             precision = FALLBACKS[precision]
             _log.warning("%s Falling back to %s.", error, precision)
-    # Of this repository, not of the plan: that may have been stored where no other precision was asked for.
-    manifest = replace(engine.manifest, notes=(*refusals, *engine.manifest.notes))
+    for note in engine.manifest.notes if from_store else ():
+        _log.info("Of that plan: %s", note)
+    # Of this repository, not of the plan: that may be stored where no other precision was asked for.
+    manifest = replace(engine.manifest, refusals=tuple(refusals))
     added = add_plan(
         repository, replace(engine, manifest=manifest), version=request.onnx.version, instances=instances
     )
-    return Compiled(added, manifest, from_store, tuple(refusals))
+    return Compiled(added, manifest, from_store)
 
 
 def _find(
-    identity: PlanIdentity, request: PlanRequest, store: PlanStore, repository: ModelRepository
+    identity: PlanIdentity,
+    request: PlanRequest,
+    store: PlanStore,
+    repository: ModelRepository,
+    objection: Objection,
 ) -> StoredPlan | None:
     """The plan that need not be built: the store's, or the repository's own, which the store then gets."""
-    found = store.fetch(identity)
-    if found is None and (there := recorded_plan(repository, identity, request.onnx.version)):
-        _log.info("Hit: %s is in the repository, %s", identity.filename, there.path.parent)
-        return store.put(there.path.read_bytes(), there.manifest)
-    return found
+    if found := store.fetch(identity, objection):
+        return found
+    there = recorded_plan(repository, identity, request.onnx.version)
+    if there is None or objection(there.manifest) is not None:
+        return None
+    _log.info("Hit: %s is in the repository, %s", identity.filename, there.path.parent)
+    return store.put(there.path.read_bytes(), replace(there.manifest, refusals=()), objection)
 
 
 def _check_free(identity: PlanIdentity, request: PlanRequest, repository: ModelRepository) -> None:
@@ -149,17 +155,6 @@ def _check_free(identity: PlanIdentity, request: PlanRequest, repository: ModelR
     for path in plan_files(repository, identity, request.onnx.version):
         if path.name not in allowed:
             raise taken(path, "and this one would have to be built")
-
-
-def _acceptable(found: StoredPlan | None, max_drift_cosine: float) -> StoredPlan | None:
-    """What the store has, unless it passed a more lenient gate than this one; another build may pass this."""
-    objection = found and objection_to(found.manifest.parity, max_drift_cosine)
-    if found is None or objection is None:
-        return found
-    _log.warning(
-        "Miss: the stored %s does not pass this gate, and is built again. %s", found.path.name, objection
-    )
-    return None
 
 
 def _make(

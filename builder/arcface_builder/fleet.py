@@ -12,10 +12,11 @@ from .errors import CompileError
 from .onnx_version import OnnxVersion
 from .plans.builder import MIN_BATCH_SIZE, BuildOptions
 from .plans.gate import objection_to
+from .plans.identity import this_platform
 from .plans.repository import AddedPlan, add_plans
 from .repository import ModelRepository
-from .store import PlanManifest, PlanStore, sm_of
-from .store.identity import CALIBRATION, GPU_MODEL, Setting
+from .store import Objection, PlanManifest, PlanStore, sm_of
+from .store.identity import CALIBRATION, GPU_MODEL, PLATFORM, Setting
 
 _log = logging.getLogger(__name__)
 
@@ -29,9 +30,10 @@ def assemble(
     *,
     max_drift_cosine: float = DEFAULT_MAX_DRIFT_COSINE,
     tensorrt_version: str | None = None,
+    platform: str | None = None,
     instances: int | None = None,
 ) -> list[AddedPlan]:
-    """Put stored plans for several architectures into the repository, all by one TensorRT.
+    """Put stored plans for several architectures into the repository, all by one TensorRT for one platform.
 
     Args:
         onnx: The model that the plans were built from.
@@ -41,6 +43,7 @@ def assemble(
         repository: Where they go.
         max_drift_cosine: The gate's tolerance, which they must pass whatever they passed then.
         tensorrt_version: The TensorRT of the server; None takes the newest that has them all.
+        platform: The server's, as ``linux-x86_64``; None takes one that has them all, this machine's first.
         instances: Copies that Triton runs side by side on each GPU; see ``add_plan``.
 
     Raises:
@@ -54,6 +57,7 @@ def assemble(
         options,
         wanted,
         tensorrt_version,
+        platform,
         max_drift_cosine=max_drift_cosine,
     )
     for manifest in chosen:
@@ -64,7 +68,7 @@ def assemble(
                 model,
                 manifest.identity.sm,
             )
-    engines = [(manifest, store.pull(manifest.identity)) for manifest in chosen]
+    engines = [(manifest, store.pull(manifest.identity, _other_than(manifest))) for manifest in chosen]
     gone = [manifest.identity.filename for manifest, engine in engines if engine is None]
     if gone:
         raise CompileError(f"The store lost {', '.join(gone)} meanwhile; compile on such a GPU again.")
@@ -78,28 +82,35 @@ def choose(
     options: BuildOptions,
     wanted: Sequence[str],
     tensorrt_version: str | None = None,
+    platform: str | None = None,
     *,
     max_drift_cosine: float = DEFAULT_MAX_DRIFT_COSINE,
 ) -> list[PlanManifest]:
-    """Choose a plan for each architecture, the newest of each, all by one TensorRT and of one calibration.
+    """Choose a plan for each architecture, the newest of each.
+
+    All are by one TensorRT, for one platform, and of one calibration.
 
     Raises:
         CompileError: No TensorRT has them all; the message says what the best one lacks.
     """
-    sets: dict[tuple[str, Setting], dict[str, PlanManifest]] = {}
+    sets: dict[tuple[str, Setting, Setting], dict[str, PlanManifest]] = {}
     passed_over: list[_PassedOver] = []
     for manifest in sorted(stored, key=lambda manifest: manifest.created_at, reverse=True):
         identity = manifest.identity
         if identity.model != onnx.name or tensorrt_version not in (None, identity.tensorrt_version):
+            continue
+        if platform not in (None, identity.settings.get(PLATFORM)):
             continue
         if objections := _objections(manifest, onnx, options, max_drift_cosine):
             passed_over.append(
                 (identity.sm, len(objections), f"{identity.filename}: {', '.join(objections)}")
             )
             continue
-        kind = identity.tensorrt_version, identity.settings.get(CALIBRATION)
+        kind = identity.tensorrt_version, identity.settings.get(PLATFORM), identity.settings.get(CALIBRATION)
         sets.setdefault(kind, {}).setdefault(identity.sm, manifest)
-    newest_first = sorted(sets, key=lambda kind: _numbers(kind[0]), reverse=True)
+    newest_first = sorted(
+        sets, key=lambda kind: (_numbers(kind[0]), kind[1] == this_platform()), reverse=True
+    )
     for kind in newest_first:
         plans = sets[kind]
         if plans.keys() >= set(wanted):
@@ -110,15 +121,25 @@ def choose(
     nearest = _nearest(passed_over, missing)
     if best is None:
         by = f" by TensorRT {tensorrt_version}" if tensorrt_version else ""
+        by += f" for {platform}" if platform else ""
         raise CompileError(
             f"The store has no {asked}{by}{nearest}; run `arcface-builder compile` on each GPU first."
         )
-    calibrated = " with one calibration" if best[1] is not None else ""
+    calibrated = " with one calibration" if best[2] is not None else ""
     raise CompileError(
-        f"The store has {asked}, by TensorRT {best[0]}{calibrated} at best, without "
+        f"The store has {asked}, by TensorRT {best[0]} for {best[1]}{calibrated} at best, without "
         f"{', '.join(f'sm{sm}' for sm in missing)}{nearest}; "
         "run `arcface-builder compile` on such a GPU first."
     )
+
+
+def _other_than(chosen: PlanManifest) -> Objection:
+    """What is against a plan that has come in the place of the one that was chosen."""
+
+    def objection(found: PlanManifest) -> str | None:
+        return None if found.plan_sha256 == chosen.plan_sha256 else "It is another one than was listed."
+
+    return objection
 
 
 _PassedOver = tuple[str, int, str]

@@ -132,7 +132,7 @@ def test_a_good_plan_in_a_bucket_that_was_away_for_a_while_is_kept(tmp_path: Pat
 
     assert stored.path.read_bytes() == second
     assert machine(tmp_path / "third", s3).manifests() == [manifest(first)]
-    other.put(second, manifest(second), overwrite=True)
+    other.put(second, manifest(second), lambda found: "Another one is asked for.")
     assert machine(tmp_path / "third", s3).manifests() == [manifest(second)]
 
 

@@ -268,3 +268,18 @@ def test_a_lock_is_held_by_one_and_another_engine_has_another(
     second.join()
     assert entered.is_set()
     assert caplog.messages == [f"{IDENTITY.filename} is being built by another process; waiting for it."]
+
+
+def test_what_has_come_in_the_place_of_a_listed_plan_is_not_removed(store: LocalStore) -> None:
+    store.add(plan(), manifest())
+    (listed,) = store.manifests()
+    assert not isinstance(listed, DamagedManifest)
+    newer = plan(seed=1)
+    store.add(newer, manifest(newer), lambda found: "A newer one is asked for.")
+
+    store.remove(listed)
+    assert store.find(IDENTITY) == StoredPlan(store.root / IDENTITY.key, manifest(newer))
+
+    store.remove(manifest(newer))
+    assert store.find(IDENTITY) is None
+    assert files(store) == []

@@ -266,3 +266,19 @@ def test_missing_credentials_are_told(bucket: S3Store, s3: S3Server, monkeypatch
 def test_a_bucket_or_endpoint_that_is_none_is_told(name: str, endpoint: str | None) -> None:
     with pytest.raises(BucketError, match="expected"):
         S3Store(name, endpoint_url=endpoint).find(IDENTITY)
+
+
+def test_what_has_come_in_the_place_of_a_listed_plan_is_not_removed(
+    s3: S3Server, bucket: S3Store, engine: StoredPlan, tmp_path: Path
+) -> None:
+    bucket.upload(engine)
+    (listed,) = bucket.manifests()
+    assert not isinstance(listed, DamagedManifest)
+    newer = plan(seed=1)
+    (tmp_path / IDENTITY.filename).write_bytes(newer)
+    bucket.upload(StoredPlan(tmp_path / IDENTITY.filename, manifest(newer)))
+
+    bucket.remove(listed)
+
+    assert bucket.find(IDENTITY) == manifest(newer)
+    bucket.check(manifest(newer))

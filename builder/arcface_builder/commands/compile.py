@@ -42,7 +42,7 @@ _WITHOUT_FLAG: Final = (
 """The settings of a plan and its gate that only a file or the environment can say."""
 
 _OF_A_BUILD: Final = ("calibration_dir", "timing_cache", "fallback_precision")
-_OF_A_FLEET: Final = ("tensorrt_version",)
+_OF_A_FLEET: Final = ("tensorrt_version", "platform")
 
 _DESCRIPTION: Final = """\
 Make a TensorRT plan of the model NAME_onnx for the GPU at hand and put it into the model NAME_trt.
@@ -108,6 +108,11 @@ def add_compile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     fleet.add_argument("--from-store", action="store_true", help="take stored plans, build none")
     fleet.add_argument("--tensorrt-version", metavar="VERSION", help="default: the newest that has them all")
+    fleet.add_argument(
+        "--platform",
+        metavar="OS-CPU",
+        help="as linux-aarch64; default: one that has them all, this one first",
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     parser.set_defaults(run=_run, usage_error=parser.error)
 
@@ -136,6 +141,7 @@ def _run(arguments: argparse.Namespace) -> int:
             store,
             repository,
             tensorrt_version=arguments.tensorrt_version,
+            platform=arguments.platform,
             instances=settings.instances,
             max_drift_cosine=settings.max_drift_cosine,
         )
@@ -155,7 +161,7 @@ def _run(arguments: argparse.Namespace) -> int:
         compiled = compile_plan(request, gpu, store, repository, instances=settings.instances, report=report)
     found = {
         "from_store": compiled.from_store,
-        "refusals": compiled.refusals,
+        "refusals": compiled.manifest.refusals,
         "manifest": asdict(compiled.manifest),
     }
     return _report([compiled.added], found, as_json=arguments.json)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import platform
+import sys
 from typing import Final
 
 import onnxruntime
@@ -11,7 +13,7 @@ from arcface_client.contract import Crops
 
 from ..onnx_version import OnnxVersion
 from ..store import PlanIdentity
-from ..store.identity import CALIBRATION, GPU_MODEL
+from ..store.identity import CALIBRATION, GPU_MODEL, PLATFORM, TYPED_BY
 from .builder import MIN_BATCH_SIZE, BuildOptions
 from .gpu import Gpu
 from .toolkit import can_be_hardware_compatible
@@ -32,11 +34,11 @@ def plan_identity(
             measured the plan's kernels nor proved them.
         calibration: Crops that int8's ranges are of.
     """
-    settings = options.settings()
+    settings = options.settings() | {PLATFORM: this_platform()}
     if not (options.hardware_compatible and can_be_hardware_compatible(gpu.trt)):
         settings |= {"hardware_compatible": False, GPU_MODEL: gpu.name}
     if options.precision in _TYPED_BY_ONNX_RUNTIME:
-        settings["onnxruntime"] = onnxruntime.__version__
+        settings[TYPED_BY] = onnxruntime.__version__
     if options.precision == "int8" and calibration is not None:
         settings[CALIBRATION] = hashlib.sha256(calibration.tobytes()).hexdigest()[:12]
     return PlanIdentity(
@@ -50,3 +52,11 @@ def plan_identity(
         max_batch_size=options.max_batch_size,
         settings=settings,
     )
+
+
+def this_platform() -> str:
+    """The operating system and processor of this machine, as ``linux-x86_64``; a plan fits no other.
+
+    https://docs.nvidia.com/deeplearning/tensorrt/latest/getting-started/support-matrix.html
+    """
+    return f"{sys.platform}-{platform.machine()}"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from arcface_client import manifests
 from arcface_client.names import plan_model
 
-from ..errors import PlanError, RepositoryError
+from ..errors import PlanDamagedError, PlanError, RepositoryError
 from ..repository import ModelRepository
 from ..store import PlanIdentity, PlanManifest, StoredPlan, describe_plan
+from ..store.identity import TYPED_BY
 from ..store.plan_manifest import check_plan, parse_manifest
 
 Plans = dict[int, dict[str, PlanManifest]]
@@ -45,10 +47,14 @@ def plan_files(repository: ModelRepository, identity: PlanIdentity, version: int
 
 
 def recorded_plan(repository: ModelRepository, identity: PlanIdentity, version: int) -> StoredPlan | None:
-    """The plan of that identity that a version has; None if it has none, or not as it was recorded."""
+    """The plan of that identity that a version has; None if it has none, or not as it was recorded.
+
+    One that an ONNX Runtime of another version typed is as good here: a version's plan is never changed, and
+    this one was judged like any other.
+    """
     model = plan_model(identity.model)
     manifest = published_plans(repository, model).get(version, {}).get(identity.compute_capability)
-    if manifest is None or manifest.identity != identity:
+    if manifest is None or _typed_by_any(manifest.identity) != _typed_by_any(identity):
         return None
     path = repository.root / model / str(version) / identity.filename
     try:
@@ -56,6 +62,10 @@ def recorded_plan(repository: ModelRepository, identity: PlanIdentity, version: 
     except PlanError:
         return None
     return StoredPlan(path, manifest)
+
+
+def _typed_by_any(identity: PlanIdentity) -> PlanIdentity:
+    return replace(identity, settings={**identity.settings, TYPED_BY: None})
 
 
 def taken(path: Path, why: str) -> RepositoryError:
@@ -72,5 +82,9 @@ def check_unchanged(recorded: PlanManifest | None, wanted: PlanManifest, folder:
     for there in folder.glob(f"*-sm{wanted.identity.sm}.plan"):
         is_it = there.name == wanted.identity.filename
         if not (is_it and describe_plan(there)["plan_sha256"] == wanted.plan_sha256):
+            if is_it and recorded and recorded.plan_sha256 == wanted.plan_sha256:
+                raise PlanDamagedError(
+                    f"{there} has other bytes than were published; remove it, and compile again."
+                )
             differences = recorded and ", ".join(wanted.identity.differences(recorded.identity))
             raise taken(there, differences or "of other bytes")

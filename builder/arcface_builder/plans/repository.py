@@ -33,6 +33,7 @@ from ..errors import RepositoryError
 from ..model_config import CONFIG_FILE, VERSIONS_SERVED, config_changes, config_text
 from ..repository import ModelRepository, os_errors, replace_text
 from ..store import PlanManifest, StoredPlan
+from ..store.plan_manifest import check_plan
 from .config import plan_config
 from .published import Plans, check_unchanged, manifest_path, published_plans
 
@@ -79,6 +80,7 @@ def add_plans(
 
     Raises:
         RepositoryError: The version has another plan for an architecture, or cannot be written.
+        PlanDamagedError: A plan, there or from the store, is not what its manifest says.
         PlanManifestError: The manifest of a plan that is there is damaged.
     """
     wanted = {plan.manifest.identity.compute_capability: plan.manifest for plan in stored}
@@ -89,6 +91,8 @@ def add_plans(
         for plan in stored:
             copy = staged / plan.manifest.identity.filename
             shutil.copyfile(plan.path, copy)
+            # It may have been changed since it was found.
+            check_plan(copy, plan.manifest, where=str(plan.path))
             flush(copy)
         with repository.lock():
             plans = published_plans(repository, model)
@@ -102,15 +106,23 @@ def add_plans(
             filenames, served = _serving(plans, before)
             config = _configured(model, plans, filenames, served, instances, old)
             text = config_text(config)
-            for capability, manifest in wanted.items():
-                if old_shas.get(capability) != manifest.plan_sha256:
-                    record = manifest_path(repository, model, version, manifest.identity.sm)
-                    replace_text(record, manifest.to_json(), via=staged.parent)
             is_new = {
                 capability: not (folder / name).is_file() for capability, name in _names(wanted).items()
             }
             had_folder = model_folder.is_dir()
-            _place(staged, folder, text)
+            records = {
+                capability: manifest_path(repository, model, version, manifest.identity.sm)
+                for capability, manifest in wanted.items()
+            }
+            try:
+                for capability, manifest in wanted.items():
+                    if old_shas.get(capability) != manifest.plan_sha256:
+                        replace_text(records[capability], manifest.to_json(), via=staged.parent)
+                _place(staged, folder, text)
+            finally:  # no record without its plan
+                for capability, name in _names(wanted).items():
+                    if not (folder / name).is_file():
+                        records[capability].unlink(missing_ok=True)
             if had_folder and config != old:  # Triton reloads every version when the file is touched
                 replace_text(model_folder / CONFIG_FILE, text, via=staged.parent)
             flush(model_folder)

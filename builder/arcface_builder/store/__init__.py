@@ -7,11 +7,12 @@ from .local import LocalStore
 from .opening import open_store
 from .plan_manifest import Parity, PlanManifest, describe_plan
 from .store import PlanStore
-from .stored_plan import DamagedManifest, StoredPlan
+from .stored_plan import DamagedManifest, Objection, StoredPlan
 
 __all__ = [
     "DamagedManifest",
     "LocalStore",
+    "Objection",
     "Parity",
     "PlanIdentity",
     "PlanManifest",

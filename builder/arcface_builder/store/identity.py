@@ -25,6 +25,12 @@ CALIBRATION: Final = "calibration"
 GPU_MODEL: Final = "gpu"
 """The setting of a plan that is for one model of GPU, not for its whole architecture."""
 
+PLATFORM: Final = "platform"
+"""The setting of the operating system and processor that a plan is for, as ``linux-x86_64``."""
+
+TYPED_BY: Final = "onnxruntime"
+"""The setting of the ONNX Runtime that wrote a precision into the graph."""
+
 _ROOT: Final = "engines"
 _DIGEST_LENGTH: Final = 12
 
@@ -42,8 +48,8 @@ class PlanIdentity:
         min_batch_size: Smallest batch of the optimisation profile.
         opt_batch_size: The batch it is tuned for.
         max_batch_size: Largest batch.
-        settings: Everything else that changes the plan: workspace, hardware compatibility, the GPU's model
-            where there is none, calibration, what types the graph.
+        settings: Everything else that changes the plan: platform, workspace, hardware compatibility, the
+            GPU's model where there is none, calibration, what types the graph.
 
     Raises:
         OptionError: A value cannot be that of a plan.

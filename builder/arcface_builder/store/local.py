@@ -25,7 +25,7 @@ from ..disk import NO_SPACE, flush
 from ..errors import CacheError, PlanDamagedError, PlanError, PlanManifestError
 from .identity import PlanIdentity
 from .plan_manifest import ENDING, PlanManifest, check_plan, read_manifest
-from .stored_plan import DamagedManifest, StoredPlan
+from .stored_plan import DamagedManifest, Objection, StoredPlan, no_objection
 
 _log = logging.getLogger(__name__)
 
@@ -96,8 +96,13 @@ class LocalStore:
                 raise PlanDamagedError(f"{plan} is missing beside its manifest.") from error
         return StoredPlan(plan, manifest)
 
-    def add(self, plan: bytes, manifest: PlanManifest) -> StoredPlan:
+    def add(self, plan: bytes, manifest: PlanManifest, objection: Objection = no_objection) -> StoredPlan:
         """Store a plan, unless there is one of the same identity, which then is the one that counts.
+
+        Args:
+            plan: The plan.
+            manifest: Its manifest.
+            objection: What there is against a plan that is there, which then is replaced.
 
         Raises:
             PlanError: The plan is not what the manifest describes.
@@ -106,7 +111,7 @@ class LocalStore:
         check_plan(plan, manifest, where="The plan to be stored")
         with self.staging() as folder:
             (folder / manifest.identity.filename).write_bytes(plan)
-            return self.commit(folder, manifest)
+            return self.commit(folder, manifest, objection)
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
@@ -127,8 +132,8 @@ class LocalStore:
                 content.mkdir()
                 yield content
 
-    def commit(self, folder: Path, manifest: PlanManifest) -> StoredPlan:
-        """Publish a staging folder that holds a plan, which was checked.
+    def commit(self, folder: Path, manifest: PlanManifest, objection: Objection = no_objection) -> StoredPlan:
+        """Publish a staging folder that holds a plan, which was checked; see ``add``.
 
         Raises:
             CacheError: The cache cannot be written, or the disk is full; nothing was stored.
@@ -142,21 +147,27 @@ class LocalStore:
             flush(folder)
             plan.parent.parent.mkdir(parents=True, exist_ok=True)
             while not _renamed(folder, plan.parent):
-                if there := self.find(manifest.identity):
+                there = self.find(manifest.identity)
+                if there and objection(there.manifest) is None:
                     return there
-                # Half a plan: somebody took a file out of it.
-                self._discard_unless_good(plan, manifest.identity.key)
+                # Or half a plan: somebody took a file out of it.
+                self._discard_unless_good(plan, manifest.identity.key, objection)
             flush(plan.parent.parent)
         return StoredPlan(plan, manifest)
 
     def remove(self, manifest: PlanManifest) -> None:
-        """Remove a plan.
+        """Remove a plan, unless another one has taken its place since it was listed.
 
         Raises:
             CacheError: The cache cannot be written.
         """
+
+        def listed(found: PlanManifest) -> str | None:
+            return "it was listed" if found.plan_sha256 == manifest.plan_sha256 else None
+
+        key = manifest.identity.key
         with self._os_errors("write"):
-            self._discard(self.root / manifest.identity.key)
+            self._discard_unless_good(self.root / key, key, listed)
 
     @contextmanager
     def lock(self, identity: PlanIdentity) -> Iterator[None]:
@@ -185,8 +196,10 @@ class LocalStore:
         check_plan(plan, stored.manifest, where=str(plan))
         return stored
 
-    def _discard_unless_good(self, plan: Path, key: str) -> bool:
-        """Remove a plan, or put it back if somebody has mended it since it was judged.
+    def _discard_unless_good(self, plan: Path, key: str, objection: Objection = no_objection) -> bool:
+        """Remove a plan by a rename, so that nobody sees a part of it; a good one is put back.
+
+        Somebody may have mended it since it was judged.
 
         Returns:
             Whether it was removed here.
@@ -198,16 +211,12 @@ class LocalStore:
             except FileNotFoundError:  # somebody else was faster
                 return False
             try:
-                self._checked(taken / plan.name, key)
+                if objection(self._checked(taken / plan.name, key).manifest) is not None:
+                    return True
             except (FileNotFoundError, PlanError):
                 return True
             _renamed(taken, plan.parent)  # or else there is a newer one, as good
             return False
-
-    def _discard(self, plan: Path) -> None:
-        """Remove a plan's folder by a rename first, so that nobody sees a part of it."""
-        with self.staging() as folder, suppress(FileNotFoundError):  # somebody else may be faster
-            plan.parent.rename(folder.with_name("discarded"))
 
     @contextmanager
     def _os_errors(self, verb: str) -> Iterator[None]:

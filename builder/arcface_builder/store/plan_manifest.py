@@ -58,7 +58,8 @@ class PlanManifest:
         parity: The proof that let it be stored.
         rebuild_command: The command that builds it again, with the settings that have no flag before it.
         tools: Versions of what built it.
-        notes: What deserves to be known: a precision it fell back from, a workspace that was halved.
+        notes: What deserves to be known of the build: a workspace that was halved, its time.
+        refusals: In a repository's record: why more compact precisions were not taken; empty in a store.
         schema_version: Version of this record's fields.
     """
 
@@ -73,6 +74,7 @@ class PlanManifest:
     rebuild_command: str
     tools: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    refusals: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     @property

@@ -168,11 +168,15 @@ class S3Store:
             )
 
     def remove(self, manifest: PlanManifest) -> None:
-        """Remove a plan: its manifest first.
+        """Remove a plan, its manifest first, unless another one has taken its place since it was listed.
 
         Raises:
+            PlanManifestError: Its manifest is damaged.
             StoreError: The bucket cannot be used.
         """
+        there = self.find(manifest.identity)
+        if there and there.plan_sha256 != manifest.plan_sha256:
+            return
         with translated(self.name):
             for key in (manifest.identity.key + ENDING, _plan_key(manifest)):
                 self._s3.delete_object(Bucket=self._bucket, Key=key)

@@ -11,7 +11,7 @@ from ..errors import BucketError, BucketUnreachableError, PlanError, PlanManifes
 from .identity import PlanIdentity
 from .local import LocalStore
 from .plan_manifest import PlanManifest
-from .stored_plan import DamagedManifest, StoredPlan
+from .stored_plan import DamagedManifest, Objection, StoredPlan, no_objection
 
 if TYPE_CHECKING:  # boto3 is an extra
     from .s3 import S3Store
@@ -56,35 +56,39 @@ class PlanStore:
         self.local = local
         self.remote = remote
 
-    def fetch(self, identity: PlanIdentity) -> StoredPlan | None:
+    def fetch(self, identity: PlanIdentity, objection: Objection = no_objection) -> StoredPlan | None:
         """Find a plan, checked byte for byte, and say where it was, or why there is none.
+
+        Args:
+            identity: The plan's.
+            objection: What there is against a plan, which then counts as not there.
 
         Raises:
             CacheError: The local cache cannot be used.
         """
         try:
-            return self.pull(identity)
+            return self.pull(identity, objection)
         except _BUCKET_FAILED as error:
             _log.warning("Miss: %s is not in the local cache. %s", identity.filename, error)
             return None
 
-    def put(self, plan: bytes, manifest: PlanManifest, *, overwrite: bool = False) -> StoredPlan:
-        """Store a plan here, and in the bucket if it can be reached and has no good one.
+    def put(self, plan: bytes, manifest: PlanManifest, objection: Objection = no_objection) -> StoredPlan:
+        """Store a plan here, and in the bucket if it can be reached, wherever there is no good one.
 
         Args:
             plan: The plan.
             manifest: Its manifest.
-            overwrite: Replace a good one in the bucket, too.
+            objection: What there is against a plan, which then is replaced.
 
         Raises:
             PlanError: The plan is not what the manifest describes.
             CacheError: The local cache cannot be used; nothing was stored.
         """
-        stored = self.local.add(plan, manifest)
+        stored = self.local.add(plan, manifest, objection)
         if self.remote:
             try:
                 # It may have been unreachable when the plan was looked for, or what is there is damaged.
-                if overwrite or not _has_good(self.remote, manifest.identity):
+                if not _has_good(self.remote, manifest.identity, objection):
                     self.push(stored.manifest, overwrite=True)
             except _BUCKET_FAILED as error:
                 _log.warning(
@@ -94,7 +98,7 @@ class PlanStore:
                 )
         return stored
 
-    def pull(self, identity: PlanIdentity) -> StoredPlan | None:
+    def pull(self, identity: PlanIdentity, objection: Objection = no_objection) -> StoredPlan | None:
         """Find a plan as ``fetch`` does, with the bucket's failures as errors.
 
         Raises:
@@ -102,18 +106,20 @@ class PlanStore:
             StoreError: The bucket or the local cache cannot be used.
         """
         name = identity.filename
-        if stored := self.local.find(identity):
+        stored = self.local.find(identity)
+        if stored and _is_good(stored.manifest, objection, self.local.name):
             _log.info("Hit: %s is in the local cache, %s", name, stored.path.parent)
             return stored
         manifest = self.remote.find(identity) if self.remote else None
         if self.remote is None or manifest is None:
-            others = [other.identity for place in self._places() for other in readable(place, identity.model)]
-            where = f"{self.local.name} or the {self.remote.name}" if self.remote else self.local.name
-            _log.info("Miss: %s is not in the %s%s", name, where, _nearest(identity, others))
+            if stored is None:
+                self._explain_miss(identity)
+            return None
+        if not _is_good(manifest, objection, self.remote.name):
             return None
         with self.local.staging() as folder:
             self.remote.download(manifest, folder)
-            stored = self.local.commit(folder, manifest)
+            stored = self.local.commit(folder, manifest, objection)
         _log.info("Hit: %s came from the %s", name, self.remote.name)
         return stored
 
@@ -163,6 +169,11 @@ class PlanStore:
         found = {manifest.identity.key: manifest for place in self._places() for manifest in readable(place)}
         return sorted(found.values(), key=lambda manifest: manifest.created_at, reverse=True)
 
+    def _explain_miss(self, identity: PlanIdentity) -> None:
+        others = [other.identity for place in self._places() for other in readable(place, identity.model)]
+        where = f"{self.local.name} or the {self.remote.name}" if self.remote else self.local.name
+        _log.info("Miss: %s is not in the %s%s", identity.filename, where, _nearest(identity, others))
+
     def _places(self) -> list[Place]:
         return [self.remote, self.local] if self.remote else [self.local]
 
@@ -180,11 +191,21 @@ def readable(place: Place, model: str = "") -> Iterator[PlanManifest]:
             yield manifest
 
 
-def _has_good(bucket: S3Store, identity: PlanIdentity) -> bool:
+def _is_good(manifest: PlanManifest, objection: Objection, where: str) -> bool:
+    """Whether there is nothing against a plan; says so if there is."""
+    against = objection(manifest)
+    if against is not None:
+        _log.warning("Miss: %s in the %s is not good enough. %s", manifest.identity.filename, where, against)
+    return against is None
+
+
+def _has_good(bucket: S3Store, identity: PlanIdentity, objection: Objection) -> bool:
     """Whether a bucket has a plan that is what its manifest says; it is downloaded for that."""
     try:
         manifest = bucket.find(identity)
         if manifest is not None:
+            if objection(manifest) is not None:
+                return False
             bucket.check(manifest)
     except PlanError as error:
         _log.warning("Replacing what the bucket has: %s", error)

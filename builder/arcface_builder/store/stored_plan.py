@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from .plan_manifest import PlanManifest
+
+Objection: TypeAlias = Callable[[PlanManifest], "str | None"]
+"""What there is against a stored plan, as a sentence; None if it is as good as a new one."""
+
+
+def no_objection(_: PlanManifest) -> None:
+    """Every plan is good that is what its manifest says."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,248 @@
+"""Plans that are stored already, some of them not good enough, where one is asked for."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import onnxruntime
+import pytest
+
+from absent_gpu import AbsentGpu
+from arcface_builder import faces
+from arcface_builder.compile import PlanRequest, compile_plan
+from arcface_builder.errors import CacheError, CompileError, PlanDamagedError, RepositoryError
+from arcface_builder.fleet import assemble
+from arcface_builder.plans.builder import BuildOptions
+from arcface_builder.plans.precision import typed_graph
+from arcface_builder.repository import ModelRepository
+from arcface_builder.store import PlanManifest, PlanStore, open_store
+from arcface_builder.store.local import LocalStore
+from s3_server import S3Server
+
+pytestmark = pytest.mark.usefixtures("few_crops")
+
+
+@pytest.fixture
+def coarse(gpu: AbsentGpu) -> AbsentGpu:
+    """A GPU whose fp16 is no better than int8."""
+    return replace(gpu, graph=typed_graph(gpu.graph, "int8", calibration=faces.noise(8)))
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> ModelRepository:
+    return ModelRepository(tmp_path / "elsewhere")
+
+
+def lenient(request: PlanRequest) -> PlanRequest:
+    return replace(request, max_drift_cosine=0.05)
+
+
+def twice_as_strict_as(manifest: PlanManifest, request: PlanRequest) -> PlanRequest:
+    return replace(request, max_drift_cosine=manifest.parity.largest_drift_cosine / 2)
+
+
+def test_where_the_cache_has_a_lenient_plan_the_buckets_good_one_is_taken(
+    request_: PlanRequest,
+    gpu: AbsentGpu,
+    coarse: AbsentGpu,
+    tmp_path: Path,
+    elsewhere: ModelRepository,
+    repository: ModelRepository,
+    s3: S3Server,
+) -> None:
+    bad = compile_plan(lenient(request_), coarse, PlanStore(LocalStore(tmp_path / "a")), elsewhere).manifest
+    strict = twice_as_strict_as(bad, request_)
+    b = open_store("plans", endpoint_url=s3.url, cache_dir=tmp_path / "b")
+    good = compile_plan(strict, gpu, b, ModelRepository(tmp_path / "third")).manifest
+
+    a = open_store("plans", endpoint_url=s3.url, cache_dir=tmp_path / "a")
+    again = compile_plan(strict, gpu, a, repository)
+
+    assert again.from_store
+    assert again.manifest == good
+    assert list(a.local.manifests()) == [good]
+    assert a.remote is not None
+    assert list(a.remote.manifests()) == [good]
+
+
+def test_a_fleet_takes_no_other_plan_than_the_one_it_chose(
+    request_: PlanRequest,
+    gpu: AbsentGpu,
+    coarse: AbsentGpu,
+    tmp_path: Path,
+    elsewhere: ModelRepository,
+    repository: ModelRepository,
+    s3: S3Server,
+) -> None:
+    b = open_store("plans", endpoint_url=s3.url, cache_dir=tmp_path / "b")
+    bad = compile_plan(lenient(request_), coarse, b, elsewhere).manifest
+    strict = twice_as_strict_as(bad, request_)
+    a = PlanStore(LocalStore(tmp_path / "a"))
+    good = compile_plan(strict, gpu, a, ModelRepository(tmp_path / "third")).manifest
+    damaged = a.local.root / good.identity.key
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+
+    with pytest.raises(CompileError, match=r"The store lost small-fp16-sm86\.plan meanwhile"):
+        assemble(
+            request_.onnx,
+            request_.options,
+            ["8.6"],
+            open_store("plans", endpoint_url=s3.url, cache_dir=tmp_path / "a"),
+            repository,
+            max_drift_cosine=strict.max_drift_cosine,
+        )
+    assert not (repository.root / "small_trt").exists()
+
+
+def test_the_old_plan_stays_where_the_new_one_cannot_be_stored(
+    request_: PlanRequest,
+    gpu: AbsentGpu,
+    coarse: AbsentGpu,
+    store: PlanStore,
+    elsewhere: ModelRepository,
+    repository: ModelRepository,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    old = compile_plan(lenient(request_), coarse, store, elsewhere).manifest
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(LocalStore, "commit", full)
+    with pytest.raises(CacheError, match="Nothing was stored"):
+        compile_plan(twice_as_strict_as(old, request_), gpu, store, repository)
+
+    assert list(store.local.manifests()) == [old]
+    assert store.local.check(old)
+
+
+def test_a_refusal_is_of_the_repository_and_not_of_the_store_that_is_filled_from_it(
+    request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, tmp_path: Path, repository: ModelRepository
+) -> None:
+    exact, fallback = replace(gpu, runs_in="fp32"), replace(request_, fallback=True)
+    first = compile_plan(fallback, exact, store, repository)
+    filled = PlanStore(LocalStore(tmp_path / "filled"))
+
+    again = compile_plan(fallback, exact, filled, repository)
+
+    assert again.from_store
+    assert again.manifest == first.manifest
+    assert [manifest.refusals for manifest in filled.manifests()] == [()]
+
+
+def test_a_plan_of_another_onnxruntime_is_taken_where_it_is_published(
+    request_: PlanRequest,
+    gpu: AbsentGpu,
+    store: PlanStore,
+    elsewhere: ModelRepository,
+    repository: ModelRepository,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = compile_plan(request_, gpu, store, repository)
+    monkeypatch.setattr(onnxruntime, "__version__", "99.0.0")
+
+    again = compile_plan(request_, gpu, store, repository)
+
+    assert again.from_store
+    assert again.manifest == first.manifest
+    assert not compile_plan(request_, gpu, store, elsewhere).from_store  # a new version has its own
+
+
+def test_what_was_noted_of_a_build_is_told_when_its_plan_is_found(
+    request_: PlanRequest,
+    gpu: AbsentGpu,
+    store: PlanStore,
+    repository: ModelRepository,
+    elsewhere: ModelRepository,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (note,) = compile_plan(request_, gpu, store, repository).manifest.notes
+    caplog.set_level(logging.INFO)
+
+    assert compile_plan(request_, gpu, store, elsewhere).from_store
+
+    assert f"Of that plan: {note}" in caplog.messages
+
+
+def test_a_plan_for_another_platform_is_another_plan(
+    request_: PlanRequest,
+    gpu: AbsentGpu,
+    store: PlanStore,
+    repository: ModelRepository,
+    elsewhere: ModelRepository,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    here = compile_plan(request_, gpu, store, repository).manifest.identity.settings["platform"]
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+
+    assert not compile_plan(request_, gpu, store, elsewhere).from_store
+
+    assert f"the nearest there has platform {here}, not linux-aarch64." in caplog.text
+    arm = assemble(request_.onnx, request_.options, ["8.6"], store, ModelRepository(tmp_path / "arm"))
+    assert '"linux-aarch64"' in (arm[0].path.parents[2] / "small_trt-1-sm86.manifest.json").read_text()
+    x86 = assemble(
+        request_.onnx, BuildOptions(), ["8.6"], store, ModelRepository(tmp_path / "x86"), platform=str(here)
+    )
+    assert f'"{here}"' in (x86[0].path.parents[2] / "small_trt-1-sm86.manifest.json").read_text()
+    with pytest.raises(CompileError, match="no fp16 plans of small version 1, batch 32 for win32-AMD64"):
+        assemble(request_.onnx, request_.options, ["8.6"], store, repository, platform="win32-AMD64")
+
+
+def test_a_published_plan_that_was_changed_is_called_damaged(
+    request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
+) -> None:
+    path = compile_plan(request_, gpu, store, repository).added.path
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+    with pytest.raises(PlanDamagedError, match="has other bytes than were published; remove it, and compile"):
+        compile_plan(request_, gpu, store, repository)
+    path.unlink()
+    assert compile_plan(request_, gpu, store, repository).added.is_new
+
+
+def test_a_plan_that_changes_between_the_store_and_the_repository_is_not_published(
+    request_: PlanRequest,
+    gpu: AbsentGpu,
+    store: PlanStore,
+    repository: ModelRepository,
+    elsewhere: ModelRepository,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compile_plan(request_, gpu, store, elsewhere)
+    find = store.local.find
+
+    def find_and_harm(*arguments: object) -> object:
+        found = find(*arguments)  # type: ignore[arg-type]
+        assert found
+        found.path.write_bytes(found.path.read_bytes()[:-1] + b"?")
+        return found
+
+    monkeypatch.setattr(store.local, "find", find_and_harm)
+    with pytest.raises(PlanDamagedError, match="has SHA-256"):
+        compile_plan(request_, gpu, store, repository)
+    assert not (repository.root / "small_trt").exists()
+
+
+def test_without_space_for_every_record_there_is_none_without_its_plan(
+    request_: PlanRequest,
+    gpu: AbsentGpu,
+    store: PlanStore,
+    repository: ModelRepository,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from arcface_builder.plans import repository as plans
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(plans, "_place", full)
+    with pytest.raises(RepositoryError, match="No space left to write a version"):
+        compile_plan(request_, gpu, store, repository)
+
+    assert not list(repository.root.glob("small_trt*"))
