@@ -10,6 +10,7 @@ from typing import Any
 
 from arcface_builder.plans.gate import ANOTHER_MODEL, Verdict
 from arcface_builder.store import Parity, PlanIdentity, PlanManifest, StoredPlan, describe_plan
+from arcface_builder.store.identity import PLATFORM
 
 IDENTITY = PlanIdentity(
     model="arcface_r100",
@@ -77,17 +78,19 @@ def stored_plan(
     version: int = 1,
     precision: str = "fp16",
     max_batch_size: int = 32,
+    tensorrt_version: str = "11.1.0.106",
+    platform: str = "linux-x86_64",
 ) -> StoredPlan:
     """A plan of model "m" as the store gives it, of bytes that nothing here loads."""
     of = identity(
         model="m",
         onnx_sha256=hashlib.sha256(str(version).encode()).hexdigest(),
-        tensorrt_version="11.1.0.106",
+        tensorrt_version=tensorrt_version,
         sm=sm,
         precision=precision,
         opt_batch_size=max_batch_size,
         max_batch_size=max_batch_size,
-        settings={},
+        settings={PLATFORM: platform},
     )
     data = plan(28, version=of.tensorrt_version) + f"{content} {version} {sm} {precision}".encode()
     path = folder / of.digest / of.filename

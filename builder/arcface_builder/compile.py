@@ -11,6 +11,7 @@ from typing import Final
 
 from arcface_client.contract import Crops
 from arcface_client.limits import DEFAULT_MAX_DRIFT_COSINE
+from arcface_client.names import plan_model
 
 from .errors import BlindGateError, ParityError, PrecisionError, ServedModelError
 from .manifest import tool_versions
@@ -23,7 +24,7 @@ from .plans.identity import plan_identity
 from .plans.inspection import LayerPrecisions, check_precision
 from .plans.precision import FALLBACKS, typed_graph
 from .plans.progress import Report
-from .plans.published import plan_files, recorded_plan, taken
+from .plans.published import check_alike, plan_files, published_plans, recorded_plan, taken
 from .plans.repository import AddedPlan, add_plan
 from .plans.standard import plan_standard
 from .plans.toolkit import check_knows, is_strongly_typed
@@ -135,14 +136,15 @@ def _find(
     repository: ModelRepository,
     objection: Objection,
 ) -> StoredPlan | None:
-    """The plan that need not be built: the store's, or the repository's own, which the store then gets."""
-    if found := store.fetch(identity, objection):
-        return found
+    """The plan that need not be built: the repository's own, which the store gets, or else the store's."""
+    found = store.fetch(identity, objection)
     there = recorded_plan(repository, identity, request.onnx.version)
     if there is None or objection(there.manifest) is not None:
-        return None
-    _log.info("Hit: %s is in the repository, %s", identity.filename, there.path.parent)
-    return store.put(there.path.read_bytes(), replace(there.manifest, refusals=()), objection)
+        return found
+    if found is None:
+        _log.info("Hit: %s is in the repository, %s", identity.filename, there.path.parent)
+        store.put(there.path.read_bytes(), replace(there.manifest, refusals=()), objection)
+    return there
 
 
 def _check_free(identity: PlanIdentity, request: PlanRequest, repository: ModelRepository) -> None:
@@ -152,9 +154,12 @@ def _check_free(identity: PlanIdentity, request: PlanRequest, repository: ModelR
     while request.fallback and precision in FALLBACKS:
         precision = FALLBACKS[precision]
         allowed.add(replace(identity, precision=precision).filename)
-    for path in plan_files(repository, identity, request.onnx.version):
+    version, model = request.onnx.version, plan_model(identity.model)
+    for path in plan_files(repository, identity, version):
         if path.name not in allowed:
             raise taken(path, "and this one would have to be built")
+    there = published_plans(repository, model).get(version, {})
+    check_alike(there.values(), identity, repository.root / model / str(version))
 
 
 def _make(

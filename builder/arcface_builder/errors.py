@@ -17,6 +17,7 @@
         │   └── BucketUnreachableError (TransientError)  nothing answers there, or it broke off
         ├── PlanError (DeploymentError)        a plan that must not be loaded; have it built again
         │   ├── PlanManifestError              its manifest is damaged, or lies
+        │   │   └── PlanSchemaError            another version of this project wrote it
         │   └── PlanDamagedError               its bytes are not those of its manifest, or no plan's
         ├── CompileError (DeploymentError)     a plan could not be built, or must not be used
         │   ├── NoGpuError                     this machine cannot build plans
@@ -86,6 +87,10 @@ class PlanError(BuilderError, DeploymentError):
 
 class PlanManifestError(PlanError):
     """A plan's manifest is damaged, of another schema, or says what is not so."""
+
+
+class PlanSchemaError(PlanManifestError):
+    """A plan's manifest was written by another version of this project; only that may remove it."""
 
 
 class PlanDamagedError(PlanError):

@@ -7,15 +7,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from arcface_client.limits import DEFAULT_MAX_DRIFT_COSINE
+from arcface_client.names import plan_model
 
 from .errors import CompileError
 from .onnx_version import OnnxVersion
 from .plans.builder import MIN_BATCH_SIZE, BuildOptions
 from .plans.gate import objection_to
 from .plans.identity import this_platform
+from .plans.published import published_plans, recorded_plan
 from .plans.repository import AddedPlan, add_plans
 from .repository import ModelRepository
-from .store import Objection, PlanManifest, PlanStore, sm_of
+from .store import Objection, PlanManifest, PlanStore, StoredPlan, sm_of
 from .store.identity import CALIBRATION, GPU_MODEL, PLATFORM, Setting
 
 _log = logging.getLogger(__name__)
@@ -42,8 +44,10 @@ def assemble(
         store: Where they are.
         repository: Where they go.
         max_drift_cosine: The gate's tolerance, which they must pass whatever they passed then.
-        tensorrt_version: The TensorRT of the server; None takes the newest that has them all.
-        platform: The server's, as ``linux-x86_64``; None takes one that has them all, this machine's first.
+        tensorrt_version: The TensorRT of the server; None takes that of the version's other plans, or the
+            newest that has them all.
+        platform: The server's, as ``linux-x86_64``; None takes that of the version's other plans, or one that
+            has them all, this machine's first.
         instances: Copies that Triton runs side by side on each GPU; see ``add_plan``.
 
     Raises:
@@ -51,15 +55,22 @@ def assemble(
         BuilderError: The store or the repository cannot be used.
     """
     wanted = [sm_of(capability) for capability in capabilities]
-    chosen = choose(
-        store.manifests(),
-        onnx,
-        options,
-        wanted,
-        tensorrt_version,
-        platform,
-        max_drift_cosine=max_drift_cosine,
-    )
+    there = published_plans(repository, plan_model(onnx.name)).get(onnx.version, {})
+    for manifest in there.values():  # which are all alike
+        tensorrt_version = tensorrt_version or manifest.identity.tensorrt_version
+        platform = platform or manifest.identity.platform
+    try:
+        chosen = choose(
+            store.manifests(),
+            onnx,
+            options,
+            wanted,
+            tensorrt_version,
+            platform,
+            max_drift_cosine=max_drift_cosine,
+        )
+    except CompileError as error:
+        raise CompileError(f"{error} Looked in the {store.places}.") from error
     for manifest in chosen:
         if model := manifest.identity.settings.get(GPU_MODEL):
             _log.warning(
@@ -68,11 +79,18 @@ def assemble(
                 model,
                 manifest.identity.sm,
             )
-    engines = [(manifest, store.pull(manifest.identity, _other_than(manifest))) for manifest in chosen]
-    gone = [manifest.identity.filename for manifest, engine in engines if engine is None]
-    if gone:
-        raise CompileError(f"The store lost {', '.join(gone)} meanwhile; compile on such a GPU again.")
-    plans = [engine for _, engine in engines if engine is not None]
+    plans: list[StoredPlan] = []
+    for manifest in chosen:
+        # What is published counts, where two machines have built the same.
+        plan = recorded_plan(repository, manifest.identity, onnx.version)
+        if plan is None or objection_to(plan.manifest.parity, max_drift_cosine):
+            plan = store.pull(manifest.identity, _other_than(manifest))
+        if plan is None:
+            raise CompileError(
+                f"{manifest.identity.filename} is no longer as it was listed in the {store.places}; compile "
+                "on such a GPU again."
+            )
+        plans.append(plan)
     return add_plans(repository, plans, version=onnx.version, instances=instances)
 
 
@@ -93,20 +111,18 @@ def choose(
     Raises:
         CompileError: No TensorRT has them all; the message says what the best one lacks.
     """
-    sets: dict[tuple[str, Setting, Setting], dict[str, PlanManifest]] = {}
+    sets: dict[tuple[str, str, Setting], dict[str, PlanManifest]] = {}
     passed_over: list[_PassedOver] = []
     for manifest in sorted(stored, key=lambda manifest: manifest.created_at, reverse=True):
         identity = manifest.identity
-        if identity.model != onnx.name or tensorrt_version not in (None, identity.tensorrt_version):
+        if identity.model != onnx.name:
             continue
-        if platform not in (None, identity.settings.get(PLATFORM)):
-            continue
-        if objections := _objections(manifest, onnx, options, max_drift_cosine):
+        if objections := _objections(manifest, onnx, options, tensorrt_version, platform, max_drift_cosine):
             passed_over.append(
                 (identity.sm, len(objections), f"{identity.filename}: {', '.join(objections)}")
             )
             continue
-        kind = identity.tensorrt_version, identity.settings.get(PLATFORM), identity.settings.get(CALIBRATION)
+        kind = identity.tensorrt_version, identity.platform, identity.settings.get(CALIBRATION)
         sets.setdefault(kind, {}).setdefault(identity.sm, manifest)
     newest_first = sorted(
         sets, key=lambda kind: (_numbers(kind[0]), kind[1] == this_platform()), reverse=True
@@ -147,18 +163,28 @@ _PassedOver = tuple[str, int, str]
 
 
 def _objections(
-    manifest: PlanManifest, onnx: OnnxVersion, options: BuildOptions, max_drift_cosine: float
+    manifest: PlanManifest,
+    onnx: OnnxVersion,
+    options: BuildOptions,
+    tensorrt_version: str | None,
+    platform: str | None,
+    max_drift_cosine: float,
 ) -> list[str]:
     """What is against a plan of the model: all that ``compile`` would build or judge otherwise."""
     identity = manifest.identity
     asked_for = replace(
         identity,
         onnx_sha256=onnx.sha256,
+        tensorrt_version=tensorrt_version or identity.tensorrt_version,
         precision=options.precision,
         min_batch_size=MIN_BATCH_SIZE,
         opt_batch_size=options.tuned_for,
         max_batch_size=options.max_batch_size,
-        settings={**identity.settings, **options.settings()},
+        settings={
+            **identity.settings,
+            **options.settings(),
+            PLATFORM: platform or identity.settings.get(PLATFORM),
+        },
     )
     if differences := asked_for.differences(identity):
         return differences

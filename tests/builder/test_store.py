@@ -11,6 +11,7 @@ from arcface_builder.errors import (
     BucketUnreachableError,
     OptionError,
     PlanDamagedError,
+    PlanSchemaError,
 )
 from arcface_builder.store import LocalStore, PlanManifest, PlanStore, open_store
 from arcface_builder.store.pruning import PruneRule
@@ -197,6 +198,25 @@ with store.building(IDENTITY):
     engine = LocalStore(tmp_path).find(IDENTITY)
     assert engine is not None
     assert engine.path.read_bytes() == plan(seed=int(built))
+
+
+def test_what_another_version_pushed_is_replaced_only_on_request(
+    tmp_path: Path, s3: S3Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = machine(tmp_path, s3)
+    store.put(plan(), manifest())
+    key = f"{IDENTITY.key}.json"
+    text = s3.client.get_object(Bucket="plans", Key=key)["Body"].read().decode()
+    theirs = text.replace('"schema_version": 1', '"schema_version": 2')
+    s3.client.put_object(Bucket="plans", Key=key, Body=theirs.encode())
+
+    with pytest.raises(PlanSchemaError, match="schema_version 2"):
+        store.push(manifest())
+    store.put(plan(), manifest())
+
+    assert "is in the local cache only. The manifest of" in caplog.text
+    assert s3.client.get_object(Bucket="plans", Key=key)["Body"].read().decode() == theirs
+    assert store.push(manifest(), overwrite=True)
 
 
 def test_pushing_without_a_bucket_is_a_bug_of_the_caller(tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ def flip(path: Path) -> None:
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "a bit of the plan": flip,
     "the plan's end": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "the plan": lambda path: path.unlink(),
     "the manifest": lambda path: path.with_name(path.name + ".json").write_text("{"),
     "another's manifest": lambda path: path.with_name(path.name + ".json").write_text(
         manifest(of=identity(sm="90")).to_json()
@@ -283,3 +284,18 @@ def test_what_has_come_in_the_place_of_a_listed_plan_is_not_removed(store: Local
     store.remove(manifest(newer))
     assert store.find(IDENTITY) is None
     assert files(store) == []
+
+
+def test_what_another_version_stored_is_neither_removed_nor_replaced(store: LocalStore) -> None:
+    path = store.add(plan(), manifest()).path
+    record = path.with_name(path.name + ".json")
+    record.write_text(record.read_text().replace('"schema_version": 1', '"schema_version": 2'))
+    newer = plan(seed=1)
+
+    with pytest.raises(CacheError, match=r"schema_version 2; expected 1\. Another version .* ARCFACE_"):
+        store.find(IDENTITY)
+    with pytest.raises(CacheError, match="schema_version 2"):
+        store.add(newer, manifest(newer))
+    (found,) = store.manifests()
+    assert isinstance(found, DamagedManifest)
+    assert path.read_bytes() == plan()

@@ -56,7 +56,7 @@ LIES: dict[str, Any] = {
     "notes": "none",
     "signed_by": "me",
     "driver_version": ...,
-    "parity.details": ...,
+    "parity.compared_with": ...,
 }
 
 

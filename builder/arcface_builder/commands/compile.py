@@ -181,7 +181,8 @@ def _report(added: list[AddedPlan], more: dict[str, Any], *, as_json: bool) -> i
         return DONE
     for plan in added:
         state = "added to" if plan.is_new else "already in"
-        print(f"{plan.path.name} {state} {plan.model} version {plan.version}")
+        kind = f"TensorRT {plan.tensorrt_version}, {plan.platform}"
+        print(f"{plan.path.name} {state} {plan.model} version {plan.version} ({kind})")
     manifest = more.get("manifest")
     if manifest:
         parity = manifest["parity"]

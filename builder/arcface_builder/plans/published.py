@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,11 @@ Plans = dict[int, dict[str, PlanManifest]]
 
 
 def published_plans(repository: ModelRepository, model: str) -> Plans:
-    """The plans of a model, by the manifests whose files are there."""
+    """The plans of a model, by the manifests whose files are there.
+
+    Raises:
+        PlanManifestError: A manifest is damaged.
+    """
     found: Plans = {}
     for version in repository.versions(model):
         for manifest in _manifests(repository, model, version):
@@ -66,6 +70,17 @@ def recorded_plan(repository: ModelRepository, identity: PlanIdentity, version: 
 
 def _typed_by_any(identity: PlanIdentity) -> PlanIdentity:
     return replace(identity, settings={**identity.settings, TYPED_BY: None})
+
+
+def check_alike(there: Iterable[PlanManifest], wanted: PlanIdentity, folder: Path) -> None:
+    """Refuse a plan beside plans that no server can load with it."""
+    for manifest in there:
+        if manifest.identity.kind != wanted.kind:
+            raise RepositoryError(
+                f"{folder} has plans by {manifest.identity.kind}, {wanted.filename} is by {wanted.kind}; no "
+                "server loads both. For another TensorRT run `arcface-builder build` for the next version, "
+                "and compile that for every architecture; another platform needs a repository of its own."
+            )
 
 
 def taken(path: Path, why: str) -> RepositoryError:

@@ -1,14 +1,6 @@
 """The ``{name}_trt`` sibling in a model repository: plans beside plans, one for each architecture.
 
-Version N holds the plans of the ONNX sibling's version N. Triton keeps one map from compute capability to
-file name for all versions of a model, and when one version that it is told to serve lacks a file, loading
-fails for all of them. So:
-
-* The map is that of the newest version that has a plan for every architecture in the map until now. A new
-  version is left out until its last plan has come, and the one before serves on: no part of a fleet loses its
-  plans on the way.
-* Served are that version and the newest before it that has files of all these names, too.
-* Only plans that are gone from the disk give an architecture up, with a warning.
+Which versions are served of them, ``served.py`` tells.
 
 Adding a plan puts its file into the version before the map names it, so that a server that looks in between
 finds nothing amiss. A plan that is there is never changed.
@@ -18,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +22,13 @@ from arcface_client.names import plan_model
 
 from ..disk import flush
 from ..errors import RepositoryError
-from ..model_config import CONFIG_FILE, VERSIONS_SERVED, config_changes, config_text
+from ..model_config import CONFIG_FILE, config_changes, config_text
 from ..repository import ModelRepository, os_errors, replace_text
-from ..store import PlanManifest, StoredPlan
+from ..store import StoredPlan
 from ..store.plan_manifest import check_plan
 from .config import plan_config
-from .published import Plans, check_unchanged, manifest_path, published_plans
+from .published import Plans, check_alike, check_unchanged, manifest_path, published_plans
+from .served import names, serving, why_not
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +43,8 @@ class AddedPlan:
         path: Its file.
         served: The versions that Triton is told to serve now.
         is_new: Whether it was not there before.
+        tensorrt_version: The TensorRT that it is by.
+        platform: The operating system and processor that it is for.
     """
 
     model: str
@@ -57,6 +52,8 @@ class AddedPlan:
     path: Path
     served: tuple[int, ...]
     is_new: bool
+    tensorrt_version: str
+    platform: str
 
 
 def add_plan(
@@ -79,7 +76,8 @@ def add_plans(
         instances: Copies that Triton runs side by side on each GPU; None leaves what the model has, or 2.
 
     Raises:
-        RepositoryError: The version has another plan for an architecture, or cannot be written.
+        RepositoryError: The version has another plan for an architecture, or plans by another TensorRT or for
+            another platform, or cannot be written.
         PlanDamagedError: A plan, there or from the store, is not what its manifest says.
         PlanManifestError: The manifest of a plan that is there is damaged.
     """
@@ -99,16 +97,15 @@ def add_plans(
             there = plans.setdefault(version, {})
             for capability, manifest in wanted.items():
                 check_unchanged(there.get(capability), manifest, folder)
+                check_alike([*there.values(), *wanted.values()], manifest.identity, folder)
             old_shas = {capability: manifest.plan_sha256 for capability, manifest in there.items()}
             there.update(wanted)
             old = _config(model_folder / CONFIG_FILE)
             before = set(old.cc_model_filenames) if old else set()
-            filenames, served = _serving(plans, before)
+            filenames, served = serving(plans, before)
             config = _configured(model, plans, filenames, served, instances, old)
             text = config_text(config)
-            is_new = {
-                capability: not (folder / name).is_file() for capability, name in _names(wanted).items()
-            }
+            is_new = {capability: not (folder / name).is_file() for capability, name in names(wanted).items()}
             had_folder = model_folder.is_dir()
             records = {
                 capability: manifest_path(repository, model, version, manifest.identity.sm)
@@ -120,7 +117,7 @@ def add_plans(
                         replace_text(records[capability], manifest.to_json(), via=staged.parent)
                 _place(staged, folder, text)
             finally:  # no record without its plan
-                for capability, name in _names(wanted).items():
+                for capability, name in names(wanted).items():
                     if not (folder / name).is_file():
                         records[capability].unlink(missing_ok=True)
             if had_folder and config != old:  # Triton reloads every version when the file is touched
@@ -143,10 +140,18 @@ def add_plans(
                 version,
                 model,
                 capability,
-                _why_not(plans, filenames, version, max(served)),
+                why_not(plans, filenames, version, max(served)),
             )
     return [
-        AddedPlan(model, version, folder / manifest.identity.filename, served, is_new[capability])
+        AddedPlan(
+            model,
+            version,
+            folder / manifest.identity.filename,
+            served,
+            is_new[capability],
+            manifest.identity.tensorrt_version,
+            manifest.identity.platform,
+        )
         for capability, manifest in wanted.items()
     ]
 
@@ -181,33 +186,6 @@ def _configured(
         instances=instances,
         old=old,
     )
-
-
-def _serving(plans: Plans, before: Set[str]) -> tuple[dict[str, str], tuple[int, ...]]:
-    """Which files to name and which versions to serve; see the module's description.
-
-    Args:
-        plans: What there is.
-        before: The compute capabilities in the map until now.
-    """
-    leading = max(plans, key=lambda version: (len(before & plans[version].keys()), version))
-    filenames = _names(plans[leading])
-    complete = [version for version in sorted(plans) if _names(plans[version]).items() >= filenames.items()]
-    return filenames, tuple(complete[-VERSIONS_SERVED:])
-
-
-def _why_not(plans: Plans, filenames: dict[str, str], version: int, leading: int) -> str:
-    missing = ", ".join(sorted(filenames.keys() - plans[version].keys()))
-    if version > leading:
-        return (
-            f"version {leading} serves on until version {version} has plans for {missing} too; "
-            f"or remove version {leading} to give these architectures up"
-        )
-    return f"version {leading} is; compile that"
-
-
-def _names(plans: dict[str, PlanManifest]) -> dict[str, str]:
-    return {capability: manifest.identity.filename for capability, manifest in plans.items()}
 
 
 def _place(staged: Path, version: Path, config: str) -> None:

@@ -82,6 +82,16 @@ class PlanIdentity:
         return 1 + bool(self.settings.get(SMALL_BATCH_PROFILE))
 
     @property
+    def platform(self) -> str:
+        """The operating system and processor that it is for."""
+        return str(self.settings.get(PLATFORM))
+
+    @property
+    def kind(self) -> str:
+        """What a server must be to load it, for messages: its TensorRT, and its platform."""
+        return f"TensorRT {self.tensorrt_version} for {self.platform}"
+
+    @property
     def filename(self) -> str:
         """Name of the plan's file, with what a person needs: ``arcface_r100-fp16-sm86.plan``."""
         return f"{self.model}-{self.precision}-sm{self.sm}.plan"

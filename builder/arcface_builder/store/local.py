@@ -22,7 +22,7 @@ from typing import Final
 from arcface_client.cache import cache_folder
 
 from ..disk import NO_SPACE, flush
-from ..errors import CacheError, PlanDamagedError, PlanError, PlanManifestError
+from ..errors import CacheError, PlanDamagedError, PlanError, PlanManifestError, PlanSchemaError
 from .identity import PlanIdentity
 from .plan_manifest import ENDING, PlanManifest, check_plan, read_manifest
 from .stored_plan import DamagedManifest, Objection, StoredPlan, no_objection
@@ -58,6 +58,10 @@ class LocalStore:
                     return self._checked(plan, identity.key)
                 except FileNotFoundError:
                     return None
+                except PlanSchemaError as error:
+                    raise CacheError(
+                        f"Cannot use the cache {self.root}: {error} Set ARCFACE_CACHE_DIR to another folder."
+                    ) from error
                 except PlanError as error:
                     if self._discard_unless_good(plan, identity.key):
                         _log.warning("Removed a plan from the cache, to be made again: %s", error)
@@ -90,11 +94,7 @@ class LocalStore:
         """
         plan = self.root / manifest.identity.key
         with self._os_errors("read"):
-            try:
-                check_plan(plan, manifest, where=str(plan))
-            except FileNotFoundError as error:
-                raise PlanDamagedError(f"{plan} is missing beside its manifest.") from error
-        return StoredPlan(plan, manifest)
+            return _compared(plan, manifest)
 
     def add(self, plan: bytes, manifest: PlanManifest, objection: Objection = no_objection) -> StoredPlan:
         """Store a plan, unless there is one of the same identity, which then is the one that counts.
@@ -192,9 +192,7 @@ class LocalStore:
             os.close(descriptor)
 
     def _checked(self, plan: Path, key: str) -> StoredPlan:
-        stored = StoredPlan(plan, _read(plan, key))
-        check_plan(plan, stored.manifest, where=str(plan))
-        return stored
+        return _compared(plan, _read(plan, key))
 
     def _discard_unless_good(self, plan: Path, key: str, objection: Objection = no_objection) -> bool:
         """Remove a plan by a rename, so that nobody sees a part of it; a good one is put back.
@@ -211,9 +209,12 @@ class LocalStore:
             except FileNotFoundError:  # somebody else was faster
                 return False
             try:
-                if objection(self._checked(taken / plan.name, key).manifest) is not None:
-                    return True
+                good = objection(self._checked(taken / plan.name, key).manifest) is None
+            except PlanSchemaError:
+                good = True
             except (FileNotFoundError, PlanError):
+                good = False
+            if not good:
                 return True
             _renamed(taken, plan.parent)  # or else there is a newer one, as good
             return False
@@ -235,6 +236,14 @@ class LocalStore:
 
 def _read(plan: Path, key: str) -> PlanManifest:
     return read_manifest(plan.with_name(f"{plan.name}{ENDING}").read_bytes(), key=key)
+
+
+def _compared(plan: Path, manifest: PlanManifest) -> StoredPlan:
+    try:
+        check_plan(plan, manifest, where=str(plan))
+    except FileNotFoundError as error:
+        raise PlanDamagedError(f"{plan} is missing beside its manifest.") from error
+    return StoredPlan(plan, manifest)
 
 
 def _renamed(folder: Path, target: Path) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from arcface_client.checksum import sha256_of
 from arcface_client.manifests import SCHEMA_VERSION
 
-from ..errors import OptionError, PlanDamagedError, PlanManifestError
+from ..errors import OptionError, PlanDamagedError, PlanManifestError, PlanSchemaError
 from .identity import PlanIdentity
 from .plan_header import plan_version
 from .records import read_record
@@ -95,7 +95,8 @@ def read_manifest(text: str | bytes, *, key: str) -> PlanManifest:
         key: Where its plan is stored, which must be where its identity belongs.
 
     Raises:
-        PlanManifestError: It is damaged, of another schema, or belongs to another plan.
+        PlanSchemaError: Another version of this project wrote it.
+        PlanManifestError: It is damaged, or belongs to another plan.
     """
     where = f"The manifest of {key}"
     manifest = parse_manifest(text, where)
@@ -112,7 +113,8 @@ def parse_manifest(text: str | bytes, where: str) -> PlanManifest:
         where: Where it is, for messages.
 
     Raises:
-        PlanManifestError: It is damaged, or of another schema.
+        PlanSchemaError: Another version of this project wrote it.
+        PlanManifestError: It is damaged.
     """
     try:
         content = json.loads(text)
@@ -121,7 +123,7 @@ def parse_manifest(text: str | bytes, where: str) -> PlanManifest:
     if not isinstance(content, dict) or "schema_version" not in content:
         raise PlanManifestError(f"{where} is no manifest of a plan; remove it with its plan.")
     if content["schema_version"] != SCHEMA_VERSION:
-        raise PlanManifestError(
+        raise PlanSchemaError(
             f"{where} has schema_version {content['schema_version']!r}; expected {SCHEMA_VERSION}. "
             "Another version of arcface-triton wrote it."
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from ..errors import PlanManifestError
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def read_record(kind: type[T], value: object, at: str) -> T:
-    """Make a dataclass from decoded JSON; every field must be there, of its type, and nothing else.
+    """Make a dataclass from decoded JSON; every field without a default must be there, and nothing else.
 
     Args:
         kind: A dataclass of strings, numbers, booleans, mappings, tuples and further dataclasses.
@@ -26,13 +26,15 @@ def read_record(kind: type[T], value: object, at: str) -> T:
     if not isinstance(value, dict):
         raise PlanManifestError(f"{at} is {value!r:.80}; expected an object.")
     hints = get_type_hints(kind)
-    names = {item.name for item in fields(kind)}  # type: ignore[arg-type]
-    if names != value.keys():
-        missing, unknown = sorted(names - value.keys()), sorted(value.keys() - names)
+    items = fields(kind)  # type: ignore[arg-type]
+    names = {item.name for item in items}
+    needed = {item.name for item in items if item.default is MISSING and item.default_factory is MISSING}
+    if not needed <= value.keys() <= names:
+        missing, unknown = sorted(needed - value.keys()), sorted(value.keys() - names)
         what = [f"lacks {', '.join(missing)}"] * bool(missing)
         what += [f"has the unknown {', '.join(unknown)}"] * bool(unknown)
         raise PlanManifestError(f"{at} {' and '.join(what)}; it was not written by this version.")
-    return kind(**{name: _read(hints[name], value[name], f"{at}.{name}") for name in names})
+    return kind(**{name: _read(hints[name], value[name], f"{at}.{name}") for name in value})
 
 
 def _read(hint: Any, value: object, at: str) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Protocol
 
-from ..errors import BucketError, BucketUnreachableError, PlanError, PlanManifestError
+from ..errors import BucketError, BucketUnreachableError, PlanError, PlanManifestError, PlanSchemaError
 from .identity import PlanIdentity
 from .local import LocalStore
 from .plan_manifest import PlanManifest
@@ -145,6 +145,8 @@ class PlanStore:
             try:
                 if self.remote.find(manifest.identity):
                     return False
+            except PlanSchemaError:
+                raise
             except PlanManifestError as error:
                 _log.warning("Replacing what the bucket has: %s", error)
         self.remote.upload(stored)
@@ -168,6 +170,12 @@ class PlanStore:
         """
         found = {manifest.identity.key: manifest for place in self._places() for manifest in readable(place)}
         return sorted(found.values(), key=lambda manifest: manifest.created_at, reverse=True)
+
+    @property
+    def places(self) -> str:
+        """Where plans are looked for, for messages."""
+        bucket = f" and the {self.remote.name}" if self.remote else ", with no bucket"
+        return f"{self.local.name} ({self.local.root}){bucket}"
 
     def _explain_miss(self, identity: PlanIdentity) -> None:
         others = [other.identity for place in self._places() for other in readable(place, identity.model)]
@@ -207,6 +215,8 @@ def _has_good(bucket: S3Store, identity: PlanIdentity, objection: Objection) -> 
             if objection(manifest) is not None:
                 return False
             bucket.check(manifest)
+    except PlanSchemaError:
+        raise
     except PlanError as error:
         _log.warning("Replacing what the bucket has: %s", error)
         return False
@@ -215,7 +225,9 @@ def _has_good(bucket: S3Store, identity: PlanIdentity, objection: Objection) -> 
 
 def _nearest(wanted: PlanIdentity, stored: Iterable[PlanIdentity]) -> str:
     """Say what keeps the most similar plan of the same model from being the wanted one."""
-    differences = [wanted.differences(other) for other in stored if other.model == wanted.model]
+    differences = [
+        wanted.differences(other) for other in stored if other.model == wanted.model and other != wanted
+    ]
     if not differences:
         return "."
     nearest = sorted(differences, key=len)[0]

@@ -18,7 +18,7 @@ from arcface_builder.fleet import assemble
 from arcface_builder.plans.builder import BuildOptions
 from arcface_builder.plans.precision import typed_graph
 from arcface_builder.repository import ModelRepository
-from arcface_builder.store import PlanManifest, PlanStore, open_store
+from arcface_builder.store import PlanManifest, PlanStore, describe_plan, open_store
 from arcface_builder.store.local import LocalStore
 from s3_server import S3Server
 
@@ -85,7 +85,7 @@ def test_a_fleet_takes_no_other_plan_than_the_one_it_chose(
     damaged = a.local.root / good.identity.key
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
 
-    with pytest.raises(CompileError, match=r"The store lost small-fp16-sm86\.plan meanwhile"):
+    with pytest.raises(CompileError, match=r"small-fp16-sm86\.plan is no longer as it was listed in the"):
         assemble(
             request_.onnx,
             request_.options,
@@ -190,7 +190,7 @@ def test_a_plan_for_another_platform_is_another_plan(
         request_.onnx, BuildOptions(), ["8.6"], store, ModelRepository(tmp_path / "x86"), platform=str(here)
     )
     assert f'"{here}"' in (x86[0].path.parents[2] / "small_trt-1-sm86.manifest.json").read_text()
-    with pytest.raises(CompileError, match="no fp16 plans of small version 1, batch 32 for win32-AMD64"):
+    with pytest.raises(CompileError, match=r"batch 32 by TensorRT .* for win32-AMD64 .*platform linux-"):
         assemble(request_.onnx, request_.options, ["8.6"], store, repository, platform="win32-AMD64")
 
 
@@ -246,3 +246,72 @@ def test_without_space_for_every_record_there_is_none_without_its_plan(
         compile_plan(request_, gpu, store, repository)
 
     assert not list(repository.root.glob("small_trt*"))
+
+
+def test_a_plan_by_another_tensorrt_than_the_versions_others_is_refused_before_it_is_built(
+    request_: PlanRequest,
+    gpu: AbsentGpu,
+    store: PlanStore,
+    repository: ModelRepository,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compile_plan(request_, gpu, store, repository)
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    stages: list[str] = []
+
+    with pytest.raises(
+        RepositoryError, match=r"sm89\.plan is by TensorRT .* for linux-aarch64; no server loads"
+    ):
+        compile_plan(
+            request_,
+            replace(gpu, sm="89", target_sm="89"),
+            store,
+            repository,
+            report=lambda stage, done: stages.append(stage),
+        )
+    assert stages == []
+
+
+def test_a_fleet_goes_on_with_what_the_version_has(
+    request_: PlanRequest,
+    gpu: AbsentGpu,
+    store: PlanStore,
+    repository: ModelRepository,
+    elsewhere: ModelRepository,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compile_plan(request_, gpu, store, repository)
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    for sm in ("86", "89"):
+        compile_plan(request_, replace(gpu, sm=sm, target_sm=sm), store, elsewhere)
+
+    with pytest.raises(
+        CompileError, match=r"without sm89 \(not taken: small-fp16-sm89\.plan: platform linux-aarch64"
+    ):
+        assemble(request_.onnx, request_.options, ["8.6", "8.9"], store, repository)
+
+
+def test_where_two_machines_built_the_same_the_published_plan_counts(
+    request_: PlanRequest,
+    gpu: AbsentGpu,
+    store: PlanStore,
+    repository: ModelRepository,
+    elsewhere: ModelRepository,
+    tmp_path: Path,
+) -> None:
+    published = compile_plan(request_, gpu, store, repository).manifest
+    other = PlanStore(LocalStore(tmp_path / "other"))
+    compile_plan(request_, gpu, other, elsewhere)
+    (theirs,) = other.local.manifests()
+    assert isinstance(theirs, PlanManifest)
+    path = other.local.root / theirs.identity.key
+    content = path.read_bytes() + b"\0"
+    other.local.remove(theirs)
+    other.local.add(content, replace(theirs, **describe_plan(content)))
+
+    (added,) = assemble(request_.onnx, request_.options, ["8.6"], other, repository)
+    again = compile_plan(request_, gpu, other, repository)
+
+    assert not added.is_new
+    assert again.from_store
+    assert again.manifest == published
