@@ -259,6 +259,15 @@ def test_a_timing_cache_is_used_again_by_the_same_tensorrt_alone(
     assert [file.name for file in path.parent.iterdir()] == ["timing.cache"]
 
 
+def test_a_timing_cache_that_there_cannot_be_is_an_error_of_an_option(
+    trt: ModuleType, small_graph: bytes
+) -> None:
+    options = BuildOptions(precision="fp32", timing_cache=Path("x" * 300))
+
+    with pytest.raises(OptionError, match=r"The timing cache x+ cannot be read: File name too long"):
+        build_plan(trt, small_graph, options, target_sm="86")
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
