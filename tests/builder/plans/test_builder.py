@@ -78,6 +78,19 @@ def test_tf32_is_on_for_tf32_alone(precision: str, on: bool, trt: ModuleType) ->
     assert config.get_flag(trt.BuilderFlag.TF32) is on
 
 
+def test_a_plan_that_would_not_be_for_the_whole_compute_capability_is_refused_before_it_is_built(
+    trt: ModuleType, small_graph: bytes
+) -> None:
+    told: list[str] = []
+    options = BuildOptions(precision="fp32", hardware_compatible=True)
+
+    # TensorRT-RTX has the API, and only warns.
+    with pytest.raises(CompileError, match=r"^tensorrt_rtx .* set tensorrt\.hardware_compatible to false"):
+        build_plan(trt, small_graph, options, report=lambda stage, done: told.append(stage))
+
+    assert told == []
+
+
 def test_what_the_parser_does_not_know_is_one_clear_line(trt: ModuleType, small_graph: bytes) -> None:
     model = onnx.load_model_from_string(small_graph)
     model.graph.node[4].op_type = "Unheard"
