@@ -11,6 +11,7 @@ from typing import Any
 from arcface_builder.plans.gate import ANOTHER_MODEL, Verdict
 from arcface_builder.store import Parity, PlanIdentity, PlanManifest, StoredPlan, describe_plan
 from arcface_builder.store.identity import PLATFORM
+from arcface_client.faults import FAULTS
 
 IDENTITY = PlanIdentity(
     model="arcface_r100",
@@ -32,7 +33,7 @@ VERDICT = Verdict(
     between_batches=1e-9,
     crops=256,
     batch_sizes=(1, 4, 16, 32),
-    controls={ANOTHER_MODEL: 0.1},
+    controls={**dict.fromkeys(FAULTS, 0.1), ANOTHER_MODEL: 0.1},
     compared_with="source file",
 )
 """What the gate says of a good plan."""

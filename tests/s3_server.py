@@ -7,9 +7,9 @@ import socket
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Final
 
 import boto3
@@ -34,8 +34,33 @@ def redirecting(status: int) -> Iterator[str]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Redirect) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with _serving(Redirect) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def answering(status: int, body: bytes, headers: Mapping[str, str] = MappingProxyType({})) -> Iterator[str]:
+    """The URL of a server that gives every request the same answer."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with _serving(Answer) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def _serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
 
@@ -45,13 +70,15 @@ class BadWire:
 
     Attributes:
         cut_after_bytes: Connections are cut once the server has said so much on them; None leaves them.
-        cuts: How many connections may still be cut; None is any number.
+        cut_upload_after_bytes: They are cut once the client has said so much on one; None leaves them.
+        cuts: How many connections may still be cut after what the server said; None is any number.
         bytes_per_s: How fast what the server says goes through; None is at once.
         refuse: Whether to hang up on everybody.
     """
 
     def __init__(self, port: int) -> None:
         self.cut_after_bytes: int | None = None
+        self.cut_upload_after_bytes: int | None = None
         self.cuts: int | None = None
         self.bytes_per_s: float | None = None
         self.refuse = False
@@ -84,8 +111,14 @@ class BadWire:
             threading.Thread(target=self._answer, args=(server, client), daemon=True).start()
 
     def _carry(self, client: socket.socket, server: socket.socket) -> None:
+        said = 0
         with contextlib.suppress(OSError):
             while piece := client.recv(_PIECE_BYTES):
+                said += len(piece)
+                if self.cut_upload_after_bytes is not None and said >= self.cut_upload_after_bytes:
+                    self.was_cut += 1
+                    client.shutdown(socket.SHUT_RDWR)
+                    break
                 server.sendall(piece)
         with contextlib.suppress(OSError):
             server.shutdown(socket.SHUT_RDWR)

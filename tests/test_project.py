@@ -74,12 +74,20 @@ def test_importing_a_package_does_not_import_grpc() -> None:
         assert "grpc" not in modules_after(f"import {package}")
 
 
-def test_the_builder_says_what_a_small_installation_lacks() -> None:
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("onnx", "arcface-builder needs the package onnx: pip install 'arcface-triton[builder]'\n"),
+        ("fcntl", "arcface-builder needs Linux or macOS: this system has no file locks by fcntl\n"),
+    ],
+)
+def test_the_builder_says_what_a_small_installation_or_its_system_lacks(missing: str, said: str) -> None:
     code = (
-        "import sys; sys.modules['onnx'] = None; from arcface_builder.__main__ import main; sys.exit(main())"
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "from arcface_builder.__main__ import main; sys.exit(main())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stderr == "arcface-builder needs the package onnx: pip install 'arcface-triton[builder]'\n"
+    assert (done.returncode, done.stderr) == (1, said)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from .plans.published import published_plans, recorded_plan
 from .plans.repository import AddedPlan, add_plans
 from .repository import ModelRepository
 from .store import Objection, PlanManifest, PlanStore, StoredPlan, sm_of
-from .store.identity import CALIBRATION, GPU_MODEL, PLATFORM, Setting
+from .store.identity import CALIBRATION, GPU_MODEL, PLATFORM, Setting, release_of
 
 _log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def choose(
         kind = identity.tensorrt_version, identity.platform, identity.settings.get(CALIBRATION)
         sets.setdefault(kind, {}).setdefault(identity.sm, manifest)
     newest_first = sorted(
-        sets, key=lambda kind: (_numbers(kind[0]), kind[1] == this_platform()), reverse=True
+        sets, key=lambda kind: (release_of(kind[0]), kind[1] == this_platform()), reverse=True
     )
     for kind in newest_first:
         plans = sets[kind]
@@ -196,7 +196,3 @@ def _nearest(passed_over: Iterable[_PassedOver], missing: Sequence[str]) -> str:
     """Say what keeps the most similar plan for a missing architecture from being taken."""
     fitting = [(count, text) for sm, count, text in passed_over if sm in missing]
     return f" (not taken: {min(fitting)[1]})" if fitting else ""
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("."))

@@ -12,13 +12,16 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
 from .errors import ArcFaceError, MissingExtraError
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -160,27 +163,44 @@ def transfer(name: str, size_bytes: int) -> Iterator[Callable[[int], object]]:
         yield bar.update
 
 
+Tell = Callable[[str, float | None], None]
+"""Is told the stage of something long, and what part of it is done, 0 to 1; None where nobody knows."""
+
+
 @contextmanager
-def stages(name: str) -> Iterator[Callable[[str, float | None], None]]:
+def stages(name: str) -> Iterator[Tell]:
     """Show the stage of something long, and how much is done, under a bar on standard error.
 
-    Without a terminal or tqdm, show nothing.
-
-    Yields:
-        What is to be told the stage, and what part of the whole is done, 0 to 1; None where nobody knows.
+    Without a terminal or tqdm, log each new stage, and when it began.
     """
     try:
         from tqdm import tqdm
         from tqdm.contrib.logging import logging_redirect_tqdm
     except ImportError:
-        yield lambda stage, done: None
+        yield _logging_stages(name)
         return
     layout = "{desc} {percentage:3.0f}% |{bar}| {elapsed} {postfix}"
     bar = tqdm(desc=name, total=1.0, bar_format=layout, disable=None, leave=False)
-    with bar, nullcontext() if bar.disable else logging_redirect_tqdm():  # log lines go above the bar
+    if bar.disable:
+        yield _logging_stages(name)
+        return
+    with bar, logging_redirect_tqdm():  # log lines go above the bar
 
         def tell(stage: str, done: float | None) -> None:
             bar.n = done or 0.0
             bar.set_postfix_str(stage)
 
         yield tell
+
+
+def _logging_stages(name: str) -> Tell:
+    started, told = time.monotonic(), set[str]()
+
+    def tell(stage: str, done: float | None) -> None:
+        nonlocal told
+        if stage not in told:
+            # The phases of something whose part is known come again and again.
+            told = {stage} if done is None else told | {stage}
+            _log.info("%s: %s (after %.0f s)", name, stage, time.monotonic() - started)
+
+    return tell

@@ -43,6 +43,9 @@ def _run(module: str, extra: str | None) -> int:
         if extra is None:
             raise
         command = module.partition(".")[0].replace("_", "-")
+        if error.name == "fcntl":  # comes with Python itself, but not on Windows
+            sys.stderr.write(f"{command} needs Linux or macOS: this system has no file locks by fcntl\n")
+            return 1
         sys.stderr.write(f"{command} needs the package {error.name}: pip install 'arcface-triton[{extra}]'\n")
         return 1
     return int(main())

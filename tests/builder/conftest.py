@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 
@@ -17,6 +18,13 @@ from s3_server import S3Server
 @pytest.fixture(scope="session")
 def r18() -> SourceModel:
     return Synthetic("r18").load()
+
+
+@pytest.fixture(scope="session")
+def trt() -> ModuleType:
+    """TensorRT 11's API, which builds without a GPU."""
+    reason = "tensorrt_rtx is not installed (it has wheels for Linux on x86-64 alone)"
+    return pytest.importorskip("tensorrt_rtx", reason=reason)  # type: ignore[no-any-return]
 
 
 @pytest.fixture

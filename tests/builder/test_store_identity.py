@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from arcface_builder.errors import OptionError
 from arcface_builder.store import sm_of
+from arcface_builder.store.identity import release_of
 from engines import IDENTITY, identity
 
 CHANGES: list[dict[str, Any]] = [
@@ -54,6 +55,7 @@ def test_the_order_of_settings_makes_no_difference() -> None:
         {"onnx_sha256": "4c06"},
         {"tensorrt_version": "10"},
         {"tensorrt_version": "10.16.1.11/.."},
+        {"tensorrt_version": "10.0.0+../.."},
         {"sm": "8.6"},
         {"sm": "sm86"},
         {"precision": "half"},
@@ -67,6 +69,19 @@ def test_a_value_that_no_plan_has_is_refused_with_what_was_expected(change: dict
     with pytest.raises(OptionError, match="expected") as caught:
         identity(**change)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("version", ["8.5.3.1", "8.6.1", "8.6.1.post1", "10.0.0b6", "10.14.1.48.post1"])
+def test_every_version_that_tensorrt_gives_itself_is_taken(version: str) -> None:
+    assert identity(tensorrt_version=version).prefix.startswith(f"trt-{version}/")
+
+
+@pytest.mark.parametrize(
+    ("version", "numbers"),
+    [("10.16.1.11", (10, 16, 1, 11)), ("10.0.0b6", (10, 0, 0)), ("8.6.1.post1", (8, 6, 1))],
+)
+def test_versions_are_ordered_by_their_numbers(version: str, numbers: tuple[int, ...]) -> None:
+    assert release_of(version) == numbers
 
 
 @given(st.integers(1, 99), st.integers(0, 9))

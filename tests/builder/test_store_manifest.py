@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
-import tensorrt_rtx as trt
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -96,7 +96,7 @@ def test_a_plan_of_8_5_or_with_a_header_of_another_layout_does_not_say_its_versi
     assert plan_version(b"ftrt\1" + plan()[5:]) is None
 
 
-def test_a_real_engine_says_the_version_that_built_it() -> None:
+def test_a_real_engine_says_the_version_that_built_it(trt: ModuleType) -> None:
     builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
     network = builder.create_network(0)
     tensor = network.add_input("x", trt.float32, (1, 4))
@@ -130,6 +130,14 @@ def test_a_build_number_over_255_is_compared_by_its_low_byte() -> None:
     of = identity(tensorrt_version="12.0.0.300")
     content = plan(version="12.0.0.300")
     check_plan(content, manifest(content, of), where="plan")
+
+
+@pytest.mark.parametrize(("version", "header"), [("10.0.0b6", "10.0.0.6"), ("8.6.1.post1", "8.6.1.6")])
+def test_a_version_that_is_not_only_numbers_is_compared_by_those_it_has(version: str, header: str) -> None:
+    content = plan(version=header)
+    check_plan(content, manifest(content, identity(tensorrt_version=version)), where="plan")
+    with pytest.raises(PlanManifestError, match="the plan's own header"):
+        check_plan(content, manifest(content, identity(tensorrt_version="10.0.1b6")), where="plan")
 
 
 @pytest.mark.parametrize(

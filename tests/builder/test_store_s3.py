@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from arcface_builder.errors import BucketError, BucketUnreachableError, PlanDamagedError, PlanManifestError
-from arcface_builder.store import DamagedManifest, StoredPlan
+from arcface_builder.store import DamagedManifest, PlanManifest, StoredPlan
 from arcface_builder.store.s3 import S3Store
 from engines import IDENTITY, identity, manifest, plan
-from s3_server import BadWire, S3Server, redirecting
+from s3_server import BadWire, S3Server, answering, redirecting
 
 CONTENT = plan(9_000_000)
 """More than boto3 moves in one piece."""
@@ -179,6 +179,33 @@ def test_a_manifest_that_is_cut_in_the_middle_is_no_manifest(
         hasty(wire.url).find(IDENTITY)
 
 
+def test_an_upload_that_is_cut_is_one_error_and_leaves_nothing(
+    s3: S3Server, wire: BadWire, engine: StoredPlan
+) -> None:
+    wire.cut_upload_after_bytes = 2_000_000
+    with pytest.raises(BucketUnreachableError, match=r"^Cannot reach the bucket 'plans' at http") as caught:
+        hasty(wire.url).upload(engine)
+    assert "\n" not in str(caught.value)
+    assert wire.was_cut
+    assert s3.keys("plans") == []
+    assert "Uploads" not in s3.client.list_multipart_uploads(Bucket="plans")
+
+
+def test_a_list_that_takes_several_answers_is_whole(
+    s3: S3Server, bucket: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "2")
+    wanted = [manifest(of=identity(sm=str(sm))) for sm in range(80, 85)]
+    for record in wanted:
+        key = f"{record.identity.key}.json"
+        s3.client.put_object(Bucket="plans", Key=key, Body=record.to_json().encode())
+    assert len(s3.keys("plans")) == 2  # of one answer
+
+    assert {record.identity.sm for record in bucket.manifests() if isinstance(record, PlanManifest)} == {
+        record.identity.sm for record in wanted
+    }
+
+
 def test_a_slow_bucket_is_waited_for(
     wire: BadWire, bucket: S3Store, engine: StoredPlan, tmp_path: Path
 ) -> None:
@@ -212,6 +239,40 @@ def test_an_endpoint_that_cannot_be_reached_is_told(wire: BadWire, listening: bo
 )
 def test_an_endpoint_that_redirects_everything_is_told(status: int, told: str) -> None:
     with redirecting(status) as url, pytest.raises(BucketError, match=told):
+        hasty(url).find(IDENTITY)
+
+
+@pytest.mark.usefixtures("s3")
+@pytest.mark.parametrize(
+    ("status", "code", "kind", "told"),
+    [
+        (503, "SlowDown", BucketUnreachableError, r"does not work at the moment \(SlowDown .*try again"),
+        (429, "TooManyRequests", BucketUnreachableError, "does not work at the moment .*try again"),
+        (400, "RequestTimeout", BucketUnreachableError, "does not work at the moment .*try again"),
+        (400, "ExpiredToken", BucketError, r"credentials .* are not good any more \(ExpiredToken .*new ones"),
+        (403, "ExpiredTokenException", BucketError, "credentials .* are not good any more"),
+        (400, "InvalidToken", BucketError, "credentials .* are not good any more"),
+        (400, "TokenRefreshRequired", BucketError, "credentials .* are not good any more"),
+        (403, "RequestTimeTooSkewed", BucketError, r"does not take this machine's time .* set its clock"),
+        (400, "RequestExpired", BucketError, r"does not take this machine's time .* set its clock"),
+        (400, "InvalidRequest", BucketError, "refused a request .*; check its region and --endpoint-url"),
+    ],
+)
+def test_an_answer_that_is_an_error_says_what_to_do(
+    status: int, code: str, kind: type[Exception], told: str
+) -> None:
+    body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+    with answering(status, body) as url, pytest.raises(kind, match=told):
+        hasty(url).find(IDENTITY)
+
+
+@pytest.mark.usefixtures("s3")
+def test_what_was_garbled_on_the_way_is_worth_another_try() -> None:
+    body = MANIFEST.to_json().encode()
+    with (
+        answering(200, body, {"x-amz-checksum-crc32": "AAAAAA=="}) as url,
+        pytest.raises(BucketUnreachableError, match=r"Expected checksum AAAAAA== .*try again"),
+    ):
         hasty(url).find(IDENTITY)
 
 

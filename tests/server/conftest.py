@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import tritonclient.grpc as grpcclient
 
+from arcface_builder.plans.repository import add_plan
+from arcface_builder.repository import ModelRepository
 from arcface_server import LocalTriton
+from engines import stored_plan
 from tiny import tiny_serving_graph, write_tiny_repository
 
 
@@ -28,6 +31,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     foreign = tiny_serving_graph()
     foreign.graph.output[0].name = foreign.graph.node[-1].output[0] = "fc1"
     (write_tiny_repository(folder, "foreign") / "1" / "model.onnx").write_bytes(foreign.SerializeToString())
+    plan = stored_plan(tmp_path_factory.mktemp("store"), "86")
+    add_plan(ModelRepository(folder), plan, version=1)
     return folder
 
 

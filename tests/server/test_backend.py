@@ -54,6 +54,7 @@ def test_each_version_serves_its_own_graph(
         ("foreign", "has inputs image UINT8[N, 112, 112, 3] and outputs fc1 FP32[N, 512]; expected"),
         ("not_a_number", "Parameter intra_op_thread_count is 'many' in config.pbtxt; expected a number."),
         ("on_gpu", "no GPUs are available"),
+        ("m_trt", "instance group gpu of model m_trt has kind KIND_GPU but no GPUs are available"),
     ],
 )
 def test_a_model_that_cannot_load_says_why_and_does_not_stop_the_others(

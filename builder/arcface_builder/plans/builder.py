@@ -131,6 +131,7 @@ def build_plan(
 
     Raises:
         CompileError: TensorRT cannot parse the graph or build it; the message has its own reason.
+        OptionError: The timing cache cannot be read.
         WorkspaceError: It ran out of memory with the smallest workspace, too.
     """
     toolkit.check_knows(trt, options.precision)

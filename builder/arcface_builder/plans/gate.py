@@ -97,6 +97,10 @@ def objection_to(parity: Parity, max_drift_cosine: float) -> str | None:
     values = dict(parity.details) | {name: getattr(parity, name) for name in _HEADLINES}
     try:
         verdict = read_record(Verdict, values, "parity")
+        if verdict.crops < LEAST_CROPS:
+            return f"The plan was judged on too few crops, {verdict.crops}; expected {LEAST_CROPS} or more."
+        if missing := sorted({*FAULTS, ANOTHER_MODEL} - verdict.controls.keys()):
+            return f"The plan was judged without controls of the gate: {', '.join(missing)}."
         replace(verdict, max_drift_cosine=max_drift_cosine).check()
     except (ParityError, PlanManifestError) as error:
         return str(error)

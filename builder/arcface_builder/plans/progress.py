@@ -102,7 +102,8 @@ def run_interruptibly(
         work: What to run; it must not hold Python's lock all the time.
         tick: Is called at the start and, while it runs, some times a second.
         cancelled: Is set on Ctrl-C, or when ``tick`` fails; what can be stopped looks at it.
-        stoppable: Wait until the work has stopped; otherwise it is left to end with the process.
+        stoppable: Wait until the work has stopped, or for another Ctrl-C; otherwise it is left to end with
+            the process.
 
     Raises:
         BaseException: What the work raised.
@@ -126,12 +127,12 @@ def run_interruptibly(
         while not ended.wait(_TICK_S):
             tick()
     except BaseException as error:
+        code = INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED
+        atexit.register(_end_process_unless, ended, code)  # if it cannot be stopped, or at a second Ctrl-C
         cancelled.set()
-        if stoppable:
-            ended.wait()
-        else:
-            code = INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED
-            atexit.register(_end_process_unless, ended, code)
+        # A wait without end could miss a Ctrl-C that comes just before it.
+        while stoppable and not ended.wait(_TICK_S):
+            pass
         raise
     if failures:
         raise failures[0]

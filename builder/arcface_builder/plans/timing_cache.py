@@ -14,6 +14,8 @@ from typing import Any, Final
 from arcface_client.errors import InputError
 from arcface_client.output import replacing
 
+from ..errors import OptionError
+
 _log = logging.getLogger(__name__)
 
 _MAGIC: Final = b"arcface-timing-cache "
@@ -37,8 +39,17 @@ class TimingCache:
         self.state = "cold"
 
     def attach(self, config: Any) -> None:
-        """Give a build what the file holds, if it fits."""
-        content = self._path.read_bytes() if self._path.is_file() else b""
+        """Give a build what the file holds, if it fits.
+
+        Raises:
+            OptionError: It cannot be read, or there can be no such file.
+        """
+        try:
+            content = self._path.read_bytes() if self._path.is_file() else b""
+        except OSError as error:
+            raise OptionError(
+                f"The timing cache {self._path} cannot be read: {error.strerror or error}; name another file."
+            ) from error
         blob = content.removeprefix(self._head) if content.startswith(self._head) else b""
         if content and not blob:
             self.state = "cold: the file is of another TensorRT, or none"

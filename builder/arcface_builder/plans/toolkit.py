@@ -104,11 +104,22 @@ def can_be_hardware_compatible(trt: ModuleType) -> bool:
 
 
 def set_hardware_compatible(trt: ModuleType, config: Any) -> bool:
-    """Make the plan fit every GPU of its compute capability; False where TensorRT cannot."""
-    possible = can_be_hardware_compatible(trt)
-    if possible:
-        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
-    return possible
+    """Make the plan fit every GPU of its compute capability; False where TensorRT has no such level.
+
+    Raises:
+        CompileError: It has the level and does not take it, as TensorRT-RTX, which only warns: the plan
+            would be stored as what it is not.
+    """
+    if not can_be_hardware_compatible(trt):
+        return False
+    level = trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
+    config.hardware_compatibility_level = level
+    if config.hardware_compatibility_level != level:
+        raise CompileError(
+            f"{trt.__name__} {trt.__version__} cannot make a plan for a whole compute capability, though it "
+            "names such a level; set tensorrt.hardware_compatible to false for one of this GPU model."
+        )
+    return True
 
 
 def set_target(trt: ModuleType, config: Any, sm: str) -> None:

@@ -33,6 +33,7 @@ TYPED_BY: Final = "onnxruntime"
 
 _ROOT: Final = "engines"
 _DIGEST_LENGTH: Final = 12
+_VERSION: Final = r"\d+(\.\d+){2,3}((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?"  # as PEP 440 has it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ class PlanIdentity:
     def __post_init__(self) -> None:
         check_name(self.model)
         _expect(r"[0-9a-f]{64}", "ONNX SHA-256", self.onnx_sha256, "64 lower-case hexadecimal digits")
-        _expect(r"\d+(\.\d+){2,3}", "TensorRT version", self.tensorrt_version, "a full one, as 10.16.1.11")
+        _expect(_VERSION, "TensorRT version", self.tensorrt_version, "a full one, as 10.16.1.11")
         _expect(r"\d{2,3}", "SM", self.sm, "digits alone, as 86")
         if self.precision not in PRECISIONS:
             raise OptionError(f"Precision {self.precision!r} is unknown; expected {', '.join(PRECISIONS)}.")
@@ -134,6 +135,12 @@ class PlanIdentity:
         for name in sorted(self.settings.keys() | other.settings.keys()):
             pairs.append((name, self.settings.get(name), other.settings.get(name)))
         return [f"{name} {theirs}, not {ours}" for name, ours, theirs in pairs if ours != theirs]
+
+
+def release_of(version: str) -> tuple[int, ...]:
+    """The numbers that a TensorRT version begins with: ``10.0.0b6`` has 10, 0 and 0."""
+    numbers = re.split(r"\.?[a-z]", version, maxsplit=1)[0]
+    return tuple(int(number) for number in numbers.split("."))
 
 
 def sm_of(compute_capability: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from ..errors import PlanDamagedError
+from .identity import release_of
 
 HEADER_BYTES: Final = 28
 
@@ -30,7 +31,7 @@ class PlanVersion(NamedTuple):
 
     def may_be(self, version: str) -> bool:
         """Whether this can be the header of a plan by TensorRT of that full version."""
-        parts = [int(part) for part in version.split(".")]
+        parts = list(release_of(version))
         parts[3:] = [part & 0xFF for part in parts[3:]]
         return list(self[: len(parts)]) == parts
 

@@ -43,13 +43,6 @@ def small_graph(small_source: SourceModel) -> bytes:
     return bytes(graph.SerializeToString())
 
 
-@pytest.fixture(scope="session")
-def trt() -> ModuleType:
-    """TensorRT 11's API, which builds without a GPU."""
-    reason = "tensorrt_rtx is not installed (it has wheels for Linux on x86-64 alone)"
-    return pytest.importorskip("tensorrt_rtx", reason=reason)  # type: ignore[no-any-return]
-
-
 @pytest.fixture
 def few_crops(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the gate do with as many crops as the largest batch holds; its own tests have them all."""

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import logging
-import signal
-import subprocess
-import sys
 import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +15,6 @@ from arcface_builder.errors import CompileError, OptionError, WorkspaceError
 from arcface_builder.plans import builder, progress, toolkit
 from arcface_builder.plans.builder import BuildOptions, build_plan
 from arcface_builder.plans.precision import typed_graph
-from arcface_builder.plans.progress import Phases, run_interruptibly
 from arcface_builder.store.plan_header import plan_version
 
 
@@ -82,6 +76,19 @@ def test_tf32_is_on_for_tf32_alone(precision: str, on: bool, trt: ModuleType) ->
     toolkit.set_precision(trt, config, precision)
 
     assert config.get_flag(trt.BuilderFlag.TF32) is on
+
+
+def test_a_plan_that_would_not_be_for_the_whole_compute_capability_is_refused_before_it_is_built(
+    trt: ModuleType, small_graph: bytes
+) -> None:
+    told: list[str] = []
+    options = BuildOptions(precision="fp32", hardware_compatible=True)
+
+    # TensorRT-RTX has the API, and only warns.
+    with pytest.raises(CompileError, match=r"^tensorrt_rtx .* set tensorrt\.hardware_compatible to false"):
+        build_plan(trt, small_graph, options, report=lambda stage, done: told.append(stage))
+
+    assert told == []
 
 
 def test_what_the_parser_does_not_know_is_one_clear_line(trt: ModuleType, small_graph: bytes) -> None:
@@ -234,101 +241,6 @@ def test_ctrl_c_or_a_display_that_fails_cancels_the_build(
     assert not [thread for thread in threading.enumerate() if thread.name == "tensorrt-build"]
 
 
-def test_what_the_work_raises_is_raised_where_it_is_waited_for(capfd: pytest.CaptureFixture[str]) -> None:
-    def work() -> None:
-        raise MemoryError("of the host")
-
-    with pytest.raises(MemoryError, match="of the host"):
-        run_interruptibly(work, tick=lambda: None, cancelled=threading.Event(), stoppable=True)
-
-    assert capfd.readouterr().err == ""
-
-
-def test_work_that_cannot_be_stopped_does_not_keep_ctrl_c_waiting() -> None:
-    released = threading.Event()
-
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    start = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        run_interruptibly(released.wait, tick=interrupt, cancelled=threading.Event(), stoppable=False)
-    assert time.monotonic() - start < 5
-    released.set()
-
-
-UNSTOPPABLE = """
-import signal
-import sys
-from pathlib import Path
-import tensorrt_rtx as trt
-from arcface_builder.plans import builder
-builder.monitor = lambda *_: None  # as with TensorRT 8.5
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
-try:
-    graph, options = Path(sys.argv[1]).read_bytes(), builder.BuildOptions()
-    builder.build_plan(trt, graph, options, target_sm="86", report=lambda *_: print("builds", flush=True))
-except KeyboardInterrupt:
-    sys.exit(130)
-"""
-
-
-def test_a_build_that_cannot_be_stopped_ends_with_the_process(
-    trt: ModuleType, r18_typed: dict[str, bytes], tmp_path: Path
-) -> None:
-    (tmp_path / "r18.onnx").write_bytes(r18_typed["fp16"])
-    child = subprocess.Popen(
-        [sys.executable, "-c", UNSTOPPABLE, str(tmp_path / "r18.onnx")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert child.stdout is not None
-    assert child.stdout.readline() == "builds\n"
-
-    child.send_signal(signal.SIGINT)
-    _, said = child.communicate(timeout=60)
-
-    assert (child.returncode, said) == (130, "")
-
-
-def test_nested_phases_are_one_fraction() -> None:
-    phases = Phases()
-    phases.start("build", None, 4)
-    phases.step("build", 0)
-    phases.start("tactics", "build", 10)
-    phases.step("tactics", 4)
-
-    assert phases.current == "tactics"
-    assert phases.fraction == pytest.approx((1 + 0.5) / 4)
-    phases.finish("tactics")
-    phases.step("build", 1)
-    assert phases.fraction == pytest.approx(0.5)
-
-
-def test_phases_change_while_they_are_asked() -> None:
-    phases, ended = Phases(), threading.Event()
-
-    def ask() -> None:
-        while not ended.is_set():
-            assert 0 <= phases.fraction <= 1
-            assert phases.current
-
-    interval_s = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        with ThreadPoolExecutor(1) as asking:
-            asked = asking.submit(ask)
-            for index in range(20_000):
-                phases.start(f"phase {index}", None, 4)
-                phases.step(f"phase {index}", 3)
-                phases.finish(f"phase {index - 3}")
-            ended.set()
-    finally:
-        sys.setswitchinterval(interval_s)
-    asked.result()
-
-
 @pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
 def test_a_timing_cache_that_cannot_be_written_does_not_cost_the_plan(
     trt: ModuleType, small_graph: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -358,6 +270,15 @@ def test_a_timing_cache_is_used_again_by_the_same_tensorrt_alone(
     assert states == ["cold", "warm", "cold: the file is of another TensorRT, or none"]
     assert path.read_bytes() == content
     assert [file.name for file in path.parent.iterdir()] == ["timing.cache"]
+
+
+def test_a_timing_cache_that_there_cannot_be_is_an_error_of_an_option(
+    trt: ModuleType, small_graph: bytes
+) -> None:
+    options = BuildOptions(precision="fp32", timing_cache=Path("x" * 300))
+
+    with pytest.raises(OptionError, match=r"The timing cache x+ cannot be read: File name too long"):
+        build_plan(trt, small_graph, options, target_sm="86")
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from arcface_builder.reference import ReferenceEmbedder
 from arcface_builder.source_model import SourceModel
 from arcface_builder.store import Parity
 from arcface_client.contract import INPUT_NAME, Crops, Embeddings
+from arcface_client.faults import FAULTS
 from arcface_client.runtimes.base import Embed
 from engines import VERDICT
 from photograph import face_crops
@@ -218,7 +219,10 @@ def test_generated_crops_fill_up_real_ones(crops: Crops) -> None:
         ({}, 0.0002, "The plan drifts by 0.0003 from the source file"),
         ({"between_batches": 0.0004}, 0.0003, "with its place in a batch"),
         ({"source_to_onnx": 0.002}, 0.001, "The served ONNX model drifts by 0.002"),
-        ({}, 0.2, "The gate is blind: another model makes a drift of 0.1"),
+        ({}, 0.2, "The gate is blind: red and blue swapped makes a drift of 0.1"),
+        ({"crops": 1}, 0.001, "judged on too few crops, 1; expected 256 or more"),
+        ({"controls": {}}, 0.001, "without controls of the gate: another image, another model, pixels"),
+        ({"controls": dict.fromkeys(FAULTS, 0.1)}, 0.001, "without controls of the gate: another model."),
         ({"largest_drift_cosine": float("nan")}, 0.001, "The plan drifts by nan"),
     ],
 )

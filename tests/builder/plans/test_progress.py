@@ -1,0 +1,146 @@
+"""A long build beside the thread that waits for it: how far it is, and how it is stopped."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import children
+from arcface_builder.plans.precision import typed_graph
+from arcface_builder.plans.progress import Phases, run_interruptibly
+from arcface_client.commandline import INTERRUPTED
+
+
+def test_what_the_work_raises_is_raised_where_it_is_waited_for(capfd: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        raise MemoryError("of the host")
+
+    with pytest.raises(MemoryError, match="of the host"):
+        run_interruptibly(work, tick=lambda: None, cancelled=threading.Event(), stoppable=True)
+
+    assert capfd.readouterr().err == ""
+
+
+def test_work_that_cannot_be_stopped_does_not_keep_ctrl_c_waiting() -> None:
+    released = threading.Event()
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_interruptibly(released.wait, tick=interrupt, cancelled=threading.Event(), stoppable=False)
+    assert time.monotonic() - start < 5
+    released.set()
+
+
+UNSTOPPABLE = """
+import signal
+import sys
+from pathlib import Path
+import tensorrt_rtx as trt
+from arcface_builder.plans import builder
+builder.monitor = lambda *_: None  # as with TensorRT 8.5
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
+try:
+    graph, options = Path(sys.argv[1]).read_bytes(), builder.BuildOptions()
+    builder.build_plan(trt, graph, options, target_sm="86", report=lambda *_: print("builds", flush=True))
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def test_a_build_that_cannot_be_stopped_ends_with_the_process(
+    trt: ModuleType, r18_graph: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "r18.onnx").write_bytes(typed_graph(r18_graph, "fp16"))
+    child = subprocess.Popen(
+        [sys.executable, "-c", UNSTOPPABLE, str(tmp_path / "r18.onnx")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "builds\n"
+
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=60)
+
+    assert (child.returncode, said) == (130, "")
+
+
+STOPPING = """
+import signal
+import threading
+from arcface_builder.plans.progress import run_interruptibly
+signal.signal(signal.SIGINT, signal.default_int_handler)
+cancelled, never = threading.Event(), threading.Event()
+def work():
+    cancelled.wait()
+    print("is told to stop", flush=True)
+    never.wait()
+try:
+    run_interruptibly(work, tick=lambda: print("works", flush=True), cancelled=cancelled, stoppable=True)
+except KeyboardInterrupt:
+    print("goes", flush=True)
+"""
+"""A build that takes its time to stop."""
+
+
+def test_a_second_ctrl_c_does_not_wait_for_a_build_that_is_stopping() -> None:
+    with children.start(STOPPING) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "works\n"
+        child.send_signal(signal.SIGINT)
+        while child.stdout.readline() == "works\n":
+            pass  # until it is told to stop
+        child.send_signal(signal.SIGINT)
+        assert child.stdout.readline() == "goes\n"
+        child.wait(20)
+
+    assert child.returncode == INTERRUPTED  # the work still ran
+
+
+def test_nested_phases_are_one_fraction() -> None:
+    phases = Phases()
+    phases.start("build", None, 4)
+    phases.step("build", 0)
+    phases.start("tactics", "build", 10)
+    phases.step("tactics", 4)
+
+    assert phases.current == "tactics"
+    assert phases.fraction == pytest.approx((1 + 0.5) / 4)
+    phases.finish("tactics")
+    phases.step("build", 1)
+    assert phases.fraction == pytest.approx(0.5)
+
+
+def test_phases_change_while_they_are_asked() -> None:
+    phases, ended = Phases(), threading.Event()
+
+    def ask() -> None:
+        while not ended.is_set():
+            assert 0 <= phases.fraction <= 1
+            assert phases.current
+
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(1) as asking:
+            asked = asking.submit(ask)
+            for index in range(20_000):
+                phases.start(f"phase {index}", None, 4)
+                phases.step(f"phase {index}", 3)
+                phases.finish(f"phase {index - 3}")
+            ended.set()
+    finally:
+        sys.setswitchinterval(interval_s)
+    asked.result()
