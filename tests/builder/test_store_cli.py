@@ -187,6 +187,21 @@ def test_an_architecture_may_be_named_as_a_compute_capability(
     assert said(capsys, "verify", "--sm", "8.6") == [f"whole: {IDENTITY.key}"]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        ("8.66", "Compute capability '8.66' cannot be that of a plan; expected major.minor, as 8.6."),
+        ("sm86", "SM 'sm86' cannot be that of a plan; expected digits alone, as 86."),
+    ],
+)
+def test_what_is_no_architecture_is_wrong_usage(
+    wrong: str, problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["engines", "verify", "--sm", wrong])
+    assert f"argument --sm: {problem}\n" in capsys.readouterr().err
+
+
 def test_a_bucket_that_fails_is_one_line(bucket: S3Server, capsys: pytest.CaptureFixture[str]) -> None:
     for verb in ("list", "pull", "push"):
         assert main(["engines", verb, "--bucket", "nowhere"]) == 1

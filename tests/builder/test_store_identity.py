@@ -56,6 +56,7 @@ def test_the_order_of_settings_makes_no_difference() -> None:
         {"tensorrt_version": "10.16.1.11/.."},
         {"sm": "8.6"},
         {"sm": "sm86"},
+        {"sm": "086"},
         {"precision": "half"},
         {"min_batch_size": 0},
         {"opt_batch_size": 64},
@@ -75,9 +76,10 @@ def test_a_compute_capability_and_an_sm_are_one_thing_written_twice(major: int, 
     assert identity(sm=sm_of(capability)).compute_capability == capability
 
 
-def test_a_compute_capability_that_is_none_is_refused() -> None:
-    with pytest.raises(OptionError, match=r"'86' .* expected major.minor"):
-        sm_of("86")
+@pytest.mark.parametrize("capability", ["86", "8", "8.66", "08.6", "0.6", " 8.6"])
+def test_a_compute_capability_that_is_none_is_refused(capability: str) -> None:
+    with pytest.raises(OptionError, match=f"'{capability}' .* expected major.minor"):
+        sm_of(capability)
 
 
 def test_differences_are_phrases() -> None:

@@ -15,9 +15,10 @@ from arcface_client.identity import PRECISIONS
 from arcface_client.tensorrt_settings import load_tensorrt_settings
 
 from ..errors import OptionError, PlanError
-from ..store import DamagedManifest, PlanManifest, PlanStore, sm_of
+from ..store import DamagedManifest, PlanManifest, PlanStore
 from ..store.pruning import PruneRule
 from ..store.store import Place, readable
+from .architectures import architecture
 from .storing import BUCKET_KEY, add_storing, store_from
 
 _EPILOG: Final = """\
@@ -76,15 +77,11 @@ def _add(
     add_storing(verb)
     verb.add_argument("--model", metavar="NAME", help="only plans of this model, e.g. arcface_r100")
     verb.add_argument("--precision", choices=PRECISIONS, help="only plans of this precision")
-    verb.add_argument("--sm", type=_sm, help="only plans for this architecture, e.g. 86 (or 8.6)")
+    verb.add_argument("--sm", type=architecture, help="only plans for this architecture, e.g. 86 (or 8.6)")
     verb.add_argument("--tensorrt-version", metavar="VERSION", help="only plans by this TensorRT")
     verb.add_argument("--json", action="store_true", help="print a JSON array")
     verb.set_defaults(run=run)
     return verb
-
-
-def _sm(text: str) -> str:
-    return sm_of(text) if "." in text else text
 
 
 def _list(arguments: argparse.Namespace) -> int:
