@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from arcface_builder.errors import OptionError
 from arcface_builder.store import sm_of
+from arcface_builder.store.identity import KEY_PARTS, key_parts
 from engines import IDENTITY, identity
 
 CHANGES: list[dict[str, Any]] = [
@@ -38,6 +39,13 @@ def test_the_digest_does_not_change_from_one_version_of_this_project_to_the_next
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: ",".join(change))
 def test_builds_that_differ_in_anything_lie_in_different_places(change: dict[str, Any]) -> None:
     assert identity(**change).key != IDENTITY.key
+
+
+@pytest.mark.parametrize("change", [{}, {"model": "a-fp32-sm75", "precision": "int8"}, {"sm": "120"}])
+def test_a_key_says_what_people_ask_for(change: dict[str, Any]) -> None:
+    of = identity(**change)
+    assert key_parts(of.key) == {name: getattr(of, name) for name in KEY_PARTS}
+    assert key_parts(f"elsewhere/{of.key}") == {}
 
 
 def test_the_order_of_settings_makes_no_difference() -> None:

@@ -34,6 +34,14 @@ TYPED_BY: Final = "onnxruntime"
 _ROOT: Final = "engines"
 _DIGEST_LENGTH: Final = 12
 
+KEY_PARTS: Final = ("model", "precision", "sm", "tensorrt_version")
+"""What of an identity can be read from its key."""
+
+_KEY: Final = re.compile(
+    rf"{_ROOT}/trt-(?P<tensorrt_version>[^/]+)/[^/]+/[^/]+/[^/]+/"
+    r"(?P<model>[^/]+)-(?P<precision>[^/-]+)-sm(?P<sm>\d+)\.plan"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlanIdentity:
@@ -124,6 +132,12 @@ class PlanIdentity:
         for name in sorted(self.settings.keys() | other.settings.keys()):
             pairs.append((name, self.settings.get(name), other.settings.get(name)))
         return [f"{name} {theirs}, not {ours}" for name, ours, theirs in pairs if ours != theirs]
+
+
+def key_parts(key: str) -> dict[str, str]:
+    """Read ``KEY_PARTS`` from a plan's key; nothing from what is none."""
+    match = _KEY.fullmatch(key)
+    return match.groupdict() if match else {}
 
 
 def check_sm(sm: str) -> str:
