@@ -37,7 +37,6 @@ Credentials, region and endpoint of the bucket come from where boto3 looks for t
 
 _DAMAGED: Final = "damaged"
 
-
 _AnyPlace: TypeAlias = "LocalStore | S3Store"
 
 
