@@ -6,6 +6,7 @@ import http.client
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,6 +14,8 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
+from arcface_client.layers import variable
+from arcface_client.tensorrt_settings import TensorRtSettings
 from arcface_server import LocalTriton
 from arcface_server.flags import FLAGS
 from tiny import write_tiny_repository
@@ -72,8 +75,8 @@ def test_the_documentation_knows_the_release_and_the_variables() -> None:
     release = services()["triton"]["image"].partition(":")[2].removesuffix("-py3")
     assert f"| `TRITON_RELEASE` | {release} |" in page
     assert f"\n| {release} | " in page
-    for variable in set(re.findall(r"\$\{(\w+)", FILE.read_text())) - {"HOME"}:
-        assert f"`{variable}`" in page, variable
+    for name in set(re.findall(r"\$\{(\w+)", FILE.read_text())) - {"HOME"}:
+        assert f"`{name}`" in page, name
 
 
 def test_only_the_server_and_the_builder_take_gpus() -> None:
@@ -146,6 +149,13 @@ def test_the_builder_installs_the_project_and_hands_its_arguments_on(tmp_path: P
     # What `compile` needs: images of --calibration-dir and progress are of cli, CUDA for Python of tensorrt.
     assert "[/project[builder,cli,s3,tensorrt]]" in words
     assert words[-6:-1] == ["[-m]", "[arcface_builder]", "[build]", "[--name]", "[two words]"]
+
+
+def test_the_builder_gets_every_setting_of_tensorrt() -> None:
+    sections = yaml.safe_load((ROOT / "config/pipeline/arcface_tensorrt.yaml").read_text())
+    keys = [f"{section}.{key}" for section, values in sections.items() for key in values]
+    assert {key.partition(".")[2] for key in keys} == {field.name for field in fields(TensorRtSettings)}
+    assert {variable(key) for key in keys} <= services()["builder"]["environment"].keys()
 
 
 def test_the_builder_may_write_models_and_plans_and_nothing_else() -> None:

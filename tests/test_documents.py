@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from arcface_server.installation import CONTAINER_COMMAND
+
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "model_repository/README.md"]
 COMMAND = re.compile(r"^(?:\$ )?(arcface-(?:builder|client|server)) +([^#\n]+)", re.MULTILINE)
@@ -34,6 +36,23 @@ def test_what_a_page_links_to_is_there(page: Path) -> None:
 def test_a_command_of_the_documentation_is_understood(program: str, arguments: str) -> None:
     package = program.replace("-", "_")
     importlib.import_module(f"{package}.cli")._parser().parse_args(shlex.split(arguments))
+
+
+def servers() -> Iterator[list[str]]:
+    """The words of every command that runs NVIDIA's server in a container."""
+    blocks = [block for page in PAGES for block in BLOCK.findall(page.read_text())]
+    for block in [*blocks, CONTAINER_COMMAND]:
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith("docker run ") and "tritonserver" in line:
+                yield shlex.split(line)
+
+
+def test_a_server_in_a_container_gets_the_gpus_and_is_reached_from_this_machine_only() -> None:
+    found = list(servers())
+    assert len(found) == 2
+    for words in found:
+        assert words[words.index("--gpus") + 1] == "all"
+        assert words[words.index("-p") + 1].startswith("127.0.0.1:")
 
 
 def test_there_are_commands_to_check() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib.metadata
+import io
 import logging
 import os
 import shlex
@@ -47,6 +48,7 @@ def run(
         argv: The arguments; None takes the process's own.
     """
     interruptions: list[int] = []
+    _buffer_stdout()
     try:
         with _interrupting_signals(interruptions):
             arguments = make_parser().parse_args(argv)
@@ -74,6 +76,15 @@ def run(
         elif not isinstance(error, BrokenPipeError):  # such a reader, `| head`, had enough
             print(f"{prog}: {error.strerror or error} (standard output)", file=sys.stderr)
         return FAILED
+
+
+def _buffer_stdout() -> None:
+    """Give lines a buffer where ``PYTHONUNBUFFERED`` took it, for ``_stdout_fails`` to find the rest."""
+    stdout = sys.stdout
+    if isinstance(stdout, io.TextIOWrapper) and isinstance(stdout.buffer, io.RawIOBase):
+        sys.stdout = open(  # noqa: SIM115
+            stdout.fileno(), "w", buffering=1, encoding=stdout.encoding, errors=stdout.errors, closefd=False
+        )
 
 
 def _stdout_fails() -> bool:

@@ -21,7 +21,9 @@ from .errors import ConfigError
 
 _log = logging.getLogger(__name__)
 
-_BOOLEANS: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+_BOOLEANS: Final = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(
+    ("false", "0", "no", "off"), False
+)
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,13 @@ _KUBERNETES: Final = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_[A
 
 
 def one_of(values: Mapping[str, Any]) -> Kind:
-    """One of a few words, each of which stands for a value; YAML's true and false are words too."""
-    return Kind(lambda text: values[text.lower()], f"one of {', '.join(values)}", (str, bool))
+    """One of a few words, each of which stands for a value; "true" and "false" may be said as any boolean."""
+
+    def make(text: str) -> Any:
+        word = text.lower()
+        return values[word if word in values else str(_BOOLEANS[word]).lower()]
+
+    return Kind(make, f"one of {', '.join(values)}", (str, int, bool))
 
 
 Defaults = Mapping[str, tuple[Kind, Any]]

@@ -18,7 +18,7 @@ from .flags import FLAGS
 
 INSTALL_COMMAND = "pip install 'arcface-triton[server]'"
 CONTAINER_COMMAND = (
-    "docker run --rm -p 8000-8002:8000-8002 -v $PWD/model_repository:/models:ro "
+    "docker run --rm --gpus all -p 127.0.0.1:8000-8002:8000-8002 -v $PWD/model_repository:/models:ro "
     f"nvcr.io/nvidia/tritonserver:<YY.MM>-py3 tritonserver --model-repository=/models {' '.join(FLAGS)}"
 )
 
@@ -54,7 +54,8 @@ def find_installation() -> Installation:
     if obstacle is not None:
         raise TritonNotInstalledError(
             f"nvidia-pytriton, which carries tritonserver, has no wheel for {obstacle}. "
-            f"Run NVIDIA's container instead: {CONTAINER_COMMAND}"
+            "Run NVIDIA's container instead (without an NVIDIA GPU, leave out --gpus all): "
+            f"{CONTAINER_COMMAND}"
         )
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:

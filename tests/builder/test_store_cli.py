@@ -11,7 +11,7 @@ import pytest
 from arcface_builder.cli import main
 from arcface_builder.store import open_store
 from engines import IDENTITY, identity, manifest, plan
-from s3_server import S3Server
+from s3_server import BadWire, S3Server
 
 SM90 = identity(sm="90")
 
@@ -54,12 +54,42 @@ def test_a_list_says_what_there_is_and_where(bucket: S3Server, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("verb", [["list"], ["verify"], ["prune", "--keep", "2"]], ids=" ".join)
-def test_where_there_is_no_such_plan_that_is_said(
+def test_where_there_is_no_plan_that_is_said(
     verb: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["engines", *verb, "--cache-dir", str(tmp_path / "empty")]) == 0
     printed = capsys.readouterr()
-    assert (printed.out, printed.err) == ("", "There is no such plan.\n")
+    assert (printed.out, printed.err) == ("", f"There is no plan in the local cache ({tmp_path}/empty).\n")
+
+
+@pytest.mark.parametrize(
+    ("verb", "code", "place"),
+    [
+        (["list"], 0, "local cache ({cache}) or the bucket 'plans'"),
+        (["prune", "--keep", "0"], 0, "local cache ({cache})"),
+        (["verify"], 1, "local cache ({cache})"),
+        (["verify", "--remote"], 1, "bucket 'plans'"),
+        (["push"], 1, "local cache ({cache})"),
+        (["pull"], 1, "bucket 'plans'"),
+        (["pull", "--json"], 1, "bucket 'plans'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_where_no_plan_is_such_a_one_that_is_said_and_is_a_failure_of_what_has_work_to_do(
+    verb: list[str],
+    code: int,
+    place: str,
+    bucket: S3Server,
+    cache: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said(capsys, "push")
+
+    assert main(["engines", *verb, "--sm", "89"]) == code
+
+    printed = capsys.readouterr()
+    assert printed.err == f"There is no such plan in the {place.format(cache=cache)}.\n"
+    assert printed.out == ("[]\n" if "--json" in verb else "")
 
 
 def test_what_one_machine_pushes_another_pulls(
@@ -75,7 +105,25 @@ def test_what_one_machine_pushes_another_pulls(
     assert said(capsys, "push", "--sm", "86") == [f"already there: {IDENTITY.key}"]
     assert said(capsys, "push", "--sm", "86", "--overwrite") == [f"pushed: {IDENTITY.key}"]
     assert said(capsys, "pull", "--sm", "86") == [f"already there: {IDENTITY.key}"]
-    assert said(capsys, "pull", "--model", "arcface_r50") == []
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["lines", "json"])
+def test_what_was_done_before_it_failed_is_told(
+    as_json: bool, bucket: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = sorted((identity(sm=sm) for sm in ("75", "89")), key=lambda identity: identity.key)
+    for of, content in ((first, plan()), (second, plan(300_000))):
+        open_store(cache_dir=tmp_path / "big", bucket="plans").put(content, manifest(content, of=of))
+    arguments = ["--cache-dir", str(tmp_path / "other"), *["--json"] * as_json]
+
+    with BadWire(bucket.port) as wire:
+        wire.cut_after_bytes = 200_000
+        lines = said(capsys, "pull", "--endpoint-url", wire.url, *arguments, code=1)
+
+    if as_json:
+        assert json.loads("".join(lines)) == [{"key": first.key, "result": "pulled", "problem": None}]
+    else:
+        assert lines == [f"pulled: {first.key}"]
 
 
 def test_a_full_folder_for_temporary_files_is_named(bucket: S3Server, tmp_path: Path) -> None:
@@ -124,6 +172,21 @@ def test_verify_finds_every_damaged_plan(cache: Path, capsys: pytest.CaptureFixt
     }
     assert any("has SHA-256" in outcome["problem"] for outcome in outcomes)
     assert (cache / IDENTITY.key).exists()
+
+
+def test_a_damaged_plan_that_nobody_asked_for_fails_nothing(
+    bucket: S3Server, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said(capsys, "push")
+    (cache / f"{SM90.key}.json").write_text("{}")
+    bucket.client.put_object(Bucket="plans", Key=f"{SM90.key}.json", Body=b"{}")
+
+    for verb in (["verify"], ["verify", "--remote"], ["push"], ["pull"]):
+        for wanted in (["--sm", "86"], ["--model", "arcface_r50"]):
+            lines = said(capsys, *verb, *wanted, code=int("--model" in wanted))
+            assert len(lines) == int("--sm" in wanted)
+        (line,) = said(capsys, *verb, "--sm", "90", "--tensorrt-version", "10.16.1.11", code=1)
+        assert line.startswith("damaged: ")
 
 
 def test_verify_downloads_and_checks_the_bucket(bucket: S3Server, capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,6 +250,21 @@ def test_an_architecture_may_be_named_as_a_compute_capability(
     assert said(capsys, "verify", "--sm", "8.6") == [f"whole: {IDENTITY.key}"]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        ("8.66", "Compute capability '8.66' cannot be that of a plan; expected major.minor, as 8.6."),
+        ("sm86", "SM 'sm86' cannot be that of a plan; expected digits alone, as 86."),
+    ],
+)
+def test_what_is_no_architecture_is_wrong_usage(
+    wrong: str, problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["engines", "verify", "--sm", wrong])
+    assert f"argument --sm: {problem}\n" in capsys.readouterr().err
+
+
 def test_a_bucket_that_fails_is_one_line(bucket: S3Server, capsys: pytest.CaptureFixture[str]) -> None:
     for verb in ("list", "pull", "push"):
         assert main(["engines", verb, "--bucket", "nowhere"]) == 1
@@ -201,6 +279,17 @@ def test_without_boto3_the_message_says_how_to_install_it(
     monkeypatch.setitem(sys.modules, "boto3", None)
     assert main(["engines", "list", "--bucket", "plans"]) == 1
     assert "pip install 'arcface-triton[s3]'" in capsys.readouterr().err
+
+
+def test_what_is_done_in_the_cache_alone_needs_no_boto3(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ARCFACE_TENSORRT_ENGINE_S3_BUCKET", "plans")
+    monkeypatch.setitem(sys.modules, "boto3", None)
+
+    assert len(said(capsys, "verify")) == 2
+    assert len(said(capsys, "prune", "--keep", "0")) == 2
+    assert main(["engines", "verify", "--remote"]) == 1
 
 
 def test_wrong_usage_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from arcface_builder.errors import OptionError
 from arcface_builder.store import sm_of
-from arcface_builder.store.identity import release_of
+from arcface_builder.store.identity import KEY_PARTS, key_parts, release_of
 from engines import IDENTITY, identity
 
 CHANGES: list[dict[str, Any]] = [
@@ -41,6 +41,13 @@ def test_builds_that_differ_in_anything_lie_in_different_places(change: dict[str
     assert identity(**change).key != IDENTITY.key
 
 
+@pytest.mark.parametrize("change", [{}, {"model": "a-fp32-sm75", "precision": "int8"}, {"sm": "120"}])
+def test_a_key_says_what_people_ask_for(change: dict[str, Any]) -> None:
+    of = identity(**change)
+    assert key_parts(of.key) == {name: getattr(of, name) for name in KEY_PARTS}
+    assert key_parts(f"elsewhere/{of.key}") == {}
+
+
 def test_the_order_of_settings_makes_no_difference() -> None:
     turned = dict(reversed(list(IDENTITY.settings.items())))
     assert identity(settings=turned).key == IDENTITY.key
@@ -58,6 +65,7 @@ def test_the_order_of_settings_makes_no_difference() -> None:
         {"tensorrt_version": "10.0.0+../.."},
         {"sm": "8.6"},
         {"sm": "sm86"},
+        {"sm": "086"},
         {"precision": "half"},
         {"min_batch_size": 0},
         {"opt_batch_size": 64},
@@ -90,9 +98,10 @@ def test_a_compute_capability_and_an_sm_are_one_thing_written_twice(major: int, 
     assert identity(sm=sm_of(capability)).compute_capability == capability
 
 
-def test_a_compute_capability_that_is_none_is_refused() -> None:
-    with pytest.raises(OptionError, match=r"'86' .* expected major.minor"):
-        sm_of("86")
+@pytest.mark.parametrize("capability", ["86", "8", "8.66", "08.6", "0.6", " 8.6"])
+def test_a_compute_capability_that_is_none_is_refused(capability: str) -> None:
+    with pytest.raises(OptionError, match=f"'{capability}' .* expected major.minor"):
+        sm_of(capability)
 
 
 def test_differences_are_phrases() -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import gc
+import logging
 import socket
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from arcface_builder.errors import BucketError, BucketUnreachableError, PlanDamagedError, PlanManifestError
-from arcface_builder.store import DamagedManifest, PlanManifest, StoredPlan
+from arcface_builder.store import DamagedManifest, PlanManifest, StoredPlan, open_store
 from arcface_builder.store.s3 import S3Store
 from engines import IDENTITY, identity, manifest, plan
 from s3_server import BadWire, S3Server, answering, redirecting
@@ -221,6 +223,27 @@ def test_a_bucket_that_says_nothing_is_given_up(wire: BadWire, bucket: S3Store, 
     wire.bytes_per_s = 100
     with pytest.raises(BucketUnreachableError, match="Read timeout"):
         hasty(wire.url).find(IDENTITY)
+
+
+def test_the_documentation_says_how_long_that_takes() -> None:
+    patience = S3Store.__init__.__kwdefaults__
+    assert patience
+    said = "{attempts} attempts, {connect_timeout_s:g} s to connect, {read_timeout_s:g} s without a byte"
+    page = Path(__file__).parents[2] / "docs/engines.md"
+    assert said.format(**patience) in page.read_text()
+    assert patience["attempts"] * patience["read_timeout_s"] <= 80
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_who_watches_is_told_before_the_first_wait(
+    watched: bool, s3: S3Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: watched)
+    caplog.set_level(logging.INFO, "arcface_builder")
+
+    open_store("plans", endpoint_url=s3.url)
+
+    assert caplog.messages == [f"Asking the bucket 'plans' at {s3.url}"] * watched
 
 
 @pytest.mark.parametrize("listening", [True, False], ids=["hangs up", "nobody listens"])

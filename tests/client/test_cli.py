@@ -221,9 +221,13 @@ def test_status_refuses_flags_that_would_do_nothing(
     assert "which embedder --json reports; give --json as well" in capsys.readouterr().err
 
 
-def test_a_reader_that_goes_away_is_no_traceback(triton: LocalTriton) -> None:
+UNBUFFERED = pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+
+
+@UNBUFFERED
+def test_a_reader_that_goes_away_is_no_traceback(unbuffered: str, triton: LocalTriton) -> None:
     command = [sys.executable, "-m", "arcface_client", "status", "--url", triton.grpc_url]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
@@ -235,8 +239,11 @@ def test_a_reader_that_goes_away_is_no_traceback(triton: LocalTriton) -> None:
         assert errors.read() == ""
 
 
-def test_a_full_disk_under_standard_output_is_not_blamed_on_another(triton: LocalTriton) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+@UNBUFFERED
+def test_a_full_disk_under_standard_output_is_not_blamed_on_another(
+    unbuffered: str, triton: LocalTriton
+) -> None:
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "arcface_client", "status", "--url", triton.grpc_url],

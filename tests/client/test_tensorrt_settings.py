@@ -63,10 +63,27 @@ def test_a_value_of_the_wrong_kind_is_refused(
         load_tensorrt_settings(environment=environment)
 
 
-@pytest.mark.parametrize(("text", "enabled"), [("auto", "auto"), ("true", "required"), ("False", "off")])
+@pytest.mark.parametrize(
+    ("text", "enabled"),
+    [
+        ("auto", "auto"),
+        *((text, "required") for text in ("true", "1", "yes", "ON")),
+        *((text, "off") for text in ("False", "0", "no", "off")),
+    ],
+)
 def test_tensorrt_is_used_when_there_or_required_or_kept_out(text: str, enabled: str, tmp_path: Path) -> None:
     path = tmp_path / "settings.yaml"
     path.write_text(f"arcface_tensorrt: {{enabled: {text}}}")
 
     assert load_tensorrt_settings(path, environment={}).enabled == enabled
     assert load_tensorrt_settings(environment={"ARCFACE_TENSORRT_ENABLED": text}).enabled == enabled
+
+
+@pytest.mark.parametrize("text", ["on", "off"])
+def test_a_truth_value_is_on_or_off_in_the_environment_as_in_yaml(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(f"tensorrt: {{small_batch_profile: {text}}}")
+
+    assert load_tensorrt_settings(path, environment={}).small_batch_profile is (text == "on")
+    environment = {"ARCFACE_TENSORRT_SMALL_BATCH_PROFILE": text}
+    assert load_tensorrt_settings(environment=environment).small_batch_profile is (text == "on")

@@ -26,10 +26,12 @@ from ..errors import OptionError, RepositoryError
 from ..fleet import assemble
 from ..onnx_version import OnnxVersion, find_onnx
 from ..plans.gpu import gpu_at_hand
+from ..plans.precision import calibration_crops
 from ..plans.repository import AddedPlan
 from ..plans.settings import build_options
 from ..repository import ModelRepository
 from ..sources import Source, located
+from .architectures import capabilities
 from .storing import BUCKET_KEY, add_storing, store_from
 
 _MOST_CROPS: Final = 1024  # of a folder: more makes no better ranges
@@ -103,9 +105,7 @@ def add_compile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     add_storing(parser)
     fleet = parser.add_argument_group("a fleet's plans, without a GPU")
-    fleet.add_argument(
-        "--cc", type=lambda text: text.split(","), metavar="CC,...", help="compute capabilities: 8.0,8.6"
-    )
+    fleet.add_argument("--cc", type=capabilities, metavar="CC,...", help="compute capabilities: 8.0,8.6")
     fleet.add_argument("--from-store", action="store_true", help="take stored plans, build none")
     fleet.add_argument("--tensorrt-version", metavar="VERSION", help="default: the newest that has them all")
     fleet.add_argument(
@@ -146,16 +146,19 @@ def _run(arguments: argparse.Namespace) -> int:
             max_drift_cosine=settings.max_drift_cosine,
         )
         return _report(added, {}, as_json=arguments.json)
-    gpu = gpu_at_hand()
+    crops = _crops(arguments.calibration_dir)
+    if options.precision == "int8":
+        calibration_crops(crops)  # checked before the GPU is looked for
     request = PlanRequest(
         onnx=onnx,
         options=options,
         fallback=arguments.fallback_precision,
         max_drift_cosine=settings.max_drift_cosine,
-        calibration=_crops(arguments.calibration_dir),
+        calibration=crops,
         source=_source(repository, onnx),
         command=_command(arguments, onnx, settings),
     )
+    gpu = gpu_at_hand()
     store = store_from(arguments, settings)
     with stages(f"{onnx.name} {options.precision}") as report:
         compiled = compile_plan(request, gpu, store, repository, instances=settings.instances, report=report)

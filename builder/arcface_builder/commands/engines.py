@@ -5,20 +5,25 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
-from typing import Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from arcface_client.commandline import DONE, FAILED
 from arcface_client.identity import PRECISIONS
 from arcface_client.tensorrt_settings import load_tensorrt_settings
 
 from ..errors import OptionError, PlanError
-from ..store import DamagedManifest, PlanManifest, PlanStore, sm_of
+from ..store import DamagedManifest, LocalStore, PlanManifest, PlanStore
+from ..store.identity import KEY_PARTS, key_parts
 from ..store.pruning import PruneRule
-from ..store.store import Place, readable
+from ..store.store import readable
+from .architectures import architecture
 from .storing import BUCKET_KEY, add_storing, store_from
+
+if TYPE_CHECKING:  # boto3 is an extra
+    from ..store.s3 import S3Store
 
 _EPILOG: Final = """\
 examples:
@@ -31,7 +36,8 @@ Credentials, region and endpoint of the bucket come from where boto3 looks for t
 """
 
 _DAMAGED: Final = "damaged"
-_NOTHING: Final = "There is no such plan."
+
+_AnyPlace: TypeAlias = "LocalStore | S3Store"
 
 
 @dataclass(frozen=True)
@@ -76,30 +82,30 @@ def _add(
     add_storing(verb)
     verb.add_argument("--model", metavar="NAME", help="only plans of this model, e.g. arcface_r100")
     verb.add_argument("--precision", choices=PRECISIONS, help="only plans of this precision")
-    verb.add_argument("--sm", type=_sm, help="only plans for this architecture, e.g. 86 (or 8.6)")
+    verb.add_argument("--sm", type=architecture, help="only plans for this architecture, e.g. 86 (or 8.6)")
     verb.add_argument("--tensorrt-version", metavar="VERSION", help="only plans by this TensorRT")
     verb.add_argument("--json", action="store_true", help="print a JSON array")
     verb.set_defaults(run=run)
     return verb
 
 
-def _sm(text: str) -> str:
-    return sm_of(text) if "." in text else text
-
-
 def _list(arguments: argparse.Namespace) -> int:
     store = _open(arguments)
-    places = {"cache": store.local, "bucket": store.remote}
+    places: dict[str, _AnyPlace] = {"cache": store.local}
+    if store.remote:
+        places["bucket"] = store.remote
+    filters = _filters(arguments)
     found: dict[str, tuple[PlanManifest, list[str]]] = {}
     for where, place in places.items():
-        for manifest in _wanted(readable(place), arguments) if place else ():
-            found.setdefault(manifest.identity.key, (manifest, []))[1].append(where)
+        for manifest in readable(place):
+            if _fits(manifest.identity.key, filters):
+                found.setdefault(manifest.identity.key, (manifest, []))[1].append(where)
     if arguments.json:
         records = [asdict(manifest) | {"places": there} for manifest, there in found.values()]
         print(json.dumps(records, indent=2))
         return DONE
     if not found:
-        print(_NOTHING, file=sys.stderr)
+        _say_nothing(*places.values(), such=bool(filters))
     for key, (manifest, there) in found.items():
         size_mb = manifest.plan_bytes / 1e6
         print(f"{key}  {size_mb:,.1f} MB  {manifest.created_at:%Y-%m-%d}  {' and '.join(there)}")
@@ -144,66 +150,94 @@ def _prune(arguments: argparse.Namespace) -> int:
         tensorrt_version=arguments.tensorrt_version,
     )
     place = _place(arguments)
+    filters = _filters(arguments)
     # The newest of a name are counted over all versions of TensorRT.
-    candidates = _wanted(readable(place), arguments, by=("model", "precision", "sm"))
+    counted = {name: value for name, value in filters.items() if name != "tensorrt_version"}
+    candidates = [manifest for manifest in readable(place) if _fits(manifest.identity.key, counted)]
     chosen = rule.choose(candidates, datetime.now(timezone.utc))
-    if not arguments.dry_run:
+
+    def removed() -> Iterator[_Outcome]:
         for manifest in chosen:
-            place.remove(manifest)
-    result = "would be removed" if arguments.dry_run else "removed"
-    return _report([_Outcome(manifest.identity.key, result) for manifest in chosen], arguments)
+            if not arguments.dry_run:
+                place.remove(manifest)
+            yield _Outcome(manifest.identity.key, "would be removed" if arguments.dry_run else "removed")
+
+    if not _tell(removed(), arguments):
+        _say_nothing(place, such=bool(filters or candidates))
+    return DONE
 
 
-def _open(arguments: argparse.Namespace) -> PlanStore:
+def _open(arguments: argparse.Namespace, *, with_bucket: bool = True) -> PlanStore:
     settings = load_tensorrt_settings(arguments.config, arguments={BUCKET_KEY: arguments.bucket})
+    if not with_bucket:
+        settings = replace(settings, engine_s3_bucket=None)
     return store_from(arguments, settings)
 
 
-def _place(arguments: argparse.Namespace) -> Place:
-    store = _open(arguments)
+def _place(arguments: argparse.Namespace) -> _AnyPlace:
+    store = _open(arguments, with_bucket=arguments.remote)
     return _bucket(store) if arguments.remote else store.local
 
 
-def _bucket(store: PlanStore) -> Place:
+def _bucket(store: PlanStore) -> S3Store:
     if store.remote is None:
         raise OptionError(f"There is no bucket; name one with --bucket or {BUCKET_KEY} of the settings.")
     return store.remote
 
 
-def _wanted(
-    manifests: Iterable[PlanManifest],
-    arguments: argparse.Namespace,
-    by: Sequence[str] = ("model", "precision", "sm", "tensorrt_version"),
-) -> list[PlanManifest]:
-    filters = {name: getattr(arguments, name) for name in by if getattr(arguments, name) is not None}
-    return [
-        manifest
-        for manifest in manifests
-        if all(getattr(manifest.identity, name) == value for name, value in filters.items())
-    ]
+def _filters(arguments: argparse.Namespace) -> dict[str, str]:
+    """What wanted plans have, by the names of ``KEY_PARTS``."""
+    given = {name: getattr(arguments, name) for name in KEY_PARTS}
+    return {name: value for name, value in given.items() if value is not None}
 
 
-def _each(place: Place, action: Callable[[PlanManifest], str], arguments: argparse.Namespace) -> int:
+def _fits(key: str, filters: Mapping[str, str]) -> bool:
+    return filters.items() <= key_parts(key).items()
+
+
+def _each(place: _AnyPlace, action: Callable[[PlanManifest], str], arguments: argparse.Namespace) -> int:
     """Do something with every wanted engine of a place; one that is damaged does not stop the others."""
-    outcomes = []
-    for manifest in place.manifests():
-        if isinstance(manifest, DamagedManifest):
-            outcomes.append(_Outcome(manifest.key, _DAMAGED, manifest.problem))
-            continue
-        for wanted in _wanted([manifest], arguments):
+    filters = _filters(arguments)
+
+    def outcomes() -> Iterator[_Outcome]:
+        for manifest in place.manifests():
+            if isinstance(manifest, DamagedManifest):
+                if _fits(manifest.key, filters):
+                    yield _Outcome(manifest.key, _DAMAGED, manifest.problem)
+                continue
+            key = manifest.identity.key
+            if not _fits(key, filters):
+                continue
             try:
-                outcomes.append(_Outcome(wanted.identity.key, action(wanted)))
+                yield _Outcome(key, action(manifest))
             except PlanError as error:
-                outcomes.append(_Outcome(wanted.identity.key, _DAMAGED, str(error)))
-    return _report(outcomes, arguments)
+                yield _Outcome(key, _DAMAGED, str(error))
+
+    told = _tell(outcomes(), arguments)
+    if not told:
+        _say_nothing(place, such=bool(filters))
+    failed = any(outcome.result == _DAMAGED for outcome in told) or (filters and not told)
+    return FAILED if failed else DONE
 
 
-def _report(outcomes: list[_Outcome], arguments: argparse.Namespace) -> int:
-    if arguments.json:
-        print(json.dumps([asdict(outcome) for outcome in outcomes], indent=2))
-    else:
-        if not outcomes:
-            print(_NOTHING, file=sys.stderr)
+def _tell(outcomes: Iterable[_Outcome], arguments: argparse.Namespace) -> list[_Outcome]:
+    """Print outcomes as they come, or all of them as JSON, also where something ends them early."""
+    told = []
+    try:
         for outcome in outcomes:
-            print(f"{outcome.result}: {outcome.problem or outcome.key}")
-    return FAILED if any(outcome.result == _DAMAGED for outcome in outcomes) else DONE
+            told.append(outcome)
+            if not arguments.json:
+                print(f"{outcome.result}: {outcome.problem or outcome.key}", flush=True)
+    finally:
+        if arguments.json:
+            print(json.dumps([asdict(outcome) for outcome in told], indent=2))
+    return told
+
+
+def _say_nothing(*places: _AnyPlace, such: bool) -> None:
+    """Say that places have no plan, or none such as was asked for."""
+    names = [
+        f"the {place.name} ({place.root})" if isinstance(place, LocalStore) else f"the {place.name}"
+        for place in places
+    ]
+    print(f"There is no {'such ' if such else ''}plan in {' or '.join(names)}.", file=sys.stderr)

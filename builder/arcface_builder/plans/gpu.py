@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Final
 
 from arcface_client.errors import CudaError
 from arcface_client.runtimes.base import Runtime
@@ -15,6 +16,8 @@ from ..errors import CompileError, NoGpuError
 from ..store import sm_of
 from . import toolkit
 from .inspection import LayerPrecisions, inspect_engine
+
+_WITHOUT_GPU: Final = "assemble stored plans with --cc ... --from-store."
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,10 @@ def gpu_at_hand() -> Gpu:
     Raises:
         NoGpuError: There is no GPU, no TensorRT, no ``cuda-bindings``, or too old a driver.
     """
-    trt = toolkit.find_tensorrt()
+    try:
+        trt = toolkit.find_tensorrt()
+    except NoGpuError as error:
+        raise NoGpuError(f"{error} Without a GPU, {_WITHOUT_GPU}") from error
     try:
         from cuda.bindings import runtime as cudart
 
@@ -86,7 +92,7 @@ def gpu_at_hand() -> Gpu:
         if not cuda.device_count():
             raise NoGpuError(
                 "There is no GPU that CUDA can use, and plans are built on the GPU that they are for; "
-                "run this on one, or assemble stored plans with --cc ... --from-store."
+                f"run this on one, or {_WITHOUT_GPU}"
             )
         properties = cuda.check(cudart.cudaGetDeviceProperties(0))
         return Gpu(

@@ -66,7 +66,7 @@ def typed_graph(
     passes.NameFixPass()(model)  # exporters may leave nodes without a name; what follows names them
     _plain_batch_norms(model)
     if precision == "int8":
-        model = quantise(_in_opset(model, *_PER_CHANNEL), _required(calibration))
+        model = quantise(_in_opset(model, *_PER_CHANNEL), calibration_crops(calibration))
         if strongly_typed:
             model = _half(_in_opset(model, *_HALF_SCALES))
     elif precision == "fp16":
@@ -79,7 +79,12 @@ def typed_graph(
     return bytes(proto.SerializeToString(deterministic=True))
 
 
-def _required(calibration: Crops | None) -> Crops:
+def calibration_crops(calibration: Crops | None) -> Crops:
+    """Return the crops that int8 cannot do without.
+
+    Raises:
+        OptionError: There are none.
+    """
     if calibration is None or not len(calibration):
         raise OptionError(
             "int8 needs face crops to find the ranges of its tensors, and there are none; "

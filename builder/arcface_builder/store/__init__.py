@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .identity import PlanIdentity, sm_of
+from .identity import PlanIdentity, check_sm, sm_of
 from .local import LocalStore
 from .opening import open_store
 from .plan_manifest import Parity, PlanManifest, describe_plan
@@ -18,6 +18,7 @@ __all__ = [
     "PlanManifest",
     "PlanStore",
     "StoredPlan",
+    "check_sm",
     "describe_plan",
     "open_store",
     "sm_of",

@@ -35,6 +35,14 @@ _ROOT: Final = "engines"
 _DIGEST_LENGTH: Final = 12
 _VERSION: Final = r"\d+(\.\d+){2,3}((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?"  # as PEP 440 has it
 
+KEY_PARTS: Final = ("model", "precision", "sm", "tensorrt_version")
+"""What of an identity can be read from its key."""
+
+_KEY: Final = re.compile(
+    rf"{_ROOT}/trt-(?P<tensorrt_version>[^/]+)/[^/]+/[^/]+/[^/]+/"
+    r"(?P<model>[^/]+)-(?P<precision>[^/-]+)-sm(?P<sm>\d+)\.plan"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlanIdentity:
@@ -70,7 +78,7 @@ class PlanIdentity:
         check_name(self.model)
         _expect(r"[0-9a-f]{64}", "ONNX SHA-256", self.onnx_sha256, "64 lower-case hexadecimal digits")
         _expect(_VERSION, "TensorRT version", self.tensorrt_version, "a full one, as 10.16.1.11")
-        _expect(r"\d{2,3}", "SM", self.sm, "digits alone, as 86")
+        check_sm(self.sm)
         if self.precision not in PRECISIONS:
             raise OptionError(f"Precision {self.precision!r} is unknown; expected {', '.join(PRECISIONS)}.")
         batches = (self.min_batch_size, self.opt_batch_size, self.max_batch_size)
@@ -143,16 +151,32 @@ def release_of(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in numbers.split("."))
 
 
+def key_parts(key: str) -> dict[str, str]:
+    """Read ``KEY_PARTS`` from a plan's key; nothing from what is none."""
+    match = _KEY.fullmatch(key)
+    return match.groupdict() if match else {}
+
+
+def check_sm(sm: str) -> str:
+    """Return the SM of file names as it is.
+
+    Raises:
+        OptionError: It is none.
+    """
+    return _expect(r"[1-9]\d{1,2}", "SM", sm, "digits alone, as 86")
+
+
 def sm_of(compute_capability: str) -> str:
     """Turn a compute capability into the SM of file names: ``8.6`` into ``86``.
 
     Raises:
         OptionError: It is none.
     """
-    _expect(r"\d{1,2}\.\d", "Compute capability", compute_capability, "major.minor, as 8.6")
+    _expect(r"[1-9]\d?\.\d", "Compute capability", compute_capability, "major.minor, as 8.6")
     return compute_capability.replace(".", "")
 
 
-def _expect(pattern: str, name: str, value: str, expected: str) -> None:
+def _expect(pattern: str, name: str, value: str, expected: str) -> str:
     if not re.fullmatch(pattern, value, re.ASCII):
         raise OptionError(f"{name} {value!r} cannot be that of a plan; expected {expected}.")
+    return value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from pathlib import Path
 
 from arcface_client.commandline import transfer
@@ -9,6 +11,8 @@ from arcface_client.optional import require
 
 from .local import LocalStore
 from .store import PlanStore
+
+_log = logging.getLogger(__name__)
 
 
 def open_store(
@@ -31,4 +35,7 @@ def open_store(
     require("boto3", extra="s3", purpose=f"The bucket {bucket!r}")
     from .s3 import S3Store
 
-    return PlanStore(local, S3Store(bucket, endpoint_url=endpoint_url, progress=transfer))
+    remote = S3Store(bucket, endpoint_url=endpoint_url, progress=transfer)
+    if sys.stderr is not None and sys.stderr.isatty():  # somebody watches, and the bucket may keep silent
+        _log.info("Asking the %s", remote.name)
+    return PlanStore(local, remote)

@@ -57,7 +57,7 @@ class S3Store:
         endpoint_url: str | None = None,
         progress: Progress = lambda name, size: nullcontext(lambda count: None),
         connect_timeout_s: float = 10.0,
-        read_timeout_s: float = 60.0,
+        read_timeout_s: float = 20.0,
         attempts: int = 4,
     ) -> None:
         self._bucket = bucket

@@ -41,8 +41,10 @@ def arguments(repository: ModelRepository, *more: str) -> list[str]:
         (["--max-batch-size", "0"], "max_batch_size is 0; expected 1 to 1024"),
         (["--workspace-size-mb", "1"], "workspace_size_mb is 1; expected 256 or more"),
         (["--name", "other"], "There is no other_onnx in"),
-        (["--cc", "8,6", "--from-store"], "Compute capability '8' cannot be that of a plan"),
+        (["--precision", "int8"], "there are none; give a folder of them with --calibration-dir"),
+        (["--calibration-dir", "nope"], "There is no file or folder nope."),
         (["--cc", "8.6", "--from-store"], "The store has no fp16 plans of small version 1"),
+        (["--cc", "8.6, 8.9", "--from-store"], "The store has no fp16 plans of small version 1"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -115,6 +117,8 @@ def test_a_machine_without_tensorrt_or_gpu_says_what_is_missing(
     [
         ["--precision", "fp8"],
         ["--cc", "8.6"],
+        ["--cc", "8,6", "--from-store"],
+        ["--cc", "08.6", "--from-store"],
         ["--from-store"],
         ["--cc", "8.6", "--from-store", "--fallback-precision"],
         ["--cc", "8.6", "--from-store", "--calibration-dir", "crops"],

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -23,8 +24,16 @@ def cudart(trt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.usefixtures("cudart")
 def test_a_machine_without_a_driver_builds_no_plans() -> None:
     with pytest.raises(
-        NoGpuError, match=r"There is no GPU that CUDA can use|CUDA cannot be used: CUDA says "
+        NoGpuError,
+        match=r"There is no GPU .* --from-store\.$|CUDA cannot be used: CUDA says ",
     ):
+        gpu_at_hand()
+
+
+def test_without_tensorrt_the_way_without_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+
+    with pytest.raises(NoGpuError, match=r"TensorRT cannot be imported .* --cc \.\.\. --from-store\.$"):
         gpu_at_hand()
 
 
