@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from functools import cache, partial
 from typing import Final
 
+from arcface_client.commandline import Tell
 from arcface_client.contract import Crops
 from arcface_client.limits import DEFAULT_MAX_DRIFT_COSINE
 from arcface_client.names import plan_model
@@ -23,7 +24,6 @@ from .plans.gpu import Gpu
 from .plans.identity import plan_identity
 from .plans.inspection import LayerPrecisions, check_precision
 from .plans.precision import FALLBACKS, typed_graph
-from .plans.progress import Report
 from .plans.published import check_alike, plan_files, published_plans, recorded_plan, taken
 from .plans.repository import AddedPlan, add_plan
 from .plans.standard import plan_standard
@@ -82,7 +82,7 @@ def compile_plan(
     repository: ModelRepository,
     *,
     instances: int | None = None,
-    report: Report = lambda stage, done: None,
+    report: Tell = lambda stage, done: None,
 ) -> Compiled:
     """Find a plan in the store, or build and prove it, and put it into the repository.
 
@@ -137,12 +137,11 @@ def _find(
     objection: Objection,
 ) -> StoredPlan | None:
     """The plan that need not be built: the repository's own, which the store gets, or else the store's."""
-    found = store.fetch(identity, objection)
     there = recorded_plan(repository, identity, request.onnx.version)
     if there is None or objection(there.manifest) is not None:
-        return found
-    if found is None:
-        _log.info("Hit: %s is in the repository, %s", identity.filename, there.path.parent)
+        return store.fetch(identity, objection)
+    _log.info("Hit: %s is in the repository, %s", identity.filename, there.path.parent)
+    if store.local.find(there.manifest.identity) is None:
         store.put(there.path.read_bytes(), replace(there.manifest, refusals=()), objection)
     return there
 
@@ -159,7 +158,8 @@ def _check_free(identity: PlanIdentity, request: PlanRequest, repository: ModelR
         if path.name not in allowed:
             raise taken(path, "and this one would have to be built")
     there = published_plans(repository, model).get(version, {})
-    check_alike(there.values(), identity, repository.root / model / str(version))
+    identities = [manifest.identity for manifest in there.values()]
+    check_alike([*identities, identity], repository.root / model / str(version))
 
 
 def _make(
@@ -169,7 +169,7 @@ def _make(
     gpu: Gpu,
     standard: Callable[[], Standard],
     store: PlanStore,
-    report: Report,
+    report: Tell,
 ) -> tuple[bytes, PlanManifest]:
     """Build a plan and prove it."""
 

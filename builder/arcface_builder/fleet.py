@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from arcface_client.limits import DEFAULT_MAX_DRIFT_COSINE
 from arcface_client.names import plan_model
@@ -46,8 +47,8 @@ def assemble(
         max_drift_cosine: The gate's tolerance, which they must pass whatever they passed then.
         tensorrt_version: The TensorRT of the server; None takes that of the version's other plans, or the
             newest that has them all.
-        platform: The server's, as ``linux-x86_64``; None takes that of the version's other plans, or one that
-            has them all, this machine's first.
+        platform: The server's, as ``linux-x86_64``; None takes that of the version's other plans, or this
+            machine's.
         instances: Copies that Triton runs side by side on each GPU; see ``add_plan``.
 
     Raises:
@@ -56,9 +57,12 @@ def assemble(
     """
     wanted = [sm_of(capability) for capability in capabilities]
     there = published_plans(repository, plan_model(onnx.name)).get(onnx.version, {})
-    for manifest in there.values():  # which are all alike
-        tensorrt_version = tensorrt_version or manifest.identity.tensorrt_version
-        platform = platform or manifest.identity.platform
+    like: dict[str, Setting] = {PLATFORM: platform or this_platform()}
+    for identity in (manifest.identity for manifest in there.values()):  # which are all alike
+        tensorrt_version = tensorrt_version or identity.tensorrt_version
+        like[PLATFORM] = platform or identity.platform
+        if identity.precision == options.precision == "int8":
+            like[CALIBRATION] = identity.settings.get(CALIBRATION)
     try:
         chosen = choose(
             store.manifests(),
@@ -66,11 +70,14 @@ def assemble(
             options,
             wanted,
             tensorrt_version,
-            platform,
+            like,
             max_drift_cosine=max_drift_cosine,
         )
     except CompileError as error:
-        raise CompileError(f"{error} Looked in the {store.places}.") from error
+        more = f" Looked in the {store.places}."
+        for kind in {manifest.identity.kind for manifest in there.values()}:
+            more += f" Version {onnx.version} has plans by {kind} already: for others, build the next one."
+        raise CompileError(f"{error}{more}") from error
     for manifest in chosen:
         if model := manifest.identity.settings.get(GPU_MODEL):
             _log.warning(
@@ -100,13 +107,14 @@ def choose(
     options: BuildOptions,
     wanted: Sequence[str],
     tensorrt_version: str | None = None,
-    platform: str | None = None,
+    like: Mapping[str, Setting] = MappingProxyType({}),
     *,
     max_drift_cosine: float = DEFAULT_MAX_DRIFT_COSINE,
 ) -> list[PlanManifest]:
     """Choose a plan for each architecture, the newest of each.
 
-    All are by one TensorRT, for one platform, and of one calibration.
+    All are by one TensorRT, for one platform, and of one calibration; ``like`` has settings that they must
+    have besides those of the options.
 
     Raises:
         CompileError: No TensorRT has them all; the message says what the best one lacks.
@@ -117,16 +125,14 @@ def choose(
         identity = manifest.identity
         if identity.model != onnx.name:
             continue
-        if objections := _objections(manifest, onnx, options, tensorrt_version, platform, max_drift_cosine):
+        if objections := _objections(manifest, onnx, options, tensorrt_version, like, max_drift_cosine):
             passed_over.append(
                 (identity.sm, len(objections), f"{identity.filename}: {', '.join(objections)}")
             )
             continue
         kind = identity.tensorrt_version, identity.platform, identity.settings.get(CALIBRATION)
         sets.setdefault(kind, {}).setdefault(identity.sm, manifest)
-    newest_first = sorted(
-        sets, key=lambda kind: (release_of(kind[0]), kind[1] == this_platform()), reverse=True
-    )
+    newest_first = sorted(sets, key=lambda kind: release_of(kind[0]), reverse=True)
     for kind in newest_first:
         plans = sets[kind]
         if plans.keys() >= set(wanted):
@@ -137,7 +143,7 @@ def choose(
     nearest = _nearest(passed_over, missing)
     if best is None:
         by = f" by TensorRT {tensorrt_version}" if tensorrt_version else ""
-        by += f" for {platform}" if platform else ""
+        by += f" for {like[PLATFORM]}" if PLATFORM in like else ""
         raise CompileError(
             f"The store has no {asked}{by}{nearest}; run `arcface-builder compile` on each GPU first."
         )
@@ -167,7 +173,7 @@ def _objections(
     onnx: OnnxVersion,
     options: BuildOptions,
     tensorrt_version: str | None,
-    platform: str | None,
+    like: Mapping[str, Setting],
     max_drift_cosine: float,
 ) -> list[str]:
     """What is against a plan of the model: all that ``compile`` would build or judge otherwise."""
@@ -180,11 +186,7 @@ def _objections(
         min_batch_size=MIN_BATCH_SIZE,
         opt_batch_size=options.tuned_for,
         max_batch_size=options.max_batch_size,
-        settings={
-            **identity.settings,
-            **options.settings(),
-            PLATFORM: platform or identity.settings.get(PLATFORM),
-        },
+        settings={**identity.settings, **options.settings(), **like},
     )
     if differences := asked_for.differences(identity):
         return differences

@@ -95,7 +95,7 @@ def check_that_it_goes_on(store: PlanStore, caplog: pytest.LogCaptureFixture, pr
     engine = store.put(plan(), manifest())
     assert engine.path.read_bytes() == plan()
     miss, kept = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert miss.getMessage().startswith(f"Miss: {NAME} is not in the local cache. ")
+    assert miss.getMessage().startswith(f"Miss: there is no good {NAME} in the local cache. ")
     assert kept.getMessage().startswith(f"{NAME} is in the local cache only. ")
     assert all(problem in record.getMessage() for record in (miss, kept))
     with pytest.raises((BucketError, BucketUnreachableError)):
@@ -142,11 +142,11 @@ def test_a_push_leaves_what_the_bucket_has_unless_it_is_told_to_replace_it(
 ) -> None:
     machine(tmp_path / "one", s3).put(plan(), manifest())
     other = machine(tmp_path / "other", s3)
-    second = manifest(plan(seed=1))
+    second = manifest(plan(seed=1), created="2026-11-23T20:00:00+00:00")
     other.local.add(plan(seed=1), second)
 
     assert not other.push(second)
-    assert other.manifests() == [second]
+    assert other.manifests() == [second, manifest()]
     assert machine(tmp_path / "third", s3).manifests() == [manifest()]
     assert other.push(second, overwrite=True)
     assert machine(tmp_path / "third", s3).manifests() == [second]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -278,10 +279,10 @@ def test_what_has_come_in_the_place_of_a_listed_plan_is_not_removed(store: Local
     newer = plan(seed=1)
     store.add(newer, manifest(newer), lambda found: "A newer one is asked for.")
 
-    store.remove(listed)
+    assert not store.remove(listed)
     assert store.find(IDENTITY) == StoredPlan(store.root / IDENTITY.key, manifest(newer))
 
-    store.remove(manifest(newer))
+    assert store.remove(manifest(newer))
     assert store.find(IDENTITY) is None
     assert files(store) == []
 
@@ -299,3 +300,18 @@ def test_what_another_version_stored_is_neither_removed_nor_replaced(store: Loca
     (found,) = store.manifests()
     assert isinstance(found, DamagedManifest)
     assert path.read_bytes() == plan()
+
+
+def test_a_plan_that_cannot_be_read_while_it_is_judged_stays(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add(plan(), manifest())
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch, pytest.raises(CacheError, match="Too many open files"):
+        patch.setattr(LocalStore, "_checked", fail)
+        store.remove(manifest(plan(seed=1)))
+
+    assert list(store.manifests()) == [manifest()]

@@ -362,7 +362,9 @@ def test_what_has_come_in_the_place_of_a_listed_plan_is_not_removed(
     (tmp_path / IDENTITY.filename).write_bytes(newer)
     bucket.upload(StoredPlan(tmp_path / IDENTITY.filename, manifest(newer)))
 
-    bucket.remove(listed)
+    assert not bucket.remove(listed)
 
     assert bucket.find(IDENTITY) == manifest(newer)
     bucket.check(manifest(newer))
+    assert bucket.remove(manifest(newer))
+    assert bucket.find(IDENTITY) is None

@@ -107,11 +107,15 @@ def add_compile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     fleet = parser.add_argument_group("a fleet's plans, without a GPU")
     fleet.add_argument("--cc", type=capabilities, metavar="CC,...", help="compute capabilities: 8.0,8.6")
     fleet.add_argument("--from-store", action="store_true", help="take stored plans, build none")
-    fleet.add_argument("--tensorrt-version", metavar="VERSION", help="default: the newest that has them all")
+    fleet.add_argument(
+        "--tensorrt-version",
+        metavar="VERSION",
+        help="default: the version's, or the newest that has all",
+    )
     fleet.add_argument(
         "--platform",
         metavar="OS-CPU",
-        help="as linux-aarch64; default: one that has them all, this one first",
+        help="as linux-aarch64; default: the version's, or this machine's",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     parser.set_defaults(run=_run, usage_error=parser.error)

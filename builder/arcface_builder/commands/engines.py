@@ -158,9 +158,11 @@ def _prune(arguments: argparse.Namespace) -> int:
 
     def removed() -> Iterator[_Outcome]:
         for manifest in chosen:
-            if not arguments.dry_run:
-                place.remove(manifest)
-            yield _Outcome(manifest.identity.key, "would be removed" if arguments.dry_run else "removed")
+            if arguments.dry_run:
+                result = "would be removed"
+            else:
+                result = "removed" if place.remove(manifest) else "replaced meanwhile, and left"
+            yield _Outcome(manifest.identity.key, result)
 
     if not _tell(removed(), arguments):
         _say_nothing(place, such=bool(filters or candidates))

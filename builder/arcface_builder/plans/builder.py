@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import onnx
 
+from arcface_client.commandline import Tell
 from arcface_client.contract import CROP_SHAPE, INPUT_NAME
 from arcface_client.identity import PRECISIONS
 
@@ -21,7 +22,7 @@ from ..errors import CompileError, OptionError, WorkspaceError
 from ..store.identity import SMALL_BATCH_PROFILE, Setting
 from . import toolkit
 from .precision import GRAPH_REVISION
-from .progress import Phases, Report, monitor, run_interruptibly
+from .progress import Phases, monitor, run_interruptibly
 from .timing_cache import TimingCache
 
 _log = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ def build_plan(
     typed_graph: bytes,
     options: BuildOptions,
     *,
-    report: Report = lambda stage, done: None,
+    report: Tell = lambda stage, done: None,
     target_sm: str | None = None,
     free_mb: Callable[[], int | None] = lambda: None,
 ) -> BuiltPlan:
@@ -164,7 +165,7 @@ def _attempt(
     options: BuildOptions,
     workspace_mb: int,
     messages: toolkit.Messages,
-    report: Report,
+    report: Tell,
     target_sm: str | None,
 ) -> BuiltPlan | None:
     """Build once; None if TensorRT could not."""

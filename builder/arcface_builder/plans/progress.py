@@ -15,9 +15,6 @@ from arcface_client.commandline import FAILED, INTERRUPTED
 
 T = TypeVar("T")
 
-Report = Callable[[str, float | None], None]
-"""Is told the stage, and what part of the whole is done, 0 to 1; None where nobody knows."""
-
 _TICK_S = 0.5
 
 

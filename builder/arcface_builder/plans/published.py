@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 from arcface_client import manifests
 from arcface_client.names import plan_model
 
-from ..errors import PlanDamagedError, PlanError, RepositoryError
+from ..errors import PlanDamagedError, RepositoryError
 from ..repository import ModelRepository
 from ..store import PlanIdentity, PlanManifest, StoredPlan, describe_plan
 from ..store.identity import TYPED_BY
@@ -51,10 +52,14 @@ def plan_files(repository: ModelRepository, identity: PlanIdentity, version: int
 
 
 def recorded_plan(repository: ModelRepository, identity: PlanIdentity, version: int) -> StoredPlan | None:
-    """The plan of that identity that a version has; None if it has none, or not as it was recorded.
+    """The plan of that identity that a version has; None if it has none.
 
     One that an ONNX Runtime of another version typed is as good here: a version's plan is never changed, and
     this one was judged like any other.
+
+    Raises:
+        PlanManifestError: The record is damaged.
+        PlanDamagedError: The plan is not as it was recorded.
     """
     model = plan_model(identity.model)
     manifest = published_plans(repository, model).get(version, {}).get(identity.compute_capability)
@@ -63,8 +68,8 @@ def recorded_plan(repository: ModelRepository, identity: PlanIdentity, version: 
     path = repository.root / model / str(version) / identity.filename
     try:
         check_plan(path, manifest, where=str(path))
-    except PlanError:
-        return None
+    except PlanDamagedError as error:
+        raise PlanDamagedError(f"{error} Remove it, and compile again.") from error
     return StoredPlan(path, manifest)
 
 
@@ -72,12 +77,12 @@ def _typed_by_any(identity: PlanIdentity) -> PlanIdentity:
     return replace(identity, settings={**identity.settings, TYPED_BY: None})
 
 
-def check_alike(there: Iterable[PlanManifest], wanted: PlanIdentity, folder: Path) -> None:
-    """Refuse a plan beside plans that no server can load with it."""
-    for manifest in there:
-        if manifest.identity.kind != wanted.kind:
+def check_alike(plans: Sequence[PlanIdentity], folder: Path) -> None:
+    """Refuse plans of one version that no server can load together."""
+    for one, other in pairwise(plans):
+        if (one.tensorrt_version, one.platform) != (other.tensorrt_version, other.platform):
             raise RepositoryError(
-                f"{folder} has plans by {manifest.identity.kind}, {wanted.filename} is by {wanted.kind}; no "
+                f"In {folder}, {one.filename} would be by {one.kind}, {other.filename} by {other.kind}; no "
                 "server loads both. For another TensorRT run `arcface-builder build` for the next version, "
                 "and compile that for every architecture; another platform needs a repository of its own."
             )
@@ -97,9 +102,5 @@ def check_unchanged(recorded: PlanManifest | None, wanted: PlanManifest, folder:
     for there in folder.glob(f"*-sm{wanted.identity.sm}.plan"):
         is_it = there.name == wanted.identity.filename
         if not (is_it and describe_plan(there)["plan_sha256"] == wanted.plan_sha256):
-            if is_it and recorded and recorded.plan_sha256 == wanted.plan_sha256:
-                raise PlanDamagedError(
-                    f"{there} has other bytes than were published; remove it, and compile again."
-                )
             differences = recorded and ", ".join(wanted.identity.differences(recorded.identity))
             raise taken(there, differences or "of other bytes")

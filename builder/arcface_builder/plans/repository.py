@@ -21,7 +21,7 @@ from tritonclient.grpc import model_config_pb2
 from arcface_client.names import plan_model
 
 from ..disk import flush
-from ..errors import RepositoryError
+from ..errors import PlanDamagedError, RepositoryError
 from ..model_config import CONFIG_FILE, config_changes, config_text
 from ..repository import ModelRepository, os_errors, replace_text
 from ..store import StoredPlan
@@ -88,7 +88,10 @@ def add_plans(
     with repository.staging() as staged, os_errors(repository.root):
         for plan in stored:
             copy = staged / plan.manifest.identity.filename
-            shutil.copyfile(plan.path, copy)
+            try:
+                shutil.copyfile(plan.path, copy)
+            except FileNotFoundError as error:
+                raise PlanDamagedError(f"{plan.path} was removed meanwhile; compile again.") from error
             # It may have been changed since it was found.
             check_plan(copy, plan.manifest, where=str(plan.path))
             flush(copy)
@@ -97,8 +100,8 @@ def add_plans(
             there = plans.setdefault(version, {})
             for capability, manifest in wanted.items():
                 check_unchanged(there.get(capability), manifest, folder)
-                check_alike([*there.values(), *wanted.values()], manifest.identity, folder)
-            old_shas = {capability: manifest.plan_sha256 for capability, manifest in there.items()}
+            check_alike([manifest.identity for manifest in (*there.values(), *wanted.values())], folder)
+            recorded = dict(there)
             there.update(wanted)
             old = _config(model_folder / CONFIG_FILE)
             before = set(old.cc_model_filenames) if old else set()
@@ -113,7 +116,7 @@ def add_plans(
             }
             try:
                 for capability, manifest in wanted.items():
-                    if old_shas.get(capability) != manifest.plan_sha256:
+                    if recorded.get(capability) != manifest:
                         replace_text(records[capability], manifest.to_json(), via=staged.parent)
                 _place(staged, folder, text)
             finally:  # no record without its plan

@@ -55,5 +55,6 @@ def names(plans: dict[str, PlanManifest]) -> dict[str, str]:
     return {capability: manifest.identity.filename for capability, manifest in plans.items()}
 
 
-def _kinds(plans: dict[str, PlanManifest]) -> set[str]:
-    return {manifest.identity.kind for manifest in plans.values()}
+def _kinds(plans: dict[str, PlanManifest]) -> set[tuple[str, str]]:
+    identities = [manifest.identity for manifest in plans.values()]
+    return {(identity.tensorrt_version, identity.platform) for identity in identities}

@@ -155,19 +155,22 @@ class LocalStore:
             flush(plan.parent.parent)
         return StoredPlan(plan, manifest)
 
-    def remove(self, manifest: PlanManifest) -> None:
+    def remove(self, manifest: PlanManifest) -> bool:
         """Remove a plan, unless another one has taken its place since it was listed.
+
+        Returns:
+            Whether it was removed here.
 
         Raises:
             CacheError: The cache cannot be written.
         """
 
-        def listed(found: PlanManifest) -> str | None:
-            return "it was listed" if found.plan_sha256 == manifest.plan_sha256 else None
+        def unwanted(found: PlanManifest) -> str | None:
+            return "It is the one to remove." if found.plan_sha256 == manifest.plan_sha256 else None
 
         key = manifest.identity.key
         with self._os_errors("write"):
-            self._discard_unless_good(self.root / key, key, listed)
+            return self._discard_unless_good(self.root / key, key, unwanted)
 
     @contextmanager
     def lock(self, identity: PlanIdentity) -> Iterator[None]:
@@ -214,6 +217,9 @@ class LocalStore:
                 good = True
             except (FileNotFoundError, PlanError):
                 good = False
+            except OSError:  # nothing is known of it
+                _renamed(taken, plan.parent)
+                raise
             if not good:
                 return True
             _renamed(taken, plan.parent)  # or else there is a newer one, as good

@@ -167,19 +167,23 @@ class S3Store:
                 ContentType="application/json",
             )
 
-    def remove(self, manifest: PlanManifest) -> None:
+    def remove(self, manifest: PlanManifest) -> bool:
         """Remove a plan, its manifest first, unless another one has taken its place since it was listed.
+
+        Returns:
+            Whether it was removed here.
 
         Raises:
             PlanManifestError: Its manifest is damaged.
             StoreError: The bucket cannot be used.
         """
         there = self.find(manifest.identity)
-        if there and there.plan_sha256 != manifest.plan_sha256:
-            return
+        if there is None or there.plan_sha256 != manifest.plan_sha256:
+            return False
         with translated(self.name):
             for key in (manifest.identity.key + ENDING, _plan_key(manifest)):
                 self._s3.delete_object(Bucket=self._bucket, Key=key)
+        return True
 
     def _check_redirect(self, response: tuple[AWSResponse, object] | None, **_: object) -> None:
         """End what goes round in a circle.

@@ -30,8 +30,8 @@ class Place(Protocol):
     def check(self, manifest: PlanManifest) -> object:
         """Compare a plan's bytes with its manifest; raises a PlanError where they differ."""
 
-    def remove(self, manifest: PlanManifest) -> None:
-        """Remove a plan."""
+    def remove(self, manifest: PlanManifest) -> bool:
+        """Remove a plan, unless another one has taken its place; tells whether it was removed."""
 
 
 class PlanStore:
@@ -69,7 +69,7 @@ class PlanStore:
         try:
             return self.pull(identity, objection)
         except _BUCKET_FAILED as error:
-            _log.warning("Miss: %s is not in the local cache. %s", identity.filename, error)
+            _log.warning("Miss: there is no good %s in the local cache. %s", identity.filename, error)
             return None
 
     def put(self, plan: bytes, manifest: PlanManifest, objection: Objection = no_objection) -> StoredPlan:
@@ -163,12 +163,16 @@ class PlanStore:
             yield
 
     def manifests(self) -> list[PlanManifest]:
-        """Every plan that ``pull`` finds, once, newest first.
+        """Every plan of every place, newest first; one that is in both is listed once.
 
         Raises:
             StoreError: The bucket or the local cache cannot be used.
         """
-        found = {manifest.identity.key: manifest for place in self._places() for manifest in readable(place)}
+        found = {
+            (manifest.identity.key, manifest.plan_sha256): manifest
+            for place in self._places()
+            for manifest in readable(place)
+        }
         return sorted(found.values(), key=lambda manifest: manifest.created_at, reverse=True)
 
     @property

@@ -200,7 +200,7 @@ def test_a_published_plan_that_was_changed_is_called_damaged(
     path = compile_plan(request_, gpu, store, repository).added.path
     path.write_bytes(path.read_bytes()[:-1] + b"?")
 
-    with pytest.raises(PlanDamagedError, match="has other bytes than were published; remove it, and compile"):
+    with pytest.raises(PlanDamagedError, match=r"its manifest says .* Remove it, and compile again"):
         compile_plan(request_, gpu, store, repository)
     path.unlink()
     assert compile_plan(request_, gpu, store, repository).added.is_new
@@ -260,7 +260,7 @@ def test_a_plan_by_another_tensorrt_than_the_versions_others_is_refused_before_i
     stages: list[str] = []
 
     with pytest.raises(
-        RepositoryError, match=r"sm89\.plan is by TensorRT .* for linux-aarch64; no server loads"
+        RepositoryError, match=r"sm89\.plan by TensorRT .* for linux-aarch64; no server loads"
     ):
         compile_plan(
             request_,
@@ -315,3 +315,59 @@ def test_where_two_machines_built_the_same_the_published_plan_counts(
     assert not added.is_new
     assert again.from_store
     assert again.manifest == published
+
+
+def test_a_fleet_takes_the_buckets_good_plan_where_the_cache_has_a_lenient_one(
+    request_: PlanRequest,
+    gpu: AbsentGpu,
+    coarse: AbsentGpu,
+    tmp_path: Path,
+    elsewhere: ModelRepository,
+    repository: ModelRepository,
+    s3: S3Server,
+) -> None:
+    bad = compile_plan(lenient(request_), coarse, PlanStore(LocalStore(tmp_path / "a")), elsewhere).manifest
+    strict = twice_as_strict_as(bad, request_)
+    b = open_store("plans", endpoint_url=s3.url, cache_dir=tmp_path / "b")
+    good = compile_plan(strict, gpu, b, ModelRepository(tmp_path / "third")).manifest
+
+    (added,) = assemble(
+        request_.onnx,
+        request_.options,
+        ["8.6"],
+        open_store("plans", endpoint_url=s3.url, cache_dir=tmp_path / "a"),
+        repository,
+        max_drift_cosine=strict.max_drift_cosine,
+    )
+
+    assert describe_plan(added.path)["plan_sha256"] == good.plan_sha256
+
+
+def test_the_record_has_the_refusals_of_the_last_compile(
+    request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
+) -> None:
+    exact = replace(gpu, runs_in="fp32")
+    tf32 = replace(request_, options=BuildOptions(precision="tf32"))
+    record = repository.root / "small_trt-1-sm86.manifest.json"
+
+    for request, refused in ((tf32, False), (replace(request_, fallback=True), True), (tf32, False)):
+        compiled = compile_plan(request, exact, store, repository)
+        assert bool(compiled.manifest.refusals) is refused
+        assert record.read_text() == compiled.manifest.to_json()
+
+
+def test_a_fleet_calibrates_as_the_version_does(
+    request_: PlanRequest,
+    gpu: AbsentGpu,
+    store: PlanStore,
+    repository: ModelRepository,
+    elsewhere: ModelRepository,
+) -> None:
+    int8 = replace(lenient(request_), options=BuildOptions(precision="int8"))
+    gpu = replace(gpu, runs_in="int8")
+    compile_plan(int8, gpu, store, repository)
+    other = replace(int8, calibration=faces.noise(40))
+    compile_plan(other, replace(gpu, sm="89", target_sm="89"), store, elsewhere)
+
+    with pytest.raises(CompileError, match=r"sm89 \(not taken: small-int8-sm89\.plan: calibration"):
+        assemble(int8.onnx, int8.options, ["8.9"], store, repository, max_drift_cosine=0.05)

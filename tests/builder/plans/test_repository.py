@@ -14,7 +14,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 import children
-from arcface_builder.errors import PlanManifestError, RepositoryError
+from arcface_builder.errors import PlanDamagedError, PlanManifestError, RepositoryError
 from arcface_builder.model_config import config_text
 from arcface_builder.plans.config import plan_config
 from arcface_builder.plans.repository import AddedPlan, add_plan, add_plans
@@ -375,9 +375,10 @@ def test_a_record_without_its_plan_does_not_count(repository: ModelRepository) -
 
 def test_a_plan_that_cannot_be_written_leaves_nothing(repository: ModelRepository, tmp_path: Path) -> None:
     plan = stored_plan(tmp_path, "80")
-    gone = replace(plan, path=tmp_path / "gone.plan")
 
     with pytest.raises(RepositoryError, match="nothing was published"):
-        add_plan(repository, gone, version=1)
+        add_plan(repository, replace(plan, path=tmp_path), version=1)
+    with pytest.raises(PlanDamagedError, match="was removed meanwhile; compile again"):
+        add_plan(repository, replace(plan, path=tmp_path / "gone.plan"), version=1)
 
     assert [path.name for path in repository.root.iterdir()] == [".lock"]

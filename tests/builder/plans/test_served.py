@@ -36,9 +36,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> ModelRepository:
     [
         (
             {"tensorrt_version": "11.2.0.5"},
-            "TensorRT 11.1.0.106 for linux-x86_64, m-fp16-sm90.plan is by TensorRT 11.2.0.5 for linux-x86_64",
+            "TensorRT 11.1.0.106 for linux-x86_64, m-fp16-sm90.plan by TensorRT 11.2.0.5 for linux-x86_64",
         ),
-        ({"platform": "linux-aarch64"}, "m-fp16-sm90.plan is by TensorRT 11.1.0.106 for linux-aarch64"),
+        ({"platform": "linux-aarch64"}, "m-fp16-sm90.plan by TensorRT 11.1.0.106 for linux-aarch64"),
     ],
 )
 def test_a_version_is_by_one_tensorrt_and_for_one_platform(
