@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import botocore
 import pytest
 
 from arcface_builder.errors import BucketError, BucketUnreachableError, PlanDamagedError, PlanManifestError
 from arcface_builder.store import DamagedManifest, PlanManifest, StoredPlan, open_store
+from arcface_builder.store.identity import release_of
 from arcface_builder.store.s3 import S3Store
 from engines import IDENTITY, identity, manifest, plan
 from s3_server import BadWire, S3Server, answering, redirecting
@@ -289,6 +291,9 @@ def test_an_answer_that_is_an_error_says_what_to_do(
         hasty(url).find(IDENTITY)
 
 
+@pytest.mark.skipif(
+    release_of(botocore.__version__) < (1, 36), reason="botocore compares checksums of answers from 1.36 on"
+)
 @pytest.mark.usefixtures("s3")
 def test_what_was_garbled_on_the_way_is_worth_another_try() -> None:
     body = MANIFEST.to_json().encode()
