@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from types import MappingProxyType
 
 from arcface_client.limits import DEFAULT_MAX_DRIFT_COSINE
 from arcface_client.names import plan_model
@@ -107,7 +106,7 @@ def choose(
     options: BuildOptions,
     wanted: Sequence[str],
     tensorrt_version: str | None = None,
-    like: Mapping[str, Setting] = MappingProxyType({}),
+    like: Mapping[str, Setting] | None = None,
     *,
     max_drift_cosine: float = DEFAULT_MAX_DRIFT_COSINE,
 ) -> list[PlanManifest]:
@@ -125,7 +124,7 @@ def choose(
         identity = manifest.identity
         if identity.model != onnx.name:
             continue
-        if objections := _objections(manifest, onnx, options, tensorrt_version, like, max_drift_cosine):
+        if objections := _objections(manifest, onnx, options, tensorrt_version, like or {}, max_drift_cosine):
             passed_over.append(
                 (identity.sm, len(objections), f"{identity.filename}: {', '.join(objections)}")
             )
@@ -143,7 +142,7 @@ def choose(
     nearest = _nearest(passed_over, missing)
     if best is None:
         by = f" by TensorRT {tensorrt_version}" if tensorrt_version else ""
-        by += f" for {like[PLATFORM]}" if PLATFORM in like else ""
+        by += f" for {like[PLATFORM]}" if like and PLATFORM in like else ""
         raise CompileError(
             f"The store has no {asked}{by}{nearest}; run `arcface-builder compile` on each GPU first."
         )

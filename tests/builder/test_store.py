@@ -215,6 +215,7 @@ def test_what_another_version_pushed_is_replaced_only_on_request(
     store.put(plan(), manifest())
 
     assert "is in the local cache only. The manifest of" in caplog.text
+    assert "Then run `arcface-builder engines push --overwrite`" in caplog.text
     assert s3.client.get_object(Bucket="plans", Key=key)["Body"].read().decode() == theirs
     assert store.push(manifest(), overwrite=True)
 

@@ -92,9 +92,10 @@ class PlanStore:
                     self.push(stored.manifest, overwrite=True)
             except _BUCKET_FAILED as error:
                 _log.warning(
-                    "%s is in the local cache only. %s Then run `arcface-builder engines push`.",
+                    "%s is in the local cache only. %s Then run `arcface-builder engines push%s`.",
                     stored.path.name,
                     error,
+                    " --overwrite" if isinstance(error, PlanSchemaError) else "",
                 )
         return stored
 

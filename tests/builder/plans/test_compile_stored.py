@@ -44,28 +44,47 @@ def twice_as_strict_as(manifest: PlanManifest, request: PlanRequest) -> PlanRequ
     return replace(request, max_drift_cosine=manifest.parity.largest_drift_cosine / 2)
 
 
-def test_where_the_cache_has_a_lenient_plan_the_buckets_good_one_is_taken(
+@pytest.fixture
+def lenient_here(
     request_: PlanRequest,
     gpu: AbsentGpu,
     coarse: AbsentGpu,
     tmp_path: Path,
     elsewhere: ModelRepository,
-    repository: ModelRepository,
     s3: S3Server,
-) -> None:
+) -> tuple[PlanStore, PlanRequest, PlanManifest]:
+    """A store whose cache has a lenient plan and whose bucket a good one; a request for that; and that."""
     bad = compile_plan(lenient(request_), coarse, PlanStore(LocalStore(tmp_path / "a")), elsewhere).manifest
     strict = twice_as_strict_as(bad, request_)
-    b = open_store("plans", endpoint_url=s3.url, cache_dir=tmp_path / "b")
-    good = compile_plan(strict, gpu, b, ModelRepository(tmp_path / "third")).manifest
+    other = open_store("plans", endpoint_url=s3.url, cache_dir=tmp_path / "b")
+    good = compile_plan(strict, gpu, other, ModelRepository(tmp_path / "third")).manifest
+    return open_store("plans", endpoint_url=s3.url, cache_dir=tmp_path / "a"), strict, good
 
-    a = open_store("plans", endpoint_url=s3.url, cache_dir=tmp_path / "a")
-    again = compile_plan(strict, gpu, a, repository)
+
+def test_where_the_cache_has_a_lenient_plan_the_buckets_good_one_is_taken(
+    lenient_here: tuple[PlanStore, PlanRequest, PlanManifest], gpu: AbsentGpu, repository: ModelRepository
+) -> None:
+    store, strict, good = lenient_here
+
+    again = compile_plan(strict, gpu, store, repository)
 
     assert again.from_store
     assert again.manifest == good
-    assert list(a.local.manifests()) == [good]
-    assert a.remote is not None
-    assert list(a.remote.manifests()) == [good]
+    assert list(store.local.manifests()) == [good]
+    assert store.remote is not None
+    assert list(store.remote.manifests()) == [good]
+
+
+def test_a_fleet_takes_the_buckets_good_plan_where_the_cache_has_a_lenient_one(
+    lenient_here: tuple[PlanStore, PlanRequest, PlanManifest], repository: ModelRepository
+) -> None:
+    store, strict, good = lenient_here
+
+    (added,) = assemble(
+        strict.onnx, strict.options, ["8.6"], store, repository, max_drift_cosine=strict.max_drift_cosine
+    )
+
+    assert describe_plan(added.path)["plan_sha256"] == good.plan_sha256
 
 
 def test_a_fleet_takes_no_other_plan_than_the_one_it_chose(
@@ -315,32 +334,6 @@ def test_where_two_machines_built_the_same_the_published_plan_counts(
     assert not added.is_new
     assert again.from_store
     assert again.manifest == published
-
-
-def test_a_fleet_takes_the_buckets_good_plan_where_the_cache_has_a_lenient_one(
-    request_: PlanRequest,
-    gpu: AbsentGpu,
-    coarse: AbsentGpu,
-    tmp_path: Path,
-    elsewhere: ModelRepository,
-    repository: ModelRepository,
-    s3: S3Server,
-) -> None:
-    bad = compile_plan(lenient(request_), coarse, PlanStore(LocalStore(tmp_path / "a")), elsewhere).manifest
-    strict = twice_as_strict_as(bad, request_)
-    b = open_store("plans", endpoint_url=s3.url, cache_dir=tmp_path / "b")
-    good = compile_plan(strict, gpu, b, ModelRepository(tmp_path / "third")).manifest
-
-    (added,) = assemble(
-        request_.onnx,
-        request_.options,
-        ["8.6"],
-        open_store("plans", endpoint_url=s3.url, cache_dir=tmp_path / "a"),
-        repository,
-        max_drift_cosine=strict.max_drift_cosine,
-    )
-
-    assert describe_plan(added.path)["plan_sha256"] == good.plan_sha256
 
 
 def test_the_record_has_the_refusals_of_the_last_compile(
