@@ -94,7 +94,7 @@ def _plan(
         precision=precision,
         max_batch_size=max(arguments.batches),
         opt_batch_size=arguments.opt_batch_size,
-        timing_cache=arguments.timing_cache or work / f"{network}-{precision}.cache",
+        timing_cache=arguments.timing_cache or work / f"{precision}.cache",
     )
     onnx = serving_model(network, work)
     label = f"{network} {precision} tuned for {options.tuned_for}"
@@ -177,7 +177,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--torch-python", default=sys.executable, metavar="PYTHON", help="one with PyTorch")
     parser.add_argument(
-        "--timing-cache", type=Path, metavar="FILE", help="kernel timings (default: in --work)"
+        "--timing-cache",
+        type=Path,
+        metavar="FILE",
+        help="kernel timings, of all networks (default: one for each precision, in --work)",
     )
     parser.add_argument("--work", type=Path, metavar="DIR", help="keep models and plans for the next piece")
     parser.add_argument(

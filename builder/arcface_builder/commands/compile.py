@@ -88,7 +88,12 @@ def add_compile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument(
         "--workspace-size-mb", type=int, metavar="MB", help="default: tensorrt.workspace_size_mb"
     )
-    parser.add_argument("--timing-cache", type=Path, metavar="FILE", help="read and write kernel timings")
+    parser.add_argument(
+        "--timing-cache",
+        type=Path,
+        metavar="FILE",
+        help="read and write kernel timings: later builds, of similar models too, take a fraction as long",
+    )
     parser.add_argument(
         "--calibration-dir", type=Path, metavar="DIR", help="real face crops: int8's ranges, and the proof"
     )
