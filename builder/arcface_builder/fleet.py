@@ -90,7 +90,7 @@ def assemble(
         # What is published counts, where two machines have built the same.
         plan = recorded_plan(repository, manifest.identity, onnx.version)
         if plan is None or objection_to(plan.manifest.parity, max_drift_cosine):
-            plan = store.pull(manifest.identity, _other_than(manifest))
+            plan = store.pull(manifest.identity, _other_than(manifest, max_drift_cosine))
         if plan is None:
             raise CompileError(
                 f"{manifest.identity.filename} is no longer as it was listed in the {store.places}; compile "
@@ -154,11 +154,13 @@ def choose(
     )
 
 
-def _other_than(chosen: PlanManifest) -> Objection:
+def _other_than(chosen: PlanManifest, max_drift_cosine: float) -> Objection:
     """What is against a plan that has come in the place of the one that was chosen."""
 
     def objection(found: PlanManifest) -> str | None:
-        return None if found.plan_sha256 == chosen.plan_sha256 else "It is another one than was listed."
+        if found.plan_sha256 != chosen.plan_sha256:
+            return "It is another one than was listed."
+        return objection_to(found.parity, max_drift_cosine)  # the same bytes may have been judged otherwise
 
     return objection
 

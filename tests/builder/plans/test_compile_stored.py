@@ -87,7 +87,9 @@ def test_a_fleet_takes_the_buckets_good_plan_where_the_cache_has_a_lenient_one(
     assert describe_plan(added.path)["plan_sha256"] == good.plan_sha256
 
 
+@pytest.mark.parametrize("in_the_bucket", ["another plan", "the same plan, judged to be worse"])
 def test_a_fleet_takes_no_other_plan_than_the_one_it_chose(
+    in_the_bucket: str,
     request_: PlanRequest,
     gpu: AbsentGpu,
     coarse: AbsentGpu,
@@ -97,12 +99,16 @@ def test_a_fleet_takes_no_other_plan_than_the_one_it_chose(
     s3: S3Server,
 ) -> None:
     b = open_store("plans", endpoint_url=s3.url, cache_dir=tmp_path / "b")
-    bad = compile_plan(lenient(request_), coarse, b, elsewhere).manifest
+    before = PlanStore(LocalStore(tmp_path / "before")) if in_the_bucket != "another plan" else b
+    bad = compile_plan(lenient(request_), coarse, before, elsewhere).manifest
     strict = twice_as_strict_as(bad, request_)
     a = PlanStore(LocalStore(tmp_path / "a"))
     good = compile_plan(strict, gpu, a, ModelRepository(tmp_path / "third")).manifest
-    damaged = a.local.root / good.identity.key
-    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    path = a.local.root / good.identity.key
+    content = path.read_bytes()
+    if before is not b:
+        b.put(content, replace(good, parity=bad.parity))
+    path.write_bytes(content[:-1] + b"?")
 
     with pytest.raises(CompileError, match=r"small-fp16-sm86\.plan is no longer as it was listed in the"):
         assemble(
