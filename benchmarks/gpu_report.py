@@ -144,8 +144,10 @@ Networks with synthetic weights. Latency is from crops in host memory to embeddi
 at a time. Faces a second are those of calls that follow one another on the device, copies included. "Share"
 is of the rate that PyTorch's matrix product reaches in the same precision. Drift is the largest 1 - cosine
 similarity to the float32 model in ONNX Runtime. PyTorch's network has weights of its own, and so no drift.
+A plan takes the memory that its largest batch needs, whatever the batch.
 
-Made by `benchmarks/gpu.py`, which `make bench-gpu` runs in one piece; as data: [gpu.json](gpu.json).
+Made by `benchmarks/gpu.py`; as data: [gpu.json](gpu.json). `make bench-gpu` measures all of this at once, and
+also serves every plan and builds it once more.
 """
 _HEADER: Final = (
     "| | batch | p50 ms | p99 ms | faces/s | TFLOP/s | share | device MB | build s | plan MB | drift |\n"

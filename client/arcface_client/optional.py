@@ -20,7 +20,7 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
         raise MissingExtraError(
             f"{purpose} needs the package {error.name}: pip install 'arcface-triton[{extra}]'"
         ) from error
-    except ImportError as error:  # a library of the system's that it needs, as libGL
+    except (ImportError, OSError) as error:  # a library of the system's that it needs, as libGL
         raise MissingExtraError(
             f"{purpose} needs the package {module}, which is installed but cannot be loaded: {error}"
         ) from error

@@ -83,6 +83,43 @@ def test_a_cuda_graph_gives_the_very_bits_of_a_run_without(r18_plan: Compiled) -
     recorded.close()
 
 
+def test_a_batch_leaves_the_threads_gpu_as_it_was(runtime: TensorRt) -> None:
+    from cuda.bindings import driver
+
+    def current() -> int:
+        return int(driver.cuCtxGetCurrent()[1])
+
+    def in_a_new_thread() -> tuple[int, int]:
+        before = current()
+        runtime.embed(faces.noise(2))
+        return before, current()
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(in_a_new_thread).result() == (0, 0)  # it uses no GPU, and that stays so
+    free_bytes()  # starts CUDA in this thread
+    before = current()
+    runtime.embed(faces.noise(2))
+    assert current() == before != 0
+
+
+def test_where_no_graph_can_be_recorded_batches_run_without(
+    runtime: TensorRt, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from cuda.bindings import runtime as cudart
+
+    crops = faces.noise(5)
+    expected = runtime.embed(crops)
+    no_memory = cudart.cudaError_t.cudaErrorMemoryAllocation
+    with monkeypatch.context() as full:
+        full.setattr(cudart, "cudaGraphInstantiate", lambda graph, flags: (no_memory, None))
+        np.testing.assert_array_equal(runtime.embed(crops), expected)
+
+    for _ in range(2):
+        np.testing.assert_array_equal(runtime.embed(crops), expected)
+    (said,) = caplog.messages
+    assert said.startswith("Batches of 5 run without a CUDA graph: CUDA says cudaErrorMemoryAllocation")
+
+
 def test_ten_thousand_calls_leak_nothing(runtime: TensorRt) -> None:
     crops = faces.noise(8)
     for count in (*range(1, 9), *range(1, 9)):
@@ -140,3 +177,18 @@ def test_a_plan_cut_short_is_refused_with_tensorrts_reason(small_plan: Compiled,
 
     with pytest.raises(DeploymentError, match=r"TensorRT [\d.]+ cannot load .*short\.plan: (?!no reason)"):
         TensorRt(tmp_path / "short.plan")
+
+
+def test_a_tensorrt_that_does_not_start_is_a_clear_error(
+    small_plan: Compiled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tensorrt
+
+    from arcface_client.runtimes.tensorrt import TensorRt
+
+    def null(_: object) -> None:
+        raise TypeError("pybind11::init(): factory function returned nullptr")  # as for a driver too old
+
+    monkeypatch.setattr(tensorrt, "Runtime", null)
+    with pytest.raises(DeploymentError, match=r"TensorRT [\d.]+ does not start: "):
+        TensorRt(small_plan.added.path)

@@ -42,12 +42,12 @@ def test_an_instance_on_the_cpu_is_refused(config: InstanceConfig) -> None:
         load_plan(MODEL, InstanceConfig(config.version_folder, "", "CPU", 0, cc_filenames=PLANS))
 
 
+@pytest.mark.parametrize("error", ["ImportError", "OSError"])  # an extension module's, and that of ctypes
 def test_a_tensorrt_without_its_libraries_is_told(
-    config: InstanceConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: str, config: InstanceConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # What an extension module raises whose shared libraries are missing.
     reason = "libnvinfer.so.8: cannot open shared object file: No such file or directory"
-    (tmp_path / "tensorrt.py").write_text(f"raise ImportError({reason!r})")
+    (tmp_path / "tensorrt.py").write_text(f"raise {error}({reason!r})")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
 

@@ -1,1 +1,1 @@
-"""TensorRT plans: a serving graph typed, built, inspected and proved; see ``docs/design.md``."""
+"""TensorRT plans: a serving graph typed, built, inspected and proved; see ``docs/plans.md``."""

@@ -47,7 +47,7 @@ def load_plan(
             "pip install 'arcface-triton[tensorrt]', and TensorRT itself in the very version that built the "
             "plans, or run in NVIDIA's tensorrt image."
         ) from error
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # one of its libraries
         raise MissingExtraError(f"TensorRT is installed, but cannot be loaded: {error}") from error
     count = device_count()
     if gpu >= count:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+from cuda.bindings import driver
 from cuda.bindings import runtime as cudart
 
 from ..errors import CudaError
@@ -58,6 +61,20 @@ def compute_capability(device: int) -> str:
     major = check(cudart.cudaDeviceGetAttribute(attributes.cudaDevAttrComputeCapabilityMajor, device))
     minor = check(cudart.cudaDeviceGetAttribute(attributes.cudaDevAttrComputeCapabilityMinor, device))
     return f"{major}.{minor}"
+
+
+@contextmanager
+def callers_gpu_kept() -> Iterator[None]:
+    """Give a thread back the GPU that was current before the block, or none if it had none.
+
+    It is the driver that keeps it, for all libraries of the process; ``cudaSetDevice`` would start CUDA on a
+    GPU that nobody here uses.
+    """
+    _, before = driver.cuCtxGetCurrent()  # none, too, if CUDA has not been started
+    try:
+        yield
+    finally:
+        driver.cuCtxSetCurrent(before)  # what fails here was taken down by its owner
 
 
 def free_bytes() -> int:

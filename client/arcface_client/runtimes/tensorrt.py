@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,9 +24,11 @@ from ..contract import (
     check_tensors,
 )
 from ..errors import ClientClosedError, DeploymentError, InputError
-from .cuda import DeviceBuffer, PinnedBuffer, check, free_bytes
+from .cuda import DeviceBuffer, PinnedBuffer, callers_gpu_kept, check, free_bytes
 from .profiles import Profiles
 from .tensorrt_log import CollectingLogger
+
+_log = logging.getLogger(__name__)
 
 _TRITON_TYPES = {"UINT8": "UINT8", "FLOAT": "FP32", "HALF": "FP16", "BF16": "BF16", "INT8": "INT8"}
 _MIB = 1 << 20
@@ -36,8 +39,8 @@ _TO_HOST = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
 class TensorRt:
     """A plan loaded with TensorRT: one stream, one CUDA graph for each batch size in use.
 
-    Safe to share between threads: calls follow one another. A graph is recorded when a batch size comes the
-    second time.
+    Safe to share between threads: calls follow one another, and leave the thread's current GPU as it was. A
+    graph is recorded when a batch size comes the second time; where it cannot be, batches run without one.
 
     Args:
         plan_path: Plan with the contract's tensors.
@@ -63,14 +66,20 @@ class TensorRt:
                 f"{path} has the SHA-256 {actual}; its manifest says {sha256}. Publish it again."
             )
         self._device = device
-        check(cudart.cudaSetDevice(device))
-        free_before = free_bytes()
         self._lock = threading.Lock()
         self._closed = False
         self._seen: set[int] = set()
         self._graphs: dict[int, cudart.cudaGraphExec_t] = {}
+        self._without_graph: set[int] = set()
         self._log = CollectingLogger()
-        self._runtime = trt.Runtime(self._log)
+        check(cudart.cudaGetDevice())  # where there is no driver, this says so
+        with callers_gpu_kept():
+            check(cudart.cudaSetDevice(device))
+            self._load(path, plan)
+
+    def _load(self, path: Path, plan: bytes) -> None:
+        free_before = free_bytes()
+        self._runtime = _start(self._log)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise DeploymentError(f"TensorRT {trt.__version__} cannot load {path}: {self._log.last_error}")
@@ -109,7 +118,7 @@ class TensorRt:
         count = len(crops)
         if not 0 < count <= self.max_batch_size:
             raise InputError(f"The batch has {count} crops; the plan takes 1 to {self.max_batch_size}.")
-        with self._lock:
+        with self._lock, callers_gpu_kept():
             if self._closed:
                 raise ClientClosedError("The plan's memory was freed; load it again.")
             check(cudart.cudaSetDevice(self._device))
@@ -128,15 +137,16 @@ class TensorRt:
             if self._closed:
                 return
             self._closed = True
-            try:
-                with self._taken:  # goes on to the end, whatever fails
-                    check(cudart.cudaSetDevice(self._device))
-                    check(cudart.cudaStreamSynchronize(self._stream))
-                    while self._graphs:
-                        check(cudart.cudaGraphExecDestroy(self._graphs.popitem()[1]))
-            finally:  # TensorRT wants its objects freed in this order
-                del self._engine
-                del self._runtime
+            with callers_gpu_kept():
+                try:
+                    with self._taken:  # goes on to the end, whatever fails
+                        check(cudart.cudaSetDevice(self._device))
+                        check(cudart.cudaStreamSynchronize(self._stream))
+                        while self._graphs:
+                            check(cudart.cudaGraphExecDestroy(self._graphs.popitem()[1]))
+                finally:  # TensorRT wants its objects freed in this order
+                    del self._engine
+                    del self._runtime
 
     def _launch(self, count: int) -> None:
         """Start copying in, running and copying out; from a graph if this size has come before."""
@@ -145,8 +155,12 @@ class TensorRt:
             check(cudart.cudaGraphLaunch(graph, self._stream))
             return
         self._enqueue(count)
-        if count in self._seen:
-            self._graphs[count] = self._record(count)
+        if count in self._seen and count not in self._without_graph:
+            try:
+                self._graphs[count] = self._record(count)
+            except DeploymentError as error:  # no memory for it, say; a GPU that failed shows afterwards
+                self._without_graph.add(count)
+                _log.warning("Batches of %d run without a CUDA graph: %s", count, error)
         self._seen.add(count)
 
     def _record(self, count: int) -> cudart.cudaGraphExec_t:
@@ -176,6 +190,16 @@ class TensorRt:
             raise DeploymentError(f"TensorRT cannot run a batch of {count}: {self._log.last_error}")
         nbytes = count * EMBEDDING_DIM * np.dtype(np.float32).itemsize
         check(cudart.cudaMemcpyAsync(self._embeddings.address, embeddings, nbytes, _TO_HOST, self._stream))
+
+
+def _start(log: CollectingLogger) -> trt.Runtime:
+    try:
+        return trt.Runtime(log)
+    except TypeError as error:  # what pybind11 makes of a null pointer
+        raise DeploymentError(
+            f"TensorRT {trt.__version__} does not start: {log.last_error}. Does the GPU's driver know "
+            "the CUDA that this TensorRT is for?"
+        ) from error
 
 
 def _destroy(stream: cudart.cudaStream_t) -> None:

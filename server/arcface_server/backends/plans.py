@@ -38,7 +38,7 @@ def load_plan(model: str, config: InstanceConfig) -> TensorRt:
             f"{model} needs the package {error.name}, which is not installed beside this server: "
             "pip install 'arcface-triton[tensorrt]'. The ONNX sibling serves without it."
         ) from error
-    except ImportError as error:  # one of TensorRT's libraries
+    except (ImportError, OSError) as error:  # one of TensorRT's libraries
         raise MissingExtraError(
             f"{model} needs TensorRT, which is installed beside this server, but cannot be loaded: {error}. "
             "The ONNX sibling serves without it."

@@ -1,4 +1,4 @@
-"""What inspectors say, as each version writes it."""
+"""What inspectors say, version by version."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from arcface_builder.plans.inspection import LayerPrecisions, check_precision, l
 # type of its weights.
 VERSION_8 = json.loads(Path(__file__).with_name("inspector-8.5.3.json").read_text())
 
+# Written after TensorRT's documentation; no inspector of TensorRT 10 or 11 was at hand.
 VERSION_11 = {
     "Layers": [
         {

@@ -210,11 +210,16 @@ def test_a_provider_that_there_is_not_is_refused_by_name(make: Make) -> None:
         make("onnxruntime", embedding_providers=["Cuda"]).ensure_ready()
 
 
+@pytest.mark.parametrize(
+    "statement",
+    ["raise ImportError('libnvinfer.so.8: no such file')", "import ctypes; ctypes.CDLL('libnvinfer.so.8')"],
+)
 def test_a_package_that_is_installed_but_cannot_be_loaded_is_said(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    statement: str, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.8: cannot open shared object')")
+    (tmp_path / "tensorrt.py").write_text(statement)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
 
     with pytest.raises(MissingExtraError, match=r"installed, but cannot be loaded: libnvinfer\.so\.8"):
         make("tensorrt", allow_cpu_fallback=False).ensure_ready()
