@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import cache, partial
-from typing import Final
 
 from arcface_client.commandline import Tell
 from arcface_client.contract import Crops
@@ -18,8 +17,8 @@ from .errors import BlindGateError, ParityError, PrecisionError, ServedModelErro
 from .manifest import tool_versions
 from .onnx_version import OnnxVersion
 from .plans.builder import BuildOptions, BuiltPlan, build_plan
-from .plans.divergence import first_divergence
-from .plans.gate import Standard, Verdict, gate_crops, judge, objection_to
+from .plans.divergence import explain_drift
+from .plans.gate import Standard, Verdict, judge, objection_to
 from .plans.gpu import Gpu
 from .plans.identity import plan_identity
 from .plans.inspection import LayerPrecisions, check_precision
@@ -33,8 +32,6 @@ from .sources import Source
 from .store import Objection, PlanIdentity, PlanManifest, PlanStore, StoredPlan, describe_plan
 
 _log = logging.getLogger(__name__)
-
-_DIVERGENCE_CROPS: Final = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,18 +169,14 @@ def _make(
     report: Tell,
 ) -> tuple[bytes, PlanManifest]:
     """Build a plan and prove it."""
-
-    def typed(precision: str) -> bytes:
-        return typed_graph(
-            request.onnx.content,
-            precision,
-            calibration=request.calibration,
-            strongly_typed=is_strongly_typed(gpu.trt),
-        )
-
     check_knows(gpu.trt, options.precision)  # what follows takes minutes
     report(f"Writing {options.precision} into the graph", None)
-    graph = typed(options.precision)
+    graph = typed_graph(
+        request.onnx.content,
+        options.precision,
+        calibration=request.calibration,
+        strongly_typed=is_strongly_typed(gpu.trt),
+    )
     report("Comparing the ONNX model with its source", None)
     standard().check(request.max_drift_cosine)
     built = build_plan(gpu.trt, graph, options, report=report, target_sm=gpu.target_sm, free_mb=gpu.free_mb)
@@ -196,9 +189,15 @@ def _make(
     try:
         verdict.check()
     except ParityError as error:
-        crops = gate_crops(request.calibration)[:_DIVERGENCE_CROPS]
-        where = first_divergence(typed("fp32"), graph, crops, options.precision)
-        raise ParityError(f"{error} Nothing was stored. In {options.precision}, {where}.") from error
+        report("Looking for the layer that diverges", None)
+        why = explain_drift(
+            request.onnx.content,
+            graph,
+            standard(),
+            precision=options.precision,
+            max_drift_cosine=request.max_drift_cosine,
+        )
+        raise ParityError(f"{error} Nothing was stored. In {options.precision}, {why}.") from error
     return built.plan, _manifest(request, identity, gpu, built, precisions[0], verdict)
 
 
