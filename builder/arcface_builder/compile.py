@@ -22,7 +22,7 @@ from .plans.gate import Standard, Verdict, judge, objection_to
 from .plans.gpu import Gpu
 from .plans.identity import plan_identity
 from .plans.inspection import LayerPrecisions, check_precision
-from .plans.precision import FALLBACKS, typed_graph
+from .plans.precision import check_gpu_has, fallbacks, typed_graph
 from .plans.published import check_alike, plan_files, published_plans, recorded_plan, taken
 from .plans.repository import AddedPlan, add_plan
 from .plans.standard import plan_standard
@@ -96,6 +96,8 @@ def compile_plan(
         return objection_to(manifest.parity, request.max_drift_cosine)
 
     precision = request.options.precision
+    check_gpu_has(precision, gpu.sm)
+    left = fallbacks(precision, gpu.sm) if request.fallback else []
     while True:
         options = replace(request.options, precision=precision)
         identity = plan_identity(request.onnx, options, gpu, request.calibration)
@@ -111,10 +113,10 @@ def compile_plan(
         except (ServedModelError, BlindGateError):
             raise  # no other precision would be judged better
         except (ParityError, PrecisionError) as error:
-            if not request.fallback or precision not in FALLBACKS:
+            if not left:
                 raise
             refusals.append(f"{precision} was refused: {error}")
-            precision = FALLBACKS[precision]
+            precision, *left = left
             _log.warning("%s Falling back to %s.", error, precision)
     for note in engine.manifest.notes if from_store else ():
         _log.info("Of that plan: %s", note)
@@ -146,10 +148,8 @@ def _find(
 def _check_free(identity: PlanIdentity, request: PlanRequest, repository: ModelRepository) -> None:
     """Refuse, before minutes of building, a plan that could not be put into the repository afterwards."""
     # A more exact one may be there because this one was refused before, as it will be now.
-    allowed, precision = set(), identity.precision
-    while request.fallback and precision in FALLBACKS:
-        precision = FALLBACKS[precision]
-        allowed.add(replace(identity, precision=precision).filename)
+    more_exact = fallbacks(identity.precision, identity.sm) if request.fallback else []
+    allowed = {replace(identity, precision=precision).filename for precision in more_exact}
     version, model = request.onnx.version, plan_model(identity.model)
     for path in plan_files(repository, identity, version):
         if path.name not in allowed:
