@@ -45,7 +45,7 @@ class PlanRequest:
         max_drift_cosine: Largest drift that the gate lets pass.
         calibration: Real crops: for int8's ranges, and for the gate.
         source: The source model, for the gate's third point; without it there are two.
-        command: The command line that asked, for the record.
+        command: The command line that makes the plan of a precision, for the record.
     """
 
     onnx: OnnxVersion
@@ -54,7 +54,7 @@ class PlanRequest:
     max_drift_cosine: float = DEFAULT_MAX_DRIFT_COSINE
     calibration: Crops | None = None
     source: Source | None = None
-    command: str = "arcface-builder compile"
+    command: Callable[[str], str] = "arcface-builder compile --precision {}".format
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ def _manifest(
         driver_version=gpu.driver_version,
         precisions_used=precisions.layers,
         parity=verdict.to_parity(),
-        rebuild_command=request.command,
+        rebuild_command=request.command(identity.precision),
         tools=tool_versions() | {gpu.trt.__name__: gpu.trt.__version__},
         notes=notes,
     )
