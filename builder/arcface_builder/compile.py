@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import cache, partial
-from typing import Final
 
 from arcface_client.commandline import Tell
 from arcface_client.contract import Crops
@@ -18,12 +17,12 @@ from .errors import BlindGateError, ParityError, PrecisionError, ServedModelErro
 from .manifest import tool_versions
 from .onnx_version import OnnxVersion
 from .plans.builder import BuildOptions, BuiltPlan, build_plan
-from .plans.divergence import first_divergence
-from .plans.gate import Standard, Verdict, gate_crops, judge, objection_to
+from .plans.divergence import explain_drift
+from .plans.gate import Standard, Verdict, judge, objection_to
 from .plans.gpu import Gpu
 from .plans.identity import plan_identity
 from .plans.inspection import LayerPrecisions, check_precision
-from .plans.precision import FALLBACKS, typed_graph
+from .plans.precision import check_gpu_has, fallbacks, typed_graph
 from .plans.published import check_alike, plan_files, published_plans, recorded_plan, taken
 from .plans.repository import AddedPlan, add_plan
 from .plans.standard import plan_standard
@@ -33,8 +32,6 @@ from .sources import Source
 from .store import Objection, PlanIdentity, PlanManifest, PlanStore, StoredPlan, describe_plan
 
 _log = logging.getLogger(__name__)
-
-_DIVERGENCE_CROPS: Final = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +45,7 @@ class PlanRequest:
         max_drift_cosine: Largest drift that the gate lets pass.
         calibration: Real crops: for int8's ranges, and for the gate.
         source: The source model, for the gate's third point; without it there are two.
-        command: The command line that asked, for the record.
+        command: The command line that makes the plan of a precision, for the record.
     """
 
     onnx: OnnxVersion
@@ -57,7 +54,7 @@ class PlanRequest:
     max_drift_cosine: float = DEFAULT_MAX_DRIFT_COSINE
     calibration: Crops | None = None
     source: Source | None = None
-    command: str = "arcface-builder compile"
+    command: Callable[[str], str] = "arcface-builder compile --precision {}".format
 
 
 @dataclass(frozen=True)
@@ -99,6 +96,8 @@ def compile_plan(
         return objection_to(manifest.parity, request.max_drift_cosine)
 
     precision = request.options.precision
+    check_gpu_has(precision, gpu.sm)
+    left = fallbacks(precision, gpu.sm) if request.fallback else []
     while True:
         options = replace(request.options, precision=precision)
         identity = plan_identity(request.onnx, options, gpu, request.calibration)
@@ -114,10 +113,10 @@ def compile_plan(
         except (ServedModelError, BlindGateError):
             raise  # no other precision would be judged better
         except (ParityError, PrecisionError) as error:
-            if not request.fallback or precision not in FALLBACKS:
+            if not left:
                 raise
             refusals.append(f"{precision} was refused: {error}")
-            precision = FALLBACKS[precision]
+            precision, *left = left
             _log.warning("%s Falling back to %s.", error, precision)
     for note in engine.manifest.notes if from_store else ():
         _log.info("Of that plan: %s", note)
@@ -149,10 +148,8 @@ def _find(
 def _check_free(identity: PlanIdentity, request: PlanRequest, repository: ModelRepository) -> None:
     """Refuse, before minutes of building, a plan that could not be put into the repository afterwards."""
     # A more exact one may be there because this one was refused before, as it will be now.
-    allowed, precision = set(), identity.precision
-    while request.fallback and precision in FALLBACKS:
-        precision = FALLBACKS[precision]
-        allowed.add(replace(identity, precision=precision).filename)
+    more_exact = fallbacks(identity.precision, identity.sm) if request.fallback else []
+    allowed = {replace(identity, precision=precision).filename for precision in more_exact}
     version, model = request.onnx.version, plan_model(identity.model)
     for path in plan_files(repository, identity, version):
         if path.name not in allowed:
@@ -172,18 +169,14 @@ def _make(
     report: Tell,
 ) -> tuple[bytes, PlanManifest]:
     """Build a plan and prove it."""
-
-    def typed(precision: str) -> bytes:
-        return typed_graph(
-            request.onnx.content,
-            precision,
-            calibration=request.calibration,
-            strongly_typed=is_strongly_typed(gpu.trt),
-        )
-
     check_knows(gpu.trt, options.precision)  # what follows takes minutes
     report(f"Writing {options.precision} into the graph", None)
-    graph = typed(options.precision)
+    graph = typed_graph(
+        request.onnx.content,
+        options.precision,
+        calibration=request.calibration,
+        strongly_typed=is_strongly_typed(gpu.trt),
+    )
     report("Comparing the ONNX model with its source", None)
     standard().check(request.max_drift_cosine)
     built = build_plan(gpu.trt, graph, options, report=report, target_sm=gpu.target_sm, free_mb=gpu.free_mb)
@@ -196,9 +189,15 @@ def _make(
     try:
         verdict.check()
     except ParityError as error:
-        crops = gate_crops(request.calibration)[:_DIVERGENCE_CROPS]
-        where = first_divergence(typed("fp32"), graph, crops, options.precision)
-        raise ParityError(f"{error} Nothing was stored. In {options.precision}, {where}.") from error
+        report("Looking for the layer that diverges", None)
+        why = explain_drift(
+            request.onnx.content,
+            graph,
+            standard(),
+            precision=options.precision,
+            max_drift_cosine=request.max_drift_cosine,
+        )
+        raise ParityError(f"{error} Nothing was stored. In {options.precision}, {why}.") from error
     return built.plan, _manifest(request, identity, gpu, built, precisions[0], verdict)
 
 
@@ -242,7 +241,7 @@ def _manifest(
         driver_version=gpu.driver_version,
         precisions_used=precisions.layers,
         parity=verdict.to_parity(),
-        rebuild_command=request.command,
+        rebuild_command=request.command(identity.precision),
         tools=tool_versions() | {gpu.trt.__name__: gpu.trt.__version__},
         notes=notes,
     )

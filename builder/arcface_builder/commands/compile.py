@@ -7,6 +7,7 @@ import json
 import shlex
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -165,7 +166,7 @@ def _run(arguments: argparse.Namespace) -> int:
         max_drift_cosine=settings.max_drift_cosine,
         calibration=crops,
         source=_source(repository, onnx),
-        command=_command(arguments, onnx, settings),
+        command=partial(_command, arguments, onnx, settings),
     )
     gpu = gpu_at_hand()
     store = store_from(arguments, settings)
@@ -225,16 +226,18 @@ def _crops(folder: Path | None) -> Crops | None:
     return np.stack([read_crop(path) for path in progress(paths[::step], unit="crop")])
 
 
-def _command(arguments: argparse.Namespace, onnx: OnnxVersion, settings: TensorRtSettings) -> str:
-    """What makes the same plan again, whatever a file or the environment say then."""
+def _command(
+    arguments: argparse.Namespace, onnx: OnnxVersion, settings: TensorRtSettings, precision: str
+) -> str:
+    """What makes the plan of a precision again, whatever a file or the environment say then."""
     command = [
         f"{variable(key)}={str(getattr(settings, key.rpartition('.')[2])).lower()}" for key in _WITHOUT_FLAG
     ]
     command += ["arcface-builder", "compile", "--name", onnx.name, "--version", str(onnx.version)]
     command += ["--repository", str(arguments.repository)]
-    command += ["--precision", settings.precision, "--max-batch-size", str(settings.max_batch_size)]
+    command += ["--precision", precision, "--max-batch-size", str(settings.max_batch_size)]
     command += ["--opt-batch-size", str(settings.opt_batch_size or settings.max_batch_size)]
     command += ["--workspace-size-mb", str(settings.workspace_size_mb)]
-    if arguments.calibration_dir:
+    if arguments.calibration_dir:  # whatever the precision: the gate compared on these crops
         command += ["--calibration-dir", str(arguments.calibration_dir)]
-    return shlex.join(command + ["--fallback-precision"] * arguments.fallback_precision)
+    return shlex.join(command)

@@ -1,9 +1,10 @@
-"""Where does a typed graph begin to differ from the float32 one?"""
+"""Where does a refused plan's typed graph begin to differ from the float32 one, if that is at fault at all?
+
+Both graphs run in ONNX Runtime; the plan's own layers cannot be seen.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import Enum
 from typing import Any, Final
 
 import numpy as np
@@ -11,81 +12,91 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from arcface_client.contract import INPUT_NAME, Crops
+from arcface_client.contract import INPUT_NAME, OUTPUT_NAME, Crops, Embeddings
+from arcface_client.golden import drifts
+from arcface_client.runtimes.base import in_batches
 from arcface_client.runtimes.sessions import RUN_ERRORS
 
-from ..graph import session
+from ..graph import first_line, session
+from .gate import Standard
+from .precision import typed_graph
 
 _LAYERS: Final = ("Conv", "PRelu", "Add", "Gemm")
 
-USUAL: Final = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 1e-1, "int8": 1e-1}
+USUAL: Final = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 1e-1, "int8": 1e-1}
 """Relative error of a layer's output that is nothing to wonder about, by precision."""
+
+_BATCH: Final = 8
+
+# Of each crop, the layers of an IResNet-100 put out 90 MB in float32, and half of that in float16.
+_CROPS_OF_LAYERS: Final = 2
 
 _LEAST_LENGTH: Final = 1e-30  # a layer that gives zeros alone
 
 
-@dataclass(frozen=True)
-class Divergence:
-    """A layer and how far its output is from the float32 one.
-
-    Attributes:
-        layer: The node's name.
-        relative_error: Length of the difference over length of the output.
-        usual: What would be nothing to wonder about.
-    """
-
-    layer: str
-    relative_error: float
-    usual: float
-
-    def __str__(self) -> str:
-        return (
-            f"the first layer that diverges is {self.layer}: "
-            f"relative error {self.relative_error:.2g}, usual up to {self.usual:g}"
-        )
-
-
-class NoDivergence(Enum):
-    """Why no layer is named."""
-
-    SOUND = "its graph is sound in ONNX Runtime, so TensorRT's build is at fault"
-    NOT_RUN = "no layer can be named: ONNX Runtime cannot run its graph"
-
-    def __str__(self) -> str:
-        return self.value
-
-
-def first_divergence(
-    reference: bytes, typed: bytes, crops: Crops, precision: str
-) -> Divergence | NoDivergence:
-    """Run two graphs side by side and name the first layer that differs more than usual.
+def explain_drift(
+    serving_graph: bytes, typed: bytes, standard: Standard, *, precision: str, max_drift_cosine: float
+) -> str:
+    """Judge the typed graph as its plan was judged; if it drifts, too, name the layer where that begins.
 
     Args:
-        reference: The graph typed as fp32, with the same foldings.
-        typed: The graph under suspicion, with the same nodes.
-        crops: A few crops.
+        serving_graph: The graph before a precision was written into it.
+        typed: The graph of the refused plan.
+        standard: What the plan was held against.
         precision: What the graph is typed as.
+        max_drift_cosine: The largest drift that passes.
 
     Returns:
-        The layer; SOUND if none does; NOT_RUN if ONNX Runtime cannot run the typed graph (bf16 on a CPU).
+        A clause about the graph. It says why where nothing can be told: tf32 is not in the graph, and ONNX
+        Runtime may lack an operator (bf16 on a CPU) or memory.
     """
+    if precision == "tf32":
+        return "no layer can be named: its graph is that of fp32, and only TensorRT rounds to TF32"
+    clause = ""
+    try:
+        by_crop = drifts(standard.from_source, _embed(typed, standard.crops))
+        if np.max(by_crop) <= max_drift_cosine:
+            return "its graph is sound in ONNX Runtime, so TensorRT's build is at fault"
+        clause = f"the graph itself drifts by {np.max(by_crop):.2g} in ONNX Runtime; "
+        most = np.argsort(by_crop)[-_CROPS_OF_LAYERS:]  # NaN comes last
+        errors = _layer_errors(typed_graph(serving_graph, "fp32"), typed, standard.crops[most])
+    except RUN_ERRORS as error:  # ONNX Runtime tells most of its own want of memory by these, too
+        reason = first_line(error)
+        return f"{clause}no layer can be named: ONNX Runtime cannot run its graph ({reason})"
+    except MemoryError:
+        return f"{clause}no layer can be named: there is no memory to run its graph in ONNX Runtime"
+    return clause + _worst(errors, USUAL[precision])
+
+
+def _worst(errors: dict[str, float], usual: float) -> str:
+    for layer, error in errors.items():
+        if not error <= usual:  # so that NaN is unusual
+            return (
+                f"the first layer that diverges is {layer}: relative error {error:.2g}, usual up to {usual:g}"
+            )
+    layer = max(errors, key=errors.__getitem__)
+    return (
+        f"no layer's relative error passes the usual {usual:g}; "
+        f"the largest is that of {layer}, {errors[layer]:.2g}"
+    )
+
+
+def _embed(graph: bytes, crops: Crops) -> Embeddings:
+    loaded = session(graph)
+    return in_batches(lambda batch: loaded.run([OUTPUT_NAME], {INPUT_NAME: batch})[0], crops, _BATCH)
+
+
+def _layer_errors(reference: bytes, typed: bytes, crops: Crops) -> dict[str, float]:
+    """Length of the difference over length of the output, for each layer that both have, in order."""
     layers = _layers(typed)
     names = [name for name in _layers(reference) if name in layers]
-    try:
-        expected, got = (_outputs(graph, names, crops) for graph in (reference, typed))
-    except RUN_ERRORS:
-        return NoDivergence.NOT_RUN
-    for name, want, have in zip(names, expected, got, strict=True):
-        error = _relative(want, have)
-        if not error <= USUAL[precision]:
-            return Divergence(name, error, USUAL[precision])
-    return NoDivergence.SOUND
+    expected, got = (_outputs(graph, names, crops) for graph in (reference, typed))
+    return {name: _relative(want, have) for name, want, have in zip(names, expected, got, strict=True)}
 
 
-def _layers(graph: bytes) -> dict[str, str]:
-    """Output of each layer by its node's name, in order."""
+def _layers(graph: bytes) -> list[str]:
     nodes = onnx.load_model_from_string(graph).graph.node
-    return {node.name: node.output[0] for node in nodes if node.op_type in _LAYERS and node.name}
+    return [node.name for node in nodes if node.op_type in _LAYERS and node.name]
 
 
 def _outputs(graph: bytes, names: list[str], crops: Crops) -> list[npt.NDArray[Any]]:
@@ -95,10 +106,11 @@ def _outputs(graph: bytes, names: list[str], crops: Crops) -> list[npt.NDArray[A
     for output in model.graph.outputs:
         output.shape = None  # whatever was written down of it
     proto = onnx.shape_inference.infer_shapes(ir.to_proto(model))
-    arrays = session(proto.SerializeToString()).run(None, {INPUT_NAME: crops})
-    return [np.asarray(array, np.float64) for array in arrays]
+    arrays: list[npt.NDArray[Any]] = session(proto.SerializeToString()).run(None, {INPUT_NAME: crops})
+    return arrays
 
 
 def _relative(want: npt.NDArray[Any], have: npt.NDArray[Any]) -> float:
-    length = float(np.linalg.norm(want))
-    return float(np.linalg.norm(have - want)) / max(length, _LEAST_LENGTH)
+    # In the layers' own types squares would overflow; one layer at a time there is memory for float64.
+    exact = want.astype(np.float64)
+    return float(np.linalg.norm(have - exact)) / max(float(np.linalg.norm(exact)), _LEAST_LENGTH)

@@ -35,7 +35,8 @@ _FIRST_PROFILE: Final = "0"
 _TYPE_KEY: Final = re.compile(r"format|data_?type", re.IGNORECASE)
 
 _EXPECTED: Final = {"fp32": "fp32", "tf32": "fp32", "fp16": "fp16", "bf16": "bf16", "int8": "int8"}
-"""The type of the convolutions in a plan of each precision; TF32 numbers are float32 in memory."""
+"""The type of the convolutions in a plan of each precision; TF32 numbers are float32 in memory, so that the
+inspector cannot tell tf32 from fp32. ``check_gpu_has`` sees to it that the GPU has it."""
 
 
 @dataclass(frozen=True)

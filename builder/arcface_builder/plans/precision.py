@@ -21,7 +21,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from arcface_client.contract import Crops
 from arcface_client.identity import PRECISIONS
 
-from ..errors import OptionError
+from ..errors import CompileError, OptionError
 from ..folding import affine
 from ..graph import set_constant
 from .quantisation import quantise
@@ -30,8 +30,13 @@ GRAPH_REVISION: Final = 2
 """To be raised with every change, here or in ``quantisation``, that makes other graphs: it is part of a
 plan's identity, so that no plan of an older graph is taken for the same."""
 
-FALLBACKS: Final = {"int8": "fp16", "fp16": "tf32", "bf16": "tf32", "tf32": "fp32"}
+_NEXT: Final = {"int8": "fp16", "fp16": "tf32", "bf16": "tf32", "tf32": "fp32"}
 """The next more exact precision; fp32 has none."""
+
+_FROM_AMPERE: Final = {"tf32": "fp32", "bf16": "fp16"}
+"""What only GPUs from Ampere on compute in, and what to use on older ones."""
+
+_AMPERE: Final = 80
 
 _FLOAT32_OPS: Final = ["ReduceL2", "Div"]
 
@@ -77,6 +82,34 @@ def typed_graph(
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto, full_check=True)
     return bytes(proto.SerializeToString(deterministic=True))
+
+
+def fallbacks(precision: str, sm: str) -> list[str]:
+    """The more exact precisions that a GPU of an architecture, as "86", has; the next one first."""
+    more_exact = []
+    while precision in _NEXT:
+        precision = _NEXT[precision]
+        more_exact.append(precision)
+    return [precision for precision in more_exact if _gpu_has(precision, sm)]
+
+
+def check_gpu_has(precision: str, sm: str) -> None:
+    """Check that a GPU of an architecture, as "86", computes in a precision.
+
+    TensorRT builds tf32 for any GPU and runs it as fp32 on an old one, and its inspector does not tell.
+
+    Raises:
+        CompileError: It does not.
+    """
+    if not _gpu_has(precision, sm):
+        raise CompileError(
+            f"{precision} needs a GPU of sm{_AMPERE} or newer, and this one is of sm{sm}; "
+            f"use {_FROM_AMPERE[precision]}."
+        )
+
+
+def _gpu_has(precision: str, sm: str) -> bool:
+    return precision not in _FROM_AMPERE or int(sm) >= _AMPERE
 
 
 def calibration_crops(calibration: Crops | None) -> Crops:

@@ -166,11 +166,13 @@ class PlanStore:
     def manifests(self) -> list[PlanManifest]:
         """Every plan of every place, newest first; one that is in both is listed once.
 
+        Two builds may give the same bytes and yet be judged differently; then both are listed.
+
         Raises:
             StoreError: The bucket or the local cache cannot be used.
         """
         found = {
-            (manifest.identity.key, manifest.plan_sha256): manifest
+            manifest.to_json(): manifest
             for place in self._places()
             for manifest in readable(place)
         }

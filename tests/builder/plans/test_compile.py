@@ -134,6 +134,60 @@ def test_a_plan_that_is_refused_is_not_stored_and_the_report_says_where(
     assert [name for name in files(store.local.root) if ".plan" in name] == []
 
 
+def test_a_report_that_has_no_memory_does_not_hide_what_the_gate_says(
+    request_: PlanRequest,
+    gpu: AbsentGpu,
+    store: PlanStore,
+    repository: ModelRepository,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def session(graph: bytes) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("arcface_builder.plans.divergence.session", session)
+
+    with pytest.raises(
+        ParityError, match=r"The plan drifts .* In fp16, no layer can be named: there is no mem"
+    ):
+        compile_plan(request_, replace(gpu, wrong_below=1 << 30), store, repository)
+
+
+@pytest.mark.parametrize(("precision", "instead"), [("tf32", "fp32"), ("bf16", "fp16")])
+@pytest.mark.parametrize("fallback", [False, True])
+def test_a_precision_that_the_gpu_lacks_is_refused_before_anything_is_built(
+    precision: str,
+    instead: str,
+    fallback: bool,
+    request_: PlanRequest,
+    gpu: AbsentGpu,
+    store: PlanStore,
+    repository: ModelRepository,
+) -> None:
+    turing = replace(unable(gpu), sm="75", target_sm="75", runs_in="fp32")
+    request = replace(request_, options=BuildOptions(precision=precision), fallback=fallback)
+    stages: list[str] = []
+
+    with pytest.raises(
+        CompileError,
+        match=f"{precision} needs a GPU of sm80 or newer, and this one is of sm75; use {instead}",
+    ):
+        compile_plan(request, turing, store, repository, report=lambda stage, done: stages.append(stage))
+
+    assert stages == []
+
+
+def test_a_precision_that_the_gpu_lacks_is_no_fallback(
+    request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
+) -> None:
+    turing = replace(gpu, sm="75", runs_in="fp32")  # TensorRT-RTX builds no fp32 for Turing
+
+    compiled = compile_plan(replace(request_, fallback=True), turing, store, repository)
+
+    assert compiled.added.path.name == "small-fp32-sm75.plan"
+    (refusal,) = compiled.manifest.refusals
+    assert refusal.startswith("fp16 was refused")
+
+
 def test_a_plan_that_runs_in_another_precision_is_refused(
     request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
 ) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -156,16 +157,21 @@ def test_a_folder_without_images_is_refused(
     assert "has no images; --calibration-dir expects 112x112 face crops" in capsys.readouterr().err
 
 
+def folder_of_crops(parent: Path) -> Path:
+    folder = parent / "crops"
+    folder.mkdir()
+    for index, crop in enumerate(faces.noise(32)):
+        cv2.imwrite(str(folder / f"{index}.png"), crop)
+    return folder
+
+
 @pytest.mark.usefixtures("at_hand")
 def test_the_command_compiles_with_a_folder_of_crops_and_tells_it_as_json(
     repository: ModelRepository,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folder = tmp_path / "crops"
-    folder.mkdir()
-    for index, crop in enumerate(faces.noise(32)):
-        cv2.imwrite(str(folder / f"{index}.png"), crop)
+    folder = folder_of_crops(tmp_path)
     command = arguments(repository, "--calibration-dir", str(folder))
 
     assert main([*command, "--json"]) == 0
@@ -250,6 +256,36 @@ def test_the_recorded_command_makes_the_same_plan_again(
     assert second["from_store"]
     assert second["manifest"] == first
     assert load_tensorrt_settings().max_drift_cosine == 0.002
+
+
+@pytest.mark.usefixtures("at_hand")
+def test_the_recorded_command_of_a_fallback_asks_for_its_own_precision(
+    repository: ModelRepository,
+    gpu: AbsentGpu,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    exact = replace(gpu, runs_in="fp32")
+    monkeypatch.setattr("arcface_builder.commands.compile.gpu_at_hand", lambda: exact)
+    folder = folder_of_crops(tmp_path)
+    falling = ["--precision", "int8", "--calibration-dir", str(folder), "--fallback-precision"]
+    assert main(arguments(repository, *falling, "--json")) == 0
+    first = json.loads(capsys.readouterr().out)["manifest"]
+    assert first["identity"]["precision"] == "tf32"
+    assert len(first["refusals"]) == 2
+
+    monkeypatch.setenv("ARCFACE_CACHE_DIR", str(tmp_path / "empty"))
+    shutil.rmtree(repository.root / "small_trt")
+    (repository.root / "small_trt-1-sm86.manifest.json").unlink()
+    words = shlex.split(first["rebuild_command"])
+    assert main([*words[words.index("arcface-builder") + 1 :], "--json"]) == 0
+
+    second = json.loads(capsys.readouterr().out)
+    assert not second["from_store"]
+    for same in ("identity", "parity", "rebuild_command"):
+        assert second["manifest"][same] == first[same]
+    assert second["refusals"] == []
 
 
 @pytest.mark.usefixtures("at_hand")

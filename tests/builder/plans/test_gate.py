@@ -1,17 +1,20 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import numpy_helper
 
+from arcface_builder import faces
 from arcface_builder.errors import BlindGateError, ParityError, ServedModelError
 from arcface_builder.graph import session
-from arcface_builder.plans.divergence import Divergence, NoDivergence, first_divergence
+from arcface_builder.plans.divergence import explain_drift
 from arcface_builder.plans.gate import (
     ANOTHER_MODEL,
     Standard,
@@ -150,7 +153,7 @@ def test_crops_are_embedded_some_at_a_time(crops: Crops) -> None:
 
 
 def test_int8_with_absurd_ranges_is_refused_and_its_layer_named(
-    verdict_of: Callable[[Embed], Verdict], small_graph: bytes
+    verdict_of: Callable[[Embed], Verdict], standard: Standard, small_graph: bytes
 ) -> None:
     model = onnx.load_model_from_string(
         typed_graph(small_graph, "int8", calibration=face_crops(), strongly_typed=False)
@@ -161,24 +164,86 @@ def test_int8_with_absurd_ranges_is_refused_and_its_layer_named(
 
     with pytest.raises(ParityError, match="The plan drifts by"):
         verdict_of(embedder(absurd)).check()
-    divergence = first_divergence(typed_graph(small_graph, "fp32"), absurd, face_crops(), "int8")
-    assert isinstance(divergence, Divergence)
-    assert divergence.layer == "conv2"
-    assert str(divergence).startswith("the first layer that diverges is conv2: relative error 0.")
+    assert re.fullmatch(
+        r"the graph itself drifts by 0\.\d+ in ONNX Runtime; "
+        r"the first layer that diverges is conv2: relative error 0\.\d+, usual up to 0\.1",
+        explained(small_graph, absurd, standard, "int8"),
+    )
 
 
-def test_a_sound_fp16_graph_has_no_layer_that_diverges(small_graph: bytes) -> None:
-    reference, typed = (typed_graph(small_graph, precision) for precision in ("fp32", "fp16"))
-
-    assert first_divergence(reference, typed, face_crops(), "fp16") is NoDivergence.SOUND
+def explained(serving_graph: bytes, typed: bytes, standard: Standard, precision: str) -> str:
+    return explain_drift(serving_graph, typed, standard, precision=precision, max_drift_cosine=0.001)
 
 
-def test_bf16_which_onnx_runtime_cannot_run_is_not_called_sound(small_graph: bytes) -> None:
-    typed = typed_graph(small_graph, "bf16")
+def test_a_graph_that_passes_the_gate_itself_is_called_sound(standard: Standard, small_graph: bytes) -> None:
+    typed = typed_graph(small_graph, "fp16")
 
-    divergence = first_divergence(typed_graph(small_graph, "fp32"), typed, face_crops(), "bf16")
+    assert explained(small_graph, typed, standard, "fp16") == (
+        "its graph is sound in ONNX Runtime, so TensorRT's build is at fault"
+    )
 
-    assert divergence is NoDivergence.NOT_RUN
+
+def test_a_graph_that_drifts_by_many_usual_errors_is_not_called_sound(
+    standard: Standard, small_graph: bytes
+) -> None:
+    smooth = faces.face_like(32, seed=3)
+    few = replace(standard, crops=smooth, from_source=embedder(small_graph)(smooth))
+    typed = typed_graph(small_graph, "int8", calibration=smooth)
+
+    assert re.fullmatch(
+        r"the graph itself drifts by 0\.00\d+ in ONNX Runtime; no layer's relative error passes the usual "
+        r"0\.1; the largest is that of conv\d, 0\.0\d+",
+        explained(small_graph, typed, few, "int8"),
+    )
+
+
+def test_the_layer_where_not_a_number_comes_from_is_named(standard: Standard, small_graph: bytes) -> None:
+    model = onnx.load_model_from_string(typed_graph(small_graph, "fp16"))
+    node = next(node for node in model.graph.node if node.name == "conv4")
+    (weight,) = (tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float16(np.inf), weight.name))
+
+    assert explained(small_graph, model.SerializeToString(), standard, "fp16") == (
+        "the graph itself drifts by nan in ONNX Runtime; "
+        "the first layer that diverges is conv4: relative error nan, usual up to 0.01"
+    )
+
+
+@pytest.mark.parametrize(
+    ("precision", "clause"),
+    [
+        ("bf16", "no layer can be named: ONNX Runtime cannot run its graph ([ONNXRuntimeError] : 9 :"),
+        ("tf32", "no layer can be named: its graph is that of fp32, and only TensorRT rounds to TF32"),
+    ],
+)
+def test_a_precision_that_onnx_runtime_does_not_compute_in_is_not_called_sound(
+    precision: str, clause: str, standard: Standard, small_graph: bytes
+) -> None:
+    typed = typed_graph(small_graph, precision)
+
+    assert explained(small_graph, typed, standard, precision).startswith(clause)
+
+
+def test_all_layers_of_a_graph_are_looked_at_on_two_crops(
+    standard: Standard, small_graph: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+    run = onnxruntime.InferenceSession.run
+
+    def counting(
+        self: onnxruntime.InferenceSession, names: Sequence[str] | None, feed: dict[str, Crops]
+    ) -> object:
+        arrays = run(self, names, feed)
+        seen.append((len(arrays), len(feed[INPUT_NAME])))
+        return arrays
+
+    typed = typed_graph(small_graph, "int8", calibration=face_crops())
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", counting)
+    explained(small_graph, typed, standard, "int8")
+
+    assert seen[:-2] == [(1, 8)] * 32
+    assert [crops for _, crops in seen[-2:]] == [2, 2]
+    assert seen[-1][0] > 5
 
 
 def test_a_gate_that_sees_no_difference_is_declared_blind_before_there_is_a_plan(

@@ -10,13 +10,14 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from arcface_builder import faces
-from arcface_builder.errors import OptionError
+from arcface_builder.errors import CompileError, OptionError
 from arcface_builder.graph import session
-from arcface_builder.plans.precision import typed_graph
+from arcface_builder.plans.precision import check_gpu_has, fallbacks, typed_graph
 from arcface_builder.serving_graph import serving_graph
 from arcface_builder.sources import OnnxFile
 from arcface_client.contract import INPUT_NAME, OUTPUT_NAME, Crops, Embeddings
 from arcface_client.golden import largest_drift
+from arcface_client.identity import PRECISIONS
 from exports import EXPORTS, small_arcface
 from photograph import face_crops
 
@@ -159,3 +160,29 @@ def test_an_unknown_precision_is_refused(small_graph: bytes) -> None:
         OptionError, match="Precision 'fp8' is unknown; expected fp32, tf32, fp16, bf16, int8"
     ):
         typed_graph(small_graph, "fp8")
+
+
+@pytest.mark.parametrize(
+    ("precision", "sm", "expected"),
+    [
+        ("int8", "80", ["fp16", "tf32", "fp32"]),
+        ("bf16", "120", ["tf32", "fp32"]),
+        ("int8", "75", ["fp16", "fp32"]),
+        ("fp16", "75", ["fp32"]),
+        ("fp32", "75", []),
+    ],
+)
+def test_the_more_exact_precisions_that_a_gpu_has_follow(
+    precision: str, sm: str, expected: list[str]
+) -> None:
+    assert fallbacks(precision, sm) == expected
+
+
+def test_old_gpus_have_neither_tf32_nor_bf16() -> None:
+    for precision in PRECISIONS:
+        check_gpu_has(precision, "80")
+        if precision in ("tf32", "bf16"):
+            with pytest.raises(CompileError, match=f"{precision} needs a GPU of sm80 or newer"):
+                check_gpu_has(precision, "75")
+        else:
+            check_gpu_has(precision, "75")
