@@ -171,11 +171,7 @@ class PlanStore:
         Raises:
             StoreError: The bucket or the local cache cannot be used.
         """
-        found = {
-            manifest.to_json(): manifest
-            for place in self._places()
-            for manifest in readable(place)
-        }
+        found = {manifest.to_json(): manifest for place in self._places() for manifest in readable(place)}
         return sorted(found.values(), key=lambda manifest: manifest.created_at, reverse=True)
 
     @property

@@ -17,6 +17,7 @@ from arcface_builder.errors import CacheError, CompileError, PlanDamagedError, R
 from arcface_builder.fleet import assemble
 from arcface_builder.plans.builder import BuildOptions
 from arcface_builder.plans.precision import typed_graph
+from arcface_builder.plans.published import recorded_plan
 from arcface_builder.repository import ModelRepository
 from arcface_builder.store import PlanManifest, PlanStore, describe_plan, open_store
 from arcface_builder.store.local import LocalStore
@@ -85,6 +86,24 @@ def test_a_fleet_takes_the_buckets_good_plan_where_the_cache_has_a_lenient_one(
     )
 
     assert describe_plan(added.path)["plan_sha256"] == good.plan_sha256
+
+
+def test_a_fleet_takes_the_good_record_of_bytes_that_were_judged_twice(
+    lenient_here: tuple[PlanStore, PlanRequest, PlanManifest], repository: ModelRepository, tmp_path: Path
+) -> None:
+    store, strict, good = lenient_here
+    (bad,) = [found for found in store.local.manifests() if isinstance(found, PlanManifest)]
+    store.local.remove(bad)
+    store.local.add((tmp_path / "b" / good.identity.key).read_bytes(), replace(good, parity=bad.parity))
+
+    (added,) = assemble(
+        strict.onnx, strict.options, ["8.6"], store, repository, max_drift_cosine=strict.max_drift_cosine
+    )
+
+    there = recorded_plan(repository, good.identity, strict.onnx.version)
+    assert there is not None
+    assert there.path == added.path
+    assert there.manifest.parity == good.parity
 
 
 @pytest.mark.parametrize("in_the_bucket", ["another plan", "the same plan, judged to be worse"])
