@@ -15,12 +15,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import ArcFaceError, MissingExtraError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +32,8 @@ T = TypeVar("T")
 DONE = 0
 FAILED = 1  # argparse ends wrong usage with 2
 INTERRUPTED = 130  # what a shell gives for a program that Ctrl-C ended
+
+_REFRESH_S = 1.0
 
 
 def run(
@@ -180,7 +185,7 @@ Tell = Callable[[str, float | None], None]
 
 @contextmanager
 def stages(name: str) -> Iterator[Tell]:
-    """Show the stage of something long, and how much is done, under a bar on standard error.
+    """Show the stage of something long, how much is done, and the time, under a bar on standard error.
 
     Without a terminal or tqdm, log each new stage, and when it began.
     """
@@ -195,13 +200,38 @@ def stages(name: str) -> Iterator[Tell]:
     if bar.disable:
         yield _logging_stages(name)
         return
-    with bar, logging_redirect_tqdm():  # log lines go above the bar
+    lock = tqdm.get_lock()  # type: ignore[no-untyped-call]
+    with bar, logging_redirect_tqdm(), _refreshing(bar, lock):  # log lines go above the bar
 
         def tell(stage: str, done: float | None) -> None:
-            bar.n = done or 0.0
-            bar.set_postfix_str(stage)
+            with lock:  # Ctrl-C in tqdm's own locking would leave it taken
+                bar.n = done or 0.0
+                bar.set_postfix_str(stage, refresh=False)
+                bar.refresh(nolock=True)
 
         yield tell
+
+
+@contextmanager
+def _refreshing(bar: tqdm[Any], lock: AbstractContextManager[object]) -> Iterator[None]:
+    """Draw a bar anew each second, so that its time goes on during a stage that is told once."""
+    ended = threading.Event()
+
+    def refresh() -> None:
+        while not ended.wait(_REFRESH_S):
+            # A terminal that cannot be written to is an error where a stage is told.
+            with suppress(OSError), lock:
+                bar.refresh(nolock=True)
+
+    thread = threading.Thread(target=refresh, name="progress-refresh", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        # Not without end: Ctrl-C in tqdm, as it draws a bar of bytes, leaves its lock taken. A closed bar is
+        # not drawn, whoever gets the lock.
+        thread.join(_REFRESH_S)
 
 
 def _logging_stages(name: str) -> Tell:

@@ -15,6 +15,7 @@ import numpy as np
 
 from arcface_client.commandline import DONE, progress, stages, utf8_path
 from arcface_client.contract import Crops
+from arcface_client.errors import InputError
 from arcface_client.identity import PRECISIONS
 from arcface_client.images import find_images, read_crop
 from arcface_client.layers import variable
@@ -30,6 +31,7 @@ from ..plans.gpu import gpu_at_hand
 from ..plans.precision import calibration_crops
 from ..plans.repository import AddedPlan
 from ..plans.settings import build_options
+from ..plans.timing_cache import check_timing_cache
 from ..repository import ModelRepository
 from ..sources import Source, located
 from .architectures import capabilities
@@ -156,6 +158,11 @@ def _run(arguments: argparse.Namespace) -> int:
             max_drift_cosine=settings.max_drift_cosine,
         )
         return _report(added, {}, as_json=arguments.json)
+    if options.timing_cache is not None:
+        try:
+            check_timing_cache(options.timing_cache)
+        except InputError as error:
+            arguments.usage_error(f"--timing-cache: {error}")
     crops = _crops(arguments.calibration_dir)
     if options.precision == "int8":
         calibration_crops(crops)  # checked before the GPU is looked for

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, TypeVar
@@ -138,7 +139,12 @@ def run_interruptibly(
 
 def _end_process_unless(ended: threading.Event, code: int) -> None:
     """End the process at once if the work still runs: in a dying interpreter TensorRT's log aborts it."""
-    if not ended.is_set():
-        sys.stdout.flush()
-        sys.stderr.flush()
+    if ended.is_set():
+        return
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # closed by the caller
+                with suppress(OSError, ValueError):  # a full disk, a reader that is gone; closed since
+                    stream.flush()
+    finally:
         os._exit(code)

@@ -12,13 +12,44 @@ from types import ModuleType
 from typing import Any, Final
 
 from arcface_client.errors import InputError
-from arcface_client.output import replacing
+from arcface_client.output import check_output, replacing
 
 from ..errors import OptionError
 
 _log = logging.getLogger(__name__)
 
 _MAGIC: Final = b"arcface-timing-cache "
+
+
+def check_timing_cache(path: Path) -> None:
+    """Check that a file can be a timing cache, before the build whose end writes it; nothing is made.
+
+    Raises:
+        InputError: It cannot be read, or it, or the folders that it is to be in, cannot be written.
+    """
+    _read(path)
+    made = path  # or the first of the folders that are missing: it is made when there is something to write
+    while not made.parent.exists():
+        made = made.parent
+    if not made.parent.is_dir():
+        raise OptionError(
+            f"The timing cache {path} cannot be written: {made.parent} is no folder; name another file."
+        )
+    check_output(made)
+
+
+def _read(path: Path) -> bytes:
+    """What the file holds; nothing if there is none."""
+    try:
+        if path.is_file():
+            return path.read_bytes()
+        if path.exists():
+            raise OptionError(f"The timing cache {path} is no regular file; name a file.")
+    except OSError as error:
+        raise OptionError(
+            f"The timing cache {path} cannot be read: {error.strerror or error}; name another file."
+        ) from error
+    return b""
 
 
 class TimingCache:
@@ -42,14 +73,9 @@ class TimingCache:
         """Give a build what the file holds, if it fits.
 
         Raises:
-            OptionError: It cannot be read, or there can be no such file.
+            OptionError: It cannot be read, is a folder, or there can be no such file.
         """
-        try:
-            content = self._path.read_bytes() if self._path.is_file() else b""
-        except OSError as error:
-            raise OptionError(
-                f"The timing cache {self._path} cannot be read: {error.strerror or error}; name another file."
-            ) from error
+        content = _read(self._path)
         blob = content.removeprefix(self._head) if content.startswith(self._head) else b""
         if content and not blob:
             self.state = "cold: the file is of another TensorRT, or none"
@@ -69,7 +95,7 @@ class TimingCache:
         """
         blob = bytes(config.get_timing_cache().serialize())
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.resolve().parent.mkdir(parents=True, exist_ok=True)
             with replacing(self._path) as file:
                 file.write(self._head + blob)
         except (OSError, InputError) as error:

@@ -245,10 +245,13 @@ def test_ctrl_c_or_a_display_that_fails_cancels_the_build(
 def test_a_timing_cache_that_cannot_be_written_does_not_cost_the_plan(
     trt: ModuleType, small_graph: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "file").write_text("")
-    options = BuildOptions(precision="fp32", timing_cache=tmp_path / "file/timing.cache")
+    folder = tmp_path / "caches"
+    options = BuildOptions(precision="fp32", timing_cache=folder / "timing.cache")
 
-    assert build_plan(trt, small_graph, options, target_sm="86").plan
+    def spoil(stage: str, done: float | None) -> None:
+        folder.touch()
+
+    assert build_plan(trt, small_graph, options, target_sm="86", report=spoil).plan
 
     (warning,) = caplog.messages
     assert warning.startswith("Cannot write the timing cache (")
@@ -272,13 +275,24 @@ def test_a_timing_cache_is_used_again_by_the_same_tensorrt_alone(
     assert [file.name for file in path.parent.iterdir()] == ["timing.cache"]
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("x" * 300, r"The timing cache x+ cannot be read: File name too long"),
+        (".", r"The timing cache \. is no regular file; name a file\."),
+    ],
+    ids=["long name", "folder"],
+)
 def test_a_timing_cache_that_there_cannot_be_is_an_error_of_an_option(
-    trt: ModuleType, small_graph: bytes
+    name: str, message: str, trt: ModuleType, small_graph: bytes
 ) -> None:
-    options = BuildOptions(precision="fp32", timing_cache=Path("x" * 300))
+    options = BuildOptions(precision="fp32", timing_cache=Path(name))
 
-    with pytest.raises(OptionError, match=r"The timing cache x+ cannot be read: File name too long"):
-        build_plan(trt, small_graph, options, target_sm="86")
+    def builds(stage: str, done: float | None) -> None:
+        pytest.fail("before the build")
+
+    with pytest.raises(OptionError, match=message):
+        build_plan(trt, small_graph, options, target_sm="86", report=builds)
 
 
 @pytest.mark.parametrize(

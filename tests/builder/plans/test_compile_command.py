@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shlex
 import shutil
@@ -18,6 +19,7 @@ import pytest
 from absent_gpu import AbsentGpu
 from arcface_builder import faces
 from arcface_builder.cli import main
+from arcface_builder.errors import NoGpuError
 from arcface_builder.repository import ModelRepository
 from arcface_client.tensorrt_settings import load_tensorrt_settings
 
@@ -132,6 +134,72 @@ def test_wrong_usage_ends_with_2(wrong: list[str]) -> None:
         main(["compile", "--name", "small", *wrong])
 
     assert exit_.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("folder", "The timing cache folder is no regular file; name a file."),
+        ("pipe", "The timing cache pipe is no regular file; name a file."),
+        ("file/timing.cache", "cannot be written: file is no folder; name another file."),
+        ("file/new/timing.cache", "cannot be written: file is no folder; name another file."),
+        ("/proc/timing.cache", "/proc/timing.cache cannot be written: "),
+        ("/proc/new/timing.cache", "/proc/new cannot be written: "),
+        ("x" * 300, "cannot be read: File name too long; name another file."),
+        ("-", "- is not standard output here; give the name of a file to write."),
+    ],
+)
+def test_a_timing_cache_that_cannot_be_written_is_wrong_usage_before_the_gpu_is_looked_for(
+    name: str,
+    message: str,
+    repository: ModelRepository,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(
+        "arcface_builder.commands.compile.gpu_at_hand", lambda: pytest.fail("the GPU was looked for")
+    )
+    folder = tmp_path / "work"
+    (folder / "folder").mkdir(parents=True)
+    (folder / "file").touch()
+    os.mkfifo(folder / "pipe")
+    monkeypatch.chdir(folder)
+
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments(repository, "--timing-cache", name))
+
+    assert exit_.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("arcface-builder compile: error: --timing-cache: ")
+    assert message in last
+    assert sorted(path.name for path in folder.rglob("*")) == ["file", "folder", "pipe"]
+
+
+def test_a_timing_cache_is_checked_without_making_its_folder(
+    repository: ModelRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_gpu() -> None:
+        raise NoGpuError("There is no GPU.")
+
+    monkeypatch.setattr("arcface_builder.commands.compile.gpu_at_hand", no_gpu)
+
+    assert main(arguments(repository, "--timing-cache", str(tmp_path / "new/caches/timing.cache"))) == 1
+
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
+@pytest.mark.usefixtures("at_hand")
+@pytest.mark.parametrize("name", ["new/caches/timing.cache", "link/timing.cache"])
+def test_the_folders_of_a_timing_cache_are_made_when_it_is_written(
+    name: str, repository: ModelRepository, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "not yet")
+
+    assert main(arguments(repository, "--timing-cache", str(tmp_path / name))) == 0
+
+    assert [file.name for file in (tmp_path / name).parent.iterdir()] == ["timing.cache"]
 
 
 def test_switched_off_it_does_nothing(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -75,6 +76,49 @@ def test_a_build_that_cannot_be_stopped_ends_with_the_process(
     _, said = child.communicate(timeout=60)
 
     assert (child.returncode, said) == (130, "")
+
+
+UNSTOPPABLE_WORK = """
+import signal
+import sys
+import threading
+from arcface_builder.plans.progress import run_interruptibly
+signal.signal(signal.SIGINT, signal.default_int_handler)
+never = threading.Event()
+print("said before")
+def tick():
+    print("works", file=sys.stderr, flush=True)
+try:
+    run_interruptibly(never.wait, tick=tick, cancelled=threading.Event(), stoppable=False)
+except KeyboardInterrupt:
+    pass  # the exit code is then that of the end at once, or 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("stdout", "printed"),
+    [("", "said before\n"), (">&-", ""), (">/dev/full", "")],
+    ids=["piped", "closed", "full disk"],
+)
+def test_work_that_cannot_be_stopped_ends_with_the_process_whatever_standard_output_is(
+    stdout: str, printed: str
+) -> None:
+    child = subprocess.Popen(
+        ["sh", "-c", f'exec "$0" "$@" {stdout}', sys.executable, "-c", UNSTOPPABLE_WORK],
+        env=os.environ | {"PYTHONUNBUFFERED": ""},  # something is to be flushed at the end
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stderr is not None
+    assert child.stderr.readline() == "works\n"
+
+    child.send_signal(signal.SIGINT)
+    was_printed, said = child.communicate(timeout=60)
+
+    assert child.returncode == INTERRUPTED
+    assert was_printed == printed
+    assert set(said.splitlines()) <= {"works"}
 
 
 STOPPING = """
