@@ -41,7 +41,7 @@ class Gpu:
     def inspect(self, plan: bytes) -> tuple[LayerPrecisions, ...]:
         """Say what each profile of a plan of this process's own runs; raises CompileError if none loads."""
         messages = toolkit.Messages()
-        runtime = self.trt.Runtime(toolkit.logger(self.trt, messages))
+        runtime = toolkit.create_runtime(self.trt, toolkit.logger(self.trt, messages), messages)
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise CompileError(f"TensorRT cannot load the plan that it built: {messages.to_text()}")

@@ -133,7 +133,7 @@ def run_interruptibly(
             pass
         raise
     if failures:
-        raise failures[0]
+        raise failures.pop()  # left in the list it would hold this frame, and that the error
     return results[0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 import threading
@@ -193,6 +194,9 @@ class TensorRt:
 
 
 def _start(log: CollectingLogger) -> trt.Runtime:
+    # TensorRT holds a lock while it warns of another logger, and takes it where one of its objects ends: one
+    # that Python's garbage collector ended inside our logger would wait for ever.
+    gc.collect()
     try:
         return trt.Runtime(log)
     except TypeError as error:  # what pybind11 makes of a null pointer
