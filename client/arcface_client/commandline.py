@@ -42,10 +42,10 @@ def run(
     """Parse the arguments, run the command that they name, and return the exit code.
 
     Each sub-command sets ``run``, a function from the parsed arguments to an exit code; it finds what was
-    typed in their ``command_line``. An error that
-    was raised on purpose becomes one line on standard error and exit code 1; wrong usage ends in
-    argparse with code 2; a full disk and its like are one line too; anything else is a bug and keeps
-    its traceback. SIGTERM and a closed terminal end a command as Ctrl-C does: it tidies up first.
+    typed in their ``command_line``. An error that was raised on purpose becomes one line on standard
+    error and exit code 1; wrong usage ends in argparse with code 2; a full disk and its like are one line
+    too; anything else is a bug and keeps its traceback. SIGTERM and a closed terminal end a command as
+    Ctrl-C does: it tidies up first.
 
     Args:
         prog: Name of the command.
@@ -53,7 +53,7 @@ def run(
         argv: The arguments; None takes the process's own.
     """
     interruptions: list[int] = []
-    _buffer_stdout()
+    _prepare_streams()
     try:
         with _interrupting_signals(interruptions):
             arguments = make_parser().parse_args(argv)
@@ -83,8 +83,13 @@ def run(
         return FAILED
 
 
-def _buffer_stdout() -> None:
-    """Give lines a buffer where ``PYTHONUNBUFFERED`` took it, for ``_stdout_fails`` to find the rest."""
+def _prepare_streams() -> None:
+    """Open standard error to nowhere where the caller closed it, lest print() and bars fail or go elsewhere.
+
+    And give lines a buffer where ``PYTHONUNBUFFERED`` took it, for ``_stdout_fails`` to find the rest.
+    """
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     stdout = sys.stdout
     if isinstance(stdout, io.TextIOWrapper) and isinstance(stdout.buffer, io.RawIOBase):
         sys.stdout = open(  # noqa: SIM115
