@@ -12,7 +12,7 @@ from pathlib import Path
 from arcface_builder.build import build
 from arcface_builder.faces import face_like
 from arcface_builder.sources import Synthetic
-from arcface_client.commandline import progress
+from arcface_client.bars import progress
 from arcface_server import LocalTriton
 from arcface_server.perf.binary import find_perf_analyzer
 from arcface_server.perf.input_data import write_input_data

@@ -20,7 +20,7 @@ from typing import Final
 
 from arcface_builder.build import build
 from arcface_builder.sources import Synthetic
-from arcface_client.commandline import progress
+from arcface_client.bars import progress
 from arcface_server import LocalTriton
 from workers import Worker, insightface, onnxruntime, triton
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import cache, partial
 
-from arcface_client.commandline import Tell
+from arcface_client.bars import Tell
 from arcface_client.contract import Crops
 from arcface_client.limits import DEFAULT_MAX_DRIFT_COSINE
 from arcface_client.names import plan_model

@@ -13,7 +13,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from arcface_client.commandline import DONE, progress, stages, utf8_path
+from arcface_client.bars import progress, stages
+from arcface_client.commandline import DONE, utf8_path
 from arcface_client.contract import Crops
 from arcface_client.errors import InputError
 from arcface_client.identity import PRECISIONS

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import onnx
 
-from arcface_client.commandline import Tell
+from arcface_client.bars import Tell
 from arcface_client.contract import CROP_SHAPE, INPUT_NAME
 from arcface_client.identity import PRECISIONS
 

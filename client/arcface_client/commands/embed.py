@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..archive import EmbeddingArchive
-from ..commandline import DONE, FAILED, progress
+from ..bars import progress
+from ..commandline import DONE, FAILED
 from ..contract import Crops
 from ..errors import ImageFileError
 from ..images import SUFFIXES, PassedOver, find_images, read_crop

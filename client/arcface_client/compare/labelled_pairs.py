@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..commandline import progress
+from ..bars import progress
 from ..contract import EMBEDDING_DIM, Crops, Embeddings
 from ..images import decode_crop
 from .embedders import Embedder

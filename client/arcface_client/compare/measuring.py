@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from ..commandline import progress
+from ..bars import progress
 from ..contract import EMBEDDING_DIM, Crops, Embeddings
 from .embedders import Embedder
 from .statistics import largest_direction_drift

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..commandline import progress
+from ..bars import progress
 from ..contract import Crops
 from ..errors import ImageFileError
 from ..golden import golden_crops
