@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from arcface_builder.graph import session
 from arcface_builder.plans.gate import another_model
@@ -41,3 +42,14 @@ class OnnxInstead:
 
     def close(self) -> None:
         pass
+
+
+def unable(gpu: AbsentGpu) -> AbsentGpu:
+    """The same GPU with a TensorRT that must not be asked to build."""
+
+    class Unable(AbsentGpu):
+        @property
+        def free_mb(self) -> Any:
+            raise AssertionError("it builds")
+
+    return Unable(**{field.name: getattr(gpu, field.name) for field in fields(gpu)})

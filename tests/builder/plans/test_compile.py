@@ -1,25 +1,20 @@
 from __future__ import annotations
 
-import json
 import logging
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 
-from absent_gpu import AbsentGpu
+from absent_gpu import AbsentGpu, unable
 from arcface_builder import faces
 from arcface_builder.cli import main
 from arcface_builder.compile import Compiled, PlanRequest, compile_plan
 from arcface_builder.errors import (
-    BlindGateError,
     CompileError,
     OptionError,
     ParityError,
-    PrecisionError,
     RepositoryError,
     ServedModelError,
 )
@@ -100,26 +95,6 @@ def test_a_plan_that_could_not_be_added_is_not_built(
             compile_plan(other, unable(gpu), store, repository)
 
 
-def test_a_plan_that_is_there_as_a_fallback_is_found_again(
-    request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
-) -> None:
-    falling, exact = replace(request_, fallback=True), replace(gpu, runs_in="fp32")
-    compile_plan(falling, exact, store, repository)
-
-    assert not compile_plan(falling, exact, store, repository).added.is_new
-
-
-def unable(gpu: AbsentGpu) -> AbsentGpu:
-    """The same GPU with a TensorRT that must not be asked to build."""
-
-    class Unable(AbsentGpu):
-        @property
-        def free_mb(self) -> Any:
-            raise AssertionError("it builds")
-
-    return Unable(**{field.name: getattr(gpu, field.name) for field in fields(gpu)})
-
-
 def test_a_plan_that_is_refused_is_not_stored_and_the_report_says_where(
     request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
 ) -> None:
@@ -152,78 +127,6 @@ def test_a_report_that_has_no_memory_does_not_hide_what_the_gate_says(
         compile_plan(request_, replace(gpu, wrong_below=1 << 30), store, repository)
 
 
-@pytest.mark.parametrize(("precision", "instead"), [("tf32", "fp32"), ("bf16", "fp16")])
-@pytest.mark.parametrize("fallback", [False, True])
-def test_a_precision_that_the_gpu_lacks_is_refused_before_anything_is_built(
-    precision: str,
-    instead: str,
-    fallback: bool,
-    request_: PlanRequest,
-    gpu: AbsentGpu,
-    store: PlanStore,
-    repository: ModelRepository,
-) -> None:
-    turing = replace(unable(gpu), sm="75", target_sm="75", runs_in="fp32")
-    request = replace(request_, options=BuildOptions(precision=precision), fallback=fallback)
-    stages: list[str] = []
-
-    with pytest.raises(
-        CompileError,
-        match=f"{precision} needs a GPU of sm80 or newer, and this one is of sm75; use {instead}",
-    ):
-        compile_plan(request, turing, store, repository, report=lambda stage, done: stages.append(stage))
-
-    assert stages == []
-
-
-def test_a_precision_that_the_gpu_lacks_is_no_fallback(
-    request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
-) -> None:
-    turing = replace(gpu, sm="75", runs_in="fp32")  # TensorRT-RTX builds no fp32 for Turing
-
-    compiled = compile_plan(replace(request_, fallback=True), turing, store, repository)
-
-    assert compiled.added.path.name == "small-fp32-sm75.plan"
-    (refusal,) = compiled.manifest.refusals
-    assert refusal.startswith("fp16 was refused")
-
-
-def test_a_plan_that_runs_in_another_precision_is_refused(
-    request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
-) -> None:
-    with pytest.raises(
-        PrecisionError, match="The plan named fp16 runs its convolutions otherwise: 2 in fp32"
-    ):
-        compile_plan(request_, replace(gpu, runs_in="fp32"), store, repository)
-
-
-def test_the_next_more_exact_precision_is_built_where_one_is_refused(
-    request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
-) -> None:
-    # An fp32 plan is twice as large as an fp16 one, and the absent GPU runs everything in fp32.
-    compiled = compile_plan(replace(request_, fallback=True), replace(gpu, runs_in="fp32"), store, repository)
-
-    assert compiled.manifest.identity.precision == "tf32"
-    assert compiled.added.path.name == "small-tf32-sm86.plan"
-    assert compiled.manifest.refusals[0].startswith("fp16 was refused: The plan named fp16 runs")
-
-
-def test_that_a_plan_is_a_fallback_is_recorded_where_it_was_stored_before_too(
-    request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
-) -> None:
-    exact = replace(gpu, runs_in="fp32")
-    tf32 = replace(request_, options=BuildOptions(precision="tf32"))
-    stored = compile_plan(tf32, exact, store, ModelRepository(store.local.root / "other")).manifest
-
-    compiled = compile_plan(replace(request_, fallback=True), exact, store, repository)
-
-    assert compiled.from_store
-    assert compiled.manifest == replace(stored, refusals=compiled.manifest.refusals)
-    record = json.loads((repository.root / "small_trt-1-sm86.manifest.json").read_text())
-    (refusal,) = record["refusals"]
-    assert refusal.startswith("fp16 was refused: The plan named fp16 runs")
-
-
 def test_a_served_model_that_is_not_its_source_is_refused_before_anything_is_built(
     request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
 ) -> None:
@@ -236,15 +139,6 @@ def test_a_served_model_that_is_not_its_source_is_refused_before_anything_is_bui
         compile_plan(wrong, gpu, store, repository, report=lambda stage, done: stages.append(stage))
 
     assert stages == ["Writing fp16 into the graph", "Comparing the ONNX model with its source"]
-
-
-def test_a_blind_gate_does_not_fall_back(
-    request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
-) -> None:
-    alike = np.zeros((32, 112, 112, 3), np.uint8)  # one face, 32 times
-
-    with pytest.raises(BlindGateError, match="The gate is blind"):
-        compile_plan(replace(request_, calibration=alike, fallback=True), gpu, store, repository)
 
 
 def test_without_the_source_model_two_points_are_compared(
