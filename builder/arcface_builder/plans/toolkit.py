@@ -6,13 +6,14 @@ builds without a GPU) in tests. A flag is set only where a version needs it.
 
 from __future__ import annotations
 
-import gc
 import importlib
 import logging
 import re
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Final
+
+from arcface_client.runtimes.tensorrt_start import start
 
 from ..errors import CompileError, NoGpuError
 
@@ -49,25 +50,22 @@ def create_builder(trt: ModuleType, log: Any, messages: Messages) -> Any:
     Raises:
         NoGpuError: It does not start, for want of a GPU or of memory on it.
     """
-    return _start(trt, trt.Builder, log, messages)
+    return _started(trt, trt.Builder, log, messages)
 
 
 def create_runtime(trt: ModuleType, log: Any, messages: Messages) -> Any:
     """Start what loads plans, likewise."""
-    return _start(trt, trt.Runtime, log, messages)
+    return _started(trt, trt.Runtime, log, messages)
 
 
-def _start(trt: ModuleType, kind: Callable[[Any], Any], log: Any, messages: Messages) -> Any:
-    # TensorRT holds a lock while it warns of another logger, and takes it where one of its objects ends: one
-    # that Python's garbage collector ended inside our logger would wait for ever.
-    gc.collect()
-    try:
-        return kind(log)
-    except TypeError as error:  # what pybind11 makes of a null pointer
+def _started(trt: ModuleType, kind: Callable[[Any], Any], log: Any, messages: Messages) -> Any:
+    made = start(kind, log)
+    if made is None:
         raise NoGpuError(
             f"TensorRT {trt.__version__} does not start: {messages.to_text()}; "
             "it needs a GPU with some hundred MB of free memory."
-        ) from error
+        )
+    return made
 
 
 def create_network(trt: ModuleType, builder: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import logging
 import threading
@@ -28,6 +27,7 @@ from ..errors import ClientClosedError, DeploymentError, InputError
 from .cuda import DeviceBuffer, PinnedBuffer, callers_gpu_kept, check, free_bytes
 from .profiles import Profiles
 from .tensorrt_log import CollectingLogger
+from .tensorrt_start import start
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +80,12 @@ class TensorRt:
 
     def _load(self, path: Path, plan: bytes) -> None:
         free_before = free_bytes()
-        self._runtime = _start(self._log)
+        self._runtime = start(trt.Runtime, self._log)
+        if self._runtime is None:
+            raise DeploymentError(
+                f"TensorRT {trt.__version__} does not start: {self._log.last_error}. Does the GPU's driver "
+                "know the CUDA that this TensorRT is for?"
+            )
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise DeploymentError(f"TensorRT {trt.__version__} cannot load {path}: {self._log.last_error}")
@@ -191,19 +196,6 @@ class TensorRt:
             raise DeploymentError(f"TensorRT cannot run a batch of {count}: {self._log.last_error}")
         nbytes = count * EMBEDDING_DIM * np.dtype(np.float32).itemsize
         check(cudart.cudaMemcpyAsync(self._embeddings.address, embeddings, nbytes, _TO_HOST, self._stream))
-
-
-def _start(log: CollectingLogger) -> trt.Runtime:
-    # TensorRT holds a lock while it warns of another logger, and takes it where one of its objects ends: one
-    # that Python's garbage collector ended inside our logger would wait for ever.
-    gc.collect()
-    try:
-        return trt.Runtime(log)
-    except TypeError as error:  # what pybind11 makes of a null pointer
-        raise DeploymentError(
-            f"TensorRT {trt.__version__} does not start: {log.last_error}. Does the GPU's driver know "
-            "the CUDA that this TensorRT is for?"
-        ) from error
 
 
 def _destroy(stream: cudart.cudaStream_t) -> None:

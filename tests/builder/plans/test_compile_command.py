@@ -33,6 +33,13 @@ def at_hand(gpu: AbsentGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("ARCFACE_CACHE_DIR", str(tmp_path / "cache"))
 
 
+@pytest.fixture
+def exact_at_hand(at_hand: None, gpu: AbsentGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the GPU run everything in fp32, so that int8 and fp16 are refused."""
+    exact = replace(gpu, runs_in="fp32")
+    monkeypatch.setattr("arcface_builder.commands.compile.gpu_at_hand", lambda: exact)
+
+
 def arguments(repository: ModelRepository, *more: str) -> list[str]:
     return ["compile", "--name", "small", "--repository", str(repository.root), *more]
 
@@ -326,16 +333,13 @@ def test_the_recorded_command_makes_the_same_plan_again(
     assert load_tensorrt_settings().max_drift_cosine == 0.002
 
 
-@pytest.mark.usefixtures("at_hand")
+@pytest.mark.usefixtures("exact_at_hand")
 def test_the_recorded_command_of_a_fallback_asks_for_its_own_precision(
     repository: ModelRepository,
-    gpu: AbsentGpu,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    exact = replace(gpu, runs_in="fp32")
-    monkeypatch.setattr("arcface_builder.commands.compile.gpu_at_hand", lambda: exact)
     folder = folder_of_crops(tmp_path)
     falling = ["--precision", "int8", "--calibration-dir", str(folder), "--fallback-precision"]
     assert main(arguments(repository, *falling, "--json")) == 0
@@ -356,16 +360,11 @@ def test_the_recorded_command_of_a_fallback_asks_for_its_own_precision(
     assert second["refusals"] == []
 
 
-@pytest.mark.usefixtures("at_hand")
+@pytest.mark.usefixtures("exact_at_hand")
 def test_the_command_tells_what_was_refused(
     repository: ModelRepository,
-    gpu: AbsentGpu,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    exact = replace(gpu, runs_in="fp32")
-    monkeypatch.setattr("arcface_builder.commands.compile.gpu_at_hand", lambda: exact)
-
     assert main(arguments(repository, "--fallback-precision", "--json")) == 0
 
     told = json.loads(capsys.readouterr().out)
