@@ -12,6 +12,7 @@ from arcface_builder.graph import session
 from arcface_builder.plans.gate import another_model
 from arcface_builder.plans.gpu import Gpu
 from arcface_builder.plans.inspection import LayerPrecisions
+from arcface_builder.plans.watching import Layers, watched_graph
 from arcface_client.contract import INPUT_NAME, Crops, Embeddings
 from arcface_client.runtimes.base import Runtime
 
@@ -28,9 +29,22 @@ class AbsentGpu(Gpu):
         return (LayerPrecisions({self.runs_in: 2}, {self.runs_in: 2}),)
 
     @contextmanager
+    def outputs(self, plan: bytes) -> Iterator[Layers]:
+        yield layers_of(watched_graph(self._runs(len(plan))))
+
+    @contextmanager
     def load(self, path: Path) -> Iterator[Runtime]:
-        wrong = path.stat().st_size < self.wrong_below
-        yield OnnxInstead(another_model(self.graph) if wrong else self.graph)
+        yield OnnxInstead(self._runs(path.stat().st_size))
+
+    def _runs(self, plan_bytes: int) -> bytes:
+        return another_model(self.graph) if plan_bytes < self.wrong_below else self.graph
+
+
+def layers_of(graph: bytes) -> Layers:
+    """All outputs of a graph, by ONNX Runtime."""
+    loaded = session(graph)
+    names = [output.name for output in loaded.get_outputs()]
+    return lambda crops: dict(zip(names, loaded.run(names, {INPUT_NAME: crops}), strict=True))
 
 
 class OnnxInstead:

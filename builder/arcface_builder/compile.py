@@ -27,6 +27,7 @@ from .plans.published import check_alike, plan_files, published_plans, recorded_
 from .plans.repository import AddedPlan, add_plan
 from .plans.standard import plan_standard
 from .plans.toolkit import check_knows, is_strongly_typed
+from .plans.watching import watch_plan
 from .repository import ModelRepository
 from .sources import Source
 from .store import Objection, PlanIdentity, PlanManifest, PlanStore, StoredPlan, describe_plan
@@ -190,13 +191,9 @@ def _make(
         verdict.check()
     except ParityError as error:
         report("Looking for the layer that diverges", None)
-        why = explain_drift(
-            request.onnx.content,
-            graph,
-            standard(),
-            precision=options.precision,
-            max_drift_cosine=request.max_drift_cosine,
-        )
+        content, allowed = request.onnx.content, request.max_drift_cosine
+        watch = partial(watch_plan, gpu, content, graph, built, options, standard().crops, allowed, report)
+        why = explain_drift(content, graph, standard(), options.precision, allowed, watch)
         raise ParityError(f"{error} Nothing was stored. In {options.precision}, {why}.") from error
     return built.plan, _manifest(request, identity, gpu, built, precisions[0], verdict)
 

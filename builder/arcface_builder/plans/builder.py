@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -103,12 +103,14 @@ class BuiltPlan:
         workspace_size_mb: The workspace that it was built with, after halving.
         build_s: How long the build took.
         timing_cache: What the timing cache was good for: "warm", "cold" and why, or "none".
+        timings: What TensorRT measured of kernels, for another build by it on this GPU.
     """
 
     plan: bytes
     workspace_size_mb: int
     build_s: float
     timing_cache: str
+    timings: bytes = field(repr=False)
 
 
 def build_plan(
@@ -119,6 +121,7 @@ def build_plan(
     report: Tell = lambda stage, done: None,
     target_sm: str | None = None,
     free_mb: Callable[[], int | None] = lambda: None,
+    timings: bytes = b"",
 ) -> BuiltPlan:
     """Build a plan for the current GPU; Ctrl-C ends it and leaves nothing behind.
 
@@ -129,6 +132,7 @@ def build_plan(
         report: Is told the stage and how much is done.
         target_sm: Build for another architecture; TensorRT-RTX alone can.
         free_mb: Tells how much memory of the GPU is free, in MiB, or None where nobody knows.
+        timings: What a build before measured, in place of the timing cache's content.
 
     Raises:
         CompileError: TensorRT cannot parse the graph or build it; the message has its own reason.
@@ -139,7 +143,7 @@ def build_plan(
     workspace_mb = options.workspace_size_mb
     while True:
         messages = toolkit.Messages()
-        built = _attempt(trt, typed_graph, options, workspace_mb, messages, report, target_sm)
+        built = _attempt(trt, typed_graph, options, workspace_mb, messages, report, target_sm, timings)
         if built is not None:
             return built
         free = free_mb()
@@ -167,6 +171,7 @@ def _attempt(
     messages: toolkit.Messages,
     report: Tell,
     target_sm: str | None,
+    timings: bytes,
 ) -> BuiltPlan | None:
     """Build once; None if TensorRT could not."""
     log = toolkit.logger(trt, messages)
@@ -186,9 +191,8 @@ def _attempt(
             trt.__version__,
         )
     _add_profiles(builder, config, options)
-    cache = TimingCache(trt, options.timing_cache) if options.timing_cache else None
-    if cache:
-        cache.attach(config)
+    cache = TimingCache(trt, options.timing_cache, timings)
+    cache.attach(config)
 
     phases, cancelled, start = Phases(), threading.Event(), time.monotonic()
     watcher = monitor(trt, phases, cancelled)
@@ -207,13 +211,12 @@ def _attempt(
     build_s = time.monotonic() - start
     if serialized is None:
         return None
-    if cache:
-        cache.save(config)
     return BuiltPlan(
         plan=bytes(serialized),
         workspace_size_mb=workspace_mb,
         build_s=build_s,
-        timing_cache=cache.state if cache else "none",
+        timing_cache=cache.state,
+        timings=cache.save(config),
     )
 
 

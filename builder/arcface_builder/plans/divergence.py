@@ -1,10 +1,11 @@
 """Where does a refused plan's typed graph begin to differ from the float32 one, if that is at fault at all?
 
-Both graphs run in ONNX Runtime; the plan's own layers cannot be seen.
+Both graphs run in ONNX Runtime here; the plan's own layers are watched where that explains nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -19,23 +20,24 @@ from arcface_client.runtimes.sessions import RUN_ERRORS
 
 from ..graph import first_line, session
 from .gate import Standard
+from .layer_errors import USUAL, named_layers, relative_error, worst_layer
 from .precision import typed_graph
 
 _LAYERS: Final = ("Conv", "PRelu", "Add", "Gemm")
-
-USUAL: Final = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 1e-1, "int8": 1e-1}
-"""Relative error of a layer's output that is nothing to wonder about, by precision."""
 
 _BATCH: Final = 8
 
 # Of each crop, the layers of an IResNet-100 put out 90 MB in float32, and half of that in float16.
 _CROPS_OF_LAYERS: Final = 2
 
-_LEAST_LENGTH: Final = 1e-30  # a layer that gives zeros alone
-
 
 def explain_drift(
-    serving_graph: bytes, typed: bytes, standard: Standard, *, precision: str, max_drift_cosine: float
+    serving_graph: bytes,
+    typed: bytes,
+    standard: Standard,
+    precision: str,
+    max_drift_cosine: float,
+    watch: Callable[[], str],
 ) -> str:
     """Judge the typed graph as its plan was judged; if it drifts, too, name the layer where that begins.
 
@@ -45,40 +47,28 @@ def explain_drift(
         standard: What the plan was held against.
         precision: What the graph is typed as.
         max_drift_cosine: The largest drift that passes.
+        watch: Says which of the plan's own layers diverges, which takes another build; asked only where the
+            graph does not tell: it is sound, TF32 is not in it, or ONNX Runtime lacks an operator (bf16).
 
     Returns:
-        A clause about the graph. It says why where nothing can be told: tf32 is not in the graph, and ONNX
-        Runtime may lack an operator (bf16 on a CPU) or memory.
+        A clause about the graph, and the plan's layers if need be. It says why where nothing can be told.
     """
     if precision == "tf32":
-        return "no layer can be named: its graph is that of fp32, and only TensorRT rounds to TF32"
+        return f"which TensorRT alone rounds to, {watch()}"
     clause = ""
     try:
         by_crop = drifts(standard.from_source, _embed(typed, standard.crops))
         if np.max(by_crop) <= max_drift_cosine:
-            return "its graph is sound in ONNX Runtime, so TensorRT's build is at fault"
+            return f"its graph is sound in ONNX Runtime, so TensorRT's build is at fault: {watch()}"
         clause = f"the graph itself drifts by {np.max(by_crop):.2g} in ONNX Runtime; "
         most = np.argsort(by_crop)[-_CROPS_OF_LAYERS:]  # NaN comes last
         errors = _layer_errors(typed_graph(serving_graph, "fp32"), typed, standard.crops[most])
     except RUN_ERRORS as error:  # ONNX Runtime tells most of its own want of memory by these, too
-        reason = first_line(error)
-        return f"{clause}no layer can be named: ONNX Runtime cannot run its graph ({reason})"
+        reason = f"ONNX Runtime cannot run its graph ({first_line(error)})"
+        return f"{clause}no layer can be named: {reason}" if clause else f"{reason}; {watch()}"
     except MemoryError:
         return f"{clause}no layer can be named: there is no memory to run its graph in ONNX Runtime"
-    return clause + _worst(errors, USUAL[precision])
-
-
-def _worst(errors: dict[str, float], usual: float) -> str:
-    for layer, error in errors.items():
-        if not error <= usual:  # so that NaN is unusual
-            return (
-                f"the first layer that diverges is {layer}: relative error {error:.2g}, usual up to {usual:g}"
-            )
-    layer = max(errors, key=errors.__getitem__)
-    return (
-        f"no layer's relative error passes the usual {usual:g}; "
-        f"the largest is that of {layer}, {errors[layer]:.2g}"
-    )
+    return clause + worst_layer(errors, USUAL[precision])
 
 
 def _embed(graph: bytes, crops: Crops) -> Embeddings:
@@ -87,16 +77,11 @@ def _embed(graph: bytes, crops: Crops) -> Embeddings:
 
 
 def _layer_errors(reference: bytes, typed: bytes, crops: Crops) -> dict[str, float]:
-    """Length of the difference over length of the output, for each layer that both have, in order."""
-    layers = _layers(typed)
-    names = [name for name in _layers(reference) if name in layers]
+    """The relative error of each layer that both have, in order."""
+    layers = named_layers(typed, _LAYERS)
+    names = [name for name in named_layers(reference, _LAYERS) if name in layers]
     expected, got = (_outputs(graph, names, crops) for graph in (reference, typed))
-    return {name: _relative(want, have) for name, want, have in zip(names, expected, got, strict=True)}
-
-
-def _layers(graph: bytes) -> list[str]:
-    nodes = onnx.load_model_from_string(graph).graph.node
-    return [node.name for node in nodes if node.op_type in _LAYERS and node.name]
+    return {name: relative_error(want, have) for name, want, have in zip(names, expected, got, strict=True)}
 
 
 def _outputs(graph: bytes, names: list[str], crops: Crops) -> list[npt.NDArray[Any]]:
@@ -108,9 +93,3 @@ def _outputs(graph: bytes, names: list[str], crops: Crops) -> list[npt.NDArray[A
     proto = onnx.shape_inference.infer_shapes(ir.to_proto(model))
     arrays: list[npt.NDArray[Any]] = session(proto.SerializeToString()).run(None, {INPUT_NAME: crops})
     return arrays
-
-
-def _relative(want: npt.NDArray[Any], have: npt.NDArray[Any]) -> float:
-    # In the layers' own types squares would overflow; one layer at a time there is memory for float64.
-    exact = want.astype(np.float64)
-    return float(np.linalg.norm(have - exact)) / max(float(np.linalg.norm(exact)), _LEAST_LENGTH)

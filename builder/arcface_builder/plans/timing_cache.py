@@ -53,29 +53,31 @@ def _read(path: Path) -> bytes:
 
 
 class TimingCache:
-    """A timing cache file for one build.
+    """What one build has to go by, and what it leaves.
 
     Args:
         trt: The TensorRT module.
-        path: The file; it need not exist.
+        path: The file, if there is to be one; it need not exist.
+        timings: What a build before left, in place of a file's content.
 
     Attributes:
-        state: What the file was good for, in a few words.
+        state: What was there was good for, in a few words; "none" if nothing was asked for.
     """
 
-    def __init__(self, trt: ModuleType, path: Path) -> None:
+    def __init__(self, trt: ModuleType, path: Path | None = None, timings: bytes = b"") -> None:
         self._path = path
+        self._timings = timings
         self._head = _MAGIC + f"{trt.__name__} {trt.__version__}\n".encode()
         self._cache: Any = None  # a build must not outlive it
-        self.state = "cold"
+        self.state = "none" if path is None else "cold"
 
     def attach(self, config: Any) -> None:
-        """Give a build what the file holds, if it fits.
+        """Give a build what there is, if it fits.
 
         Raises:
             OptionError: It cannot be read, is a folder, or there can be no such file.
         """
-        content = _read(self._path)
+        content = self._timings or (_read(self._path) if self._path else b"")
         blob = content.removeprefix(self._head) if content.startswith(self._head) else b""
         if content and not blob:
             self.state = "cold: the file is of another TensorRT, or none"
@@ -88,15 +90,21 @@ class TimingCache:
         self._cache = config.create_timing_cache(b"")
         config.set_timing_cache(self._cache, ignore_mismatch=False)
 
-    def save(self, config: Any) -> None:
+    def save(self, config: Any) -> bytes:
         """Write what the build measured, so that the file is the old one or the new one at any moment.
 
         A file that cannot be written is a warning: the plan is worth more than it.
+
+        Returns:
+            What is to be given to another build.
         """
-        blob = bytes(config.get_timing_cache().serialize())
+        content = self._head + bytes(config.get_timing_cache().serialize())
+        if self._path is None:
+            return content
         try:
             self._path.resolve().parent.mkdir(parents=True, exist_ok=True)
             with replacing(self._path) as file:
-                file.write(self._head + blob)
+                file.write(content)
         except (OSError, InputError) as error:
             _log.warning("Cannot write the timing cache (%s); the next build measures again", error)
+        return content

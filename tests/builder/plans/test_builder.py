@@ -241,7 +241,6 @@ def test_ctrl_c_or_a_display_that_fails_cancels_the_build(
     assert not [thread for thread in threading.enumerate() if thread.name == "tensorrt-build"]
 
 
-@pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
 def test_a_timing_cache_that_cannot_be_written_does_not_cost_the_plan(
     trt: ModuleType, small_graph: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -258,7 +257,6 @@ def test_a_timing_cache_that_cannot_be_written_does_not_cost_the_plan(
     assert str(tmp_path) in warning
 
 
-@pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
 def test_a_timing_cache_is_used_again_by_the_same_tensorrt_alone(
     trt: ModuleType, small_graph: bytes, tmp_path: Path
 ) -> None:
@@ -273,6 +271,17 @@ def test_a_timing_cache_is_used_again_by_the_same_tensorrt_alone(
     assert states == ["cold", "warm", "cold: the file is of another TensorRT, or none"]
     assert path.read_bytes() == content
     assert [file.name for file in path.parent.iterdir()] == ["timing.cache"]
+
+
+def test_what_a_build_measured_is_there_for_another_without_a_file(
+    trt: ModuleType, small_graph: bytes
+) -> None:
+    options = BuildOptions(precision="fp32")
+
+    first = build_plan(trt, small_graph, options, target_sm="86")
+    second = build_plan(trt, small_graph, options, target_sm="86", timings=first.timings)
+
+    assert (first.timing_cache, second.timing_cache) == ("none", "warm")
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,6 @@ def test_a_timing_cache_is_checked_without_making_its_folder(
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
 @pytest.mark.usefixtures("at_hand")
 @pytest.mark.parametrize("name", ["new/caches/timing.cache", "link/timing.cache"])
 def test_the_folders_of_a_timing_cache_are_made_when_it_is_written(
