@@ -93,6 +93,13 @@ def test_a_server_is_reached_from_this_machine_only_and_cannot_change_the_models
     assert service["user"] == "1000:1000"
 
 
+def test_perf_makes_its_shared_memory_as_the_user_who_opens_it() -> None:
+    perf, triton = services()["perf"], services()["triton"]
+    assert perf["ipc"] == "service:triton"
+    assert triton["ipc"] == "shareable"
+    assert perf["user"] == triton["user"]
+
+
 @pytest.mark.parametrize("name", SERVERS)
 def test_a_server_is_started_as_local_triton_starts_it(name: str) -> None:
     program, repository, *flags = services()[name]["command"].split()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from .plans.gpu import Gpu
 from .plans.identity import plan_identity
 from .plans.inspection import LayerPrecisions, check_precision
 from .plans.precision import check_gpu_has, fallbacks, typed_graph
-from .plans.published import check_alike, plan_files, published_plans, recorded_plan, taken
+from .plans.published import check_free, recorded_plan
 from .plans.repository import AddedPlan, add_plan
 from .plans.standard import plan_standard
 from .plans.toolkit import check_knows, is_strongly_typed
@@ -31,6 +32,7 @@ from .plans.watching import watch_plan
 from .repository import ModelRepository
 from .sources import Source
 from .store import Objection, PlanIdentity, PlanManifest, PlanStore, StoredPlan, describe_plan
+from .store.cache_errors import translated
 
 _log = logging.getLogger(__name__)
 
@@ -90,6 +92,24 @@ def compile_plan(
             stored.
         BuilderError: The store or the repository cannot be used.
     """
+    check_gpu_has(request.options.precision, gpu.sm)
+    version = request.onnx.version
+    place = f"{repository.root.resolve()}/{plan_model(request.onnx.name)}/{version}, sm{gpu.sm}"
+    # A version takes one plan for an architecture: who would build another waits, and is told before.
+    with store.local.lock(hashlib.sha256(place.encode()).hexdigest()[:16], f"A plan for {place}"):
+        engine, from_store, refusals = _obtain(request, gpu, store, repository, report)
+        for note in engine.manifest.notes if from_store else ():
+            _log.info("Of that plan: %s", note)
+        # Of this repository, not of the plan: that may be stored where no other precision was asked for.
+        manifest = replace(engine.manifest, refusals=refusals)
+        added = add_plan(repository, replace(engine, manifest=manifest), version=version, instances=instances)
+    return Compiled(added, manifest, from_store)
+
+
+def _obtain(
+    request: PlanRequest, gpu: Gpu, store: PlanStore, repository: ModelRepository, report: Tell
+) -> tuple[StoredPlan, bool, tuple[str, ...]]:
+    """Find or make a plan: it, whether it was found, and why more compact precisions were not taken."""
     refusals: list[str] = []
     standard = cache(partial(plan_standard, request.onnx, request.source, request.calibration))
 
@@ -97,20 +117,20 @@ def compile_plan(
         return objection_to(manifest.parity, request.max_drift_cosine)
 
     precision = request.options.precision
-    check_gpu_has(precision, gpu.sm)
     left = fallbacks(precision, gpu.sm) if request.fallback else []
     while True:
         options = replace(request.options, precision=precision)
         identity = plan_identity(request.onnx, options, gpu, request.calibration)
         try:
             with store.building(identity):
-                engine = _find(identity, request, store, repository, objection)
-                from_store = engine is not None
-                if engine is None:
-                    _check_free(identity, request, repository)
-                    made = _make(request, options, identity, gpu, standard, store, report)
-                    engine = store.put(*made, objection)
-            break
+                found = _find(identity, request, store, repository, objection)
+                if found is not None:
+                    return found, True, tuple(refusals)
+                # A more exact one may be there because this one was refused before, as it will be now.
+                more_exact = fallbacks(precision, gpu.sm) if request.fallback else []
+                check_free(repository, identity, request.onnx.version, or_has=more_exact)
+                made = _make(request, options, identity, gpu, standard, store, report)
+                return store.put(*made, objection), False, tuple(refusals)
         except (ServedModelError, BlindGateError):
             raise  # no other precision would be judged better
         except (ParityError, PrecisionError) as error:
@@ -119,14 +139,6 @@ def compile_plan(
             refusals.append(f"{precision} was refused: {error}")
             precision, *left = left
             _log.warning("%s Falling back to %s.", error, precision)
-    for note in engine.manifest.notes if from_store else ():
-        _log.info("Of that plan: %s", note)
-    # Of this repository, not of the plan: that may be stored where no other precision was asked for.
-    manifest = replace(engine.manifest, refusals=tuple(refusals))
-    added = add_plan(
-        repository, replace(engine, manifest=manifest), version=request.onnx.version, instances=instances
-    )
-    return Compiled(added, manifest, from_store)
 
 
 def _find(
@@ -144,20 +156,6 @@ def _find(
     if store.local.find(there.manifest.identity) is None:
         store.put(there.path.read_bytes(), replace(there.manifest, refusals=()), objection)
     return there
-
-
-def _check_free(identity: PlanIdentity, request: PlanRequest, repository: ModelRepository) -> None:
-    """Refuse, before minutes of building, a plan that could not be put into the repository afterwards."""
-    # A more exact one may be there because this one was refused before, as it will be now.
-    more_exact = fallbacks(identity.precision, identity.sm) if request.fallback else []
-    allowed = {replace(identity, precision=precision).filename for precision in more_exact}
-    version, model = request.onnx.version, plan_model(identity.model)
-    for path in plan_files(repository, identity, version):
-        if path.name not in allowed:
-            raise taken(path, "and this one would have to be built")
-    there = published_plans(repository, model).get(version, {})
-    identities = [manifest.identity for manifest in there.values()]
-    check_alike([*identities, identity], repository.root / model / str(version))
 
 
 def _make(
@@ -208,7 +206,8 @@ def _verdict(
 ) -> Verdict:
     with store.local.staging() as folder:  # where it is stored if it passes
         path = folder / "candidate.plan"
-        path.write_bytes(built.plan)
+        with translated(store.local.root, "write"):
+            path.write_bytes(built.plan)
         with gpu.load(path) as plan:
             return judge(
                 plan.embed,

@@ -62,39 +62,44 @@ def assemble(
         like[PLATFORM] = platform or identity.platform
         if identity.precision == options.precision == "int8":
             like[CALIBRATION] = identity.settings.get(CALIBRATION)
-    try:
-        chosen = choose(
-            store.manifests(),
-            onnx,
-            options,
-            wanted,
-            tensorrt_version,
-            like,
-            max_drift_cosine=max_drift_cosine,
-        )
-    except CompileError as error:
-        more = f" Looked in the {store.places}."
-        for kind in {manifest.identity.kind for manifest in there.values()}:
-            more += f" Version {onnx.version} has plans by {kind} already: for others, build the next one."
-        raise CompileError(f"{error}{more}") from error
-    for manifest in chosen:
-        if model := manifest.identity.settings.get(GPU_MODEL):
-            _log.warning(
-                "%s is for %s alone, not for all of sm%s",
-                manifest.identity.filename,
-                model,
-                manifest.identity.sm,
+    # What is published and fits stays, whatever newer ones the store has.
+    chosen = {
+        manifest.identity.sm: manifest
+        for manifest in there.values()
+        if not _objections(manifest, onnx, options, tensorrt_version, like, max_drift_cosine)
+    }
+    kept = frozenset(chosen)
+    if missing := [sm for sm in wanted if sm not in kept]:
+        try:
+            found = choose(
+                store.manifests(),
+                onnx,
+                options,
+                missing,
+                tensorrt_version,
+                like,
+                max_drift_cosine=max_drift_cosine,
             )
+        except CompileError as error:
+            more = f" Looked in the {store.places}."
+            for kind in {manifest.identity.kind for manifest in there.values()}:
+                more += (
+                    f" Version {onnx.version} has plans by {kind} already: for others, build the next one."
+                )
+            raise CompileError(f"{error}{more}") from error
+        chosen |= {manifest.identity.sm: manifest for manifest in found}
     plans: list[StoredPlan] = []
-    for manifest in chosen:
-        # What is published counts, where two machines have built the same.
-        plan = recorded_plan(repository, manifest.identity, onnx.version)
-        if plan is None or objection_to(plan.manifest.parity, max_drift_cosine):
-            plan = store.pull(manifest.identity, _other_than(manifest, max_drift_cosine))
+    for identity in (chosen[sm].identity for sm in wanted):
+        if model := identity.settings.get(GPU_MODEL):
+            _log.warning("%s is for %s alone, not for all of sm%s", identity.filename, model, identity.sm)
+        if identity.sm in kept:
+            plan = recorded_plan(repository, identity, onnx.version)
+        else:
+            plan = store.pull(identity, _other_than(chosen[identity.sm], max_drift_cosine))
         if plan is None:
             raise CompileError(
-                f"{manifest.identity.filename} is no longer as it was listed in the {store.places}; compile "
-                "on such a GPU again."
+                f"{identity.filename} is no longer as it was listed in the {store.places}; compile on such a "
+                "GPU again."
             )
         plans.append(plan)
     return add_plans(repository, plans, version=onnx.version, instances=instances)

@@ -24,11 +24,11 @@ from typing import Final
 from arcface_client import manifests
 from arcface_client.model_repository import LocalModels
 
-from .disk import NO_SPACE, flush
+from .disk import NO_SPACE, flush, locked
 from .errors import RepositoryError
 from .exchange import exchange
 from .model_config import CONFIG_FILE, config_changes
-from .staging import locked, staging_folder, sweep
+from .staging import staging_folder, sweep
 
 _log = logging.getLogger(__name__)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Final
 
-from .disk import NO_SPACE
+from .disk import NO_SPACE, locked
 
 _OWNER_FILE: Final = ".owner"
 _PROBE_FILE: Final = ".probe"
@@ -50,17 +49,6 @@ def sweep(root: Path) -> None:
                 continue  # its builder is at work, or it is somebody else's
             shutil.rmtree(folder, ignore_errors=True)
             os.close(owner)
-
-
-def locked(path: Path, *, wait: bool = True) -> int:
-    """Open and lock a file; the lock goes with the descriptor, so with the process at the latest."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
 
 
 def _prefix(root: Path) -> str:

@@ -257,11 +257,11 @@ def test_a_lock_is_held_by_one_and_another_engine_has_another(
     entered = threading.Event()
 
     def enter() -> None:
-        with store.lock(IDENTITY):
+        with store.lock("one", "A plan"):
             entered.set()
 
-    with store.lock(IDENTITY):
-        with store.lock(identity(sm="90")):
+    with store.lock("one", "A plan"):
+        with store.lock("another", "Another"):
             pass
         second = threading.Thread(target=enter)
         second.start()
@@ -269,7 +269,7 @@ def test_a_lock_is_held_by_one_and_another_engine_has_another(
         assert not entered.is_set()
     second.join()
     assert entered.is_set()
-    assert caplog.messages == [f"{IDENTITY.filename} is being built by another process; waiting for it."]
+    assert caplog.messages == ["A plan is being built by another process; waiting for it."]
 
 
 def test_what_has_come_in_the_place_of_a_listed_plan_is_not_removed(store: LocalStore) -> None:
@@ -315,3 +315,29 @@ def test_a_plan_that_cannot_be_read_while_it_is_judged_stays(
         store.remove(manifest(plan(seed=1)))
 
     assert list(store.manifests()) == [manifest()]
+
+
+def test_ctrl_c_while_a_plan_is_judged_leaves_it(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    newer = plan(seed=1)
+    store.add(newer, manifest(newer))
+    judged: list[Path] = []
+    check = LocalStore._checked
+
+    def interrupted(self: LocalStore, path: Path, key: str) -> StoredPlan:
+        judged.append(path)
+        if len(judged) == 2:  # the first time it is where it belongs
+            raise KeyboardInterrupt
+        return check(self, path, key)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(LocalStore, "_checked", interrupted)
+        store.remove(manifest(newer))
+
+    assert judged[0] == store.root / IDENTITY.key != judged[1]
+    assert store.find(IDENTITY) == StoredPlan(store.root / IDENTITY.key, manifest(newer))
+
+
+def test_what_the_system_refuses_others_is_not_the_caches(store: LocalStore) -> None:
+    with pytest.raises(OSError, match="libcudart") as refused, store.staging():
+        raise OSError("libcudart.so.13: cannot open shared object file")
+    assert type(refused.value) is OSError

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import botocore
 import pytest
@@ -117,6 +118,23 @@ def test_a_removed_engine_is_gone(s3: S3Server, bucket: S3Store, engine: StoredP
     bucket.remove(MANIFEST)
     assert s3.keys("plans") == []
     assert bucket.find(IDENTITY) is None
+
+
+def test_a_plan_that_is_pushed_while_it_is_removed_keeps_its_bytes(
+    bucket: S3Store, engine: StoredPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.upload(engine)
+    delete: Any = bucket._s3.delete_object
+
+    def pushed_after(**of: str) -> None:
+        delete(**of)
+        bucket.upload(engine)  # by another machine, which built the same bytes or has them in its cache
+
+    monkeypatch.setattr(bucket._s3, "delete_object", pushed_after)
+    bucket.remove(MANIFEST)
+
+    assert bucket.find(IDENTITY) == MANIFEST
+    bucket.check(MANIFEST)
 
 
 def test_an_altered_plan_is_refused_and_not_kept(

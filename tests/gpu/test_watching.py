@@ -36,7 +36,6 @@ def test_no_layer_of_a_good_plan_is_called_diverging(
     with gpu.outputs(built.plan) as layers:
         clause = diverging_layer(exact, layers, gate_crops(), USUAL["fp16"], max_drift_cosine=0)
 
-    print(clause)
     assert clause.startswith(
         "of the 9 layers watched in TensorRT, no layer's relative error passes the usual"
     )
@@ -67,7 +66,6 @@ def test_the_layer_is_named_from_which_on_tensorrt_computes_wrongly(
     with pytest.raises(ParityError) as refused:
         compile_plan(request, gpu, PlanStore(LocalStore(tmp_path)), ModelRepository(tmp_path / "models"))
 
-    print(refused.value)
     assert "of the 3 layers watched in TensorRT, the first layer that diverges is sum4: relative" in str(
         refused.value
     )
@@ -87,7 +85,9 @@ def test_outputs_give_back_all_memory(small_plan: Compiled, gpu: Gpu) -> None:
     def cycle() -> int:
         with gpu.outputs(plan) as outputs:
             assert outputs(gate_crops()[:8])["embedding"].shape == (8, 512)
-            np.testing.assert_allclose(np.linalg.norm(outputs(gate_crops()[:4])["embedding"], axis=1), 1)
+            np.testing.assert_allclose(
+                np.linalg.norm(outputs(gate_crops()[:4])["embedding"], axis=1), 1, atol=1e-6
+            )
         return cuda.free_bytes()
 
     before = [cycle() for _ in range(3)][-1]

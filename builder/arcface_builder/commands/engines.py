@@ -36,6 +36,7 @@ Credentials, region and endpoint of the bucket come from where boto3 looks for t
 """
 
 _DAMAGED: Final = "damaged"
+_MISSING: Final = "missing"
 
 _AnyPlace: TypeAlias = "LocalStore | S3Store"
 
@@ -95,19 +96,19 @@ def _list(arguments: argparse.Namespace) -> int:
     if store.remote:
         places["bucket"] = store.remote
     filters = _filters(arguments)
-    found: dict[str, tuple[PlanManifest, list[str]]] = {}
+    found: dict[str, tuple[PlanManifest, list[str]]] = {}  # two machines' builds of one plan are two
     for where, place in places.items():
         for manifest in readable(place):
             if _fits(manifest.identity.key, filters):
-                found.setdefault(manifest.identity.key, (manifest, []))[1].append(where)
+                found.setdefault(manifest.to_json(), (manifest, []))[1].append(where)
     if arguments.json:
         records = [asdict(manifest) | {"places": there} for manifest, there in found.values()]
         print(json.dumps(records, indent=2))
         return DONE
     if not found:
         _say_nothing(*places.values(), such=bool(filters))
-    for key, (manifest, there) in found.items():
-        size_mb = manifest.plan_bytes / 1e6
+    for manifest, there in sorted(found.values(), key=lambda entry: entry[0].identity.key):
+        key, size_mb = manifest.identity.key, manifest.plan_bytes / 1e6
         print(f"{key}  {size_mb:,.1f} MB  {manifest.created_at:%Y-%m-%d}  {' and '.join(there)}")
     return DONE
 
@@ -118,7 +119,7 @@ def _pull(arguments: argparse.Namespace) -> int:
     def pull(manifest: PlanManifest) -> str:
         if store.local.find(manifest.identity):
             return "already there"
-        return "pulled" if store.pull(manifest.identity) else "missing"
+        return "pulled" if store.pull(manifest.identity) else _MISSING
 
     return _each(_bucket(store), pull, arguments)
 
@@ -218,7 +219,7 @@ def _each(place: _AnyPlace, action: Callable[[PlanManifest], str], arguments: ar
     told = _tell(outcomes(), arguments)
     if not told:
         _say_nothing(place, such=bool(filters))
-    failed = any(outcome.result == _DAMAGED for outcome in told) or (filters and not told)
+    failed = any(outcome.result in (_DAMAGED, _MISSING) for outcome in told) or (filters and not told)
     return FAILED if failed else DONE
 
 

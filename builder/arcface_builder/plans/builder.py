@@ -21,11 +21,15 @@ from arcface_client.identity import PRECISIONS
 from ..errors import CompileError, OptionError, WorkspaceError
 from ..store.identity import SMALL_BATCH_PROFILE, Setting
 from . import toolkit
-from .precision import GRAPH_REVISION
 from .progress import Phases, monitor, run_interruptibly
 from .timing_cache import TimingCache
 
 _log = logging.getLogger(__name__)
+
+BUILD_REVISION: Final = 3
+"""Part of a plan's identity, so that no plan of an older build is taken for the same. To be raised with every
+change that makes other plans of the same options: here, in ``toolkit``, and in what types the graph,
+``precision``, ``quantisation`` and the helpers of theirs that edit it."""
 
 MIN_BATCH_SIZE: Final = 1
 LEAST_WORKSPACE_MB: Final = 256
@@ -89,7 +93,7 @@ class BuildOptions:
         return {
             "workspace_size_mb": self.workspace_size_mb,
             "hardware_compatible": self.hardware_compatible,
-            "graph_revision": GRAPH_REVISION,
+            "build_revision": BUILD_REVISION,
             SMALL_BATCH_PROFILE: self.has_small_batch_profile,
         }
 

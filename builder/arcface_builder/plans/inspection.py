@@ -112,10 +112,15 @@ def check_precision(found: LayerPrecisions, precision: str) -> None:
     expected = _EXPECTED[precision]
     total, right = sum(found.convolutions.values()), found.convolutions.get(expected, 0)
     needed = total if expected == "fp32" else total // 2 + 1
-    if not total or right < needed:
+    if not total:
+        raise PrecisionError(
+            f"TensorRT's inspector tells of no convolution in the plan named {precision}: nobody knows "
+            "what it runs in. It was not stored; please report this with TensorRT's version."
+        )
+    if right < needed:
         counts = ", ".join(f"{count} in {kind}" for kind, count in sorted(found.convolutions.items()))
         raise PrecisionError(
-            f"The plan named {precision} runs its convolutions otherwise: {counts or 'none is told'}; "
+            f"The plan named {precision} runs its convolutions otherwise: {counts}; "
             f"expected {'all' if expected == 'fp32' else 'most'} in {expected}. It was not stored; "
             "does this GPU have that precision?"
         )

@@ -26,10 +26,6 @@ from ..folding import affine
 from ..graph import set_constant
 from .quantisation import quantise
 
-GRAPH_REVISION: Final = 2
-"""To be raised with every change, here or in ``quantisation``, that makes other graphs: it is part of a
-plan's identity, so that no plan of an older graph is taken for the same."""
-
 _NEXT: Final = {"int8": "fp16", "fp16": "tf32", "bf16": "tf32", "tf32": "fp32"}
 """The next more exact precision; fp32 has none."""
 

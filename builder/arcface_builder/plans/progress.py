@@ -108,26 +108,33 @@ def run_interruptibly(
     """
     results: list[T] = []
     failures: list[BaseException] = []
-    ended = threading.Event()
+    may_begin, ended = threading.Event(), threading.Event()
 
     def body() -> None:
+        may_begin.wait()
         try:
-            results.append(work())
+            if not cancelled.is_set():
+                results.append(work())
         except BaseException as error:  # noqa: BLE001 - raised where the result is waited for
             failures.append(error)
         finally:
             ended.set()
 
-    threading.Thread(target=body, name="tensorrt-build", daemon=True).start()
     try:
+        # Ctrl-C in the midst of this would leave a thread of which nobody knows whether it runs.
+        threading.Thread(target=body, name="tensorrt-build", daemon=True).start()
+        may_begin.set()
         tick()
         # Not the thread's own join: Ctrl-C there makes CPython count a running thread as ended.
         while not ended.wait(_TICK_S):
             tick()
     except BaseException as error:
+        cancelled.set()
+        if not may_begin.is_set():
+            may_begin.set()  # to its end
+            raise
         code = INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED
         atexit.register(_end_process_unless, ended, code)  # if it cannot be stopped, or at a second Ctrl-C
-        cancelled.set()
         # A wait without end could miss a Ctrl-C that comes just before it.
         while stoppable and not ended.wait(_TICK_S):
             pass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -95,6 +95,27 @@ def taken(path: Path, why: str) -> RepositoryError:
         f"{path.parent} has a plan for sm{sm} already, {path.name} ({why}). A version is never changed: run "
         "`arcface-builder build` for the next one, and compile that."
     )
+
+
+def check_free(
+    repository: ModelRepository, identity: PlanIdentity, version: int, *, or_has: Iterable[str]
+) -> None:
+    """Refuse, before minutes of building, a plan that could not be put into a version afterwards.
+
+    Args:
+        repository: The model repository.
+        identity: The plan's.
+        version: The version that it is for.
+        or_has: Precisions of which it may have the very plan already.
+    """
+    allowed = {replace(identity, precision=precision).filename for precision in or_has}
+    for path in plan_files(repository, identity, version):
+        if path.name not in allowed:
+            raise taken(path, "and this one would have to be built")
+    model = plan_model(identity.model)
+    there = published_plans(repository, model).get(version, {})
+    identities = [manifest.identity for manifest in there.values()]
+    check_alike([*identities, identity], repository.root / model / str(version))
 
 
 def check_unchanged(recorded: PlanManifest | None, wanted: PlanManifest, folder: Path) -> None:

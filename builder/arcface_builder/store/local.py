@@ -8,21 +8,22 @@ it is never changed afterwards, so that a reader cannot see one builder's plan b
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from arcface_client.cache import cache_folder
 
-from ..disk import NO_SPACE, flush
+from ..disk import flush, locked
 from ..errors import CacheError, PlanDamagedError, PlanError, PlanManifestError, PlanSchemaError
+from .cache_errors import translated
 from .identity import PlanIdentity
 from .plan_manifest import ENDING, PlanManifest, check_plan, read_manifest
 from .stored_plan import DamagedManifest, Objection, StoredPlan, no_objection
@@ -53,7 +54,7 @@ class LocalStore:
         """
         plan = self.root / identity.key
         while True:
-            with self._os_errors("read"):
+            with translated(self.root, "read"):
                 try:
                     return self._checked(plan, identity.key)
                 except FileNotFoundError:
@@ -76,7 +77,7 @@ class LocalStore:
         for path in sorted((self.root / "engines").glob(f"*/*/*/*/{name}.plan{ENDING}")):
             plan = path.with_name(path.name.removesuffix(ENDING))
             key = plan.relative_to(self.root).as_posix()
-            with self._os_errors("read"):
+            with translated(self.root, "read"):
                 try:
                     manifest: PlanManifest | DamagedManifest = _read(plan, key)
                 except FileNotFoundError:
@@ -93,7 +94,7 @@ class LocalStore:
             CacheError: The plan cannot be read.
         """
         plan = self.root / manifest.identity.key
-        with self._os_errors("read"):
+        with translated(self.root, "read"):
             return _compared(plan, manifest)
 
     def add(self, plan: bytes, manifest: PlanManifest, objection: Objection = no_objection) -> StoredPlan:
@@ -110,7 +111,8 @@ class LocalStore:
         """
         check_plan(plan, manifest, where="The plan to be stored")
         with self.staging() as folder:
-            (folder / manifest.identity.filename).write_bytes(plan)
+            with translated(self.root, "write"):
+                (folder / manifest.identity.filename).write_bytes(plan)
             return self.commit(folder, manifest, objection)
 
     @contextmanager
@@ -120,17 +122,18 @@ class LocalStore:
         Raises:
             CacheError: The cache cannot be written, or the disk is full.
         """
-        with self._os_errors("write"):
-            staging = self.root / "staging"
-            staging.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for left in staging.iterdir():
-                with suppress(FileNotFoundError):  # its process has just removed it
-                    if time.time() - left.stat().st_mtime > _STAGING_LIFETIME_S:
-                        shutil.rmtree(left, ignore_errors=True)
-            with tempfile.TemporaryDirectory(dir=staging, ignore_cleanup_errors=True) as folder:
-                content = Path(folder) / "engine"
+        with ExitStack() as taken:
+            with translated(self.root, "write"):
+                staging = self.root / "staging"
+                staging.mkdir(parents=True, exist_ok=True, mode=0o700)
+                for left in staging.iterdir():
+                    with suppress(FileNotFoundError):  # its process has just removed it
+                        if time.time() - left.stat().st_mtime > _STAGING_LIFETIME_S:
+                            shutil.rmtree(left, ignore_errors=True)
+                made = tempfile.TemporaryDirectory(dir=staging, ignore_cleanup_errors=True)
+                content = Path(taken.enter_context(made)) / "engine"
                 content.mkdir()
-                yield content
+            yield content
 
     def commit(self, folder: Path, manifest: PlanManifest, objection: Objection = no_objection) -> StoredPlan:
         """Publish a staging folder that holds a plan, which was checked; see ``add``.
@@ -139,7 +142,7 @@ class LocalStore:
             CacheError: The cache cannot be written, or the disk is full; nothing was stored.
         """
         plan = self.root / manifest.identity.key
-        with self._os_errors("write"):
+        with translated(self.root, "write"):
             flush(folder / plan.name)
             record = folder / f"{plan.name}{ENDING}"
             record.write_text(manifest.to_json(), encoding="utf-8")
@@ -169,27 +172,26 @@ class LocalStore:
             return "It is the one to remove." if found.plan_sha256 == manifest.plan_sha256 else None
 
         key = manifest.identity.key
-        with self._os_errors("write"):
+        with translated(self.root, "write"):
             return self._discard_unless_good(self.root / key, key, unwanted)
 
     @contextmanager
-    def lock(self, identity: PlanIdentity) -> Iterator[None]:
-        """Hold the plan's lock, on this machine; it goes with the process at the latest.
+    def lock(self, name: str, what: str) -> Iterator[None]:
+        """Hold a lock on building something, on this machine; it goes with the process at the latest.
+
+        Args:
+            name: The lock's.
+            what: What is built, for who has to wait.
 
         Raises:
             CacheError: The cache cannot be written.
         """
-        with self._os_errors("write"):
+        with translated(self.root, "write"):
             folder = self.root / "locks"
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor = os.open(folder / identity.digest, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            waiting = partial(_log.info, "%s is being built by another process; waiting for it.", what)
+            descriptor = locked(folder / name, tell=waiting)
         try:
-            with self._os_errors("write"):
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    _log.info("%s is being built by another process; waiting for it.", identity.filename)
-                    fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
             os.close(descriptor)
@@ -205,6 +207,8 @@ class LocalStore:
         Returns:
             Whether it was removed here.
         """
+        if self._is_good(plan, key, objection):  # so that few that are good are ever taken away
+            return False
         with self.staging() as folder:
             taken = folder.with_name("discarded")
             try:
@@ -212,12 +216,8 @@ class LocalStore:
             except FileNotFoundError:  # somebody else was faster
                 return False
             try:
-                good = objection(self._checked(taken / plan.name, key).manifest) is None
-            except PlanSchemaError:
-                good = True
-            except (FileNotFoundError, PlanError):
-                good = False
-            except OSError:  # nothing is known of it
+                good = self._is_good(taken / plan.name, key, objection)
+            except BaseException:  # Ctrl-C, too: nothing is known of it
                 _renamed(taken, plan.parent)
                 raise
             if not good:
@@ -225,19 +225,13 @@ class LocalStore:
             _renamed(taken, plan.parent)  # or else there is a newer one, as good
             return False
 
-    @contextmanager
-    def _os_errors(self, verb: str) -> Iterator[None]:
+    def _is_good(self, plan: Path, key: str, objection: Objection) -> bool:
         try:
-            yield
-        except OSError as error:
-            if error.errno in NO_SPACE:
-                raise CacheError(
-                    f"No space left in the cache {self.root} ({error.strerror}); make room, e.g. with "
-                    "`arcface-builder engines prune`, or set ARCFACE_CACHE_DIR. Nothing was stored."
-                ) from error
-            raise CacheError(
-                f"Cannot {verb} the cache {self.root} ({error}); mend it or set ARCFACE_CACHE_DIR."
-            ) from error
+            return objection(self._checked(plan, key).manifest) is None
+        except PlanSchemaError:  # another version of this project's
+            return True
+        except (FileNotFoundError, PlanError):
+            return False
 
 
 def _read(plan: Path, key: str) -> PlanManifest:

@@ -10,12 +10,12 @@ This module needs boto3, and is imported when a bucket is used.
 
 from __future__ import annotations
 
+import io
 import posixpath
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from boto3.session import Session
 from botocore.awsrequest import AWSResponse
@@ -116,22 +116,11 @@ class S3Store:
             PlanError: It is missing or is not what its manifest describes; it is not in the folder.
             StoreError: The bucket cannot be used.
         """
-        key, target = _plan_key(manifest), folder / manifest.identity.filename
-        with (
-            self._progress(f"down {target.name}", manifest.plan_bytes) as moved,
-            target.open("wb") as file,
-            translated(self.name),
-        ):
-            try:
-                self._s3.download_fileobj(self._bucket, key, file, Callback=moved)
-            except ClientError as error:
-                if not is_missing(error):
-                    raise
-                raise PlanDamagedError(
-                    f"{key} is missing from the {self.name} beside its manifest."
-                ) from error
+        target = folder / manifest.identity.filename
+        with target.open("wb") as file:
+            self._download(manifest, file)
         try:
-            check_plan(target, manifest, where=f"{key} in the {self.name}")
+            check_plan(target, manifest, where=self._where(manifest))
         except PlanError:
             target.unlink()
             raise
@@ -144,8 +133,9 @@ class S3Store:
             PlanError: It is missing or is not what its manifest describes.
             StoreError: The bucket cannot be used.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            self.download(manifest, Path(folder))
+        plan = io.BytesIO()  # some hundred megabytes at most, and no disk that may be full
+        self._download(manifest, plan)
+        check_plan(plan.getvalue(), manifest, where=self._where(manifest))
 
     def upload(self, stored: StoredPlan) -> None:
         """Upload a plan that was checked: the plan first, its manifest last.
@@ -181,9 +171,28 @@ class S3Store:
         if there is None or there.plan_sha256 != manifest.plan_sha256:
             return False
         with translated(self.name):
-            for key in (manifest.identity.key + ENDING, _plan_key(manifest)):
-                self._s3.delete_object(Bucket=self._bucket, Key=key)
+            self._s3.delete_object(Bucket=self._bucket, Key=manifest.identity.key + ENDING)
+        if self.find(manifest.identity) is None:  # or else somebody has just pushed the same bytes
+            with translated(self.name):
+                self._s3.delete_object(Bucket=self._bucket, Key=_plan_key(manifest))
         return True
+
+    def _download(self, manifest: PlanManifest, file: BinaryIO) -> None:
+        with (
+            self._progress(f"down {manifest.identity.filename}", manifest.plan_bytes) as moved,
+            translated(self.name),
+        ):
+            try:
+                self._s3.download_fileobj(self._bucket, _plan_key(manifest), file, Callback=moved)
+            except ClientError as error:
+                if not is_missing(error):
+                    raise
+                raise PlanDamagedError(
+                    f"{_plan_key(manifest)} is missing from the {self.name} beside its manifest."
+                ) from error
+
+    def _where(self, manifest: PlanManifest) -> str:
+        return f"{_plan_key(manifest)} in the {self.name}"
 
     def _check_redirect(self, response: tuple[AWSResponse, object] | None, **_: object) -> None:
         """End what goes round in a circle.

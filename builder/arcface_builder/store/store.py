@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ..errors import BucketError, BucketUnreachableError, PlanError, PlanManifestError, PlanSchemaError
+from .cache_errors import translated
 from .identity import PlanIdentity
 from .local import LocalStore
 from .plan_manifest import PlanManifest
@@ -119,7 +120,8 @@ class PlanStore:
         if not _is_good(manifest, objection, self.remote.name):
             return None
         with self.local.staging() as folder:
-            self.remote.download(manifest, folder)
+            with translated(self.local.root, "write"):
+                self.remote.download(manifest, folder)
             stored = self.local.commit(folder, manifest, objection)
         _log.info("Hit: %s came from the %s", name, self.remote.name)
         return stored
@@ -160,7 +162,7 @@ class PlanStore:
         Raises:
             CacheError: The local cache cannot be written.
         """
-        with self.local.lock(identity):
+        with self.local.lock(identity.digest, identity.filename):
             yield
 
     def manifests(self) -> list[PlanManifest]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import onnxruntime
 import pytest
 
-from absent_gpu import AbsentGpu
+from absent_gpu import AbsentGpu, unable
 from arcface_builder import faces
 from arcface_builder.compile import PlanRequest, compile_plan
 from arcface_builder.errors import CacheError, CompileError, PlanDamagedError, RepositoryError
@@ -21,6 +23,7 @@ from arcface_builder.plans.published import recorded_plan
 from arcface_builder.repository import ModelRepository
 from arcface_builder.store import PlanManifest, PlanStore, describe_plan, open_store
 from arcface_builder.store.local import LocalStore
+from processes import wait_until
 from s3_server import S3Server
 
 pytestmark = pytest.mark.usefixtures("few_crops")
@@ -155,7 +158,7 @@ def test_the_old_plan_stays_where_the_new_one_cannot_be_stored(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(LocalStore, "commit", full)
+    monkeypatch.setattr("arcface_builder.store.local.flush", full)
     with pytest.raises(CacheError, match="Nothing was stored"):
         compile_plan(twice_as_strict_as(old, request_), gpu, store, repository)
 
@@ -359,6 +362,53 @@ def test_where_two_machines_built_the_same_the_published_plan_counts(
     assert not added.is_new
     assert again.from_store
     assert again.manifest == published
+
+
+def test_a_fleet_keeps_what_is_published_though_another_model_of_gpu_has_a_newer_plan(
+    request_: PlanRequest,
+    gpu: AbsentGpu,
+    store: PlanStore,
+    repository: ModelRepository,
+    elsewhere: ModelRepository,
+) -> None:
+    request_ = replace(request_, options=BuildOptions(hardware_compatible=False))
+    a10 = compile_plan(request_, replace(gpu, name="NVIDIA A10"), store, repository).manifest
+    compile_plan(request_, replace(gpu, name="NVIDIA A40"), store, elsewhere)
+    compile_plan(request_, replace(gpu, sm="89", target_sm="89", name="NVIDIA L4"), store, elsewhere)
+
+    old, new = assemble(request_.onnx, request_.options, ["8.6", "8.9"], store, repository)
+
+    assert (old.is_new, new.is_new) == (False, True)
+    kept = recorded_plan(repository, a10.identity, 1)
+    assert kept is not None
+    assert kept.manifest == a10
+
+
+def test_who_would_build_another_plan_for_an_architecture_waits_and_builds_nothing(
+    request_: PlanRequest,
+    gpu: AbsentGpu,
+    store: PlanStore,
+    repository: ModelRepository,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    begun, may_go_on = threading.Event(), threading.Event()
+
+    def slowly(stage: str, done: float | None) -> None:
+        begun.set()
+        assert may_go_on.wait(60)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(compile_plan, request_, gpu, store, repository, report=slowly)
+        assert begun.wait(60)
+        other = replace(request_, options=BuildOptions(precision="fp32"))
+        second = pool.submit(compile_plan, other, unable(gpu), store, repository)
+        wait_until(lambda: any("is being built by another process" in said for said in caplog.messages))
+        may_go_on.set()
+        assert first.result().added.is_new
+
+        with pytest.raises(RepositoryError, match="has a plan for sm86 already"):
+            second.result()
 
 
 def test_the_record_has_the_refusals_of_the_last_compile(

@@ -10,8 +10,7 @@ import engines
 from arcface_builder.errors import CompileError
 from arcface_builder.fleet import choose
 from arcface_builder.onnx_version import OnnxVersion
-from arcface_builder.plans.builder import BuildOptions
-from arcface_builder.plans.precision import GRAPH_REVISION
+from arcface_builder.plans.builder import BUILD_REVISION, BuildOptions
 from arcface_builder.store import PlanManifest
 
 ONNX = OnnxVersion("arcface_r100", 1, Path("model.onnx"), b"a model", "a" * 64)
@@ -46,7 +45,7 @@ def test_a_plan_that_passed_a_more_lenient_gate_is_not_taken() -> None:
     [
         ({"hardware_compatible": False, "gpu": "NVIDIA A10"}, "hardware_compatible False, not True"),
         ({"workspace_size_mb": 512}, "workspace_size_mb 512, not 1024"),
-        ({"graph_revision": 0}, f"graph_revision 0, not {GRAPH_REVISION}"),
+        ({"build_revision": 0}, f"build_revision 0, not {BUILD_REVISION}"),
     ],
 )
 def test_a_plan_that_was_built_otherwise_is_not_taken(settings: dict[str, Any], difference: str) -> None:

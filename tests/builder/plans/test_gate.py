@@ -205,7 +205,7 @@ def test_the_layer_where_not_a_number_comes_from_is_named(standard: Standard, sm
 
     assert explained(small_graph, model.SerializeToString(), standard, "fp16") == (
         "the graph itself drifts by nan in ONNX Runtime; "
-        "the first layer that diverges is conv4: relative error nan, usual up to 0.01"
+        "the first layer that diverges is conv4: relative error nan, usual up to 0.02"
     )
 
 

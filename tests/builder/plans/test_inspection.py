@@ -88,7 +88,6 @@ def test_a_plan_that_is_what_it_is_named_passes(precision: str, convolutions: di
         ("fp16", {"fp32": 53}, "53 in fp32"),
         ("int8", {"fp16": 53}, "53 in fp16"),
         ("fp32", {"fp32": 52, "fp16": 1}, "1 in fp16, 52 in fp32"),
-        ("fp16", {}, "none is told"),
     ],
 )
 def test_a_plan_that_is_not_what_it_is_named_is_refused(
@@ -96,3 +95,8 @@ def test_a_plan_that_is_not_what_it_is_named_is_refused(
 ) -> None:
     with pytest.raises(PrecisionError, match=f"The plan named {precision} .*: {found}; expected"):
         check_precision(LayerPrecisions(convolutions, convolutions), precision)
+
+
+def test_a_plan_of_whose_convolutions_nothing_is_told_is_refused() -> None:
+    with pytest.raises(PrecisionError, match="tells of no convolution in the plan named fp16"):
+        check_precision(LayerPrecisions({"fp16": 3}, {}), "fp16")

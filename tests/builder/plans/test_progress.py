@@ -86,10 +86,11 @@ from arcface_builder.plans.progress import run_interruptibly
 signal.signal(signal.SIGINT, signal.default_int_handler)
 never = threading.Event()
 print("said before")
-def tick():
+def work():
     print("works", file=sys.stderr, flush=True)
+    never.wait()
 try:
-    run_interruptibly(never.wait, tick=tick, cancelled=threading.Event(), stoppable=False)
+    run_interruptibly(work, tick=lambda: None, cancelled=threading.Event(), stoppable=False)
 except KeyboardInterrupt:
     pass  # the exit code is then that of the end at once, or 0
 """
@@ -118,7 +119,38 @@ def test_work_that_cannot_be_stopped_ends_with_the_process_whatever_standard_out
 
     assert child.returncode == INTERRUPTED
     assert was_printed == printed
-    assert set(said.splitlines()) <= {"works"}
+    assert said == ""
+
+
+def test_ctrl_c_while_the_work_is_started_lets_it_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, cancelled, done = threading.Thread.start, threading.Event(), []
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        raise KeyboardInterrupt  # Python waits in there until the thread runs
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(threading.Thread, "start", interrupted)
+        run_interruptibly(lambda: done.append(1), tick=lambda: None, cancelled=cancelled, stoppable=True)
+
+    assert cancelled.is_set()
+    for thread in threading.enumerate():
+        if thread.name == "tensorrt-build":
+            thread.join(10)
+    assert not done
+
+
+def test_ctrl_c_in_the_works_first_moment_cancels_it() -> None:
+    cancelled = threading.Event()
+
+    def work() -> bool:
+        os.kill(os.getpid(), signal.SIGINT)
+        return cancelled.wait(20)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_interruptibly(work, tick=lambda: None, cancelled=cancelled, stoppable=True)
+
+    assert cancelled.is_set()
 
 
 STOPPING = """
@@ -128,11 +160,12 @@ from arcface_builder.plans.progress import run_interruptibly
 signal.signal(signal.SIGINT, signal.default_int_handler)
 cancelled, never = threading.Event(), threading.Event()
 def work():
+    print("works", flush=True)
     cancelled.wait()
     print("is told to stop", flush=True)
     never.wait()
 try:
-    run_interruptibly(work, tick=lambda: print("works", flush=True), cancelled=cancelled, stoppable=True)
+    run_interruptibly(work, tick=lambda: None, cancelled=cancelled, stoppable=True)
 except KeyboardInterrupt:
     print("goes", flush=True)
 """
@@ -144,8 +177,7 @@ def test_a_second_ctrl_c_does_not_wait_for_a_build_that_is_stopping() -> None:
         assert child.stdout is not None
         assert child.stdout.readline() == "works\n"
         child.send_signal(signal.SIGINT)
-        while child.stdout.readline() == "works\n":
-            pass  # until it is told to stop
+        assert child.stdout.readline() == "is told to stop\n"
         child.send_signal(signal.SIGINT)
         assert child.stdout.readline() == "goes\n"
         child.wait(20)
