@@ -44,11 +44,14 @@ def answering(status: int, body: bytes, headers: Mapping[str, str] = MappingProx
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(body))}.items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)
+
+        do_PUT = do_GET
 
         def log_message(self, format: str, *args: object) -> None:
             pass

@@ -92,7 +92,6 @@ def compile_plan(
             stored.
         BuilderError: The store or the repository cannot be used.
     """
-    check_gpu_has(request.options.precision, gpu.sm)
     version = request.onnx.version
     place = f"{repository.root.resolve()}/{plan_model(request.onnx.name)}/{version}, sm{gpu.sm}"
     # A version takes one plan for an architecture: who would build another waits, and is told before.
@@ -101,7 +100,7 @@ def compile_plan(
         for note in engine.manifest.notes if from_store else ():
             _log.info("Of that plan: %s", note)
         # Of this repository, not of the plan: that may be stored where no other precision was asked for.
-        manifest = replace(engine.manifest, refusals=refusals)
+        manifest = replace(engine.manifest, refusals=refusals or engine.manifest.refusals)
         added = add_plan(repository, replace(engine, manifest=manifest), version=version, instances=instances)
     return Compiled(added, manifest, from_store)
 
@@ -122,6 +121,7 @@ def _obtain(
         options = replace(request.options, precision=precision)
         identity = plan_identity(request.onnx, options, gpu, request.calibration)
         try:
+            check_gpu_has(precision, gpu.sm)
             with store.building(identity):
                 found = _find(identity, request, store, repository, objection)
                 if found is not None:
@@ -169,6 +169,8 @@ def _make(
 ) -> tuple[bytes, PlanManifest]:
     """Build a plan and prove it."""
     check_knows(gpu.trt, options.precision)  # what follows takes minutes
+    with store.local.staging():
+        pass  # or it would be found out after them that nothing can be stored
     report(f"Writing {options.precision} into the graph", None)
     graph = typed_graph(
         request.onnx.content,

@@ -22,7 +22,7 @@
         ├── CompileError (DeploymentError)     a plan could not be built, or must not be used
         │   ├── NoGpuError                     this machine cannot build plans
         │   ├── WorkspaceError                 TensorRT ran out of memory
-        │   └── PrecisionError                 the plan does not run in the precision that it is named after
+        │   └── PrecisionError                 a precision that is not to be had here, or not in the plan
         └── ParityError (DeploymentError)      a model's embeddings differ from its source's
             ├── ServedModelError               of the served ONNX model's, whatever the plan
             └── BlindGateError                 the comparison could not have told a wrong model apart

@@ -17,7 +17,7 @@ from .plans.identity import this_platform
 from .plans.published import published_plans, recorded_plan
 from .plans.repository import AddedPlan, add_plans
 from .repository import ModelRepository
-from .store import Objection, PlanManifest, PlanStore, StoredPlan, sm_of
+from .store import Objection, PlanIdentity, PlanManifest, PlanStore, StoredPlan, sm_of
 from .store.identity import CALIBRATION, GPU_MODEL, PLATFORM, Setting, release_of
 
 _log = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ def choose(
     Raises:
         CompileError: No TensorRT has them all; the message says what the best one lacks.
     """
-    sets: dict[tuple[str, str, Setting], dict[str, PlanManifest]] = {}
+    sets: dict[_Kind, dict[str, PlanManifest]] = {}
     passed_over: list[_PassedOver] = []
     for manifest in sorted(stored, key=lambda manifest: manifest.created_at, reverse=True):
         identity = manifest.identity
@@ -134,7 +134,11 @@ def choose(
                 (identity.sm, len(objections), f"{identity.filename}: {', '.join(objections)}")
             )
             continue
-        kind = identity.tensorrt_version, identity.platform, identity.settings.get(CALIBRATION)
+        kind = (
+            identity.tensorrt_version,
+            identity.settings.get(PLATFORM),
+            identity.settings.get(CALIBRATION),
+        )
         sets.setdefault(kind, {}).setdefault(identity.sm, manifest)
     newest_first = sorted(sets, key=lambda kind: release_of(kind[0]), reverse=True)
     for kind in newest_first:
@@ -144,6 +148,8 @@ def choose(
     asked = f"{options.precision} plans of {onnx.name} version {onnx.version}, batch {options.max_batch_size}"
     best = max(newest_first, key=lambda kind: len(sets[kind].keys() & set(wanted)), default=None)
     missing = [sm for sm in wanted if best is None or sm not in sets[best]]
+    for plans in sets.values():
+        passed_over += [_of_another_kind(plans[sm].identity, best) for sm in missing if best and sm in plans]
     nearest = _nearest(passed_over, missing)
     if best is None:
         by = f" by TensorRT {tensorrt_version}" if tensorrt_version else ""
@@ -159,6 +165,10 @@ def choose(
     )
 
 
+_Kind = tuple[str, Setting, Setting]
+"""What the plans of a fleet have in common: TensorRT's version, platform, and int8's calibration."""
+
+
 def _other_than(chosen: PlanManifest, max_drift_cosine: float) -> Objection:
     """What is against a plan that has come in the place of the one that was chosen."""
 
@@ -168,6 +178,15 @@ def _other_than(chosen: PlanManifest, max_drift_cosine: float) -> Objection:
         return objection_to(found.parity, max_drift_cosine)  # the same bytes may have been judged otherwise
 
     return objection
+
+
+def _of_another_kind(identity: PlanIdentity, best: _Kind) -> _PassedOver:
+    """A plan that would do, but not beside the others that were chosen."""
+    tensorrt_version, platform, calibration = best
+    settings = {**identity.settings, PLATFORM: platform, CALIBRATION: calibration}
+    beside_them = replace(identity, tensorrt_version=tensorrt_version, settings=settings)
+    differences = beside_them.differences(identity)
+    return identity.sm, len(differences), f"{identity.filename}: {', '.join(differences)}"
 
 
 _PassedOver = tuple[str, int, str]

@@ -194,7 +194,7 @@ def os_errors(root: Path) -> Iterator[None]:
         if error.errno in NO_SPACE:
             raise RepositoryError(
                 f"No space left to write a version into {root} ({error.strerror}); "
-                "make room and build again. Nothing was published."
+                "make room, and run the command again. Nothing was published."
             ) from error
         raise RepositoryError(
             f"Cannot write the model repository {root} ({error}); nothing was published."

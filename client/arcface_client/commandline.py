@@ -132,8 +132,10 @@ def utf8_path(text: str) -> Path:
     """Read an argument as a path that goes into a record, and to libraries that take UTF-8 alone.
 
     Raises:
-        argparse.ArgumentTypeError: Its bytes are no UTF-8.
+        argparse.ArgumentTypeError: Its bytes are no UTF-8, or it is empty, as an unset variable is.
     """
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path; give a name")
     try:
         text.encode()
     except UnicodeEncodeError as error:

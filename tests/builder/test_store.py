@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -215,7 +216,8 @@ def test_what_another_version_pushed_is_replaced_only_on_request(
     store.put(plan(), manifest())
 
     assert "is in the local cache only. The manifest of" in caplog.text
-    assert "Then run `arcface-builder engines push --overwrite`" in caplog.text
+    push = f"arcface-builder engines push --bucket plans --endpoint-url {s3.url} --overwrite"
+    assert f"Then run `{push}`" in caplog.text
     assert s3.client.get_object(Bucket="plans", Key=key)["Body"].read().decode() == theirs
     assert store.push(manifest(), overwrite=True)
 
@@ -228,13 +230,17 @@ def test_pushing_without_a_bucket_is_a_bug_of_the_caller(tmp_path: Path) -> None
 NOW = datetime(2026, 11, 22, 12, tzinfo=timezone.utc)
 
 
-def of_age(days: float, **changes: str) -> PlanManifest:
+def of_age(days: float, **changes: Any) -> PlanManifest:
     return manifest(of=identity(**changes), created=(NOW - timedelta(days=days)).isoformat())
 
 
 OLD, MIDDLE, YOUNG = of_age(30, tensorrt_version="10.16.1.11"), of_age(20), of_age(1)
 OTHER_SM = of_age(40, sm="90")
 OTHER_TENSORRT = of_age(10, tensorrt_version="11.1.0.106")
+FOR_ARM = of_age(50, settings={"platform": "linux-aarch64"})
+FOR_ONE_MODEL = of_age(60, settings={"gpu": "NVIDIA A10"})
+SMALLER = of_age(70, opt_batch_size=8, max_batch_size=8)
+OTHERS_USE = [FOR_ARM, FOR_ONE_MODEL, SMALLER]
 
 
 @pytest.mark.parametrize(
@@ -254,6 +260,10 @@ def test_pruning_chooses_that_for_which_all_conditions_hold(
     rule: PruneRule, chosen: list[PlanManifest]
 ) -> None:
     assert rule.choose([YOUNG, OLD, OTHER_SM, MIDDLE, OTHER_TENSORRT], NOW) == chosen
+
+
+def test_the_newest_are_counted_among_those_that_can_take_each_others_place() -> None:
+    assert PruneRule(keep=1).choose([YOUNG, *OTHERS_USE, MIDDLE], NOW) == [MIDDLE]
 
 
 @pytest.mark.parametrize("values", [{}, {"keep": -1}, {"older_than_days": -0.5}], ids=str)

@@ -5,16 +5,28 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import engines
 from arcface_builder.cli import main
-from arcface_builder.store import open_store
+from arcface_builder.store import PlanIdentity, PlanManifest, open_store
 from arcface_builder.store.s3 import S3Store
-from engines import IDENTITY, identity, manifest, plan
+from engines import plan
 from s3_server import BadWire, S3Server
 
-SM90 = identity(sm="90")
+
+def identity(*, sm: str, **settings: str) -> PlanIdentity:
+    return engines.identity(sm=sm, settings={"platform": "linux-x86_64", **settings})
+
+
+IDENTITY = identity(sm="86")
+SM90 = identity(sm="90", gpu="NVIDIA H200")
+
+
+def manifest(content: bytes | None = None, of: PlanIdentity = IDENTITY, **changes: Any) -> PlanManifest:
+    return engines.manifest(content, of, **changes)
 
 
 @pytest.fixture(autouse=True)
@@ -45,8 +57,8 @@ def test_a_list_says_what_there_is_and_where(bucket: S3Server, capsys: pytest.Ca
 
     assert sorted(said(capsys, "list")) == sorted(
         [
-            f"{IDENTITY.key}  0.0 MB  2026-11-22  cache",
-            f"{SM90.key}  0.0 MB  2026-01-01  cache and bucket",
+            f"{IDENTITY.key}  linux-x86_64  0.0 MB  2026-11-22  cache",
+            f"{SM90.key}  NVIDIA H200  0.0 MB  2026-01-01  cache and bucket",
         ]
     )
     (record,) = json.loads("".join(said(capsys, "list", "--json", "--sm", "90")))
@@ -233,7 +245,7 @@ def test_prune_removes_what_is_old_after_it_was_asked_to_only_say_so(
     assert (cache / SM90.key).exists()
     assert said(capsys, "prune", *rule) == [f"removed: {SM90.key}"]
     assert not (cache / SM90.key).exists()
-    assert said(capsys, "list") == [f"{IDENTITY.key}  0.0 MB  2026-11-22  cache"]
+    assert said(capsys, "list") == [f"{IDENTITY.key}  linux-x86_64  0.0 MB  2026-11-22  cache"]
 
 
 def test_prune_touches_the_bucket_only_when_told_to(
@@ -252,11 +264,6 @@ def test_prune_touches_the_bucket_only_when_told_to(
         (["pull"], "There is no bucket; name one with --bucket or tensorrt.engine_s3_bucket of the"),
         (["push"], "There is no bucket"),
         (["verify", "--remote"], "There is no bucket"),
-        (["prune"], "Nothing says what may go; expected --keep"),
-        (["prune", "--keep", "-1"], "Cannot prune by -1; expected 0 to 1,000,000."),
-        (["prune", "--older-than-days", "nan"], "Cannot prune by nan; expected 0 to"),
-        (["prune", "--older-than-days", "inf"], "Cannot prune by inf; expected 0 to"),
-        (["prune", "--older-than-days", "1e18"], "Cannot prune by 1e+18; expected 0 to"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )
@@ -267,6 +274,71 @@ def test_what_cannot_be_done_is_one_line(
     errors = capsys.readouterr().err
     assert errors.startswith(f"arcface-builder: {problem}")
     assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ([], "Nothing says what may go; expected --keep"),
+        (["--keep", "-1"], "Cannot prune by -1; expected 0 to 1,000,000."),
+        (["--older-than-days", "nan"], "Cannot prune by nan; expected 0 to"),
+        (["--older-than-days", "inf"], "Cannot prune by inf; expected 0 to"),
+        (["--older-than-days", "1e18"], "Cannot prune by 1e+18; expected 0 to"),
+        (["--keep", "1", "--cache-dir", ""], "argument --cache-dir: an empty path; give a name"),
+    ],
+)
+def test_to_prune_by_nothing_or_by_odd_numbers_is_wrong_usage(
+    arguments: list[str], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["engines", "prune", *arguments])
+
+    assert ended.value.code == 2
+    assert problem in capsys.readouterr().err
+
+
+def test_what_cannot_be_read_is_damaged_and_stops_nothing_else(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = cache / f"{IDENTITY.key}.json"
+    record.unlink()
+    record.mkdir()
+
+    assert said(capsys, "verify", "--sm", "90") == [f"whole: {SM90.key}"]
+    (line,) = said(capsys, "verify", "--sm", "86", code=1)
+    assert line == f"damaged: The manifest of {IDENTITY.key} cannot be read: Is a directory."
+
+
+def test_a_cache_that_is_no_folder_is_not_called_empty(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+
+    assert main(["engines", "list", "--cache-dir", str(tmp_path / "file")]) == 1
+    assert f"Cannot read the cache {tmp_path}/file ([Errno 20] Not a dir" in capsys.readouterr().err
+
+
+def test_what_another_version_of_this_project_stored_is_left_alone_and_fails_nothing(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = cache / f"{IDENTITY.key}.json"
+    record.write_text(record.read_text().replace('"schema_version": 1', '"schema_version": 2'))
+
+    lines = said(capsys, "verify")
+
+    assert f"whole: {SM90.key}" in lines
+    assert any(line.startswith("left alone: ") and "schema_version 2" in line for line in lines)
+
+
+def test_a_manifest_of_a_plan_of_any_number_of_bytes_is_damaged(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = cache / f"{IDENTITY.key}.json"
+    size = manifest().plan_bytes
+    record.write_text(record.read_text().replace(f'"plan_bytes": {size}', f'"plan_bytes": 1{"0" * 400}'))
+
+    assert said(capsys, "list", "--sm", "86") == []
+    assert "expected 1 to 1099511627776" in said(capsys, "verify", "--sm", "86", code=1)[0]
 
 
 def test_an_architecture_may_be_named_as_a_compute_capability(

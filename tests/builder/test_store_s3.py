@@ -15,7 +15,14 @@ import botocore
 import pytest
 
 from arcface_builder.errors import BucketError, BucketUnreachableError, PlanDamagedError, PlanManifestError
-from arcface_builder.store import DamagedManifest, PlanManifest, StoredPlan, open_store
+from arcface_builder.store import (
+    DamagedManifest,
+    LocalStore,
+    PlanManifest,
+    PlanStore,
+    StoredPlan,
+    open_store,
+)
 from arcface_builder.store.identity import release_of
 from arcface_builder.store.s3 import S3Store
 from engines import IDENTITY, identity, manifest, plan
@@ -192,6 +199,30 @@ def test_a_connection_that_is_cut_again_and_again_is_one_clear_error(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "page", [b"", b"<html><body>Welcome! Please sign in.</body></html>"], ids=["empty", "login"]
+)
+def test_a_server_that_is_no_s3_is_told(page: bytes, tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    small = store.add(plan(), manifest())
+    with answering(200, page) as url:
+        bucket = hasty(url)
+        for use in (
+            lambda: list(bucket.manifests()),
+            lambda: bucket.find(IDENTITY),
+            lambda: bucket.upload(small),
+            lambda: PlanStore(store, bucket).push(small.manifest, overwrite=True),
+        ):
+            with pytest.raises(BucketError, match=r"does not answer as S3 does; check the endpoint's URL"):
+                use()
+
+
+def test_a_password_in_the_endpoints_url_is_refused_and_not_repeated() -> None:
+    with pytest.raises(BucketError, match="holds a user or a password") as refused:
+        S3Store("plans", endpoint_url="http://user:s3cret@127.0.0.1:9")
+    assert "s3cret" not in str(refused.value)
+
+
 def test_a_manifest_that_is_cut_in_the_middle_is_no_manifest(
     wire: BadWire, bucket: S3Store, engine: StoredPlan
 ) -> None:
@@ -316,7 +347,7 @@ def test_an_answer_that_is_an_error_says_what_to_do(
 def test_what_was_garbled_on_the_way_is_worth_another_try() -> None:
     body = MANIFEST.to_json().encode()
     with (
-        answering(200, body, {"x-amz-checksum-crc32": "AAAAAA=="}) as url,
+        answering(200, body, {"ETag": '"1"', "x-amz-checksum-crc32": "AAAAAA=="}) as url,
         pytest.raises(BucketUnreachableError, match=r"Expected checksum AAAAAA== .*try again"),
     ):
         hasty(url).find(IDENTITY)

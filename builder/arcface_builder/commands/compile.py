@@ -40,6 +40,14 @@ from .storing import BUCKET_KEY, add_storing, store_from
 
 _MOST_CROPS: Final = 1024  # of a folder: more makes no better ranges
 
+_SETTINGS_WITH_FLAG: Final = (
+    "precision",
+    "max_batch_size",
+    "opt_batch_size",
+    "workspace_size_mb",
+    "instances",
+)
+
 _WITHOUT_FLAG: Final = (
     "tensorrt.hardware_compatible",
     "tensorrt.small_batch_profile",
@@ -142,7 +150,12 @@ def _run(arguments: argparse.Namespace) -> int:
     if settings.enabled == "off":
         print("TensorRT is switched off (arcface_tensorrt.enabled); nothing was compiled", file=sys.stderr)
         return _report([], {}, as_json=arguments.json)
-    options = build_options(settings, arguments.timing_cache)
+    try:
+        options = build_options(settings, arguments.timing_cache)
+    except OptionError as error:
+        if any(getattr(arguments, name) is not None for name in _SETTINGS_WITH_FLAG):
+            arguments.usage_error(str(error))
+        raise
     repository = ModelRepository(arguments.repository)
     onnx = find_onnx(repository, arguments.name, arguments.version)
     if arguments.from_store:
@@ -178,7 +191,7 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     gpu = gpu_at_hand()
     store = store_from(arguments, settings)
-    with stages(f"{onnx.name} {options.precision}") as report:
+    with stages(onnx.name) as report:
         compiled = compile_plan(request, gpu, store, repository, instances=settings.instances, report=report)
     found = {
         "from_store": compiled.from_store,
@@ -189,8 +202,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _settings(arguments: argparse.Namespace) -> TensorRtSettings:
-    names = ("precision", "max_batch_size", "opt_batch_size", "workspace_size_mb", "instances")
-    flags = {f"tensorrt.{name}": getattr(arguments, name) for name in names}
+    flags = {f"tensorrt.{name}": getattr(arguments, name) for name in _SETTINGS_WITH_FLAG}
     flags[BUCKET_KEY] = arguments.bucket
     return load_tensorrt_settings(arguments.config, arguments=flags)
 

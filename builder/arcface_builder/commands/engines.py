@@ -16,7 +16,7 @@ from arcface_client.tensorrt_settings import load_tensorrt_settings
 
 from ..errors import OptionError, PlanError
 from ..store import DamagedManifest, LocalStore, PlanManifest, PlanStore
-from ..store.identity import KEY_PARTS, key_parts
+from ..store.identity import GPU_MODEL, KEY_PARTS, key_parts
 from ..store.pruning import PruneRule
 from ..store.store import readable
 from .architectures import architecture
@@ -37,6 +37,7 @@ Credentials, region and endpoint of the bucket come from where boto3 looks for t
 
 _DAMAGED: Final = "damaged"
 _MISSING: Final = "missing"
+_FOREIGN: Final = "left alone"
 
 _AnyPlace: TypeAlias = "LocalStore | S3Store"
 
@@ -68,7 +69,7 @@ def add_engines(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     prune = _add(verbs, "prune", _prune, "remove plans for which all conditions hold")
     for verb in (verify, prune):
         verb.add_argument("--remote", action="store_true", help="the bucket's plans instead of the cache's")
-    prune.add_argument("--keep", type=int, metavar="N", help="not among the N newest of the same name")
+    prune.add_argument("--keep", type=int, metavar="N", help="not among the N newest of the same use")
     prune.add_argument("--older-than-days", type=float, metavar="DAYS", help="built so long ago")
     prune.add_argument("--dry-run", action="store_true", help="only say what would be removed")
 
@@ -86,7 +87,7 @@ def _add(
     verb.add_argument("--sm", type=architecture, help="only plans for this architecture, e.g. 86 (or 8.6)")
     verb.add_argument("--tensorrt-version", metavar="VERSION", help="only plans by this TensorRT")
     verb.add_argument("--json", action="store_true", help="print a JSON array")
-    verb.set_defaults(run=run)
+    verb.set_defaults(run=run, usage_error=verb.error)
     return verb
 
 
@@ -109,7 +110,8 @@ def _list(arguments: argparse.Namespace) -> int:
         _say_nothing(*places.values(), such=bool(filters))
     for manifest, there in sorted(found.values(), key=lambda entry: entry[0].identity.key):
         key, size_mb = manifest.identity.key, manifest.plan_bytes / 1e6
-        print(f"{key}  {size_mb:,.1f} MB  {manifest.created_at:%Y-%m-%d}  {' and '.join(there)}")
+        fits = manifest.identity.settings.get(GPU_MODEL) or manifest.identity.platform
+        print(f"{key}  {fits}  {size_mb:,.1f} MB  {manifest.created_at:%Y-%m-%d}  {' and '.join(there)}")
     return DONE
 
 
@@ -145,11 +147,14 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _prune(arguments: argparse.Namespace) -> int:
-    rule = PruneRule(
-        keep=arguments.keep,
-        older_than_days=arguments.older_than_days,
-        tensorrt_version=arguments.tensorrt_version,
-    )
+    try:
+        rule = PruneRule(
+            keep=arguments.keep,
+            older_than_days=arguments.older_than_days,
+            tensorrt_version=arguments.tensorrt_version,
+        )
+    except OptionError as error:
+        arguments.usage_error(str(error))
     place = _place(arguments)
     filters = _filters(arguments)
     # The newest of a name are counted over all versions of TensorRT.
@@ -206,7 +211,8 @@ def _each(place: _AnyPlace, action: Callable[[PlanManifest], str], arguments: ar
         for manifest in place.manifests():
             if isinstance(manifest, DamagedManifest):
                 if _fits(manifest.key, filters):
-                    yield _Outcome(manifest.key, _DAMAGED, manifest.problem)
+                    result = _FOREIGN if manifest.is_foreign else _DAMAGED
+                    yield _Outcome(manifest.key, result, manifest.problem)
                 continue
             key = manifest.identity.key
             if not _fits(key, filters):

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Final
 
+from arcface_client.commandline import utf8_path
 from arcface_client.tensorrt_settings import DEFAULT_PATH, TensorRtSettings
 
 from ..store import PlanStore, open_store
@@ -22,7 +23,7 @@ def add_storing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--endpoint-url", metavar="URL", help="another S3 than Amazon's")
     parser.add_argument(
         "--cache-dir",
-        type=Path,
+        type=utf8_path,
         metavar="DIR",
         help="of the local cache; default: $ARCFACE_CACHE_DIR, else arcface-triton in $XDG_CACHE_HOME or "
         "~/.cache",

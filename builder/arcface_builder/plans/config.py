@@ -60,6 +60,22 @@ def plan_config(
     return config
 
 
+def what_shrinks(old: Any, new: Any) -> list[str]:
+    """Sentences on what all plans of a model lose because a new one has less of it."""
+    shrinks = []
+    if new.max_batch_size < old.max_batch_size:
+        shrinks.append(
+            f"Batches of up to {new.max_batch_size} are served from now on, not {old.max_batch_size}, on all "
+            "GPUs: not every plan takes more."
+        )
+    profiles = [
+        min((len(group.profile) for group in config.instance_group), default=0) for config in (new, old)
+    ]
+    if profiles[0] < profiles[1]:
+        shrinks.append("The profile for few crops is not used any more, on all GPUs: not every plan has it.")
+    return shrinks
+
+
 def _defaults(model: str) -> Any:
     """What does not follow from the plans."""
     pb = model_config_pb2

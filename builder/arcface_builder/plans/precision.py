@@ -21,7 +21,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from arcface_client.contract import Crops
 from arcface_client.identity import PRECISIONS
 
-from ..errors import CompileError, OptionError
+from ..errors import OptionError, PrecisionError
 from ..folding import affine
 from ..graph import set_constant
 from .quantisation import quantise
@@ -95,10 +95,10 @@ def check_gpu_has(precision: str, sm: str) -> None:
     TensorRT builds tf32 for any GPU and runs it as fp32 on an old one, and its inspector does not tell.
 
     Raises:
-        CompileError: It does not.
+        PrecisionError: It does not.
     """
     if not _gpu_has(precision, sm):
-        raise CompileError(
+        raise PrecisionError(
             f"{precision} needs a GPU of sm{_AMPERE} or newer, and this one is of sm{sm}; "
             f"use {_FROM_AMPERE[precision]}."
         )

@@ -106,14 +106,15 @@ def check_free(
         repository: The model repository.
         identity: The plan's.
         version: The version that it is for.
-        or_has: Precisions of which it may have the very plan already.
+        or_has: Precisions of which it may have a plan already that came to it by a fallback.
     """
-    allowed = {replace(identity, precision=precision).filename for precision in or_has}
-    for path in plan_files(repository, identity, version):
-        if path.name not in allowed:
-            raise taken(path, "and this one would have to be built")
     model = plan_model(identity.model)
     there = published_plans(repository, model).get(version, {})
+    published = there.get(identity.compute_capability)
+    by_fallback = published is not None and published.refusals and published.identity.precision in or_has
+    for path in plan_files(repository, identity, version):
+        if not by_fallback:
+            raise taken(path, "and this one would have to be built")
     identities = [manifest.identity for manifest in there.values()]
     check_alike([*identities, identity], repository.root / model / str(version))
 

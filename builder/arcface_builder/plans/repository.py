@@ -26,7 +26,7 @@ from ..model_config import CONFIG_FILE, config_changes, config_text
 from ..repository import ModelRepository, os_errors, replace_text
 from ..store import StoredPlan
 from ..store.plan_manifest import check_plan
-from .config import plan_config
+from .config import plan_config, what_shrinks
 from .published import Plans, check_alike, check_unchanged, manifest_path, published_plans
 from .served import names, serving, why_not
 
@@ -130,6 +130,8 @@ def add_plans(
     if old is not None and config != old:
         changes = config_changes(config_text(old), text)
         _log.info("%s of all versions of %s changes: %s", CONFIG_FILE, model, changes)
+        for sentence in what_shrinks(old, config):
+            _log.warning("%s", sentence)
     if lost := before - filenames.keys():
         _log.warning(
             "%s has no plan for %s any more: no version has the files of all architectures served until now",

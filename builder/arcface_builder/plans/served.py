@@ -18,6 +18,7 @@ from collections.abc import Set
 
 from ..model_config import VERSIONS_SERVED
 from ..store import PlanManifest
+from ..store.identity import release_of
 from .published import Plans
 
 
@@ -40,7 +41,7 @@ def serving(plans: Plans, before: Set[str]) -> tuple[dict[str, str], tuple[int, 
 
 def why_not(plans: Plans, filenames: dict[str, str], version: int, leading: int) -> str:
     """Why a version is not served while another one leads."""
-    missing = sorted(filenames.keys() - plans[version].keys())
+    missing = sorted(filenames.keys() - plans[version].keys(), key=release_of)
     if version < leading:
         return f"version {leading} is; compile that"
     complete = [str(number) for number, there in sorted(plans.items()) if there.keys() >= {*missing}]

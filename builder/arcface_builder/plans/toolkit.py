@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from arcface_client.runtimes.tensorrt_start import start
 
-from ..errors import CompileError, NoGpuError
+from ..errors import CompileError, NoGpuError, PrecisionError
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def find_tensorrt() -> ModuleType:
     """
     try:
         return importlib.import_module("tensorrt")
-    except (ImportError, OSError) as error:
+    except (ImportError, OSError, RuntimeError) as error:  # whatever its own start runs into
         raise NoGpuError(
             f"TensorRT cannot be imported ({' '.join(str(error).split())}); use the image "
             "nvcr.io/nvidia/tensorrt of your Triton's release, or pip install the same version of tensorrt."
@@ -79,10 +79,10 @@ def check_knows(trt: ModuleType, precision: str) -> None:
     """Check that a TensorRT can build for a precision.
 
     Raises:
-        CompileError: It does not know it.
+        PrecisionError: It does not know it.
     """
     if precision == "bf16" and not is_strongly_typed(trt):
-        raise CompileError(
+        raise PrecisionError(
             f"TensorRT {trt.__version__} does not know bf16; use fp16, or TensorRT 10 or newer."
         )
 

@@ -31,6 +31,7 @@ from .stored_plan import DamagedManifest, Objection, StoredPlan, no_objection
 _log = logging.getLogger(__name__)
 
 _TAKEN: Final = (errno.ENOTEMPTY, errno.EEXIST)
+_READ_ONLY: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 _STAGING_LIFETIME_S: Final = 24 * 3600  # what is older was left by a process that was killed
 
 
@@ -73,17 +74,20 @@ class LocalStore:
         Raises:
             CacheError: The cache cannot be read.
         """
-        name = f"{model}-*" if model else "*"
-        for path in sorted((self.root / "engines").glob(f"*/*/*/*/{name}.plan{ENDING}")):
-            plan = path.with_name(path.name.removesuffix(ENDING))
+        beginning, ending = f"{model}-" if model else "", f".plan{ENDING}"
+        with translated(self.root, "read"):
+            records = [path for path in _entries(self.root / "engines") if path.name.endswith(ending)]
+        for record in (path for path in records if path.name.startswith(beginning)):
+            plan = record.with_name(record.name.removesuffix(ENDING))
             key = plan.relative_to(self.root).as_posix()
-            with translated(self.root, "read"):
-                try:
-                    manifest: PlanManifest | DamagedManifest = _read(plan, key)
-                except FileNotFoundError:
-                    continue  # removed meanwhile
-                except PlanManifestError as error:
-                    manifest = DamagedManifest(key, str(error))
+            try:
+                manifest: PlanManifest | DamagedManifest = _read(plan, key)
+            except FileNotFoundError:
+                continue  # removed meanwhile
+            except PlanManifestError as error:
+                manifest = DamagedManifest(key, str(error), is_foreign=isinstance(error, PlanSchemaError))
+            except OSError as error:
+                manifest = DamagedManifest(key, f"The manifest of {key} cannot be read: {error.strerror}.")
             yield manifest
 
     def check(self, manifest: PlanManifest) -> StoredPlan:
@@ -179,6 +183,8 @@ class LocalStore:
     def lock(self, name: str, what: str) -> Iterator[None]:
         """Hold a lock on building something, on this machine; it goes with the process at the latest.
 
+        In a cache that is read-only there is none: nothing that is built can be stored there either.
+
         Args:
             name: The lock's.
             what: What is built, for who has to wait.
@@ -186,15 +192,17 @@ class LocalStore:
         Raises:
             CacheError: The cache cannot be written.
         """
-        with translated(self.root, "write"):
-            folder = self.root / "locks"
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            waiting = partial(_log.info, "%s is being built by another process; waiting for it.", what)
-            descriptor = locked(folder / name, tell=waiting)
-        try:
+        with ExitStack() as held:
+            with translated(self.root, "write"):
+                waiting = partial(_log.info, "%s is being built by another process; waiting for it.", what)
+                folder = self.root / "locks"
+                try:
+                    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                    held.callback(os.close, locked(folder / name, tell=waiting))
+                except OSError as error:
+                    if error.errno not in _READ_ONLY:
+                        raise
             yield
-        finally:
-            os.close(descriptor)
 
     def _checked(self, plan: Path, key: str) -> StoredPlan:
         return _compared(plan, _read(plan, key))
@@ -232,6 +240,17 @@ class LocalStore:
             return True
         except (FileNotFoundError, PlanError):
             return False
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is anywhere in a folder, in order; a folder that is not there is empty."""
+
+    def refused(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    tree = os.walk(folder, onerror=refused)
+    return sorted(Path(parent, name) for parent, folders, files in tree for name in (*folders, *files))
 
 
 def _read(plan: Path, key: str) -> PlanManifest:

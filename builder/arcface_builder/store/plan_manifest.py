@@ -23,6 +23,9 @@ from .records import read_record
 ENDING: Final = ".json"
 """What a manifest's name has after its plan's."""
 
+_MOST_BYTES: Final = 1 << 40
+_LEAST_DRIFT: Final = -1e-6  # of equal embeddings, by rounding
+
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
@@ -149,11 +152,12 @@ def check_plan(plan: bytes | Path, manifest: PlanManifest, *, where: str) -> Non
         PlanDamagedError: They are not, or they are no plan.
         PlanManifestError: The plan's header names another TensorRT than its manifest.
     """
-    found = describe_plan(plan)
-    if found["plan_bytes"] != manifest.plan_bytes:
+    size_bytes = len(plan) if isinstance(plan, bytes) else plan.stat().st_size
+    if size_bytes != manifest.plan_bytes:
         raise PlanDamagedError(
-            f"{where} has {found['plan_bytes']:,} bytes; its manifest says {manifest.plan_bytes:,}."
+            f"{where} has {size_bytes:,} bytes; its manifest says {manifest.plan_bytes:,}."
         )
+    found = describe_plan(plan)
     if found["plan_sha256"] != manifest.plan_sha256:
         raise PlanDamagedError(
             f"{where} has SHA-256 {found['plan_sha256'][:12]}...; "
@@ -174,8 +178,8 @@ def _check_header(manifest: PlanManifest, plan: bytes | Path) -> None:
 def _check_values(manifest: PlanManifest, where: str) -> None:
     if not re.fullmatch(r"[0-9a-f]{64}", manifest.plan_sha256):
         raise PlanManifestError(f"{where} has plan_sha256 {manifest.plan_sha256!r}; expected 64 digits.")
-    if manifest.plan_bytes < 1:
-        raise PlanManifestError(f"{where} has plan_bytes {manifest.plan_bytes}; expected 1 or more.")
+    if not 1 <= manifest.plan_bytes <= _MOST_BYTES:
+        raise PlanManifestError(f"{where} has plan_bytes {manifest.plan_bytes}; expected 1 to {_MOST_BYTES}.")
     try:
         aware = manifest.created_at.tzinfo is not None
     except ValueError:
@@ -187,7 +191,7 @@ def _check_values(manifest: PlanManifest, where: str) -> None:
         )
     parity = manifest.parity
     # JSON as Python reads it knows NaN, which nothing is greater than.
-    if not parity.largest_drift_cosine <= parity.max_drift_cosine < math.inf:
+    if not _LEAST_DRIFT <= parity.largest_drift_cosine <= parity.max_drift_cosine < math.inf:
         raise PlanManifestError(
             f"{where} has drift {parity.largest_drift_cosine} where {parity.max_drift_cosine} is allowed: "
             "such a plan is not stored."

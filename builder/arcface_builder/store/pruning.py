@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from ..errors import OptionError
+from .identity import GPU_MODEL, PlanIdentity
 from .plan_manifest import PlanManifest
 
 _LARGEST: Final = 1_000_000
@@ -19,7 +20,7 @@ class PruneRule:
     """What makes a plan one that may go; where several things are given, all must hold.
 
     Attributes:
-        keep: It is not among so many newest of its name.
+        keep: It is not among so many newest that are for the same servers and batches.
         older_than_days: It was built so long ago.
         tensorrt_version: It was built by this TensorRT.
 
@@ -43,10 +44,10 @@ class PruneRule:
 
     def choose(self, manifests: Iterable[PlanManifest], now: datetime) -> list[PlanManifest]:
         """Choose what may go, oldest first."""
-        of_one_name = defaultdict(list)
+        of_one_use = defaultdict(list)
         for manifest in sorted(manifests, key=lambda manifest: manifest.created_at, reverse=True):
-            of_one_name[manifest.identity.filename].append(manifest)
-        rest = [manifest for group in of_one_name.values() for manifest in group[self.keep or 0 :]]
+            of_one_use[_use(manifest.identity)].append(manifest)
+        rest = [manifest for group in of_one_use.values() for manifest in group[self.keep or 0 :]]
         chosen = [manifest for manifest in rest if self._allows(manifest, now)]
         return sorted(chosen, key=lambda manifest: manifest.created_at)
 
@@ -56,3 +57,9 @@ class PruneRule:
         ):
             return False
         return self.tensorrt_version in (None, manifest.identity.tensorrt_version)
+
+
+def _use(identity: PlanIdentity) -> tuple[object, ...]:
+    """What a newer plan must have in common with an older one to take its place."""
+    batches = (identity.min_batch_size, identity.opt_batch_size, identity.max_batch_size)
+    return identity.filename, identity.platform, identity.settings.get(GPU_MODEL), *batches

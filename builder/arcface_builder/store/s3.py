@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import io
 import posixpath
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, TypeVar
+from urllib.parse import urlsplit
 
 from boto3.session import Session
 from botocore.awsrequest import AWSResponse
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from ..errors import BucketError, PlanDamagedError, PlanError, PlanManifestError
+from ..errors import BucketError, PlanDamagedError, PlanError, PlanManifestError, PlanSchemaError
 from .identity import PlanIdentity
 from .plan_manifest import ENDING, PlanManifest, check_plan, read_manifest
 from .s3_errors import is_missing, translated
@@ -30,6 +31,8 @@ from .stored_plan import DamagedManifest, StoredPlan
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 """From a name and a size in bytes: a context that gives what is told of each few bytes that moved."""
+
+Answer = TypeVar("Answer", bound=Mapping[str, object])
 
 _MAX_MANIFEST_BYTES: Final = 1 << 20
 _REDIRECTS: Final = (301, 302, 307)
@@ -62,12 +65,17 @@ class S3Store:
     ) -> None:
         self._bucket = bucket
         self.name = f"bucket {bucket!r}" + (f" at {endpoint_url}" if endpoint_url else "")
+        self.flags = f"--bucket {bucket}" + (f" --endpoint-url {endpoint_url}" if endpoint_url else "")
+        """What names it in a command."""
+
         self._progress = progress
         config = Config(
             connect_timeout=connect_timeout_s,
             read_timeout=read_timeout_s,
             retries={"mode": "standard", "total_max_attempts": attempts},
         )
+        if "@" in urlsplit(endpoint_url or "").netloc:
+            raise BucketError("The endpoint's URL holds a user or a password; give them by AWS_* variables.")
         with translated(self.name):
             try:
                 self._s3 = Session().client("s3", endpoint_url=endpoint_url, config=config)
@@ -96,7 +104,7 @@ class S3Store:
         beginning, ending = f"{model}-" if model else "", f".plan{ENDING}"
         with translated(self.name):
             pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix="engines/")
-            keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
+            keys = [item["Key"] for page in pages for item in self._of_s3(page, "Name").get("Contents", ())]
         wanted = [
             key for key in keys if posixpath.basename(key).startswith(beginning) and key.endswith(ending)
         ]
@@ -104,7 +112,7 @@ class S3Store:
             try:
                 manifest = self._read_manifest(key)
             except PlanManifestError as error:
-                yield DamagedManifest(key, str(error))
+                yield DamagedManifest(key, str(error), is_foreign=isinstance(error, PlanSchemaError))
             else:
                 if manifest:  # not removed meanwhile
                     yield manifest
@@ -150,12 +158,13 @@ class S3Store:
             translated(self.name),
         ):
             self._s3.upload_fileobj(file, self._bucket, _plan_key(manifest), Callback=moved)
-            self._s3.put_object(
+            answer = self._s3.put_object(
                 Bucket=self._bucket,
                 Key=manifest.identity.key + ENDING,
                 Body=manifest.to_json().encode(),
                 ContentType="application/json",
             )
+            self._of_s3(answer, "ETag")
 
     def remove(self, manifest: PlanManifest) -> bool:
         """Remove a plan, its manifest first, unless another one has taken its place since it was listed.
@@ -194,6 +203,15 @@ class S3Store:
     def _where(self, manifest: PlanManifest) -> str:
         return f"{_plan_key(manifest)} in the {self.name}"
 
+    def _of_s3(self, answer: Answer, field: str) -> Answer:
+        """Return an answer that has what S3's always have; a proxy's login page is a good answer, too."""
+        if field not in answer:
+            raise BucketError(
+                f"The {self.name} does not answer as S3 does; check the endpoint's URL, and whether a proxy "
+                "wants a login."
+            )
+        return answer
+
     def _check_redirect(self, response: tuple[AWSResponse, object] | None, **_: object) -> None:
         """End what goes round in a circle.
 
@@ -213,6 +231,7 @@ class S3Store:
         with translated(self.name):
             try:
                 answer = self._s3.get_object(Bucket=self._bucket, Key=key + ENDING)
+                self._of_s3(answer, "ETag")
                 with closing(answer["Body"]) as body:
                     if answer["ContentLength"] > _MAX_MANIFEST_BYTES:
                         raise PlanManifestError(

@@ -92,11 +92,10 @@ class PlanStore:
                 if not _has_good(self.remote, manifest.identity, objection):
                     self.push(stored.manifest, overwrite=True)
             except _BUCKET_FAILED as error:
+                push = f"arcface-builder engines push {self.remote.flags}"
+                push += " --overwrite" if isinstance(error, PlanSchemaError) else ""
                 _log.warning(
-                    "%s is in the local cache only. %s Then run `arcface-builder engines push%s`.",
-                    stored.path.name,
-                    error,
-                    " --overwrite" if isinstance(error, PlanSchemaError) else "",
+                    "%s is in the local cache only. %s Then run `%s`.", stored.path.name, error, push
                 )
         return stored
 
@@ -144,14 +143,15 @@ class PlanStore:
         if self.remote is None:
             raise ValueError("this store has no bucket to push to")
         stored = self.local.check(manifest)
-        if not overwrite:
-            try:
-                if self.remote.find(manifest.identity):
-                    return False
-            except PlanSchemaError:
+        try:
+            there = self.remote.find(manifest.identity)  # which also tells whether anybody answers as S3 does
+        except PlanManifestError as error:
+            if isinstance(error, PlanSchemaError) and not overwrite:
                 raise
-            except PlanManifestError as error:
-                _log.warning("Replacing what the bucket has: %s", error)
+            there = None
+            _log.warning("Replacing what the bucket has: %s", error)
+        if there and not overwrite:
+            return False
         self.remote.upload(stored)
         return True
 

@@ -37,7 +37,9 @@ class DamagedManifest:
     Attributes:
         key: Of the plan that it lies beside.
         problem: What is wrong with it.
+        is_foreign: Whether another version of this project wrote it, which may well be able to read it.
     """
 
     key: str
     problem: str
+    is_foreign: bool = False

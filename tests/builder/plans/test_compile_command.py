@@ -44,12 +44,36 @@ def arguments(repository: ModelRepository, *more: str) -> list[str]:
     return ["compile", "--name", "small", "--repository", str(repository.root), *more]
 
 
+OUT_OF_RANGE = [
+    ("opt_batch_size", "64", "opt_batch_size is 64; expected 1 to max_batch_size, 32"),
+    ("max_batch_size", "0", "max_batch_size is 0; expected 1 to 1024"),
+    ("workspace_size_mb", "1", "workspace_size_mb is 1; expected 256 or more"),
+    ("instances", "0", "instances is 0; expected 1 to 64"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), OUT_OF_RANGE)
+def test_a_flag_out_of_its_range_is_wrong_usage_and_a_setting_a_failure(
+    name: str,
+    value: str,
+    message: str,
+    repository: ModelRepository,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments(repository, f"--{name.replace('_', '-')}", value))
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+    monkeypatch.setenv(f"ARCFACE_TENSORRT_{name.upper()}", value)
+    assert main(arguments(repository)) == 1
+    assert capsys.readouterr().err.splitlines() == [f"arcface-builder: {message}."]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--opt-batch-size", "64"], "opt_batch_size is 64; expected 1 to max_batch_size, 32"),
-        (["--max-batch-size", "0"], "max_batch_size is 0; expected 1 to 1024"),
-        (["--workspace-size-mb", "1"], "workspace_size_mb is 1; expected 256 or more"),
         (["--name", "other"], "There is no other_onnx in"),
         (["--precision", "int8"], "there are none; give a folder of them with --calibration-dir"),
         (["--calibration-dir", "nope"], "There is no file or folder nope."),

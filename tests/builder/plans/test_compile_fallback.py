@@ -12,8 +12,8 @@ from absent_gpu import AbsentGpu, unable
 from arcface_builder.compile import PlanRequest, compile_plan
 from arcface_builder.errors import (
     BlindGateError,
-    CompileError,
     PrecisionError,
+    RepositoryError,
 )
 from arcface_builder.plans.builder import BuildOptions
 from arcface_builder.repository import ModelRepository
@@ -32,27 +32,49 @@ def test_a_plan_that_is_there_as_a_fallback_is_found_again(
 
 
 @pytest.mark.parametrize(("precision", "instead"), [("tf32", "fp32"), ("bf16", "fp16")])
-@pytest.mark.parametrize("fallback", [False, True])
 def test_a_precision_that_the_gpu_lacks_is_refused_before_anything_is_built(
     precision: str,
     instead: str,
-    fallback: bool,
     request_: PlanRequest,
     gpu: AbsentGpu,
     store: PlanStore,
     repository: ModelRepository,
 ) -> None:
     turing = replace(unable(gpu), sm="75", target_sm="75", runs_in="fp32")
-    request = replace(request_, options=BuildOptions(precision=precision), fallback=fallback)
+    request = replace(request_, options=BuildOptions(precision=precision))
     stages: list[str] = []
 
     with pytest.raises(
-        CompileError,
+        PrecisionError,
         match=f"{precision} needs a GPU of sm80 or newer, and this one is of sm75; use {instead}",
     ):
         compile_plan(request, turing, store, repository, report=lambda stage, done: stages.append(stage))
 
     assert stages == []
+
+
+def test_in_place_of_a_precision_that_the_gpu_lacks_the_next_one_is_built(
+    request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
+) -> None:
+    turing = replace(gpu, sm="75", runs_in="fp32")
+    request = replace(request_, options=BuildOptions(precision="bf16"), fallback=True)
+
+    compiled = compile_plan(request, turing, store, repository)
+
+    assert compiled.added.path.name == "small-fp32-sm75.plan"
+    assert compiled.manifest.refusals == (
+        "bf16 was refused: bf16 needs a GPU of sm80 or newer, and this one is of sm75; use fp16.",
+    )
+
+
+def test_no_fallback_is_built_where_a_plan_is_that_was_asked_for(
+    request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
+) -> None:
+    exact = replace(gpu, runs_in="fp32")
+    compile_plan(replace(request_, options=BuildOptions(precision="fp32")), exact, store, repository)
+
+    with pytest.raises(RepositoryError, match=r"has a plan for sm86 already, small-fp32-sm86\.plan \(and"):
+        compile_plan(replace(request_, fallback=True), unable(exact), store, repository)
 
 
 def test_a_precision_that_the_gpu_lacks_is_no_fallback(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -384,6 +386,47 @@ def test_a_fleet_keeps_what_is_published_though_another_model_of_gpu_has_a_newer
     assert kept.manifest == a10
 
 
+def test_a_plan_of_a_cache_that_cannot_be_written_is_taken_and_none_is_built(
+    request_: PlanRequest,
+    gpu: AbsentGpu,
+    store: PlanStore,
+    repository: ModelRepository,
+    elsewhere: ModelRepository,
+) -> None:
+    compile_plan(request_, gpu, store, elsewhere)
+    made = sys.executable, "-c", READ_ONLY_CACHE, str(store.local.root)
+    in_a_namespace = ["unshare", "--user", "--map-root-user", "--mount"]
+    if subprocess.run([*in_a_namespace, "true"], capture_output=True).returncode:
+        pytest.skip("needs the right to mount in a namespace")
+
+    done = subprocess.run([*in_a_namespace, *made], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["held", "CacheError"]
+
+
+READ_ONLY_CACHE = """
+import subprocess
+import sys
+from pathlib import Path
+from arcface_builder.errors import CacheError
+from arcface_builder.store import LocalStore
+root = sys.argv[1]
+subprocess.run(["mount", "--bind", root, root], check=True)
+subprocess.run(["mount", "-o", "remount,bind,ro", root], check=True)
+store = LocalStore(Path(root))
+with store.lock("name", "A plan"):
+    (manifest,) = store.manifests()
+    assert store.find(manifest.identity)
+    print("held")
+try:
+    with store.staging():
+        pass
+except CacheError as error:
+    print(type(error).__name__)
+"""
+
+
 def test_who_would_build_another_plan_for_an_architecture_waits_and_builds_nothing(
     request_: PlanRequest,
     gpu: AbsentGpu,
@@ -411,17 +454,20 @@ def test_who_would_build_another_plan_for_an_architecture_waits_and_builds_nothi
             second.result()
 
 
-def test_the_record_has_the_refusals_of_the_last_compile(
+def test_the_record_keeps_why_a_plan_is_a_fallback(
     request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
 ) -> None:
     exact = replace(gpu, runs_in="fp32")
-    tf32 = replace(request_, options=BuildOptions(precision="tf32"))
+    falling = replace(request_, fallback=True)
+    asked_for = replace(request_, options=BuildOptions(precision="tf32"))
     record = repository.root / "small_trt-1-sm86.manifest.json"
 
-    for request, refused in ((tf32, False), (replace(request_, fallback=True), True), (tf32, False)):
-        compiled = compile_plan(request, exact, store, repository)
-        assert bool(compiled.manifest.refusals) is refused
-        assert record.read_text() == compiled.manifest.to_json()
+    first = compile_plan(falling, exact, store, repository).manifest
+    for request in (asked_for, falling):
+        assert compile_plan(request, exact, store, repository).manifest == first
+        assert record.read_text() == first.to_json()
+    (refusal,) = first.refusals
+    assert refusal.startswith("fp16 was refused")
 
 
 def test_a_fleet_calibrates_as_the_version_does(

@@ -77,3 +77,25 @@ def test_int8_plans_of_different_calibrations_are_not_mixed() -> None:
     assert choose([old86, new86, old89], ONNX, options, ["86"]) == [new86]
     with pytest.raises(CompileError, match="with one calibration at best, without sm89"):
         choose([new86, old89], ONNX, options, ["86", "89"])
+
+
+def test_plans_that_would_do_but_not_beside_the_others_are_named() -> None:
+    older, newer = stored("80"), stored("86")
+    newer = replace(newer, identity=replace(newer.identity, tensorrt_version="11.1.0.106"))
+
+    with pytest.raises(
+        CompileError,
+        match=r"by TensorRT 11\.1\.0\.106 .*without sm80 \(not taken: arcface_r100-fp16-sm80\.plan: "
+        r"tensorrt_version 10\.16\.1\.11, not 11\.1\.0\.106\)",
+    ):
+        choose([newer, older], ONNX, BuildOptions(), ["80", "86"])
+
+
+def test_int8_plans_of_another_calibration_are_named() -> None:
+    plans = [stored("80", precision="int8", calibration="a"), stored("86", precision="int8", calibration="b")]
+    other_precision = stored("80", day=3)
+
+    with pytest.raises(
+        CompileError, match=r"\(not taken: arcface_r100-int8-sm\d\d\.plan: calibration ., not .\)"
+    ):
+        choose([*plans, other_precision], ONNX, BuildOptions(precision="int8"), ["80", "86"])

@@ -328,7 +328,10 @@ def test_what_an_operator_set_stays_when_a_plan_is_added(
         "one_crop": 1,
         "full_batch": 16,
     }
-    (told,) = caplog.messages
+    told, warned = caplog.messages
+    assert warned == (
+        "Batches of up to 16 are served from now on, not 32, on all GPUs: not every plan takes more."
+    )
     assert "config.pbtxt of all versions of m_trt changes: - max_batch_size: 32, + max_batch_size: 16" in told
     edited.cc_model_filenames["9.0"] = "m-fp16-sm90.plan"
     edited.max_batch_size = edited.model_warmup[1].batch_size = 16
