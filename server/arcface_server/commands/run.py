@@ -53,11 +53,10 @@ def _run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         )
     except FlagError as error:
         parser.error(str(error))
-    with server:
+    # The usual way to end a server is Ctrl-C, SIGTERM, or closing the terminal; a start has no such end.
+    with server, suppress(KeyboardInterrupt):
         print(_describe(server, arguments.json), flush=True)
-        # The usual way to end a server is Ctrl-C, SIGTERM, or closing the terminal; a start has no such end.
-        with suppress(KeyboardInterrupt):
-            server.wait()
+        server.wait()
     return DONE
 
 
