@@ -340,7 +340,7 @@ def test_ctrl_c_leaves_nothing(triton: LocalTriton, folder: Path, tmp_path: Path
     # It has begun to write: before that, Ctrl-C could meet a Python that is still starting.
     wait_until(lambda: any(path.startswith(str(tmp_path)) for path in open_files(process.pid)))
     os.kill(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=10)
+    _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert sorted(path.name for path in tmp_path.iterdir()) == ["crops"]

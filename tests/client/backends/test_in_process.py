@@ -31,6 +31,7 @@ from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_client.runtimes.providers import CPU
 from exports import save_for_insightface
 from local_candidates import A, B, candidate, embed, missing, poisoned
+from processes import wait_until
 
 
 def test_the_first_that_can_be_used_embeds_in_batches(save: Callable[..., Path], crops: Crops) -> None:
@@ -200,10 +201,9 @@ def test_a_failure_that_is_remembered_keeps_no_crops(save: Callable[..., Path]) 
 
     _, served = backend.encode(given, return_source=True)
     del given
-    gc.collect()
 
     assert served.fell_back
-    assert gone() is None
+    wait_until(lambda: gc.collect() >= 0 and gone() is None)  # a thread may be just about to end
 
 
 def test_a_failure_to_load_keeps_no_crops() -> None:
