@@ -15,10 +15,11 @@ import onnxruntime
 
 from arcface_builder import faces
 from arcface_builder.build import build
-from arcface_builder.compile import Compiled, PlanRequest, compile_plan
+from arcface_builder.compile import Compiled, compile_plan
 from arcface_builder.onnx_version import OnnxVersion, find_onnx
-from arcface_builder.plans.builder import BuildOptions
+from arcface_builder.plan_request import PlanRequest
 from arcface_builder.plans.gpu import Gpu
+from arcface_builder.plans.options import BuildOptions
 from arcface_builder.repository import ModelRepository
 from arcface_builder.sources import Synthetic
 from arcface_builder.store import LocalStore, PlanStore

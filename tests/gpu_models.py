@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from arcface_builder.build import build
-from arcface_builder.compile import Compiled, PlanRequest
+from arcface_builder.compile import Compiled
 from arcface_builder.onnx_version import OnnxVersion, find_onnx
-from arcface_builder.plans.builder import BuildOptions
+from arcface_builder.plan_request import PlanRequest
+from arcface_builder.plans.options import BuildOptions
 from arcface_builder.repository import ModelRepository
 from arcface_builder.sources import Source
 from arcface_client.contract import Crops

@@ -11,9 +11,9 @@ from arcface_client.names import plan_model
 
 from .errors import CompileError
 from .onnx_version import OnnxVersion
-from .plans.builder import MIN_BATCH_SIZE, BuildOptions
 from .plans.gate import objection_to
 from .plans.identity import this_platform
+from .plans.options import MIN_BATCH_SIZE, BuildOptions
 from .plans.published import published_plans, recorded_plan
 from .plans.repository import AddedPlan, add_plans
 from .repository import ModelRepository
@@ -21,6 +21,12 @@ from .store import Objection, PlanIdentity, PlanManifest, PlanStore, StoredPlan,
 from .store.identity import CALIBRATION, GPU_MODEL, PLATFORM, Setting, release_of
 
 _log = logging.getLogger(__name__)
+
+_Kind = tuple[str, Setting, Setting]
+"""What the plans of a fleet have in common: TensorRT's version, platform, and int8's calibration."""
+
+_PassedOver = tuple[str, int, str]
+"""A plan that is not what is wanted: its SM, how much is against it, and what."""
 
 
 def assemble(
@@ -148,8 +154,9 @@ def choose(
     asked = f"{options.precision} plans of {onnx.name} version {onnx.version}, batch {options.max_batch_size}"
     best = max(newest_first, key=lambda kind: len(sets[kind].keys() & set(wanted)), default=None)
     missing = [sm for sm in wanted if best is None or sm not in sets[best]]
-    for plans in sets.values():
-        passed_over += [_of_another_kind(plans[sm].identity, best) for sm in missing if best and sm in plans]
+    if best is not None:
+        for plans in sets.values():
+            passed_over += [_of_another_kind(plans[sm].identity, best) for sm in missing if sm in plans]
     nearest = _nearest(passed_over, missing)
     if best is None:
         by = f" by TensorRT {tensorrt_version}" if tensorrt_version else ""
@@ -163,10 +170,6 @@ def choose(
         f"{', '.join(f'sm{sm}' for sm in missing)}{nearest}; "
         "run `arcface-builder compile` on such a GPU first."
     )
-
-
-_Kind = tuple[str, Setting, Setting]
-"""What the plans of a fleet have in common: TensorRT's version, platform, and int8's calibration."""
 
 
 def _other_than(chosen: PlanManifest, max_drift_cosine: float) -> Objection:
@@ -187,10 +190,6 @@ def _of_another_kind(identity: PlanIdentity, best: _Kind) -> _PassedOver:
     beside_them = replace(identity, tensorrt_version=tensorrt_version, settings=settings)
     differences = beside_them.differences(identity)
     return identity.sm, len(differences), f"{identity.filename}: {', '.join(differences)}"
-
-
-_PassedOver = tuple[str, int, str]
-"""A plan that is not what is wanted: its SM, how much is against it, and what."""
 
 
 def _objections(

@@ -58,7 +58,7 @@ def test_a_list_says_what_there_is_and_where(bucket: S3Server, capsys: pytest.Ca
     assert sorted(said(capsys, "list")) == sorted(
         [
             f"{IDENTITY.key}  linux-x86_64  0.0 MB  2026-11-22  cache",
-            f"{SM90.key}  NVIDIA H200  0.0 MB  2026-01-01  cache and bucket",
+            f"{SM90.key}  linux-x86_64, NVIDIA H200  0.0 MB  2026-01-01  cache and bucket",
         ]
     )
     (record,) = json.loads("".join(said(capsys, "list", "--json", "--sm", "90")))
@@ -328,6 +328,20 @@ def test_what_another_version_of_this_project_stored_is_left_alone_and_fails_not
 
     assert f"whole: {SM90.key}" in lines
     assert any(line.startswith("left alone: ") and "schema_version 2" in line for line in lines)
+
+
+def test_what_another_version_pushed_is_left_alone_by_a_push(
+    bucket: S3Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said(capsys, "push", "--sm", "86")
+    key = f"{IDENTITY.key}.json"
+    record = bucket.client.get_object(Bucket="plans", Key=key)["Body"].read()
+    other = record.replace(b'"schema_version": 1', b'"schema_version": 2')
+    bucket.client.put_object(Bucket="plans", Key=key, Body=other)
+
+    (line,) = said(capsys, "push", "--sm", "86")
+
+    assert line.startswith("left alone: ")
 
 
 def test_a_manifest_of_a_plan_of_any_number_of_bytes_is_damaged(

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from arcface_builder.disk import locked
 from arcface_builder.errors import CacheError, PlanDamagedError, PlanError
 from arcface_builder.store import DamagedManifest, LocalStore, PlanIdentity, StoredPlan
+from arcface_builder.store.locks import building_lock
 from children import run
 from engines import IDENTITY, identity, manifest, plan
 from processes import wait_until
@@ -257,11 +259,11 @@ def test_a_lock_is_held_by_one_and_another_engine_has_another(
     entered = threading.Event()
 
     def enter() -> None:
-        with store.lock("one", "A plan"):
+        with building_lock(store.root, "one", "A plan"):
             entered.set()
 
-    with store.lock("one", "A plan"):
-        with store.lock("another", "Another"):
+    with building_lock(store.root, "one", "A plan"):
+        with building_lock(store.root, "another", "Another"):
             pass
         second = threading.Thread(target=enter)
         second.start()
@@ -270,6 +272,37 @@ def test_a_lock_is_held_by_one_and_another_engine_has_another(
     second.join()
     assert entered.is_set()
     assert caplog.messages == ["A plan is being built by another process; waiting for it."]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_in_a_cache_that_cannot_be_written_nothing_is_locked_and_that_is_said(
+    number: int, store: LocalStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("arcface_builder.store.locks.locked", refuse)
+    with building_lock(store.root, "one", "A plan"):
+        assert caplog.messages == [f"Nothing is locked in {store.root}/locks ({os.strerror(number)})."]
+
+
+def test_a_lock_that_is_not_waited_for_is_refused(tmp_path: Path) -> None:
+    held = locked(tmp_path / "lock")
+    with pytest.raises(BlockingIOError):
+        locked(tmp_path / "lock", wait=False)
+    os.close(held)
+    os.close(locked(tmp_path / "lock", wait=False))
+
+
+def test_plans_in_linked_folders_are_listed(store: LocalStore, tmp_path: Path) -> None:
+    store.add(plan(), manifest())
+    folder = store.root / "engines"
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+
+    assert list(store.manifests()) == [manifest()]
 
 
 def test_what_has_come_in_the_place_of_a_listed_plan_is_not_removed(store: LocalStore) -> None:

@@ -217,10 +217,32 @@ def test_a_server_that_is_no_s3_is_told(page: bytes, tmp_path: Path) -> None:
                 use()
 
 
-def test_a_password_in_the_endpoints_url_is_refused_and_not_repeated() -> None:
-    with pytest.raises(BucketError, match="holds a user or a password") as refused:
-        S3Store("plans", endpoint_url="http://user:s3cret@127.0.0.1:9")
-    assert "s3cret" not in str(refused.value)
+def test_a_password_in_the_endpoints_url_is_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "http://user:s3cret@127.0.0.1:9"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    for given in (None, url):
+        with pytest.raises(BucketError, match="holds a user or a password") as refused:
+            S3Store("plans", endpoint_url=given)
+        assert "s3cret" not in str(refused.value)
+
+
+def test_a_plan_that_is_replaced_while_it_is_removed_leaves_no_bytes_behind(
+    s3: S3Server, bucket: S3Store, engine: StoredPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.upload(engine)
+    newer = LocalStore(tmp_path / "other").add(plan(seed=1), manifest(plan(seed=1)))
+    delete: Any = bucket._s3.delete_object
+
+    def replaced_after(**of: Any) -> None:
+        delete(**of)
+        if of["Key"].endswith(".json"):
+            bucket.upload(newer)
+
+    monkeypatch.setattr(bucket._s3, "delete_object", replaced_after)
+    assert bucket.remove(MANIFEST)
+
+    assert bucket.find(IDENTITY) == newer.manifest
+    assert len(s3.keys("plans")) == 2
 
 
 def test_a_manifest_that_is_cut_in_the_middle_is_no_manifest(

@@ -10,8 +10,8 @@ import pytest
 from arcface_builder import faces
 from arcface_builder.compile import Compiled, compile_plan
 from arcface_builder.errors import NoGpuError
-from arcface_builder.plans.builder import BuildOptions
 from arcface_builder.plans.gpu import Gpu, gpu_at_hand
+from arcface_builder.plans.options import BuildOptions
 from arcface_builder.sources import OnnxFile, Synthetic
 from arcface_builder.store import LocalStore, PlanStore
 from exports import small_arcface

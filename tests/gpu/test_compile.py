@@ -19,8 +19,8 @@ import pytest
 from arcface_builder.compile import Compiled, compile_plan
 from arcface_builder.errors import ParityError
 from arcface_builder.graph import constant, first_convolution, set_constant
-from arcface_builder.plans.builder import BuildOptions
 from arcface_builder.plans.gpu import Gpu
+from arcface_builder.plans.options import BuildOptions
 from arcface_builder.repository import ModelRepository
 from arcface_builder.sources import OnnxFile
 from arcface_builder.store import LocalStore, PlanStore

@@ -14,10 +14,11 @@ from onnx import numpy_helper
 from arcface_builder.compile import Compiled, compile_plan
 from arcface_builder.errors import ParityError
 from arcface_builder.plans import builder
-from arcface_builder.plans.builder import BuildOptions, BuiltPlan, build_plan
+from arcface_builder.plans.builder import BuiltPlan, build_plan
 from arcface_builder.plans.gate import gate_crops
 from arcface_builder.plans.gpu import Gpu
 from arcface_builder.plans.layer_errors import USUAL
+from arcface_builder.plans.options import BuildOptions
 from arcface_builder.plans.precision import typed_graph
 from arcface_builder.plans.watching import diverging_layer, watched_graph
 from arcface_builder.repository import ModelRepository
@@ -34,7 +35,9 @@ def test_no_layer_of_a_good_plan_is_called_diverging(
 
     built = build_plan(gpu.trt, watched, options, timings=r18_options.timing_cache.read_bytes())
     with gpu.outputs(built.plan) as layers:
-        clause = diverging_layer(exact, layers, gate_crops(), USUAL["fp16"], max_drift_cosine=0)
+        clause = diverging_layer(
+            exact, layers, gate_crops(), batch_sizes=(1, 4, 32), usual=USUAL["fp16"], max_drift_cosine=0
+        )
 
     assert clause.startswith(
         "of the 9 layers watched in TensorRT, no layer's relative error passes the usual"
@@ -59,7 +62,7 @@ def test_the_layer_is_named_from_which_on_tensorrt_computes_wrongly(
         return build(trt, model.SerializeToString(), *arguments, **more)
 
     build: Callable[..., BuiltPlan] = builder.build_plan
-    for module in ("compile", "plans.watching"):
+    for module in ("making", "plans.watching"):
         monkeypatch.setattr(f"arcface_builder.{module}.build_plan", miscompiled)
     request = small.request(dataclasses.replace(small_options, precision=precision))
 

@@ -24,10 +24,11 @@ from arcface_client.names import onnx_model
 from arcface_client.tensorrt_settings import DEFAULT_PATH, TensorRtSettings, load_tensorrt_settings
 
 from ..build import DEFAULT_REPOSITORY
-from ..compile import PlanRequest, compile_plan
+from ..compile import compile_plan
 from ..errors import OptionError, RepositoryError
 from ..fleet import assemble
 from ..onnx_version import OnnxVersion, find_onnx
+from ..plan_request import PlanRequest
 from ..plans.gpu import gpu_at_hand
 from ..plans.precision import calibration_crops
 from ..plans.repository import AddedPlan
@@ -153,7 +154,7 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         options = build_options(settings, arguments.timing_cache)
     except OptionError as error:
-        if any(getattr(arguments, name) is not None for name in _SETTINGS_WITH_FLAG):
+        if any(getattr(arguments, name) is not None for name in error.options):  # given by a flag
             arguments.usage_error(str(error))
         raise
     repository = ModelRepository(arguments.repository)
@@ -195,7 +196,7 @@ def _run(arguments: argparse.Namespace) -> int:
         compiled = compile_plan(request, gpu, store, repository, instances=settings.instances, report=report)
     found = {
         "from_store": compiled.from_store,
-        "refusals": compiled.manifest.refusals,
+        "refusals": compiled.refusals,
         "manifest": asdict(compiled.manifest),
     }
     return _report([compiled.added], found, as_json=arguments.json)

@@ -14,7 +14,7 @@ from arcface_client.commandline import DONE, FAILED
 from arcface_client.identity import PRECISIONS
 from arcface_client.tensorrt_settings import load_tensorrt_settings
 
-from ..errors import OptionError, PlanError
+from ..errors import OptionError, PlanError, PlanSchemaError
 from ..store import DamagedManifest, LocalStore, PlanManifest, PlanStore
 from ..store.identity import GPU_MODEL, KEY_PARTS, key_parts
 from ..store.pruning import PruneRule
@@ -69,7 +69,7 @@ def add_engines(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     prune = _add(verbs, "prune", _prune, "remove plans for which all conditions hold")
     for verb in (verify, prune):
         verb.add_argument("--remote", action="store_true", help="the bucket's plans instead of the cache's")
-    prune.add_argument("--keep", type=int, metavar="N", help="not among the N newest of the same use")
+    prune.add_argument("--keep", type=int, metavar="N", help="not among the N newest that can take its place")
     prune.add_argument("--older-than-days", type=float, metavar="DAYS", help="built so long ago")
     prune.add_argument("--dry-run", action="store_true", help="only say what would be removed")
 
@@ -93,24 +93,23 @@ def _add(
 
 def _list(arguments: argparse.Namespace) -> int:
     store = _open(arguments)
-    places: dict[str, _AnyPlace] = {"cache": store.local}
-    if store.remote:
-        places["bucket"] = store.remote
     filters = _filters(arguments)
-    found: dict[str, tuple[PlanManifest, list[str]]] = {}  # two machines' builds of one plan are two
-    for where, place in places.items():
-        for manifest in readable(place):
-            if _fits(manifest.identity.key, filters):
-                found.setdefault(manifest.to_json(), (manifest, []))[1].append(where)
+    found = [
+        (manifest, ["cache" if place is store.local else "bucket" for place in places])
+        for manifest, places in store.where()
+        if _fits(manifest.identity.key, filters)
+    ]
     if arguments.json:
-        records = [asdict(manifest) | {"places": there} for manifest, there in found.values()]
+        records = [asdict(manifest) | {"places": there} for manifest, there in found]
         print(json.dumps(records, indent=2))
         return DONE
     if not found:
-        _say_nothing(*places.values(), such=bool(filters))
-    for manifest, there in sorted(found.values(), key=lambda entry: entry[0].identity.key):
+        places = [store.local, store.remote] if store.remote else [store.local]
+        _say_nothing(*places, such=bool(filters))
+    for manifest, there in sorted(found, key=lambda entry: entry[0].identity.key):
         key, size_mb = manifest.identity.key, manifest.plan_bytes / 1e6
-        fits = manifest.identity.settings.get(GPU_MODEL) or manifest.identity.platform
+        model = manifest.identity.settings.get(GPU_MODEL)
+        fits = f"{manifest.identity.platform}, {model}" if model else manifest.identity.platform
         print(f"{key}  {fits}  {size_mb:,.1f} MB  {manifest.created_at:%Y-%m-%d}  {' and '.join(there)}")
     return DONE
 
@@ -157,7 +156,7 @@ def _prune(arguments: argparse.Namespace) -> int:
         arguments.usage_error(str(error))
     place = _place(arguments)
     filters = _filters(arguments)
-    # The newest of a name are counted over all versions of TensorRT.
+    # The newest are counted over all versions of TensorRT.
     counted = {name: value for name, value in filters.items() if name != "tensorrt_version"}
     candidates = [manifest for manifest in readable(place) if _fits(manifest.identity.key, counted)]
     chosen = rule.choose(candidates, datetime.now(timezone.utc))
@@ -219,6 +218,8 @@ def _each(place: _AnyPlace, action: Callable[[PlanManifest], str], arguments: ar
                 continue
             try:
                 yield _Outcome(key, action(manifest))
+            except PlanSchemaError as error:
+                yield _Outcome(key, _FOREIGN, str(error))
             except PlanError as error:
                 yield _Outcome(key, _DAMAGED, str(error))
 

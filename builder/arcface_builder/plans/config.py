@@ -68,10 +68,10 @@ def what_shrinks(old: Any, new: Any) -> list[str]:
             f"Batches of up to {new.max_batch_size} are served from now on, not {old.max_batch_size}, on all "
             "GPUs: not every plan takes more."
         )
-    profiles = [
+    few, many = (
         min((len(group.profile) for group in config.instance_group), default=0) for config in (new, old)
-    ]
-    if profiles[0] < profiles[1]:
+    )
+    if few < many:
         shrinks.append("The profile for few crops is not used any more, on all GPUs: not every plan has it.")
     return shrinks
 

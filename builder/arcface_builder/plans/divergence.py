@@ -27,6 +27,8 @@ _LAYERS: Final = ("Conv", "PRelu", "Add", "Gemm")
 
 _BATCH: Final = 8
 
+_NO_MEMORY: Final = "there is no memory to run its graph in ONNX Runtime"
+
 # Of each crop, the layers of an IResNet-100 put out 90 MB in float32, and half of that in float16.
 _CROPS_OF_LAYERS: Final = 2
 
@@ -35,6 +37,7 @@ def explain_drift(
     serving_graph: bytes,
     typed: bytes,
     standard: Standard,
+    *,
     precision: str,
     max_drift_cosine: float,
     watch: Callable[[], str],
@@ -55,20 +58,23 @@ def explain_drift(
     """
     if precision == "tf32":
         return f"which TensorRT alone rounds to, {watch()}"
-    clause = ""
     try:
         by_crop = drifts(standard.from_source, _embed(typed, standard.crops))
-        if np.max(by_crop) <= max_drift_cosine:
-            return f"its graph is sound in ONNX Runtime, so TensorRT's build is at fault: {watch()}"
-        clause = f"the graph itself drifts by {np.max(by_crop):.2g} in ONNX Runtime; "
-        most = np.argsort(by_crop)[-_CROPS_OF_LAYERS:]  # NaN comes last
-        errors = _layer_errors(typed_graph(serving_graph, "fp32"), typed, standard.crops[most])
-    except RUN_ERRORS as error:  # ONNX Runtime tells most of its own want of memory by these, too
-        reason = f"ONNX Runtime cannot run its graph ({first_line(error)})"
-        return f"{clause}no layer can be named: {reason}" if clause else f"{reason}; {watch()}"
+    except RUN_ERRORS as error:
+        return f"ONNX Runtime cannot run its graph ({first_line(error)}); {watch()}"
     except MemoryError:
-        return f"{clause}no layer can be named: there is no memory to run its graph in ONNX Runtime"
-    return clause + worst_layer(errors, USUAL[precision])
+        return f"{_NO_MEMORY}; {watch()}"
+    if np.max(by_crop) <= max_drift_cosine:
+        return f"its graph is sound in ONNX Runtime, so TensorRT's build is at fault: {watch()}"
+    most = np.argsort(by_crop)[-_CROPS_OF_LAYERS:]  # NaN comes last
+    try:
+        errors = _layer_errors(typed_graph(serving_graph, "fp32"), typed, standard.crops[most])
+        where = worst_layer(errors, USUAL[precision])
+    except RUN_ERRORS as error:  # ONNX Runtime tells most of its own want of memory by these, too
+        where = f"no layer can be named: ONNX Runtime cannot run its layers ({first_line(error)})"
+    except MemoryError:
+        where = f"no layer can be named: {_NO_MEMORY}"
+    return f"the graph itself drifts by {np.max(by_crop):.2g} in ONNX Runtime; {where}"
 
 
 def _embed(graph: bytes, crops: Crops) -> Embeddings:

@@ -7,7 +7,7 @@ that cannot fail is worthless, it is also shown what must not pass: faults that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Final
 
@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from arcface_client.contract import CROP_SHAPE, Crops, Embeddings
 from arcface_client.faults import FAULTS, control_rows
-from arcface_client.golden import largest_drift
+from arcface_client.golden import drifts, largest_drift
 from arcface_client.limits import DEFAULT_MAX_DRIFT_COSINE
 from arcface_client.runtimes.base import Embed, in_batches
 
@@ -26,7 +26,7 @@ from ..errors import BlindGateError, ParityError, PlanManifestError, ServedModel
 from ..graph import constant, first_convolution, set_constant
 from ..store import Parity
 from ..store.records import read_record
-from .builder import SMALL_BATCH
+from .options import SMALL_BATCH
 
 LEAST_CROPS: Final = 256
 
@@ -220,6 +220,14 @@ def judge(
         controls=standard.controls,
         compared_with=standard.compared_with,
     )
+
+
+def by_drift(plan: Embed, standard: Standard, batch_sizes: Sequence[int]) -> Crops:
+    """The crops that a plan was judged on, those first that it embeds worst."""
+    runs = [in_batches(plan, standard.crops, size) for size in batch_sizes]
+    worst = np.max([drifts(standard.from_onnx, got) for got in runs], axis=0)
+    crops: Crops = standard.crops[np.argsort(worst)[::-1]]  # NaN comes first
+    return crops
 
 
 def gate_crops(real: Crops | None = None, seed: int = 2) -> Crops:

@@ -14,8 +14,8 @@ from arcface_client.contract import Crops
 from ..onnx_version import OnnxVersion
 from ..store import PlanIdentity
 from ..store.identity import CALIBRATION, GPU_MODEL, PLATFORM, TYPED_BY
-from .builder import MIN_BATCH_SIZE, BuildOptions
 from .gpu import Gpu
+from .options import MIN_BATCH_SIZE, BuildOptions
 from .toolkit import can_be_hardware_compatible
 
 _TYPED_BY_ONNX_RUNTIME: Final = ("fp16", "bf16", "int8")

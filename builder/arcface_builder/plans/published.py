@@ -106,14 +106,18 @@ def check_free(
         repository: The model repository.
         identity: The plan's.
         version: The version that it is for.
-        or_has: Precisions of which it may have a plan already that came to it by a fallback.
+        or_has: Precisions of which it may have a plan already, in place of one like this that was refused.
     """
     model = plan_model(identity.model)
     there = published_plans(repository, model).get(version, {})
     published = there.get(identity.compute_capability)
-    by_fallback = published is not None and published.refusals and published.identity.precision in or_has
-    for path in plan_files(repository, identity, version):
-        if not by_fallback:
+    in_its_place = (
+        published is not None
+        and published.identity.precision in or_has
+        and published.has_refused(identity.precision)
+    )
+    if not in_its_place:
+        for path in plan_files(repository, identity, version):
             raise taken(path, "and this one would have to be built")
     identities = [manifest.identity for manifest in there.values()]
     check_alike([*identities, identity], repository.root / model / str(version))

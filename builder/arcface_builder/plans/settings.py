@@ -7,7 +7,7 @@ from pathlib import Path
 from arcface_client.tensorrt_settings import TensorRtSettings
 
 from ..model_config import MOST_INSTANCES, check_range
-from .builder import BuildOptions
+from .options import BuildOptions
 
 
 def build_options(settings: TensorRtSettings, timing_cache: Path | None = None) -> BuildOptions:

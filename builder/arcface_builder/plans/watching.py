@@ -6,7 +6,7 @@ kernels end at these anyhow, so that most of them stay as they were.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -16,14 +16,16 @@ import onnx
 import onnx_ir as ir
 
 from arcface_client.bars import Tell
-from arcface_client.contract import INPUT_NAME, OUTPUT_NAME, Crops
+from arcface_client.contract import CROP_SHAPE, INPUT_NAME, OUTPUT_NAME, Crops
 from arcface_client.errors import DeploymentError
 from arcface_client.golden import largest_drift
+from arcface_client.runtimes.sessions import RUN_ERRORS
 
-from ..graph import session
-from .builder import SMALL_BATCH, BuildOptions, BuiltPlan, build_plan
+from ..graph import first_line, session
+from .builder import BuiltPlan, build_plan
 from .gpu import Gpu
 from .layer_errors import USUAL, named_layers, relative_error, worst_layer
+from .options import BuildOptions
 from .precision import typed_graph
 
 Layers = Callable[[Crops], Mapping[str, npt.NDArray[Any]]]
@@ -34,29 +36,33 @@ _LAST: Final = "Gemm"
 _IN_PLACE_OF_SUMS: Final = ("Conv",)  # in a network that has none
 _PREFIX: Final = "watched."
 
-_BATCH: Final = 2 * SMALL_BATCH
-"""Crops at a time: too many for the profile for few crops, and two batches of it."""
+_CROPS: Final = 64
+_EXACT_BATCH: Final = 8  # the float32 graph's crops at a time, whose layers are in memory at once
 
 
 def watch_plan(
-    gpu: Gpu,
     serving_graph: bytes,
     typed: bytes,
+    *,
+    gpu: Gpu,
     built: BuiltPlan,
     options: BuildOptions,
     crops: Crops,
+    batch_sizes: Sequence[int],
     max_drift_cosine: float,
     report: Tell = lambda stage, done: None,
 ) -> str:
     """Build a plan once more with its layers in sight, and name the first that diverges.
 
     Args:
-        gpu: Where to build and run it.
         serving_graph: The graph before a precision was written into it.
         typed: The graph of the plan.
+        gpu: Where to build and run it.
         built: The plan; with its timings this build is a short one.
-        options: How the plan was built.
-        crops: uint8 [N, 112, 112, 3].
+        options: What the plan was built by.
+        crops: uint8 [N, 112, 112, 3], those first that drift most; not more are looked at than the largest
+            batch holds, or 64.
+        batch_sizes: The sizes of batches that the gate ran.
         max_drift_cosine: The largest drift that passes.
         report: Is told the stage and how much is done.
 
@@ -68,18 +74,28 @@ def watch_plan(
         again = build_plan(
             gpu.trt,
             watched_graph(typed),
-            replace(options, timing_cache=None),
+            replace(options, timing_cache=None, workspace_size_mb=built.workspace_size_mb),
             report=report,
             target_sm=gpu.target_sm,
             free_mb=gpu.free_mb,
             timings=built.timings,
         )
         report("Watching the plan's layers", None)
+        few = np.resize(crops, (max(*batch_sizes, _CROPS), *CROP_SHAPE))
         with gpu.outputs(again.plan) as layers:
-            return diverging_layer(exact, layers, crops, USUAL[options.precision], max_drift_cosine)
-    except DeploymentError as error:  # why the plan is refused is known, and more important
-        reason = str(error).rstrip(".")
-        return f"no layer can be named: it cannot be built with its layers in sight ({reason})"
+            return diverging_layer(
+                exact,
+                layers,
+                few,
+                batch_sizes=batch_sizes,
+                usual=USUAL[options.precision],
+                max_drift_cosine=max_drift_cosine,
+            )
+    except (DeploymentError, *RUN_ERRORS) as error:  # why the plan is refused is known, and more important
+        reason = first_line(error).rstrip(".")
+    except MemoryError:
+        reason = "there is no memory for them"
+    return f"no layer can be named: the plan cannot be built or run with its layers in sight ({reason})"
 
 
 def watched_graph(typed: bytes) -> bytes:
@@ -99,14 +115,21 @@ def watched_graph(typed: bytes) -> bytes:
 
 
 def diverging_layer(
-    exact_graph: bytes, layers: Layers, crops: Crops, usual: float, max_drift_cosine: float
+    exact_graph: bytes,
+    layers: Layers,
+    crops: Crops,
+    *,
+    batch_sizes: Sequence[int],
+    usual: float,
+    max_drift_cosine: float,
 ) -> str:
-    """Compare a watched plan with its float32 graph, layer by layer, in both of its profiles.
+    """Compare a watched plan with its float32 graph, layer by layer.
 
     Args:
         exact_graph: The watched graph in float32, which ONNX Runtime runs.
         layers: The watched plan.
         crops: uint8 [N, 112, 112, 3].
+        batch_sizes: The sizes of batches to run.
         usual: Relative error of a layer that is nothing to wonder about.
         max_drift_cosine: The largest drift that passes.
 
@@ -116,15 +139,17 @@ def diverging_layer(
     exact = session(exact_graph)
     names = [output.name for output in exact.get_outputs()]
     errors, drift = dict.fromkeys(names, 0.0), 0.0
-    for start in range(0, len(crops), _BATCH):
-        batch = crops[start : start + _BATCH]
-        wanted = dict(zip(names, exact.run(names, {INPUT_NAME: batch}), strict=True))
-        for size in (_BATCH, SMALL_BATCH):
-            got = _in_batches(layers, batch, size)
-            drift = float(np.maximum(drift, largest_drift(wanted[OUTPUT_NAME], got[OUTPUT_NAME])))
-            for name in names:
-                # Of the largest, NaN is larger.
-                errors[name] = float(np.maximum(errors[name], relative_error(wanted[name], got[name])))
+    for size in batch_sizes:
+        for batch in _parts(crops, size):
+            got = layers(batch)
+            for at, part in enumerate(_parts(batch, _EXACT_BATCH)):
+                wanted = dict(zip(names, exact.run(names, {INPUT_NAME: part}), strict=True))
+                rows = slice(at * _EXACT_BATCH, at * _EXACT_BATCH + len(part))
+                # NaN is larger than any number here.
+                drift = float(np.maximum(drift, largest_drift(wanted[OUTPUT_NAME], got[OUTPUT_NAME][rows])))
+                for name in names:
+                    error = relative_error(wanted[name], got[name][rows])
+                    errors[name] = float(np.maximum(errors[name], error))
     if drift <= max_drift_cosine:
         return (
             "no layer can be named: with its layers in sight the plan passes, so the fault lies in how "
@@ -135,6 +160,5 @@ def diverging_layer(
     return f"of the {len(by_layer)} layers watched in TensorRT, {worst_layer(by_layer, usual)}"
 
 
-def _in_batches(layers: Layers, crops: Crops, size: int) -> Mapping[str, npt.NDArray[Any]]:
-    parts = [layers(crops[start : start + size]) for start in range(0, len(crops), size)]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def _parts(crops: Crops, size: int) -> list[Crops]:
+    return [crops[start : start + size] for start in range(0, len(crops), size)]

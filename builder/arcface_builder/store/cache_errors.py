@@ -11,7 +11,7 @@ from ..errors import CacheError
 
 
 @contextmanager
-def translated(root: Path, verb: str) -> Iterator[None]:
+def cache_errors(root: Path, verb: str) -> Iterator[None]:
     """Raise what goes wrong in the block as an error of the cache.
 
     Args:

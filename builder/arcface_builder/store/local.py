@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Final
 
 from arcface_client.cache import cache_folder
 
-from ..disk import flush, locked
+from ..disk import flush
 from ..errors import CacheError, PlanDamagedError, PlanError, PlanManifestError, PlanSchemaError
-from .cache_errors import translated
+from .cache_errors import cache_errors
 from .identity import PlanIdentity
 from .plan_manifest import ENDING, PlanManifest, check_plan, read_manifest
 from .stored_plan import DamagedManifest, Objection, StoredPlan, no_objection
@@ -31,7 +29,7 @@ from .stored_plan import DamagedManifest, Objection, StoredPlan, no_objection
 _log = logging.getLogger(__name__)
 
 _TAKEN: Final = (errno.ENOTEMPTY, errno.EEXIST)
-_READ_ONLY: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
+_DEPTH: Final = 4  # of folders between engines/ and a plan, as its identity's prefix has them
 _STAGING_LIFETIME_S: Final = 24 * 3600  # what is older was left by a process that was killed
 
 
@@ -55,7 +53,7 @@ class LocalStore:
         """
         plan = self.root / identity.key
         while True:
-            with translated(self.root, "read"):
+            with cache_errors(self.root, "read"):
                 try:
                     return self._checked(plan, identity.key)
                 except FileNotFoundError:
@@ -75,9 +73,11 @@ class LocalStore:
             CacheError: The cache cannot be read.
         """
         beginning, ending = f"{model}-" if model else "", f".plan{ENDING}"
-        with translated(self.root, "read"):
-            records = [path for path in _entries(self.root / "engines") if path.name.endswith(ending)]
-        for record in (path for path in records if path.name.startswith(beginning)):
+        with cache_errors(self.root, "read"):
+            records = list(_records(self.root / "engines"))
+        for record in records:
+            if not (record.name.startswith(beginning) and record.name.endswith(ending)):
+                continue
             plan = record.with_name(record.name.removesuffix(ENDING))
             key = plan.relative_to(self.root).as_posix()
             try:
@@ -98,7 +98,7 @@ class LocalStore:
             CacheError: The plan cannot be read.
         """
         plan = self.root / manifest.identity.key
-        with translated(self.root, "read"):
+        with cache_errors(self.root, "read"):
             return _compared(plan, manifest)
 
     def add(self, plan: bytes, manifest: PlanManifest, objection: Objection = no_objection) -> StoredPlan:
@@ -115,7 +115,7 @@ class LocalStore:
         """
         check_plan(plan, manifest, where="The plan to be stored")
         with self.staging() as folder:
-            with translated(self.root, "write"):
+            with cache_errors(self.root, "write"):
                 (folder / manifest.identity.filename).write_bytes(plan)
             return self.commit(folder, manifest, objection)
 
@@ -127,7 +127,7 @@ class LocalStore:
             CacheError: The cache cannot be written, or the disk is full.
         """
         with ExitStack() as taken:
-            with translated(self.root, "write"):
+            with cache_errors(self.root, "write"):
                 staging = self.root / "staging"
                 staging.mkdir(parents=True, exist_ok=True, mode=0o700)
                 for left in staging.iterdir():
@@ -146,7 +146,7 @@ class LocalStore:
             CacheError: The cache cannot be written, or the disk is full; nothing was stored.
         """
         plan = self.root / manifest.identity.key
-        with translated(self.root, "write"):
+        with cache_errors(self.root, "write"):
             flush(folder / plan.name)
             record = folder / f"{plan.name}{ENDING}"
             record.write_text(manifest.to_json(), encoding="utf-8")
@@ -176,33 +176,8 @@ class LocalStore:
             return "It is the one to remove." if found.plan_sha256 == manifest.plan_sha256 else None
 
         key = manifest.identity.key
-        with translated(self.root, "write"):
+        with cache_errors(self.root, "write"):
             return self._discard_unless_good(self.root / key, key, unwanted)
-
-    @contextmanager
-    def lock(self, name: str, what: str) -> Iterator[None]:
-        """Hold a lock on building something, on this machine; it goes with the process at the latest.
-
-        In a cache that is read-only there is none: nothing that is built can be stored there either.
-
-        Args:
-            name: The lock's.
-            what: What is built, for who has to wait.
-
-        Raises:
-            CacheError: The cache cannot be written.
-        """
-        with ExitStack() as held:
-            with translated(self.root, "write"):
-                waiting = partial(_log.info, "%s is being built by another process; waiting for it.", what)
-                folder = self.root / "locks"
-                try:
-                    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-                    held.callback(os.close, locked(folder / name, tell=waiting))
-                except OSError as error:
-                    if error.errno not in _READ_ONLY:
-                        raise
-            yield
 
     def _checked(self, plan: Path, key: str) -> StoredPlan:
         return _compared(plan, _read(plan, key))
@@ -242,15 +217,20 @@ class LocalStore:
             return False
 
 
-def _entries(folder: Path) -> list[Path]:
-    """What is anywhere in a folder, in order; a folder that is not there is empty."""
+def _records(engines: Path) -> Iterator[Path]:
+    """The files at the depth of plans, in order; what is not there is empty."""
+    folders = [engines]
+    for _ in range(_DEPTH):
+        folders = [path for folder in folders for path in _listed(folder) if path.is_dir()]
+    for folder in folders:
+        yield from _listed(folder)
 
-    def refused(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):
-            raise error
 
-    tree = os.walk(folder, onerror=refused)
-    return sorted(Path(parent, name) for parent, folders, files in tree for name in (*folders, *files))
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except FileNotFoundError:
+        return []
 
 
 def _read(plan: Path, key: str) -> PlanManifest:

@@ -24,7 +24,6 @@ ENDING: Final = ".json"
 """What a manifest's name has after its plan's."""
 
 _MOST_BYTES: Final = 1 << 40
-_LEAST_DRIFT: Final = -1e-6  # of equal embeddings, by rounding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +84,18 @@ class PlanManifest:
         """When it was built."""
         return datetime.fromisoformat(self.created)
 
+    def has_refused(self, precision: str) -> bool:
+        """Whether it is there in place of a plan of that precision."""
+        return any(refusal.startswith(refusal_of(precision, "")) for refusal in self.refusals)
+
     def to_json(self) -> str:
         """Write the record as JSON."""
         return json.dumps(asdict(self), indent=2) + "\n"
+
+
+def refusal_of(precision: str, reason: str) -> str:
+    """Say why a plan of a precision was not taken, as ``refusals`` has it."""
+    return f"{precision} was refused: {reason}"
 
 
 def read_manifest(text: str | bytes, *, key: str) -> PlanManifest:
@@ -191,7 +199,7 @@ def _check_values(manifest: PlanManifest, where: str) -> None:
         )
     parity = manifest.parity
     # JSON as Python reads it knows NaN, which nothing is greater than.
-    if not _LEAST_DRIFT <= parity.largest_drift_cosine <= parity.max_drift_cosine < math.inf:
+    if not 0 <= parity.largest_drift_cosine <= parity.max_drift_cosine < math.inf:
         raise PlanManifestError(
             f"{where} has drift {parity.largest_drift_cosine} where {parity.max_drift_cosine} is allowed: "
             "such a plan is not stored."

@@ -20,7 +20,7 @@ class PruneRule:
     """What makes a plan one that may go; where several things are given, all must hold.
 
     Attributes:
-        keep: It is not among so many newest that are for the same servers and batches.
+        keep: It is not among so many newest that can take each other's place.
         older_than_days: It was built so long ago.
         tensorrt_version: It was built by this TensorRT.
 

@@ -26,7 +26,7 @@ from botocore.exceptions import ClientError
 from ..errors import BucketError, PlanDamagedError, PlanError, PlanManifestError, PlanSchemaError
 from .identity import PlanIdentity
 from .plan_manifest import ENDING, PlanManifest, check_plan, read_manifest
-from .s3_errors import is_missing, translated
+from .s3_errors import bucket_errors, is_missing
 from .stored_plan import DamagedManifest, StoredPlan
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
@@ -49,6 +49,10 @@ class S3Store:
         read_timeout_s: Time allowed between two pieces of an answer.
         attempts: How often botocore tries a request, with growing pauses.
 
+    Attributes:
+        name: What it is called in messages.
+        flags: What names it in a command.
+
     Raises:
         BucketError: The name or the endpoint cannot be used.
     """
@@ -65,18 +69,14 @@ class S3Store:
     ) -> None:
         self._bucket = bucket
         self.name = f"bucket {bucket!r}" + (f" at {endpoint_url}" if endpoint_url else "")
-        self.flags = f"--bucket {bucket}" + (f" --endpoint-url {endpoint_url}" if endpoint_url else "")
-        """What names it in a command."""
-
+        self.flags = ["--bucket", bucket, *(["--endpoint-url", endpoint_url] if endpoint_url else [])]
         self._progress = progress
         config = Config(
             connect_timeout=connect_timeout_s,
             read_timeout=read_timeout_s,
             retries={"mode": "standard", "total_max_attempts": attempts},
         )
-        if "@" in urlsplit(endpoint_url or "").netloc:
-            raise BucketError("The endpoint's URL holds a user or a password; give them by AWS_* variables.")
-        with translated(self.name):
+        with bucket_errors(self.name):
             try:
                 self._s3 = Session().client("s3", endpoint_url=endpoint_url, config=config)
             except ValueError as error:  # of boto3's own settings, too: AWS_ENDPOINT_URL, AWS_DEFAULT_REGION
@@ -84,6 +84,8 @@ class S3Store:
                     f"Cannot use the {self.name}: {error}; expected an endpoint such as "
                     "https://s3.example.org:9000, and a region such as eu-central-1."
                 ) from error
+        if "@" in urlsplit(self._s3.meta.endpoint_url).netloc:  # which every error would print
+            raise BucketError("The endpoint's URL holds a user or a password; give them by AWS_* variables.")
         self._s3.meta.events.register_first("needs-retry.s3.HeadBucket", self._check_redirect)
 
     def find(self, identity: PlanIdentity) -> PlanManifest | None:
@@ -102,9 +104,11 @@ class S3Store:
             StoreError: The bucket cannot be used.
         """
         beginning, ending = f"{model}-" if model else "", f".plan{ENDING}"
-        with translated(self.name):
+        with bucket_errors(self.name):
             pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix="engines/")
-            keys = [item["Key"] for page in pages for item in self._of_s3(page, "Name").get("Contents", ())]
+            keys = [
+                item["Key"] for page in pages for item in self._checked(page, has="Name").get("Contents", ())
+            ]
         wanted = [
             key for key in keys if posixpath.basename(key).startswith(beginning) and key.endswith(ending)
         ]
@@ -155,7 +159,7 @@ class S3Store:
         with (
             self._progress(f"up {stored.path.name}", manifest.plan_bytes) as moved,
             stored.path.open("rb") as file,
-            translated(self.name),
+            bucket_errors(self.name),
         ):
             self._s3.upload_fileobj(file, self._bucket, _plan_key(manifest), Callback=moved)
             answer = self._s3.put_object(
@@ -164,7 +168,7 @@ class S3Store:
                 Body=manifest.to_json().encode(),
                 ContentType="application/json",
             )
-            self._of_s3(answer, "ETag")
+            self._checked(answer, has="ETag")
 
     def remove(self, manifest: PlanManifest) -> bool:
         """Remove a plan, its manifest first, unless another one has taken its place since it was listed.
@@ -179,17 +183,18 @@ class S3Store:
         there = self.find(manifest.identity)
         if there is None or there.plan_sha256 != manifest.plan_sha256:
             return False
-        with translated(self.name):
+        with bucket_errors(self.name):
             self._s3.delete_object(Bucket=self._bucket, Key=manifest.identity.key + ENDING)
-        if self.find(manifest.identity) is None:  # or else somebody has just pushed the same bytes
-            with translated(self.name):
+        there = self.find(manifest.identity)
+        if there is None or there.plan_sha256 != manifest.plan_sha256:  # or these were just pushed again
+            with bucket_errors(self.name):
                 self._s3.delete_object(Bucket=self._bucket, Key=_plan_key(manifest))
         return True
 
     def _download(self, manifest: PlanManifest, file: BinaryIO) -> None:
         with (
             self._progress(f"down {manifest.identity.filename}", manifest.plan_bytes) as moved,
-            translated(self.name),
+            bucket_errors(self.name),
         ):
             try:
                 self._s3.download_fileobj(self._bucket, _plan_key(manifest), file, Callback=moved)
@@ -203,9 +208,9 @@ class S3Store:
     def _where(self, manifest: PlanManifest) -> str:
         return f"{_plan_key(manifest)} in the {self.name}"
 
-    def _of_s3(self, answer: Answer, field: str) -> Answer:
-        """Return an answer that has what S3's always have; a proxy's login page is a good answer, too."""
-        if field not in answer:
+    def _checked(self, answer: Answer, *, has: str) -> Answer:
+        """Return an answer that has what S3's always have; a proxy's login page comes with 200, too."""
+        if has not in answer:
             raise BucketError(
                 f"The {self.name} does not answer as S3 does; check the endpoint's URL, and whether a proxy "
                 "wants a login."
@@ -228,10 +233,10 @@ class S3Store:
             )
 
     def _read_manifest(self, key: str) -> PlanManifest | None:
-        with translated(self.name):
+        with bucket_errors(self.name):
             try:
                 answer = self._s3.get_object(Bucket=self._bucket, Key=key + ENDING)
-                self._of_s3(answer, "ETag")
+                self._checked(answer, has="ETag")
                 with closing(answer["Body"]) as body:
                     if answer["ContentLength"] > _MAX_MANIFEST_BYTES:
                         raise PlanManifestError(

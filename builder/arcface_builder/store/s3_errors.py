@@ -36,7 +36,7 @@ def is_missing(error: ClientError) -> bool:
 
 
 @contextmanager
-def translated(place: str) -> Iterator[None]:
+def bucket_errors(place: str) -> Iterator[None]:
     """Raise what goes wrong in the block as an error of this project.
 
     Args:

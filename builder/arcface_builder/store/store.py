@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ..errors import BucketError, BucketUnreachableError, PlanError, PlanManifestError, PlanSchemaError
-from .cache_errors import translated
+from .cache_errors import cache_errors
 from .identity import PlanIdentity
 from .local import LocalStore
+from .locks import building_lock
 from .plan_manifest import PlanManifest
 from .stored_plan import DamagedManifest, Objection, StoredPlan, no_objection
 
@@ -92,7 +94,7 @@ class PlanStore:
                 if not _has_good(self.remote, manifest.identity, objection):
                     self.push(stored.manifest, overwrite=True)
             except _BUCKET_FAILED as error:
-                push = f"arcface-builder engines push {self.remote.flags}"
+                push = f"arcface-builder engines push {shlex.join(self.remote.flags)}"
                 push += " --overwrite" if isinstance(error, PlanSchemaError) else ""
                 _log.warning(
                     "%s is in the local cache only. %s Then run `%s`.", stored.path.name, error, push
@@ -119,7 +121,7 @@ class PlanStore:
         if not _is_good(manifest, objection, self.remote.name):
             return None
         with self.local.staging() as folder:
-            with translated(self.local.root, "write"):
+            with cache_errors(self.local.root, "write"):
                 self.remote.download(manifest, folder)
             stored = self.local.commit(folder, manifest, objection)
         _log.info("Hit: %s came from the %s", name, self.remote.name)
@@ -162,19 +164,32 @@ class PlanStore:
         Raises:
             CacheError: The local cache cannot be written.
         """
-        with self.local.lock(identity.digest, identity.filename):
+        with building_lock(self.local.root, identity.digest, identity.filename):
             yield
 
     def manifests(self) -> list[PlanManifest]:
-        """Every plan of every place, newest first; one that is in both is listed once.
-
-        Two builds may give the same bytes and yet be judged differently; then both are listed.
+        """Every plan of every place, newest first; see ``where``.
 
         Raises:
             StoreError: The bucket or the local cache cannot be used.
         """
-        found = {manifest.to_json(): manifest for place in self._places() for manifest in readable(place)}
-        return sorted(found.values(), key=lambda manifest: manifest.created_at, reverse=True)
+        found = (manifest for manifest, _ in self.where())
+        return sorted(found, key=lambda manifest: manifest.created_at, reverse=True)
+
+    def where(self) -> list[tuple[PlanManifest, list[Place]]]:
+        """Every plan, and the places that have it.
+
+        Two machines' builds of one plan are two; and two builds may give the same bytes and yet be judged
+        differently.
+
+        Raises:
+            StoreError: The bucket or the local cache cannot be used.
+        """
+        found: dict[str, tuple[PlanManifest, list[Place]]] = {}
+        for place in self._places():
+            for manifest in readable(place):
+                found.setdefault(manifest.to_json(), (manifest, []))[1].append(place)
+        return list(found.values())
 
     @property
     def places(self) -> str:
@@ -188,7 +203,7 @@ class PlanStore:
         _log.info("Miss: %s is not in the %s%s", identity.filename, where, _nearest(identity, others))
 
     def _places(self) -> list[Place]:
-        return [self.remote, self.local] if self.remote else [self.local]
+        return [self.local, self.remote] if self.remote else [self.local]
 
 
 def readable(place: Place, model: str = "") -> Iterator[PlanManifest]:

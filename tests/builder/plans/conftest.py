@@ -12,10 +12,10 @@ import pytest
 from absent_gpu import AbsentGpu
 from arcface_builder import faces
 from arcface_builder.build import build
-from arcface_builder.compile import PlanRequest
 from arcface_builder.onnx_version import find_onnx
+from arcface_builder.plan_request import PlanRequest
 from arcface_builder.plans import gate
-from arcface_builder.plans.builder import BuildOptions
+from arcface_builder.plans.options import BuildOptions
 from arcface_builder.repository import ModelRepository
 from arcface_builder.serving_graph import serving_graph
 from arcface_builder.source_model import SourceModel

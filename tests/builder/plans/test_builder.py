@@ -13,7 +13,8 @@ import pytest
 
 from arcface_builder.errors import CompileError, OptionError, WorkspaceError
 from arcface_builder.plans import builder, progress, toolkit
-from arcface_builder.plans.builder import BuildOptions, build_plan
+from arcface_builder.plans.builder import build_plan
+from arcface_builder.plans.options import BuildOptions
 from arcface_builder.plans.precision import typed_graph
 from arcface_builder.store.plan_header import plan_version
 

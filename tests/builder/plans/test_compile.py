@@ -10,7 +10,7 @@ import pytest
 from absent_gpu import AbsentGpu, unable
 from arcface_builder import faces
 from arcface_builder.cli import main
-from arcface_builder.compile import Compiled, PlanRequest, compile_plan
+from arcface_builder.compile import Compiled, compile_plan
 from arcface_builder.errors import (
     CompileError,
     OptionError,
@@ -20,9 +20,10 @@ from arcface_builder.errors import (
 )
 from arcface_builder.fleet import assemble
 from arcface_builder.onnx_version import find_onnx
-from arcface_builder.plans.builder import BuildOptions
+from arcface_builder.plan_request import PlanRequest
 from arcface_builder.plans.gate import another_model
 from arcface_builder.plans.gpu import Gpu
+from arcface_builder.plans.options import BuildOptions
 from arcface_builder.plans.precision import typed_graph
 from arcface_builder.repository import ModelRepository
 from arcface_builder.sources import OnnxFile

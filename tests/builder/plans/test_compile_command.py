@@ -67,7 +67,7 @@ def test_a_flag_out_of_its_range_is_wrong_usage_and_a_setting_a_failure(
     assert message in capsys.readouterr().err
 
     monkeypatch.setenv(f"ARCFACE_TENSORRT_{name.upper()}", value)
-    assert main(arguments(repository)) == 1
+    assert main(arguments(repository, "--precision", "fp16")) == 1
     assert capsys.readouterr().err.splitlines() == [f"arcface-builder: {message}."]
 
 

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from absent_gpu import AbsentGpu, unable
-from arcface_builder.compile import PlanRequest, compile_plan
+from arcface_builder.compile import compile_plan
 from arcface_builder.errors import (
     BlindGateError,
     PrecisionError,
     RepositoryError,
 )
-from arcface_builder.plans.builder import BuildOptions
+from arcface_builder.plan_request import PlanRequest
+from arcface_builder.plans.options import BuildOptions
 from arcface_builder.repository import ModelRepository
 from arcface_builder.store import PlanStore
 
@@ -75,6 +76,17 @@ def test_no_fallback_is_built_where_a_plan_is_that_was_asked_for(
 
     with pytest.raises(RepositoryError, match=r"has a plan for sm86 already, small-fp32-sm86\.plan \(and"):
         compile_plan(replace(request_, fallback=True), unable(exact), store, repository)
+
+
+def test_no_fallback_is_built_where_a_plan_is_in_place_of_another_precision(
+    request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
+) -> None:
+    exact = replace(gpu, runs_in="fp32")
+    compile_plan(replace(request_, fallback=True), exact, store, repository)  # tf32 in place of fp16
+    bf16 = replace(request_, options=BuildOptions(precision="bf16"), fallback=True)
+
+    with pytest.raises(RepositoryError, match=r"has a plan for sm86 already, small-tf32-sm86\.plan \(and"):
+        compile_plan(bf16, unable(exact), store, repository)
 
 
 def test_a_precision_that_the_gpu_lacks_is_no_fallback(

@@ -7,7 +7,9 @@ import logging
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +18,11 @@ import pytest
 
 from absent_gpu import AbsentGpu, unable
 from arcface_builder import faces
-from arcface_builder.compile import PlanRequest, compile_plan
+from arcface_builder.compile import compile_plan
 from arcface_builder.errors import CacheError, CompileError, PlanDamagedError, RepositoryError
 from arcface_builder.fleet import assemble
-from arcface_builder.plans.builder import BuildOptions
+from arcface_builder.plan_request import PlanRequest
+from arcface_builder.plans.options import BuildOptions
 from arcface_builder.plans.precision import typed_graph
 from arcface_builder.plans.published import recorded_plan
 from arcface_builder.repository import ModelRepository
@@ -386,23 +389,21 @@ def test_a_fleet_keeps_what_is_published_though_another_model_of_gpu_has_a_newer
     assert kept.manifest == a10
 
 
-def test_a_plan_of_a_cache_that_cannot_be_written_is_taken_and_none_is_built(
+def test_where_nothing_can_be_stored_nothing_is_built(
     request_: PlanRequest,
     gpu: AbsentGpu,
     store: PlanStore,
     repository: ModelRepository,
-    elsewhere: ModelRepository,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    compile_plan(request_, gpu, store, elsewhere)
-    made = sys.executable, "-c", READ_ONLY_CACHE, str(store.local.root)
-    in_a_namespace = ["unshare", "--user", "--map-root-user", "--mount"]
-    if subprocess.run([*in_a_namespace, "true"], capture_output=True).returncode:
-        pytest.skip("needs the right to mount in a namespace")
+    @contextmanager
+    def refused(self: LocalStore) -> Iterator[Path]:
+        raise CacheError("Cannot write the cache.")
+        yield
 
-    done = subprocess.run([*in_a_namespace, *made], capture_output=True, text=True, check=False)
-
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines() == ["held", "CacheError"]
+    monkeypatch.setattr(LocalStore, "staging", refused)
+    with pytest.raises(CacheError, match="Cannot write the cache"):
+        compile_plan(request_, unable(gpu), store, repository)
 
 
 READ_ONLY_CACHE = """
@@ -411,11 +412,12 @@ import sys
 from pathlib import Path
 from arcface_builder.errors import CacheError
 from arcface_builder.store import LocalStore
+from arcface_builder.store.locks import building_lock
 root = sys.argv[1]
 subprocess.run(["mount", "--bind", root, root], check=True)
 subprocess.run(["mount", "-o", "remount,bind,ro", root], check=True)
 store = LocalStore(Path(root))
-with store.lock("name", "A plan"):
+with building_lock(store.root, "name", "A plan"):
     (manifest,) = store.manifests()
     assert store.find(manifest.identity)
     print("held")
@@ -425,6 +427,25 @@ try:
 except CacheError as error:
     print(type(error).__name__)
 """
+
+
+def test_a_plan_of_a_cache_that_is_read_only_is_taken(
+    request_: PlanRequest,
+    gpu: AbsentGpu,
+    store: PlanStore,
+    repository: ModelRepository,
+    elsewhere: ModelRepository,
+) -> None:
+    compile_plan(request_, gpu, store, elsewhere)
+    in_a_namespace = ["unshare", "--user", "--map-root-user", "--mount"]
+    if subprocess.run([*in_a_namespace, "true"], capture_output=True).returncode:
+        pytest.skip("needs the right to mount in a namespace")
+
+    command = [*in_a_namespace, sys.executable, "-c", READ_ONLY_CACHE, str(store.local.root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["held", "CacheError"]
 
 
 def test_who_would_build_another_plan_for_an_architecture_waits_and_builds_nothing(
@@ -446,8 +467,10 @@ def test_who_would_build_another_plan_for_an_architecture_waits_and_builds_nothi
         assert begun.wait(60)
         other = replace(request_, options=BuildOptions(precision="fp32"))
         second = pool.submit(compile_plan, other, unable(gpu), store, repository)
-        wait_until(lambda: any("is being built by another process" in said for said in caplog.messages))
-        may_go_on.set()
+        try:
+            wait_until(lambda: any("is being built by another process" in said for said in caplog.messages))
+        finally:
+            may_go_on.set()
         assert first.result().added.is_new
 
         with pytest.raises(RepositoryError, match="has a plan for sm86 already"):
@@ -463,8 +486,9 @@ def test_the_record_keeps_why_a_plan_is_a_fallback(
     record = repository.root / "small_trt-1-sm86.manifest.json"
 
     first = compile_plan(falling, exact, store, repository).manifest
-    for request in (asked_for, falling):
-        assert compile_plan(request, exact, store, repository).manifest == first
+    for request, refused in ((asked_for, 0), (falling, 1)):
+        compiled = compile_plan(request, exact, store, repository)
+        assert (compiled.manifest, len(compiled.refusals)) == (first, refused)
         assert record.read_text() == first.to_json()
     (refusal,) = first.refusals
     assert refusal.startswith("fp16 was refused")

@@ -10,7 +10,7 @@ import engines
 from arcface_builder.errors import CompileError
 from arcface_builder.fleet import choose
 from arcface_builder.onnx_version import OnnxVersion
-from arcface_builder.plans.builder import BUILD_REVISION, BuildOptions
+from arcface_builder.plans.options import BUILD_REVISION, BuildOptions
 from arcface_builder.store import PlanManifest
 
 ONNX = OnnxVersion("arcface_r100", 1, Path("model.onnx"), b"a model", "a" * 64)

@@ -172,7 +172,14 @@ def test_int8_with_absurd_ranges_is_refused_and_its_layer_named(
 
 
 def explained(serving_graph: bytes, typed: bytes, standard: Standard, precision: str) -> str:
-    return explain_drift(serving_graph, typed, standard, precision, 0.001, lambda: "its layers are ...")
+    return explain_drift(
+        serving_graph,
+        typed,
+        standard,
+        precision=precision,
+        max_drift_cosine=0.001,
+        watch=lambda: "its layers are ...",
+    )
 
 
 def test_a_graph_that_passes_the_gate_itself_is_called_sound(standard: Standard, small_graph: bytes) -> None:

@@ -49,10 +49,11 @@ import sys
 from pathlib import Path
 import tensorrt_rtx as trt
 from arcface_builder.plans import builder
+from arcface_builder.plans.options import BuildOptions
 builder.monitor = lambda *_: None  # as with TensorRT 8.5
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
 try:
-    graph, options = Path(sys.argv[1]).read_bytes(), builder.BuildOptions()
+    graph, options = Path(sys.argv[1]).read_bytes(), BuildOptions()
     builder.build_plan(trt, graph, options, target_sm="86", report=lambda *_: print("builds", flush=True))
 except KeyboardInterrupt:
     sys.exit(130)

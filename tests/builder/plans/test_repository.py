@@ -19,6 +19,8 @@ from arcface_builder.model_config import config_text
 from arcface_builder.plans.config import plan_config
 from arcface_builder.plans.repository import AddedPlan, add_plan, add_plans
 from arcface_builder.repository import ModelRepository, replace_text
+from arcface_builder.store import StoredPlan
+from arcface_builder.store.identity import PLATFORM, SMALL_BATCH_PROFILE
 from engines import stored_plan
 
 GOLDEN = Path(__file__).parent / "arcface_r100_trt.pbtxt"
@@ -336,6 +338,24 @@ def test_what_an_operator_set_stays_when_a_plan_is_added(
     edited.cc_model_filenames["9.0"] = "m-fp16-sm90.plan"
     edited.max_batch_size = edited.model_warmup[1].batch_size = 16
     assert kept == edited
+
+
+def with_profiles(plan: StoredPlan, has_two: bool) -> StoredPlan:
+    identity = replace(
+        plan.manifest.identity,
+        settings={PLATFORM: plan.manifest.identity.platform, SMALL_BATCH_PROFILE: has_two},
+    )
+    return replace(plan, manifest=replace(plan.manifest, identity=identity))
+
+
+def test_that_the_profile_for_few_crops_is_lost_to_all_is_said(
+    repository: ModelRepository, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_plan(repository, with_profiles(stored_plan(tmp_path, "80"), True), version=1)
+    add_plan(repository, with_profiles(stored_plan(tmp_path, "90"), False), version=1)
+
+    (warned,) = caplog.messages
+    assert warned == "The profile for few crops is not used any more, on all GPUs: not every plan has it."
 
 
 def test_instances_are_changed_when_they_are_given(repository: ModelRepository, tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,11 +18,13 @@ from onnx import numpy_helper
 from absent_gpu import AbsentGpu, layers_of
 from arcface_builder import faces
 from arcface_builder.errors import CompileError
-from arcface_builder.plans.builder import BuildOptions, build_plan
+from arcface_builder.plans.builder import BuiltPlan, build_plan
 from arcface_builder.plans.layer_errors import USUAL
+from arcface_builder.plans.options import BuildOptions
 from arcface_builder.plans.precision import typed_graph
 from arcface_builder.plans.watching import Layers, diverging_layer, watch_plan, watched_graph
 from arcface_client.contract import OUTPUT_NAME, Crops
+from arcface_client.runtimes.sessions import RUN_ERRORS
 
 CROPS = faces.face_like(10, seed=6)  # a batch of eight, and one that is not full
 
@@ -36,9 +40,11 @@ def with_weights_times(graph: bytes, layer: str, factor: float) -> bytes:
 
 
 def found(small_graph: bytes, plans: bytes, precision: str = "fp16") -> str:
-    usual = USUAL[precision]
     exact = watched_graph(typed_graph(small_graph, "fp32"))
-    return diverging_layer(exact, layers_of(watched_graph(plans)), CROPS, usual, 0.001)
+    layers = layers_of(watched_graph(plans))
+    return diverging_layer(
+        exact, layers, CROPS, batch_sizes=(1, 10), usual=USUAL[precision], max_drift_cosine=0.001
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
@@ -96,41 +102,103 @@ def test_where_there_are_no_sums_convolutions_are_watched(small_graph: bytes) ->
     assert [output.name for output in outputs][1:3] == ["watched.conv1", "watched.conv2"]
 
 
-def test_the_profile_for_few_crops_is_looked_at_too(small_graph: bytes) -> None:
+@pytest.mark.parametrize("wrong_size", [1, 4, 10])
+def test_every_batch_size_that_the_gate_ran_is_looked_at(wrong_size: int, small_graph: bytes) -> None:
     exact = watched_graph(small_graph)
     right, wrong = (
         layers_of(watched_graph(graph))
         for graph in (small_graph, with_weights_times(small_graph, "conv5", -1))
     )
 
-    def of_two_profiles(crops: Crops) -> dict[str, object]:
-        return dict((wrong if len(crops) <= 4 else right)(crops))
+    def wrong_in_one_size(crops: Crops) -> Mapping[str, Any]:
+        return (wrong if len(crops) == wrong_size else right)(crops)
 
-    clause = diverging_layer(exact, of_two_profiles, CROPS[:8], 1e-4, 0.001)  # type: ignore[arg-type]
+    clause = diverging_layer(
+        exact, wrong_in_one_size, CROPS, batch_sizes=(1, 4, 10), usual=1e-4, max_drift_cosine=0.001
+    )
 
     assert "the first layer that diverges is sum4" in clause
 
 
+def test_the_plan_is_built_again_as_it_was_and_run_in_no_larger_batches(
+    gpu: AbsentGpu, small_graph: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = BuildOptions(precision="fp16", max_batch_size=4, timing_cache=Path("asked.cache"))
+    typed = typed_graph(small_graph, "fp16")
+    built = BuiltPlan(
+        plan=b"", workspace_size_mb=256, build_s=100, timing_cache="cold", timings=b"measured before"
+    )
+    asked: list[tuple[BuildOptions, object]] = []
+
+    def build_again(trt: object, graph: bytes, options: BuildOptions, **more: object) -> BuiltPlan:
+        asked.append((options, more["timings"]))
+        return built
+
+    monkeypatch.setattr("arcface_builder.plans.watching.build_plan", build_again)
+    clause = watch(small_graph, typed, gpu, built, options, batch_sizes=(1, 2, 4))
+
+    assert "with its layers in sight the plan passes" in clause
+    assert asked == [(replace(options, timing_cache=None, workspace_size_mb=256), b"measured before")]
+
+
+def watch(
+    serving_graph: bytes,
+    typed: bytes,
+    gpu: AbsentGpu,
+    built: BuiltPlan,
+    options: BuildOptions,
+    batch_sizes: Sequence[int] = (1, 4),
+) -> str:
+    return watch_plan(
+        serving_graph,
+        typed,
+        gpu=gpu,
+        built=built,
+        options=options,
+        crops=CROPS,
+        batch_sizes=batch_sizes,
+        max_drift_cosine=0.001,
+    )
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        (
+            CompileError("TensorRT cannot load the plan: no reason given."),
+            "TensorRT cannot load the plan: no re",
+        ),
+        (RUN_ERRORS[1]("bad allocation"), "bad allocation"),
+        (MemoryError(), "there is no memory for them"),
+    ],
+    ids=["TensorRT", "ONNX Runtime", "memory"],
+)
 def test_a_plan_that_cannot_be_built_or_run_again_says_so_and_hides_nothing(
-    gpu: AbsentGpu, small_graph: bytes
+    failure: Exception, reason: str, gpu: AbsentGpu, small_graph: bytes
 ) -> None:
     class Full(AbsentGpu):
         @contextmanager
         def outputs(self, plan: bytes) -> Iterator[Layers]:
-            raise CompileError("TensorRT cannot load the plan that it built: out of memory.")
+            raise failure
             yield
 
-    options = BuildOptions(precision="fp16")
     typed = typed_graph(small_graph, "fp16")
+    options = BuildOptions(precision="fp16")
     built = build_plan(gpu.trt, typed, options, target_sm="86")
     full = Full(**{name: getattr(gpu, name) for name in gpu.__dataclass_fields__})
 
-    for machine, batch, reason in (
-        (full, 32, "TensorRT cannot load the plan that it built: out of memory"),
-        (replace(gpu, target_sm=None), 32, "cannot make a plan for a whole compute capability"),
-    ):
-        clause = watch_plan(
-            machine, small_graph, typed, built, replace(options, max_batch_size=batch), CROPS, 0.001
-        )
-        assert clause.startswith("no layer can be named: it cannot be built with its layers in sight (")
-        assert reason in clause
+    clause = watch(small_graph, typed, full, built, options)
+
+    assert clause.startswith(
+        f"no layer can be named: the plan cannot be built or run with its layers in sight ({reason}"
+    )
+
+
+def test_a_plan_that_cannot_be_built_again_says_why(gpu: AbsentGpu, small_graph: bytes) -> None:
+    typed = typed_graph(small_graph, "fp16")
+    options = BuildOptions(precision="fp16")
+    built = build_plan(gpu.trt, typed, options, target_sm="86")
+
+    clause = watch(small_graph, typed, replace(gpu, target_sm=None), built, options)
+
+    assert "cannot make a plan for a whole compute capability" in clause
