@@ -122,10 +122,13 @@ def test_a_report_that_has_no_memory_does_not_hide_what_the_gate_says(
     def session(graph: bytes) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("arcface_builder.plans.divergence.session", session)
+    for module in ("divergence", "watching"):
+        monkeypatch.setattr(f"arcface_builder.plans.{module}.session", session)
 
     with pytest.raises(
-        ParityError, match=r"The plan drifts .* In fp16, no layer can be named: there is no mem"
+        ParityError,
+        match=r"The plan drifts .* In fp16, there is no memory to run its graph .*; no layer can be named: .* "
+        r"\(there is no memory for them\)",
     ):
         compile_plan(request_, replace(gpu, wrong_below=1 << 30), store, repository)
 
