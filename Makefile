@@ -45,7 +45,7 @@ test-lowest: ## Run the tests with the lowest versions that pyproject.toml allow
 	$(VENV)-lowest/bin/uv pip install --quiet --python $(VENV)-lowest --group test
 	$(VENV)-lowest/bin/pytest -m 'not faults' --numprocesses $(JOBS) --dist loadfile
 
-test-gpu: $(READY) ## Run the tests that need a GPU and TensorRT (5 minutes; `make test` skips them)
+test-gpu: $(READY) ## Run the tests that need a GPU and TensorRT (8 minutes; `make test` skips them)
 	$(BIN)/pytest -m gpu tests/gpu
 
 soak: $(READY) ## Run load with random faults for MINUTES (10) on real servers; exit 1 when anything is wrong

@@ -83,14 +83,13 @@ def weights_of(model: onnx.ModelProto, layer: str) -> str:
 def test_outputs_give_back_all_memory(small_plan: Compiled, gpu: Gpu) -> None:
     from arcface_client.runtimes import cuda
 
-    plan = small_plan.added.path.read_bytes()
+    plan, crops = small_plan.added.path.read_bytes(), gate_crops()[:8]
 
     def cycle() -> int:
         with gpu.outputs(plan) as outputs:
-            assert outputs(gate_crops()[:8])["embedding"].shape == (8, 512)
-            np.testing.assert_allclose(
-                np.linalg.norm(outputs(gate_crops()[:4])["embedding"], axis=1), 1, atol=1e-6
-            )
+            assert outputs(crops)["embedding"].shape == (8, 512)
+            lengths = np.linalg.norm(outputs(crops[:4])["embedding"], axis=1)
+            np.testing.assert_allclose(lengths, 1, atol=1e-6)
         return cuda.free_bytes()
 
     before = [cycle() for _ in range(3)][-1]
