@@ -68,6 +68,11 @@ def test_a_manifest_that_cannot_be_true_is_refused_in_one_line(path: str, value:
     assert "\n" not in str(caught.value)
 
 
+def test_a_drift_below_nothing_cannot_be_true() -> None:
+    with pytest.raises(PlanManifestError, match=r"drift -5\.0 where"):
+        read_manifest(altered("parity.largest_drift_cosine", -5.0), key=IDENTITY.key)
+
+
 def test_the_message_says_which_field_is_wrong_and_how() -> None:
     with pytest.raises(PlanManifestError, match=r"parity\.crops is 2\.5; expected a whole number\.$"):
         read_manifest(altered("parity.crops", 2.5), key=IDENTITY.key)

@@ -69,8 +69,8 @@ def watch_plan(
     Returns:
         A clause, which says why where no layer can be named.
     """
-    exact = watched_graph(typed_graph(serving_graph, "fp32"))
     try:
+        exact = watched_graph(typed_graph(serving_graph, "fp32"))
         again = build_plan(
             gpu.trt,
             watched_graph(typed),

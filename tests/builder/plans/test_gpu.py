@@ -37,6 +37,19 @@ def test_without_tensorrt_the_way_without_a_gpu_is_named(monkeypatch: pytest.Mon
         gpu_at_hand()
 
 
+@pytest.mark.parametrize("failure", [ImportError, OSError, RuntimeError])
+def test_whatever_keeps_tensorrt_from_starting_is_said(
+    failure: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(name: str) -> None:
+        raise failure("libnvinfer is of another kind")
+
+    monkeypatch.setattr("importlib.import_module", fail)
+
+    with pytest.raises(NoGpuError, match=r"TensorRT cannot be imported \(libnvinfer is of another kind\)"):
+        toolkit.find_tensorrt()
+
+
 def test_a_driver_that_is_too_old_is_said(cudart: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # The error is CUDA's own: it has one for a driver that is too old and one that is not there.
     monkeypatch.setattr(cudart, "cudaDriverGetVersion", lambda: (cudart.cudaError_t.cudaSuccess, 11040))

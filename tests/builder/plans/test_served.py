@@ -83,3 +83,16 @@ def test_the_versions_to_remove_are_all_those_that_hold_an_architecture(
 
     (warning,) = caplog.messages
     assert "version 2 serves on until version 3 has plans for 8.9 too; or remove version 1, 2" in warning
+
+
+def test_missing_architectures_are_named_in_their_order(
+    repository: ModelRepository, caplog: pytest.LogCaptureFixture
+) -> None:
+    for sm in ("89", "120", "75", "86"):
+        add(repository, sm, 1)
+    caplog.clear()
+
+    add(repository, "86", 2)
+
+    (warning,) = caplog.messages
+    assert "has plans for 7.5, 8.9, 12.0 too" in warning
