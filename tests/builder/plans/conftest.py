@@ -92,3 +92,8 @@ def request_(repository: ModelRepository, source: Path) -> PlanRequest:
         calibration=faces.noise(32),
         source=OnnxFile(source),
     )
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> ModelRepository:
+    return ModelRepository(tmp_path / "elsewhere")

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import errno
 import logging
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import onnxruntime
 import pytest
 
-from absent_gpu import AbsentGpu, unable
+from absent_gpu import AbsentGpu
 from arcface_builder import faces
 from arcface_builder.compile import compile_plan
 from arcface_builder.errors import CacheError, CompileError, PlanDamagedError, RepositoryError
@@ -28,7 +22,6 @@ from arcface_builder.plans.published import recorded_plan
 from arcface_builder.repository import ModelRepository
 from arcface_builder.store import PlanManifest, PlanStore, describe_plan, open_store
 from arcface_builder.store.local import LocalStore
-from processes import wait_until
 from s3_server import S3Server
 
 pytestmark = pytest.mark.usefixtures("few_crops")
@@ -38,11 +31,6 @@ pytestmark = pytest.mark.usefixtures("few_crops")
 def coarse(gpu: AbsentGpu) -> AbsentGpu:
     """A GPU whose fp16 is no better than int8."""
     return replace(gpu, graph=typed_graph(gpu.graph, "int8", calibration=faces.noise(8)))
-
-
-@pytest.fixture
-def elsewhere(tmp_path: Path) -> ModelRepository:
-    return ModelRepository(tmp_path / "elsewhere")
 
 
 def lenient(request: PlanRequest) -> PlanRequest:
@@ -82,71 +70,6 @@ def test_where_the_cache_has_a_lenient_plan_the_buckets_good_one_is_taken(
     assert list(store.local.manifests()) == [good]
     assert store.remote is not None
     assert list(store.remote.manifests()) == [good]
-
-
-def test_a_fleet_takes_the_buckets_good_plan_where_the_cache_has_a_lenient_one(
-    lenient_here: tuple[PlanStore, PlanRequest, PlanManifest], repository: ModelRepository
-) -> None:
-    store, strict, good = lenient_here
-
-    (added,) = assemble(
-        strict.onnx, strict.options, ["8.6"], store, repository, max_drift_cosine=strict.max_drift_cosine
-    )
-
-    assert describe_plan(added.path)["plan_sha256"] == good.plan_sha256
-
-
-def test_a_fleet_takes_the_good_record_of_bytes_that_were_judged_twice(
-    lenient_here: tuple[PlanStore, PlanRequest, PlanManifest], repository: ModelRepository, tmp_path: Path
-) -> None:
-    store, strict, good = lenient_here
-    (bad,) = [found for found in store.local.manifests() if isinstance(found, PlanManifest)]
-    store.local.remove(bad)
-    store.local.add((tmp_path / "b" / good.identity.key).read_bytes(), replace(good, parity=bad.parity))
-
-    (added,) = assemble(
-        strict.onnx, strict.options, ["8.6"], store, repository, max_drift_cosine=strict.max_drift_cosine
-    )
-
-    there = recorded_plan(repository, good.identity, strict.onnx.version)
-    assert there is not None
-    assert there.path == added.path
-    assert there.manifest.parity == good.parity
-
-
-@pytest.mark.parametrize("in_the_bucket", ["another plan", "the same plan, judged to be worse"])
-def test_a_fleet_takes_no_other_plan_than_the_one_it_chose(
-    in_the_bucket: str,
-    request_: PlanRequest,
-    gpu: AbsentGpu,
-    coarse: AbsentGpu,
-    tmp_path: Path,
-    elsewhere: ModelRepository,
-    repository: ModelRepository,
-    s3: S3Server,
-) -> None:
-    b = open_store("plans", endpoint_url=s3.url, cache_dir=tmp_path / "b")
-    before = PlanStore(LocalStore(tmp_path / "before")) if in_the_bucket != "another plan" else b
-    bad = compile_plan(lenient(request_), coarse, before, elsewhere).manifest
-    strict = twice_as_strict_as(bad, request_)
-    a = PlanStore(LocalStore(tmp_path / "a"))
-    good = compile_plan(strict, gpu, a, ModelRepository(tmp_path / "third")).manifest
-    path = a.local.root / good.identity.key
-    content = path.read_bytes()
-    if before is not b:
-        b.put(content, replace(good, parity=bad.parity))
-    path.write_bytes(content[:-1] + b"?")
-
-    with pytest.raises(CompileError, match=r"small-fp16-sm86\.plan is no longer as it was listed in the"):
-        assemble(
-            request_.onnx,
-            request_.options,
-            ["8.6"],
-            open_store("plans", endpoint_url=s3.url, cache_dir=tmp_path / "a"),
-            repository,
-            max_drift_cosine=strict.max_drift_cosine,
-        )
-    assert not (repository.root / "small_trt").exists()
 
 
 def test_the_old_plan_stays_where_the_new_one_cannot_be_stored(
@@ -324,25 +247,6 @@ def test_a_plan_by_another_tensorrt_than_the_versions_others_is_refused_before_i
     assert stages == []
 
 
-def test_a_fleet_goes_on_with_what_the_version_has(
-    request_: PlanRequest,
-    gpu: AbsentGpu,
-    store: PlanStore,
-    repository: ModelRepository,
-    elsewhere: ModelRepository,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    compile_plan(request_, gpu, store, repository)
-    monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    for sm in ("86", "89"):
-        compile_plan(request_, replace(gpu, sm=sm, target_sm=sm), store, elsewhere)
-
-    with pytest.raises(
-        CompileError, match=r"without sm89 \(not taken: small-fp16-sm89\.plan: platform linux-aarch64"
-    ):
-        assemble(request_.onnx, request_.options, ["8.6", "8.9"], store, repository)
-
-
 def test_where_two_machines_built_the_same_the_published_plan_counts(
     request_: PlanRequest,
     gpu: AbsentGpu,
@@ -369,114 +273,6 @@ def test_where_two_machines_built_the_same_the_published_plan_counts(
     assert again.manifest == published
 
 
-def test_a_fleet_keeps_what_is_published_though_another_model_of_gpu_has_a_newer_plan(
-    request_: PlanRequest,
-    gpu: AbsentGpu,
-    store: PlanStore,
-    repository: ModelRepository,
-    elsewhere: ModelRepository,
-) -> None:
-    request_ = replace(request_, options=BuildOptions(hardware_compatible=False))
-    a10 = compile_plan(request_, replace(gpu, name="NVIDIA A10"), store, repository).manifest
-    compile_plan(request_, replace(gpu, name="NVIDIA A40"), store, elsewhere)
-    compile_plan(request_, replace(gpu, sm="89", target_sm="89", name="NVIDIA L4"), store, elsewhere)
-
-    old, new = assemble(request_.onnx, request_.options, ["8.6", "8.9"], store, repository)
-
-    assert (old.is_new, new.is_new) == (False, True)
-    kept = recorded_plan(repository, a10.identity, 1)
-    assert kept is not None
-    assert kept.manifest == a10
-
-
-def test_where_nothing_can_be_stored_nothing_is_built(
-    request_: PlanRequest,
-    gpu: AbsentGpu,
-    store: PlanStore,
-    repository: ModelRepository,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    @contextmanager
-    def refused(self: LocalStore) -> Iterator[Path]:
-        raise CacheError("Cannot write the cache.")
-        yield
-
-    monkeypatch.setattr(LocalStore, "staging", refused)
-    with pytest.raises(CacheError, match="Cannot write the cache"):
-        compile_plan(request_, unable(gpu), store, repository)
-
-
-READ_ONLY_CACHE = """
-import subprocess
-import sys
-from pathlib import Path
-from arcface_builder.errors import CacheError
-from arcface_builder.store import LocalStore
-from arcface_builder.store.locks import building_lock
-root = sys.argv[1]
-subprocess.run(["mount", "--bind", root, root], check=True)
-subprocess.run(["mount", "-o", "remount,bind,ro", root], check=True)
-store = LocalStore(Path(root))
-with building_lock(store.root, "name", "A plan"):
-    (manifest,) = store.manifests()
-    assert store.find(manifest.identity)
-    print("held")
-try:
-    with store.staging():
-        pass
-except CacheError as error:
-    print(type(error).__name__)
-"""
-
-
-def test_a_plan_of_a_cache_that_is_read_only_is_taken(
-    request_: PlanRequest,
-    gpu: AbsentGpu,
-    store: PlanStore,
-    repository: ModelRepository,
-    elsewhere: ModelRepository,
-) -> None:
-    compile_plan(request_, gpu, store, elsewhere)
-    in_a_namespace = ["unshare", "--user", "--map-root-user", "--mount"]
-    if subprocess.run([*in_a_namespace, "true"], capture_output=True).returncode:
-        pytest.skip("needs the right to mount in a namespace")
-
-    command = [*in_a_namespace, sys.executable, "-c", READ_ONLY_CACHE, str(store.local.root)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines() == ["held", "CacheError"]
-
-
-def test_who_would_build_another_plan_for_an_architecture_waits_and_builds_nothing(
-    request_: PlanRequest,
-    gpu: AbsentGpu,
-    store: PlanStore,
-    repository: ModelRepository,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    caplog.set_level(logging.INFO)
-    begun, may_go_on = threading.Event(), threading.Event()
-
-    def slowly(stage: str, done: float | None) -> None:
-        begun.set()
-        assert may_go_on.wait(60)
-
-    with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(compile_plan, request_, gpu, store, repository, report=slowly)
-        assert begun.wait(60)
-        other = replace(request_, options=BuildOptions(precision="fp32"))
-        second = pool.submit(compile_plan, other, unable(gpu), store, repository)
-        try:
-            wait_until(lambda: any("is being built by another process" in said for said in caplog.messages))
-        finally:
-            may_go_on.set()
-        assert first.result().added.is_new
-
-        with pytest.raises(RepositoryError, match="has a plan for sm86 already"):
-            second.result()
-
-
 def test_the_record_keeps_why_a_plan_is_a_fallback(
     request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
 ) -> None:
@@ -494,18 +290,66 @@ def test_the_record_keeps_why_a_plan_is_a_fallback(
     assert refusal.startswith("fp16 was refused")
 
 
-def test_a_fleet_calibrates_as_the_version_does(
+def test_a_fleet_takes_the_buckets_good_plan_where_the_cache_has_a_lenient_one(
+    lenient_here: tuple[PlanStore, PlanRequest, PlanManifest], repository: ModelRepository
+) -> None:
+    store, strict, good = lenient_here
+
+    (added,) = assemble(
+        strict.onnx, strict.options, ["8.6"], store, repository, max_drift_cosine=strict.max_drift_cosine
+    )
+
+    assert describe_plan(added.path)["plan_sha256"] == good.plan_sha256
+
+
+def test_a_fleet_takes_the_good_record_of_bytes_that_were_judged_twice(
+    lenient_here: tuple[PlanStore, PlanRequest, PlanManifest], repository: ModelRepository, tmp_path: Path
+) -> None:
+    store, strict, good = lenient_here
+    (bad,) = [found for found in store.local.manifests() if isinstance(found, PlanManifest)]
+    store.local.remove(bad)
+    store.local.add((tmp_path / "b" / good.identity.key).read_bytes(), replace(good, parity=bad.parity))
+
+    (added,) = assemble(
+        strict.onnx, strict.options, ["8.6"], store, repository, max_drift_cosine=strict.max_drift_cosine
+    )
+
+    there = recorded_plan(repository, good.identity, strict.onnx.version)
+    assert there is not None
+    assert there.path == added.path
+    assert there.manifest.parity == good.parity
+
+
+@pytest.mark.parametrize("in_the_bucket", ["another plan", "the same plan, judged to be worse"])
+def test_a_fleet_takes_no_other_plan_than_the_one_it_chose(
+    in_the_bucket: str,
     request_: PlanRequest,
     gpu: AbsentGpu,
-    store: PlanStore,
-    repository: ModelRepository,
+    coarse: AbsentGpu,
+    tmp_path: Path,
     elsewhere: ModelRepository,
+    repository: ModelRepository,
+    s3: S3Server,
 ) -> None:
-    int8 = replace(lenient(request_), options=BuildOptions(precision="int8"))
-    gpu = replace(gpu, runs_in="int8")
-    compile_plan(int8, gpu, store, repository)
-    other = replace(int8, calibration=faces.noise(40))
-    compile_plan(other, replace(gpu, sm="89", target_sm="89"), store, elsewhere)
+    b = open_store("plans", endpoint_url=s3.url, cache_dir=tmp_path / "b")
+    before = PlanStore(LocalStore(tmp_path / "before")) if in_the_bucket != "another plan" else b
+    bad = compile_plan(lenient(request_), coarse, before, elsewhere).manifest
+    strict = twice_as_strict_as(bad, request_)
+    a = PlanStore(LocalStore(tmp_path / "a"))
+    good = compile_plan(strict, gpu, a, ModelRepository(tmp_path / "third")).manifest
+    path = a.local.root / good.identity.key
+    content = path.read_bytes()
+    if before is not b:
+        b.put(content, replace(good, parity=bad.parity))
+    path.write_bytes(content[:-1] + b"?")
 
-    with pytest.raises(CompileError, match=r"sm89 \(not taken: small-int8-sm89\.plan: calibration"):
-        assemble(int8.onnx, int8.options, ["8.9"], store, repository, max_drift_cosine=0.05)
+    with pytest.raises(CompileError, match=r"small-fp16-sm86\.plan is no longer as it was listed in the"):
+        assemble(
+            request_.onnx,
+            request_.options,
+            ["8.6"],
+            open_store("plans", endpoint_url=s3.url, cache_dir=tmp_path / "a"),
+            repository,
+            max_drift_cosine=strict.max_drift_cosine,
+        )
+    assert not (repository.root / "small_trt").exists()
