@@ -17,7 +17,7 @@ from arcface_builder.plans import builder
 from arcface_builder.plans.builder import BuiltPlan, build_plan
 from arcface_builder.plans.gate import gate_crops
 from arcface_builder.plans.gpu import Gpu
-from arcface_builder.plans.layer_errors import USUAL
+from arcface_builder.plans.layer_errors import USUAL_IN_TENSORRT
 from arcface_builder.plans.options import BuildOptions
 from arcface_builder.plans.precision import typed_graph
 from arcface_builder.plans.watching import diverging_layer, watched_graph
@@ -36,7 +36,12 @@ def test_no_layer_of_a_good_plan_is_called_diverging(
     built = build_plan(gpu.trt, watched, options, timings=r18_options.timing_cache.read_bytes())
     with gpu.outputs(built.plan) as layers:
         clause = diverging_layer(
-            exact, layers, gate_crops(), batch_sizes=(1, 4, 32), usual=USUAL["fp16"], max_drift_cosine=0
+            exact,
+            layers,
+            gate_crops(),
+            batch_sizes=(1, 4, 32),
+            usual=USUAL_IN_TENSORRT["fp16"],
+            max_drift_cosine=0,
         )
 
     assert clause.startswith(

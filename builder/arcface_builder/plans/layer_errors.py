@@ -9,11 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-USUAL: Final = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 2e-2, "bf16": 1e-1, "int8": 1e-1}
-"""Relative error of a layer's output that is nothing to wonder about, by precision.
+USUAL: Final = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 1e-1, "int8": 1e-1}
+"""Relative error of a typed graph's layer that is nothing to wonder about, by precision."""
 
-An error r at the last layer is a drift of about r * r / 2. TensorRT 8.5 accumulates in float16: of plans that
-pass, an IResNet-18's last layer was off by 0.8e-2, an IResNet-100's by 1.5e-2.
+USUAL_IN_TENSORRT: Final = {**USUAL, "tf32": 1e-2, "fp16": 2e-2}
+"""The same of a plan's layer; an error r at the last one is a drift of about r * r / 2.
+
+TensorRT 8.5 accumulates in float16: of plans that pass, an IResNet-18's last layer was off by 0.8e-2, an
+IResNet-100's, by its drift, by 1.5e-2.
 """
 
 _LEAST_LENGTH: Final = 1e-30  # a layer that gives zeros alone

@@ -24,7 +24,7 @@ from arcface_client.runtimes.sessions import RUN_ERRORS
 from ..graph import first_line, session
 from .builder import BuiltPlan, build_plan
 from .gpu import Gpu
-from .layer_errors import USUAL, named_layers, relative_error, worst_layer
+from .layer_errors import USUAL_IN_TENSORRT, named_layers, relative_error, worst_layer
 from .options import BuildOptions
 from .precision import typed_graph
 
@@ -88,7 +88,7 @@ def watch_plan(
                 layers,
                 few,
                 batch_sizes=batch_sizes,
-                usual=USUAL[options.precision],
+                usual=USUAL_IN_TENSORRT[options.precision],
                 max_drift_cosine=max_drift_cosine,
             )
     except (DeploymentError, *RUN_ERRORS) as error:  # why the plan is refused is known, and more important

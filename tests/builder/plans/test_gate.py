@@ -198,9 +198,13 @@ def test_a_graph_that_drifts_by_many_usual_errors_is_not_called_sound(
     few = replace(standard, crops=smooth, from_source=embedder(small_graph)(smooth))
     typed = typed_graph(small_graph, "int8", calibration=smooth)
 
-    # Whether a layer's error is unusual depends on ONNX Runtime's quantiser.
-    clause = explained(small_graph, typed, few, "int8")
-    assert re.match(r"the graph itself drifts by 0\.00\d+ in ONNX Runtime; (no|the first) layer", clause)
+    # With the oldest ONNX Runtime, one layer's error is just above the usual.
+    assert re.fullmatch(
+        r"the graph itself drifts by 0\.00\d+ in ONNX Runtime; "
+        r"(no layer's relative error passes the usual 0\.1; the largest is that of conv\d, 0\.0\d+"
+        r"|the first layer that diverges is conv\d: relative error 0\.1\d, usual up to 0\.1)",
+        explained(small_graph, typed, few, "int8"),
+    )
 
 
 def test_where_no_layers_error_is_unusual_the_largest_is_named() -> None:
@@ -217,7 +221,7 @@ def test_the_layer_where_not_a_number_comes_from_is_named(standard: Standard, sm
 
     assert explained(small_graph, model.SerializeToString(), standard, "fp16") == (
         "the graph itself drifts by nan in ONNX Runtime; "
-        "the first layer that diverges is conv4: relative error nan, usual up to 0.02"
+        "the first layer that diverges is conv4: relative error nan, usual up to 0.01"
     )
 
 

@@ -19,7 +19,7 @@ from absent_gpu import AbsentGpu, layers_of
 from arcface_builder import faces
 from arcface_builder.errors import CompileError
 from arcface_builder.plans.builder import BuiltPlan, build_plan
-from arcface_builder.plans.layer_errors import USUAL
+from arcface_builder.plans.layer_errors import USUAL_IN_TENSORRT
 from arcface_builder.plans.options import BuildOptions
 from arcface_builder.plans.precision import typed_graph
 from arcface_builder.plans.watching import Layers, diverging_layer, watch_plan, watched_graph
@@ -43,7 +43,7 @@ def found(small_graph: bytes, plans: bytes, precision: str = "fp16") -> str:
     exact = watched_graph(typed_graph(small_graph, "fp32"))
     layers = layers_of(watched_graph(plans))
     return diverging_layer(
-        exact, layers, CROPS, batch_sizes=(1, 10), usual=USUAL[precision], max_drift_cosine=0.001
+        exact, layers, CROPS, batch_sizes=(1, 10), usual=USUAL_IN_TENSORRT[precision], max_drift_cosine=0.001
     )
 
 
