@@ -106,6 +106,10 @@ class PlanDamagedError(PlanError):
     """A plan's bytes are not those of its manifest, or are no plan at all."""
 
 
+class PlanGoneError(PlanError):
+    """A plan was removed or replaced between its being listed and its being read."""
+
+
 class CompileError(BuilderError, DeploymentError):
     """A TensorRT plan could not be built, or must not be used."""
 

@@ -17,12 +17,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING, Final
 
 from .errors import ArcFaceError, MissingExtraError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 DONE = 0
 FAILED = 1  # argparse ends wrong usage with 2
 INTERRUPTED = 130  # what a shell gives for a program that Ctrl-C ended
+
+_STDOUT: Final = "standard output"
 
 
 def run(
@@ -62,39 +68,48 @@ def run(
         print(f"{prog}: {error}", file=sys.stderr)
         return FAILED
     except OSError as error:
-        if not _stdout_fails():
-            where = f" ({error.filename})" if error.filename else ""
-            if error.errno == errno.ENOSPC and not where:
-                where = f" (perhaps of {tempfile.gettempdir()}; TMPDIR names another folder)"
-            print(f"{prog}: {error.strerror or error}{where}", file=sys.stderr)
-        elif not isinstance(error, BrokenPipeError):  # such a reader, `| head`, had enough
-            print(f"{prog}: {error.strerror or error} (standard output)", file=sys.stderr)
+        if isinstance(error, BrokenPipeError) and error.filename == _STDOUT:
+            return FAILED  # its reader, `| head`, had enough
+        where = f" ({error.filename})" if error.filename else ""
+        if error.errno == errno.ENOSPC and not where:
+            where = f" (perhaps of {tempfile.gettempdir()}; TMPDIR names another folder)"
+        print(f"{prog}: {error.strerror or error}{where}", file=sys.stderr)
         return FAILED
 
 
-def _prepare_streams() -> None:
-    """Open standard error to nowhere where the caller closed it, lest print() and bars fail or go elsewhere.
+class _Stdout(io.FileIO):
+    """Standard output, which errors of writing to it name; Python's own names no file.
 
-    And give lines a buffer where ``PYTHONUNBUFFERED`` took it, for ``_stdout_fails`` to find the rest.
+    What could not be written is dropped, lest Python complain of it again at exit.
+    """
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            error.filename = _STDOUT
+            with Path(os.devnull).open("wb") as nowhere:
+                os.dup2(nowhere.fileno(), self.fileno())
+            raise
+
+
+def _prepare_streams() -> None:
+    """Let errors name standard output, and open standard error to nowhere where the caller closed it.
+
+    Without one print() and bars fail, or go elsewhere.
     """
     if sys.stderr is None:
         sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     stdout = sys.stdout
-    if isinstance(stdout, io.TextIOWrapper) and isinstance(stdout.buffer, io.RawIOBase):
-        sys.stdout = open(  # noqa: SIM115
-            stdout.fileno(), "w", buffering=1, encoding=stdout.encoding, errors=stdout.errors, closefd=False
+    if not (isinstance(stdout, io.TextIOWrapper) and stdout is sys.__stdout__):
+        return  # there is none, or a caller's own
+    if isinstance(getattr(stdout.buffer, "raw", stdout.buffer), io.FileIO):  # no terminal of Windows
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(_Stdout(stdout.fileno(), "w", closefd=False)),
+            encoding=stdout.encoding,
+            errors=stdout.errors,
+            line_buffering=stdout.line_buffering or stdout.write_through,  # as PYTHONUNBUFFERED wants it
         )
-
-
-def _stdout_fails() -> bool:
-    """Whether standard output cannot be written to; if so, keep Python from complaining again at exit."""
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()  # what could not be written is still there, and fails again
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
 
 
 @contextmanager

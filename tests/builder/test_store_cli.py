@@ -11,7 +11,7 @@ import pytest
 
 import engines
 from arcface_builder.cli import main
-from arcface_builder.store import PlanIdentity, PlanManifest, open_store
+from arcface_builder.store import LocalStore, PlanIdentity, PlanManifest, StoredPlan, open_store
 from arcface_builder.store.s3 import S3Store
 from engines import plan
 from s3_server import BadWire, S3Server
@@ -224,6 +224,24 @@ def test_a_damaged_plan_that_nobody_asked_for_fails_nothing(
             assert len(lines) == int("--sm" in wanted)
         (line,) = said(capsys, *verb, "--sm", "90", "--tensorrt-version", "10.16.1.11", code=1)
         assert line.startswith("damaged: ")
+
+
+def test_verify_beside_prune_fails_for_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = LocalStore.check
+
+    def check_late(self: LocalStore, listed: PlanManifest) -> StoredPlan:
+        if listed.identity == SM90:
+            LocalStore(self.root).remove(listed)
+        return check(self, listed)
+
+    monkeypatch.setattr(LocalStore, "check", check_late)
+
+    assert sorted(said(capsys, "verify")) == [
+        f"removed or replaced meanwhile: {SM90.key}",
+        f"whole: {IDENTITY.key}",
+    ]
 
 
 def test_verify_downloads_and_checks_the_bucket(bucket: S3Server, capsys: pytest.CaptureFixture[str]) -> None:

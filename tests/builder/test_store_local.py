@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from arcface_builder.disk import locked
-from arcface_builder.errors import CacheError, PlanDamagedError, PlanError
-from arcface_builder.store import DamagedManifest, LocalStore, PlanIdentity, StoredPlan
+from arcface_builder.errors import CacheError, PlanDamagedError, PlanError, PlanGoneError
+from arcface_builder.store import DamagedManifest, LocalStore, PlanIdentity, PlanManifest, StoredPlan
 from arcface_builder.store.locks import building_lock
 from children import run
 from engines import IDENTITY, identity, manifest, plan
@@ -140,6 +140,35 @@ def test_an_engine_that_is_completed_while_another_is_stored_is_not_removed(
     monkeypatch.setattr(LocalStore, "find", find_slowly)
 
     assert store.add(plan(), manifest()).path.read_bytes() == plan(seed=1)
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["removed", "replaced"])
+def test_a_plan_that_goes_after_it_was_listed_is_not_damaged(store: LocalStore, replaced: bool) -> None:
+    store.add(plan(), manifest())
+    (listed,) = store.manifests()
+    assert isinstance(listed, PlanManifest)
+    LocalStore(store.root).remove(listed)
+    if replaced:
+        store.add(plan(seed=1), manifest(plan(seed=1)))
+
+    with pytest.raises(PlanGoneError, match="was removed or replaced while it was looked at"):
+        store.check(listed)
+
+
+def test_a_plan_that_is_away_while_another_process_judges_it_is_not_damaged(
+    store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = store.add(plan(), manifest())
+    away = stored.path.parent.rename(tmp_path / "away")
+    has = LocalStore._has
+
+    def back_again(self: LocalStore, listed: PlanManifest) -> bool:
+        away.rename(stored.path.parent)
+        return has(self, listed)
+
+    monkeypatch.setattr(LocalStore, "_has", back_again)
+
+    assert store.check(stored.manifest) == stored
 
 
 @pytest.mark.parametrize("missing", ["", ".json"], ids=["plan", "manifest"])

@@ -14,7 +14,13 @@ from typing import Any
 import botocore
 import pytest
 
-from arcface_builder.errors import BucketError, BucketUnreachableError, PlanDamagedError, PlanManifestError
+from arcface_builder.errors import (
+    BucketError,
+    BucketUnreachableError,
+    PlanDamagedError,
+    PlanGoneError,
+    PlanManifestError,
+)
 from arcface_builder.store import (
     DamagedManifest,
     LocalStore,
@@ -161,6 +167,21 @@ def test_a_plan_that_is_missing_beside_its_manifest_is_told(
     s3.client.delete_object(Bucket="plans", Key=PLAN_KEY)
     with pytest.raises(PlanDamagedError, match="is missing from the bucket"):
         bucket.check(MANIFEST)
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["removed", "replaced"])
+def test_a_plan_that_goes_after_it_was_listed_is_not_damaged(
+    bucket: S3Store, engine: StoredPlan, tmp_path: Path, replaced: bool
+) -> None:
+    bucket.upload(engine)
+    (listed,) = bucket.manifests()
+    assert isinstance(listed, PlanManifest)
+    assert bucket.remove(listed)
+    if replaced:
+        bucket.upload(LocalStore(tmp_path / "other").add(plan(seed=1), manifest(plan(seed=1))))
+
+    with pytest.raises(PlanGoneError, match=r"was removed from the bucket 'plans' at .* or replaced while"):
+        bucket.check(listed)
 
 
 def test_a_manifest_of_another_plan_is_refused(s3: S3Server, bucket: S3Store) -> None:

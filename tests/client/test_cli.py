@@ -240,17 +240,23 @@ def test_a_reader_that_goes_away_is_no_traceback(unbuffered: str, triton: LocalT
 
 
 @UNBUFFERED
-def test_a_full_disk_under_standard_output_is_not_blamed_on_another(
-    unbuffered: str, triton: LocalTriton
-) -> None:
-    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+@pytest.mark.parametrize("size", [1, 100_000], ids=["a line", "more than a buffer"])
+def test_a_full_disk_under_standard_output_is_not_blamed_on_another(size: int, unbuffered: str) -> None:
+    program = f"""
+from argparse import ArgumentParser
+from arcface_client.commandline import run
+def parser():
+    parser = ArgumentParser()
+    parser.set_defaults(run=lambda arguments: print("x" * {size}) or 0)
+    return parser
+raise SystemExit(run("arcface-client", parser, []))"""
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "arcface_client", "status", "--url", triton.grpc_url],
+            [sys.executable, "-c", program],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
-            env=environment,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
         )
     assert done.returncode == 1
     assert done.stderr == "arcface-client: No space left on device (standard output)\n"

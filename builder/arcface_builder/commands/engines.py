@@ -14,7 +14,7 @@ from arcface_client.commandline import DONE, FAILED
 from arcface_client.identity import PRECISIONS
 from arcface_client.tensorrt_settings import load_tensorrt_settings
 
-from ..errors import OptionError, PlanError, PlanSchemaError
+from ..errors import OptionError, PlanError, PlanGoneError, PlanSchemaError
 from ..store import DamagedManifest, LocalStore, PlanManifest, PlanStore
 from ..store.identity import GPU_MODEL, KEY_PARTS, key_parts
 from ..store.pruning import PruneRule
@@ -218,6 +218,8 @@ def _each(place: _AnyPlace, action: Callable[[PlanManifest], str], arguments: ar
                 continue
             try:
                 yield _Outcome(key, action(manifest))
+            except PlanGoneError:
+                yield _Outcome(key, "removed or replaced meanwhile")
             except PlanSchemaError as error:
                 yield _Outcome(key, _FOREIGN, str(error))
             except PlanError as error:

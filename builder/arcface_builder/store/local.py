@@ -20,7 +20,14 @@ from typing import Final
 from arcface_client.cache import cache_folder
 
 from ..disk import flush
-from ..errors import CacheError, PlanDamagedError, PlanError, PlanManifestError, PlanSchemaError
+from ..errors import (
+    CacheError,
+    PlanDamagedError,
+    PlanError,
+    PlanGoneError,
+    PlanManifestError,
+    PlanSchemaError,
+)
 from .cache_errors import cache_errors
 from .identity import PlanIdentity
 from .plan_manifest import ENDING, PlanManifest, check_plan, read_manifest
@@ -94,12 +101,20 @@ class LocalStore:
         """Compare a plan's bytes with its manifest.
 
         Raises:
+            PlanGoneError: It is no longer the plan that was listed.
             PlanError: They differ.
             CacheError: The plan cannot be read.
         """
         plan = self.root / manifest.identity.key
         with cache_errors(self.root, "read"):
-            return _compared(plan, manifest)
+            try:
+                return _compared(plan, manifest)
+            except PlanError as error:
+                if not self._has(manifest):
+                    raise PlanGoneError(
+                        f"{plan} was removed or replaced while it was looked at; look again."
+                    ) from error
+            return _compared(plan, manifest)  # it may have been away for a moment, to be judged
 
     def add(self, plan: bytes, manifest: PlanManifest, objection: Objection = no_objection) -> StoredPlan:
         """Store a plan, unless there is one of the same identity, which then is the one that counts.
@@ -178,6 +193,16 @@ class LocalStore:
         key = manifest.identity.key
         with cache_errors(self.root, "write"):
             return self._discard_unless_good(self.root / key, key, unwanted)
+
+    def _has(self, manifest: PlanManifest) -> bool:
+        """Whether a plan is there whose manifest says the same bytes, or nothing that can be read."""
+        key = manifest.identity.key
+        try:
+            return _read(self.root / key, key).plan_sha256 == manifest.plan_sha256
+        except FileNotFoundError:
+            return False
+        except PlanManifestError:
+            return True
 
     def _checked(self, plan: Path, key: str) -> StoredPlan:
         return _compared(plan, _read(plan, key))

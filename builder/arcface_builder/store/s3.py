@@ -23,7 +23,14 @@ from botocore.awsrequest import AWSResponse
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from ..errors import BucketError, PlanDamagedError, PlanError, PlanManifestError, PlanSchemaError
+from ..errors import (
+    BucketError,
+    PlanDamagedError,
+    PlanError,
+    PlanGoneError,
+    PlanManifestError,
+    PlanSchemaError,
+)
 from .identity import PlanIdentity
 from .plan_manifest import ENDING, PlanManifest, check_plan, read_manifest
 from .s3_errors import bucket_errors, is_missing
@@ -125,6 +132,7 @@ class S3Store:
         """Download a plan into a folder and compare it with its manifest.
 
         Raises:
+            PlanGoneError: It is no longer the plan that was listed.
             PlanError: It is missing or is not what its manifest describes; it is not in the folder.
             StoreError: The bucket cannot be used.
         """
@@ -142,6 +150,7 @@ class S3Store:
         """Download a plan for nothing but to compare it with its manifest.
 
         Raises:
+            PlanGoneError: It is no longer the plan that was listed.
             PlanError: It is missing or is not what its manifest describes.
             StoreError: The bucket cannot be used.
         """
@@ -180,16 +189,19 @@ class S3Store:
             PlanManifestError: Its manifest is damaged.
             StoreError: The bucket cannot be used.
         """
-        there = self.find(manifest.identity)
-        if there is None or there.plan_sha256 != manifest.plan_sha256:
+        if not self._has(manifest):
             return False
         with bucket_errors(self.name):
             self._s3.delete_object(Bucket=self._bucket, Key=manifest.identity.key + ENDING)
-        there = self.find(manifest.identity)
-        if there is None or there.plan_sha256 != manifest.plan_sha256:  # or these were just pushed again
+        if not self._has(manifest):  # or these were just pushed again
             with bucket_errors(self.name):
                 self._s3.delete_object(Bucket=self._bucket, Key=_plan_key(manifest))
         return True
+
+    def _has(self, manifest: PlanManifest) -> bool:
+        """Whether the bucket's manifest says the same bytes."""
+        there = self.find(manifest.identity)
+        return there is not None and there.plan_sha256 == manifest.plan_sha256
 
     def _download(self, manifest: PlanManifest, file: BinaryIO) -> None:
         with (
@@ -201,6 +213,11 @@ class S3Store:
             except ClientError as error:
                 if not is_missing(error):
                     raise
+                if not self._has(manifest):
+                    raise PlanGoneError(
+                        f"{_plan_key(manifest)} was removed from the {self.name} or replaced while it was "
+                        "looked at; look again."
+                    ) from error
                 raise PlanDamagedError(
                     f"{_plan_key(manifest)} is missing from the {self.name} beside its manifest."
                 ) from error
