@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from arcface_builder.plans.gate import ANOTHER_MODEL, Verdict
+from arcface_builder.plans.gate import Verdict
+from arcface_builder.plans.standard import ANOTHER_MODEL
 from arcface_builder.store import Parity, PlanIdentity, PlanManifest, StoredPlan, describe_plan
 from arcface_builder.store.identity import PLATFORM
 from arcface_client.faults import FAULTS

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
+from onnx_ir.passes import common as passes
 
 from arcface_client.contract import CROP_SHAPE, CROP_SIZE
 
@@ -101,3 +102,14 @@ def session(model: ir.Model | bytes) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def tidy(model: ir.Model) -> None:
+    """Drop what nothing uses, and the shapes that other batch sizes make untrue."""
+    for node in model.graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = None
+    passes.RemoveUnusedNodesPass()(model)
+    passes.RemoveUnusedOpsetsPass()(model)
+    passes.TopologicalSortPass()(model)

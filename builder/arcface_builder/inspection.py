@@ -16,8 +16,8 @@ from .known_files import AMBIGUOUS_NAMES, KNOWN_FILES
 from .normalisation import RAW
 from .onnx_file import has_external_data, read_onnx
 from .reference import ReferenceEmbedder
-from .repairs import SourceFinding
 from .serving_graph import is_unit_length, serving_graph
+from .source_finding import SourceFinding
 from .source_model import Origin, SourceModel
 from .sources import is_serving_graph
 

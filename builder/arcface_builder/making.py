@@ -13,11 +13,12 @@ from .manifest import tool_versions
 from .plan_request import PlanRequest
 from .plans.builder import BuiltPlan, build_plan
 from .plans.divergence import explain_drift
-from .plans.gate import Standard, Verdict, by_drift, judge
+from .plans.gate import Verdict, by_drift, judge
 from .plans.gpu import Gpu
 from .plans.inspection import LayerPrecisions, check_precision
 from .plans.options import BuildOptions
 from .plans.precision import typed_graph
+from .plans.standard import Standard
 from .plans.toolkit import check_knows, is_strongly_typed
 from .plans.watching import watch_plan
 from .store import PlanIdentity, PlanManifest, PlanStore, describe_plan

@@ -7,8 +7,7 @@ serves what they leave. The result runs in ONNX Runtime and TensorRT at any batc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import onnx
@@ -20,33 +19,12 @@ from arcface_client.contract import EMBEDDING_DIM
 
 from .ends import check_ends, is_size
 from .errors import NotArcFaceError
-from .graph import bypass, constant, first_line, image_dims, set_constant
+from .graph import bypass, constant, first_line, image_dims, set_constant, tidy
 from .iresnet import IR_VERSION, OPSET
+from .source_finding import SourceFinding
 
 BATCH: Final = "N"
 """Name of the batch dimension at both ends."""
-
-
-WhenRun = Literal["sound", "may fail", "rounds"]
-
-
-@dataclass(frozen=True)
-class SourceFinding:
-    """A fault of a source file, and what the build does about it.
-
-    Attributes:
-        problem: The fault.
-        remedy: What the build does.
-        when_run: What the fault does to the file when it is run as it is: nothing; it keeps runtimes
-            from running it; or it rounds to float16 what the build computes in float32.
-    """
-
-    problem: str
-    remedy: str
-    when_run: WhenRun = "sound"
-
-    def __str__(self) -> str:
-        return f"{self.problem}: {self.remedy}"
 
 
 def repair(proto: onnx.ModelProto) -> tuple[ir.Model, list[SourceFinding]]:
@@ -67,17 +45,6 @@ def repair(proto: onnx.ModelProto) -> tuple[ir.Model, list[SourceFinding]]:
     findings += [finding for fix in _AFTER_CONVERSION for finding in fix(model)]
     tidy(model)
     return model, findings
-
-
-def tidy(model: ir.Model) -> None:
-    """Drop what nothing uses, and the shapes that other batch sizes make untrue."""
-    for node in model.graph:
-        for value in node.outputs:
-            if not value.is_graph_output():
-                value.shape = None
-    passes.RemoveUnusedNodesPass()(model)
-    passes.RemoveUnusedOpsetsPass()(model)
-    passes.TopologicalSortPass()(model)
 
 
 def _inline_functions(model: ir.Model) -> Iterator[SourceFinding]:

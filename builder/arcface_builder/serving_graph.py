@@ -31,11 +31,12 @@ from .graph import (
     session,
     set_constant,
     sole_consumer,
+    tidy,
 )
 from .iresnet import IR_VERSION
 from .normalisation import Normalisation
 from .preactivation import fold_preactivations
-from .repairs import BATCH, tidy
+from .repairs import BATCH
 
 CONTRACT_KEY: Final = "arcface.contract"
 """Metadata key that marks a serving graph of this project; its value is the contract's version."""

@@ -13,7 +13,8 @@ import onnx_ir as ir
 from .known_files import KNOWN_FILES, PACK_TERMS, KnownFile
 from .normalisation import Normalisation, check_stated, expected_of_caller
 from .prefix import Prefix, read_prefix
-from .repairs import SourceFinding, repair
+from .repairs import repair
+from .source_finding import SourceFinding
 
 SourceKind = Literal["onnx", "insightface", "checkpoint", "synthetic"]
 

@@ -14,7 +14,7 @@ from arcface_builder.cli import main
 from arcface_builder.errors import NotArcFaceError, NotOnnxError, OptionError
 from arcface_builder.inspection import Inspection, Tensor, inspect
 from arcface_builder.normalisation import Normalisation
-from arcface_builder.repairs import SourceFinding
+from arcface_builder.source_finding import SourceFinding
 from arcface_builder.sources import OnnxFile
 from exports import EXPORTS, small_arcface
 

@@ -15,11 +15,11 @@ from arcface_builder.compile import Compiled, compile_plan
 from arcface_builder.errors import ParityError
 from arcface_builder.plans import builder
 from arcface_builder.plans.builder import BuiltPlan, build_plan
-from arcface_builder.plans.gate import gate_crops
 from arcface_builder.plans.gpu import Gpu
 from arcface_builder.plans.layer_errors import USUAL_IN_TENSORRT
 from arcface_builder.plans.options import BuildOptions
 from arcface_builder.plans.precision import typed_graph
+from arcface_builder.plans.standard import gate_crops
 from arcface_builder.plans.watching import diverging_layer, watched_graph
 from arcface_builder.repository import ModelRepository
 from arcface_builder.store import LocalStore, PlanStore

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 from dataclasses import asdict
 from functools import partial
@@ -19,7 +18,6 @@ from arcface_client.contract import Crops
 from arcface_client.errors import InputError
 from arcface_client.identity import PRECISIONS
 from arcface_client.images import find_images, read_crop
-from arcface_client.layers import variable
 from arcface_client.names import onnx_model
 from arcface_client.tensorrt_settings import DEFAULT_PATH, TensorRtSettings, load_tensorrt_settings
 
@@ -37,6 +35,7 @@ from ..plans.timing_cache import check_timing_cache
 from ..repository import ModelRepository
 from ..sources import Source, located
 from .architectures import capabilities
+from .rebuilding import rebuild_command
 from .storing import BUCKET_KEY, add_storing, store_from
 
 _MOST_CROPS: Final = 1024  # of a folder: more makes no better ranges
@@ -48,13 +47,6 @@ _SETTINGS_WITH_FLAG: Final = (
     "workspace_size_mb",
     "instances",
 )
-
-_WITHOUT_FLAG: Final = (
-    "tensorrt.hardware_compatible",
-    "tensorrt.small_batch_profile",
-    "validation.max_drift_cosine",
-)
-"""The settings of a plan and its gate that only a file or the environment can say."""
 
 _OF_A_BUILD: Final = ("calibration_dir", "timing_cache", "fallback_precision")
 _OF_A_FLEET: Final = ("tensorrt_version", "platform")
@@ -188,7 +180,7 @@ def _run(arguments: argparse.Namespace) -> int:
         max_drift_cosine=settings.max_drift_cosine,
         calibration=crops,
         source=_source(repository, onnx),
-        command=partial(_command, arguments, onnx, settings),
+        command=partial(rebuild_command, arguments, onnx, settings),
     )
     gpu = gpu_at_hand()
     store = store_from(arguments, settings)
@@ -245,20 +237,3 @@ def _crops(folder: Path | None) -> Crops | None:
         raise OptionError(f"{folder} has no images; --calibration-dir expects 112x112 face crops.")
     step = -(-len(paths) // _MOST_CROPS)
     return np.stack([read_crop(path) for path in progress(paths[::step], unit="crop")])
-
-
-def _command(
-    arguments: argparse.Namespace, onnx: OnnxVersion, settings: TensorRtSettings, precision: str
-) -> str:
-    """What makes the plan of a precision again, whatever a file or the environment say then."""
-    command = [
-        f"{variable(key)}={str(getattr(settings, key.rpartition('.')[2])).lower()}" for key in _WITHOUT_FLAG
-    ]
-    command += ["arcface-builder", "compile", "--name", onnx.name, "--version", str(onnx.version)]
-    command += ["--repository", str(arguments.repository)]
-    command += ["--precision", precision, "--max-batch-size", str(settings.max_batch_size)]
-    command += ["--opt-batch-size", str(settings.opt_batch_size or settings.max_batch_size)]
-    command += ["--workspace-size-mb", str(settings.workspace_size_mb)]
-    if arguments.calibration_dir:  # whatever the precision: the gate compared on these crops
-        command += ["--calibration-dir", str(arguments.calibration_dir)]
-    return shlex.join(command)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -17,9 +17,10 @@ from arcface_client.tensorrt_settings import load_tensorrt_settings
 from ..errors import OptionError, PlanError, PlanGoneError, PlanSchemaError
 from ..store import DamagedManifest, LocalStore, PlanManifest, PlanStore
 from ..store.identity import GPU_MODEL, KEY_PARTS, key_parts
+from ..store.place import readable
 from ..store.pruning import PruneRule
-from ..store.store import readable
 from .architectures import architecture
+from .outcomes import Outcome, tell
 from .storing import BUCKET_KEY, add_storing, store_from
 
 if TYPE_CHECKING:  # boto3 is an extra
@@ -40,15 +41,6 @@ _MISSING: Final = "missing"
 _FOREIGN: Final = "left alone"
 
 _AnyPlace: TypeAlias = "LocalStore | S3Store"
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What became of an engine."""
-
-    key: str
-    result: str
-    problem: str | None = None
 
 
 def add_engines(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -161,15 +153,15 @@ def _prune(arguments: argparse.Namespace) -> int:
     candidates = [manifest for manifest in readable(place) if _fits(manifest.identity.key, counted)]
     chosen = rule.choose(candidates, datetime.now(timezone.utc))
 
-    def removed() -> Iterator[_Outcome]:
+    def removed() -> Iterator[Outcome]:
         for manifest in chosen:
             if arguments.dry_run:
                 result = "would be removed"
             else:
                 result = "removed" if place.remove(manifest) else "replaced meanwhile, and left"
-            yield _Outcome(manifest.identity.key, result)
+            yield Outcome(manifest.identity.key, result)
 
-    if not _tell(removed(), arguments):
+    if not tell(removed(), as_json=arguments.json):
         _say_nothing(place, such=bool(filters or candidates))
     return DONE
 
@@ -206,44 +198,30 @@ def _each(place: _AnyPlace, action: Callable[[PlanManifest], str], arguments: ar
     """Do something with every wanted engine of a place; one that is damaged does not stop the others."""
     filters = _filters(arguments)
 
-    def outcomes() -> Iterator[_Outcome]:
+    def outcomes() -> Iterator[Outcome]:
         for manifest in place.manifests():
             if isinstance(manifest, DamagedManifest):
                 if _fits(manifest.key, filters):
                     result = _FOREIGN if manifest.is_foreign else _DAMAGED
-                    yield _Outcome(manifest.key, result, manifest.problem)
+                    yield Outcome(manifest.key, result, manifest.problem)
                 continue
             key = manifest.identity.key
             if not _fits(key, filters):
                 continue
             try:
-                yield _Outcome(key, action(manifest))
+                yield Outcome(key, action(manifest))
             except PlanGoneError:
-                yield _Outcome(key, "removed or replaced meanwhile")
+                yield Outcome(key, "removed or replaced meanwhile")
             except PlanSchemaError as error:
-                yield _Outcome(key, _FOREIGN, str(error))
+                yield Outcome(key, _FOREIGN, str(error))
             except PlanError as error:
-                yield _Outcome(key, _DAMAGED, str(error))
+                yield Outcome(key, _DAMAGED, str(error))
 
-    told = _tell(outcomes(), arguments)
+    told = tell(outcomes(), as_json=arguments.json)
     if not told:
         _say_nothing(place, such=bool(filters))
     failed = any(outcome.result in (_DAMAGED, _MISSING) for outcome in told) or (filters and not told)
     return FAILED if failed else DONE
-
-
-def _tell(outcomes: Iterable[_Outcome], arguments: argparse.Namespace) -> list[_Outcome]:
-    """Print outcomes as they come, or all of them as JSON, also where something ends them early."""
-    told = []
-    try:
-        for outcome in outcomes:
-            told.append(outcome)
-            if not arguments.json:
-                print(f"{outcome.result}: {outcome.problem or outcome.key}", flush=True)
-    finally:
-        if arguments.json:
-            print(json.dumps([asdict(outcome) for outcome in told], indent=2))
-    return told
 
 
 def _say_nothing(*places: _AnyPlace, such: bool) -> None:

@@ -19,9 +19,9 @@ from arcface_client.runtimes.base import in_batches
 from arcface_client.runtimes.sessions import RUN_ERRORS
 
 from ..graph import first_line, session
-from .gate import Standard
 from .layer_errors import USUAL, named_layers, relative_error, worst_layer
 from .precision import typed_graph
+from .standard import Standard
 
 _LAYERS: Final = ("Conv", "PRelu", "Add", "Gemm")
 

@@ -7,7 +7,6 @@ it is never changed afterwards, so that a reader cannot see one builder's plan b
 
 from __future__ import annotations
 
-import errno
 import logging
 import shutil
 import tempfile
@@ -22,21 +21,19 @@ from arcface_client.cache import cache_folder
 from ..disk import flush
 from ..errors import (
     CacheError,
-    PlanDamagedError,
     PlanError,
     PlanGoneError,
     PlanManifestError,
     PlanSchemaError,
 )
 from .cache_errors import cache_errors
+from .cached_files import cached_files, compared, read_manifest_of, renamed
 from .identity import PlanIdentity
-from .plan_manifest import ENDING, PlanManifest, check_plan, read_manifest
+from .plan_manifest import ENDING, PlanManifest, check_plan
 from .stored_plan import DamagedManifest, Objection, StoredPlan, no_objection
 
 _log = logging.getLogger(__name__)
 
-_TAKEN: Final = (errno.ENOTEMPTY, errno.EEXIST)
-_DEPTH: Final = 4  # of folders between engines/ and a plan, as its identity's prefix has them
 _STAGING_LIFETIME_S: Final = 24 * 3600  # what is older was left by a process that was killed
 
 
@@ -81,14 +78,14 @@ class LocalStore:
         """
         beginning, ending = f"{model}-" if model else "", f".plan{ENDING}"
         with cache_errors(self.root, "read"):
-            records = list(_records(self.root / "engines"))
+            records = list(cached_files(self.root / "engines"))
         for record in records:
             if not (record.name.startswith(beginning) and record.name.endswith(ending)):
                 continue
             plan = record.with_name(record.name.removesuffix(ENDING))
             key = plan.relative_to(self.root).as_posix()
             try:
-                manifest: PlanManifest | DamagedManifest = _read(plan, key)
+                manifest: PlanManifest | DamagedManifest = read_manifest_of(plan, key)
             except FileNotFoundError:
                 continue  # removed meanwhile
             except PlanManifestError as error:
@@ -108,13 +105,13 @@ class LocalStore:
         plan = self.root / manifest.identity.key
         with cache_errors(self.root, "read"):
             try:
-                return _compared(plan, manifest)
+                return compared(plan, manifest)
             except PlanError as error:
                 if not self._has(manifest):
                     raise PlanGoneError(
                         f"{plan} was removed or replaced while it was looked at; look again."
                     ) from error
-            return _compared(plan, manifest)  # it may have been away for a moment, to be judged
+            return compared(plan, manifest)  # it may have been away for a moment, to be judged
 
     def add(self, plan: bytes, manifest: PlanManifest, objection: Objection = no_objection) -> StoredPlan:
         """Store a plan, unless there is one of the same identity, which then is the one that counts.
@@ -168,7 +165,7 @@ class LocalStore:
             flush(record)
             flush(folder)
             plan.parent.parent.mkdir(parents=True, exist_ok=True)
-            while not _renamed(folder, plan.parent):
+            while not renamed(folder, plan.parent):
                 there = self.find(manifest.identity)
                 if there and objection(there.manifest) is None:
                     return there
@@ -198,14 +195,14 @@ class LocalStore:
         """Whether a plan is there whose manifest says the same bytes, or nothing that can be read."""
         key = manifest.identity.key
         try:
-            return _read(self.root / key, key).plan_sha256 == manifest.plan_sha256
+            return read_manifest_of(self.root / key, key).plan_sha256 == manifest.plan_sha256
         except FileNotFoundError:
             return False
         except PlanManifestError:
             return True
 
     def _checked(self, plan: Path, key: str) -> StoredPlan:
-        return _compared(plan, _read(plan, key))
+        return compared(plan, read_manifest_of(plan, key))
 
     def _discard_unless_good(self, plan: Path, key: str, objection: Objection = no_objection) -> bool:
         """Remove a plan by a rename, so that nobody sees a part of it; a good one is put back.
@@ -226,11 +223,11 @@ class LocalStore:
             try:
                 good = self._is_good(taken / plan.name, key, objection)
             except BaseException:  # Ctrl-C, too: nothing is known of it
-                _renamed(taken, plan.parent)
+                renamed(taken, plan.parent)
                 raise
             if not good:
                 return True
-            _renamed(taken, plan.parent)  # or else there is a newer one, as good
+            renamed(taken, plan.parent)  # or else there is a newer one, as good
             return False
 
     def _is_good(self, plan: Path, key: str, objection: Objection) -> bool:
@@ -240,42 +237,3 @@ class LocalStore:
             return True
         except (FileNotFoundError, PlanError):
             return False
-
-
-def _records(engines: Path) -> Iterator[Path]:
-    """The files at the depth of plans, in order; what is not there is empty."""
-    folders = [engines]
-    for _ in range(_DEPTH):
-        folders = [path for folder in folders for path in _listed(folder) if path.is_dir()]
-    for folder in folders:
-        yield from _listed(folder)
-
-
-def _listed(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except FileNotFoundError:
-        return []
-
-
-def _read(plan: Path, key: str) -> PlanManifest:
-    return read_manifest(plan.with_name(f"{plan.name}{ENDING}").read_bytes(), key=key)
-
-
-def _compared(plan: Path, manifest: PlanManifest) -> StoredPlan:
-    try:
-        check_plan(plan, manifest, where=str(plan))
-    except FileNotFoundError as error:
-        raise PlanDamagedError(f"{plan} is missing beside its manifest.") from error
-    return StoredPlan(plan, manifest)
-
-
-def _renamed(folder: Path, target: Path) -> bool:
-    """Rename a folder unless something is in the way."""
-    try:
-        folder.rename(target)
-    except OSError as error:
-        if error.errno in _TAKEN:
-            return False
-        raise
-    return True

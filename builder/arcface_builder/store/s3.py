@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import io
 import posixpath
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
-from typing import BinaryIO, Final, TypeVar
+from typing import BinaryIO, Final
 from urllib.parse import urlsplit
 
 from boto3.session import Session
-from botocore.awsrequest import AWSResponse
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
@@ -33,16 +32,14 @@ from ..errors import (
 )
 from .identity import PlanIdentity
 from .plan_manifest import ENDING, PlanManifest, check_plan, read_manifest
+from .s3_answers import checked, refuse_redirects
 from .s3_errors import bucket_errors, is_missing
 from .stored_plan import DamagedManifest, StoredPlan
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 """From a name and a size in bytes: a context that gives what is told of each few bytes that moved."""
 
-Answer = TypeVar("Answer", bound=Mapping[str, object])
-
 _MAX_MANIFEST_BYTES: Final = 1 << 20
-_REDIRECTS: Final = (301, 302, 307)
 
 
 class S3Store:
@@ -93,7 +90,7 @@ class S3Store:
                 ) from error
         if "@" in urlsplit(self._s3.meta.endpoint_url).netloc:  # which every error would print
             raise BucketError("The endpoint's URL holds a user or a password; give them by AWS_* variables.")
-        self._s3.meta.events.register_first("needs-retry.s3.HeadBucket", self._check_redirect)
+        refuse_redirects(self._s3, self.name)
 
     def find(self, identity: PlanIdentity) -> PlanManifest | None:
         """Look for a plan's manifest.
@@ -113,9 +110,8 @@ class S3Store:
         beginning, ending = f"{model}-" if model else "", f".plan{ENDING}"
         with bucket_errors(self.name):
             pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix="engines/")
-            keys = [
-                item["Key"] for page in pages for item in self._checked(page, has="Name").get("Contents", ())
-            ]
+            lists = [checked(page, has="Name", place=self.name).get("Contents", ()) for page in pages]
+        keys = [item["Key"] for items in lists for item in items]
         wanted = [
             key for key in keys if posixpath.basename(key).startswith(beginning) and key.endswith(ending)
         ]
@@ -177,7 +173,7 @@ class S3Store:
                 Body=manifest.to_json().encode(),
                 ContentType="application/json",
             )
-            self._checked(answer, has="ETag")
+            checked(answer, has="ETag", place=self.name)
 
     def remove(self, manifest: PlanManifest) -> bool:
         """Remove a plan, its manifest first, unless another one has taken its place since it was listed.
@@ -225,35 +221,11 @@ class S3Store:
     def _where(self, manifest: PlanManifest) -> str:
         return f"{_plan_key(manifest)} in the {self.name}"
 
-    def _checked(self, answer: Answer, *, has: str) -> Answer:
-        """Return an answer that has what S3's always have; a proxy's login page comes with 200, too."""
-        if has not in answer:
-            raise BucketError(
-                f"The {self.name} does not answer as S3 does; check the endpoint's URL, and whether a proxy "
-                "wants a login."
-            )
-        return answer
-
-    def _check_redirect(self, response: tuple[AWSResponse, object] | None, **_: object) -> None:
-        """End what goes round in a circle.
-
-        Where an answer redirects and names no region, botocore asks for the bucket's; and so again, where
-        that is redirected, too.
-        """
-        if response is None:
-            return
-        answer = response[0]
-        if answer.status_code in _REDIRECTS and "x-amz-bucket-region" not in answer.headers:
-            raise BucketError(
-                f"The {self.name} redirects every request; check --endpoint-url (https, not http?) and the "
-                "region."
-            )
-
     def _read_manifest(self, key: str) -> PlanManifest | None:
         with bucket_errors(self.name):
             try:
                 answer = self._s3.get_object(Bucket=self._bucket, Key=key + ENDING)
-                self._checked(answer, has="ETag")
+                checked(answer, has="ETag", place=self.name)
                 with closing(answer["Body"]) as body:
                     if answer["ContentLength"] > _MAX_MANIFEST_BYTES:
                         raise PlanManifestError(

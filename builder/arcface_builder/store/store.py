@@ -6,15 +6,16 @@ import logging
 import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from ..errors import BucketError, BucketUnreachableError, PlanError, PlanManifestError, PlanSchemaError
 from .cache_errors import cache_errors
 from .identity import PlanIdentity
 from .local import LocalStore
 from .locks import building_lock
+from .place import Place, readable
 from .plan_manifest import PlanManifest
-from .stored_plan import DamagedManifest, Objection, StoredPlan, no_objection
+from .stored_plan import Objection, StoredPlan, no_objection
 
 if TYPE_CHECKING:  # boto3 is an extra
     from .s3 import S3Store
@@ -22,19 +23,6 @@ if TYPE_CHECKING:  # boto3 is an extra
 _log = logging.getLogger(__name__)
 
 _BUCKET_FAILED: Final = (BucketError, BucketUnreachableError, PlanError)
-
-
-class Place(Protocol):
-    """What the local cache and the bucket have in common."""
-
-    def manifests(self, model: str = "") -> Iterator[PlanManifest | DamagedManifest]:
-        """Every plan's manifest, or what is wrong with it; of one model, if its name is given."""
-
-    def check(self, manifest: PlanManifest) -> object:
-        """Compare a plan's bytes with its manifest; raises a PlanError where they differ."""
-
-    def remove(self, manifest: PlanManifest) -> bool:
-        """Remove a plan, unless another one has taken its place; tells whether it was removed."""
 
 
 class PlanStore:
@@ -204,19 +192,6 @@ class PlanStore:
 
     def _places(self) -> list[Place]:
         return [self.local, self.remote] if self.remote else [self.local]
-
-
-def readable(place: Place, model: str = "") -> Iterator[PlanManifest]:
-    """A place's plans, with a warning for each manifest that is damaged.
-
-    Raises:
-        StoreError: The place cannot be used.
-    """
-    for manifest in place.manifests(model):
-        if isinstance(manifest, DamagedManifest):
-            _log.warning("%s", manifest.problem)
-        else:
-            yield manifest
 
 
 def _is_good(manifest: PlanManifest, objection: Objection, where: str) -> bool:

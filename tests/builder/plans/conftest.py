@@ -14,7 +14,7 @@ from arcface_builder import faces
 from arcface_builder.build import build
 from arcface_builder.onnx_version import find_onnx
 from arcface_builder.plan_request import PlanRequest
-from arcface_builder.plans import gate
+from arcface_builder.plans import gate, standard
 from arcface_builder.plans.options import BuildOptions
 from arcface_builder.repository import ModelRepository
 from arcface_builder.serving_graph import serving_graph
@@ -46,7 +46,8 @@ def small_graph(small_source: SourceModel) -> bytes:
 @pytest.fixture
 def few_crops(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the gate do with as many crops as the largest batch holds; its own tests have them all."""
-    monkeypatch.setattr(gate, "LEAST_CROPS", 32)
+    for module in (gate, standard):
+        monkeypatch.setattr(module, "LEAST_CROPS", 32)
 
 
 @pytest.fixture(scope="session")

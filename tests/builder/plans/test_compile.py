@@ -21,10 +21,10 @@ from arcface_builder.errors import (
 from arcface_builder.fleet import assemble
 from arcface_builder.onnx_version import find_onnx
 from arcface_builder.plan_request import PlanRequest
-from arcface_builder.plans.gate import another_model
 from arcface_builder.plans.gpu import Gpu
 from arcface_builder.plans.options import BuildOptions
 from arcface_builder.plans.precision import typed_graph
+from arcface_builder.plans.standard import another_model
 from arcface_builder.repository import ModelRepository
 from arcface_builder.sources import OnnxFile
 from arcface_builder.store import LocalStore, PlanStore

@@ -15,18 +15,10 @@ from arcface_builder import faces
 from arcface_builder.errors import BlindGateError, ParityError, ServedModelError
 from arcface_builder.graph import session
 from arcface_builder.plans.divergence import explain_drift
-from arcface_builder.plans.gate import (
-    ANOTHER_MODEL,
-    Standard,
-    Verdict,
-    another_model,
-    gate_crops,
-    judge,
-    objection_to,
-    standard_of,
-)
+from arcface_builder.plans.gate import Verdict, judge, objection_to
 from arcface_builder.plans.layer_errors import worst_layer
 from arcface_builder.plans.precision import typed_graph
+from arcface_builder.plans.standard import ANOTHER_MODEL, Standard, another_model, gate_crops, standard_of
 from arcface_builder.reference import ReferenceEmbedder
 from arcface_builder.source_model import SourceModel
 from arcface_builder.store import Parity
