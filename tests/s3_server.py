@@ -15,6 +15,8 @@ from typing import Final
 import boto3
 from moto.server import ThreadedMotoServer
 
+from arcface_builder.store.s3 import S3Store
+
 _PIECE_BYTES: Final = 16384
 
 
@@ -184,3 +186,8 @@ class S3Server:
         request = urllib.request.Request(f"{self.url}/moto-api/{path}", body, plain, method="POST")
         with urllib.request.urlopen(request):
             pass
+
+
+def hasty(url: str) -> S3Store:
+    """A bucket that gives up soon."""
+    return S3Store("plans", endpoint_url=url, connect_timeout_s=1, read_timeout_s=1, attempts=1)
