@@ -19,6 +19,7 @@
         │   ├── PlanManifestError              its manifest is damaged, or lies
         │   │   └── PlanSchemaError            another version of this project wrote it
         │   └── PlanDamagedError               its bytes are not those of its manifest, or no plan's
+        ├── PlanGoneError (TransientError)     a plan that was removed or replaced since it was listed
         ├── CompileError (DeploymentError)     a plan could not be built, or must not be used
         │   ├── NoGpuError                     this machine cannot build plans
         │   ├── WorkspaceError                 TensorRT ran out of memory
@@ -106,8 +107,8 @@ class PlanDamagedError(PlanError):
     """A plan's bytes are not those of its manifest, or are no plan at all."""
 
 
-class PlanGoneError(PlanError):
-    """A plan was removed or replaced between its being listed and its being read."""
+class PlanGoneError(BuilderError, TransientError):
+    """A plan was removed or replaced since it was listed; look again."""
 
 
 class CompileError(BuilderError, DeploymentError):

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib.metadata
-import io
 import logging
-import os
 import shlex
 import signal
 import sys
@@ -17,18 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Final
 
 from .errors import ArcFaceError, MissingExtraError
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+from .standard_streams import STDOUT, standard_streams
 
 DONE = 0
 FAILED = 1  # argparse ends wrong usage with 2
 INTERRUPTED = 130  # what a shell gives for a program that Ctrl-C ended
-
-_STDOUT: Final = "standard output"
 
 
 def run(
@@ -48,16 +41,12 @@ def run(
         argv: The arguments; None takes the process's own.
     """
     interruptions: list[int] = []
-    _prepare_streams()
     try:
-        with _interrupting_signals(interruptions):
+        with _interrupting_signals(interruptions), standard_streams():
             arguments = make_parser().parse_args(argv)
             arguments.command_line = shlex.join([prog, *(sys.argv[1:] if argv is None else argv)])
             logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-            code = int(arguments.run(arguments))
-            if sys.stdout is not None:  # closed by the caller
-                sys.stdout.flush()  # here, where a reader that is gone can still be handled
-            return code
+            return int(arguments.run(arguments))
     except (KeyboardInterrupt, ArcFaceError, ImportError) as error:
         # An extension that is interrupted while it is imported makes an ImportError of it.
         if interruptions and isinstance(error, (KeyboardInterrupt, ImportError, MissingExtraError)):
@@ -68,48 +57,13 @@ def run(
         print(f"{prog}: {error}", file=sys.stderr)
         return FAILED
     except OSError as error:
-        if isinstance(error, BrokenPipeError) and error.filename == _STDOUT:
+        if isinstance(error, BrokenPipeError) and error.filename == STDOUT:
             return FAILED  # its reader, `| head`, had enough
         where = f" ({error.filename})" if error.filename else ""
         if error.errno == errno.ENOSPC and not where:
             where = f" (perhaps of {tempfile.gettempdir()}; TMPDIR names another folder)"
         print(f"{prog}: {error.strerror or error}{where}", file=sys.stderr)
         return FAILED
-
-
-class _Stdout(io.FileIO):
-    """Standard output, which errors of writing to it name; Python's own names no file.
-
-    What could not be written is dropped, lest Python complain of it again at exit.
-    """
-
-    def write(self, data: ReadableBuffer, /) -> int:
-        try:
-            return super().write(data)
-        except OSError as error:
-            error.filename = _STDOUT
-            with Path(os.devnull).open("wb") as nowhere:
-                os.dup2(nowhere.fileno(), self.fileno())
-            raise
-
-
-def _prepare_streams() -> None:
-    """Let errors name standard output, and open standard error to nowhere where the caller closed it.
-
-    Without one print() and bars fail, or go elsewhere.
-    """
-    if sys.stderr is None:
-        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
-    stdout = sys.stdout
-    if not (isinstance(stdout, io.TextIOWrapper) and stdout is sys.__stdout__):
-        return  # there is none, or a caller's own
-    if isinstance(getattr(stdout.buffer, "raw", stdout.buffer), io.FileIO):  # no terminal of Windows
-        sys.stdout = io.TextIOWrapper(
-            io.BufferedWriter(_Stdout(stdout.fileno(), "w", closefd=False)),
-            encoding=stdout.encoding,
-            errors=stdout.errors,
-            line_buffering=stdout.line_buffering or stdout.write_through,  # as PYTHONUNBUFFERED wants it
-        )
 
 
 @contextmanager

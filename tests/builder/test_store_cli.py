@@ -244,6 +244,23 @@ def test_verify_beside_prune_fails_for_nothing(
     ]
 
 
+def test_a_plan_that_goes_before_it_is_pushed_is_a_failure(
+    bucket: S3Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = LocalStore.check
+
+    def check_late(self: LocalStore, listed: PlanManifest) -> StoredPlan:
+        LocalStore(self.root).remove(listed)
+        return check(self, listed)
+
+    monkeypatch.setattr(LocalStore, "check", check_late)
+
+    (line,) = said(capsys, "push", "--sm", "86", code=1)
+    assert line.startswith("missing: ")
+    assert line.endswith("was removed or replaced while it was looked at; look again.")
+    assert bucket.keys("plans") == []
+
+
 def test_verify_downloads_and_checks_the_bucket(bucket: S3Server, capsys: pytest.CaptureFixture[str]) -> None:
     said(capsys, "push")
     assert len(said(capsys, "verify", "--remote")) == 2

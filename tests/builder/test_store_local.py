@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from arcface_builder.disk import locked
-from arcface_builder.errors import CacheError, PlanDamagedError, PlanError, PlanGoneError
+from arcface_builder.errors import CacheError, PlanDamagedError, PlanError, PlanGoneError, PlanSchemaError
 from arcface_builder.store import DamagedManifest, LocalStore, PlanIdentity, PlanManifest, StoredPlan
 from arcface_builder.store.locks import building_lock
 from children import run
@@ -155,7 +155,17 @@ def test_a_plan_that_goes_after_it_was_listed_is_not_damaged(store: LocalStore, 
         store.check(listed)
 
 
-def test_a_plan_that_is_away_while_another_process_judges_it_is_not_damaged(
+def test_a_plan_that_another_version_replaced_after_it_was_listed_is_that_versions(store: LocalStore) -> None:
+    stored = store.add(plan(), manifest())
+    stored.path.write_bytes(plan(seed=1))
+    record = stored.path.with_name(f"{stored.path.name}.json")
+    record.write_text(record.read_text().replace('"schema_version": 1', '"schema_version": 2'))
+
+    with pytest.raises(PlanSchemaError):
+        store.check(stored.manifest)
+
+
+def test_a_plan_that_is_put_back_while_it_is_looked_for_is_not_damaged(
     store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored = store.add(plan(), manifest())

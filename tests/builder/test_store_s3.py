@@ -171,8 +171,22 @@ def test_a_plan_that_goes_after_it_was_listed_is_not_damaged(
     if replaced:
         bucket.upload(LocalStore(tmp_path / "other").add(plan(seed=1), manifest(plan(seed=1))))
 
-    with pytest.raises(PlanGoneError, match=r"was removed from the bucket 'plans' at .* or replaced while"):
+    with pytest.raises(PlanGoneError, match=r"in the bucket 'plans' at .* was removed or replaced"):
         bucket.check(listed)
+
+
+def test_a_plan_that_is_pushed_again_while_it_is_looked_for_is_whole(
+    bucket: S3Store, engine: StoredPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has = S3Store._has
+
+    def pushed_before(self: S3Store, listed: PlanManifest) -> bool:
+        bucket.upload(engine)
+        return has(self, listed)
+
+    monkeypatch.setattr(S3Store, "_has", pushed_before)
+
+    bucket.check(MANIFEST)
 
 
 def test_a_manifest_of_another_plan_is_refused(s3: S3Server, bucket: S3Store) -> None:

@@ -30,6 +30,7 @@ def bucket(s3: S3Server) -> S3Store:
     return S3Store("plans", endpoint_url=s3.url)
 
 
+@pytest.mark.usefixtures("s3")  # its credentials
 @pytest.mark.parametrize(
     "page", [b"", b"<html><body>Welcome! Please sign in.</body></html>"], ids=["empty", "login"]
 )

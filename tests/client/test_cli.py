@@ -221,47 +221,6 @@ def test_status_refuses_flags_that_would_do_nothing(
     assert "which embedder --json reports; give --json as well" in capsys.readouterr().err
 
 
-UNBUFFERED = pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
-
-
-@UNBUFFERED
-def test_a_reader_that_goes_away_is_no_traceback(unbuffered: str, triton: LocalTriton) -> None:
-    command = [sys.executable, "-m", "arcface_client", "status", "--url", triton.grpc_url]
-    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
-    assert process.stdout is not None
-    process.stdout.close()
-    assert process.wait(timeout=20) == 1
-    assert process.stderr is not None
-    with process.stderr as errors:
-        assert errors.read() == ""
-
-
-@UNBUFFERED
-@pytest.mark.parametrize("size", [1, 100_000], ids=["a line", "more than a buffer"])
-def test_a_full_disk_under_standard_output_is_not_blamed_on_another(size: int, unbuffered: str) -> None:
-    program = f"""
-from argparse import ArgumentParser
-from arcface_client.commandline import run
-def parser():
-    parser = ArgumentParser()
-    parser.set_defaults(run=lambda arguments: print("x" * {size}) or 0)
-    return parser
-raise SystemExit(run("arcface-client", parser, []))"""
-    with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
-        )
-    assert done.returncode == 1
-    assert done.stderr == "arcface-client: No space left on device (standard output)\n"
-
-
 def test_tls_that_the_server_does_not_speak_is_one_line(triton: LocalTriton) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "arcface_client", "status", "--url", triton.grpc_url],

@@ -131,7 +131,10 @@ def _verify(arguments: argparse.Namespace) -> int:
     place = _place(arguments)
 
     def verify(manifest: PlanManifest) -> str:
-        place.check(manifest)
+        try:
+            place.check(manifest)
+        except PlanGoneError:
+            return "removed or replaced meanwhile"
         return "whole"
 
     return _each(place, verify, arguments)
@@ -210,8 +213,8 @@ def _each(place: _AnyPlace, action: Callable[[PlanManifest], str], arguments: ar
                 continue
             try:
                 yield Outcome(key, action(manifest))
-            except PlanGoneError:
-                yield Outcome(key, "removed or replaced meanwhile")
+            except PlanGoneError as error:
+                yield Outcome(key, _MISSING, str(error))
             except PlanSchemaError as error:
                 yield Outcome(key, _FOREIGN, str(error))
             except PlanError as error:

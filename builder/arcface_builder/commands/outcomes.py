@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an engine."""
+    """What became of a plan."""
 
     key: str
     result: str

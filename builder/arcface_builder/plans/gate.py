@@ -2,7 +2,8 @@
 
 Three points are compared, so that a mistake in preprocessing and a loss of precision can be told apart: the
 source model with InsightFace's own preprocessing, the served ONNX model, and the plan. And since a gate
-that cannot fail is worthless, it is also shown what must not pass: faults that people really make.
+that cannot fail is worthless, the standard that it judges by holds what must not pass: faults that people
+really make.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def read_manifest_of(plan: Path, key: str) -> PlanManifest:
     return read_manifest(plan.with_name(f"{plan.name}{ENDING}").read_bytes(), key=key)
 
 
-def compared(plan: Path, manifest: PlanManifest) -> StoredPlan:
+def compare_plan(plan: Path, manifest: PlanManifest) -> StoredPlan:
     """Compare a plan's bytes with its manifest.
 
     Raises:
@@ -54,8 +54,8 @@ def compared(plan: Path, manifest: PlanManifest) -> StoredPlan:
     return StoredPlan(plan, manifest)
 
 
-def renamed(folder: Path, target: Path) -> bool:
-    """Rename a folder unless something is in the way."""
+def try_rename(folder: Path, target: Path) -> bool:
+    """Rename a folder unless something is in the way; tells whether it was."""
     try:
         folder.rename(target)
     except OSError as error:

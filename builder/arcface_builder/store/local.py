@@ -19,15 +19,9 @@ from typing import Final
 from arcface_client.cache import cache_folder
 
 from ..disk import flush
-from ..errors import (
-    CacheError,
-    PlanError,
-    PlanGoneError,
-    PlanManifestError,
-    PlanSchemaError,
-)
+from ..errors import CacheError, PlanError, PlanGoneError, PlanManifestError, PlanSchemaError
 from .cache_errors import cache_errors
-from .cached_files import cached_files, compared, read_manifest_of, renamed
+from .cached_files import cached_files, compare_plan, read_manifest_of, try_rename
 from .identity import PlanIdentity
 from .plan_manifest import ENDING, PlanManifest, check_plan
 from .stored_plan import DamagedManifest, Objection, StoredPlan, no_objection
@@ -105,13 +99,13 @@ class LocalStore:
         plan = self.root / manifest.identity.key
         with cache_errors(self.root, "read"):
             try:
-                return compared(plan, manifest)
+                return compare_plan(plan, manifest)
             except PlanError as error:
                 if not self._has(manifest):
                     raise PlanGoneError(
                         f"{plan} was removed or replaced while it was looked at; look again."
                     ) from error
-            return compared(plan, manifest)  # it may have been away for a moment, to be judged
+            return compare_plan(plan, manifest)  # who took it away to judge it may have put it back
 
     def add(self, plan: bytes, manifest: PlanManifest, objection: Objection = no_objection) -> StoredPlan:
         """Store a plan, unless there is one of the same identity, which then is the one that counts.
@@ -165,7 +159,7 @@ class LocalStore:
             flush(record)
             flush(folder)
             plan.parent.parent.mkdir(parents=True, exist_ok=True)
-            while not renamed(folder, plan.parent):
+            while not try_rename(folder, plan.parent):
                 there = self.find(manifest.identity)
                 if there and objection(there.manifest) is None:
                     return there
@@ -192,17 +186,15 @@ class LocalStore:
             return self._discard_unless_good(self.root / key, key, unwanted)
 
     def _has(self, manifest: PlanManifest) -> bool:
-        """Whether a plan is there whose manifest says the same bytes, or nothing that can be read."""
+        """Whether the manifest that is there says the same bytes; raises a PlanManifestError if damaged."""
         key = manifest.identity.key
         try:
             return read_manifest_of(self.root / key, key).plan_sha256 == manifest.plan_sha256
         except FileNotFoundError:
             return False
-        except PlanManifestError:
-            return True
 
     def _checked(self, plan: Path, key: str) -> StoredPlan:
-        return compared(plan, read_manifest_of(plan, key))
+        return compare_plan(plan, read_manifest_of(plan, key))
 
     def _discard_unless_good(self, plan: Path, key: str, objection: Objection = no_objection) -> bool:
         """Remove a plan by a rename, so that nobody sees a part of it; a good one is put back.
@@ -223,11 +215,11 @@ class LocalStore:
             try:
                 good = self._is_good(taken / plan.name, key, objection)
             except BaseException:  # Ctrl-C, too: nothing is known of it
-                renamed(taken, plan.parent)
+                try_rename(taken, plan.parent)
                 raise
             if not good:
                 return True
-            renamed(taken, plan.parent)  # or else there is a newer one, as good
+            try_rename(taken, plan.parent)  # or else there is a newer one, as good
             return False
 
     def _is_good(self, plan: Path, key: str, objection: Objection) -> bool:

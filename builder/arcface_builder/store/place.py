@@ -1,4 +1,4 @@
-"""What the local cache and the bucket have in common."""
+"""Places for plans: the local cache and the bucket, as the store sees them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ class Place(Protocol):
         """Every plan's manifest, or what is wrong with it; of one model, if its name is given."""
 
     def check(self, manifest: PlanManifest) -> object:
-        """Compare a plan's bytes with its manifest; raises a PlanError where they differ."""
+        """Compare a plan's bytes with its manifest.
+
+        Raises:
+            PlanError: They differ.
+            PlanGoneError: It is no longer the plan that was listed.
+        """
 
     def remove(self, manifest: PlanManifest) -> bool:
         """Remove a plan, unless another one has taken its place; tells whether it was removed."""

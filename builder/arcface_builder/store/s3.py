@@ -195,11 +195,26 @@ class S3Store:
         return True
 
     def _has(self, manifest: PlanManifest) -> bool:
-        """Whether the bucket's manifest says the same bytes."""
+        """Whether the manifest that is there says the same bytes; raises a PlanManifestError if damaged."""
         there = self.find(manifest.identity)
         return there is not None and there.plan_sha256 == manifest.plan_sha256
 
     def _download(self, manifest: PlanManifest, file: BinaryIO) -> None:
+        if self._fetched(manifest, file):
+            return
+        if not self._has(manifest):
+            raise PlanGoneError(
+                f"{self._where(manifest)} was removed or replaced while it was looked at; look again."
+            )
+        if not self._fetched(manifest, file):  # it may have been pushed again since
+            raise PlanDamagedError(
+                f"{_plan_key(manifest)} is missing from the {self.name} beside its manifest."
+            )
+
+    def _fetched(self, manifest: PlanManifest, file: BinaryIO) -> bool:
+        """Download a plan's bytes; tells whether they are there."""
+        file.seek(0)
+        file.truncate()
         with (
             self._progress(f"down {manifest.identity.filename}", manifest.plan_bytes) as moved,
             bucket_errors(self.name),
@@ -209,14 +224,8 @@ class S3Store:
             except ClientError as error:
                 if not is_missing(error):
                     raise
-                if not self._has(manifest):
-                    raise PlanGoneError(
-                        f"{_plan_key(manifest)} was removed from the {self.name} or replaced while it was "
-                        "looked at; look again."
-                    ) from error
-                raise PlanDamagedError(
-                    f"{_plan_key(manifest)} is missing from the {self.name} beside its manifest."
-                ) from error
+                return False
+        return True
 
     def _where(self, manifest: PlanManifest) -> str:
         return f"{_plan_key(manifest)} in the {self.name}"

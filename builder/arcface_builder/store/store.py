@@ -8,7 +8,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from ..errors import BucketError, BucketUnreachableError, PlanError, PlanManifestError, PlanSchemaError
+from ..errors import (
+    BucketError,
+    BucketUnreachableError,
+    PlanError,
+    PlanGoneError,
+    PlanManifestError,
+    PlanSchemaError,
+)
 from .cache_errors import cache_errors
 from .identity import PlanIdentity
 from .local import LocalStore
@@ -22,7 +29,7 @@ if TYPE_CHECKING:  # boto3 is an extra
 
 _log = logging.getLogger(__name__)
 
-_BUCKET_FAILED: Final = (BucketError, BucketUnreachableError, PlanError)
+_BUCKET_FAILED: Final = (BucketError, BucketUnreachableError, PlanError, PlanGoneError)
 
 
 class PlanStore:
@@ -94,6 +101,7 @@ class PlanStore:
 
         Raises:
             PlanError: What the bucket has is not what its manifest says.
+            PlanGoneError: The bucket's plan went while it was looked at.
             StoreError: The bucket or the local cache cannot be used.
         """
         name = identity.filename
@@ -127,6 +135,7 @@ class PlanStore:
 
         Raises:
             PlanError: The plan is not what its manifest says.
+            PlanGoneError: It went while it was looked at.
             StoreError: The bucket or the local cache cannot be used.
             ValueError: There is no bucket.
         """
@@ -210,6 +219,8 @@ def _has_good(bucket: S3Store, identity: PlanIdentity, objection: Objection) -> 
             if objection(manifest) is not None:
                 return False
             bucket.check(manifest)
+    except PlanGoneError:
+        return _has_good(bucket, identity, objection)  # another one may have come in its place
     except PlanSchemaError:
         raise
     except PlanError as error:

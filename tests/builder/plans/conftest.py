@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -14,14 +15,22 @@ from arcface_builder import faces
 from arcface_builder.build import build
 from arcface_builder.onnx_version import find_onnx
 from arcface_builder.plan_request import PlanRequest
-from arcface_builder.plans import gate, standard
+from arcface_builder.plans import gate
+from arcface_builder.plans import standard as standards
+from arcface_builder.plans.gate import Verdict, judge
 from arcface_builder.plans.options import BuildOptions
+from arcface_builder.plans.standard import Standard, another_model, gate_crops, standard_of
+from arcface_builder.reference import ReferenceEmbedder
 from arcface_builder.repository import ModelRepository
 from arcface_builder.serving_graph import serving_graph
 from arcface_builder.source_model import SourceModel
 from arcface_builder.sources import OnnxFile
 from arcface_builder.store import LocalStore, PlanStore
+from arcface_client.contract import Crops
+from arcface_client.runtimes.base import Embed
+from embedders import embedder
 from exports import small_arcface
+from photograph import face_crops
 
 
 @pytest.fixture(scope="session")
@@ -43,10 +52,26 @@ def small_graph(small_source: SourceModel) -> bytes:
     return bytes(graph.SerializeToString())
 
 
+@pytest.fixture(scope="session")
+def crops() -> Crops:
+    return gate_crops(face_crops())
+
+
+@pytest.fixture(scope="session")
+def standard(small_source: SourceModel, small_graph: bytes, crops: Crops) -> Standard:
+    another = embedder(another_model(small_graph))
+    return standard_of(ReferenceEmbedder(small_source).embed, embedder(small_graph), another, crops)
+
+
+@pytest.fixture(scope="session")
+def verdict_of(standard: Standard) -> Callable[[Embed], Verdict]:
+    return lambda plan: judge(plan, standard, max_batch_size=32)
+
+
 @pytest.fixture
 def few_crops(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the gate do with as many crops as the largest batch holds; its own tests have them all."""
-    for module in (gate, standard):
+    for module in (gate, standards):
         monkeypatch.setattr(module, "LEAST_CROPS", 32)
 
 
