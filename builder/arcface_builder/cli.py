@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     for talkative in ("onnx_ir", "botocore"):  # they tell all that they remove, and where credentials are
         logging.getLogger(talkative).setLevel(logging.WARNING)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns with a traceback of what is told anyway
     return commandline.run("arcface-builder", _parser, argv)
 
 

@@ -69,10 +69,12 @@ def assemble(
         if identity.precision == options.precision == "int8":
             like[CALIBRATION] = identity.settings.get(CALIBRATION)
     # What is published and fits stays, whatever newer ones the store has.
-    chosen = {
-        manifest.identity.sm: manifest
+    objections = {
+        manifest.identity.sm: _objections(manifest, onnx, options, tensorrt_version, like, max_drift_cosine)
         for manifest in there.values()
-        if not _objections(manifest, onnx, options, tensorrt_version, like, max_drift_cosine)
+    }
+    chosen = {
+        manifest.identity.sm: manifest for manifest in there.values() if not objections[manifest.identity.sm]
     }
     kept = frozenset(chosen)
     if missing := [sm for sm in wanted if sm not in kept]:
@@ -88,6 +90,9 @@ def assemble(
             )
         except CompileError as error:
             more = f" Looked in the {store.places}."
+            for sm in missing:
+                if why := objections.get(sm):
+                    more += f" Version {onnx.version}'s own plan for sm{sm} does not do: {', '.join(why)}."
             for kind in {manifest.identity.kind for manifest in there.values()}:
                 more += (
                     f" Version {onnx.version} has plans by {kind} already: for others, build the next one."

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from arcface_client.home import expanded
 from arcface_client.optional import require
 
 from .ends import check_ends
@@ -35,7 +36,7 @@ def recognition_model(pack: str, *, root: Path = DEFAULT_ROOT, accept_license: b
     Raises:
         PackError: The pack is not there and may not or cannot be fetched, or holds no such model.
     """
-    models = root.expanduser() / "models"
+    models = expanded(root) / "models"
     folder = models / pack
     if Path(pack).name != pack or pack in ("", ".", ".."):
         raise PackError(f"Pack name {pack!r} is no plain name; expected e.g. buffalo_l.")

@@ -11,6 +11,8 @@ from typing import Final, Protocol, TypeAlias
 import onnx
 import onnx_ir as ir
 
+from arcface_client.home import expanded
+
 from .checkpoint import read_checkpoint
 from .errors import NotArcFaceError, OptionError
 from .insightface_pack import DEFAULT_ROOT, recognition_model
@@ -90,15 +92,13 @@ class InsightFacePack:
     def arguments(self) -> list[str]:
         """See ``Source``."""
         root = (
-            ["--insightface-root", str(self.root.expanduser().absolute())]
-            if self.root != DEFAULT_ROOT
-            else []
+            ["--insightface-root", str(expanded(self.root).absolute())] if self.root != DEFAULT_ROOT else []
         )
         return ["--insightface-pack", self.pack, *root]
 
     def location(self) -> Location:
         """See ``Source``."""
-        root = {"root": str(self.root.expanduser().absolute())} if self.root != DEFAULT_ROOT else {}
+        root = {"root": str(expanded(self.root).absolute())} if self.root != DEFAULT_ROOT else {}
         return {"kind": "insightface", "pack": self.pack, **root}
 
 

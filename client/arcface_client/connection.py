@@ -39,6 +39,11 @@ class _TritonClient(triton.InferenceServerClient):  # type: ignore[misc]
     """tritonclient's client, whose own end fails when Ctrl-C comes before its beginning is over."""
 
     _stream = None
+    _channel = None
+
+    def close(self) -> None:
+        if self._channel is not None:
+            super().close()
 
 
 class Connection:

@@ -76,6 +76,7 @@ TEXTS: Final = Kind(
 )
 
 
+_MAX_DEPTH: Final = 8  # of sections; an alias of YAML's that holds itself has no end
 _KUBERNETES: Final = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_[A-Z]+(_\w+)?)=|_PORT=\w+://")
 """Variables that pods find for each service, as for one named arcface-triton."""
 
@@ -173,7 +174,11 @@ def _flatten(
     content: object, path: Path, defaults: Defaults, prefix: str = ""
 ) -> Iterator[tuple[str, object]]:
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} has {content!r} where {prefix or 'the file'} should hold keys and values.")
+        raise ConfigError(
+            f"{path} has {content!r} where {prefix.rstrip('.') or 'the file'} should hold keys and values."
+        )
+    if prefix.count(".") > _MAX_DEPTH:
+        raise ConfigError(f"{path} nests keys deeper than any setting, from {prefix[:40]} on.")
     for name, value in content.items():
         key = f"{prefix}{name}"
         is_section = any(known.startswith(f"{key}.") for known in defaults)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -341,7 +342,7 @@ def test_what_cannot_be_read_is_damaged_and_stops_nothing_else(
 
     assert said(capsys, "verify", "--sm", "90") == [f"whole: {SM90.key}"]
     (line,) = said(capsys, "verify", "--sm", "86", code=1)
-    assert line == f"damaged: The manifest of {IDENTITY.key} cannot be read: Is a directory."
+    assert line == f"damaged: The manifest {record} cannot be read: Is a directory."
 
 
 def test_a_cache_that_is_no_folder_is_not_called_empty(
@@ -363,6 +364,37 @@ def test_what_another_version_of_this_project_stored_is_left_alone_and_fails_not
 
     assert f"whole: {SM90.key}" in lines
     assert any(line.startswith("left alone: ") and "schema_version 2" in line for line in lines)
+
+
+def test_what_another_version_stored_is_left_alone_by_a_pull_which_goes_on(
+    bucket: S3Server, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said(capsys, "push")
+    record = cache / f"{IDENTITY.key}.json"
+    record.write_text(record.read_text().replace('"schema_version": 1', '"schema_version": 2'))
+    shutil.rmtree((cache / SM90.key).parent)
+
+    lines = said(capsys, "pull")
+
+    assert f"pulled: {SM90.key}" in lines
+    assert any(line.startswith("left alone: ") and "schema_version 2" in line for line in lines)
+
+
+@pytest.mark.parametrize("cut_off", [False, True], ids=["missing", "cut off"])
+def test_a_push_replaces_a_plan_that_the_bucket_has_lost(
+    cut_off: bool, bucket: S3Server, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    said(capsys, "push")
+    (lost,) = (key for key in bucket.keys("plans") if key.endswith("sm86.plan"))
+    if cut_off:
+        bucket.client.put_object(Bucket="plans", Key=lost, Body=b"x")
+    else:
+        bucket.client.delete_object(Bucket="plans", Key=lost)
+
+    assert said(capsys, "push", "--sm", "86") == [f"pushed: {IDENTITY.key}"]
+
+    assert f"{IDENTITY.key} in the bucket is missing or cut off; replacing it" in caplog.messages
+    assert len(said(capsys, "verify", "--remote")) == 2
 
 
 def test_what_another_version_pushed_is_left_alone_by_a_push(

@@ -31,7 +31,7 @@ def altered(path: str, value: Any) -> str:
 
 def test_a_manifest_is_read_as_it_was_written() -> None:
     written = manifest(notes=("fp16 drifted by 2e-3; this is the next higher precision",))
-    assert read_manifest(written.to_json(), key=IDENTITY.key) == written
+    assert read_manifest(written.to_json(), key=IDENTITY.key, place="cache") == written
 
 
 LIES: dict[str, Any] = {
@@ -63,30 +63,30 @@ LIES: dict[str, Any] = {
 @pytest.mark.parametrize(("path", "value"), LIES.items(), ids=LIES)
 def test_a_manifest_that_cannot_be_true_is_refused_in_one_line(path: str, value: Any) -> None:
     with pytest.raises(PlanManifestError) as caught:
-        read_manifest(altered(path, value), key=IDENTITY.key)
+        read_manifest(altered(path, value), key=IDENTITY.key, place="cache")
     assert IDENTITY.key in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_drift_below_nothing_cannot_be_true() -> None:
     with pytest.raises(PlanManifestError, match=r"drift -5\.0 where"):
-        read_manifest(altered("parity.largest_drift_cosine", -5.0), key=IDENTITY.key)
+        read_manifest(altered("parity.largest_drift_cosine", -5.0), key=IDENTITY.key, place="cache")
 
 
 def test_the_message_says_which_field_is_wrong_and_how() -> None:
     with pytest.raises(PlanManifestError, match=r"parity\.crops is 2\.5; expected a whole number\.$"):
-        read_manifest(altered("parity.crops", 2.5), key=IDENTITY.key)
+        read_manifest(altered("parity.crops", 2.5), key=IDENTITY.key, place="cache")
     with pytest.raises(PlanManifestError, match=r"lacks plan_sha256 and has the unknown sha; "):
         content = json.loads(manifest().to_json())
         content["sha"] = content.pop("plan_sha256")
-        read_manifest(json.dumps(content), key=IDENTITY.key)
+        read_manifest(json.dumps(content), key=IDENTITY.key, place="cache")
 
 
 @example(b"[" * 1_000_000)
 @given(st.binary())
 def test_bytes_that_are_no_manifest_are_refused(content: bytes) -> None:
     with pytest.raises(PlanManifestError):
-        read_manifest(content, key=IDENTITY.key)
+        read_manifest(content, key=IDENTITY.key, place="cache")
 
 
 def test_the_header_says_which_tensorrt_wrote_a_plan(tmp_path: Path) -> None:

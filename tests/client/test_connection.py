@@ -15,7 +15,7 @@ import pytest
 
 from arcface_client import AsyncEmbeddingClient, EmbeddingClient
 from arcface_client.async_connection import AsyncConnection
-from arcface_client.connection import Connection
+from arcface_client.connection import Connection, _TritonClient
 from arcface_client.contract import Crops
 from arcface_client.deadline import Deadline
 from arcface_client.errors import (
@@ -147,3 +147,9 @@ def test_only_what_went_by_the_client_that_was_dropped_counts_as_dropped() -> No
     assert connection.why_dropped(before) == "it hung"
     assert connection.why_dropped(connection.triton) is None
     connection.close()
+
+
+def test_a_client_whose_beginning_was_interrupted_ends_without_a_word() -> None:
+    interrupted = _TritonClient.__new__(_TritonClient)
+
+    interrupted.close()  # as its __del__ does, whose errors Python prints

@@ -108,13 +108,18 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _pull(arguments: argparse.Namespace) -> int:
     store = _open(arguments)
+    bucket = _bucket(store)
+    damaged = [there for there in store.local.manifests() if isinstance(there, DamagedManifest)]
+    foreign = {there.key: there.problem for there in damaged if there.is_foreign}
 
     def pull(manifest: PlanManifest) -> str:
+        if problem := foreign.get(manifest.identity.key):
+            raise PlanSchemaError(problem)
         if store.local.find(manifest.identity):
             return "already there"
         return "pulled" if store.pull(manifest.identity) else _MISSING
 
-    return _each(_bucket(store), pull, arguments)
+    return _each(bucket, pull, arguments)
 
 
 def _push(arguments: argparse.Namespace) -> int:

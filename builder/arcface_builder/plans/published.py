@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -108,6 +109,11 @@ def check_free(
         version: The version that it is for.
         or_has: Precisions of which it may have a plan already, in place of one like this that was refused.
     """
+    if repository.root.exists() and not os.access(repository.root, os.W_OK):
+        raise RepositoryError(
+            f"Cannot write the model repository {repository.root}; make it writable, or name another "
+            "(--repository). Nothing was built."
+        )
     model = plan_model(identity.model)
     there = published_plans(repository, model).get(version, {})
     published = there.get(identity.compute_capability)

@@ -39,17 +39,22 @@ def check_timing_cache(path: Path) -> None:
 
 
 def _read(path: Path) -> bytes:
-    """What the file holds; nothing if there is none."""
+    """What the file holds; nothing if there is none. Anything else than a timing cache is left alone."""
     try:
-        if path.is_file():
-            return path.read_bytes()
-        if path.exists():
+        if not path.exists():
+            return b""
+        if not path.is_file():
             raise OptionError(f"The timing cache {path} is no regular file; name a file.")
+        content = path.read_bytes()
     except OSError as error:
         raise OptionError(
             f"The timing cache {path} cannot be read: {error.strerror or error}; name another file."
         ) from error
-    return b""
+    if content and not content.startswith(_MAGIC):
+        raise OptionError(
+            f"{path} is no timing cache of arcface-builder, which would overwrite it; name another file."
+        )
+    return content
 
 
 class TimingCache:
@@ -75,12 +80,12 @@ class TimingCache:
         """Give a build what there is, if it fits.
 
         Raises:
-            OptionError: It cannot be read, is a folder, or there can be no such file.
+            OptionError: It cannot be read, is a folder or no timing cache, or there can be no such file.
         """
         content = self._timings or (_read(self._path) if self._path else b"")
         blob = content.removeprefix(self._head) if content.startswith(self._head) else b""
         if content and not blob:
-            self.state = "cold: the file is of another TensorRT, or none"
+            self.state = "cold: the file is of another TensorRT"
         if blob:
             self._cache = config.create_timing_cache(blob)
             if self._cache is not None and config.set_timing_cache(self._cache, ignore_mismatch=False):
@@ -102,6 +107,7 @@ class TimingCache:
         if self._path is None:
             return content
         try:
+            _read(self._path)  # what another process put there meanwhile is its own
             self._path.resolve().parent.mkdir(parents=True, exist_ok=True)
             with replacing(self._path) as file:
                 file.write(content)

@@ -27,7 +27,7 @@ def cache_errors(root: Path, verb: str) -> Iterator[None]:
         if error.errno in NO_SPACE:
             raise CacheError(
                 f"No space left in the cache {root} ({error.strerror}); make room, e.g. with "
-                "`arcface-builder engines prune`, or set ARCFACE_CACHE_DIR. Nothing was stored."
+                "`arcface-builder engines prune`, or set ARCFACE_CACHE_DIR. The plan was not stored."
             ) from error
         raise CacheError(
             f"Cannot {verb} the cache {root} ({error}); mend it or set ARCFACE_CACHE_DIR."

@@ -38,7 +38,8 @@ def read_manifest_of(plan: Path, key: str) -> PlanManifest:
         FileNotFoundError: There is none.
         PlanManifestError: It is damaged, or belongs to another plan.
     """
-    return read_manifest(plan.with_name(f"{plan.name}{ENDING}").read_bytes(), key=key)
+    record = plan.with_name(f"{plan.name}{ENDING}")
+    return read_manifest(record.read_bytes(), key=key, place=f"cache ({record.parent})")
 
 
 def compare_plan(plan: Path, manifest: PlanManifest) -> StoredPlan:

@@ -85,7 +85,7 @@ class LocalStore:
             except PlanManifestError as error:
                 manifest = DamagedManifest(key, str(error), is_foreign=isinstance(error, PlanSchemaError))
             except OSError as error:
-                manifest = DamagedManifest(key, f"The manifest of {key} cannot be read: {error.strerror}.")
+                manifest = DamagedManifest(key, f"The manifest {record} cannot be read: {error.strerror}.")
             yield manifest
 
     def check(self, manifest: PlanManifest) -> StoredPlan:

@@ -98,18 +98,19 @@ def refusal_of(precision: str, reason: str) -> str:
     return f"{precision} was refused: {reason}"
 
 
-def read_manifest(text: str | bytes, *, key: str) -> PlanManifest:
+def read_manifest(text: str | bytes, *, key: str, place: str) -> PlanManifest:
     """Read a stored plan's manifest and check that it can be true.
 
     Args:
         text: What was stored.
         key: Where its plan is stored, which must be where its identity belongs.
+        place: In what, for messages.
 
     Raises:
         PlanSchemaError: Another version of this project wrote it.
         PlanManifestError: It is damaged, or belongs to another plan.
     """
-    where = f"The manifest of {key}"
+    where = f"The manifest of {key} in the {place}"
     manifest = parse_manifest(text, where)
     if manifest.identity.key != key:
         raise PlanManifestError(f"{where} is that of another plan, {manifest.identity.key}.")

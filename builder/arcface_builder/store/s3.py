@@ -13,9 +13,9 @@ from __future__ import annotations
 import io
 import posixpath
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from boto3.session import Session
@@ -32,14 +32,12 @@ from ..errors import (
 )
 from .identity import PlanIdentity
 from .plan_manifest import ENDING, PlanManifest, check_plan, read_manifest
-from .s3_answers import checked, refuse_redirects
+from .s3_answers import checked, manifest_text, refuse_redirects
 from .s3_errors import bucket_errors, is_missing
 from .stored_plan import DamagedManifest, StoredPlan
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 """From a name and a size in bytes: a context that gives what is told of each few bytes that moved."""
-
-_MAX_MANIFEST_BYTES: Final = 1 << 20
 
 
 class S3Store:
@@ -154,6 +152,21 @@ class S3Store:
         self._download(manifest, plan)
         check_plan(plan.getvalue(), manifest, where=self._where(manifest))
 
+    def has_plan(self, manifest: PlanManifest) -> bool:
+        """Whether the file that a manifest names is there and as long as it should be; nothing is downloaded.
+
+        Raises:
+            StoreError: The bucket cannot be used.
+        """
+        with bucket_errors(self.name):
+            try:
+                found = self._s3.head_object(Bucket=self._bucket, Key=_plan_key(manifest))
+            except ClientError as error:
+                if not is_missing(error):
+                    raise
+                return False
+        return bool(found["ContentLength"] == manifest.plan_bytes)
+
     def upload(self, stored: StoredPlan) -> None:
         """Upload a plan that was checked: the plan first, its manifest last.
 
@@ -234,18 +247,12 @@ class S3Store:
         with bucket_errors(self.name):
             try:
                 answer = self._s3.get_object(Bucket=self._bucket, Key=key + ENDING)
-                checked(answer, has="ETag", place=self.name)
-                with closing(answer["Body"]) as body:
-                    if answer["ContentLength"] > _MAX_MANIFEST_BYTES:
-                        raise PlanManifestError(
-                            f"The manifest of {key} has {answer['ContentLength']:,} bytes; expected a few."
-                        )
-                    text = body.read()  # to the end: a limit here would hide that it broke off
+                text = manifest_text(answer, key=key, place=self.name)
             except ClientError as error:
                 if is_missing(error):
                     return None
                 raise
-        return read_manifest(text, key=key)
+        return read_manifest(text, key=key, place=self.name)
 
 
 def _plan_key(manifest: PlanManifest) -> str:

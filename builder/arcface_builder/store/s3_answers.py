@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from typing import Any, Final, TypeVar
 
 from botocore.awsrequest import AWSResponse
 
-from ..errors import BucketError
+from ..errors import BucketError, PlanManifestError
 
 Answer = TypeVar("Answer", bound=Mapping[str, object])
 
+_MAX_MANIFEST_BYTES: Final = 1 << 20
 _REDIRECTS: Final = (301, 302, 307)
 
 
@@ -28,9 +30,26 @@ def checked(answer: Answer, *, has: str, place: str) -> Answer:
     if has not in answer:
         raise BucketError(
             f"The {place} does not answer as S3 does; check the endpoint's URL, and whether a proxy wants a "
-            "login."
+            "login; or the answer was cut off: try again."
         )
     return answer
+
+
+def manifest_text(answer: Mapping[str, Any], *, key: str, place: str) -> bytes:
+    """Read the manifest that an answer brings.
+
+    Raises:
+        BucketError: It is no answer of S3.
+        PlanManifestError: It is too long to be a manifest.
+    """
+    checked(answer, has="ETag", place=place)
+    with closing(answer["Body"]) as body:
+        if answer["ContentLength"] > _MAX_MANIFEST_BYTES:
+            raise PlanManifestError(
+                f"The manifest of {key} in the {place} has {answer['ContentLength']:,} bytes; expected a few."
+            )
+        text: bytes = body.read()  # to the end: a limit here would hide that it broke off
+    return text
 
 
 def refuse_redirects(s3: Any, place: str) -> None:

@@ -108,6 +108,9 @@ class PlanStore:
         stored = self.local.find(identity)
         if stored and _is_good(stored.manifest, objection, self.local.name):
             _log.info("Hit: %s is in the local cache, %s", name, stored.path.parent)
+            if self.remote:
+                share = f"arcface-builder engines push {shlex.join(self.remote.flags)}"
+                _log.info("The %s was not asked; `%s` shares what it lacks", self.remote.name, share)
             return stored
         manifest = self.remote.find(identity) if self.remote else None
         if self.remote is None or manifest is None:
@@ -124,7 +127,7 @@ class PlanStore:
         return stored
 
     def push(self, manifest: PlanManifest, *, overwrite: bool = False) -> bool:
-        """Upload a plan of the local cache, unless the bucket has one of the same identity.
+        """Upload a plan of the local cache, unless the bucket has one of the same identity and all its bytes.
 
         Args:
             manifest: The plan's.
@@ -150,7 +153,9 @@ class PlanStore:
             there = None
             _log.warning("Replacing what the bucket has: %s", error)
         if there and not overwrite:
-            return False
+            if self.remote.has_plan(there):
+                return False
+            _log.warning("%s in the bucket is missing or cut off; replacing it", there.identity.key)
         self.remote.upload(stored)
         return True
 

@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 
 from ..contract import CROP_SHAPE, CROP_SIZE, EMBEDDING_DIM, Crops, Embeddings
 from ..errors import ContractError, DeploymentError, ModelNotFoundError
+from ..home import expanded
 from ..identity import EmbeddingIdentity
 from ..model_repository import LocalModels, file_sha256
 from ..optional import require
@@ -124,14 +125,14 @@ def find_source(source: str) -> Path:
     Raises:
         ModelNotFoundError: It is not there.
     """
-    path = Path(source).expanduser()
+    path = expanded(Path(source))
     if path.suffix == ".onnx" or path.is_file():
         if not path.is_file():
             raise ModelNotFoundError(
                 f"There is no file {path}; set embedding.source to an ONNX file or a pack."
             )
         return path
-    folder = PACKS.expanduser() / source
+    folder = expanded(PACKS) / source
     # antelopev2.zip holds a folder of its own name, so its files lie one level deeper.
     found = [file for file in sorted(folder.rglob("*.onnx")) if _is_recognition(file)]
     if len(found) != 1:

@@ -16,6 +16,7 @@ from arcface_builder.plans import builder, progress, toolkit
 from arcface_builder.plans.builder import build_plan
 from arcface_builder.plans.options import BuildOptions
 from arcface_builder.plans.precision import typed_graph
+from arcface_builder.plans.timing_cache import check_timing_cache
 from arcface_builder.store.plan_header import plan_version
 
 
@@ -258,6 +259,20 @@ def test_a_timing_cache_that_cannot_be_written_does_not_cost_the_plan(
     assert str(tmp_path) in warning
 
 
+def test_a_file_that_is_no_timing_cache_is_not_overwritten(
+    trt: ModuleType, small_graph: bytes, tmp_path: Path
+) -> None:
+    notes = tmp_path / "notes.md"
+    notes.write_text("precious")
+
+    with pytest.raises(OptionError, match=r"notes\.md is no timing cache .* would overwrite it"):
+        build_plan(trt, small_graph, BuildOptions(precision="fp32", timing_cache=notes), target_sm="86")
+    with pytest.raises(OptionError, match="is no timing cache"):
+        check_timing_cache(notes)
+
+    assert notes.read_text() == "precious"
+
+
 def test_a_timing_cache_is_used_again_by_the_same_tensorrt_alone(
     trt: ModuleType, small_graph: bytes, tmp_path: Path
 ) -> None:
@@ -269,7 +284,7 @@ def test_a_timing_cache_is_used_again_by_the_same_tensorrt_alone(
     path.write_bytes(content.replace(trt.__version__.encode(), b"8.5.3.1"))
     states.append(build_plan(trt, small_graph, options, target_sm="86").timing_cache)
 
-    assert states == ["cold", "warm", "cold: the file is of another TensorRT, or none"]
+    assert states == ["cold", "warm", "cold: the file is of another TensorRT"]
     assert path.read_bytes() == content
     assert [file.name for file in path.parent.iterdir()] == ["timing.cache"]
 

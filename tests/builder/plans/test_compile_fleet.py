@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ from arcface_builder.plan_request import PlanRequest
 from arcface_builder.plans.options import BuildOptions
 from arcface_builder.plans.published import recorded_plan
 from arcface_builder.repository import ModelRepository
-from arcface_builder.store import PlanStore
+from arcface_builder.store import LocalStore, PlanStore
 
 pytestmark = pytest.mark.usefixtures("few_crops")
 
@@ -57,6 +58,20 @@ def test_a_fleet_keeps_what_is_published_though_another_model_of_gpu_has_a_newer
     kept = recorded_plan(repository, a10.identity, 1)
     assert kept is not None
     assert kept.manifest == a10
+
+
+def test_why_the_published_plan_does_not_do_is_told(
+    request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository, tmp_path: Path
+) -> None:
+    compile_plan(request_, gpu, store, repository)
+    empty = PlanStore(LocalStore(tmp_path / "empty"))
+
+    with pytest.raises(CompileError, match=r"Version 1's own plan for sm86 does not do: .*max_batch_size 32"):
+        assemble(request_.onnx, BuildOptions(max_batch_size=16), ["8.6"], empty, repository)
+    with pytest.raises(
+        CompileError, match=r"sm86 does not do: The served ONNX model drifts by .* at most 1e-15"
+    ):
+        assemble(request_.onnx, request_.options, ["8.6"], empty, repository, max_drift_cosine=1e-15)
 
 
 def test_a_fleet_calibrates_as_the_version_does(

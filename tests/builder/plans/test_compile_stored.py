@@ -87,7 +87,7 @@ def test_the_old_plan_stays_where_the_new_one_cannot_be_stored(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("arcface_builder.store.local.flush", full)
-    with pytest.raises(CacheError, match="Nothing was stored"):
+    with pytest.raises(CacheError, match="The plan was not stored"):
         compile_plan(twice_as_strict_as(old, request_), gpu, store, repository)
 
     assert list(store.local.manifests()) == [old]
