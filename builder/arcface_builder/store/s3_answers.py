@@ -1,4 +1,4 @@
-"""What answers in the place of S3: a proxy's login page, another port, a server that only redirects."""
+"""S3's answers, told from those of what is none: a login page, another port, a server that only redirects."""
 
 from __future__ import annotations
 

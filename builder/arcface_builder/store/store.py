@@ -110,7 +110,7 @@ class PlanStore:
             _log.info("Hit: %s is in the local cache, %s", name, stored.path.parent)
             if self.remote:
                 share = f"arcface-builder engines push {shlex.join(self.remote.flags)}"
-                _log.info("The %s was not asked; `%s` shares what it lacks", self.remote.name, share)
+                _log.info("The %s may lack it; `%s` shares what it lacks", self.remote.name, share)
             return stored
         manifest = self.remote.find(identity) if self.remote else None
         if self.remote is None or manifest is None:
