@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from arcface_builder.build import build
-from arcface_builder.faces import face_like
-from arcface_builder.sources import Synthetic
-from arcface_client.bars import progress
+from arcface_builder.check.crops import face_like
+from arcface_builder.source.load import Synthetic
+from arcface_client.cli.bars import progress
 from arcface_server import LocalTriton
 from arcface_server.perf.binary import find_perf_analyzer
 from arcface_server.perf.input_data import write_input_data

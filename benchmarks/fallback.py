@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from arcface_builder.build import build
-from arcface_builder.sources import Synthetic
-from arcface_client.bars import progress
+from arcface_builder.source.load import Synthetic
+from arcface_client.cli.bars import progress
 from arcface_server import LocalTriton
 from outages import to_the_next_server, to_this_process_and_back
 from serving import machine, measure

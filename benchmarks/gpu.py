@@ -20,10 +20,10 @@ from typing import Any, Final
 
 import gpu_report
 from arcface_builder.errors import BuilderError
-from arcface_builder.iresnet import BLOCKS
-from arcface_builder.plans.gpu import Gpu, gpu_at_hand
-from arcface_builder.plans.options import BuildOptions
-from arcface_client.commandline import FAILED
+from arcface_builder.source.iresnet import BLOCKS
+from arcface_builder.trt.gpu import Gpu, gpu_at_hand
+from arcface_builder.trt.options import BuildOptions
+from arcface_client.cli.commandline import FAILED
 from arcface_client.errors import ArcFaceError
 from arcface_server.perf.levels import parse_levels
 from gpu_engines import cpu, make_plan, plan_repository, rebuild_s, serving_model, tensorrt

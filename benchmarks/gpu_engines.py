@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import onnxruntime
 
-from arcface_builder import faces
 from arcface_builder.build import build
+from arcface_builder.check import crops as faces
 from arcface_builder.compile import Compiled, compile_plan
-from arcface_builder.onnx_version import OnnxVersion, find_onnx
 from arcface_builder.plan_request import PlanRequest
-from arcface_builder.plans.gpu import Gpu
-from arcface_builder.plans.options import BuildOptions
-from arcface_builder.repository import ModelRepository
-from arcface_builder.sources import Synthetic
+from arcface_builder.repository.publish import ModelRepository
+from arcface_builder.source.load import Synthetic
+from arcface_builder.source.onnx_version import OnnxVersion, find_onnx
 from arcface_builder.store import LocalStore, PlanStore
+from arcface_builder.trt.gpu import Gpu
+from arcface_builder.trt.options import BuildOptions
 from arcface_client.contract import Crops
 from arcface_client.errors import ModelNotFoundError
-from arcface_client.golden import largest_drift
+from arcface_client.models.golden import largest_drift
 from arcface_client.runtimes.base import in_batches
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from gpu_report import Figure

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from arcface_builder.iresnet import BLOCKS, CHANNELS, FLAT_SIZE
+from arcface_builder.source.iresnet import BLOCKS, CHANNELS, FLAT_SIZE
 from arcface_client.contract import CROP_SIZE, EMBEDDING_DIM
 
 NAME: Final = "gpu"

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from arcface_builder.onnx_version import OnnxVersion
+from arcface_builder.source.onnx_version import OnnxVersion
 from arcface_server import LocalTriton
 from arcface_server.perf.binary import find_perf_analyzer
 from arcface_server.perf.input_data import load_crops, write_input_data

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from arcface_builder.faces import face_like
-from arcface_client.backend import HERE, EmbeddingBackend
+from arcface_builder.check.crops import face_like
+from arcface_client.backends.base import HERE, EmbeddingBackend
 from arcface_client.backends.factory import get_embedding_backend
 from arcface_server import LocalTriton
 

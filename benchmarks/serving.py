@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Final
 
 from arcface_builder.build import build
-from arcface_builder.sources import Synthetic
-from arcface_client.bars import progress
+from arcface_builder.source.load import Synthetic
+from arcface_client.cli.bars import progress
 from arcface_server import LocalTriton
 from workers import Worker, insightface, onnxruntime, triton
 

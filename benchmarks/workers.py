@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from arcface_builder.faces import face_like
+from arcface_builder.check.crops import face_like
 from arcface_client.contract import CROP_SHAPE, INPUT_NAME, OUTPUT_NAME, Crops
 
 Embed = Callable[[Crops], Any]

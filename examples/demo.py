@@ -14,7 +14,7 @@ import numpy as np
 from insightface.model_zoo.arcface_onnx import ArcFaceONNX
 
 from arcface_builder.build import build
-from arcface_builder.sources import Synthetic
+from arcface_builder.source.load import Synthetic
 from arcface_client import EmbeddingClient
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.runtimes.onnxruntime import OnnxRuntime

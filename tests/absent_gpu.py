@@ -8,11 +8,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from arcface_builder.graph import session
-from arcface_builder.plans.gpu import Gpu
-from arcface_builder.plans.inspection import LayerPrecisions
-from arcface_builder.plans.standard import another_model
-from arcface_builder.plans.watching import Layers, watched_graph
+from arcface_builder.check.reference_embeddings import another_model
+from arcface_builder.graph.edit import session
+from arcface_builder.trt.gpu import Gpu
+from arcface_builder.trt.inspect import LayerPrecisions
+from arcface_builder.trt.watching import Layers, watched_graph
 from arcface_client.contract import INPUT_NAME, Crops, Embeddings
 from arcface_client.runtimes.base import Runtime
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from arcface_builder.graph import session
+from arcface_builder.graph.edit import session
 from arcface_client.contract import INPUT_NAME, Crops, Embeddings
 from arcface_client.runtimes.base import Embed
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from arcface_builder.plans.gate import Verdict
-from arcface_builder.plans.standard import ANOTHER_MODEL
+from arcface_builder.check.gate import Verdict
+from arcface_builder.check.reference_embeddings import ANOTHER_MODEL
 from arcface_builder.store import Parity, PlanIdentity, PlanManifest, StoredPlan, describe_plan
 from arcface_builder.store.identity import PLATFORM
-from arcface_client.faults import FAULTS
+from arcface_client.evaluation.perturbations import FAULTS
 
 IDENTITY = PlanIdentity(
     model="arcface_r100",

@@ -9,11 +9,11 @@ from typing import Any
 
 from arcface_builder.build import build
 from arcface_builder.compile import Compiled
-from arcface_builder.onnx_version import OnnxVersion, find_onnx
 from arcface_builder.plan_request import PlanRequest
-from arcface_builder.plans.options import BuildOptions
-from arcface_builder.repository import ModelRepository
-from arcface_builder.sources import Source
+from arcface_builder.repository.publish import ModelRepository
+from arcface_builder.source.load import Source
+from arcface_builder.source.onnx_version import OnnxVersion, find_onnx
+from arcface_builder.trt.options import BuildOptions
 from arcface_client.contract import Crops
 
 

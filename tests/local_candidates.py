@@ -7,7 +7,7 @@ from pathlib import Path
 
 from arcface_client.backends.local_model import LocalCandidate, LocalModel
 from arcface_client.contract import Crops, Embeddings
-from arcface_client.identity import EmbeddingIdentity
+from arcface_client.models.embedding_space import EmbeddingIdentity
 from arcface_client.runtimes.base import Runtime
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from arcface_client.contract import Crops
-from arcface_client.golden import golden_crops
+from arcface_client.models.golden import golden_crops
 
 PYTHON_2: Final = Path(__file__).parent / "client/compare/python2.bin"
 """Two pairs of crops of one colour each, the first pair the same, written by Python 2.7:

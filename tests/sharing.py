@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from tritonclient import grpc as tritonclient
 
 from arcface_client import EmbeddingClient
-from arcface_client.connection import Connection
+from arcface_client.triton.channel import Connection
 from arcface_server import LocalTriton
 from tiny import TINY_MODEL
 

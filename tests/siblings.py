@@ -13,13 +13,13 @@ from typing import Any
 import onnx
 from tritonclient import grpc as tritonclient
 
-from arcface_client import limits
-from arcface_client.backend import EmbeddingBackend, Served, Source
+from arcface_client.backends.base import EmbeddingBackend, Served, Source
+from arcface_client.backends.embed_request import Job
 from arcface_client.contract import Crops, Embeddings
-from arcface_client.diagnostics import Diagnostics
-from arcface_client.job import Job
+from arcface_client.failover.intervals import BreakerLimits, Rhythm
+from arcface_client.observability.diagnostics import Diagnostics
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
-from arcface_client.selection.rhythm import BreakerLimits, Rhythm
+from arcface_client.triton import limits
 from arcface_server import LocalTriton
 from processes import wait_until
 from tiny import tiny_serving_graph, write_tiny_repository

@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from arcface_client.layers import variable
-from arcface_client.tensorrt_settings import TensorRtSettings
+from arcface_client.config.layers import variable
+from arcface_client.config.tensorrt_settings import TensorRtSettings
 from arcface_server import LocalTriton
 from arcface_server.flags import FLAGS
 from tiny import write_tiny_repository

@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from arcface_client.commandline import DONE, FAILED, INTERRUPTED, run
+from arcface_client.cli.commandline import DONE, FAILED, INTERRUPTED, run
+from arcface_client.cli.starting import run_command
 from arcface_client.errors import MissingExtraError
-from arcface_client.starting import run_command
 
 STARTING = """
 import sys
@@ -74,7 +74,7 @@ def test_a_program_that_calls_a_command_keeps_its_ctrl_c(monkeypatch: pytest.Mon
     before = signal.getsignal(signal.SIGINT)
 
     with pytest.raises(SystemExit) as ended:
-        run_command("arcface_client.cli")
+        run_command("arcface_client.cli.app")
 
     assert ended.value.code == DONE
     assert signal.getsignal(signal.SIGINT) == before
@@ -83,7 +83,7 @@ def test_a_program_that_calls_a_command_keeps_its_ctrl_c(monkeypatch: pytest.Mon
 def test_a_command_can_be_called_in_any_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["arcface-client", "--version"])
     with ThreadPoolExecutor(1) as pool:
-        ended = pool.submit(run_command, "arcface_client.cli").exception()
+        ended = pool.submit(run_command, "arcface_client.cli.app").exception()
 
     assert isinstance(ended, SystemExit)
 

@@ -10,19 +10,19 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from arcface_client.golden import golden_crops, golden_sha256, to_text
-from arcface_client.manifests import MODEL_FILE
-from arcface_client.names import onnx_model
+from arcface_client.models.golden import golden_crops, golden_sha256, to_text
+from arcface_client.models.manifest import MODEL_FILE
+from arcface_client.models.naming import onnx_model
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 
-from .manifest import Golden, Manifest, ModelFile, Preprocessing
-from .model_config import ServingOptions, config_text, onnx_config
-from .names import check_name
-from .parity import check_parity
-from .reference import ReferenceEmbedder
-from .repository import ModelRepository
-from .serving_graph import serving_graph
-from .sources import Source
+from .check.accuracy import check_parity
+from .check.reference import ReferenceEmbedder
+from .graph.serving import serving_graph
+from .repository.config import ServingOptions, config_text, onnx_config
+from .repository.manifest import Golden, Manifest, ModelFile, Preprocessing
+from .repository.names import check_name
+from .repository.publish import ModelRepository
+from .source.load import Source
 
 _log = logging.getLogger(__name__)
 

@@ -8,23 +8,23 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import NamedTuple
 
-from arcface_client.bars import Tell
-from arcface_client.names import plan_model
+from arcface_client.cli.bars import Tell
+from arcface_client.models.naming import plan_model
 
+from .check.gate import objection_to
+from .check.reference_embeddings import plan_standard
 from .errors import BlindGateError, ParityError, PrecisionError, ServedModelError
+from .graph.precision import check_gpu_has, fallbacks
 from .making import make_plan
 from .plan_request import PlanRequest
-from .plans.gate import objection_to
-from .plans.gpu import Gpu
-from .plans.identity import plan_identity
-from .plans.precision import check_gpu_has, fallbacks
-from .plans.published import check_free, recorded_plan
-from .plans.repository import AddedPlan, add_plan
-from .plans.standard import plan_standard
-from .repository import ModelRepository
+from .repository.publish import ModelRepository
+from .repository.publish_plan import AddedPlan, add_plan
+from .repository.published import check_free, recorded_plan
 from .store import Objection, PlanIdentity, PlanManifest, PlanStore, StoredPlan
 from .store.locks import building_lock
 from .store.plan_manifest import refusal_of
+from .trt.gpu import Gpu
+from .trt.plan_key import plan_identity
 
 _log = logging.getLogger(__name__)
 

@@ -6,19 +6,19 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from arcface_client.limits import DEFAULT_MAX_DRIFT_COSINE
-from arcface_client.names import plan_model
+from arcface_client.models.naming import plan_model
+from arcface_client.triton.limits import DEFAULT_MAX_DRIFT_COSINE
 
+from .check.gate import objection_to
 from .errors import CompileError
-from .onnx_version import OnnxVersion
-from .plans.gate import objection_to
-from .plans.identity import this_platform
-from .plans.options import MIN_BATCH_SIZE, BuildOptions
-from .plans.published import published_plans, recorded_plan
-from .plans.repository import AddedPlan, add_plans
-from .repository import ModelRepository
+from .repository.publish import ModelRepository
+from .repository.publish_plan import AddedPlan, add_plans
+from .repository.published import published_plans, recorded_plan
+from .source.onnx_version import OnnxVersion
 from .store import Objection, PlanIdentity, PlanManifest, PlanStore, StoredPlan, sm_of
 from .store.identity import CALIBRATION, GPU_MODEL, PLATFORM, Setting, release_of
+from .trt.options import MIN_BATCH_SIZE, BuildOptions
+from .trt.plan_key import this_platform
 
 _log = logging.getLogger(__name__)
 

@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime, timezone
 
-from arcface_client.bars import Tell
+from arcface_client.cli.bars import Tell
 from arcface_client.contract import Crops
 
+from .check.divergence import explain_drift
+from .check.gate import Verdict, by_drift, judge
+from .check.reference_embeddings import Standard
 from .errors import ParityError
-from .manifest import tool_versions
+from .graph.precision import typed_graph
 from .plan_request import PlanRequest
-from .plans.builder import BuiltPlan, build_plan
-from .plans.divergence import explain_drift
-from .plans.gate import Verdict, by_drift, judge
-from .plans.gpu import Gpu
-from .plans.inspection import LayerPrecisions, check_precision
-from .plans.options import BuildOptions
-from .plans.precision import typed_graph
-from .plans.standard import Standard
-from .plans.toolkit import check_knows, is_strongly_typed
-from .plans.watching import watch_plan
+from .repository.manifest import tool_versions
 from .store import PlanIdentity, PlanManifest, PlanStore, describe_plan
 from .store.cache_errors import cache_errors
+from .trt.compat import check_knows, is_strongly_typed
+from .trt.engine import BuiltPlan, build_plan
+from .trt.gpu import Gpu
+from .trt.inspect import LayerPrecisions, check_precision
+from .trt.options import BuildOptions
+from .trt.watching import watch_plan
 
 
 def make_plan(

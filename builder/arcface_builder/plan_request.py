@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from arcface_client.contract import Crops
-from arcface_client.limits import DEFAULT_MAX_DRIFT_COSINE
+from arcface_client.triton.limits import DEFAULT_MAX_DRIFT_COSINE
 
-from .onnx_version import OnnxVersion
-from .plans.options import BuildOptions
-from .sources import Source
+from .source.load import Source
+from .source.onnx_version import OnnxVersion
+from .trt.options import BuildOptions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from typing import Any
 
     from . import errors
-    from .aio import AsyncEmbeddingClient
-    from .async_connection import AsyncConnection
-    from .backend import EmbeddingBackend, Served
     from .backends.aio import AsyncEmbeddingBackend
+    from .backends.base import EmbeddingBackend, Served
     from .backends.factory import get_embedding_backend
     from .backends.triton import TritonBackend
-    from .client import EmbeddingClient
-    from .connection import Connection
-    from .diagnostics import Diagnostics
-    from .selection.rhythm import Rhythm
-    from .selection.server import RequestLimits
-    from .tls import Tls
+    from .failover.intervals import Rhythm
+    from .failover.server import RequestLimits
+    from .observability.diagnostics import Diagnostics
+    from .triton.aio import AsyncEmbeddingClient
+    from .triton.aio_channel import AsyncConnection
+    from .triton.channel import Connection
+    from .triton.client import EmbeddingClient
+    from .triton.tls import Tls
 
 __all__ = [
     "AsyncConnection",
@@ -51,17 +51,17 @@ __all__ = [
 ]
 
 _MODULES = {
-    "AsyncConnection": "async_connection",
+    "AsyncConnection": "triton.aio_channel",
     "AsyncEmbeddingBackend": "backends.aio",
-    "AsyncEmbeddingClient": "aio",
-    "Connection": "connection",
-    "Diagnostics": "diagnostics",
-    "EmbeddingBackend": "backend",
-    "EmbeddingClient": "client",
-    "RequestLimits": "selection.server",
-    "Rhythm": "selection.rhythm",
-    "Served": "backend",
-    "Tls": "tls",
+    "AsyncEmbeddingClient": "triton.aio",
+    "Connection": "triton.channel",
+    "Diagnostics": "observability.diagnostics",
+    "EmbeddingBackend": "backends.base",
+    "EmbeddingClient": "triton.client",
+    "RequestLimits": "failover.server",
+    "Rhythm": "failover.intervals",
+    "Served": "backends.base",
+    "Tls": "triton.tls",
     "TritonBackend": "backends.triton",
     "errors": "errors",
     "get_embedding_backend": "backends.factory",

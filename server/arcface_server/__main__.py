@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from arcface_client.starting import run_command
+from arcface_client.cli.starting import run_command
 
 
 def main() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from arcface_client.commandline import add_version, run
+from arcface_client.cli.commandline import add_version, run
 
 from .commands.perf import add_perf
 from .commands.run import add_run

@@ -9,9 +9,9 @@ from types import ModuleType
 
 import pytest
 
-from arcface_builder import iresnet, synthetic
-from arcface_builder.source_model import SourceModel
-from arcface_builder.sources import Synthetic
+from arcface_builder.source import iresnet, synthetic
+from arcface_builder.source.load import Synthetic
+from arcface_builder.source.source_model import SourceModel
 from s3_server import S3Server
 
 

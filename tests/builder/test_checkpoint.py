@@ -13,13 +13,13 @@ import pytest
 from safetensors.numpy import save_file
 
 from arcface_builder.build import build
-from arcface_builder.checkpoint import depth_of
 from arcface_builder.errors import CheckpointError
-from arcface_builder.graph import constant
-from arcface_builder.iresnet import BLOCKS, parameter_shapes
-from arcface_builder.source_model import SourceModel
-from arcface_builder.sources import Checkpoint
-from arcface_builder.synthetic import synthetic_weights
+from arcface_builder.graph.edit import constant
+from arcface_builder.source.checkpoint import depth_of
+from arcface_builder.source.iresnet import BLOCKS, parameter_shapes
+from arcface_builder.source.load import Checkpoint
+from arcface_builder.source.source_model import SourceModel
+from arcface_builder.source.synthetic import synthetic_weights
 from arcface_client.errors import MissingExtraError
 
 StateDict = dict[str, npt.NDArray[np.float32]]

@@ -11,12 +11,12 @@ import onnx
 import pytest
 
 from arcface_builder.build import build
-from arcface_builder.cli import main
-from arcface_builder.commands.sources import add_sources, source_from
+from arcface_builder.check.reference import ReferenceEmbedder
+from arcface_builder.cli.app import main
+from arcface_builder.cli.sources import add_sources, source_from
 from arcface_builder.errors import NotArcFaceError
-from arcface_builder.normalisation import Normalisation
-from arcface_builder.reference import ReferenceEmbedder
-from arcface_builder.sources import Checkpoint, InsightFacePack, OnnxFile, Source, Synthetic, located
+from arcface_builder.source.load import Checkpoint, InsightFacePack, OnnxFile, Source, Synthetic, located
+from arcface_builder.source.normalisation import Normalisation
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from exports import mxnet_broken, pytorch_pack, small_arcface
 from photograph import face_crops

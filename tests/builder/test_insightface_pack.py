@@ -9,10 +9,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from arcface_builder.cli import main
+from arcface_builder.cli.app import main
 from arcface_builder.errors import PackError
-from arcface_builder.insightface_pack import recognition_model
-from arcface_builder.sources import InsightFacePack
+from arcface_builder.source.insightface_pack import recognition_model
+from arcface_builder.source.load import InsightFacePack
 from exports import pytorch_pack, small_arcface
 
 

@@ -10,12 +10,12 @@ import pytest
 from onnx import TensorProto, helper
 
 from arcface_builder.build import build
-from arcface_builder.cli import main
+from arcface_builder.cli.app import main
 from arcface_builder.errors import NotArcFaceError, NotOnnxError, OptionError
-from arcface_builder.inspection import Inspection, Tensor, inspect
-from arcface_builder.normalisation import Normalisation
-from arcface_builder.source_finding import SourceFinding
-from arcface_builder.sources import OnnxFile
+from arcface_builder.source.inspect import Inspection, Tensor, inspect
+from arcface_builder.source.load import OnnxFile
+from arcface_builder.source.normalisation import Normalisation
+from arcface_builder.source.source_finding import SourceFinding
 from exports import EXPORTS, small_arcface
 
 

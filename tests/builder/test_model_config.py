@@ -7,7 +7,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from arcface_builder.errors import OptionError
-from arcface_builder.model_config import ServingOptions, config_text, onnx_config
+from arcface_builder.repository.config import ServingOptions, config_text, onnx_config
 
 GOLDEN = Path(__file__).parent / "arcface_r100_onnx.pbtxt"
 

@@ -12,8 +12,8 @@ import onnx
 import pytest
 
 from arcface_builder.errors import OptionError, RepositoryError
-from arcface_builder.names import check_name
-from arcface_builder.repository import ModelRepository
+from arcface_builder.repository.names import check_name
+from arcface_builder.repository.publish import ModelRepository
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from exports import small_arcface
 
@@ -105,7 +105,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(source: Path, tmp_path
     root = tmp_path / "models"
     # A limit on the size of files makes the kernel refuse the write, as a full disk does.
     limit = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (100_000, 100_000)); "
-    run = "import sys; from arcface_builder.cli import main; sys.exit(main(sys.argv[1:]))"
+    run = "import sys; from arcface_builder.cli.app import main; sys.exit(main(sys.argv[1:]))"
     arguments = ["build", "--name", "small", "--onnx-path", str(source), "--repository", str(root)]
 
     result = subprocess.run(
@@ -138,7 +138,7 @@ STEPS = """
 import errno, json, os, shutil, signal, sys
 from pathlib import Path
 from arcface_builder.errors import RepositoryError
-from arcface_builder.repository import ModelRepository
+from arcface_builder.repository.publish import ModelRepository
 
 top, mode = Path(sys.argv[1]), sys.argv[2]
 steps = {"open", "os.mkdir", "os.rename", "os.link", "os.remove", "ctypes.dlsym"}

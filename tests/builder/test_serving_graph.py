@@ -11,14 +11,14 @@ import pytest
 from insightface.model_zoo.arcface_onnx import ArcFaceONNX
 from onnx import helper, numpy_helper
 
+from arcface_builder.check.accuracy import TOLERANCE, check_parity
+from arcface_builder.check.crops import face_like, noise
+from arcface_builder.check.reference import ReferenceEmbedder
 from arcface_builder.errors import NotArcFaceError, ParityError
-from arcface_builder.faces import face_like, noise
-from arcface_builder.graph import session
-from arcface_builder.parity import TOLERANCE, check_parity
-from arcface_builder.reference import ReferenceEmbedder
-from arcface_builder.serving_graph import serving_graph
-from arcface_builder.source_model import SourceModel
-from arcface_builder.sources import OnnxFile
+from arcface_builder.graph.edit import session
+from arcface_builder.graph.serving import serving_graph
+from arcface_builder.source.load import OnnxFile
+from arcface_builder.source.source_model import SourceModel
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.runtimes.base import Embed
 from exports import EXPORTS, mxnet, pytorch_pack, small_arcface

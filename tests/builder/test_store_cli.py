@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import engines
-from arcface_builder.cli import main
+from arcface_builder.cli.app import main
 from arcface_builder.store import LocalStore, PlanIdentity, PlanManifest, StoredPlan, open_store
 from arcface_builder.store.s3 import S3Store
 from engines import plan

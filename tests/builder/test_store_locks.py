@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from arcface_builder.disk import locked
+from arcface_builder.repository.disk import locked
 from arcface_builder.store import LocalStore
 from arcface_builder.store.locks import building_lock
 from processes import wait_until

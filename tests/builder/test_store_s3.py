@@ -13,19 +13,8 @@ from typing import Any
 
 import pytest
 
-from arcface_builder.errors import (
-    BucketUnreachableError,
-    PlanDamagedError,
-    PlanGoneError,
-    PlanManifestError,
-)
-from arcface_builder.store import (
-    DamagedManifest,
-    LocalStore,
-    PlanManifest,
-    StoredPlan,
-    open_store,
-)
+from arcface_builder.errors import BucketUnreachableError, PlanDamagedError, PlanGoneError, PlanManifestError
+from arcface_builder.store import DamagedManifest, LocalStore, PlanManifest, StoredPlan, open_store
 from arcface_builder.store.s3 import S3Store
 from engines import IDENTITY, identity, manifest, plan
 from s3_server import BadWire, S3Server, hasty

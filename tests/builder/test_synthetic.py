@@ -10,16 +10,16 @@ import pytest
 from insightface.model_zoo.arcface_onnx import ArcFaceONNX
 
 from arcface_builder.build import build
-from arcface_builder.cli import main
+from arcface_builder.check.accuracy import TOLERANCE
+from arcface_builder.check.crops import face_like, noise
+from arcface_builder.check.reference import ReferenceEmbedder
+from arcface_builder.cli.app import main
 from arcface_builder.errors import OptionError
-from arcface_builder.faces import face_like, noise
-from arcface_builder.graph import session
-from arcface_builder.inspection import inspect
-from arcface_builder.parity import TOLERANCE
-from arcface_builder.reference import ReferenceEmbedder
-from arcface_builder.serving_graph import serving_graph
-from arcface_builder.source_model import SourceModel
-from arcface_builder.sources import OnnxFile, Synthetic
+from arcface_builder.graph.edit import session
+from arcface_builder.graph.serving import serving_graph
+from arcface_builder.source.inspect import inspect
+from arcface_builder.source.load import OnnxFile, Synthetic
+from arcface_builder.source.source_model import SourceModel
 from arcface_client.contract import Crops
 from exports import small_arcface
 from photograph import face_crops

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from arcface_builder.build import build
-from arcface_builder.sources import OnnxFile
+from arcface_builder.source.load import OnnxFile
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_server import LocalTriton

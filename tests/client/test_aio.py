@@ -15,7 +15,6 @@ import pytest
 from grpc.aio import UsageError
 
 from arcface_client import AsyncEmbeddingClient, EmbeddingClient
-from arcface_client.async_connection import AsyncConnection
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import (
     ArcFaceError,
@@ -28,6 +27,7 @@ from arcface_client.errors import (
     ServerBusyError,
     ServerUnavailableError,
 )
+from arcface_client.triton.aio_channel import AsyncConnection
 from arcface_server import LocalTriton
 from fake_triton import FakeTriton, served
 from processes import until

@@ -14,8 +14,8 @@ from contextlib import contextmanager, redirect_stderr, suppress
 import pytest
 from tqdm import tqdm
 
-from arcface_client import bars
-from arcface_client.bars import stages
+from arcface_client.cli import bars
+from arcface_client.cli.bars import stages
 from processes import wait_until
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from arcface_client.cache import cache_folder
 from arcface_client.errors import ConfigError
+from arcface_client.models.cache import cache_folder
 
 
 def test_the_cache_is_where_the_user_wants_it(tmp_path: Path) -> None:

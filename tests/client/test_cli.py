@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from arcface_client.cli import main
+from arcface_client.cli.app import main
 from arcface_client.contract import Crops, Embeddings
 from arcface_server import LocalTriton
 from processes import open_files, wait_until
@@ -267,7 +267,7 @@ def test_a_full_disk_leaves_the_old_file_and_one_line(
     command = [
         sys.executable,
         "-c",
-        "import resource, signal, sys; from arcface_client.cli import main;"
+        "import resource, signal, sys; from arcface_client.cli.app import main;"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
         "sys.exit(main())",

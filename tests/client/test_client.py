@@ -25,8 +25,8 @@ from arcface_client.errors import (
     ModelNotFoundError,
     ModelNotReadyError,
 )
-from arcface_client.failures import Target
-from arcface_client.messages import Answer, OneVersion
+from arcface_client.triton.protocol import Answer, OneVersion
+from arcface_client.triton.status import Target
 from arcface_server import LocalTriton
 from processes import wait_until
 from siblings import answered

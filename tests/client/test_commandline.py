@@ -9,8 +9,8 @@ import pytest
 
 WITHOUT_STDERR = """
 import argparse, logging, sys
-from arcface_client.bars import progress, stages
-from arcface_client.commandline import run
+from arcface_client.cli.bars import progress, stages
+from arcface_client.cli.commandline import run
 
 def command(arguments):
     logging.warning("a warning")
@@ -42,7 +42,7 @@ def test_a_command_works_with_standard_error_closed() -> None:
 
 PROGRAM = """
 import argparse, subprocess, sys
-from arcface_client.commandline import run
+from arcface_client.cli.commandline import run
 
 def parser():
     made = argparse.ArgumentParser(prog="command")

@@ -14,10 +14,8 @@ import numpy as np
 import pytest
 
 from arcface_client import AsyncEmbeddingClient, EmbeddingClient
-from arcface_client.async_connection import AsyncConnection
-from arcface_client.connection import Connection, _TritonClient
+from arcface_client.backends.embed_request import Job
 from arcface_client.contract import Crops
-from arcface_client.deadline import Deadline
 from arcface_client.errors import (
     ClientClosedError,
     InputError,
@@ -25,8 +23,10 @@ from arcface_client.errors import (
     ServerError,
     ServerUnavailableError,
 )
-from arcface_client.job import Job
-from arcface_client.tls import Tls
+from arcface_client.triton.aio_channel import AsyncConnection
+from arcface_client.triton.channel import Connection, _TritonClient
+from arcface_client.triton.deadline import Deadline
+from arcface_client.triton.tls import Tls
 from fake_triton import FakeTriton, served
 from processes import wait_until
 

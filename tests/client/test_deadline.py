@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from arcface_client.deadline import Deadline
 from arcface_client.errors import DeadlineExceededError, InputError
+from arcface_client.triton.deadline import Deadline
 
 
 def test_without_a_limit_only_the_request_limits() -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from arcface_client.devices import Device, read_device
+from arcface_client.config.devices import Device, read_device
 from arcface_client.errors import InputError
 
 

@@ -15,8 +15,14 @@ from arcface_client.errors import (
     ServerError,
     ServerUnavailableError,
 )
-from arcface_client.failures import Aftermath, Target, aftermath_of_failed_probe, explain, may_be_restricted
-from arcface_client.status import ModelStatus
+from arcface_client.triton.server_state import ModelStatus
+from arcface_client.triton.status import (
+    Aftermath,
+    Target,
+    aftermath_of_failed_probe,
+    explain,
+    may_be_restricted,
+)
 
 TARGET = Target("localhost:8001", "arcface", 2)
 SILENT = Aftermath(answers=False)

@@ -16,13 +16,8 @@ import trustme
 
 from arcface_client import EmbeddingClient
 from arcface_client.contract import Crops
-from arcface_client.errors import (
-    DeadlineExceededError,
-    ServerBusyError,
-    ServerError,
-    ServerUnavailableError,
-)
-from arcface_client.tls import Tls
+from arcface_client.errors import DeadlineExceededError, ServerBusyError, ServerError, ServerUnavailableError
+from arcface_client.triton.tls import Tls
 from arcface_server import LocalTriton
 from fake_triton import FakeTriton, served
 from processes import wait_until

@@ -7,9 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcface_builder.faces import face_like
+from arcface_builder.check.crops import face_like
 from arcface_client.contract import Embeddings
-from arcface_client.golden import drift_error, from_text, golden_crops, golden_sha256, largest_drift, to_text
+from arcface_client.models.golden import (
+    drift_error,
+    from_text,
+    golden_crops,
+    golden_sha256,
+    largest_drift,
+    to_text,
+)
 
 
 def unit(seed: int = 0) -> Embeddings:

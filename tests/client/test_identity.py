@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from arcface_client.identity import EmbeddingIdentity, describe_preprocessing
+from arcface_client.models.embedding_space import EmbeddingIdentity, describe_preprocessing
 
 OURS = EmbeddingIdentity(
     source_sha256="a" * 64, preprocessing="RGB, mean 127.5, std 127.5", precision_class="float"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from arcface_client.archive import EmbeddingArchive
+from arcface_client.cli.archive import EmbeddingArchive
 from arcface_client.errors import CropSizeError, ImageFileError, InputError
 from arcface_client.images import PassedOver, find_images, read_crop
 

@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from arcface_client.backends.embed_request import Job
 from arcface_client.contract import CROP_SHAPE, EMBEDDING_DIM
-from arcface_client.deadline import Deadline
-from arcface_client.job import Job
+from arcface_client.triton.deadline import Deadline
 
 
 @given(st.lists(st.booleans(), max_size=40), st.integers(1, 9))

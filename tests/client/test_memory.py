@@ -13,7 +13,7 @@ from arcface_client.contract import CROP_BYTES, Crops
 from arcface_server import LocalTriton
 
 PROGRAM = (
-    "import resource, sys; from arcface_client.cli import main; code = main(sys.argv[1:]);"
+    "import resource, sys; from arcface_client.cli.app import main; code = main(sys.argv[1:]);"
     "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
 )
 

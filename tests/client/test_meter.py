@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from arcface_client.meter import Meter
+from arcface_client.observability.meter import Meter
 
 
 def test_nothing_is_known_before_the_first_call() -> None:

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from arcface_builder.build import build
-from arcface_builder.reference import ReferenceEmbedder
-from arcface_builder.sources import OnnxFile
+from arcface_builder.check.reference import ReferenceEmbedder
+from arcface_builder.source.load import OnnxFile
 from arcface_client.errors import ManifestError, ModelNotFoundError
-from arcface_client.golden import golden_crops
-from arcface_client.model_repository import LocalModels, file_sha256
+from arcface_client.models.golden import golden_crops
+from arcface_client.models.repository import LocalModels, file_sha256
 from exports import save_for_insightface
 
 Manifest = dict[str, Any]

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from arcface_client.names import is_plan, onnx_model, plan_model, sibling_of
+from arcface_client.models.naming import is_plan, onnx_model, plan_model, sibling_of
 
 
 def test_siblings_are_known_by_their_names() -> None:

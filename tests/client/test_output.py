@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arcface_client.archive import EmbeddingArchive
+from arcface_client.cli.archive import EmbeddingArchive
+from arcface_client.cli.output import check_output, replace_text, replacing
 from arcface_client.errors import InputError
-from arcface_client.output import check_output, replace_text, replacing
 
 KEPT = r"{} cannot be written: File too large\. What was there before is kept\."
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import children
-from arcface_client.owner import REMEMBERED_S, Owner, dead_owners
-from arcface_client.region import FOLDER
+from arcface_client.triton.owner import REMEMBERED_S, Owner, dead_owners
+from arcface_client.triton.region import FOLDER
 
 pytestmark = pytest.mark.faults
 
@@ -22,7 +22,7 @@ ELSEWHERE = "elsewhere.test:8001"
 
 OWN_AND_WAIT = """
 import sys, time
-from arcface_client.owner import Owner
+from arcface_client.triton.owner import Owner
 
 owner = Owner(sys.argv[1])
 print(owner.region(1).name, flush=True)

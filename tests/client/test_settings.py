@@ -3,11 +3,11 @@ from typing import Any
 
 import pytest
 
-from arcface_client.devices import Device
+from arcface_client.config.devices import Device
+from arcface_client.config.settings import TritonSettings, load_pipeline_settings
 from arcface_client.errors import ConfigError, InputError
-from arcface_client.selection.rhythm import Rhythm
-from arcface_client.selection.server import RequestLimits
-from arcface_client.settings import TritonSettings, load_pipeline_settings
+from arcface_client.failover.intervals import Rhythm
+from arcface_client.failover.server import RequestLimits
 
 SHIPPED = Path(__file__).parents[2] / "config/pipeline/embedding.yaml"
 

@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 
 import children
-from arcface_client import get_embedding_backend, region, shared_memory
-from arcface_client.connection import Connection
+from arcface_client import get_embedding_backend
 from arcface_client.contract import Crops, Embeddings
-from arcface_client.deadline import Deadline
 from arcface_client.errors import DeadlineExceededError, InputError, ServerError, ServerUnavailableError
-from arcface_client.region import FOLDER, Region
-from arcface_client.registrations import check_metadata
+from arcface_client.triton import region, shared_memory
+from arcface_client.triton.channel import Connection
+from arcface_client.triton.deadline import Deadline
+from arcface_client.triton.region import FOLDER, Region
+from arcface_client.triton.registrations import check_metadata
 from arcface_server import LocalTriton
 from fake_triton import FakeTriton, served
 from processes import wait_until
@@ -36,7 +37,7 @@ EMBED_FOR_EVER = """
 import sys
 import numpy as np
 from arcface_client import EmbeddingClient
-from arcface_client.connection import Connection
+from arcface_client.triton.channel import Connection
 
 connection = Connection(sys.argv[1], retries=False, shared_memory=True)
 client = EmbeddingClient(sys.argv[1], "tiny_onnx", connection=connection)

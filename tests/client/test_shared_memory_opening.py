@@ -10,9 +10,9 @@ from tritonclient.grpc import service_pb2
 
 import children
 from arcface_client.contract import Crops
-from arcface_client.deadline import Deadline
 from arcface_client.errors import DeadlineExceededError
-from arcface_client.region import FOLDER
+from arcface_client.triton.deadline import Deadline
+from arcface_client.triton.region import FOLDER
 from arcface_server import LocalTriton
 from fake_triton import FakeTriton, served
 from sharing import known_regions, sharing
@@ -23,7 +23,7 @@ INTERRUPTED = """
 import signal, sys, time
 import numpy as np
 from arcface_client import EmbeddingClient
-from arcface_client.connection import Connection
+from arcface_client.triton.channel import Connection
 
 connection = Connection(sys.argv[1], retries=False, shared_memory=True)
 client = EmbeddingClient(sys.argv[1], "tiny_onnx", connection=connection)
@@ -64,10 +64,10 @@ LOST = """
 import gc, signal, sys
 import numpy as np
 from arcface_client import EmbeddingClient
-from arcface_client.connection import Connection
-from arcface_client.deadline import Deadline
-from arcface_client.region import Region
-from arcface_client.request import Request
+from arcface_client.triton.channel import Connection
+from arcface_client.triton.deadline import Deadline
+from arcface_client.triton.region import Region
+from arcface_client.triton.request import Request
 
 def lose(thing):
     cycle = [thing]

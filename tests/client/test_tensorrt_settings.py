@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from arcface_client.config.tensorrt_settings import load_tensorrt_settings
 from arcface_client.errors import ConfigError
-from arcface_client.tensorrt_settings import load_tensorrt_settings
 
 SHIPPED = Path(__file__).parents[2] / "config/pipeline/arcface_tensorrt.yaml"
 

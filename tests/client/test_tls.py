@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from arcface_client.errors import ConfigError
-from arcface_client.tls import Tls
+from arcface_client.triton.tls import Tls
 
 
 def test_a_certificate_that_is_none_is_refused_before_grpc_sees_it(tmp_path: Path) -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 import onnx
 import pytest
 
-from arcface_builder import faces
+from arcface_builder.check import crops as faces
 from arcface_builder.compile import Compiled, compile_plan
 from arcface_builder.errors import NoGpuError
-from arcface_builder.plans.gpu import Gpu, gpu_at_hand
-from arcface_builder.plans.options import BuildOptions
-from arcface_builder.sources import OnnxFile, Synthetic
+from arcface_builder.source.load import OnnxFile, Synthetic
 from arcface_builder.store import LocalStore, PlanStore
+from arcface_builder.trt.gpu import Gpu, gpu_at_hand
+from arcface_builder.trt.options import BuildOptions
 from exports import small_arcface
 from gpu_models import Model, publish
 

@@ -18,13 +18,13 @@ import pytest
 
 from arcface_builder.compile import Compiled, compile_plan
 from arcface_builder.errors import ParityError
-from arcface_builder.graph import constant, first_convolution, set_constant
-from arcface_builder.plans.gpu import Gpu
-from arcface_builder.plans.options import BuildOptions
-from arcface_builder.repository import ModelRepository
-from arcface_builder.sources import OnnxFile
+from arcface_builder.graph.edit import constant, first_convolution, set_constant
+from arcface_builder.repository.publish import ModelRepository
+from arcface_builder.source.load import OnnxFile
 from arcface_builder.store import LocalStore, PlanStore
-from arcface_client.commandline import FAILED
+from arcface_builder.trt.gpu import Gpu
+from arcface_builder.trt.options import BuildOptions
+from arcface_client.cli.commandline import FAILED
 from exports import small_arcface
 from gpu_models import Model, build_seconds, publish
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from arcface_builder.compile import Compiled
 from arcface_client import get_embedding_backend
-from arcface_client.golden import golden_crops
+from arcface_client.models.golden import golden_crops
 from gpu_models import Model
 
 

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 
 from arcface_client import get_embedding_backend
-from arcface_client.golden import golden_crops
+from arcface_client.models.golden import golden_crops
 from arcface_client.runtimes.providers import CPU, CUDA
 from gpu_models import Model
 

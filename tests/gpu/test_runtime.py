@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from arcface_builder import faces
+from arcface_builder.check import crops as faces
 from arcface_builder.compile import Compiled
 from arcface_client.errors import ClientClosedError, DeploymentError, InputError
 

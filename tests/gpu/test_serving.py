@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arcface_builder import faces
+from arcface_builder.check import crops as faces
 from arcface_builder.compile import Compiled
-from arcface_builder.plans.gpu import Gpu
-from arcface_builder.plans.published import manifest_path
-from arcface_builder.plans.repository import add_plan
-from arcface_builder.repository import ModelRepository
+from arcface_builder.repository.publish import ModelRepository
+from arcface_builder.repository.publish_plan import add_plan
+from arcface_builder.repository.published import manifest_path
 from arcface_builder.store import StoredPlan
+from arcface_builder.trt.gpu import Gpu
 from arcface_client import EmbeddingClient, get_embedding_backend
-from arcface_client.cli import main
+from arcface_client.cli.app import main
 from arcface_client.errors import ArcFaceError
 from arcface_server import LocalTriton
 from gpu_models import Model

@@ -11,18 +11,18 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from arcface_builder.check.layer_errors import USUAL_IN_TENSORRT
+from arcface_builder.check.reference_embeddings import gate_crops
 from arcface_builder.compile import Compiled, compile_plan
 from arcface_builder.errors import ParityError
-from arcface_builder.plans import builder
-from arcface_builder.plans.builder import BuiltPlan, build_plan
-from arcface_builder.plans.gpu import Gpu
-from arcface_builder.plans.layer_errors import USUAL_IN_TENSORRT
-from arcface_builder.plans.options import BuildOptions
-from arcface_builder.plans.precision import typed_graph
-from arcface_builder.plans.standard import gate_crops
-from arcface_builder.plans.watching import diverging_layer, watched_graph
-from arcface_builder.repository import ModelRepository
+from arcface_builder.graph.precision import typed_graph
+from arcface_builder.repository.publish import ModelRepository
 from arcface_builder.store import LocalStore, PlanStore
+from arcface_builder.trt import engine as builder
+from arcface_builder.trt.engine import BuiltPlan, build_plan
+from arcface_builder.trt.gpu import Gpu
+from arcface_builder.trt.options import BuildOptions
+from arcface_builder.trt.watching import diverging_layer, watched_graph
 from gpu_models import Model
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from arcface_client.errors import ConfigError, DeploymentError, ManifestError, MissingExtraError
-from arcface_client.manifests import PlanRecord
+from arcface_client.models.manifest import PlanRecord
 from arcface_server.backends.config import InstanceConfig
 from arcface_server.backends.plans import load_plan, plan_for, record_of
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from arcface_client.backends.triton import TritonBackend
-from arcface_client.selection.rhythm import BreakerLimits, Rhythm
+from arcface_client.failover.intervals import BreakerLimits, Rhythm
 from processes import open_files, wait_until
 from siblings import NAME, InThisProcess, tiny_embeddings, write_siblings
 

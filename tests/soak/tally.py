@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from arcface_client.backend import Served
+from arcface_client.backends.base import Served
 from arcface_client.contract import Embeddings
 from arcface_client.errors import ArcFaceError, DeadlineExceededError, NoCandidateError, NoCandidateNowError
 

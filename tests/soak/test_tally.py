@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from arcface_client.backend import Served, Source
+from arcface_client.backends.base import Served, Source
 from arcface_client.contract import Embeddings
 from arcface_client.errors import ArcFaceError, DeadlineExceededError, NoCandidateNowError, ServerError
 from soak.tally import LATE_S, Tally, wrong_rows

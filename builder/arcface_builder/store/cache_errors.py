@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..disk import NO_SPACE
 from ..errors import CacheError
+from ..repository.disk import NO_SPACE
 
 
 @contextmanager

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Final, TypeAlias
 
-from arcface_client.identity import PRECISIONS
+from arcface_client.models.embedding_space import PRECISIONS
 
 from ..errors import OptionError
-from ..names import check_name
+from ..repository.names import check_name
 
 Setting: TypeAlias = str | int | float | bool | None
 

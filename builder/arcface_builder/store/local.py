@@ -16,10 +16,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from arcface_client.cache import cache_folder
+from arcface_client.models.cache import cache_folder
 
-from ..disk import flush
 from ..errors import CacheError, PlanError, PlanGoneError, PlanManifestError, PlanSchemaError
+from ..repository.disk import flush
 from .cache_errors import cache_errors
 from .cached_files import cached_files, compare_plan, read_manifest_of, try_rename
 from .identity import PlanIdentity

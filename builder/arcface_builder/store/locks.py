@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from ..disk import locked
+from ..repository.disk import locked
 from .cache_errors import cache_errors
 
 _log = logging.getLogger(__name__)

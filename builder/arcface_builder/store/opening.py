@@ -6,7 +6,7 @@ import logging
 import sys
 from pathlib import Path
 
-from arcface_client.bars import transfer
+from arcface_client.cli.bars import transfer
 from arcface_client.optional import require
 
 from .local import LocalStore

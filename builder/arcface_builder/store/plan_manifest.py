@@ -12,8 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from arcface_client.checksum import sha256_of
-from arcface_client.manifests import SCHEMA_VERSION
+from arcface_client.models.checksum import sha256_of
+from arcface_client.models.manifest import SCHEMA_VERSION
 
 from ..errors import OptionError, PlanDamagedError, PlanManifestError, PlanSchemaError
 from .identity import PlanIdentity

@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Final, Literal, overload
 
-from ..backend import EmbeddingBackend, Served
 from ..contract import Embeddings
 from ..crops import Color, CropsLike
-from ..deadline import Deadline
-from ..diagnostics import Diagnostics
 from ..errors import ClientClosedError, DeadlineExceededError, InputError
-from ..forks import MadeHere
+from ..observability.diagnostics import Diagnostics
+from ..triton.deadline import Deadline
+from ..triton.forks import MadeHere
+from .base import EmbeddingBackend, Served
 
 DEFAULT_MAX_CALLS: Final = 8
 

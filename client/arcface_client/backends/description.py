@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..diagnostics import CandidateReport, Diagnostics, Validation
 from ..errors import DeploymentError, DriftError
-from ..meter import Meter
+from ..observability.diagnostics import CandidateReport, Diagnostics, Validation
+from ..observability.meter import Meter
 from .local_model import LocalCandidate
 from .serving import Serving
 

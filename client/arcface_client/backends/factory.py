@@ -6,16 +6,16 @@ import logging
 from pathlib import Path
 from typing import Any, Final
 
-from ..backend import EmbeddingBackend
-from ..devices import read_device
+from ..config.devices import read_device
+from ..config.settings import BACKEND_TYPES, KEYS, EmbeddingSettings, PipelineSettings, load_pipeline_settings
+from ..config.tensorrt_settings import DEFAULT_PATH, Enabled, TensorRtSettings, load_tensorrt_settings
 from ..errors import ConfigError, InputError
-from ..identity import EmbeddingIdentity
-from ..model_repository import LocalModels
-from ..names import is_plan, onnx_model, plan_model
+from ..models.embedding_space import EmbeddingIdentity
+from ..models.naming import is_plan, onnx_model, plan_model
+from ..models.repository import LocalModels
 from ..runtimes.providers import CPU
-from ..settings import BACKEND_TYPES, KEYS, EmbeddingSettings, PipelineSettings, load_pipeline_settings
 from ..telemetry import switch_off_telemetry
-from ..tensorrt_settings import DEFAULT_PATH, Enabled, TensorRtSettings, load_tensorrt_settings
+from .base import EmbeddingBackend
 from .in_process import InProcessBackend
 from .insightface import insightface_candidate
 from .local_model import LocalCandidate

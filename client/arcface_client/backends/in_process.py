@@ -11,17 +11,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from ..backend import EmbeddingBackend, Served, Source
-from ..deadline import Deadline
-from ..diagnostics import Diagnostics
 from ..errors import ClientClosedError, DeploymentError, detached
-from ..forks import MadeHere
-from ..identity import EmbeddingIdentity
-from ..job import Job
-from ..limits import DEFAULT_MAX_DRIFT_COSINE, check_max_drift_cosine
-from ..meter import Meter
-from ..metrics import Metrics, PrometheusExporter
+from ..models.embedding_space import EmbeddingIdentity
+from ..observability.diagnostics import Diagnostics
+from ..observability.meter import Meter
+from ..observability.metrics import Metrics, PrometheusExporter
+from ..triton.deadline import Deadline
+from ..triton.forks import MadeHere
+from ..triton.limits import DEFAULT_MAX_DRIFT_COSINE, check_max_drift_cosine
+from .base import EmbeddingBackend, Served, Source
 from .description import describe
+from .embed_request import Job
 from .local_model import LocalCandidate
 from .refused import Refused
 from .serving import Serving

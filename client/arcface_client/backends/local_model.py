@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Final
 
 from ..contract import Embeddings, check_finite, check_shape
-from ..deadline import Deadline
-from ..golden import drift_error, golden_crops, largest_drift
-from ..identity import EmbeddingIdentity
-from ..job import Job
+from ..models.embedding_space import EmbeddingIdentity
+from ..models.golden import drift_error, golden_crops, largest_drift
 from ..runtimes.base import Runtime
+from ..triton.deadline import Deadline
+from .embed_request import Job
 
 _RUNS: Final = 4
 

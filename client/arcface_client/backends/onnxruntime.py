@@ -7,12 +7,12 @@ from typing import Final
 
 import numpy as np
 
+from ..config.devices import Device
 from ..contract import INPUT_NAME
-from ..devices import Device
-from ..golden import golden_crops
-from ..identity import EmbeddingIdentity
-from ..model_repository import LocalModels
-from ..names import onnx_model
+from ..models.embedding_space import EmbeddingIdentity
+from ..models.golden import golden_crops
+from ..models.naming import onnx_model
+from ..models.repository import LocalModels
 from ..optional import require
 from ..runtimes.providers import COREML, CPU, CUDA
 from .local_model import LocalCandidate, LocalModel

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ..backend import Refusal
 from ..errors import DeploymentError, detached
+from .base import Refusal
 from .local_model import LocalCandidate
 
 WAIT_S: Final = 60.0

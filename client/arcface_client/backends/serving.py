@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from ..backend import HERE, Source
 from ..errors import DeploymentError
+from .base import HERE, Source
 from .local_model import LocalCandidate, LocalModel
 
 _log = logging.getLogger(__name__)

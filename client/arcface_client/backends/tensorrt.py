@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ..errors import DeploymentError, MissingExtraError
-from ..identity import EmbeddingIdentity
-from ..model_repository import LocalModels
-from ..names import plan_model
+from ..models.embedding_space import EmbeddingIdentity
+from ..models.naming import plan_model
+from ..models.repository import LocalModels
 from .local_model import LocalCandidate, LocalModel
 
 

@@ -7,27 +7,27 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from ..backend import HERE, EmbeddingBackend, Served
-from ..deadline import Deadline
-from ..diagnostics import CandidateReport, Diagnostics, Validation
 from ..errors import ArcFaceError, ClientClosedError, ConfigError, InputError
-from ..forks import MadeHere
-from ..job import Job
-from ..limits import DEFAULT_MAX_DRIFT_COSINE, check_max_drift_cosine
-from ..meter import Meter
-from ..metrics import Metrics, PrometheusExporter
-from ..selection.call import nobody
-from ..selection.candidates import Pin, Wanted
-from ..selection.contender import Contender
-from ..selection.examination import References
-from ..selection.examiner import Examiner, Plans, no_records
-from ..selection.fallback import FIRST_LOOK_S, Fallback
-from ..selection.last_resort import LastResort, MakeBackend
-from ..selection.rhythm import Rhythm
-from ..selection.selector import Selector
-from ..selection.server import RequestLimits
-from ..selection.shadow import Shadow
-from ..selection.watcher import Watcher
+from ..failover.call import nobody
+from ..failover.discovery import Pin, Wanted
+from ..failover.examiner import Examiner, Plans, no_records
+from ..failover.golden_check import References
+from ..failover.health import Watcher
+from ..failover.intervals import Rhythm
+from ..failover.pool import Selector
+from ..failover.replica import Contender
+from ..failover.run import FIRST_LOOK_S, Fallback
+from ..failover.server import RequestLimits
+from ..observability.diagnostics import CandidateReport, Diagnostics, Validation
+from ..observability.meter import Meter
+from ..observability.metrics import Metrics, PrometheusExporter
+from ..triton.deadline import Deadline
+from ..triton.forks import MadeHere
+from ..triton.limits import DEFAULT_MAX_DRIFT_COSINE, check_max_drift_cosine
+from .base import HERE, EmbeddingBackend, Served
+from .embed_request import Job
+from .last_resort import LastResort, MakeBackend
+from .shadow import Shadow
 
 DEFAULT_NAME: Final = "arcface_r100"
 

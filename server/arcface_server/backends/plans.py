@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from arcface_client.errors import ConfigError, DeploymentError, MissingExtraError
-from arcface_client.manifests import PlanRecord, manifest_path, read_plan_record
+from arcface_client.models.manifest import PlanRecord, manifest_path, read_plan_record
 
 from .config import InstanceConfig
 

@@ -10,8 +10,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from arcface_client.commandline import DONE
-from arcface_client.output import check_output, replace_text
+from arcface_client.cli.commandline import DONE
+from arcface_client.cli.output import check_output, replace_text
 
 from ..perf import table
 from ..perf.binary import find_perf_analyzer

@@ -6,7 +6,7 @@ import argparse
 import json
 from contextlib import suppress
 
-from arcface_client.commandline import DONE
+from arcface_client.cli.commandline import DONE
 
 from ..errors import FlagError
 from ..launch import LOCALHOST

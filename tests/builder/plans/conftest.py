@@ -11,21 +11,21 @@ import onnx
 import pytest
 
 from absent_gpu import AbsentGpu
-from arcface_builder import faces
 from arcface_builder.build import build
-from arcface_builder.onnx_version import find_onnx
+from arcface_builder.check import crops as faces
+from arcface_builder.check import gate
+from arcface_builder.check import reference_embeddings as standards
+from arcface_builder.check.gate import Verdict, judge
+from arcface_builder.check.reference import ReferenceEmbedder
+from arcface_builder.check.reference_embeddings import Standard, another_model, gate_crops, standard_of
+from arcface_builder.graph.serving import serving_graph
 from arcface_builder.plan_request import PlanRequest
-from arcface_builder.plans import gate
-from arcface_builder.plans import standard as standards
-from arcface_builder.plans.gate import Verdict, judge
-from arcface_builder.plans.options import BuildOptions
-from arcface_builder.plans.standard import Standard, another_model, gate_crops, standard_of
-from arcface_builder.reference import ReferenceEmbedder
-from arcface_builder.repository import ModelRepository
-from arcface_builder.serving_graph import serving_graph
-from arcface_builder.source_model import SourceModel
-from arcface_builder.sources import OnnxFile
+from arcface_builder.repository.publish import ModelRepository
+from arcface_builder.source.load import OnnxFile
+from arcface_builder.source.onnx_version import find_onnx
+from arcface_builder.source.source_model import SourceModel
 from arcface_builder.store import LocalStore, PlanStore
+from arcface_builder.trt.options import BuildOptions
 from arcface_client.contract import Crops
 from arcface_client.runtimes.base import Embed
 from embedders import embedder

@@ -12,12 +12,14 @@ import onnx
 import pytest
 
 from arcface_builder.errors import CompileError, OptionError, WorkspaceError
-from arcface_builder.plans import builder, progress, toolkit
-from arcface_builder.plans.builder import build_plan
-from arcface_builder.plans.options import BuildOptions
-from arcface_builder.plans.precision import typed_graph
-from arcface_builder.plans.timing_cache import check_timing_cache
+from arcface_builder.graph.precision import typed_graph
 from arcface_builder.store.plan_header import plan_version
+from arcface_builder.trt import compat as toolkit
+from arcface_builder.trt import engine as builder
+from arcface_builder.trt import progress
+from arcface_builder.trt.engine import build_plan
+from arcface_builder.trt.options import BuildOptions
+from arcface_builder.trt.timing_cache import check_timing_cache
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def test_a_plan_is_built_for_another_architecture_without_a_gpu(
 def test_the_other_typed_graphs_are_what_tensorrt_takes(
     precision: str, trt: ModuleType, small_graph: bytes
 ) -> None:
-    from arcface_builder import faces
+    from arcface_builder.check import crops as faces
 
     typed = typed_graph(small_graph, precision, calibration=faces.face_like(8, seed=5))
 

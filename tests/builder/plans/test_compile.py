@@ -8,26 +8,20 @@ import onnx
 import pytest
 
 from absent_gpu import AbsentGpu, unable
-from arcface_builder import faces
-from arcface_builder.cli import main
+from arcface_builder.check import crops as faces
+from arcface_builder.check.reference_embeddings import another_model
+from arcface_builder.cli.app import main
 from arcface_builder.compile import Compiled, compile_plan
-from arcface_builder.errors import (
-    CompileError,
-    OptionError,
-    ParityError,
-    RepositoryError,
-    ServedModelError,
-)
+from arcface_builder.errors import CompileError, OptionError, ParityError, RepositoryError, ServedModelError
 from arcface_builder.fleet import assemble
-from arcface_builder.onnx_version import find_onnx
+from arcface_builder.graph.precision import typed_graph
 from arcface_builder.plan_request import PlanRequest
-from arcface_builder.plans.gpu import Gpu
-from arcface_builder.plans.options import BuildOptions
-from arcface_builder.plans.precision import typed_graph
-from arcface_builder.plans.standard import another_model
-from arcface_builder.repository import ModelRepository
-from arcface_builder.sources import OnnxFile
+from arcface_builder.repository.publish import ModelRepository
+from arcface_builder.source.load import OnnxFile
+from arcface_builder.source.onnx_version import find_onnx
 from arcface_builder.store import LocalStore, PlanStore
+from arcface_builder.trt.gpu import Gpu
+from arcface_builder.trt.options import BuildOptions
 from arcface_client.errors import ManifestError, ModelNotFoundError
 from exports import small_arcface
 

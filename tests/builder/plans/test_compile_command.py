@@ -17,11 +17,11 @@ import cv2
 import pytest
 
 from absent_gpu import AbsentGpu
-from arcface_builder import faces
-from arcface_builder.cli import main
+from arcface_builder.check import crops as faces
+from arcface_builder.cli.app import main
 from arcface_builder.errors import NoGpuError
-from arcface_builder.repository import ModelRepository
-from arcface_client.tensorrt_settings import load_tensorrt_settings
+from arcface_builder.repository.publish import ModelRepository
+from arcface_client.config.tensorrt_settings import load_tensorrt_settings
 
 pytestmark = pytest.mark.usefixtures("few_crops")
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("few_crops")
 @pytest.fixture
 def at_hand(gpu: AbsentGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the command find the absent GPU, and keep its plans where the test looks."""
-    monkeypatch.setattr("arcface_builder.commands.compile.gpu_at_hand", lambda: gpu)
+    monkeypatch.setattr("arcface_builder.cli.compile.gpu_at_hand", lambda: gpu)
     monkeypatch.setenv("ARCFACE_CACHE_DIR", str(tmp_path / "cache"))
 
 
@@ -37,7 +37,7 @@ def at_hand(gpu: AbsentGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def exact_at_hand(at_hand: None, gpu: AbsentGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the GPU run everything in fp32, so that int8 and fp16 are refused."""
     exact = replace(gpu, runs_in="fp32")
-    monkeypatch.setattr("arcface_builder.commands.compile.gpu_at_hand", lambda: exact)
+    monkeypatch.setattr("arcface_builder.cli.compile.gpu_at_hand", lambda: exact)
 
 
 def arguments(repository: ModelRepository, *more: str) -> list[str]:
@@ -189,7 +189,7 @@ def test_a_timing_cache_that_cannot_be_written_is_wrong_usage_before_the_gpu_is_
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(
-        "arcface_builder.commands.compile.gpu_at_hand", lambda: pytest.fail("the GPU was looked for")
+        "arcface_builder.cli.compile.gpu_at_hand", lambda: pytest.fail("the GPU was looked for")
     )
     folder = tmp_path / "work"
     (folder / "folder").mkdir(parents=True)
@@ -213,7 +213,7 @@ def test_a_timing_cache_is_checked_without_making_its_folder(
     def no_gpu() -> None:
         raise NoGpuError("There is no GPU.")
 
-    monkeypatch.setattr("arcface_builder.commands.compile.gpu_at_hand", no_gpu)
+    monkeypatch.setattr("arcface_builder.cli.compile.gpu_at_hand", no_gpu)
 
     assert main(arguments(repository, "--timing-cache", str(tmp_path / "new/caches/timing.cache"))) == 1
 

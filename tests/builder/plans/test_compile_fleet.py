@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from absent_gpu import AbsentGpu
-from arcface_builder import faces
+from arcface_builder.check import crops as faces
 from arcface_builder.compile import compile_plan
 from arcface_builder.errors import CompileError
 from arcface_builder.fleet import assemble
 from arcface_builder.plan_request import PlanRequest
-from arcface_builder.plans.options import BuildOptions
-from arcface_builder.plans.published import recorded_plan
-from arcface_builder.repository import ModelRepository
+from arcface_builder.repository.publish import ModelRepository
+from arcface_builder.repository.published import recorded_plan
 from arcface_builder.store import LocalStore, PlanStore
+from arcface_builder.trt.options import BuildOptions
 
 pytestmark = pytest.mark.usefixtures("few_crops")
 

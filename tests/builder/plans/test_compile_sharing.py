@@ -18,10 +18,10 @@ from absent_gpu import AbsentGpu, unable
 from arcface_builder.compile import compile_plan
 from arcface_builder.errors import CacheError, RepositoryError
 from arcface_builder.plan_request import PlanRequest
-from arcface_builder.plans.options import BuildOptions
-from arcface_builder.repository import ModelRepository
+from arcface_builder.repository.publish import ModelRepository
 from arcface_builder.store import PlanStore
 from arcface_builder.store.local import LocalStore
+from arcface_builder.trt.options import BuildOptions
 from processes import wait_until
 
 pytestmark = pytest.mark.usefixtures("few_crops")

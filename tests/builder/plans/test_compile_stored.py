@@ -11,17 +11,17 @@ import onnxruntime
 import pytest
 
 from absent_gpu import AbsentGpu
-from arcface_builder import faces
+from arcface_builder.check import crops as faces
 from arcface_builder.compile import compile_plan
 from arcface_builder.errors import CacheError, CompileError, PlanDamagedError, RepositoryError
 from arcface_builder.fleet import assemble
+from arcface_builder.graph.precision import typed_graph
 from arcface_builder.plan_request import PlanRequest
-from arcface_builder.plans.options import BuildOptions
-from arcface_builder.plans.precision import typed_graph
-from arcface_builder.plans.published import recorded_plan
-from arcface_builder.repository import ModelRepository
+from arcface_builder.repository.publish import ModelRepository
+from arcface_builder.repository.published import recorded_plan
 from arcface_builder.store import PlanManifest, PlanStore, describe_plan, open_store
 from arcface_builder.store.local import LocalStore
+from arcface_builder.trt.options import BuildOptions
 from s3_server import S3Server
 
 pytestmark = pytest.mark.usefixtures("few_crops")
@@ -211,7 +211,7 @@ def test_without_space_for_every_record_there_is_none_without_its_plan(
     repository: ModelRepository,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from arcface_builder.plans import repository as plans
+    from arcface_builder.repository import publish_plan as plans
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -10,13 +10,13 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from arcface_builder import faces
+from arcface_builder.check import crops as faces
+from arcface_builder.check.divergence import explain_drift
+from arcface_builder.check.gate import Verdict
+from arcface_builder.check.layer_errors import worst_layer
+from arcface_builder.check.reference_embeddings import Standard
 from arcface_builder.errors import ParityError
-from arcface_builder.plans.divergence import explain_drift
-from arcface_builder.plans.gate import Verdict
-from arcface_builder.plans.layer_errors import worst_layer
-from arcface_builder.plans.precision import typed_graph
-from arcface_builder.plans.standard import Standard
+from arcface_builder.graph.precision import typed_graph
 from arcface_client.contract import INPUT_NAME, Crops
 from arcface_client.runtimes.base import Embed
 from embedders import embedder

@@ -9,9 +9,9 @@ import pytest
 import engines
 from arcface_builder.errors import CompileError
 from arcface_builder.fleet import choose
-from arcface_builder.onnx_version import OnnxVersion
-from arcface_builder.plans.options import BUILD_REVISION, BuildOptions
+from arcface_builder.source.onnx_version import OnnxVersion
 from arcface_builder.store import PlanManifest
+from arcface_builder.trt.options import BUILD_REVISION, BuildOptions
 
 ONNX = OnnxVersion("arcface_r100", 1, Path("model.onnx"), b"a model", "a" * 64)
 

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from arcface_builder.check.gate import Verdict, judge, objection_to
+from arcface_builder.check.reference_embeddings import ANOTHER_MODEL, another_model, standard_of
 from arcface_builder.errors import BlindGateError, ParityError
-from arcface_builder.plans.gate import Verdict, judge, objection_to
-from arcface_builder.plans.precision import typed_graph
-from arcface_builder.plans.standard import ANOTHER_MODEL, another_model, standard_of
+from arcface_builder.graph.precision import typed_graph
 from arcface_builder.store import Parity
 from arcface_client.contract import Crops, Embeddings
-from arcface_client.faults import FAULTS
+from arcface_client.evaluation.perturbations import FAULTS
 from arcface_client.runtimes.base import Embed
 from embedders import alike, embedder
 from engines import VERDICT

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from arcface_builder.errors import NoGpuError
-from arcface_builder.plans import toolkit
-from arcface_builder.plans.gpu import gpu_at_hand
+from arcface_builder.trt import compat as toolkit
+from arcface_builder.trt.gpu import gpu_at_hand
 
 
 @pytest.fixture

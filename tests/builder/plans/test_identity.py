@@ -7,11 +7,11 @@ from typing import Any
 import onnxruntime
 import pytest
 
-from arcface_builder.onnx_version import OnnxVersion
-from arcface_builder.plans.gpu import Gpu
-from arcface_builder.plans.identity import plan_identity
-from arcface_builder.plans.options import BUILD_REVISION, BuildOptions
+from arcface_builder.source.onnx_version import OnnxVersion
 from arcface_builder.store import PlanIdentity
+from arcface_builder.trt.gpu import Gpu
+from arcface_builder.trt.options import BUILD_REVISION, BuildOptions
+from arcface_builder.trt.plan_key import plan_identity
 
 ONNX = OnnxVersion("small", 1, Path("model.onnx"), b"a model", "a" * 64)
 
@@ -53,7 +53,7 @@ def test_a_plan_of_a_graph_that_is_typed_otherwise_now_is_another_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = on("NVIDIA A10", NEW)
-    monkeypatch.setattr("arcface_builder.plans.options.BUILD_REVISION", BUILD_REVISION + 1)
+    monkeypatch.setattr("arcface_builder.trt.options.BUILD_REVISION", BUILD_REVISION + 1)
 
     assert on("NVIDIA A10", NEW).key != before.key
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from arcface_builder.errors import CompileError, PrecisionError
-from arcface_builder.plans.inspection import LayerPrecisions, check_precision, layer_precisions
+from arcface_builder.trt.inspect import LayerPrecisions, check_precision, layer_precisions
 
 # Layers of each kind out of what TensorRT 8.5.3.1 said of an IResNet-18 in FP16 on an H200. With dynamic
 # shapes it tells no tensor's format, although the context had its shapes set; a convolution is known by the

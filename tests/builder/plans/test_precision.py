@@ -9,15 +9,15 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from arcface_builder import faces
+from arcface_builder.check import crops as faces
 from arcface_builder.errors import CompileError, OptionError
-from arcface_builder.graph import session
-from arcface_builder.plans.precision import check_gpu_has, fallbacks, typed_graph
-from arcface_builder.serving_graph import serving_graph
-from arcface_builder.sources import OnnxFile
+from arcface_builder.graph.edit import session
+from arcface_builder.graph.precision import check_gpu_has, fallbacks, typed_graph
+from arcface_builder.graph.serving import serving_graph
+from arcface_builder.source.load import OnnxFile
 from arcface_client.contract import INPUT_NAME, OUTPUT_NAME, Crops, Embeddings
-from arcface_client.golden import largest_drift
-from arcface_client.identity import PRECISIONS
+from arcface_client.models.embedding_space import PRECISIONS
+from arcface_client.models.golden import largest_drift
 from exports import EXPORTS, small_arcface
 from photograph import face_crops
 

@@ -15,9 +15,9 @@ from types import ModuleType
 import pytest
 
 import children
-from arcface_builder.plans.precision import typed_graph
-from arcface_builder.plans.progress import Phases, run_interruptibly
-from arcface_client.commandline import INTERRUPTED
+from arcface_builder.graph.precision import typed_graph
+from arcface_builder.trt.progress import Phases, run_interruptibly
+from arcface_client.cli.commandline import INTERRUPTED
 
 
 def test_what_the_work_raises_is_raised_where_it_is_waited_for(capfd: pytest.CaptureFixture[str]) -> None:
@@ -49,7 +49,7 @@ import sys
 from pathlib import Path
 import tensorrt_rtx as trt
 from arcface_builder.plans import builder
-from arcface_builder.plans.options import BuildOptions
+from arcface_builder.trt.options import BuildOptions
 builder.monitor = lambda *_: None  # as with TensorRT 8.5
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
 try:
@@ -83,7 +83,7 @@ UNSTOPPABLE_WORK = """
 import signal
 import sys
 import threading
-from arcface_builder.plans.progress import run_interruptibly
+from arcface_builder.trt.progress import run_interruptibly
 signal.signal(signal.SIGINT, signal.default_int_handler)
 never = threading.Event()
 print("said before")
@@ -157,7 +157,7 @@ def test_ctrl_c_in_the_works_first_moment_cancels_it() -> None:
 STOPPING = """
 import signal
 import threading
-from arcface_builder.plans.progress import run_interruptibly
+from arcface_builder.trt.progress import run_interruptibly
 signal.signal(signal.SIGINT, signal.default_int_handler)
 cancelled, never = threading.Event(), threading.Event()
 def work():

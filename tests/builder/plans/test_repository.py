@@ -15,10 +15,10 @@ from tritonclient.grpc import model_config_pb2
 
 import children
 from arcface_builder.errors import PlanDamagedError, PlanManifestError, RepositoryError
-from arcface_builder.model_config import config_text
-from arcface_builder.plans.config import plan_config
-from arcface_builder.plans.repository import AddedPlan, add_plan, add_plans
-from arcface_builder.repository import ModelRepository, replace_text
+from arcface_builder.repository.config import config_text
+from arcface_builder.repository.plan_config import plan_config
+from arcface_builder.repository.publish import ModelRepository, replace_text
+from arcface_builder.repository.publish_plan import AddedPlan, add_plan, add_plans
 from arcface_builder.store import StoredPlan
 from arcface_builder.store.identity import PLATFORM, SMALL_BATCH_PROFILE
 from engines import stored_plan
@@ -98,8 +98,8 @@ def test_of_several_plans_none_is_added_where_the_disk_is_full(repository: Model
 import resource, signal, sys
 from pathlib import Path
 from arcface_builder.errors import RepositoryError
-from arcface_builder.plans.repository import add_plans
-from arcface_builder.repository import ModelRepository
+from arcface_builder.repository.publish_plan import add_plans
+from arcface_builder.repository.publish import ModelRepository
 from engines import stored_plan
 
 folder = Path(sys.argv[1])
@@ -137,7 +137,7 @@ def test_a_new_model_appears_with_its_configuration_and_is_not_touched_again(
         written.append(path)
         replace_text(path, text, via=via)
 
-    monkeypatch.setattr("arcface_builder.plans.repository.replace_text", note)
+    monkeypatch.setattr("arcface_builder.repository.publish_plan.replace_text", note)
     add(repository, "80")
 
     assert repository.root / "m_trt/config.pbtxt" not in written

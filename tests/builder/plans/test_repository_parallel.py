@@ -10,8 +10,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 import children
-from arcface_builder.plans.repository import add_plan
-from arcface_builder.repository import ModelRepository
+from arcface_builder.repository.publish import ModelRepository
+from arcface_builder.repository.publish_plan import add_plan
 from arcface_builder.store import describe_plan
 from engines import stored_plan
 
@@ -20,7 +20,7 @@ import signal
 import sys
 from pathlib import Path
 from arcface_builder.plans import repository
-from arcface_builder.repository import ModelRepository
+from arcface_builder.repository.publish import ModelRepository
 from engines import stored_plan
 
 def stop(*arguments, **more):

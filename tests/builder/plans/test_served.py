@@ -9,8 +9,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from arcface_builder.errors import RepositoryError
-from arcface_builder.plans.repository import AddedPlan, add_plan, add_plans
-from arcface_builder.repository import ModelRepository
+from arcface_builder.repository.publish import ModelRepository
+from arcface_builder.repository.publish_plan import AddedPlan, add_plan, add_plans
 from engines import stored_plan
 
 

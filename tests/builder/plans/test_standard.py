@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from arcface_builder.check.reference import ReferenceEmbedder
+from arcface_builder.check.reference_embeddings import another_model, gate_crops, standard_of
 from arcface_builder.errors import BlindGateError, ParityError, ServedModelError
-from arcface_builder.plans.standard import another_model, gate_crops, standard_of
-from arcface_builder.reference import ReferenceEmbedder
-from arcface_builder.source_model import SourceModel
+from arcface_builder.source.source_model import SourceModel
 from arcface_client.contract import Crops, Embeddings
 from embedders import alike, embedder
 from photograph import face_crops

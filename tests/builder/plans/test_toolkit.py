@@ -9,7 +9,7 @@ import weakref
 import pytest
 
 import children
-from arcface_builder.plans.progress import run_interruptibly
+from arcface_builder.trt.progress import run_interruptibly
 
 GARBAGE = """
 import faulthandler, gc, sys

@@ -16,13 +16,13 @@ import pytest
 from onnx import numpy_helper
 
 from absent_gpu import AbsentGpu, layers_of
-from arcface_builder import faces
+from arcface_builder.check import crops as faces
+from arcface_builder.check.layer_errors import USUAL_IN_TENSORRT
 from arcface_builder.errors import CompileError
-from arcface_builder.plans.builder import BuiltPlan, build_plan
-from arcface_builder.plans.layer_errors import USUAL_IN_TENSORRT
-from arcface_builder.plans.options import BuildOptions
-from arcface_builder.plans.precision import typed_graph
-from arcface_builder.plans.watching import Layers, diverging_layer, watch_plan, watched_graph
+from arcface_builder.graph.precision import typed_graph
+from arcface_builder.trt.engine import BuiltPlan, build_plan
+from arcface_builder.trt.options import BuildOptions
+from arcface_builder.trt.watching import Layers, diverging_layer, watch_plan, watched_graph
 from arcface_client.contract import OUTPUT_NAME, Crops
 from arcface_client.runtimes.sessions import RUN_ERRORS
 
@@ -134,7 +134,7 @@ def test_the_plan_is_built_again_as_it_was_and_run_in_no_larger_batches(
         asked.append((options, more["timings"]))
         return built
 
-    monkeypatch.setattr("arcface_builder.plans.watching.build_plan", build_again)
+    monkeypatch.setattr("arcface_builder.trt.watching.build_plan", build_again)
     clause = watch(small_graph, typed, gpu, built, options, batch_sizes=(1, 2, 4))
 
     assert "with its layers in sight the plan passes" in clause

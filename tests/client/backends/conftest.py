@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from arcface_client.backend import EmbeddingBackend
+from arcface_client.backends.base import EmbeddingBackend
 from arcface_client.backends.factory import get_embedding_backend
 from arcface_client.contract import Crops, Embeddings
 from arcface_server import LocalTriton

@@ -13,16 +13,11 @@ import numpy as np
 import pytest
 
 from arcface_client import AsyncEmbeddingBackend
-from arcface_client.backend import Served
+from arcface_client.backends.base import Served
+from arcface_client.backends.embed_request import Job
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import Crops, Embeddings
-from arcface_client.errors import (
-    ClientClosedError,
-    CropError,
-    DeadlineExceededError,
-    InputError,
-)
-from arcface_client.job import Job
+from arcface_client.errors import ClientClosedError, CropError, DeadlineExceededError, InputError
 from arcface_server import LocalTriton
 from processes import until
 from siblings import NAME, PLAN, InThisProcess, tiny_embeddings

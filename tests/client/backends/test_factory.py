@@ -15,13 +15,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 import arcface_client
-from arcface_builder.reference import ReferenceEmbedder
-from arcface_builder.sources import OnnxFile
-from arcface_client.backend import Served
+from arcface_builder.check.reference import ReferenceEmbedder
+from arcface_builder.source.load import OnnxFile
+from arcface_client.backends.base import Served
 from arcface_client.backends.onnxruntime import provider_order
+from arcface_client.config.devices import read_device
 from arcface_client.contract import Crops
-from arcface_client.devices import read_device
-from arcface_client.diagnostics import Diagnostics
 from arcface_client.errors import (
     ArcFaceError,
     DeploymentError,
@@ -31,6 +30,7 @@ from arcface_client.errors import (
     ModelNotFoundError,
     NoCandidateNowError,
 )
+from arcface_client.observability.diagnostics import Diagnostics
 from arcface_client.runtimes.providers import COREML, CPU, CUDA
 from arcface_server import LocalTriton
 from exports import save_for_insightface

@@ -8,13 +8,9 @@ from typing import Any
 import pytest
 
 from arcface_client import get_embedding_backend
-from arcface_client.backend import EmbeddingBackend
+from arcface_client.backends.base import EmbeddingBackend
 from arcface_client.contract import Crops
-from arcface_client.errors import (
-    ConfigError,
-    DeploymentError,
-    InputError,
-)
+from arcface_client.errors import ConfigError, DeploymentError, InputError
 
 from .conftest import Make
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from arcface_builder.build import build
-from arcface_builder.sources import OnnxFile
-from arcface_client.backend import Refusal, Source
+from arcface_builder.source.load import OnnxFile
+from arcface_client.backends.base import Refusal, Source
 from arcface_client.backends.in_process import InProcessBackend
 from arcface_client.backends.onnxruntime import onnx_candidate
 from arcface_client.contract import CROP_SHAPE, Crops, Embeddings
@@ -25,8 +25,8 @@ from arcface_client.errors import (
     InputError,
     ServerError,
 )
-from arcface_client.golden import golden_crops
-from arcface_client.model_repository import LocalModels
+from arcface_client.models.golden import golden_crops
+from arcface_client.models.repository import LocalModels
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_client.runtimes.providers import CPU
 from exports import save_for_insightface

@@ -9,15 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arcface_client.backend import Served
+from arcface_client.backends.base import Served
 from arcface_client.backends.in_process import InProcessBackend
 from arcface_client.backends.refused import WAIT_S
 from arcface_client.contract import Crops, Embeddings
-from arcface_client.errors import (
-    ClientClosedError,
-    DeadlineExceededError,
-    DeploymentError,
-)
+from arcface_client.errors import ClientClosedError, DeadlineExceededError, DeploymentError
 from arcface_client.runtimes.base import Runtime
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from clock import Clock

@@ -7,12 +7,9 @@ import numpy as np
 import onnx
 import pytest
 
-from arcface_builder.reference import ReferenceEmbedder
-from arcface_builder.sources import OnnxFile
-from arcface_client.errors import (
-    ContractError,
-    ModelNotFoundError,
-)
+from arcface_builder.check.reference import ReferenceEmbedder
+from arcface_builder.source.load import OnnxFile
+from arcface_client.errors import ContractError, ModelNotFoundError
 from exports import constant_reshape, save_for_insightface, small_arcface
 from photograph import face_crops
 

@@ -15,13 +15,13 @@ import pytest
 from prometheus_client import CollectorRegistry
 from tritonclient import grpc as tritonclient
 
-from arcface_client.backend import EmbeddingBackend
+from arcface_client.backends import shadow as module
+from arcface_client.backends.base import EmbeddingBackend
+from arcface_client.backends.shadow import QUEUE_CROPS
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import InputError
-from arcface_client.selection import shadow as module
-from arcface_client.selection.rhythm import Rhythm
-from arcface_client.selection.shadow import QUEUE_CROPS
+from arcface_client.failover.intervals import Rhythm
 from arcface_server import LocalTriton
 from processes import wait_until
 from siblings import NAME, ONNX, PLAN, QUICK, serving, tiny_embeddings

@@ -12,11 +12,9 @@ import numpy as np
 import pytest
 
 from arcface_client import EmbeddingClient
-from arcface_client.backend import EmbeddingBackend
+from arcface_client.backends.base import EmbeddingBackend
 from arcface_client.backends.triton import TritonBackend
-from arcface_client.connection import Connection
 from arcface_client.contract import Crops, Embeddings
-from arcface_client.diagnostics import CandidateReport
 from arcface_client.errors import (
     ClientClosedError,
     ConfigError,
@@ -27,8 +25,10 @@ from arcface_client.errors import (
     NoCandidateNowError,
     ServerBusyError,
 )
-from arcface_client.golden import GoldenReference, golden_crops
-from arcface_client.selection.examination import References
+from arcface_client.failover.golden_check import References
+from arcface_client.models.golden import GoldenReference, golden_crops
+from arcface_client.observability.diagnostics import CandidateReport
+from arcface_client.triton.channel import Connection
 from arcface_server import LocalTriton
 from fake_triton import FakeTriton
 from fake_triton import served as fake_served

@@ -14,8 +14,8 @@ import pytest
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import DeadlineExceededError
-from arcface_client.selection.rhythm import BreakerLimits, Rhythm
-from arcface_client.selection.server import RequestLimits
+from arcface_client.failover.intervals import BreakerLimits, Rhythm
+from arcface_client.failover.server import RequestLimits
 from arcface_server import LocalTriton
 from processes import wait_until
 from siblings import (

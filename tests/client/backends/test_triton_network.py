@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arcface_client.backend import EmbeddingBackend, Served
+from arcface_client.backends.base import EmbeddingBackend, Served
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import CROP_SHAPE, Crops, Embeddings
 from arcface_client.errors import DeadlineExceededError, DeploymentError
-from arcface_client.identity import EmbeddingIdentity
-from arcface_client.selection.server import RequestLimits
+from arcface_client.failover.server import RequestLimits
+from arcface_client.models.embedding_space import EmbeddingIdentity
 from arcface_server import LocalTriton
 from processes import wait_until
 from proxy import Proxy

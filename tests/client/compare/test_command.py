@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from arcface_builder.build import build
-from arcface_builder.sources import OnnxFile
-from arcface_client.cli import main
-from arcface_client.compare.statistics import flips, similarities
+from arcface_builder.source.load import OnnxFile
+from arcface_client.cli.app import main
+from arcface_client.evaluation.statistics import flips, similarities
 from arcface_client.images import decode_crop
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_server import LocalTriton

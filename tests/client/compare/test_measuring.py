@@ -10,12 +10,12 @@ import numpy as np
 import onnx
 import pytest
 
-from arcface_client.compare.comparison import Comparison, compare
-from arcface_client.compare.embedders import Embedder, InProcess
-from arcface_client.compare.measuring import measure, speeds
-from arcface_client.compare.samples import generated_samples
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import DeploymentError
+from arcface_client.evaluation.comparison import Comparison, compare
+from arcface_client.evaluation.embedders import Embedder, InProcess
+from arcface_client.evaluation.measuring import measure, speeds
+from arcface_client.evaluation.samples import generated_samples
 from tiny import tiny_serving_graph
 
 CROPS = generated_samples(20).crops

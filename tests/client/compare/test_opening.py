@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from arcface_client.compare.opening import is_file, siblings_on
 from arcface_client.errors import ModelNotFoundError
-from arcface_client.status import ModelStatus, ServerStatus
+from arcface_client.evaluation.opening import is_file, siblings_on
+from arcface_client.triton.server_state import ModelStatus, ServerStatus
 
 SERVER = ServerStatus(
     "host:8001",

@@ -10,10 +10,10 @@ import onnx
 import pytest
 from insightface.model_zoo.arcface_onnx import ArcFaceONNX
 
-from arcface_client.compare.controls import run_controls
-from arcface_client.compare.reference import Reference
-from arcface_client.compare.samples import generated_samples
 from arcface_client.errors import DeploymentError
+from arcface_client.evaluation.controls import run_controls
+from arcface_client.evaluation.reference import Reference
+from arcface_client.evaluation.samples import generated_samples
 from exports import Export, as_is, constant_reshape, mxnet, small_arcface
 from tiny import tiny_serving_graph
 

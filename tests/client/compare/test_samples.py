@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from arcface_client.compare.samples import generated_samples, samples_from
 from arcface_client.errors import ImageFileError
-from arcface_client.golden import golden_crops
+from arcface_client.evaluation.samples import generated_samples, samples_from
+from arcface_client.models.golden import golden_crops
 
 
 @pytest.fixture

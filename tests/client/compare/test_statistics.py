@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcface_client.compare.statistics import (
+from arcface_client.contract import Embeddings
+from arcface_client.evaluation.statistics import (
     agreement,
     direction_drifts,
     flips,
@@ -14,7 +15,6 @@ from arcface_client.compare.statistics import (
     similarities,
     similarities_of_all_pairs,
 )
-from arcface_client.contract import Embeddings
 
 
 def rows(count: int, seed: int = 0) -> Embeddings:

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from arcface_client.compare.statistics import Values
-from arcface_client.compare.verification import Same, tar_at_far, verify
+from arcface_client.evaluation.statistics import Values
+from arcface_client.evaluation.verification import Same, tar_at_far, verify
 
 
 def labelled(pairs: int = 6000, seed: int = 0) -> tuple[Values, Same]:

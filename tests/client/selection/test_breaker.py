@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arcface_client.errors import InputError
-from arcface_client.selection.breaker import Breaker, State
-from arcface_client.selection.rhythm import BreakerLimits, Rhythm
+from arcface_client.failover.cooldown import Breaker, State
+from arcface_client.failover.intervals import BreakerLimits, Rhythm
 from clock import Clock
 
 LIMITS = BreakerLimits(failures=3, wait_s=1, longest_wait_s=8, settle_s=5, peace_s=60)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcface_client.backend import Refusal, Source
+from arcface_client.backends.base import Refusal, Source
+from arcface_client.backends.embed_request import Job
 from arcface_client.contract import CROP_SHAPE
-from arcface_client.deadline import Deadline
 from arcface_client.errors import (
     ArcFaceError,
     DeploymentError,
@@ -21,8 +21,8 @@ from arcface_client.errors import (
     ServerBusyError,
     ServerUnavailableError,
 )
-from arcface_client.job import Job
-from arcface_client.selection.call import RECONNECT_S, Call, nobody
+from arcface_client.failover.call import RECONNECT_S, Call, nobody
+from arcface_client.triton.deadline import Deadline
 
 PATIENCE_S = 60.0
 GONE = ServerUnavailableError("gone")

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arcface_client.errors import ConfigError, ModelLoadingError, ModelNotFoundError, ModelNotReadyError
-from arcface_client.selection.candidates import Candidate, Pin, Wanted
-from arcface_client.status import ModelStatus
+from arcface_client.failover.discovery import Candidate, Pin, Wanted
+from arcface_client.triton.server_state import ModelStatus
 
 WANTED = Wanted(("one:1", "two:2"), "arcface")
 

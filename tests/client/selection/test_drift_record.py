@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from arcface_client.selection.drift_record import AMONG, CASES, Case, DriftRecord
+from arcface_client.backends.drift_record import AMONG, CASES, Case, DriftRecord
 
 CASE: Case = (np.zeros((112, 112, 3), np.uint8), np.zeros(512, np.float32))
 

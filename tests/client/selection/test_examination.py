@@ -7,10 +7,7 @@ import pytest
 
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import ContractError, DeploymentError, ModelNotFoundError, OtherIdentityError
-from arcface_client.golden import GoldenReference
-from arcface_client.identity import EmbeddingIdentity
-from arcface_client.runtimes.base import Embed
-from arcface_client.selection.examination import (
+from arcface_client.failover.golden_check import (
     ITSELF,
     MANIFEST,
     ONNX_SIBLING,
@@ -18,6 +15,9 @@ from arcface_client.selection.examination import (
     examine,
     objection,
 )
+from arcface_client.models.embedding_space import EmbeddingIdentity
+from arcface_client.models.golden import GoldenReference
+from arcface_client.runtimes.base import Embed
 
 TOLERANCE = 0.001
 

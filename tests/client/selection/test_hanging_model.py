@@ -12,16 +12,16 @@ import grpc
 import numpy as np
 import pytest
 
-from arcface_client import sender
-from arcface_client.backend import EmbeddingBackend
+from arcface_client.backends.base import EmbeddingBackend
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import CROP_SHAPE
-from arcface_client.deadline import Deadline
 from arcface_client.errors import DeadlineExceededError
-from arcface_client.identity import EmbeddingIdentity
-from arcface_client.selection import fallback
-from arcface_client.selection.rhythm import Rhythm
-from arcface_client.selection.server import RequestLimits
+from arcface_client.failover import run as fallback
+from arcface_client.failover.intervals import Rhythm
+from arcface_client.failover.server import RequestLimits
+from arcface_client.models.embedding_space import EmbeddingIdentity
+from arcface_client.triton import sender
+from arcface_client.triton.deadline import Deadline
 from fake_triton import FakeTriton, served
 from siblings import SELDOM, InThisProcess
 

@@ -13,18 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arcface_client.backend import EmbeddingBackend, Served
+from arcface_client.backends.base import EmbeddingBackend, Served
+from arcface_client.backends.embed_request import Job
+from arcface_client.backends.last_resort import IDLE_S, TRY_AGAIN_S, LastResort
 from arcface_client.contract import Crops, Embeddings
-from arcface_client.deadline import Deadline
 from arcface_client.errors import ClientClosedError, DeadlineExceededError, DeploymentError
-from arcface_client.identity import EmbeddingIdentity
-from arcface_client.job import Job
-from arcface_client.selection.candidates import Wanted
-from arcface_client.selection.examiner import Examiner
-from arcface_client.selection.last_resort import IDLE_S, TRY_AGAIN_S, LastResort
-from arcface_client.selection.rhythm import Rhythm
-from arcface_client.selection.selector import Selector
-from arcface_client.selection.server import RequestLimits
+from arcface_client.failover.discovery import Wanted
+from arcface_client.failover.examiner import Examiner
+from arcface_client.failover.intervals import Rhythm
+from arcface_client.failover.pool import Selector
+from arcface_client.failover.server import RequestLimits
+from arcface_client.models.embedding_space import EmbeddingIdentity
+from arcface_client.triton.deadline import Deadline
 from clock import Clock
 from fake_triton import FakeTriton, served
 from siblings import InThisProcess, tiny_embeddings

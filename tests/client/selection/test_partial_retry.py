@@ -10,14 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from arcface_client.backend import HERE, EmbeddingBackend, Served, Source
+from arcface_client.backends.base import HERE, EmbeddingBackend, Served, Source
+from arcface_client.backends.embed_request import Job
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import CROP_SHAPE, EMBEDDING_DIM, Crops
-from arcface_client.diagnostics import Diagnostics
 from arcface_client.errors import DeploymentError, NoCandidateError
-from arcface_client.job import Job
-from arcface_client.selection.fallback import BUSY_WAITS_S
-from arcface_client.selection.server import RequestLimits
+from arcface_client.failover.run import BUSY_WAITS_S
+from arcface_client.failover.server import RequestLimits
+from arcface_client.observability.diagnostics import Diagnostics
 from fake_triton import FakeTriton, served
 
 FAILURES = (None, None, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE)

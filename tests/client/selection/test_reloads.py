@@ -16,16 +16,16 @@ from tritonclient.grpc import service_pb2
 
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import Crops
-from arcface_client.deadline import Deadline
 from arcface_client.errors import NoCandidateError
-from arcface_client.golden import golden_crops
-from arcface_client.selection import fallback
-from arcface_client.selection.candidates import Wanted
-from arcface_client.selection.examiner import Examiner
-from arcface_client.selection.loads import Loads
-from arcface_client.selection.rhythm import Rhythm
-from arcface_client.selection.selector import Selector
-from arcface_client.selection.server import RequestLimits
+from arcface_client.failover import run as fallback
+from arcface_client.failover.discovery import Wanted
+from arcface_client.failover.examiner import Examiner
+from arcface_client.failover.intervals import Rhythm
+from arcface_client.failover.loads import Loads
+from arcface_client.failover.pool import Selector
+from arcface_client.failover.server import RequestLimits
+from arcface_client.models.golden import golden_crops
+from arcface_client.triton.deadline import Deadline
 from arcface_server import LocalTriton
 from fake_triton import FakeTriton, served
 from processes import wait_until

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from arcface_client.selection.repeater import Repeater
+from arcface_client.failover.repeater import Repeater
 from processes import wait_until
 
 

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from arcface_client.deadline import Deadline
 from arcface_client.errors import CallCancelledError, ModelLoadingError, ServerUnavailableError
-from arcface_client.golden import GoldenReference, golden_crops
-from arcface_client.selection.candidates import Wanted
-from arcface_client.selection.examiner import Examiner, no_records
-from arcface_client.selection.rhythm import BreakerLimits, Rhythm
-from arcface_client.selection.selector import Selector
-from arcface_client.selection.server import RequestLimits
+from arcface_client.failover.discovery import Wanted
+from arcface_client.failover.examiner import Examiner, no_records
+from arcface_client.failover.intervals import BreakerLimits, Rhythm
+from arcface_client.failover.pool import Selector
+from arcface_client.failover.server import RequestLimits
+from arcface_client.models.golden import GoldenReference, golden_crops
+from arcface_client.triton.deadline import Deadline
 from fake_triton import FakeTriton, served
 from processes import wait_until
 
@@ -97,7 +97,7 @@ def test_a_handler_of_the_log_may_ask_for_the_reports(
 
     class Alert(logging.Filter):
         def filter(self, record: logging.LogRecord) -> bool:
-            if record.name.startswith("arcface_client.selection"):
+            if record.name.startswith("arcface_client.failover"):
                 states = [report.state for report in selector.reports()]
                 heard.append((record.levelname, record.getMessage(), states))
             return True

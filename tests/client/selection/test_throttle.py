@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from arcface_client.selection.throttle import Throttle
+from arcface_client.failover.throttle import Throttle
 
 
 def test_the_same_thing_passes_once_in_an_interval_and_another_one_beside_it() -> None:

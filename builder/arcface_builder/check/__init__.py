@@ -1,0 +1,1 @@
+"""Checks: crops, accuracy reports, negative controls."""

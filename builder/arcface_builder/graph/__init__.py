@@ -1,0 +1,1 @@
+"""The serving graph: wrap, fold, convert to a precision."""

@@ -1,0 +1,115 @@
+"""Small questions and edits that the graph modules share, over onnx_ir's use and definition chains."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime
+from onnx_ir.passes import common as passes
+
+from arcface_client.contract import CROP_SHAPE, CROP_SIZE
+
+from ..errors import NotArcFaceError
+
+# Sources that declare a fixed batch make ONNX Runtime warn on every run, and its errors are raised as well.
+_FATAL_ONLY: Final = 4
+
+
+def first_line(error: Exception) -> str:
+    """What a runtime's error says, without its stack of frames."""
+    return str(error).strip().splitlines()[0]
+
+
+def constant(value: ir.Value | None) -> npt.NDArray[Any] | None:
+    """The array behind a value, or None if it is computed."""
+    if value is None:
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def image_dims(image: ir.Value) -> tuple[int, int, int]:
+    """Dimensions of the image that a graph input takes, without the batch: channels first or last."""
+    channels_last = image.shape is not None and image.shape[-1] == 3
+    return CROP_SHAPE if channels_last else (3, CROP_SIZE, CROP_SIZE)
+
+
+def numpy_dtype(value: ir.Value) -> np.dtype[Any]:
+    """The dtype of the arrays to feed a graph input with."""
+    return np.dtype(np.float32) if value.dtype is None else value.dtype.numpy()
+
+
+def sole_consumer(value: ir.Value) -> ir.Node | None:
+    """The one node that uses a value; None if others or the graph's caller do too."""
+    uses = value.uses()
+    return next(iter(uses)).node if len(uses) == 1 and not value.is_graph_output() else None
+
+
+def set_constant(node: ir.Node, index: int, array: npt.NDArray[Any], suffix: str) -> None:
+    """Give a node a new constant as its input of that index; the old one stays for its other users."""
+    old = node.inputs[index] if index < len(node.inputs) else None
+    graph = node.graph
+    if graph is None:
+        raise ValueError(f"Node {node.name} is in no graph.")
+    name = f"{old.name if old is not None else node.name}.{suffix}"
+    while name in graph.initializers:  # two nodes that shared the old one
+        name += "_"
+    value = ir.Value(
+        name=name,
+        shape=ir.Shape(array.shape),
+        type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+        const_value=ir.tensor(array, name=name),
+    )
+    graph.register_initializer(value)
+    if index >= len(node.inputs):
+        node.resize_inputs(index + 1)
+    node.replace_input_with(index, value)
+
+
+def bypass(node: ir.Node) -> None:
+    """Remove a node whose first output is its first input."""
+    source = node.inputs[0]
+    if source is None or node.graph is None:
+        raise ValueError(f"Node {node.name} has no input to pass on.")
+    ir.convenience.replace_all_uses_with(node.outputs[0], source, replace_graph_outputs=True)
+    node.graph.remove(node, safe=True)
+
+
+def first_convolution(model: ir.Model) -> ir.Node:
+    """The convolution that the image meets first.
+
+    Raises:
+        NotArcFaceError: There is none, or its weights are computed.
+    """
+    for node in model.graph:
+        if node.op_type == "Conv":
+            weight = constant(node.inputs[1])
+            if weight is None or weight.ndim != 4 or weight.shape[1] != 3:
+                break
+            return node
+    raise NotArcFaceError(
+        "The graph has no first convolution over three colour channels with constant weights; "
+        "an ArcFace network starts with one. Export the backbone alone, in eval mode."
+    )
+
+
+def session(model: ir.Model | bytes) -> onnxruntime.InferenceSession:
+    """Load a model with ONNX Runtime on the CPU; raises one of ``RUN_ERRORS``."""
+    content = model if isinstance(model, bytes) else ir.to_proto(model).SerializeToString()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL_ONLY
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def tidy(model: ir.Model) -> None:
+    """Drop what nothing uses, and the shapes that other batch sizes make untrue."""
+    for node in model.graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = None
+    passes.RemoveUnusedNodesPass()(model)
+    passes.RemoveUnusedOpsetsPass()(model)
+    passes.TopologicalSortPass()(model)

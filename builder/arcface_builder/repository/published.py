@@ -1,0 +1,138 @@
+"""The plans that a model repository has, by what was recorded of them and what their files are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+from arcface_client.models import manifest as manifests
+from arcface_client.models.naming import plan_model
+
+from ..errors import PlanDamagedError, RepositoryError
+from ..store import PlanIdentity, PlanManifest, StoredPlan, describe_plan
+from ..store.identity import TYPED_BY
+from ..store.plan_manifest import check_plan, parse_manifest
+from .publish import ModelRepository
+
+Plans = dict[int, dict[str, PlanManifest]]
+"""Manifests by version and compute capability."""
+
+
+def published_plans(repository: ModelRepository, model: str) -> Plans:
+    """The plans of a model, by the manifests whose files are there.
+
+    Raises:
+        PlanManifestError: A manifest is damaged.
+    """
+    found: Plans = {}
+    for version in repository.versions(model):
+        for manifest in _manifests(repository, model, version):
+            identity = manifest.identity
+            if (repository.root / model / str(version) / identity.filename).is_file():
+                found.setdefault(version, {})[identity.compute_capability] = manifest
+    return found
+
+
+def _manifests(repository: ModelRepository, model: str, version: int) -> Iterator[PlanManifest]:
+    for path in manifests.plan_manifest_paths(repository.root, model, version):
+        yield parse_manifest(path.read_bytes(), str(path))
+
+
+def manifest_path(repository: ModelRepository, model: str, version: int, sm: str) -> Path:
+    """Where the record of a plan is: in the root, which Triton passes over."""
+    return manifests.manifest_path(repository.root, model, version, sm)
+
+
+def plan_files(repository: ModelRepository, identity: PlanIdentity, version: int) -> list[Path]:
+    """What a version has for an architecture, whatever it is; one file at most, unless by hand."""
+    folder = repository.root / plan_model(identity.model) / str(version)
+    return sorted(folder.glob(f"*-sm{identity.sm}.plan"))
+
+
+def recorded_plan(repository: ModelRepository, identity: PlanIdentity, version: int) -> StoredPlan | None:
+    """The plan of that identity that a version has; None if it has none.
+
+    One that an ONNX Runtime of another version typed is as good here: a version's plan is never changed, and
+    this one was judged like any other.
+
+    Raises:
+        PlanManifestError: The record is damaged.
+        PlanDamagedError: The plan is not as it was recorded.
+    """
+    model = plan_model(identity.model)
+    manifest = published_plans(repository, model).get(version, {}).get(identity.compute_capability)
+    if manifest is None or _typed_by_any(manifest.identity) != _typed_by_any(identity):
+        return None
+    path = repository.root / model / str(version) / identity.filename
+    try:
+        check_plan(path, manifest, where=str(path))
+    except PlanDamagedError as error:
+        raise PlanDamagedError(f"{error} Remove it, and compile again.") from error
+    return StoredPlan(path, manifest)
+
+
+def _typed_by_any(identity: PlanIdentity) -> PlanIdentity:
+    return replace(identity, settings={**identity.settings, TYPED_BY: None})
+
+
+def check_alike(plans: Sequence[PlanIdentity], folder: Path) -> None:
+    """Refuse plans of one version that no server can load together."""
+    for one, other in pairwise(plans):
+        if (one.tensorrt_version, one.platform) != (other.tensorrt_version, other.platform):
+            raise RepositoryError(
+                f"In {folder}, {one.filename} would be by {one.kind}, {other.filename} by {other.kind}; no "
+                "server loads both. For another TensorRT run `arcface-builder build` for the next version, "
+                "and compile that for every architecture; another platform needs a repository of its own."
+            )
+
+
+def taken(path: Path, why: str) -> RepositoryError:
+    """The error for an architecture that has another plan already."""
+    sm = path.stem.rpartition("-sm")[2]
+    return RepositoryError(
+        f"{path.parent} has a plan for sm{sm} already, {path.name} ({why}). A version is never changed: run "
+        "`arcface-builder build` for the next one, and compile that."
+    )
+
+
+def check_free(
+    repository: ModelRepository, identity: PlanIdentity, version: int, *, or_has: Iterable[str]
+) -> None:
+    """Refuse, before minutes of building, a plan that could not be put into a version afterwards.
+
+    Args:
+        repository: The model repository.
+        identity: The plan's.
+        version: The version that it is for.
+        or_has: Precisions of which it may have a plan already, in place of one like this that was refused.
+    """
+    if repository.root.exists() and not os.access(repository.root, os.W_OK):
+        raise RepositoryError(
+            f"Cannot write the model repository {repository.root}; make it writable, or name another "
+            "(--repository). Nothing was built."
+        )
+    model = plan_model(identity.model)
+    there = published_plans(repository, model).get(version, {})
+    published = there.get(identity.compute_capability)
+    in_its_place = (
+        published is not None
+        and published.identity.precision in or_has
+        and published.has_refused(identity.precision)
+    )
+    if not in_its_place:
+        for path in plan_files(repository, identity, version):
+            raise taken(path, "and this one would have to be built")
+    identities = [manifest.identity for manifest in there.values()]
+    check_alike([*identities, identity], repository.root / model / str(version))
+
+
+def check_unchanged(recorded: PlanManifest | None, wanted: PlanManifest, folder: Path) -> None:
+    """Refuse another plan than the one that is there, which the files tell: a record may be gone, or lie."""
+    for there in folder.glob(f"*-sm{wanted.identity.sm}.plan"):
+        is_it = there.name == wanted.identity.filename
+        if not (is_it and describe_plan(there)["plan_sha256"] == wanted.plan_sha256):
+            differences = recorded and ", ".join(wanted.identity.differences(recorded.identity))
+            raise taken(there, differences or "of other bytes")

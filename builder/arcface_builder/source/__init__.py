@@ -1,0 +1,1 @@
+"""A source network: files, checkpoints, packs, what they hold and how they are fixed."""

@@ -1,0 +1,242 @@
+"""Mend a copy of a source graph: what exporters get wrong, put right without changing what it computes.
+
+Each repair looks for one fault, removes it, and says so; ``inspect`` shows what they say and ``build``
+serves what they leave. The result runs in ONNX Runtime and TensorRT at any batch size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import version_converter
+from onnx_ir.passes import common as passes
+
+from arcface_client.contract import EMBEDDING_DIM
+
+from ..errors import NotArcFaceError
+from ..graph.edit import bypass, constant, first_line, image_dims, set_constant, tidy
+from .io_signature import check_ends, is_size
+from .iresnet import IR_VERSION, OPSET
+from .source_finding import SourceFinding
+
+BATCH: Final = "N"
+"""Name of the batch dimension at both ends."""
+
+
+def repair(proto: onnx.ModelProto) -> tuple[ir.Model, list[SourceFinding]]:
+    """Mend a copy of a model.
+
+    Returns:
+        The mended model (opset 17, batch dimension free, float32, no leftovers), and what was found.
+
+    Raises:
+        NotArcFaceError: The model has not one image as input and one embedding as output, or is written
+            in a way that cannot be mended.
+    """
+    model = ir.from_proto(proto)
+    findings = [finding for fix in _BEFORE_CONVERSION for finding in fix(model)]
+    check_ends(model)
+    model, converted = _convert_opset(model)
+    findings += converted
+    findings += [finding for fix in _AFTER_CONVERSION for finding in fix(model)]
+    tidy(model)
+    return model, findings
+
+
+def _inline_functions(model: ir.Model) -> Iterator[SourceFinding]:
+    if model.functions:
+        passes.InlinePass()(model)
+        yield SourceFinding("parts of the graph are written as ONNX functions", "they are put in place")
+
+
+def _initialisers_as_inputs(model: ir.Model) -> Iterator[SourceFinding]:
+    listed = [value for value in model.graph.inputs if value.name in model.graph.initializers]
+    if listed:
+        passes.RemoveInitializersFromInputsPass()(model)
+        yield SourceFinding(
+            f"{len(listed)} weights are listed as graph inputs, which keeps runtimes from folding them",
+            "they become constants",
+        )
+
+
+def _lift_constants(model: ir.Model) -> Iterable[SourceFinding]:
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    return ()
+
+
+def _spatial_batch_norms(model: ir.Model) -> Iterator[SourceFinding]:
+    count = 0
+    for node in model.graph:
+        if node.op_type != "BatchNormalization" or "spatial" not in node.attributes:
+            continue
+        if node.attributes.pop("spatial").as_int() == 0:
+            scale = constant(node.inputs[1])
+            if scale is None or scale.ndim != 1:
+                raise NotArcFaceError(
+                    f"Batch norm {node.name!r} has statistics for every pixel (spatial=0); expected one for "
+                    "each channel. Export the model again with a current exporter."
+                )
+            count += 1
+    if count:
+        yield SourceFinding(
+            f"{count} batch norms say spatial=0 but hold one value for each channel (MXNet's exporter)",
+            "the attribute is dropped",
+            "may fail",
+        )
+
+
+def _convert_opset(model: ir.Model) -> tuple[ir.Model, list[SourceFinding]]:
+    opset = model.graph.opset_imports.get("", 1)
+    if opset == OPSET:
+        model.ir_version = IR_VERSION
+        return model, []
+    proto = ir.to_proto(model)
+    # The converter wants the oldest graphs' weights listed as inputs, unless the file is a newer one.
+    proto.ir_version = max(proto.ir_version, 4)
+    try:
+        proto = version_converter.convert_version(proto, OPSET)
+    except (version_converter.ConvertError, RuntimeError) as error:
+        raise NotArcFaceError(
+            f"Opset {opset} cannot be converted to {OPSET} ({first_line(error)}); "
+            f"export the model with opset 11 to {OPSET}."
+        ) from error
+    proto.ir_version = IR_VERSION
+    return ir.from_proto(proto), [
+        SourceFinding(
+            f"opset {opset}",
+            f"converted to {OPSET}, which TensorRT 8.5 and ONNX Runtime both know",
+            "may fail" if opset > OPSET else "sound",
+        )
+    ]
+
+
+def _halves(model: ir.Model) -> Iterator[SourceFinding]:
+    """Compute in float32 what the file computes in float16; its weights keep their exact values."""
+    count = 0
+    for value in model.graph.initializers.values():
+        array = constant(value)
+        if array is not None and array.dtype == np.float16:
+            value.const_value = ir.tensor(array.astype(np.float32), name=value.name)
+            value.dtype = ir.DataType.FLOAT
+            count += 1
+    casts = [
+        node
+        for node in model.graph
+        if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT16
+    ]
+    if not count and not casts and model.graph.inputs[0].dtype != ir.DataType.FLOAT16:
+        return
+    for node in casts:
+        node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
+    computed = [value for node in model.graph for value in node.outputs]
+    for value in (*model.graph.inputs, *computed):
+        if value.dtype == ir.DataType.FLOAT16:
+            value.dtype = ir.DataType.FLOAT
+    yield SourceFinding(
+        f"it computes in float16 ({count} weights)",
+        "computed in float32; the weights keep their values",
+        "rounds",
+    )
+
+
+def _prelu_slopes(model: ir.Model) -> Iterator[SourceFinding]:
+    count = 0
+    for node in model.graph:
+        if node.op_type == "PRelu":
+            slope = constant(node.inputs[1])
+            if slope is not None and slope.ndim == 1 and slope.size > 1 and _is_map(node.inputs[0]):
+                set_constant(node, 1, slope.reshape(-1, 1, 1), "by_channel")
+                count += 1
+    if count:
+        yield SourceFinding(
+            f"{count} PRelu slopes are [C], which would go along the width",
+            "they become [C, 1, 1]",
+            "may fail",
+        )
+
+
+def _is_map(value: ir.Value | None) -> bool:
+    """Whether a value comes from a convolution by ops that keep the layout [N, C, H, W]."""
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type == "Conv":
+            return True
+        if node.op_type not in ("Add", "BatchNormalization", "Identity", "Dropout", "PRelu", "Relu"):
+            return False
+        value = node.inputs[0]
+    return False
+
+
+def _passing_nodes(model: ir.Model) -> Iterable[SourceFinding]:
+    """Dropout in inference, and Identity, pass on what they get."""
+    for node in [node for node in model.graph if node.op_type in ("Dropout", "Identity")]:
+        if not any(mask.uses() for mask in node.outputs[1:]):
+            bypass(node)
+    return ()
+
+
+def _reshapes(model: ir.Model) -> Iterator[SourceFinding]:
+    """Let the batch through reshapes that were exported with a batch of one."""
+    fixed = 0
+    for node in [node for node in model.graph if node.op_type == "Reshape"]:
+        shape = constant(node.inputs[1])
+        if _makes_matrix(node):
+            # Flatten says the same for any batch, and needs no second input.
+            flatten = ir.node("Flatten", [node.inputs[0]], {"axis": 1}, name=f"{node.name}.flatten")
+            model.graph.insert_before(node, flatten)
+            node.replace_input_with(0, flatten.outputs[0])
+            bypass(node)
+            fixed += shape is not None and shape[0] > 0
+        elif shape is not None and shape.size > 1 and shape[0] == 1:
+            set_constant(node, 1, np.concatenate([[0], shape[1:]]).astype(np.int64), "any_batch")
+            fixed += 1
+    if fixed:
+        yield SourceFinding(
+            f"{fixed} Reshape nodes fix the batch to a number", "they take it from their input"
+        )
+
+
+def _makes_matrix(node: ir.Node) -> bool:
+    """Whether a Reshape puts all of an image into one row; any other two numbers are its own business."""
+    shape = constant(node.inputs[1])
+    if shape is not None:
+        return shape.size == 2 and shape[0] in (1, 0, -1)
+    producer = node.inputs[1].producer() if node.inputs[1] is not None else None
+    return producer is not None and producer.op_type == "Concat" and len(producer.inputs) == 2
+
+
+def _batch_dimension(model: ir.Model) -> Iterator[SourceFinding]:
+    for end, value in (("input", model.graph.inputs[0]), ("output", model.graph.outputs[0])):
+        dim = value.shape[0] if value.shape is not None else None
+        if is_size(dim):
+            yield SourceFinding(f"the {end}'s batch dimension is fixed to {dim}", f"it becomes {BATCH!r}")
+        elif dim is None or isinstance(dim, int):
+            yield SourceFinding(
+                f"the {end}'s batch dimension is {dim}, which ONNX does not know", f"it becomes {BATCH!r}"
+            )
+        elif dim.value != BATCH:
+            yield SourceFinding(
+                f"the {end}'s batch dimension is called {dim.value!r}", f"it becomes {BATCH!r}"
+            )
+    image, embedding = model.graph.inputs[0], model.graph.outputs[0]
+    image.shape, embedding.shape = ir.Shape((BATCH, *image_dims(image))), ir.Shape((BATCH, EMBEDDING_DIM))
+
+
+Repair = Callable[[ir.Model], Iterable[SourceFinding]]
+
+_BEFORE_CONVERSION: Final[tuple[Repair, ...]] = (
+    _inline_functions,
+    _initialisers_as_inputs,
+    _lift_constants,
+    _spatial_batch_norms,
+)
+_AFTER_CONVERSION: Final[tuple[Repair, ...]] = (
+    _halves,
+    _passing_nodes,
+    _prelu_slopes,
+    _reshapes,
+    _batch_dimension,
+)

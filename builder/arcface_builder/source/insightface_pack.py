@@ -1,0 +1,102 @@
+"""Find the recognition model in an InsightFace pack, and fetch the pack where that is allowed."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+import tempfile
+import zipfile
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import onnx_ir as ir
+
+from arcface_client.models.home import expanded
+from arcface_client.optional import require
+
+from ..errors import NotArcFaceError, PackError, SourceError
+from .io_signature import check_ends
+from .known_files import PACK_TERMS
+from .onnx_io import read_onnx
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_ROOT = Path("~/.insightface")
+
+
+def recognition_model(pack: str, *, root: Path = DEFAULT_ROOT, accept_license: bool = False) -> Path:
+    """Give the path of a pack's recognition model, told by what its graph takes and gives.
+
+    Args:
+        pack: Name of the pack, such as "buffalo_l".
+        root: InsightFace's folder; packs are in its ``models``.
+        accept_license: Download a missing pack: the user accepts its terms.
+
+    Raises:
+        PackError: The pack is not there and may not or cannot be fetched, or holds no such model.
+    """
+    models = expanded(root) / "models"
+    folder = models / pack
+    if Path(pack).name != pack or pack in ("", ".", ".."):
+        raise PackError(f"Pack name {pack!r} is no plain name; expected e.g. buffalo_l.")
+    if not any(folder.rglob("*.onnx")):
+        if not accept_license:
+            raise PackError(
+                f"No pack {pack} at {folder}. {PACK_TERMS}; if that fits your use, add "
+                "--accept-license to download it, or pass a model that you may use with --onnx-path."
+            )
+        _download(pack, models)
+    # antelopev2.zip holds a folder of its own name, so its files lie one level deeper.
+    candidates = [path for path in sorted(folder.rglob("*.onnx")) if _is_recognition(path)]
+    if len(candidates) != 1:
+        found = ", ".join(path.name for path in candidates) or "none"
+        raise PackError(
+            f"{folder} has {len(candidates)} recognition models ({found}); expected one. "
+            "Name the file with --onnx-path."
+        )
+    return candidates[0]
+
+
+def _is_recognition(path: Path) -> bool:
+    try:
+        check_ends(ir.from_proto(read_onnx(path)[0]))
+    except NotArcFaceError:
+        return False
+    except SourceError as error:
+        _log.warning("Skipped: %s", error)
+        return False
+    return True
+
+
+def _download(pack: str, models: Path) -> None:
+    """Fetch a pack with InsightFace's own code, and put it in place only when it is whole.
+
+    InsightFace takes any folder of the pack's name for the pack, half a download as well; so it
+    downloads into a folder beside the packs, and the finished pack is moved.
+    """
+    storage = require("insightface.utils.storage", extra="insightface", purpose="Downloading a pack")
+    requests = require("requests", extra="insightface", purpose="Downloading a pack")
+    folder = models / pack
+    if folder.is_dir() and any(folder.iterdir()):
+        raise PackError(
+            f"{folder} is in the way: it holds files, but no ONNX model. Move it away to have the pack "
+            "downloaded, or name a file with --onnx-path."
+        )
+    _log.info("Downloading %s. %s.", pack, PACK_TERMS)
+    staging: str | None = None
+    try:
+        models.mkdir(parents=True, exist_ok=True)
+        staging = tempfile.mkdtemp(prefix=f".{pack}-", dir=models)
+        with redirect_stdout(sys.stderr):  # it prints where it puts the file
+            storage.download("models", pack, root=staging)
+        Path(staging, "models", pack).replace(folder)  # takes the place of an empty one as well
+    except (requests.RequestException, RuntimeError, OSError, zipfile.BadZipFile) as error:
+        reason = type(error).__name__ if isinstance(error, requests.RequestException) else error
+        raise PackError(
+            f"Cannot download {pack} ({reason}). Fetch {storage.model_zoo_download_url(f'{pack}.zip')} "
+            f"on a machine that can, and unpack it into {folder}; or pass a file with --onnx-path."
+        ) from error
+    finally:
+        if staging:
+            shutil.rmtree(staging, ignore_errors=True)

@@ -1,0 +1,201 @@
+"""The four things that a build can start from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Protocol, TypeAlias
+
+import onnx
+import onnx_ir as ir
+
+from arcface_client.models.home import expanded
+
+from ..errors import NotArcFaceError, OptionError
+from ..graph.serving import CONTRACT_KEY
+from .checkpoint import read_checkpoint
+from .insightface_pack import DEFAULT_ROOT, recognition_model
+from .iresnet import BLOCKS, iresnet_model
+from .normalisation import PYTORCH, Normalisation
+from .onnx_io import read_onnx
+from .source_model import Origin, SourceKind, SourceModel
+from .synthetic import synthetic_weights
+
+Location: TypeAlias = Mapping[str, str | int]
+"""What a source needs to be opened again, but for the consent to a licence: that is given anew each time."""
+
+_AS_TRAINED: Final = (PYTORCH, "arcface_torch, which trains so")
+
+
+class Source(Protocol):
+    """Something that gives a source model."""
+
+    def load(self) -> SourceModel:
+        """Read or make the source model; raises SourceError, PackError or MissingExtraError."""
+
+    def arguments(self) -> list[str]:
+        """The arguments of ``arcface-builder build`` that name this source, from whatever folder."""
+
+    def location(self) -> Location:
+        """Where it is, as a manifest holds it; ``located`` gives the source back."""
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """An ONNX file: a pack's recognition model, an arcface_torch export, an MXNet conversion.
+
+    Attributes:
+        path: The file; it is never changed.
+        normalisation: What callers must do with the pixels, where the file leaves it open.
+    """
+
+    path: Path
+    normalisation: Normalisation | None = None
+
+    def load(self) -> SourceModel:
+        """Read the file; raises NotOnnxError or NotArcFaceError."""
+        return _read(self.path, "onnx", self.normalisation)
+
+    def arguments(self) -> list[str]:
+        """See ``Source``."""
+        # With "=", since a mean below zero looks like a flag.
+        stated = [f"--normalisation={self.normalisation.to_argument()}"] if self.normalisation else []
+        return ["--onnx-path", str(self.path.absolute()), *stated]
+
+    def location(self) -> Location:
+        """See ``Source``."""
+        stated = {"normalisation": self.normalisation.to_argument()} if self.normalisation else {}
+        return {"kind": "onnx", "path": str(self.path.absolute()), **stated}
+
+
+@dataclass(frozen=True)
+class InsightFacePack:
+    """The recognition model of an InsightFace pack.
+
+    Attributes:
+        pack: Name of the pack, such as "buffalo_l".
+        root: InsightFace's folder.
+        accept_license: Download the pack if it is missing: the user accepts its terms.
+    """
+
+    pack: str
+    root: Path = DEFAULT_ROOT
+    accept_license: bool = False
+
+    def load(self) -> SourceModel:
+        """Find, perhaps fetch, and read the model; raises PackError, NotOnnxError or NotArcFaceError."""
+        path = recognition_model(self.pack, root=self.root, accept_license=self.accept_license)
+        return _read(path, "insightface", None)
+
+    def arguments(self) -> list[str]:
+        """See ``Source``."""
+        root = (
+            ["--insightface-root", str(expanded(self.root).absolute())] if self.root != DEFAULT_ROOT else []
+        )
+        return ["--insightface-pack", self.pack, *root]
+
+    def location(self) -> Location:
+        """See ``Source``."""
+        root = {"root": str(expanded(self.root).absolute())} if self.root != DEFAULT_ROOT else {}
+        return {"kind": "insightface", "pack": self.pack, **root}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A state dict of an arcface_torch IResNet.
+
+    Attributes:
+        path: ``.pth``, or ``.safetensors``, which needs no torch.
+    """
+
+    path: Path
+
+    def load(self) -> SourceModel:
+        """Read the weights and build the network; raises CheckpointError or MissingExtraError."""
+        depth, weights = read_checkpoint(self.path)
+        sha256 = hashlib.sha256(self.path.read_bytes()).hexdigest()
+        origin = Origin("checkpoint", self.path.name, sha256, depth=depth)
+        return SourceModel(ir.to_proto(iresnet_model(depth, weights)), origin, _AS_TRAINED)
+
+    def arguments(self) -> list[str]:
+        """See ``Source``."""
+        return ["--checkpoint", str(self.path.absolute())]
+
+    def location(self) -> Location:
+        """See ``Source``."""
+        return {"kind": "checkpoint", "path": str(self.path.absolute())}
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """An IResNet with seeded random weights: it computes like a real one and recognises nobody.
+
+    Attributes:
+        depth: "r18", "r34", "r50" or "r100".
+        seed: Seed of the weights.
+    """
+
+    depth: str
+    seed: int = 0
+
+    def load(self) -> SourceModel:
+        """Make the network; raises OptionError for an unknown depth or seed."""
+        if self.depth not in BLOCKS:
+            raise OptionError(f"Depth {self.depth!r} is unknown; expected one of {', '.join(BLOCKS)}.")
+        if not 0 <= self.seed < 2**32:
+            raise OptionError(f"Seed {self.seed} is out of range; expected 0 to {2**32 - 1}.")
+        model = iresnet_model(self.depth, synthetic_weights(self.depth, self.seed))
+        name = f"synthetic {self.depth}, seed {self.seed}"
+        origin = Origin("synthetic", name, "", synthetic=True, depth=self.depth, seed=self.seed)
+        model.metadata_props.update(origin.labels())
+        proto = ir.to_proto(model)
+        sha256 = hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
+        return SourceModel(proto, replace(origin, sha256=sha256), _AS_TRAINED)
+
+    def arguments(self) -> list[str]:
+        """See ``Source``."""
+        return ["--synthetic", self.depth, "--seed", str(self.seed)]
+
+    def location(self) -> Location:
+        """See ``Source``."""
+        return {"kind": "synthetic", "depth": self.depth, "seed": self.seed}
+
+
+def located(location: object) -> Source:
+    """The source at a manifest's ``source_location``; a pack that is missing is not downloaded.
+
+    Raises:
+        OptionError: It is no location.
+    """
+    match location:
+        case {"kind": "onnx", "path": str(path), "normalisation": str(stated)}:
+            return OnnxFile(Path(path), Normalisation.parse(stated))
+        case {"kind": "onnx", "path": str(path)}:
+            return OnnxFile(Path(path))
+        case {"kind": "insightface", "pack": str(pack), "root": str(root)}:
+            return InsightFacePack(pack, Path(root))
+        case {"kind": "insightface", "pack": str(pack)}:
+            return InsightFacePack(pack)
+        case {"kind": "checkpoint", "path": str(path)}:
+            return Checkpoint(Path(path))
+        case {"kind": "synthetic", "depth": str(depth), "seed": int(seed)}:
+            return Synthetic(depth, seed)
+    raise OptionError(f"{location!r:.200} is no place of a source model.")
+
+
+def _read(path: Path, kind: SourceKind, override: Normalisation | None) -> SourceModel:
+    proto, sha256 = read_onnx(path)
+    if is_serving_graph(proto):
+        raise NotArcFaceError(
+            f"{path} is a serving graph that arcface-builder wrote; build from the file it was made from, "
+            "which its manifest names."
+        )
+    origin = Origin.of_file(kind, path.name, proto, sha256)
+    return SourceModel(proto, origin, (override, "the command line") if override else None)
+
+
+def is_serving_graph(proto: onnx.ModelProto) -> bool:
+    """Whether a file is a serving graph of this project."""
+    return any(entry.key == CONTRACT_KEY for entry in proto.metadata_props)

@@ -1,0 +1,1 @@
+"""TensorRT: building, versions, GPUs, inspection of plans."""

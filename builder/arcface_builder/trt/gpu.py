@@ -1,0 +1,127 @@
+"""The GPU at hand: what plans are built for and tried on. CUDA and TensorRT are imported when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+import numpy.typing as npt
+
+from arcface_client.contract import Crops
+from arcface_client.errors import CudaError
+from arcface_client.runtimes.base import Runtime
+from arcface_client.runtimes.tensorrt_start import start
+
+from ..errors import CompileError, NoGpuError
+from ..store import sm_of
+from . import compat as toolkit
+from .inspect import LayerPrecisions, inspect_engine
+
+_WITHOUT_GPU: Final = "assemble stored plans with --cc ... --from-store."
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU with its TensorRT.
+
+    Attributes:
+        trt: The TensorRT module.
+        sm: Its architecture, as "86".
+        name: Its model.
+        driver_version: The newest CUDA that its driver knows, as "13.0".
+        target_sm: Build for this architecture instead of the GPU at hand; only TensorRT-RTX can.
+    """
+
+    trt: ModuleType
+    sm: str
+    name: str
+    driver_version: str
+    target_sm: str | None = None
+
+    def inspect(self, plan: bytes) -> tuple[LayerPrecisions, ...]:
+        """Say what each profile of a plan of this process's own runs; raises CompileError if none loads."""
+        messages = toolkit.Messages()
+        runtime = toolkit.create_runtime(self.trt, toolkit.logger(self.trt, messages), messages)
+        engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise CompileError(f"TensorRT cannot load the plan that it built: {messages.to_text()}")
+        return inspect_engine(self.trt, engine)
+
+    def free_mb(self) -> int | None:
+        """Memory that is free on it, in MiB; None if CUDA does not say."""
+        if self.target_sm is not None:
+            return None
+        from arcface_client.runtimes import cuda
+
+        try:
+            return cuda.free_bytes() >> 20
+        except CudaError:  # such as what a build has left behind
+            return None
+
+    @contextmanager
+    def outputs(self, plan: bytes) -> Iterator[Callable[[Crops], Mapping[str, npt.NDArray[Any]]]]:
+        """Load a plan of this process's own with whatever outputs it has, all of them float32."""
+        from arcface_client.runtimes.tensorrt_log import CollectingLogger
+
+        from .plan_outputs import PlanOutputs
+
+        log = CollectingLogger()
+        runtime = start(self.trt.Runtime, log)
+        engine = None if runtime is None else runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise CompileError(f"TensorRT cannot load the plan that it built: {log.last_error}")
+        outputs = PlanOutputs(engine, log)
+        try:
+            yield outputs
+        finally:
+            outputs.close()
+
+    @contextmanager
+    def load(self, path: Path) -> Iterator[Runtime]:
+        """Load a plan whose bytes were checked."""
+        from arcface_client.runtimes.tensorrt import TensorRt
+
+        plan = TensorRt(path)
+        try:
+            yield plan
+        finally:
+            plan.close()
+
+
+def gpu_at_hand() -> Gpu:
+    """Find the first GPU; ``CUDA_VISIBLE_DEVICES`` chooses another one.
+
+    Raises:
+        NoGpuError: There is no GPU, no TensorRT, no ``cuda-bindings``, or too old a driver.
+    """
+    try:
+        trt = toolkit.find_tensorrt()
+    except NoGpuError as error:
+        raise NoGpuError(f"{error} Without a GPU, {_WITHOUT_GPU}") from error
+    try:
+        from cuda.bindings import runtime as cudart
+
+        from arcface_client.runtimes import cuda
+    except ImportError as error:
+        raise NoGpuError(
+            f"CUDA cannot be used from Python ({error}); pip install 'arcface-triton[tensorrt]'."
+        ) from error
+    try:
+        if not cuda.device_count():
+            raise NoGpuError(
+                "There is no GPU that CUDA can use, and plans are built on the GPU that they are for; "
+                f"run this on one, or {_WITHOUT_GPU}"
+            )
+        properties = cuda.check(cudart.cudaGetDeviceProperties(0))
+        return Gpu(
+            trt,
+            sm=sm_of(cuda.compute_capability(0)),
+            name=properties.name.decode(),
+            driver_version=cuda.version_text(cuda.check(cudart.cudaDriverGetVersion())),
+        )
+    except CudaError as error:
+        raise NoGpuError(f"CUDA cannot be used: {error}.") from error

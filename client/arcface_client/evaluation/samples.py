@@ -1,0 +1,92 @@
+"""The crops that embedders are compared on: a person's own, or the golden crops in many variations."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..cli.bars import progress
+from ..cli.resizing import advised
+from ..contract import Crops
+from ..errors import ImageFileError
+from ..images import find_images, read_crop
+from ..models.golden import golden_crops
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Crops, and where they are from.
+
+    Attributes:
+        crops: uint8 [N, 112, 112, 3], BGR.
+        names: A name for each.
+        origin: Where they are from, for a person to read.
+        skipped: Files that could not be used.
+    """
+
+    crops: Crops
+    names: Sequence[str]
+    origin: str
+    skipped: Sequence[str] = ()
+
+
+def samples_from(folder: Path, count: int, *, resize: bool = False) -> Samples:
+    """Read crops from a folder.
+
+    Args:
+        folder: Where to search, subfolders too.
+        count: How many to take; of more they are taken evenly, so that all its parts are seen.
+        resize: Scale crops of another size instead of passing them over.
+
+    Raises:
+        ImageFileError: There are not two crops in it.
+        MissingExtraError: Pillow is not installed.
+    """
+    files = list(find_images([folder]))
+    if not files:
+        raise ImageFileError(f"There is no image in {folder}; give a folder of 112x112 face crops.")
+    chosen = [files[index] for index in np.linspace(0, len(files) - 1, min(count, len(files))).astype(int)]
+    crops: dict[str, Crops] = {}
+    skipped: list[str] = []
+    for file in progress(chosen, unit="crop"):
+        try:
+            crops[file] = read_crop(file, resize=resize)
+        except ImageFileError as error:
+            _log.warning("skipped: %s", advised(error))
+            skipped.append(file)
+    if len(crops) < 2:
+        raise ImageFileError(
+            f"{len(crops)} of {len(chosen)} files in {folder} are face crops; expected two or more, since "
+            "one of the controls is another image."
+        )
+    return Samples(
+        crops=np.stack(list(crops.values())), names=list(crops), origin=str(folder), skipped=skipped
+    )
+
+
+def generated_samples(count: int, seed: int = 0) -> Samples:
+    """Vary the golden crops: mirrored, shifted, brighter or darker, with more or less contrast, and noisy.
+
+    Args:
+        count: How many.
+        seed: Of the variations; the same seed gives the same crops.
+    """
+    random = np.random.RandomState(seed)  # the generator whose stream NumPy promises never to change
+    golden = golden_crops()
+    crops = np.empty((count, *golden.shape[1:]), np.uint8)
+    for index in range(count):
+        crop = golden[index % len(golden)].astype(np.float64)
+        if index >= len(golden):  # the first ones are the golden crops themselves
+            crop = crop[:, ::-1] if random.randint(2) else crop
+            crop = np.roll(crop, random.randint(-6, 7, 2), axis=(0, 1))
+            crop = (crop - 127.5) * random.uniform(0.6, 1.4) + 127.5 + random.uniform(-40, 40, 3)
+            crop = crop + random.normal(0, random.uniform(0, 8), crop.shape)
+        crops[index] = np.clip(np.rint(crop), 0, 255)
+    names = [f"golden {index % len(golden)}, variation {index // len(golden)}" for index in range(count)]
+    return Samples(crops=crops, names=names, origin=f"{len(golden)} golden crops varied, seed {seed}")

@@ -1,0 +1,117 @@
+"""The golden crops: through them it shows what a model really computes, whatever its name says.
+
+They are drawn, nobody's faces, and come with the package. ``arcface_builder`` made them::
+
+    import numpy
+    from arcface_builder.faces import face_like
+    numpy.savez_compressed("client/arcface_client/models/golden.npz", crops=face_like(8, seed=114))
+
+The file is what counts: another machine's arithmetic may round a pixel otherwise.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ..contract import EMBEDDING_DIM, LENGTH_TOLERANCE, Crops, Embeddings
+from ..errors import DriftError
+from .embedding_space import EmbeddingIdentity
+
+GOLDEN_COUNT: Final = 8
+
+
+@dataclass(frozen=True, eq=False)
+class GoldenReference:
+    """What the golden crops' embeddings have to be.
+
+    Attributes:
+        embeddings: float32 [8, 512], unit rows.
+        identity: Which gallery they belong to, with the precision class of the model that is to be compared
+            with them; by default, nobody knows.
+    """
+
+    embeddings: Embeddings
+    identity: EmbeddingIdentity = field(default_factory=EmbeddingIdentity)
+
+
+@cache
+def golden_crops() -> Crops:
+    """The golden crops: uint8 [8, 112, 112, 3], BGR, read-only."""
+    with resources.files(__package__).joinpath("golden.npz").open("rb") as file, np.load(file) as archive:
+        crops: Crops = archive["crops"]
+    crops.setflags(write=False)
+    return crops
+
+
+@cache
+def golden_sha256() -> str:
+    """SHA-256 of the golden crops' bytes, by which a manifest says which ones it is about."""
+    return hashlib.sha256(golden_crops().tobytes()).hexdigest()
+
+
+def drifts(
+    left: Embeddings | npt.NDArray[np.float64], right: Embeddings | npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """The drift between rows of two sets of unit embeddings [N, 512]: float64 [N]; NaN if a number is.
+
+    Drift is 1 - cosine similarity. It is computed as half the squared distance, which is the same for
+    rows of length one, exact for small drifts, and does not overlook a row of another length.
+    """
+    difference = left.astype(np.float64) - right.astype(np.float64)
+    squares: npt.NDArray[np.float64] = np.einsum("nd,nd->n", difference, difference)
+    return squares / 2
+
+
+def largest_drift(left: Embeddings, right: Embeddings) -> float:
+    """The largest drift between rows of two sets of unit embeddings [N, 512]; NaN if a number is."""
+    return float(np.max(drifts(left, right)))
+
+
+def drift_error(drift: float, max_drift: float, whose: str, reference: str) -> DriftError | None:
+    """What speaks against embeddings that drift; None when the tolerance allows it. It never allows NaN.
+
+    Args:
+        drift: Their largest drift.
+        max_drift: The tolerance.
+        whose: Which embeddings, for the message, as "its golden embeddings".
+        reference: What they were compared with, likewise.
+    """
+    if drift <= max_drift:
+        return None
+    return DriftError(
+        f"{whose} drift {drift:.2g} from {reference}; max_drift_cosine allows {max_drift:g}", drift
+    )
+
+
+def to_text(embeddings: Embeddings) -> str:
+    """Write the golden crops' embeddings as a manifest holds them: base64 of little-endian float32."""
+    return base64.b64encode(embeddings.astype("<f4").tobytes()).decode("ascii")
+
+
+def from_text(text: str) -> Embeddings:
+    """Read what ``to_text`` wrote: float32 [8, 512].
+
+    Raises:
+        ValueError: It is something else; the message says what.
+    """
+    try:
+        content = base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"no base64 ({error})") from error
+    expected = GOLDEN_COUNT * EMBEDDING_DIM * 4
+    if len(content) != expected:
+        raise ValueError(f"{len(content):,} bytes; expected {expected:,}")
+    embeddings = np.frombuffer(content, "<f4").reshape(GOLDEN_COUNT, EMBEDDING_DIM).astype(np.float32)
+    # Written so that NaN fails as well.
+    if not np.all(np.abs(np.linalg.norm(embeddings, axis=1) - 1) < LENGTH_TOLERANCE):
+        raise ValueError("rows that are not of length one")
+    return embeddings

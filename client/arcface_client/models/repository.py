@@ -1,0 +1,222 @@
+"""A model repository on this machine: which models are there, and what is recorded of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import DeploymentError, ManifestError, ModelNotFoundError
+from .checksum import sha256_of
+from .embedding_space import EmbeddingIdentity, PrecisionClass
+from .golden import GoldenReference
+from .manifest import (
+    MODEL_FILE,
+    OnnxRecord,
+    PlanRecord,
+    manifest_path,
+    plan_manifest_paths,
+    read_onnx_record,
+    read_plan_record,
+)
+from .naming import onnx_model, plan_model, sibling_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalOnnx:
+    """A version of an ONNX model, whose file is the one that was recorded.
+
+    Attributes:
+        model: The model, as "arcface_r100_onnx".
+        version: Its version.
+        path: Its file.
+        record: What is recorded of it.
+    """
+
+    model: str
+    version: int
+    path: Path
+    record: OnnxRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalPlan:
+    """A plan, whose bytes are still to be held against its record.
+
+    Attributes:
+        model: The model, as "arcface_r100_trt".
+        version: Its version.
+        path: Its file.
+        record: What is recorded of it.
+        onnx: What is recorded of the ONNX model that it was built from.
+    """
+
+    model: str
+    version: int
+    path: Path
+    record: PlanRecord
+    onnx: OnnxRecord
+
+
+class LocalModels:
+    """The models of a repository, and their records.
+
+    Args:
+        root: The repository's folder; it need not exist.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def versions(self, model: str) -> list[int]:
+        """The versions of a model, oldest first."""
+        folder = self.root / model
+        names = (path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else ()
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def onnx(
+        self, name: str, version: int | None = None, identity: EmbeddingIdentity | None = None
+    ) -> LocalOnnx:
+        """A version of ``{name}_onnx``.
+
+        Args:
+            name: Name of the family of models.
+            version: Its version; None is the newest.
+            identity: What the newest must not conflict with; None lets any be the newest.
+
+        Raises:
+            ModelNotFoundError: There is none.
+            ManifestError: Nothing is recorded of it, or the file is another than the one recorded.
+        """
+        model = onnx_model(name)
+        versions = self.versions(model)
+        if not versions or version not in (None, *versions):
+            wanted = model if version is None else f"version {version} of {model}"
+            raise ModelNotFoundError(
+                f"There is no {wanted} in {self.root.absolute()}; name another model or repository, or run "
+                f"`arcface-builder build --name {name}`."
+            )
+        refused = []
+        for number in reversed(versions) if version is None else (version,):
+            path = self.root / model / str(number) / MODEL_FILE
+            record = read_onnx_record(manifest_path(self.root, model, number))
+            conflict = identity.conflict(record.identity()) if identity and version is None else None
+            if conflict is None:
+                _check_sha256(path, record.sha256)
+                return LocalOnnx(model=model, version=number, path=path, record=record)
+            refused.append(f"version {number} is of {conflict}")
+        raise ModelNotFoundError(
+            f"No version of {model} in {self.root.absolute()} belongs to the embeddings so far: "
+            f"{'; '.join(refused)}. Their embeddings do not go together: make a new backend."
+        )
+
+    def plan(self, name: str, sm: str, identity: EmbeddingIdentity | None = None) -> LocalPlan:
+        """The newest plan for a GPU architecture that serves a gallery.
+
+        Args:
+            name: Name of the family of models.
+            sm: The GPU's architecture, as "90".
+            identity: The gallery's; None is that of the newest ``{name}_onnx``.
+
+        Raises:
+            ModelNotFoundError: There is none.
+            ManifestError: What is recorded of it cannot be true.
+        """
+        model = plan_model(name)
+        wanted = identity or self._newest_identity(name)
+        refused = []
+        for version in reversed(self.versions(model)):
+            path = manifest_path(self.root, model, version, sm)
+            if not path.is_file():
+                continue
+            record = read_plan_record(path)
+            onnx = read_onnx_record(manifest_path(self.root, onnx_model(name), version))
+            if onnx.sha256 != record.onnx_sha256:
+                raise ManifestError(
+                    f"{path} is about a plan of an ONNX model with SHA-256 {record.onnx_sha256:.12}...; "
+                    f"{onnx_model(name)} version {version} has {onnx.sha256:.12}... Compile the next version."
+                )
+            conflict = wanted and wanted.conflict(onnx.identity(record.precision_class))
+            if conflict is None:
+                file = self.root / model / str(version) / f"{name}-{record.precision}-sm{sm}.plan"
+                return LocalPlan(model=model, version=version, path=file, record=record, onnx=onnx)
+            refused.append(f"version {version} is of {conflict}")
+        raise ModelNotFoundError(
+            f"There is no plan of {name} for sm{sm} in {self.root.absolute()}"
+            f"{''.join(f'; {reason}' for reason in refused)}. Run `arcface-builder compile --name {name}` on "
+            "this GPU."
+        )
+
+    def golden(self, model: str, version: int) -> GoldenReference | None:
+        """What a version's embeddings of the golden crops have to be.
+
+        A ``_trt`` model is held against what its ``_onnx`` sibling of the same version was built from.
+
+        Returns:
+            None when nothing is recorded here.
+
+        Raises:
+            ManifestError: What is recorded cannot be true.
+        """
+        sibling = sibling_of(model)
+        path = manifest_path(self.root, sibling or model, version)
+        if not path.is_file():
+            return None
+        record = read_onnx_record(path)
+        if record.golden is None:
+            return None
+        precision_class = self._precision_class(model, version) if sibling else "float"
+        return GoldenReference(record.golden, record.identity(precision_class))
+
+    def only_plan(self, model: str, version: int) -> PlanRecord | None:
+        """What is recorded of a version's plan; None when none is here, or several of which any may serve.
+
+        Raises:
+            ManifestError: What is recorded cannot be true.
+        """
+        paths = plan_manifest_paths(self.root, model, version)
+        return read_plan_record(paths[0]) if len(paths) == 1 else None
+
+    def golden_of_source(self, name: str, source_sha256: str) -> GoldenReference | None:
+        """A source model's embeddings of the golden crops, if a ``{name}_onnx`` was built from it."""
+        model = onnx_model(name)
+        for version in reversed(self.versions(model)):
+            reference = self.golden(model, version)
+            if reference is not None and reference.identity.source_sha256 == source_sha256:
+                return reference
+        return None
+
+    def _newest_identity(self, name: str) -> EmbeddingIdentity | None:
+        """Of the newest ``{name}_onnx``, in any class of precision; None when there is none."""
+        model = onnx_model(name)
+        releases = self.versions(model)
+        if not releases:
+            return None
+        record = read_onnx_record(manifest_path(self.root, model, releases[-1]))
+        return record.identity(precision_class=None)
+
+    def _precision_class(self, model: str, version: int) -> PrecisionClass | None:
+        """Of all plans of a version; None when there are none, or of both classes."""
+        paths = plan_manifest_paths(self.root, model, version)
+        classes = {read_plan_record(path).precision_class for path in paths}
+        return classes.pop() if len(classes) == 1 else None
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        DeploymentError: It cannot be read.
+    """
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise DeploymentError(f"Cannot read {path}: {error.strerror}.") from error
+
+
+def _check_sha256(path: Path, expected: str) -> None:
+    actual = file_sha256(path)
+    if actual != expected:
+        raise ManifestError(
+            f"{path} has SHA-256 {actual:.12}...; its manifest says {expected:.12}... "
+            "One of them was changed: build the next version."
+        )

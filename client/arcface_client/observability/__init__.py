@@ -1,0 +1,1 @@
+"""What an embedder says of itself: diagnostics and metrics."""

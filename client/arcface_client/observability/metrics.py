@@ -1,0 +1,207 @@
+"""What an embedder counts of itself, and how Prometheus gets it."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from ..backends.base import Served, Source
+from ..backends.embed_request import Job
+from ..errors import ArcFaceError, InputError
+from ..optional import require
+from .diagnostics import CandidateReport
+
+LATENCY_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Upper bounds of the histogram's buckets, in seconds; one more has the rest."""
+
+_SOURCE_LABELS: Final = ("backend", "model", "version", "where")
+
+
+class Metrics:
+    """Plain counters of an embedder's calls. Safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls: Counter[tuple[str, ...]] = Counter()
+        self._faces: Counter[tuple[str, ...]] = Counter()
+        self._fallbacks: Counter[str] = Counter()
+        self._calls_fell_back = 0
+        self._errors: Counter[str] = Counter()
+        self._buckets = [0] * (len(LATENCY_BOUNDS_S) + 1)
+        self._seconds = 0.0
+
+    def count(self, run: Callable[[Job], Served], job: Job) -> tuple[Served, float]:
+        """Do a call, and count it; returns how it was served, and the seconds that it took.
+
+        Raises:
+            ArcFaceError: What the call raises.
+        """
+        started = time.perf_counter()
+        try:
+            served = run(job)
+        except ArcFaceError as error:
+            self.failed(error)
+            raise
+        seconds = time.perf_counter() - started
+        self.served(served, seconds)
+        return served, seconds
+
+    def served(self, served: Served, seconds: float) -> None:
+        """Count a call that was served."""
+        with self._lock:
+            for source in served.sources:
+                labels = _labels(source)
+                self._calls[labels] += 1
+                self._faces[labels] += source.crops
+            self._calls_fell_back += served.fell_back
+            self._buckets[bisect.bisect_left(LATENCY_BOUNDS_S, seconds)] += 1
+            self._seconds += seconds
+
+    def failed(self, error: ArcFaceError) -> None:
+        """Count a call that was not."""
+        with self._lock:
+            self._errors[type(error).__name__] += 1
+
+    def fell_back(self, reason: str) -> None:
+        """Count that a call was left to the next candidate."""
+        with self._lock:
+            self._fallbacks[reason] += 1
+
+    def snapshot(self) -> dict[str, Any]:
+        """The counters as they are now, for JSON."""
+        with self._lock:
+            return {
+                "sources": [
+                    dict(zip(_SOURCE_LABELS, labels, strict=True))
+                    | {"calls": calls, "faces": self._faces[labels]}
+                    for labels, calls in self._calls.items()
+                ],
+                "calls_fell_back": self._calls_fell_back,
+                "fallbacks": dict(self._fallbacks),
+                "errors": dict(self._errors),
+            }
+
+    def histogram(self) -> tuple[list[tuple[str, float]], float]:
+        """Calls by time taken, cumulated by upper bound as Prometheus has them, and the sum in seconds."""
+        with self._lock:
+            counts, seconds = list(self._buckets), self._seconds
+        bounds = [*map(str, LATENCY_BOUNDS_S), "+Inf"]
+        cumulated = [sum(counts[: place + 1]) for place in range(len(counts))]
+        return list(zip(bounds, map(float, cumulated), strict=True)), seconds
+
+
+class PrometheusExporter:
+    """Gives the counters to a Prometheus registry when it is scraped; calls pay nothing for it.
+
+    Args:
+        metrics: The counters.
+        reports: Gives every candidate's state.
+        registry: The registry; one embedder for each, since two would give the same series twice.
+        shadow: Gives what shadow traffic found; None when there is none.
+
+    Raises:
+        InputError: It is no registry, or has another embedder's.
+        MissingExtraError: prometheus-client is not installed.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        reports: Callable[[], Sequence[CandidateReport]],
+        registry: Any,
+        shadow: Callable[[], Mapping[str, Any] | None] = lambda: None,
+    ) -> None:
+        self._core = require("prometheus_client.core", extra="metrics", purpose="Prometheus metrics")
+        if not isinstance(registry, self._core.CollectorRegistry):
+            raise InputError(f"registry is {registry!r}; expected a prometheus_client.CollectorRegistry.")
+        self._metrics = metrics
+        self._reports = reports
+        self._shadow = shadow
+        self._registry = registry
+        try:
+            registry.register(self)
+        except ValueError as error:
+            raise InputError(
+                "The registry has the metrics of another embedder already; give each a registry of its own."
+            ) from error
+
+    def close(self) -> None:
+        """Take the counters out of the registry."""
+        self._registry.unregister(self)
+
+    def describe(self) -> Iterator[Any]:
+        """Yield a family, by which a registry tells that it has two embedders'."""
+        yield self._core.CounterMetricFamily("arcface_client_calls", "Calls of encode.")
+
+    def collect(self) -> Iterator[Any]:
+        """Yield the metric families; called by the registry."""
+        core, counters = self._core, self._metrics.snapshot()
+        calls = core.CounterMetricFamily(
+            "arcface_client_calls", "Calls of encode that a source had a part in.", labels=_SOURCE_LABELS
+        )
+        faces = core.CounterMetricFamily("arcface_client_faces", "Faces embedded.", labels=_SOURCE_LABELS)
+        for source in counters["sources"]:
+            labels = [source[name] for name in _SOURCE_LABELS]
+            calls.add_metric(labels, source["calls"])
+            faces.add_metric(labels, source["faces"])
+        fallbacks = core.CounterMetricFamily(
+            "arcface_client_fallbacks", "Times that a call was left to the next candidate.", labels=["reason"]
+        )
+        yield core.CounterMetricFamily(
+            "arcface_client_calls_fell_back",
+            "Calls that did not wholly come from the first choice.",
+            value=counters["calls_fell_back"],
+        )
+        errors = core.CounterMetricFamily(
+            "arcface_client_errors", "Calls that ended in an error.", labels=["error"]
+        )
+        for family, counts in ((fallbacks, counters["fallbacks"]), (errors, counters["errors"])):
+            for label, count in counts.items():
+                family.add_metric([label], count)
+        buckets, seconds = self._metrics.histogram()
+        latency = core.HistogramMetricFamily(
+            "arcface_client_call_seconds",
+            "Time that calls of encode took.",
+            buckets=buckets,
+            sum_value=seconds,
+        )
+        states = core.GaugeMetricFamily(
+            "arcface_client_candidate",
+            "1 for the state that each candidate is in.",
+            labels=["candidate", "state"],
+        )
+        for report in self._reports():
+            states.add_metric([report.candidate, report.state], 1)
+        yield from (calls, faces, fallbacks, errors, latency, states)
+        shadow = self._shadow()
+        if shadow is not None:
+            yield from self._of_shadow(shadow)
+
+    def _of_shadow(self, shadow: Mapping[str, Any]) -> Iterator[Any]:
+        crops = self._core.CounterMetricFamily(
+            "arcface_client_shadow_crops",
+            "Live crops for the sibling, by the result.",
+            labels=["result"],
+        )
+        for result, count in shadow["crops"].items():
+            crops.add_metric([result], count)
+        drift = self._core.HistogramMetricFamily(
+            "arcface_client_shadow_drift", "Drift of live crops from the ONNX sibling.", labels=["candidate"]
+        )
+        for candidate, figures in shadow["drift"].items():
+            counts = itertools.accumulate(figures["histogram"].values())
+            buckets = [
+                (bound, float(count)) for bound, count in zip(figures["histogram"], counts, strict=True)
+            ]
+            drift.add_metric([candidate], buckets, sum_value=figures["sum"])
+        yield from (crops, drift)
+
+
+def _labels(source: Source) -> tuple[str, ...]:
+    version = "" if source.version is None else str(source.version)
+    return source.backend, source.model, version, source.where

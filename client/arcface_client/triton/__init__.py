@@ -1,0 +1,1 @@
+"""One model on one Triton server: channel, protocol, errors, the clients."""
