@@ -18,7 +18,7 @@ from arcface_client.config.layers import variable
 from arcface_client.config.tensorrt_settings import TensorRtSettings
 from arcface_server import LocalTriton
 from arcface_server.flags import FLAGS
-from tiny import write_tiny_repository
+from support.tiny import write_tiny_repository
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "docker-compose.yml"

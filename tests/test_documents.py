@@ -35,7 +35,8 @@ def test_what_a_page_links_to_is_there(page: Path) -> None:
 @pytest.mark.parametrize(("program", "arguments"), sorted(set(commands())), ids=" ".join)
 def test_a_command_of_the_documentation_is_understood(program: str, arguments: str) -> None:
     package = program.replace("-", "_")
-    importlib.import_module(f"{package}.cli")._parser().parse_args(shlex.split(arguments))
+    module = f"{package}.cli" if program == "arcface-server" else f"{package}.cli.app"
+    importlib.import_module(module)._parser().parse_args(shlex.split(arguments))
 
 
 def servers() -> Iterator[list[str]]:

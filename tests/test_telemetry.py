@@ -12,7 +12,7 @@ import pytest
 
 from arcface_server.installation import find_installation
 from arcface_server.launch import server_environment
-from exports import small_arcface
+from support.exports import small_arcface
 
 INSPECT = "import sys; from arcface_builder.__main__ import main; sys.exit(main())"
 EMBED = """

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
     from . import errors
     from .backends.aio import AsyncEmbeddingBackend
-    from .backends.base import EmbeddingBackend, Served
+    from .backends.base import EmbeddingBackend
     from .backends.factory import get_embedding_backend
     from .backends.triton import TritonBackend
     from .failover.intervals import Rhythm
     from .failover.server import RequestLimits
     from .observability.diagnostics import Diagnostics
+    from .observability.served import Served
     from .triton.aio import AsyncEmbeddingClient
     from .triton.aio_channel import AsyncConnection
     from .triton.channel import Connection
@@ -60,7 +61,7 @@ _MODULES = {
     "EmbeddingClient": "triton.client",
     "RequestLimits": "failover.server",
     "Rhythm": "failover.intervals",
-    "Served": "backends.base",
+    "Served": "observability.served",
     "Tls": "triton.tls",
     "TritonBackend": "backends.triton",
     "errors": "errors",

@@ -12,7 +12,7 @@ import pytest
 from arcface_builder.source import iresnet, synthetic
 from arcface_builder.source.load import Synthetic
 from arcface_builder.source.source_model import SourceModel
-from s3_server import S3Server
+from support.s3_server import S3Server
 
 
 @pytest.fixture(scope="session")

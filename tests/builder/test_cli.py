@@ -18,8 +18,8 @@ from arcface_builder.errors import NotArcFaceError
 from arcface_builder.source.load import Checkpoint, InsightFacePack, OnnxFile, Source, Synthetic, located
 from arcface_builder.source.normalisation import Normalisation
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
-from exports import mxnet_broken, pytorch_pack, small_arcface
 from photograph import face_crops
+from support.exports import mxnet_broken, pytorch_pack, small_arcface
 
 
 @pytest.fixture

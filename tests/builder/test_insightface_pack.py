@@ -13,7 +13,7 @@ from arcface_builder.cli.app import main
 from arcface_builder.errors import PackError
 from arcface_builder.source.insightface_pack import recognition_model
 from arcface_builder.source.load import InsightFacePack
-from exports import pytorch_pack, small_arcface
+from support.exports import pytorch_pack, small_arcface
 
 
 def detector() -> onnx.ModelProto:

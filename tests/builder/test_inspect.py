@@ -16,7 +16,7 @@ from arcface_builder.source.inspect import Inspection, Tensor, inspect
 from arcface_builder.source.load import OnnxFile
 from arcface_builder.source.normalisation import Normalisation
 from arcface_builder.source.source_finding import SourceFinding
-from exports import EXPORTS, small_arcface
+from support.exports import EXPORTS, small_arcface
 
 
 def inspected(export: str, folder: Path, name: str = "model.onnx") -> Inspection:

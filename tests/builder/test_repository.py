@@ -15,7 +15,7 @@ from arcface_builder.errors import OptionError, RepositoryError
 from arcface_builder.repository.names import check_name
 from arcface_builder.repository.publish import ModelRepository
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
-from exports import small_arcface
+from support.exports import small_arcface
 
 COMMAND = [sys.executable, "-m", "arcface_builder", "build", "--name", "small", "--onnx-path"]
 

@@ -21,8 +21,8 @@ from arcface_builder.source.load import OnnxFile
 from arcface_builder.source.source_model import SourceModel
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.runtimes.base import Embed
-from exports import EXPORTS, mxnet, pytorch_pack, small_arcface
 from photograph import face_crops
+from support.exports import EXPORTS, mxnet, pytorch_pack, small_arcface
 
 EMBED_ONLY_IN_COPY = {
     "mxnet_broken",

@@ -16,9 +16,9 @@ from arcface_builder.errors import (
 )
 from arcface_builder.store import LocalStore, PlanManifest, PlanStore, open_store
 from arcface_builder.store.pruning import PruneRule
-from children import run, start
-from engines import IDENTITY, identity, manifest, plan
-from s3_server import BadWire, S3Server
+from support.children import run, start
+from support.engines import IDENTITY, identity, manifest, plan
+from support.s3_server import BadWire, S3Server
 
 NAME = IDENTITY.filename
 
@@ -169,7 +169,7 @@ import resource, sys
 from pathlib import Path
 from arcface_builder.errors import CacheError
 from arcface_builder.store import open_store
-from engines import IDENTITY
+from support.engines import IDENTITY
 store = open_store("plans", endpoint_url=sys.argv[1], cache_dir=Path(sys.argv[2]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 try:
@@ -186,7 +186,7 @@ def test_parallel_builders_of_one_engine_build_it_once(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from arcface_builder.store import PlanStore, LocalStore
-from engines import IDENTITY, manifest, plan
+from support.engines import IDENTITY, manifest, plan
 number, store = int(sys.argv[1]), PlanStore(LocalStore(Path(sys.argv[2])))
 with store.building(IDENTITY):
     if store.fetch(IDENTITY) is None:

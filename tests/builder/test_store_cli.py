@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-import engines
 from arcface_builder.cli.app import main
 from arcface_builder.store import LocalStore, PlanIdentity, PlanManifest, StoredPlan, open_store
 from arcface_builder.store.s3 import S3Store
-from engines import plan
-from s3_server import BadWire, S3Server
+from support import engines
+from support.engines import plan
+from support.s3_server import BadWire, S3Server
 
 
 def identity(*, sm: str, **settings: str) -> PlanIdentity:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from arcface_builder.errors import OptionError
 from arcface_builder.store import sm_of
 from arcface_builder.store.identity import KEY_PARTS, key_parts, release_of
-from engines import IDENTITY, identity
+from support.engines import IDENTITY, identity
 
 CHANGES: list[dict[str, Any]] = [
     {"model": "arcface_r50"},

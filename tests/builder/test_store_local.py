@@ -11,8 +11,8 @@ import pytest
 
 from arcface_builder.errors import CacheError, PlanDamagedError, PlanError, PlanGoneError, PlanSchemaError
 from arcface_builder.store import DamagedManifest, LocalStore, PlanIdentity, PlanManifest, StoredPlan
-from children import run
-from engines import IDENTITY, identity, manifest, plan
+from support.children import run
+from support.engines import IDENTITY, identity, manifest, plan
 
 
 @pytest.fixture
@@ -221,7 +221,7 @@ import resource, sys
 from pathlib import Path
 from arcface_builder.errors import CacheError
 from arcface_builder.store import LocalStore
-from engines import manifest, plan
+from support.engines import manifest, plan
 content = plan(2_000_000)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 try:
@@ -262,7 +262,7 @@ def test_a_process_that_is_killed_in_the_middle_leaves_no_engine(store: LocalSto
 import os, signal, sys
 from pathlib import Path
 from arcface_builder.store import LocalStore
-from engines import IDENTITY, plan
+from support.engines import IDENTITY, plan
 with LocalStore(Path(sys.argv[1])).staging() as folder:
     (folder / IDENTITY.filename).write_bytes(plan())
     os.kill(os.getpid(), signal.SIGKILL)

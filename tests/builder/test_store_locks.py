@@ -11,7 +11,7 @@ import pytest
 from arcface_builder.repository.disk import locked
 from arcface_builder.store import LocalStore
 from arcface_builder.store.locks import building_lock
-from processes import wait_until
+from support.processes import wait_until
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from arcface_builder.errors import PlanDamagedError, PlanManifestError
 from arcface_builder.store.plan_header import plan_version
 from arcface_builder.store.plan_manifest import check_plan, read_manifest
-from engines import IDENTITY, identity, manifest, plan
+from support.engines import IDENTITY, identity, manifest, plan
 
 
 def altered(path: str, value: Any) -> str:

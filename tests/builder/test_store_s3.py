@@ -16,8 +16,8 @@ import pytest
 from arcface_builder.errors import BucketUnreachableError, PlanDamagedError, PlanGoneError, PlanManifestError
 from arcface_builder.store import DamagedManifest, LocalStore, PlanManifest, StoredPlan, open_store
 from arcface_builder.store.s3 import S3Store
-from engines import IDENTITY, identity, manifest, plan
-from s3_server import BadWire, S3Server, hasty
+from support.engines import IDENTITY, identity, manifest, plan
+from support.s3_server import BadWire, S3Server, hasty
 
 CONTENT = plan(9_000_000)
 """More than boto3 moves in one piece."""

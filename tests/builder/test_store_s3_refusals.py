@@ -11,8 +11,8 @@ from arcface_builder.errors import BucketError, BucketUnreachableError
 from arcface_builder.store import LocalStore, PlanStore, StoredPlan
 from arcface_builder.store.identity import release_of
 from arcface_builder.store.s3 import S3Store
-from engines import IDENTITY, manifest, plan
-from s3_server import S3Server, answering, hasty, redirecting
+from support.engines import IDENTITY, manifest, plan
+from support.s3_server import S3Server, answering, hasty, redirecting
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from arcface_builder.source.inspect import inspect
 from arcface_builder.source.load import OnnxFile, Synthetic
 from arcface_builder.source.source_model import SourceModel
 from arcface_client.contract import Crops
-from exports import small_arcface
 from photograph import face_crops
+from support.exports import small_arcface
 
 FP16_MAX = 65504
 

@@ -14,8 +14,8 @@ from arcface_builder.source.load import OnnxFile
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_server import LocalTriton
-from exports import save_for_insightface
-from tiny import tiny_serving_graph, write_tiny_repository
+from support.exports import save_for_insightface
+from support.tiny import tiny_serving_graph, write_tiny_repository
 
 OTHER_TENSORS = """
 import triton_python_backend_utils as pb_utils

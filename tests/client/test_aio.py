@@ -29,9 +29,9 @@ from arcface_client.errors import (
 )
 from arcface_client.triton.aio_channel import AsyncConnection
 from arcface_server import LocalTriton
-from fake_triton import FakeTriton, served
-from processes import until
-from tiny import write_tiny_repository
+from support.fake_triton import FakeTriton, served
+from support.processes import until
+from support.tiny import write_tiny_repository
 
 TINY = "tiny_onnx"
 Call = Callable[[AsyncEmbeddingClient], Coroutine[Any, Any, Any]]

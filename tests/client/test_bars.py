@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from arcface_client.cli import bars
 from arcface_client.cli.bars import stages
-from processes import wait_until
+from support.processes import wait_until
 
 
 class Terminal(io.StringIO):

@@ -17,8 +17,8 @@ from PIL import Image
 from arcface_client.cli.app import main
 from arcface_client.contract import Crops, Embeddings
 from arcface_server import LocalTriton
-from processes import open_files, wait_until
-from tiny import write_tiny_repository
+from support.processes import open_files, wait_until
+from support.tiny import write_tiny_repository
 
 MODEL = ["--model", "tiny_onnx"]
 

@@ -28,9 +28,9 @@ from arcface_client.errors import (
 from arcface_client.triton.protocol import Answer, OneVersion
 from arcface_client.triton.status import Target
 from arcface_server import LocalTriton
-from processes import wait_until
-from siblings import answered
-from tiny import write_tiny_repository
+from support.processes import wait_until
+from support.siblings import answered
+from support.tiny import write_tiny_repository
 
 TINY = "tiny_onnx"
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from arcface_client import AsyncEmbeddingClient, EmbeddingClient
-from arcface_client.backends.embed_request import Job
 from arcface_client.contract import Crops
 from arcface_client.errors import (
     ClientClosedError,
@@ -26,9 +25,10 @@ from arcface_client.errors import (
 from arcface_client.triton.aio_channel import AsyncConnection
 from arcface_client.triton.channel import Connection, _TritonClient
 from arcface_client.triton.deadline import Deadline
+from arcface_client.triton.embed_request import EmbedRequest
 from arcface_client.triton.tls import Tls
-from fake_triton import FakeTriton, served
-from processes import wait_until
+from support.fake_triton import FakeTriton, served
+from support.processes import wait_until
 
 
 @contextmanager
@@ -113,7 +113,7 @@ def test_without_retries_a_refusal_is_said_at_once(crops: Crops) -> None:
 
 def test_a_refused_request_does_not_lose_the_others_that_are_under_way(crops: Crops) -> None:
     fake = FakeTriton(failures=(grpc.StatusCode.UNAVAILABLE,), max_batch_size=2)
-    job = Job(crops[:10], Deadline(None))
+    job = EmbedRequest(crops[:10], Deadline(None))
     with served(fake) as url:
         connection = Connection(url, retries=False)
         client = EmbeddingClient(url, "fake", connection=connection)
@@ -129,7 +129,7 @@ def test_a_refused_request_does_not_lose_the_others_that_are_under_way(crops: Cr
 
 def test_an_error_keeps_what_was_answered_before_it(crops: Crops) -> None:
     fake = FakeTriton(failures=(None, None, grpc.StatusCode.INTERNAL), max_batch_size=2)
-    job = Job(crops[:10], Deadline(None))
+    job = EmbedRequest(crops[:10], Deadline(None))
     with (
         served(fake) as url,
         EmbeddingClient(url, "fake", max_in_flight=1) as client,

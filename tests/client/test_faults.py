@@ -19,10 +19,10 @@ from arcface_client.contract import Crops
 from arcface_client.errors import DeadlineExceededError, ServerBusyError, ServerError, ServerUnavailableError
 from arcface_client.triton.tls import Tls
 from arcface_server import LocalTriton
-from fake_triton import FakeTriton, served
-from processes import wait_until
-from siblings import answered
-from tiny import write_tiny_repository
+from support.fake_triton import FakeTriton, served
+from support.processes import wait_until
+from support.siblings import answered
+from support.tiny import write_tiny_repository
 
 pytestmark = pytest.mark.faults
 

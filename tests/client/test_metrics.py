@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from arcface_client.backends.base import Served, Source
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.errors import InputError, MissingExtraError, NoCandidateNowError
 from arcface_client.observability.diagnostics import CandidateReport
 from arcface_client.observability.metrics import LATENCY_BOUNDS_S, Metrics, PrometheusExporter
-from fake_triton import FakeTriton, served
+from arcface_client.observability.served import Served, Source
+from support.fake_triton import FakeTriton, served
 
 PLAN = Source("triton", "arcface_trt", 3, "localhost:8001", 30)
 HERE = Source("onnxruntime", "arcface_onnx", None, "this process", 2)

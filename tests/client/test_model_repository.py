@@ -16,7 +16,7 @@ from arcface_builder.source.load import OnnxFile
 from arcface_client.errors import ManifestError, ModelNotFoundError
 from arcface_client.models.golden import golden_crops
 from arcface_client.models.repository import LocalModels, file_sha256
-from exports import save_for_insightface
+from support.exports import save_for_insightface
 
 Manifest = dict[str, Any]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-import children
 from arcface_client.triton.owner import REMEMBERED_S, Owner, dead_owners
 from arcface_client.triton.region import FOLDER
+from support import children
 
 pytestmark = pytest.mark.faults
 

@@ -14,7 +14,7 @@ from arcface_client.errors import ContractError, DeploymentError
 from arcface_client.runtimes.cores import physical_cores
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_client.runtimes.sessions import open_on
-from tiny import tiny_serving_graph
+from support.tiny import tiny_serving_graph
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import children
 from arcface_client import get_embedding_backend
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import DeadlineExceededError, InputError, ServerError, ServerUnavailableError
@@ -26,10 +25,11 @@ from arcface_client.triton.deadline import Deadline
 from arcface_client.triton.region import FOLDER, Region
 from arcface_client.triton.registrations import check_metadata
 from arcface_server import LocalTriton
-from fake_triton import FakeTriton, served
-from processes import wait_until
-from sharing import known_regions, sharing
-from tiny import write_tiny_repository
+from support import children
+from support.fake_triton import FakeTriton, served
+from support.processes import wait_until
+from support.sharing import known_regions, sharing
+from support.tiny import write_tiny_repository
 
 pytestmark = pytest.mark.faults
 

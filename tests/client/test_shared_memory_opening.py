@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from tritonclient.grpc import service_pb2
 
-import children
 from arcface_client.contract import Crops
 from arcface_client.errors import DeadlineExceededError
 from arcface_client.triton.deadline import Deadline
 from arcface_client.triton.region import FOLDER
 from arcface_server import LocalTriton
-from fake_triton import FakeTriton, served
-from sharing import known_regions, sharing
+from support import children
+from support.fake_triton import FakeTriton, served
+from support.sharing import known_regions, sharing
 
 pytestmark = pytest.mark.faults
 

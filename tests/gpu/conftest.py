@@ -14,8 +14,8 @@ from arcface_builder.source.load import OnnxFile, Synthetic
 from arcface_builder.store import LocalStore, PlanStore
 from arcface_builder.trt.gpu import Gpu, gpu_at_hand
 from arcface_builder.trt.options import BuildOptions
-from exports import small_arcface
-from gpu_models import Model, publish
+from support.exports import small_arcface
+from support.gpu_models import Model, publish
 
 _BUILD_TIMEOUT_S = 600
 

@@ -25,8 +25,8 @@ from arcface_builder.store import LocalStore, PlanStore
 from arcface_builder.trt.gpu import Gpu
 from arcface_builder.trt.options import BuildOptions
 from arcface_client.cli.commandline import FAILED
-from exports import small_arcface
-from gpu_models import Model, build_seconds, publish
+from support.exports import small_arcface
+from support.gpu_models import Model, build_seconds, publish
 
 COMMAND = "import sys; from arcface_builder.__main__ import main; sys.exit(main())"
 

@@ -9,7 +9,7 @@ import numpy as np
 from arcface_builder.compile import Compiled
 from arcface_client import get_embedding_backend
 from arcface_client.models.golden import golden_crops
-from gpu_models import Model
+from support.gpu_models import Model
 
 
 def test_the_plan_serves_and_gives_what_its_source_gives(small: Model, small_plan: Compiled) -> None:

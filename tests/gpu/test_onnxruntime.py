@@ -11,7 +11,7 @@ import pytest
 from arcface_client import get_embedding_backend
 from arcface_client.models.golden import golden_crops
 from arcface_client.runtimes.providers import CPU, CUDA
-from gpu_models import Model
+from support.gpu_models import Model
 
 
 @pytest.fixture(scope="module", autouse=True)

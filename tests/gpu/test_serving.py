@@ -23,7 +23,7 @@ from arcface_client import EmbeddingClient, get_embedding_backend
 from arcface_client.cli.app import main
 from arcface_client.errors import ArcFaceError
 from arcface_server import LocalTriton
-from gpu_models import Model
+from support.gpu_models import Model
 
 MIB = 1 << 20
 Damage = Callable[[ModelRepository, Compiled], None]

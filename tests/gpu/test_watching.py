@@ -23,7 +23,7 @@ from arcface_builder.trt.engine import BuiltPlan, build_plan
 from arcface_builder.trt.gpu import Gpu
 from arcface_builder.trt.options import BuildOptions
 from arcface_builder.trt.watching import diverging_layer, watched_graph
-from gpu_models import Model
+from support.gpu_models import Model
 
 
 def test_no_layer_of_a_good_plan_is_called_diverging(

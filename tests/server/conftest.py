@@ -11,8 +11,8 @@ import tritonclient.grpc as grpcclient
 from arcface_builder.repository.publish import ModelRepository
 from arcface_builder.repository.publish_plan import add_plan
 from arcface_server import LocalTriton
-from engines import stored_plan
-from tiny import tiny_serving_graph, write_tiny_repository
+from support.engines import stored_plan
+from support.tiny import tiny_serving_graph, write_tiny_repository
 
 
 @pytest.fixture(scope="session")

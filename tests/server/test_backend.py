@@ -11,7 +11,7 @@ import tritonclient.grpc as grpcclient
 from arcface_client.contract import CROP_SHAPE, INPUT_NAME, OUTPUT_NAME, Crops, Embeddings
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_server import LocalTriton
-from processes import command_line, cpu_seconds, group_members, thread_count
+from support.processes import command_line, cpu_seconds, group_members, thread_count
 
 
 @pytest.fixture

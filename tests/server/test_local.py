@@ -13,8 +13,8 @@ from arcface_server import LocalTriton
 from arcface_server.errors import FlagError, PortError, TritonDiedError, TritonStartError
 from arcface_server.installation import find_installation
 from arcface_server.launch import server_environment
-from processes import group_members, wait_until
-from tiny import write_tiny_repository
+from support.processes import group_members, wait_until
+from support.tiny import write_tiny_repository
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ import pytest
 
 from arcface_client import EmbeddingClient
 from arcface_server.folder import server_folder
-from processes import group_members, wait_until
-from tiny import write_tiny_repository
+from support.processes import group_members, wait_until
+from support.tiny import write_tiny_repository
 
 COMMAND = [sys.executable, "-m", "arcface_server", "run"]
 

@@ -25,8 +25,8 @@ import numpy as np
 
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.failover.intervals import BreakerLimits, Rhythm
-from processes import open_files, wait_until
-from siblings import NAME, InThisProcess, tiny_embeddings, write_siblings
+from support.processes import open_files, wait_until
+from support.siblings import NAME, InThisProcess, tiny_embeddings, write_siblings
 
 from .load import Faces, Subject
 from .site import Site, trouble

@@ -12,8 +12,8 @@ import numpy as np
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import ArcFaceError
-from processes import wait_until
-from siblings import PLAN
+from support.processes import wait_until
+from support.siblings import PLAN
 
 from .tally import Tally
 

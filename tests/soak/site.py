@@ -16,9 +16,9 @@ from tritonclient import grpc as tritonclient
 from tritonclient.utils import InferenceServerException
 
 from arcface_server import LocalTriton
-from processes import shared_memory
-from proxy import Proxy
-from siblings import EXPLICIT, ONNX, PLAN
+from support.processes import shared_memory
+from support.proxy import Proxy
+from support.siblings import EXPLICIT, ONNX, PLAN
 
 CRASH = "crash of Triton's own"
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from arcface_client.backends.base import Served
 from arcface_client.contract import Embeddings
 from arcface_client.errors import ArcFaceError, DeadlineExceededError, NoCandidateError, NoCandidateNowError
+from arcface_client.observability.served import Served
 
 LATE_S = 1.5
 """How much later than its deadline a call may end, in seconds, while servers are started beside it."""

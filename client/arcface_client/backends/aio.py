@@ -12,9 +12,10 @@ from ..contract import Embeddings
 from ..crops import Color, CropsLike
 from ..errors import ClientClosedError, DeadlineExceededError, InputError
 from ..observability.diagnostics import Diagnostics
+from ..observability.served import Served
 from ..triton.deadline import Deadline
 from ..triton.forks import MadeHere
-from .base import EmbeddingBackend, Served
+from .base import EmbeddingBackend
 
 DEFAULT_MAX_CALLS: Final = 8
 

@@ -3,67 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Literal, TypeVar, overload
+from typing import Literal, TypeVar, overload
 
 from ..contract import Embeddings
 from ..crops import Color, CropsLike, as_batch
 from ..observability.diagnostics import Diagnostics
+from ..observability.served import Served
 from ..triton.deadline import Deadline
-from .embed_request import Job
-
-HERE: Final = "this process"
-"""Where a source in this process is."""
+from ..triton.embed_request import EmbedRequest
 
 Backend = TypeVar("Backend", bound="EmbeddingBackend")
-
-
-@dataclass(frozen=True)
-class Source:
-    """A candidate that embedded crops of a call.
-
-    Attributes:
-        backend: "triton", "tensorrt", "onnxruntime" or "pytorch".
-        model: The model's name.
-        version: Its version; None when it has none.
-        where: ``host:port`` of the server, or "this process".
-        crops: How many crops of the call it embedded.
-    """
-
-    backend: str
-    model: str
-    version: int | None
-    where: str
-    crops: int
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A candidate that did not serve, and why."""
-
-    candidate: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Served:
-    """How a call was served.
-
-    Attributes:
-        sources: The candidates that embedded its crops, in the order in which they were used; one, unless a
-            candidate failed in the middle.
-        refusals: Every candidate that would have been preferred to the last of them, and why it was not
-            used.
-    """
-
-    sources: tuple[Source, ...]
-    refusals: tuple[Refusal, ...] = ()
-
-    @property
-    def fell_back(self) -> bool:
-        """Whether not everything came from the first choice."""
-        return bool(self.refusals) or len(self.sources) > 1
 
 
 class EmbeddingBackend(ABC):
@@ -86,7 +36,7 @@ class EmbeddingBackend(ABC):
         """Free what the backend holds; it cannot be used afterwards."""
 
     @abstractmethod
-    def run(self, job: Job) -> Served:
+    def run(self, job: EmbedRequest) -> Served:
         """Embed what a job still misses, if anything.
 
         Raises:
@@ -142,7 +92,7 @@ class EmbeddingBackend(ABC):
 
     def embed(self, crops: CropsLike, color: Color, deadline: Deadline) -> tuple[Embeddings, Served]:
         """Embed crops within a deadline of the caller's own, who may end it early; else as ``encode``."""
-        job = Job(as_batch(crops, color=color), deadline)
+        job = EmbedRequest(as_batch(crops, color=color), deadline)
         served = self.run(job)
         return job.embeddings, served
 

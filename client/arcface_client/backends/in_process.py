@@ -16,12 +16,13 @@ from ..models.embedding_space import EmbeddingIdentity
 from ..observability.diagnostics import Diagnostics
 from ..observability.meter import Meter
 from ..observability.metrics import Metrics, PrometheusExporter
+from ..observability.served import Served, Source
 from ..triton.deadline import Deadline
+from ..triton.embed_request import EmbedRequest
 from ..triton.forks import MadeHere
 from ..triton.limits import DEFAULT_MAX_DRIFT_COSINE, check_max_drift_cosine
-from .base import EmbeddingBackend, Served, Source
+from .base import EmbeddingBackend
 from .description import describe
-from .embed_request import Job
 from .local_model import LocalCandidate
 from .refused import Refused
 from .serving import Serving
@@ -114,13 +115,13 @@ class InProcessBackend(EmbeddingBackend):
         if self._exporter is not None:
             self._exporter.close()
 
-    def run(self, job: Job) -> Served:
+    def run(self, job: EmbedRequest) -> Served:
         """Embed what a job still misses; see ``EmbeddingBackend.run``."""
         self._made_here.check()
         self._check_open()
         return self._metrics.count(self._embed, job)[0] if job.missing else Served(())
 
-    def _embed(self, job: Job) -> Served:
+    def _embed(self, job: EmbedRequest) -> Served:
         sources: list[Source] = []
         failed: dict[LocalCandidate, DeploymentError] = {}
         while True:

@@ -16,9 +16,10 @@ from ..failover.examiner import Examiner
 from ..failover.pool import LONGEST_LOOK_S, Selector
 from ..models.embedding_space import EmbeddingIdentity
 from ..models.golden import golden_crops
+from ..observability.served import Served, Source
 from ..triton.deadline import Deadline
-from .base import EmbeddingBackend, Served, Source
-from .embed_request import Job
+from ..triton.embed_request import EmbedRequest
+from .base import EmbeddingBackend
 
 IDLE_S: Final = 300.0
 """How long it is kept after its last call, in seconds."""
@@ -66,7 +67,7 @@ class LastResort:
         self._calls = 0
         self._closed = False
 
-    def run(self, job: Job) -> Served:
+    def run(self, job: EmbedRequest) -> Served:
         """Embed what a job still misses.
 
         Raises:

@@ -14,7 +14,7 @@ from ..models.embedding_space import EmbeddingIdentity
 from ..models.golden import drift_error, golden_crops, largest_drift
 from ..runtimes.base import Runtime
 from ..triton.deadline import Deadline
-from .embed_request import Job
+from ..triton.embed_request import EmbedRequest
 
 _RUNS: Final = 4
 
@@ -69,7 +69,7 @@ class LocalModel:
     vram_mb: float | None = None
     pace: Pace = field(default_factory=Pace)
 
-    def run(self, job: Job) -> None:
+    def run(self, job: EmbedRequest) -> None:
         """Embed what a job misses, batch by batch; what is done before an error stays done.
 
         Batches become smaller towards the job's deadline. At the pace of the last runs it is overrun by no
@@ -103,7 +103,7 @@ class LocalModel:
             DriftError: It is above ``max_drift_cosine``.
             DeploymentError: The model does not run.
         """
-        job = Job(golden_crops(), Deadline(None))
+        job = EmbedRequest(golden_crops(), Deadline(None))
         self.run(job)
         if self.golden is None:
             return None

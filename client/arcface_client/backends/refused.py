@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..errors import DeploymentError, detached
-from .base import Refusal
+from ..observability.served import Refusal
 from .local_model import LocalCandidate
 
 WAIT_S: Final = 60.0

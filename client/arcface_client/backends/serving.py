@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from ..errors import DeploymentError
-from .base import HERE, Source
+from ..observability.served import HERE, Source
 from .local_model import LocalCandidate, LocalModel
 
 _log = logging.getLogger(__name__)

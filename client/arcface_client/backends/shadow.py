@@ -20,10 +20,10 @@ from ..failover.repeater import Repeater
 from ..failover.replica import Contender
 from ..models.golden import drifts
 from ..models.naming import is_plan
+from ..observability.served import Served
 from ..triton.deadline import Deadline
-from .base import Served
+from ..triton.embed_request import EmbedRequest
 from .drift_record import DriftRecord
-from .embed_request import Job
 
 QUEUE_CROPS: Final = 256
 """Crops that wait at most; further ones are dropped."""
@@ -75,7 +75,7 @@ class Shadow:
         self._repeater: Repeater | None = None
         self._closed = False
 
-    def offer(self, job: Job, served: Served) -> None:
+    def offer(self, job: EmbedRequest, served: Served) -> None:
         """Take a share of the crops of a call that was served; never waits."""
         count = self._due(len(job.crops)) if self._rate else 0
         by = self._server_of(served) if count else None
@@ -155,7 +155,7 @@ class Shadow:
         """Let the sibling embed a sample and judge by it; returns for how many crops it had the time."""
         server = sibling.server
         client = server.client(sibling.candidate.model, sibling.version, modest=True)
-        job = Job(sample.crops, Deadline(LONGEST_SHADOW_S))
+        job = EmbedRequest(sample.crops, Deadline(LONGEST_SHADOW_S))
         try:
             with server.call():
                 client.work(job)

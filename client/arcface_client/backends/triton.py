@@ -21,11 +21,12 @@ from ..failover.server import RequestLimits
 from ..observability.diagnostics import CandidateReport, Diagnostics, Validation
 from ..observability.meter import Meter
 from ..observability.metrics import Metrics, PrometheusExporter
+from ..observability.served import HERE, Served
 from ..triton.deadline import Deadline
+from ..triton.embed_request import EmbedRequest
 from ..triton.forks import MadeHere
 from ..triton.limits import DEFAULT_MAX_DRIFT_COSINE, check_max_drift_cosine
-from .base import HERE, EmbeddingBackend, Served
-from .embed_request import Job
+from .base import EmbeddingBackend
 from .last_resort import LastResort, MakeBackend
 from .shadow import Shadow
 
@@ -161,7 +162,7 @@ class TritonBackend(EmbeddingBackend):
         if self._exporter is not None:
             self._exporter.close()
 
-    def run(self, job: Job) -> Served:
+    def run(self, job: EmbedRequest) -> Served:
         """Embed what a job still misses; see ``EmbeddingBackend.run``."""
         self._made_here.check()
         self._check_open()

@@ -33,7 +33,7 @@ def to_html(report: Report) -> str:
     from .figures import speed_bars, to_svg
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("arcface_client.compare", ""),
+        loader=jinja2.PackageLoader("arcface_client.evaluation", ""),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

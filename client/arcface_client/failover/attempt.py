@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..backends.base import Source
-from ..backends.embed_request import Job
 from ..errors import ArcFaceError, ModelLoadingError
+from ..observability.served import Source
+from ..triton.embed_request import EmbedRequest
 from .replica import Contender
 
 
@@ -19,7 +19,7 @@ class Attempt:
         source: It as the source of what it does, until ``work`` finds that it was loaded anew.
     """
 
-    def __init__(self, contender: Contender, job: Job) -> None:
+    def __init__(self, contender: Contender, job: EmbedRequest) -> None:
         self._contender = contender
         self._job = job
         self._begin()

@@ -8,8 +8,6 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
-from ..backends.base import Refusal, Served, Source
-from ..backends.embed_request import Job
 from ..errors import (
     ArcFaceError,
     DeadlineExceededError,
@@ -20,6 +18,8 @@ from ..errors import (
     ServerError,
     TransientError,
 )
+from ..observability.served import Refusal, Served, Source
+from ..triton.embed_request import EmbedRequest
 from .replica import Contender
 
 RECONNECT_S: Final = 1.0
@@ -41,7 +41,7 @@ class Call:
         suspects: The candidates that failed on crops which none has served since.
     """
 
-    def __init__(self, job: Job, patience_s: float) -> None:
+    def __init__(self, job: EmbedRequest, patience_s: float) -> None:
         self.job = job
         self.failures: dict[str, ArcFaceError] = {}
         self.suspects: list[tuple[Contender, ServerError]] = []

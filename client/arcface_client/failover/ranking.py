@@ -6,9 +6,9 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..backends.base import Refusal
 from ..errors import ArcFaceError, OtherIdentityError
 from ..observability.diagnostics import CandidateReport
+from ..observability.served import Refusal
 from .replica import Contender
 
 _log = logging.getLogger(__name__)

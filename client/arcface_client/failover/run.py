@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from ..backends.base import HERE, Served
-from ..backends.embed_request import Job
 from ..backends.last_resort import LastResort
 from ..errors import (
     ArcFaceError,
@@ -21,6 +19,8 @@ from ..errors import (
     detached,
 )
 from ..observability.metrics import Metrics
+from ..observability.served import HERE, Served
+from ..triton.embed_request import EmbedRequest
 from ..triton.status import PROBE_TIMEOUT_S
 from .attempt import Attempt
 from .call import Call, nobody
@@ -81,7 +81,7 @@ class Fallback:
         self._pause = pause
         self._log_throttle = Throttle(LOG_INTERVAL_S)
 
-    def run(self, job: Job) -> Served:
+    def run(self, job: EmbedRequest) -> Served:
         """Embed what a job misses, by whichever candidate can.
 
         Raises:

@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from ..backends.base import Served, Source
-from ..backends.embed_request import Job
 from ..errors import ArcFaceError, InputError
 from ..optional import require
+from ..triton.embed_request import EmbedRequest
 from .diagnostics import CandidateReport
+from .served import Served, Source
 
 LATENCY_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Upper bounds of the histogram's buckets, in seconds; one more has the rest."""
@@ -35,7 +35,7 @@ class Metrics:
         self._buckets = [0] * (len(LATENCY_BOUNDS_S) + 1)
         self._seconds = 0.0
 
-    def count(self, run: Callable[[Job], Served], job: Job) -> tuple[Served, float]:
+    def count(self, run: Callable[[EmbedRequest], Served], job: EmbedRequest) -> tuple[Served, float]:
         """Do a call, and count it; returns how it was served, and the seconds that it took.
 
         Raises:

@@ -11,7 +11,6 @@ from typing import Any
 from grpc.aio import UsageError
 from tritonclient.utils import InferenceServerException
 
-from ..backends.embed_request import Job
 from ..contract import Crops, Embeddings
 from ..crops import Color, CropsLike, as_batch
 from ..errors import ArcFaceError
@@ -19,6 +18,7 @@ from ..models.naming import DEFAULT_MODEL
 from .aio_channel import AsyncConnection, result
 from .channel import check_goes_by
 from .deadline import Deadline
+from .embed_request import EmbedRequest
 from .limits import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, check_limits
 from .protocol import Answer, OneVersion, ServedModel, answer_from, infer_arguments, runs, served_model
 from .server_state import ServerStatus, models_from_index
@@ -63,7 +63,7 @@ class AsyncEmbeddingClient:
         self, crops: CropsLike, *, color: Color = "bgr", timeout_s: float | None = None
     ) -> Embeddings:
         """Embed crops; see ``EmbeddingClient.encode``."""
-        job = Job(as_batch(crops, color=color), Deadline(timeout_s))
+        job = EmbedRequest(as_batch(crops, color=color), Deadline(timeout_s))
         if job.missing:
             parts = job.parts((await self._model(job.deadline)).max_batch_size)
             done = iter(parts)

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, TypeVar
 
-from ..backends.embed_request import Job
 from ..contract import Crops, Embeddings
 from ..crops import Color, CropsLike, as_batch
 from ..errors import ArcFaceError, ServerBusyError
 from ..models.naming import DEFAULT_MODEL
 from .channel import Connection, check_goes_by
 from .deadline import Deadline
+from .embed_request import EmbedRequest
 from .limits import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, check_limits
 from .protocol import OneVersion, runs
 from .request import Request
@@ -82,11 +82,11 @@ class EmbeddingClient:
             TransientError: The server is away, full or late; nothing of the call is kept.
             DeploymentError: The model is missing, not ready, another one, or failed.
         """
-        job = Job(as_batch(crops, color=color), Deadline(timeout_s))
+        job = EmbedRequest(as_batch(crops, color=color), Deadline(timeout_s))
         self.work(job)
         return job.embeddings
 
-    def work(self, job: Job) -> None:
+    def work(self, job: EmbedRequest) -> None:
         """Embed what a job still misses.
 
         Args:

@@ -15,8 +15,8 @@ from arcface_client.backends.base import EmbeddingBackend
 from arcface_client.backends.factory import get_embedding_backend
 from arcface_client.contract import Crops, Embeddings
 from arcface_server import LocalTriton
-from siblings import EXPLICIT, tiny_embeddings, write_siblings
-from tiny import tiny_serving_graph, write_tiny_repository
+from support.siblings import EXPLICIT, tiny_embeddings, write_siblings
+from support.tiny import tiny_serving_graph, write_tiny_repository
 
 Make = Callable[..., EmbeddingBackend]
 

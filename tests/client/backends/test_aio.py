@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from arcface_client import AsyncEmbeddingBackend
-from arcface_client.backends.base import Served
-from arcface_client.backends.embed_request import Job
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import ClientClosedError, CropError, DeadlineExceededError, InputError
+from arcface_client.observability.served import Served
+from arcface_client.triton.embed_request import EmbedRequest
 from arcface_server import LocalTriton
-from processes import until
-from siblings import NAME, PLAN, InThisProcess, tiny_embeddings
+from support.processes import until
+from support.siblings import NAME, PLAN, InThisProcess, tiny_embeddings
 
 Pair = tuple[LocalTriton, LocalTriton]
 Call = Callable[[AsyncEmbeddingBackend], Coroutine[Any, Any, Any]]
@@ -102,7 +102,7 @@ class Held(InThisProcess):
         self.goes_on = threading.Event()
         self.is_done = False
 
-    def run(self, job: Job) -> Served:
+    def run(self, job: EmbedRequest) -> Served:
         while len(job.crops) > 1 or not self.goes_on.wait(0.001):
             job.deadline.remaining_s()
         served = super().run(job)

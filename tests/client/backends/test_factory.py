@@ -17,7 +17,6 @@ from prometheus_client import CollectorRegistry
 import arcface_client
 from arcface_builder.check.reference import ReferenceEmbedder
 from arcface_builder.source.load import OnnxFile
-from arcface_client.backends.base import Served
 from arcface_client.backends.onnxruntime import provider_order
 from arcface_client.config.devices import read_device
 from arcface_client.contract import Crops
@@ -31,10 +30,11 @@ from arcface_client.errors import (
     NoCandidateNowError,
 )
 from arcface_client.observability.diagnostics import Diagnostics
+from arcface_client.observability.served import Served
 from arcface_client.runtimes.providers import COREML, CPU, CUDA
 from arcface_server import LocalTriton
-from exports import save_for_insightface
 from photograph import face_crops
+from support.exports import save_for_insightface
 
 from .conftest import Make
 

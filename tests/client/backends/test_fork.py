@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import children
-from siblings import write_siblings
+from support import children
+from support.siblings import write_siblings
 
 ENCODE_IN_BOTH = """
 import os, sys, tempfile
@@ -15,7 +15,7 @@ from arcface_client import EmbeddingClient
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.errors import InputError
 from arcface_server import LocalTriton
-from siblings import tiny_embeddings
+from support.siblings import tiny_embeddings
 
 crops = np.random.default_rng(0).integers(0, 256, (64, 112, 112, 3), np.uint8)
 expected = tiny_embeddings(Path(sys.argv[2]), crops)
@@ -48,7 +48,7 @@ from arcface_client import AsyncEmbeddingBackend, EmbeddingClient, get_embedding
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.errors import InputError
 from arcface_server import LocalTriton
-from siblings import SELDOM, InThisProcess
+from support.siblings import SELDOM, InThisProcess
 
 crops = np.zeros((2, 112, 112, 3), np.uint8)
 

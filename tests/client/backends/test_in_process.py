@@ -14,7 +14,6 @@ import pytest
 
 from arcface_builder.build import build
 from arcface_builder.source.load import OnnxFile
-from arcface_client.backends.base import Refusal, Source
 from arcface_client.backends.in_process import InProcessBackend
 from arcface_client.backends.onnxruntime import onnx_candidate
 from arcface_client.contract import CROP_SHAPE, Crops, Embeddings
@@ -27,11 +26,12 @@ from arcface_client.errors import (
 )
 from arcface_client.models.golden import golden_crops
 from arcface_client.models.repository import LocalModels
+from arcface_client.observability.served import Refusal, Source
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_client.runtimes.providers import CPU
-from exports import save_for_insightface
-from local_candidates import A, B, candidate, embed, missing, poisoned
-from processes import wait_until
+from support.exports import save_for_insightface
+from support.local_candidates import A, B, candidate, embed, missing, poisoned
+from support.processes import wait_until
 
 
 def test_the_first_that_can_be_used_embeds_in_batches(save: Callable[..., Path], crops: Crops) -> None:

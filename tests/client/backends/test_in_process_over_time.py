@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arcface_client.backends.base import Served
 from arcface_client.backends.in_process import InProcessBackend
 from arcface_client.backends.refused import WAIT_S
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import ClientClosedError, DeadlineExceededError, DeploymentError
+from arcface_client.observability.served import Served
 from arcface_client.runtimes.base import Runtime
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
-from clock import Clock
-from local_candidates import candidate, embed, missing, poisoned
-from processes import wait_until
+from support.clock import Clock
+from support.local_candidates import candidate, embed, missing, poisoned
+from support.processes import wait_until
 
 
 def models_of(served: Served) -> list[str]:

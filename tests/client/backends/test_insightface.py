@@ -10,8 +10,8 @@ import pytest
 from arcface_builder.check.reference import ReferenceEmbedder
 from arcface_builder.source.load import OnnxFile
 from arcface_client.errors import ContractError, ModelNotFoundError
-from exports import constant_reshape, save_for_insightface, small_arcface
 from photograph import face_crops
+from support.exports import constant_reshape, save_for_insightface, small_arcface
 
 from .conftest import Make
 

@@ -23,9 +23,9 @@ from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import InputError
 from arcface_client.failover.intervals import Rhythm
 from arcface_server import LocalTriton
-from processes import wait_until
-from siblings import NAME, ONNX, PLAN, QUICK, serving, tiny_embeddings
-from tiny import tiny_serving_graph, write_tiny_repository
+from support.processes import wait_until
+from support.siblings import NAME, ONNX, PLAN, QUICK, serving, tiny_embeddings
+from support.tiny import tiny_serving_graph, write_tiny_repository
 
 pytestmark = pytest.mark.faults
 

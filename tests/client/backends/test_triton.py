@@ -30,11 +30,11 @@ from arcface_client.models.golden import GoldenReference, golden_crops
 from arcface_client.observability.diagnostics import CandidateReport
 from arcface_client.triton.channel import Connection
 from arcface_server import LocalTriton
-from fake_triton import FakeTriton
-from fake_triton import served as fake_served
-from local_candidates import A, B
-from processes import wait_until
-from siblings import NAME, InThisProcess, tiny_embeddings, write_siblings
+from support.fake_triton import FakeTriton
+from support.fake_triton import served as fake_served
+from support.local_candidates import A, B
+from support.processes import wait_until
+from support.siblings import NAME, InThisProcess, tiny_embeddings, write_siblings
 
 
 @pytest.fixture(scope="module")

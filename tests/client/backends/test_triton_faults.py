@@ -21,8 +21,8 @@ from arcface_client.errors import DeadlineExceededError, NoCandidateNowError
 from arcface_client.failover.intervals import BreakerLimits, Rhythm
 from arcface_client.failover.server import RequestLimits
 from arcface_server import LocalTriton
-from processes import wait_until
-from siblings import (
+from support.processes import wait_until
+from support.siblings import (
     EXPLICIT,
     NAME,
     ONNX,
@@ -37,7 +37,7 @@ from siblings import (
     urls,
     write_siblings,
 )
-from tiny import tiny_serving_graph, write_tiny_repository
+from support.tiny import tiny_serving_graph, write_tiny_repository
 
 pytestmark = pytest.mark.faults
 

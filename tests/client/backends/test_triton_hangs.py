@@ -17,8 +17,8 @@ from arcface_client.errors import DeadlineExceededError
 from arcface_client.failover.intervals import BreakerLimits, Rhythm
 from arcface_client.failover.server import RequestLimits
 from arcface_server import LocalTriton
-from processes import wait_until
-from siblings import (
+from support.processes import wait_until
+from support.siblings import (
     NAME,
     PLAN,
     QUICK,
@@ -28,7 +28,7 @@ from siblings import (
     stopped,
     urls,
 )
-from tiny import write_tiny_repository
+from support.tiny import write_tiny_repository
 
 pytestmark = pytest.mark.faults
 

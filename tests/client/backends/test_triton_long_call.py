@@ -15,8 +15,8 @@ from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import NoCandidateError
 from arcface_server import LocalTriton
-from processes import wait_until
-from siblings import NAME, PLAN, QUICK, answered, tiny_embeddings, write_siblings
+from support.processes import wait_until
+from support.siblings import NAME, PLAN, QUICK, answered, tiny_embeddings, write_siblings
 
 pytestmark = pytest.mark.faults
 

@@ -11,16 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arcface_client.backends.base import EmbeddingBackend, Served
+from arcface_client.backends.base import EmbeddingBackend
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import CROP_SHAPE, Crops, Embeddings
 from arcface_client.errors import DeadlineExceededError, DeploymentError
 from arcface_client.failover.server import RequestLimits
 from arcface_client.models.embedding_space import EmbeddingIdentity
+from arcface_client.observability.served import Served
 from arcface_server import LocalTriton
-from processes import wait_until
-from proxy import Proxy
-from siblings import NAME, PLAN, QUICK, InThisProcess, tiny_embeddings, write_siblings
+from support.processes import wait_until
+from support.proxy import Proxy
+from support.siblings import NAME, PLAN, QUICK, InThisProcess, tiny_embeddings, write_siblings
 
 pytestmark = pytest.mark.faults
 

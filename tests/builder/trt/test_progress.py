@@ -1,0 +1,223 @@
+"""A long build beside the thread that waits for it: how far it is, and how it is stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from arcface_builder.graph.precision import typed_graph
+from arcface_builder.trt.progress import Phases, run_interruptibly
+from arcface_client.cli.commandline import INTERRUPTED
+from support import children
+
+
+def test_what_the_work_raises_is_raised_where_it_is_waited_for(capfd: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        raise MemoryError("of the host")
+
+    with pytest.raises(MemoryError, match="of the host"):
+        run_interruptibly(work, tick=lambda: None, cancelled=threading.Event(), stoppable=True)
+
+    assert capfd.readouterr().err == ""
+
+
+def test_work_that_cannot_be_stopped_does_not_keep_ctrl_c_waiting() -> None:
+    released = threading.Event()
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_interruptibly(released.wait, tick=interrupt, cancelled=threading.Event(), stoppable=False)
+    assert time.monotonic() - start < 5
+    released.set()
+
+
+UNSTOPPABLE = """
+import signal
+import sys
+from pathlib import Path
+import tensorrt_rtx as trt
+from arcface_builder.trt import engine as builder
+from arcface_builder.trt.options import BuildOptions
+builder.monitor = lambda *_: None  # as with TensorRT 8.5
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
+try:
+    graph, options = Path(sys.argv[1]).read_bytes(), BuildOptions()
+    builder.build_plan(trt, graph, options, target_sm="86", report=lambda *_: print("builds", flush=True))
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def test_a_build_that_cannot_be_stopped_ends_with_the_process(
+    trt: ModuleType, r18_graph: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "r18.onnx").write_bytes(typed_graph(r18_graph, "fp16"))
+    child = subprocess.Popen(
+        [sys.executable, "-c", UNSTOPPABLE, str(tmp_path / "r18.onnx")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "builds\n"
+
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=60)
+
+    assert (child.returncode, said) == (130, "")
+
+
+UNSTOPPABLE_WORK = """
+import signal
+import sys
+import threading
+from arcface_builder.trt.progress import run_interruptibly
+signal.signal(signal.SIGINT, signal.default_int_handler)
+never = threading.Event()
+print("said before")
+def work():
+    print("works", file=sys.stderr, flush=True)
+    never.wait()
+try:
+    run_interruptibly(work, tick=lambda: None, cancelled=threading.Event(), stoppable=False)
+except KeyboardInterrupt:
+    pass  # the exit code is then that of the end at once, or 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("stdout", "printed"),
+    [("", "said before\n"), (">&-", ""), (">/dev/full", "")],
+    ids=["piped", "closed", "full disk"],
+)
+def test_work_that_cannot_be_stopped_ends_with_the_process_whatever_standard_output_is(
+    stdout: str, printed: str
+) -> None:
+    child = subprocess.Popen(
+        ["sh", "-c", f'exec "$0" "$@" {stdout}', sys.executable, "-c", UNSTOPPABLE_WORK],
+        env=os.environ | {"PYTHONUNBUFFERED": ""},  # something is to be flushed at the end
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stderr is not None
+    assert child.stderr.readline() == "works\n"
+
+    child.send_signal(signal.SIGINT)
+    was_printed, said = child.communicate(timeout=60)
+
+    assert child.returncode == INTERRUPTED
+    assert was_printed == printed
+    assert said == ""
+
+
+def test_ctrl_c_while_the_work_is_started_lets_it_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, cancelled, done = threading.Thread.start, threading.Event(), []
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        raise KeyboardInterrupt  # Python waits in there until the thread runs
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(threading.Thread, "start", interrupted)
+        run_interruptibly(lambda: done.append(1), tick=lambda: None, cancelled=cancelled, stoppable=True)
+
+    assert cancelled.is_set()
+    for thread in threading.enumerate():
+        if thread.name == "tensorrt-build":
+            thread.join(10)
+    assert not done
+
+
+def test_ctrl_c_in_the_works_first_moment_cancels_it() -> None:
+    cancelled = threading.Event()
+
+    def work() -> bool:
+        os.kill(os.getpid(), signal.SIGINT)
+        return cancelled.wait(20)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_interruptibly(work, tick=lambda: None, cancelled=cancelled, stoppable=True)
+
+    assert cancelled.is_set()
+
+
+STOPPING = """
+import signal
+import threading
+from arcface_builder.trt.progress import run_interruptibly
+signal.signal(signal.SIGINT, signal.default_int_handler)
+cancelled, never = threading.Event(), threading.Event()
+def work():
+    print("works", flush=True)
+    cancelled.wait()
+    print("is told to stop", flush=True)
+    never.wait()
+try:
+    run_interruptibly(work, tick=lambda: None, cancelled=cancelled, stoppable=True)
+except KeyboardInterrupt:
+    print("goes", flush=True)
+"""
+"""A build that takes its time to stop."""
+
+
+def test_a_second_ctrl_c_does_not_wait_for_a_build_that_is_stopping() -> None:
+    with children.start(STOPPING) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "works\n"
+        child.send_signal(signal.SIGINT)
+        assert child.stdout.readline() == "is told to stop\n"
+        child.send_signal(signal.SIGINT)
+        assert child.stdout.readline() == "goes\n"
+        child.wait(20)
+
+    assert child.returncode == INTERRUPTED  # the work still ran
+
+
+def test_nested_phases_are_one_fraction() -> None:
+    phases = Phases()
+    phases.start("build", None, 4)
+    phases.step("build", 0)
+    phases.start("tactics", "build", 10)
+    phases.step("tactics", 4)
+
+    assert phases.current == "tactics"
+    assert phases.fraction == pytest.approx((1 + 0.5) / 4)
+    phases.finish("tactics")
+    phases.step("build", 1)
+    assert phases.fraction == pytest.approx(0.5)
+
+
+def test_phases_change_while_they_are_asked() -> None:
+    phases, ended = Phases(), threading.Event()
+
+    def ask() -> None:
+        while not ended.is_set():
+            assert 0 <= phases.fraction <= 1
+            assert phases.current
+
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(1) as asking:
+            asked = asking.submit(ask)
+            for index in range(20_000):
+                phases.start(f"phase {index}", None, 4)
+                phases.step(f"phase {index}", 3)
+                phases.finish(f"phase {index - 3}")
+            ended.set()
+    finally:
+        sys.setswitchinterval(interval_s)
+    asked.result()

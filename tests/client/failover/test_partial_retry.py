@@ -1,0 +1,176 @@
+"""A call that several servers share: whatever fails, every crop has its own embedding, in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import grpc
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from arcface_client.backends.base import EmbeddingBackend
+from arcface_client.backends.triton import TritonBackend
+from arcface_client.contract import CROP_SHAPE, EMBEDDING_DIM, Crops
+from arcface_client.errors import DeploymentError, NoCandidateError
+from arcface_client.failover.run import BUSY_WAITS_S
+from arcface_client.failover.server import RequestLimits
+from arcface_client.observability.diagnostics import Diagnostics
+from arcface_client.observability.served import HERE, Served, Source
+from arcface_client.triton.embed_request import EmbedRequest
+from support.fake_triton import FakeTriton, served
+
+FAILURES = (None, None, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE)
+
+
+def numbered(count: int) -> Crops:
+    """Crops whose first byte is their number."""
+    crops = np.zeros((count, *CROP_SHAPE), np.uint8)
+    crops[:, 0, 0, 0] = np.arange(count)
+    return crops
+
+
+@pytest.fixture(scope="module")
+def fakes() -> Iterator[list[tuple[FakeTriton, str]]]:
+    """Three servers of two crops a batch; each crop's embedding tells its number."""
+    first, second, last = (FakeTriton(value=None, model="fake_onnx", max_batch_size=2) for _ in range(3))
+    with served(first) as one, served(second) as two, served(last) as three:
+        yield [(first, one), (second, two), (last, three)]
+
+
+failing = st.lists(st.sampled_from(FAILURES), max_size=6)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(1, 40), st.integers(1, 8), failing, failing)
+def test_what_fails_is_done_by_the_next_and_nothing_is_lost_doubled_or_misplaced(
+    fakes: list[tuple[FakeTriton, str]],
+    count: int,
+    max_in_flight: int,
+    first: list[grpc.StatusCode | None],
+    second: list[grpc.StatusCode | None],
+) -> None:
+    limits = RequestLimits(max_in_flight=max_in_flight)
+    with TritonBackend([url for _, url in fakes], "fake", limits=limits) as embedder:
+        embedder.ensure_ready()
+        fakes[0][0].failures, fakes[1][0].failures = list(first), list(second)
+        try:
+            embeddings, report = embedder.encode(numbered(count), return_source=True)
+        finally:
+            fakes[0][0].failures, fakes[1][0].failures = [], []
+    np.testing.assert_array_equal(embeddings, np.eye(count, EMBEDDING_DIM, dtype=np.float32))
+    assert sum(source.crops for source in report.sources) == count
+
+
+def test_what_was_answered_is_not_asked_again(fakes: list[tuple[FakeTriton, str]]) -> None:
+    (first, one), (second, two) = fakes[:2]
+    with TritonBackend([one, two], "fake", limits=RequestLimits(max_in_flight=1)) as embedder:
+        embedder.ensure_ready()
+        before = second.requests
+        first.failures = [None, None, grpc.StatusCode.INTERNAL]
+        _, report = embedder.encode(numbered(10), return_source=True)
+    assert [(source.where, source.crops) for source in report.sources] == [(one, 4), (two, 6)]
+    assert second.requests - before == 3
+    assert [refusal.candidate for refusal in report.refusals] == [f"fake_onnx:1 at {one}"]
+
+
+class FailsMidway(EmbeddingBackend):
+    """Embeds as the servers do, but of a call as many crops as it is told to."""
+
+    crops = 8
+
+    def ensure_ready(self) -> None:
+        pass
+
+    def diagnostics(self) -> Diagnostics:
+        return Diagnostics(backend="onnxruntime")
+
+    def close(self) -> None:
+        pass
+
+    def run(self, job: EmbedRequest) -> Served:
+        count = 0
+        for part in job.parts(1):
+            if count == self.crops:
+                raise DeploymentError("it fails midway")
+            job.fill(part, np.eye(EMBEDDING_DIM, dtype=np.float32)[job.crops[part, 0, 0, 0]])
+            count += 1
+        return Served((Source("onnxruntime", "fake_onnx", 1, HERE, count),))
+
+
+def test_what_the_last_resort_did_before_it_failed_is_its_own(fakes: list[tuple[FakeTriton, str]]) -> None:
+    fake, url = fakes[0]
+    limits = RequestLimits(max_in_flight=1)
+    with TritonBackend(url, "fake", last_resort=lambda identity: FailsMidway(), limits=limits) as embedder:
+        embedder.ensure_ready()
+        fake.failures = [grpc.StatusCode.UNAVAILABLE] * (1 + len(BUSY_WAITS_S))
+        try:
+            embeddings, report = embedder.encode(numbered(20), return_source=True)
+        finally:
+            fake.failures = []
+    np.testing.assert_array_equal(embeddings, np.eye(20, EMBEDDING_DIM, dtype=np.float32))
+    assert [(source.where, source.crops) for source in report.sources] == [(HERE, 8), (url, 12)]
+    assert report.fell_back
+
+
+def test_crops_that_every_candidate_fails_on_do_not_take_the_candidates_out(
+    fakes: list[tuple[FakeTriton, str]],
+) -> None:
+    (first, one), (second, two) = fakes[:2]
+    with TritonBackend([one, two], "fake") as embedder:
+        embedder.ensure_ready()
+        for _ in range(5):
+            first.failures, second.failures = [grpc.StatusCode.INTERNAL], [grpc.StatusCode.INTERNAL]
+            with pytest.raises(NoCandidateError, match="told to fail"):
+                embedder.encode(numbered(1))
+        _, report = embedder.encode(numbered(1), return_source=True)
+    assert not report.fell_back
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [(grpc.StatusCode.INTERNAL, "told to fail"), (grpc.StatusCode.UNAVAILABLE, "was not taken")],
+    ids=["the server failed on it", "the queue is full"],
+)
+def test_who_leaves_a_call_to_the_next_but_keeps_his_place_is_in_the_log_once_a_minute(
+    fakes: list[tuple[FakeTriton, str]],
+    caplog: pytest.LogCaptureFixture,
+    status: grpc.StatusCode,
+    reason: str,
+) -> None:
+    (first, one), (_, two) = fakes[:2]
+    with TritonBackend([one, two], "fake") as embedder:
+        embedder.ensure_ready()
+        for _ in range(2):
+            first.failures = [status] * (1 + len(BUSY_WAITS_S))
+            try:
+                _, report = embedder.encode(numbered(1), return_source=True)
+            finally:
+                first.failures = []
+            assert report.sources[0].where == two
+        assert embedder.diagnostics().candidates[0].state == "serving"
+    (record,) = (record for record in caplog.records if "to the next candidate" in record.message)
+    assert record.levelname == "WARNING"
+    assert record.message.startswith(f"fake_onnx:1 at {one} leaves a call to the next candidate: ")
+    assert reason in record.message
+
+
+def test_a_candidate_that_fails_where_another_serves_is_left_alone(
+    fakes: list[tuple[FakeTriton, str]],
+) -> None:
+    (first, one), (_, two) = fakes[:2]
+    with TritonBackend([one, two], "fake") as embedder:
+        embedder.ensure_ready()
+        first.failures = [grpc.StatusCode.INTERNAL] * 3
+        for _ in range(3):
+            embedder.encode(numbered(1))
+        asked = first.requests
+        _, report = embedder.encode(numbered(1), return_source=True)
+        states = {candidate.candidate: candidate.state for candidate in embedder.diagnostics().candidates}
+        kept = [error for _, error in embedder._selector.standing.refused]
+    assert all(error.__traceback__ is None and error.__cause__ is None for error in kept)
+    assert first.requests == asked
+    assert report.sources[0].where == two
+    assert "told to fail" in report.refusals[0].reason
+    assert states[f"fake_onnx:1 at {one}"] == "failing"

@@ -1,0 +1,50 @@
+"""Verification sets in the formats that InsightFace's tools and others write."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from arcface_client.contract import Crops
+from arcface_client.models.golden import golden_crops
+
+PYTHON_2: Final = Path(__file__).parent / "../client/evaluation/python2.bin"
+"""Two pairs of crops of one colour each, the first pair the same, written by Python 2.7:
+``cPickle.dump((images, [True, False]), file, protocol=cPickle.HIGHEST_PROTOCOL)``."""
+
+PYTHON_2_TEXT: Final = PYTHON_2.with_name("python2_text.bin")
+"""The same without a protocol, which is Python 2's text format."""
+
+
+def encode(crop: Crops, kind: str = "JPEG") -> bytes:
+    """A crop as the bytes of an image file."""
+    file = io.BytesIO()
+    Image.fromarray(crop[..., ::-1]).save(file, kind, quality=95)
+    return file.getvalue()
+
+
+def pairs(count: int, seed: int = 0) -> tuple[list[bytes], list[bool]]:
+    """Pairs of golden crops with some noise, every other one of the same."""
+    random, golden = np.random.default_rng(seed), golden_crops()
+    images: list[bytes] = []
+    same = [index % 2 == 0 for index in range(count)]
+    for is_same in same:
+        first = int(random.integers(len(golden)))
+        second = first if is_same else (first + int(random.integers(1, len(golden)))) % len(golden)
+        images += [encode(_noisy(golden[who], random)) for who in (first, second)]
+    return images, same
+
+
+def _noisy(crop: Crops, random: np.random.Generator) -> Crops:
+    return np.asarray(np.clip(crop + random.normal(0, 12, crop.shape), 0, 255), np.uint8)
+
+
+def as_opencv(images: Sequence[bytes]) -> list[npt.NDArray[np.uint8]]:
+    """As ``cv2.imencode`` gives them, and many sets hold them."""
+    return [np.frombuffer(image, np.uint8).copy() for image in images]

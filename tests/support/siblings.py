@@ -1,0 +1,128 @@
+"""Sibling models as a release has them; on a CPU a second ONNX model stands in for the plan."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx
+from tritonclient import grpc as tritonclient
+
+from arcface_client.backends.base import EmbeddingBackend
+from arcface_client.contract import Crops, Embeddings
+from arcface_client.failover.intervals import BreakerLimits, Rhythm
+from arcface_client.observability.diagnostics import Diagnostics
+from arcface_client.observability.served import Served, Source
+from arcface_client.runtimes.onnxruntime import OnnxRuntime
+from arcface_client.triton import limits
+from arcface_client.triton.embed_request import EmbedRequest
+from arcface_server import LocalTriton
+from support.processes import wait_until
+from support.tiny import tiny_serving_graph, write_tiny_repository
+
+Pair = tuple[LocalTriton, LocalTriton]
+
+NAME = "tiny"
+PLAN = "tiny_trt"
+ONNX = "tiny_onnx"
+EXPLICIT = ("--model-control-mode=explicit", "--load-model=*")
+"""Flags of a server whose models can be loaded and unloaded."""
+
+QUICK = Rhythm(
+    recheck_s=0.1,
+    liveness_s=0.5,
+    refused_again_s=0.2,
+    breaker=BreakerLimits(wait_s=0.1, settle_s=0.3),
+)
+"""A rhythm that tests need not wait for."""
+
+SELDOM = Rhythm(recheck_s=600)
+"""A rhythm that looks at nothing again while a test runs."""
+
+
+def write_siblings(repository: Path, **settings: Any) -> Path:
+    """Write ``tiny_trt`` and ``tiny_onnx`` of the same projection; the settings are those of ``tiny``."""
+    for model in (PLAN, ONNX):
+        write_tiny_repository(repository, model, **settings)
+    return repository
+
+
+class InThisProcess(EmbeddingBackend):
+    """The tiny model of a release, in this process: what a last resort is."""
+
+    def __init__(self, folder: Path, release: int = 1, *, skew: float = 0.0) -> None:
+        self.release = release
+        self.crops = 0
+        path = folder / f"last-resort-{self.release}-{skew}.onnx"
+        onnx.save(tiny_serving_graph(self.release, skew=skew), path)
+        self._runtime = OnnxRuntime(path)
+
+    def ensure_ready(self) -> None:
+        pass
+
+    def diagnostics(self) -> Diagnostics:
+        return Diagnostics(backend="onnxruntime", model=ONNX, version=self.release)
+
+    def close(self) -> None:
+        self._runtime.close()
+
+    def run(self, job: EmbedRequest) -> Served:
+        missing = job.missing
+        for part in job.parts(32):
+            job.deadline.remaining_s()
+            job.fill(part, self._runtime.embed(job.crops[part]))
+        self.crops += missing
+        return Served((Source("onnxruntime", ONNX, self.release, "this process", missing),))
+
+
+def tiny_embeddings(folder: Path, crops: Crops, seed: int = 1) -> Embeddings:
+    """Embeddings of crops by the tiny model of a seed."""
+    path = folder / f"tiny-{seed}.onnx"
+    onnx.save(tiny_serving_graph(seed), path)
+    return OnnxRuntime(path).embed(crops)
+
+
+def answered(server: LocalTriton) -> int:
+    """How many requests a server has answered."""
+    with tritonclient.InferenceServerClient(server.grpc_url) as client:
+        models = client.get_inference_statistics().model_stats
+    return sum(int(model.inference_stats.success.count) for model in models)
+
+
+def urls(pair: Pair) -> list[str]:
+    """The addresses of a pair of servers."""
+    return [server.grpc_url for server in pair]
+
+
+def serving(embedder: EmbeddingBackend) -> str | None:
+    """The candidate that gets every call; None where there is none."""
+    states = {one.state: one.candidate for one in embedder.diagnostics().candidates}
+    return states.get("serving")
+
+
+@contextmanager
+def stopped(server: LocalTriton) -> Iterator[None]:
+    """Keep a server from running, as one that hangs."""
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+
+
+def in_the_middle(
+    embedder: EmbeddingBackend, crops: Crops, happens: int, server: LocalTriton
+) -> tuple[Embeddings, Served]:
+    """Embed crops, and send a server a signal once some of them were answered."""
+    before = answered(server)
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(embedder.encode, crops, timeout_s=30, return_source=True)
+        # More than the client keeps under way, so that some answers have reached it.
+        wait_until(lambda: answered(server) > before + 2 * limits.DEFAULT_MAX_IN_FLIGHT)
+        os.kill(server.pid, happens)
+        return call.result()
