@@ -63,17 +63,28 @@ def modules_after(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_the_client_imports_nothing_heavy() -> None:
-    heavy = {"onnx", "onnxruntime", "PIL", "cv2", "insightface", "torch", "tqdm", "matplotlib"}
-    loaded = modules_after(
-        "import arcface_client.cli.app, arcface_client.triton.aio; arcface_client.EmbeddingClient"
-    )
-    assert not loaded & (heavy | PACKAGES.keys() - {"arcface_client"})
+HEAVY = {
+    "pydantic",
+    "typer",
+    "rich",
+    "onnx",
+    "onnxruntime",
+    "PIL",
+    "cv2",
+    "insightface",
+    "torch",
+    "matplotlib",
+}
 
 
-def test_importing_a_package_does_not_import_grpc() -> None:
-    for package in PACKAGES:
-        assert "grpc" not in modules_after(f"import {package}")
+@pytest.mark.parametrize("package", PACKAGES)
+def test_importing_a_package_loads_nothing_heavy(package: str) -> None:
+    assert not modules_after(f"import {package}") & (HEAVY | {"grpc", "numpy"})
+
+
+def test_the_plain_client_loads_grpc_and_numpy_but_nothing_heavier() -> None:
+    loaded = modules_after("from arcface_client import EmbeddingClient")
+    assert not loaded & (HEAVY | PACKAGES.keys() - {"arcface_client"})
 
 
 @pytest.mark.parametrize(
@@ -139,6 +150,7 @@ def test_the_wheel_names_the_commands_and_the_licence(wheel: Path) -> None:
     ]
     assert sorted(line.split()[1].partition("[")[0].partition(">")[0] for line in base) == [
         "numpy",
+        "pydantic-settings",
         "pyyaml",
         "tritonclient",
     ]
