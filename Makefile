@@ -1,9 +1,9 @@
-# Every target makes the virtual environment it needs. Another Python: make PYTHON=python3.12 test
+# Every target makes the virtual environment that it needs. Another Python: make PYTHON=python3.12 test
 PYTHON ?= python3
 # An interpreter with PyTorch, for `make bench-gpu`.
 TORCH_PYTHON ?= python3
 MINUTES ?= 10
-# Files of tests that run at a time; those of `make test-faults` measure time, and run one after the other.
+# How many files of tests run at a time. Those of `make test-faults` measure time and run one after the other.
 JOBS ?= 2
 EXTRAS := cli,builder,server,insightface,s3,bench,report
 VENV   := .venv
@@ -25,8 +25,8 @@ $(READY): pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[$(EXTRAS)]' --group dev
 	@touch $(READY)
 
-demo: $(READY) ## Build, serve and call a model on a real photograph (no GPU, no download of weights)
-	$(BIN)/python examples/demo.py
+demo: $(READY) ## Build, serve and call a model on a real photograph; ONNX=FILE takes your own network
+	$(BIN)/python examples/demo.py $(if $(ONNX),--onnx-path '$(ONNX)')
 
 test: $(READY) ## Run the tests, against a real Triton server, in JOBS (2) processes
 	$(BIN)/pytest -m 'not faults' --numprocesses $(JOBS) --dist loadfile
