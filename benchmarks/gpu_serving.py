@@ -52,18 +52,17 @@ def served(
                     figure = measure(perf_analyzer, load, batch, concurrency)
                     where = {"network": network, "precision": precision, "shared_memory": shared_memory}
                     yield {"caller": "perf_analyzer", **where, **dataclasses.asdict(figure)}
-        for shared_memory, setting in zip(_SHARED, ("off", "auto"), strict=True):
-            with Worker(pipeline, server.grpc_url, onnx.name, str(onnx.path.parents[2]), setting) as client:
-                times = [client.seconds(_CLIENT_CROPS, 1) for _ in range(_CLIENT_CALLS)]
-            yield {
-                "caller": "one client process",
-                "network": network,
-                "precision": precision,
-                "shared_memory": shared_memory,
-                "batch_size": 0,
-                "concurrency": 0,
-                "faces_per_s": _CLIENT_CROPS / statistics.median(times),
-                "p50_ms": None,
-                "p99_ms": None,
-                "settled": None,
-            }
+        with Worker(pipeline, server.grpc_url, onnx.name, str(onnx.path.parents[2])) as client:
+            times = [client.seconds(_CLIENT_CROPS, 1) for _ in range(_CLIENT_CALLS)]
+        yield {
+            "caller": "one client process",
+            "network": network,
+            "precision": precision,
+            "shared_memory": "none",
+            "batch_size": 0,
+            "concurrency": 0,
+            "faces_per_s": _CLIENT_CROPS / statistics.median(times),
+            "p50_ms": None,
+            "p99_ms": None,
+            "settled": None,
+        }

@@ -61,14 +61,13 @@ def selecting(url: str, name: str) -> Embed:
     return TritonBackend(url, name).encode
 
 
-def pipeline(url: str, name: str, repository: str, shared_memory: str) -> Embed:
-    """What a pipeline calls; shared memory is "auto" or "off"."""
+def pipeline(url: str, name: str, repository: str) -> Embed:
+    """What a pipeline calls."""
     from arcface_client import get_embedding_backend
 
     return get_embedding_backend(
         "triton",
         triton_url=url,
-        triton_shared_memory=shared_memory,
         embedding_model=name,
         embedding_model_repository=repository,
         allow_cpu_fallback=False,

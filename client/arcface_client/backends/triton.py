@@ -203,7 +203,6 @@ class TritonBackend(EmbeddingBackend):
             engine_path=f"{where}/{model}/{version or ''}".rstrip("/"),
             precision=None if plan is None else plan.precision,
             sm=None if plan is None else plan.sm,
-            transport=first.server.connection.transport,
             batch_size=first.client.max_batch_size,
             validation=_validation(first),
         )

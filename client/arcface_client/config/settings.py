@@ -65,7 +65,7 @@ class TritonSettings:
         urls: The servers, best first.
         model: The one model that ``client`` calls.
         version: Its version; None is the newest one that the server has ready.
-        limits: Limits and certificates of requests, and how they go.
+        limits: Limits and certificates of requests.
         shadow_rate: Share of the live crops that the sibling embeds as well, to compare.
         rhythm: How often candidates are looked at.
     """
@@ -137,7 +137,7 @@ KEYS: Final[Defaults] = {
     "triton.version": (WHOLE, None),
     "triton.request_timeout_s": (NUMBER, DEFAULT_REQUEST_TIMEOUT_S),
     "triton.max_in_flight": (WHOLE, DEFAULT_MAX_IN_FLIGHT),
-    "triton.shared_memory": (_AUTO_OR_OFF, True),
+    "triton.shared_memory": (_AUTO_OR_OFF, True),  # read from older files, without effect
     "triton.shadow_rate": (NUMBER, 0.0),
     "triton.recheck_s": (NUMBER, _RHYTHM.recheck_s),
     "triton.liveness_s": (NUMBER, _RHYTHM.liveness_s),
@@ -178,6 +178,7 @@ def load_pipeline_settings(
     tls = _section(values, "triton.tls.")
     wants_tls = tls.pop("enabled") or any(tls.values())
     triton = _section(values, "triton.")
+    del triton["shared_memory"]
     embedding = EmbeddingSettings(**_section(values, "embedding."), **_section(values, "validation."))
     return PipelineSettings(
         embedding=embedding,

@@ -17,19 +17,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RequestLimits:
-    """Limits and certificates of requests, and how they go.
+    """Limits and certificates of requests.
 
     Attributes:
         request_timeout_s: See ``EmbeddingClient``, also for the next two.
         max_in_flight: Requests that one call keeps with the server at a time.
         tls: Certificates.
-        shared_memory: Let crops and embeddings pass by system shared memory where the server allows it.
     """
 
     request_timeout_s: float = DEFAULT_REQUEST_TIMEOUT_S
     max_in_flight: int = DEFAULT_MAX_IN_FLIGHT
     tls: Tls | None = None
-    shared_memory: bool = True
 
     def __post_init__(self) -> None:
         check_limits(self.request_timeout_s, self.max_in_flight)
@@ -47,7 +45,7 @@ class Server:
 
         self.url = url
         # Without gRPC's own retries: while they last, the next candidate could have answered.
-        self.connection = Connection(url, limits.tls, retries=False, shared_memory=limits.shared_memory)
+        self.connection = Connection(url, limits.tls, retries=False)
         self._limits = limits
         self._lock = threading.Lock()
         self._calls = 0

@@ -53,7 +53,6 @@ class Diagnostics:
         precision: Of the plan or file.
         sm: Architecture of the GPU, as "90".
         provider: What ONNX Runtime really runs on.
-        transport: "grpc" or "system shared memory"; None in process.
         batch_size: Largest batch of one run.
         throughput_fps: Faces a second over the last calls.
         latency_ms: Median time of the last calls.
@@ -71,7 +70,6 @@ class Diagnostics:
     precision: str | None = None
     sm: str | None = None
     provider: str | None = None
-    transport: str | None = None
     batch_size: int | None = None
     embedding_dim: int = EMBEDDING_DIM
     throughput_fps: float | None = None

@@ -7,20 +7,16 @@ import math
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Protocol
 
 from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from ..errors import ConfigError, InputError
 from .forks import MadeHere
-from .region import is_available
 from .server_state import models_from_index
-from .shared_memory import SharedMemory
 from .status import PROBE_TIMEOUT_S, Aftermath, aftermath_of_failed_probe, may_be_restricted
 from .tls import Tls
-
-Transport = Literal["grpc", "system shared memory"]
 
 _MAX_MESSAGE_BYTES: Final = 2**31 - 1
 _RETRY_BUFFER_BYTES: Final = 64 << 20
@@ -56,20 +52,12 @@ class Connection:
         tls: Certificates; None connects without encryption.
         retries: Let gRPC itself try again what the server did not take. Off where somebody else can be
             asked meanwhile.
-        shared_memory: Pass crops and embeddings by system shared memory where this machine has it and the
-            server allows it; not together with ``retries``, since then a region may be in use by a request
-            that was given up.
 
     Raises:
         ConfigError: The URL cannot be used.
-        InputError: Both ``retries`` and ``shared_memory`` are wanted.
     """
 
-    def __init__(
-        self, url: str, tls: Tls | None = None, *, retries: bool = True, shared_memory: bool = False
-    ) -> None:
-        if retries and shared_memory:
-            raise InputError("retries and shared_memory are both True; expected at most one of them.")
+    def __init__(self, url: str, tls: Tls | None = None, *, retries: bool = True) -> None:
         self.url = url
         self.tls = tls
         self.closed = False
@@ -83,9 +71,6 @@ class Connection:
         self.triton = _TritonClient(**self._arguments)
         """tritonclient's client as it is now; to be fetched for each call."""
         self._questions = _TritonClient(**self._arguments)
-        self.shared_memory: SharedMemory | None = None
-        if shared_memory and is_available():
-            self.shared_memory = SharedMemory(lambda: self.triton, url)
 
     def drop(self, why: str) -> None:
         """Break it off: calls that are under way fail at once, and the next one connects anew."""
@@ -109,12 +94,6 @@ class Connection:
             if self.closed:
                 return
             self.closed = True
-        if self.shared_memory is not None:
-            if self.shared_memory.is_awaited:
-                # Calls end with the connection, and what they shared is then left through another one.
-                _end(self.triton)
-                self.triton = _TritonClient(**self._arguments)
-            self.shared_memory.close()
         _end(self.triton, self._questions)
 
     def answered(self) -> None:
@@ -124,12 +103,6 @@ class Connection:
     def answered_since(self, moment: float) -> bool:
         """Whether one came after a moment of ``time.monotonic``: then the server is slow, but not gone."""
         return self._answered_at >= moment
-
-    @property
-    def transport(self) -> Transport:
-        """How crops get to the server now."""
-        shared = self.shared_memory is not None and self.shared_memory.in_use
-        return "system shared memory" if shared else "grpc"
 
     def ask(self, timeout_s: float = PROBE_TIMEOUT_S) -> Aftermath:
         """Ask the server for its models."""

@@ -10,8 +10,8 @@ from ..errors import InputError
 class MadeHere:
     """Remembers in which process it was made.
 
-    A process that is forked from that one must not use what belongs to it: it has the same sockets and shared
-    memory, and the locks, but not the threads that hold them.
+    A process that is forked from that one must not use what belongs to it: it has the same sockets and
+    locks, but not the threads that hold them.
 
     Args:
         what: What belongs to the process, for messages.

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from tritonclient import grpc as triton
 
 from ..contract import (
-    EMBEDDING_DIM,
     INPUT_NAME,
     INPUT_SPEC,
     OUTPUT_NAME,
@@ -22,7 +21,6 @@ from ..contract import (
     check_tensors,
 )
 from ..errors import ModelChangedError, ServerError
-from .region import Region
 from .status import Target
 
 
@@ -61,22 +59,16 @@ def runs(crops: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield run
 
 
-def infer_arguments(target: Target, crops: Crops, region: Region | None = None) -> dict[str, Any]:
+def infer_arguments(target: Target, crops: Crops) -> dict[str, Any]:
     """Arguments for ``infer`` and ``async_infer``.
 
     Args:
         target: Where the request goes.
         crops: Its crops, uint8 [N, 112, 112, 3].
-        region: Shared memory to pass crops and embeddings by; None puts them into the request.
     """
     image = triton.InferInput(INPUT_NAME, list(crops.shape), INPUT_SPEC[1])
     embedding = triton.InferRequestedOutput(OUTPUT_NAME)
-    if region is None:
-        image.set_data_from_numpy(crops)
-    else:
-        region.put(crops)
-        image.set_shared_memory(region.name, crops.nbytes)
-        embedding.set_shared_memory(region.name, len(crops) * EMBEDDING_DIM * 4, region.output_offset)
+    image.set_data_from_numpy(crops)
     return {
         "model_name": target.model,
         "model_version": target.version_text,
@@ -126,14 +118,13 @@ class OneVersion:
         return answer.embeddings
 
 
-def answer_from(target: Target, result: Any, count: int, region: Region | None = None) -> Answer:
+def answer_from(target: Target, result: Any, count: int) -> Answer:
     """Read one answer.
 
     Args:
         target: Where the request went.
         result: tritonclient's result.
         count: How many crops it had.
-        region: The shared memory that it went by.
 
     Raises:
         ServerError: It is of another version than was asked, has another shape than ``count`` embeddings, or
@@ -146,6 +137,6 @@ def answer_from(target: Target, result: Any, count: int, region: Region | None =
     output = result.get_output(OUTPUT_NAME)
     shape = None if output is None else tuple(output.shape)
     check_shape(str(target), shape, count)
-    embeddings: Embeddings = result.as_numpy(OUTPUT_NAME) if region is None else region.take(count)
+    embeddings: Embeddings = result.as_numpy(OUTPUT_NAME)
     check_finite(str(target), embeddings)
     return Answer(embeddings, version)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from tritonclient.utils import InferenceServerException
 
 from ..contract import Crops
-from ..errors import ArcFaceError, ModelNotFoundError, ServerError, ServerUnavailableError
+from ..errors import ArcFaceError
 from .channel import Connection
 from .deadline import Deadline
 from .protocol import Answer, ServedModel, answer_from, infer_arguments, served_model
@@ -62,63 +62,38 @@ class Sender:
             index = server.get_model_repository_index(client_timeout=timeout_s)
         return ServerStatus(target.url, metadata.version, ready, models_from_index(index))
 
-    def infer(self, crops: Crops, deadline: Deadline, *, shared: bool = True) -> Answer:
-        """Embed one batch, and wait for it; ``shared`` lets it go by shared memory."""
-        request = self._request(crops, deadline, shared=shared)
-        arguments = infer_arguments(self.target, crops, request.region)
-
-        def infer() -> Any:
-            return request.server.infer(client_timeout=request.timeout_s, **arguments)
-
-        return self._embeddings(request, infer)
+    def infer(self, crops: Crops, deadline: Deadline) -> Answer:
+        """Embed one batch, and wait for it."""
+        request = self._request(crops, deadline)
+        arguments = infer_arguments(self.target, crops)
+        with self._explaining(request.timeout_s, deadline, request.server) as server:
+            return self._read(server.infer(client_timeout=request.timeout_s, **arguments), request)
 
     def send(self, crops: Crops, deadline: Deadline, target: Target) -> Request:
         """Send one batch, and do not wait."""
         request = self._request(crops, deadline)
-        arguments = infer_arguments(target, crops, request.region)
-        try:
-            with self._explaining(request.timeout_s, deadline, request.server) as server:
-                request.context = server.async_infer(
-                    callback=request.answered, client_timeout=request.timeout_s, **arguments
-                )
-        except ArcFaceError:
-            request.give_up()
-            raise
+        arguments = infer_arguments(target, crops)
+        with self._explaining(request.timeout_s, deadline, request.server) as server:
+            request.context = server.async_infer(
+                callback=request.answered, client_timeout=request.timeout_s, **arguments
+            )
         return request
 
     def answer(self, request: Request) -> Answer:
         """Wait for what was sent."""
-        return self._embeddings(request, request.future.result)
+        with self._explaining(request.timeout_s, request.deadline, request.server):
+            return self._read(request.future.result(), request)
 
-    def _request(self, crops: Crops, deadline: Deadline, *, shared: bool = True) -> Request:
+    def _request(self, crops: Crops, deadline: Deadline) -> Request:
         self._connection.made_here.check()
-        memory = self._connection.shared_memory if shared else None
-        region = None if memory is None else memory.lend(len(crops), deadline)
-        request = Request(crops, deadline, self._connection.triton, memory, region)
-        request.timeout_s = deadline.remaining_s(self._request_timeout_s)  # of what is left after lending
-        return request
+        timeout_s = deadline.remaining_s(self._request_timeout_s)
+        return Request(crops, deadline, timeout_s, self._connection.triton)
 
-    def _embeddings(self, request: Request, result: Callable[[], Any]) -> Answer:
-        """Wait for the answer to a request, and read it."""
-        memory = self._connection.shared_memory
-        try:
-            with request.reading(), self._explaining(request.timeout_s, request.deadline, request.server):
-                received = result()
-                self._connection.answered()
-                answer = answer_from(self.target, received, len(request.crops), request.region)
-                self.answered_by = answer.version
-                return answer
-        except ServerUnavailableError:
-            if memory is not None:
-                memory.forget()
-            raise
-        except (ModelNotFoundError, ServerError) as error:
-            if memory is None or not request.is_shared:
-                raise
-            # The server does not know the region, or wrote elsewhere; unless it fails without one, too.
-            again = self.infer(request.crops, request.deadline, shared=False)
-            memory.suspend(error)
-            return again
+    def _read(self, received: Any, request: Request) -> Answer:
+        self._connection.answered()
+        answer = answer_from(self.target, received, len(request.crops))
+        self.answered_by = answer.version
+        return answer
 
     @contextmanager
     def _explaining(

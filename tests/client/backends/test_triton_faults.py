@@ -81,13 +81,10 @@ def test_killed_servers_leave_the_rest_to_the_next_and_then_to_this_process_and_
         assert [source.where for source in served.sources] == [first.grpc_url]
 
 
-def test_an_embedder_that_nobody_closed_ends_its_threads_and_gives_its_memory_back(
-    pair: Pair, many: Crops
-) -> None:
+def test_an_embedder_that_was_not_closed_ends_its_threads(pair: Pair, many: Crops) -> None:
     before = set(threading.enumerate())
     embedder = TritonBackend(pair[0].grpc_url, NAME, rhythm=QUICK)
     embedder.encode(many[:32])
-    assert embedder.diagnostics().transport == "system shared memory"
 
     del embedder
     gc.collect()
@@ -95,13 +92,6 @@ def test_an_embedder_that_nobody_closed_ends_its_threads_and_gives_its_memory_ba
     wait_until(
         lambda: not any(thread.name.startswith("arcface") for thread in set(threading.enumerate()) - before)
     )
-    gc.collect()
-    with tritonclient.InferenceServerClient(pair[0].grpc_url) as control:
-        lost = set(control.get_system_shared_memory_status().regions)
-        assert lost
-        with TritonBackend(pair[0].grpc_url, NAME, rhythm=QUICK) as other:
-            other.encode(many[:32])
-            assert not lost & set(control.get_system_shared_memory_status().regions)
 
 
 def test_one_deadline_holds_across_all_tries(pair: Pair, many: Crops) -> None:

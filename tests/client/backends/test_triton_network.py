@@ -15,7 +15,6 @@ from arcface_client.backends.base import EmbeddingBackend
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import CROP_SHAPE, Crops, Embeddings
 from arcface_client.errors import DeadlineExceededError, DeploymentError
-from arcface_client.failover.server import RequestLimits
 from arcface_client.models.embedding_space import EmbeddingIdentity
 from arcface_client.observability.served import Served
 from arcface_server import LocalTriton
@@ -27,9 +26,6 @@ pytestmark = pytest.mark.faults
 
 Ways = tuple[Proxy, Proxy]
 CROP_BYTES = int(np.prod(CROP_SHAPE))
-
-BY_NETWORK = RequestLimits(shared_memory=False)
-"""Crops that pass by shared memory would not notice what happens to the network."""
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +44,7 @@ def ways(server: LocalTriton) -> Iterator[Ways]:
 
 @pytest.fixture
 def embedder(ways: Ways) -> Iterator[TritonBackend]:
-    with TritonBackend([way.url for way in ways], NAME, limits=BY_NETWORK, rhythm=QUICK) as backend:
+    with TritonBackend([way.url for way in ways], NAME, rhythm=QUICK) as backend:
         backend.ensure_ready()
         yield backend
 
@@ -115,7 +111,7 @@ def test_a_network_that_fails_in_the_middle_leaves_the_rest_to_the_next_server_a
 def test_a_single_way_that_is_cut_for_a_moment_loses_nothing(
     ways: Ways, crops: Crops, truth: Embeddings
 ) -> None:
-    with TritonBackend(ways[0].url, NAME, limits=BY_NETWORK) as embedder:
+    with TritonBackend(ways[0].url, NAME) as embedder:
         embedder.ensure_ready()
         embeddings, served = in_the_middle(embedder, crops, ways[0], ways[0].cut, lasts_s=0.3)
         np.testing.assert_allclose(embeddings, truth, atol=1e-6)
@@ -126,7 +122,7 @@ def test_a_single_way_that_is_cut_for_a_moment_loses_nothing(
 def test_a_single_way_that_swallows_everything_is_waited_for_until_the_deadline(
     ways: Ways, crops: Crops
 ) -> None:
-    with TritonBackend(ways[0].url, NAME, limits=BY_NETWORK, rhythm=QUICK) as embedder:
+    with TritonBackend(ways[0].url, NAME, rhythm=QUICK) as embedder:
         embedder.ensure_ready()
         started = time.monotonic()
         with (
@@ -144,7 +140,6 @@ def test_a_way_that_swallows_everything_leaves_the_rest_to_this_process(
     with TritonBackend(
         ways[0].url,
         NAME,
-        limits=BY_NETWORK,
         rhythm=QUICK,
         last_resort=lambda identity: InThisProcess(tmp_path),
     ) as embedder:
@@ -190,7 +185,7 @@ def test_a_last_resort_that_cannot_be_loaded_is_no_reason_to_leave_the_only_serv
         tries.append(identity)
         raise DeploymentError("there is no model repository here")
 
-    with TritonBackend(ways[0].url, NAME, limits=BY_NETWORK, rhythm=QUICK, last_resort=make) as embedder:
+    with TritonBackend(ways[0].url, NAME, rhythm=QUICK, last_resort=make) as embedder:
         embedder.ensure_ready()
         with ThreadPoolExecutor(1) as pool:
             with ways[0].black_hole():
