@@ -1,0 +1,225 @@
+"""What the three command lines share: how a command runs and ends, its progress, its tables."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Final, cast
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from ..errors import ArcFaceError
+from ..observability.progress import Progress, no_progress
+
+DONE: Final = 0
+FAILED: Final = 1
+WRONG_USAGE: Final = 2
+INTERRUPTED: Final = 130  # what a shell gives for a program that Ctrl-C ended
+
+UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
+"""Wrong usage that is not of one parameter; Typer does not export the name."""
+
+_stderr = Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+def new_app(help: str, *, epilog: str) -> typer.Typer:
+    """Make a command line of several commands, with ``--version``.
+
+    Args:
+        help: What it is for.
+        epilog: Examples and exit codes; see ``examples``.
+    """
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.callback(help=help, epilog=epilog)
+    def options(
+        version: Annotated[
+            bool,
+            typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit."),
+        ] = False,
+    ) -> None:
+        pass
+
+    return app
+
+
+def _version(context: typer.Context, wanted: bool) -> None:
+    if wanted:
+        try:
+            version = importlib.metadata.version("arcface-triton")
+        except importlib.metadata.PackageNotFoundError:  # run from a checkout
+            version = "(not installed)"
+        print(f"{context.find_root().info_name} {version}")
+        raise typer.Exit
+
+
+def examples(*lines: str, exit_codes: str = "0 done, 1 failed, 2 wrong usage, 130 interrupted") -> str:
+    """Make an epilog that ``--help`` shows line by line."""
+    return "\n".join(["Examples:", *(f"  {line}" for line in lines), f"\nExit codes: {exit_codes}"])
+
+
+def run(app: typer.Typer, prog: str, argv: Sequence[str] | None = None) -> int:
+    """Parse the arguments, run the command that they name, and return the exit code.
+
+    A command returns its exit code, or None for 0. It finds what was typed in ``typer.Context.obj``. An
+    ``ArcFaceError`` and an error of the system become one line on standard error and exit code 1; anything
+    else is a bug and keeps its traceback. SIGTERM and a closed terminal end a command as Ctrl-C does, so that
+    it can tidy up.
+
+    Args:
+        app: The command line.
+        prog: Its name.
+        argv: The arguments; None takes the process's own.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.INFO, handlers=[_LogHandler()])
+    typed = shlex.join([prog, *arguments])
+    try:
+        with _signals_interrupt():
+            command = typer.main.get_command(app)
+            code = int(command.main(args=arguments, prog_name=prog, standalone_mode=False, obj=typed) or DONE)
+            sys.stdout.flush()
+    except (typer.Abort, KeyboardInterrupt):
+        code = INTERRUPTED
+    except SystemExit as ended:  # shell completion, or a reader such as `head` that has gone
+        code = int(ended.code or DONE)
+    except BrokenPipeError:
+        # Python flushes once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = FAILED
+    except UsageError as error:
+        error.show()
+        code = WRONG_USAGE
+    except ArcFaceError as error:
+        say(f"{prog}: {error}", style="red")
+        code = FAILED
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        say(f"{prog}: {error.strerror or error}{where}", style="red")
+        code = FAILED
+    if code == INTERRUPTED:
+        say(f"{prog}: interrupted")
+    return code
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """Let SIGTERM and a closed terminal raise KeyboardInterrupt, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python takes signals in the main thread alone
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    # SIGINT is among them because a shell starts background jobs with it ignored. Windows lacks SIGHUP.
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = [signal.signal(number, interrupt) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+class _LogHandler(logging.Handler):
+    """Writes log lines to standard error, above a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record), style="yellow" if record.levelno >= logging.WARNING else None)
+
+
+def say(text: str, *, style: str | None = None) -> None:
+    """Print a line on standard error, unbroken; the style is for a terminal."""
+    _stderr.print(text, style=style, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """Print a JSON object for scripts."""
+    print(json.dumps(value, indent=2))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table on standard output: fitted to a terminal, else with every cell on one line."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*("-" if cell is None else str(cell) for cell in row))
+    console.print(table, width=None if console.is_terminal else 10_000)
+
+
+@contextmanager
+def progress(title: str, *, quiet: bool = False) -> Iterator[Progress]:
+    """Show on standard error how far a command is.
+
+    Args:
+        title: What is under way.
+        quiet: Show nothing.
+
+    Yields:
+        The callback. On a terminal it draws a bar; elsewhere it writes a line when a stage begins.
+    """
+    if quiet:
+        yield no_progress
+    elif not _stderr.is_terminal:
+        yield _lines(title)
+    else:
+        bars = Bars(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            console=_stderr,
+            transient=True,
+        )
+        with bars:
+            task = bars.add_task(title, total=None)
+
+            def show(stage: str, done: float | None) -> None:
+                total = None if done is None else 1.0
+                bars.update(task, description=f"{title}: {stage}", total=total, completed=done or 0.0)
+
+            yield show
+
+
+def _lines(title: str) -> Progress:
+    started = time.monotonic()
+    told: set[str] = set()
+
+    def show(stage: str, done: float | None) -> None:
+        if stage not in told:
+            told.add(stage)
+            say(f"{title}: {stage} (after {time.monotonic() - started:.0f} s)")
+
+    return show
+
+
+def utf8_path(text: str) -> Path:
+    """Read an argument as a path that goes into a record.
+
+    Raises:
+        typer.BadParameter: It is empty, as an unset shell variable is, or its bytes are not UTF-8.
+    """
+    if not text:
+        raise typer.BadParameter("the path is empty; give a name.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise typer.BadParameter(f"{text!a} is not UTF-8; give another name.") from error
+    return Path(text)

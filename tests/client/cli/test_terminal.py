@@ -1,0 +1,201 @@
+"""How every command runs and ends, on the shared runner."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import typer
+
+from arcface_client.cli import terminal
+from arcface_client.errors import InputError, MissingExtraError
+
+PROGRAM = """
+import sys
+from arcface_client.cli.terminal import new_app, progress, run
+app = new_app("Help.", epilog="")
+@app.command()
+def work() -> None:
+    BODY
+@app.command()
+def rest() -> None:
+    pass
+sys.exit(run(app, "command", sys.argv[1:]))
+"""
+
+
+def program(body: str) -> list[str]:
+    return [sys.executable, "-c", PROGRAM.replace("BODY", body), "work"]
+
+
+def run(work: Callable[[], int | None], *arguments: str) -> int:
+    """Run a command line that has the command "work"."""
+    app = terminal.new_app("Work on things.", epilog=terminal.examples("command work", "command rest"))
+    app.command("work")(work)
+    app.command("rest")(lambda: None)
+    return terminal.run(app, "command", arguments or ["work"])
+
+
+def raising(error: BaseException) -> Callable[[], int | None]:
+    def work() -> int | None:
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(("result", "code"), [(None, 0), (0, 0), (1, 1)])
+def test_a_command_returns_its_exit_code(result: int | None, code: int) -> None:
+    assert run(lambda: result) == code
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (InputError("x is 3; expected 4."), "command: x is 3; expected 4.\n"),
+        (
+            MissingExtraError("It needs the package a: pip install 'arcface-triton[cli]'"),
+            "command: It needs the package a: pip install 'arcface-triton[cli]'\n",
+        ),
+        (
+            FileNotFoundError(2, "No such file or directory", "/a/b"),
+            "command: No such file or directory: /a/b\n",
+        ),
+        (OSError(28, "No space left on device"), "command: No space left on device\n"),
+        (InputError("a long line " * 50), "command: " + "a long line " * 50 + "\n"),
+    ],
+)
+def test_an_expected_error_is_one_line_and_exit_code_1(
+    error: Exception, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(raising(error)) == 1
+    assert capsys.readouterr() == ("", line)
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: 1 // 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["play"], "No such command 'play'"),
+        (["work", "--fast"], "No such option: --fast"),
+        (["work", "more"], "unexpected extra argument"),
+    ],
+)
+def test_wrong_usage_exits_with_2_and_says_how_to_get_help(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(lambda: 0, *arguments) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert "--help" in errors
+
+
+def test_help_shows_the_examples_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(lambda: 0, "--help") == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    first = lines.index("command work")
+    assert lines[first + 1] == "command rest"
+    assert "Work on things." in lines
+
+
+def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(lambda: 0, "--version") == 0
+    assert capsys.readouterr().out.startswith("command ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_command_after_it_has_tidied_up(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tidied = []
+
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), number)
+        finally:
+            tidied.append(True)
+
+    before = signal.getsignal(number)
+    assert run(work) == 130
+    assert tidied == [True]
+    assert capsys.readouterr().err == "command: interrupted\n"
+    assert signal.getsignal(number) == before
+
+
+def test_a_command_runs_in_any_thread() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(run, lambda: 0).result() == 0
+
+
+@pytest.mark.parametrize("length", [1, 100_000], ids=["a line", "more than a buffer"])
+def test_a_reader_that_goes_away_ends_the_command_quietly(length: int) -> None:
+    process = subprocess.Popen(
+        program(f"print('x' * {length})"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    with process.stderr as errors:
+        assert errors.read() == ""
+    assert process.wait(timeout=20) == 1
+
+
+def test_progress_without_a_terminal_is_a_line_for_each_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    with terminal.progress("r18") as report:
+        report("converting", None)
+        report("building", 0.1)
+        report("building", 0.2)
+    assert capsys.readouterr().err == "r18: converting (after 0 s)\nr18: building (after 0 s)\n"
+
+
+def test_quiet_progress_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with terminal.progress("r18", quiet=True) as report:
+        report("converting", None)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_on_a_terminal_is_a_bar_with_log_lines_above_it() -> None:
+    body = (
+        "import logging\n    with progress('r18') as report:\n"
+        "        report('building', 0.5)\n        logging.warning('a log line')"
+    )
+    controller, terminal = os.openpty()
+    try:
+        done = subprocess.run(program(body), stderr=terminal, env=os.environ | {"TERM": "xterm"})
+        os.close(terminal)
+        shown = os.read(controller, 10_000).decode()
+    finally:
+        os.close(controller)
+    assert done.returncode == 0
+    assert "r18: building" in shown
+    assert "50%" in shown
+    assert "a log line" in shown
+
+
+def test_log_lines_go_to_standard_error_unbroken(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "a path that is long " * 10
+    handler = terminal._LogHandler()
+    handler.emit(logging.LogRecord("x", logging.INFO, "x.py", 1, line, (), None))
+    assert capsys.readouterr() == ("", line + "\n")
+
+
+def test_a_table_that_goes_into_a_file_has_a_line_for_each_row(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.print_table(["plan", "state"], [["a" * 100, "ready"], ["b", None]])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines] == [["plan", "state"], ["a" * 100, "ready"], ["b", "-"]]
+
+
+def test_an_empty_path_is_refused() -> None:
+    with pytest.raises(typer.BadParameter, match="the path is empty"):
+        terminal.utf8_path("")
+    with pytest.raises(typer.BadParameter, match="is not UTF-8"):
+        terminal.utf8_path("a\udcff")
