@@ -156,11 +156,12 @@ def print_json(value: Any) -> None:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table on standard output: fitted to a terminal, else with every cell on one line."""
-    console = Console(highlight=False, markup=False, emoji=False)
+    width = None if sys.stdout.isatty() else 10_000
+    console = Console(width=width, highlight=False, markup=False, emoji=False)
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         table.add_row(*("-" if cell is None else str(cell) for cell in row))
-    console.print(table, width=None if console.is_terminal else 10_000)
+    console.print(table)
 
 
 @contextmanager
