@@ -1,1 +1,1 @@
-"""Runtimes that run a serving graph in this process, one module each, all with the same contract."""
+"""Ways to run a serving graph in this process: one module each, all with the contract of ``base.Runtime``."""

@@ -1,21 +1,26 @@
-"""What a runtime is: a serving graph loaded into this process."""
+"""What a runtime is, and what has to be known before the library behind one is imported."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from typing import Protocol
+from pathlib import Path
+from typing import Final, Protocol
 
 import numpy as np
 
 from ..contract import Crops, Embeddings
 
+CPU: Final = "CPUExecutionProvider"
+CUDA: Final = "CUDAExecutionProvider"
+COREML: Final = "CoreMLExecutionProvider"
+
+TELEMETRY_VARIABLE: Final = "ORT_DISABLE_TELEMETRY"
+
 Embed = Callable[[Crops], Embeddings]
 """Unit embeddings, float32 [N, 512], of BGR crops."""
 
-
-def in_batches(embed: Embed, crops: Crops, size: int) -> Embeddings:
-    """Embed crops, at least one, in batches of a size; the last one may be smaller."""
-    return np.concatenate([embed(crops[start : start + size]) for start in range(0, len(crops), size)])
+_TOPOLOGY: Final = Path("/sys/devices/system/cpu")
 
 
 class Runtime(Protocol):
@@ -35,3 +40,33 @@ class Runtime(Protocol):
     def close(self) -> None:
         """Free what the model holds; the runtime cannot be used afterwards."""
         ...
+
+
+def in_batches(embed: Embed, crops: Crops, size: int) -> Embeddings:
+    """Embed at least one crop in batches of ``size``; the last batch may be smaller."""
+    return np.concatenate([embed(crops[start : start + size]) for start in range(0, len(crops), size)])
+
+
+def physical_cores() -> int:
+    """Count the physical cores that this process may run on; 0 where the system does not tell.
+
+    Two threads on one core share its arithmetic units, so the second one gains nothing.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return 0
+    cores = set()
+    for cpu in os.sched_getaffinity(0):
+        siblings = _TOPOLOGY / f"cpu{cpu}/topology/thread_siblings_list"
+        if not siblings.is_file():
+            return 0
+        cores.add(siblings.read_text())
+    return len(cores)
+
+
+def switch_off_telemetry() -> None:
+    """Keep an ONNX Runtime that is imported later from recording what it runs and sending it to its maker.
+
+    Version 1.32 does so on Linux too: it writes paths and model names to ``~/.cache/Microsoft`` as soon as it is
+    imported, before its ``disable_telemetry_events`` can be called. A value that the user has set is kept.
+    """
+    os.environ.setdefault(TELEMETRY_VARIABLE, "1")

@@ -1,4 +1,4 @@
-"""The little of CUDA that a runtime needs, over NVIDIA's ``cuda-bindings``."""
+"""The part of CUDA that a runtime needs, over NVIDIA's ``cuda-bindings``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..errors import CudaError
 
 
 def check(result: tuple[Any, ...]) -> Any:
-    """Give back what a call of ``cuda.bindings.runtime`` returned, without its error code.
+    """Return what a call of ``cuda.bindings.runtime`` returned, without its error code.
 
     Raises:
         CudaError: The error code is not success.
@@ -29,57 +29,56 @@ def check(result: tuple[Any, ...]) -> Any:
 
 
 def device_count() -> int:
-    """Number of GPUs that CUDA can use; 0 without a driver, too.
+    """Number of GPUs that CUDA can use; 0 also without a driver.
 
     Raises:
-        CudaError: The driver is there, but too old or broken.
+        CudaError: The driver is too old or broken.
     """
     error, count = cudart.cudaGetDeviceCount()
     if error == cudart.cudaError_t.cudaErrorNoDevice:
         return 0
     if error == cudart.cudaError_t.cudaErrorInsufficientDriver:
-        driver = check(cudart.cudaDriverGetVersion())
-        if driver == 0:  # none is there
+        supported = check(cudart.cudaDriverGetVersion())
+        if supported == 0:  # there is no driver
             return 0
-        wanted = version_text(check(cudart.cudaRuntimeGetVersion()))
+        needed = version_text(check(cudart.cudaRuntimeGetVersion()))
         raise CudaError(
-            f"The GPU's driver supports CUDA {version_text(driver)}; the package cuda-bindings that is "
-            f"installed needs {wanted}. Update the driver, or run "
-            f"pip install 'cuda-bindings<{driver // 1000 + 1}'"
+            f"The GPU's driver supports CUDA {version_text(supported)}; the installed package cuda-bindings "
+            f"needs {needed}. Update the driver, or run pip install 'cuda-bindings<{supported // 1000 + 1}'"
         )
     return cast("int", check((error, count)))
 
 
 def version_text(number: int) -> str:
-    """Write a version as people do: 13000 is "13.0"."""
+    """Write CUDA's version number in the usual form: 13000 is "13.0"."""
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def compute_capability(device: int) -> str:
-    """Compute capability of a GPU, as Triton writes it: "8.6"."""
+    """Compute capability of a GPU in Triton's form: "8.6"."""
     attributes = cudart.cudaDeviceAttr
     major = check(cudart.cudaDeviceGetAttribute(attributes.cudaDevAttrComputeCapabilityMajor, device))
     minor = check(cudart.cudaDeviceGetAttribute(attributes.cudaDevAttrComputeCapabilityMinor, device))
     return f"{major}.{minor}"
 
 
-@contextmanager
-def callers_gpu_kept() -> Iterator[None]:
-    """Give a thread back the GPU that was current before the block, or none if it had none.
+def free_bytes() -> int:
+    """Free memory of the current GPU."""
+    return int(check(cudart.cudaMemGetInfo())[0])
 
-    It is the driver that keeps it, for all libraries of the process; ``cudaSetDevice`` would start CUDA on a
-    GPU that nobody here uses.
+
+@contextmanager
+def current_gpu_kept() -> Iterator[None]:
+    """After the block, make the thread's GPU current again that was current before, or none.
+
+    The driver's context is what all libraries of the process share. ``cudaSetDevice`` would start CUDA on a GPU
+    that the caller does not use.
     """
-    _, before = driver.cuCtxGetCurrent()  # none, too, if CUDA has not been started
+    _, before = driver.cuCtxGetCurrent()  # none also if CUDA was not started
     try:
         yield
     finally:
-        driver.cuCtxSetCurrent(before)  # what fails here was taken down by its owner
-
-
-def free_bytes() -> int:
-    """Memory that nobody has taken yet on the current GPU."""
-    return int(check(cudart.cudaMemGetInfo())[0])
+        driver.cuCtxSetCurrent(before)  # fails only if its owner has destroyed it
 
 
 class DeviceBuffer:
@@ -90,7 +89,7 @@ class DeviceBuffer:
         self.address = int(check(cudart.cudaMalloc(nbytes)))
 
     def free(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         check(cudart.cudaFree(self.address))
 
 
@@ -105,5 +104,5 @@ class PinnedBuffer:
         self.array: npt.NDArray[Any] = np.ctypeslib.as_array(memory).view(kind).reshape(shape)
 
     def free(self) -> None:
-        """Give the memory back; the array must not be used afterwards."""
+        """Free the memory; the array must not be used afterwards."""
         check(cudart.cudaFreeHost(self.address))

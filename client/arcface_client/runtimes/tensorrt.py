@@ -7,6 +7,7 @@ import logging
 import threading
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorrt as trt
@@ -20,19 +21,16 @@ from ..contract import (
     OUTPUT_NAME,
     Crops,
     Embeddings,
-    TensorSpec,
     check_tensors,
 )
 from ..errors import ClientClosedError, DeploymentError, InputError
-from .cuda import DeviceBuffer, PinnedBuffer, callers_gpu_kept, check, free_bytes
-from .profiles import Profiles
-from .tensorrt_log import CollectingLogger
-from .tensorrt_start import start
+from .cuda import DeviceBuffer, PinnedBuffer, check, current_gpu_kept, free_bytes
+from .tensorrt_api import create_context, error_log, scratch_bytes, start, tensor_specs
 
 _log = logging.getLogger(__name__)
 
-_TRITON_TYPES = {"UINT8": "UINT8", "FLOAT": "FP32", "HALF": "FP16", "BF16": "BF16", "INT8": "INT8"}
 _MIB = 1 << 20
+_EMBEDDING_BYTES = EMBEDDING_DIM * np.dtype(np.float32).itemsize
 _TO_DEVICE = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
 _TO_HOST = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
 
@@ -40,19 +38,23 @@ _TO_HOST = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
 class TensorRt:
     """A plan loaded with TensorRT: one stream, one CUDA graph for each batch size in use.
 
-    Safe to share between threads: calls follow one another, and leave the thread's current GPU as it was. A
-    graph is recorded when a batch size comes the second time; where it cannot be, batches run without one.
+    Safe to share between threads: calls run one after the other, and leave the thread's current GPU as it was. A
+    graph is recorded when a batch size comes the second time; a size that cannot be recorded runs without one.
 
     Args:
         plan_path: Plan with the contract's tensors.
-        sha256: What the plan's manifest says its SHA-256 is; a plan is native code, so another one is
-            refused before TensorRT sees it. None trusts the file.
+        sha256: The plan's SHA-256 from its manifest. A plan is native code, so a file with another one is
+            refused before TensorRT reads it. None trusts the file.
         device: Ordinal of the GPU.
+
+    Attributes:
+        max_batch_size: The largest batch that the plan takes.
+        vram_mb: GPU memory that loading took, in MiB; inexact while other programs allocate or free some.
 
     Raises:
         CudaError: There is no such GPU, or its driver is too old.
-        DeploymentError: The plan is missing or another one, or TensorRT cannot load it; the message has
-            its reason.
+        DeploymentError: The plan is missing, another file than the one published, or TensorRT cannot load it;
+            the message has TensorRT's reason.
         ContractError: The plan has other tensors.
     """
 
@@ -70,11 +72,10 @@ class TensorRt:
         self._lock = threading.Lock()
         self._closed = False
         self._seen: set[int] = set()
-        self._graphs: dict[int, cudart.cudaGraphExec_t] = {}
-        self._without_graph: set[int] = set()
-        self._log = CollectingLogger()
-        check(cudart.cudaGetDevice())  # where there is no driver, this says so
-        with callers_gpu_kept():
+        self._graphs: dict[int, cudart.cudaGraphExec_t | None] = {}
+        self._log = error_log(trt)
+        check(cudart.cudaGetDevice())  # without a driver, this raises
+        with current_gpu_kept():
             check(cudart.cudaSetDevice(device))
             self._load(path, plan)
 
@@ -84,21 +85,18 @@ class TensorRt:
         if self._runtime is None:
             raise DeploymentError(
                 f"TensorRT {trt.__version__} does not start: {self._log.last_error}. Does the GPU's driver "
-                "know the CUDA that this TensorRT is for?"
+                "support the CUDA version that this TensorRT needs?"
             )
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise DeploymentError(f"TensorRT {trt.__version__} cannot load {path}: {self._log.last_error}")
-        check_tensors(str(path), *_tensor_specs(self._engine))
-        # What was taken is given back if the rest fails; an embedder may try again later.
-        with ExitStack() as taken:
+        check_tensors(str(path), *tensor_specs(trt, self._engine))
+        with ExitStack() as taken:  # frees what was allocated if a later step fails
             self._stream = check(cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking))
             taken.callback(_destroy, self._stream)
             self._profiles = Profiles(self._engine, self._stream, self._log)
             taken.callback(self._profiles.close)
             self.max_batch_size = self._profiles.max_batch_size
-            """The largest batch that the plan takes."""
-
             self._crops = PinnedBuffer((self.max_batch_size, *CROP_SHAPE), np.uint8)
             taken.callback(self._crops.free)
             self._embeddings = PinnedBuffer((self.max_batch_size, EMBEDDING_DIM), np.float32)
@@ -110,8 +108,6 @@ class TensorRt:
             self._profiles.set_address(INPUT_NAME, self._device_crops.address)
             self._profiles.set_address(OUTPUT_NAME, self._device_embeddings.address)
             self.vram_mb = (free_before - free_bytes()) / _MIB
-            """What loading took of the GPU's memory, in MiB; not exact while others take or free some."""
-
             self._taken = taken.pop_all()
 
     def embed(self, crops: Crops) -> Embeddings:
@@ -124,9 +120,9 @@ class TensorRt:
         count = len(crops)
         if not 0 < count <= self.max_batch_size:
             raise InputError(f"The batch has {count} crops; the plan takes 1 to {self.max_batch_size}.")
-        with self._lock, callers_gpu_kept():
+        with self._lock, current_gpu_kept():
             if self._closed:
-                raise ClientClosedError("The plan's memory was freed; load it again.")
+                raise ClientClosedError("The plan is closed; load it again.")
             check(cudart.cudaSetDevice(self._device))
             np.copyto(self._crops.array[:count], crops)
             self._launch(count)
@@ -134,49 +130,49 @@ class TensorRt:
             return self._embeddings.array[:count].copy()
 
     def close(self) -> None:
-        """Free everything on the GPU, when the batch that runs is done.
+        """Free everything on the GPU, after the batch that is running.
 
         Raises:
-            CudaError: The GPU has failed, and gives back what is left when the process ends.
+            CudaError: The GPU has failed; the rest is freed when the process ends.
         """
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-            with callers_gpu_kept():
+            with current_gpu_kept():
                 try:
-                    with self._taken:  # goes on to the end, whatever fails
+                    with self._taken:  # runs to the end even if a step fails
                         check(cudart.cudaSetDevice(self._device))
                         check(cudart.cudaStreamSynchronize(self._stream))
-                        while self._graphs:
-                            check(cudart.cudaGraphExecDestroy(self._graphs.popitem()[1]))
-                finally:  # TensorRT wants its objects freed in this order
+                        for graph in filter(None, self._graphs.values()):
+                            check(cudart.cudaGraphExecDestroy(graph))
+                finally:  # TensorRT requires this order
                     del self._engine
                     del self._runtime
 
     def _launch(self, count: int) -> None:
-        """Start copying in, running and copying out; from a graph if this size has come before."""
+        """Start copying in, running and copying out, from a CUDA graph if there is one for this size."""
         graph = self._graphs.get(count)
         if graph is not None:
             check(cudart.cudaGraphLaunch(graph, self._stream))
             return
         self._enqueue(count)
-        if count in self._seen and count not in self._without_graph:
+        if count in self._seen and count not in self._graphs:
             try:
                 self._graphs[count] = self._record(count)
-            except DeploymentError as error:  # no memory for it, say; a GPU that failed shows afterwards
-                self._without_graph.add(count)
+            except DeploymentError as error:  # for example, no memory for it
+                self._graphs[count] = None
                 _log.warning("Batches of %d run without a CUDA graph: %s", count, error)
         self._seen.add(count)
 
     def _record(self, count: int) -> cudart.cudaGraphExec_t:
-        """Record what ``_enqueue`` does; right after it did, since a new size sets up TensorRT first."""
+        """Record ``_enqueue``, which must have run for this size before, as that sets up TensorRT."""
         mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         check(cudart.cudaStreamBeginCapture(self._stream, mode))
         try:
             self._enqueue(count)
         except BaseException:
-            cudart.cudaStreamEndCapture(self._stream)  # says no more than that the capture failed
+            cudart.cudaStreamEndCapture(self._stream)  # its error only says that the capture failed
             raise
         graph = check(cudart.cudaStreamEndCapture(self._stream))
         try:
@@ -194,22 +190,73 @@ class TensorRt:
         )
         if not context.execute_async_v3(int(self._stream)):
             raise DeploymentError(f"TensorRT cannot run a batch of {count}: {self._log.last_error}")
-        nbytes = count * EMBEDDING_DIM * np.dtype(np.float32).itemsize
+        nbytes = count * _EMBEDDING_BYTES
         check(cudart.cudaMemcpyAsync(self._embeddings.address, embeddings, nbytes, _TO_HOST, self._stream))
+
+
+class Profiles:
+    """One execution context for each optimisation profile of a plan, all on the same scratch memory.
+
+    A profile says which kernels run which batch sizes. Changing the profile of a context would invalidate the CUDA
+    graphs recorded from it. The memory can be shared because one batch runs at a time.
+
+    Args:
+        engine: A deserialised engine.
+        stream: The CUDA stream that everything runs on.
+        log: The ``error_log`` of the engine's runtime.
+
+    Attributes:
+        max_batch_size: The largest batch that any profile takes.
+
+    Raises:
+        CudaError: The GPU has no memory for it.
+        DeploymentError: TensorRT cannot run the engine.
+    """
+
+    def __init__(self, engine: Any, stream: cudart.cudaStream_t, log: Any) -> None:
+        self._log = log
+        indexes = range(engine.num_optimization_profiles)
+        shapes = [engine.get_tensor_profile_shape(INPUT_NAME, index) for index in indexes]
+        self._batches = [tuple(int(shape[0]) for shape in profile) for profile in shapes]
+        self.max_batch_size = max(largest for _, _, largest in self._batches)
+        self._scratch = DeviceBuffer(scratch_bytes(trt, engine))
+        self._contexts: list[Any] = []
+        with ExitStack() as taken:
+            taken.callback(self.close)
+            for index in indexes:
+                context = create_context(trt, engine, self._scratch.address, self._scratch.nbytes)
+                if context is None or not context.set_optimization_profile_async(index, int(stream)):
+                    raise DeploymentError(
+                        f"TensorRT cannot run optimisation profile {index} of the plan: {log.last_error}"
+                    )
+                self._contexts.append(context)
+            check(cudart.cudaStreamSynchronize(stream))
+            taken.pop_all()
+
+    def context_for(self, count: int) -> Any:
+        """The context of the profile that was tuned for the batch size nearest to ``count``."""
+        fitting = [
+            (abs(tuned_for - count), index)
+            for index, (smallest, tuned_for, largest) in enumerate(self._batches)
+            if smallest <= count <= largest
+        ]
+        return self._contexts[min(fitting)[1]]
+
+    def set_address(self, tensor: str, address: int) -> None:
+        """Set the address of an input or output in all contexts.
+
+        Raises:
+            DeploymentError: TensorRT refuses the address.
+        """
+        for context in self._contexts:
+            if not context.set_tensor_address(tensor, address):
+                raise DeploymentError(f"TensorRT refuses memory for {tensor}: {self._log.last_error}")
+
+    def close(self) -> None:
+        """Free the contexts and their memory."""
+        self._contexts.clear()
+        self._scratch.free()
 
 
 def _destroy(stream: cudart.cudaStream_t) -> None:
     check(cudart.cudaStreamDestroy(stream))
-
-
-def _tensor_specs(engine: trt.ICudaEngine) -> tuple[list[TensorSpec], list[TensorSpec]]:
-    """Inputs and outputs of an engine as the contract writes them."""
-    inputs: list[TensorSpec] = []
-    outputs: list[TensorSpec] = []
-    for index in range(engine.num_io_tensors):
-        name = engine.get_tensor_name(index)
-        datatype = _TRITON_TYPES.get(engine.get_tensor_dtype(name).name, engine.get_tensor_dtype(name).name)
-        batch, *shape = engine.get_tensor_shape(name)
-        spec = (name, datatype, tuple(shape) if batch == -1 else (batch, *shape))
-        (inputs if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else outputs).append(spec)
-    return inputs, outputs
