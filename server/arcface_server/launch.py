@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from arcface_client import telemetry
+from arcface_client.runtimes.base import TELEMETRY_VARIABLE
 
 from .flags import FLAGS
 from .installation import Installation
@@ -56,7 +56,7 @@ def server_command(
 
 def server_environment(installation: Installation, inherited: Mapping[str, str]) -> dict[str, str]:
     """The environment for tritonserver, in which the backends import what this interpreter imports."""
-    environment = {telemetry.VARIABLE: "1", **inherited}  # for the ONNX Runtime of the backends
+    environment = {TELEMETRY_VARIABLE: "1", **inherited}  # for the ONNX Runtime of the backends
     libraries = [str(folder) for folder in installation.library_dirs]
     environment["LD_LIBRARY_PATH"] = _join_paths(*libraries, inherited.get("LD_LIBRARY_PATH"))
     # The Python inside the backend takes the environment of the first python3 on the PATH for its own.

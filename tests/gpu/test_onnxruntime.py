@@ -10,7 +10,7 @@ import pytest
 
 from arcface_client import get_embedding_backend
 from arcface_client.models.golden import golden_crops
-from arcface_client.runtimes.providers import CPU, CUDA
+from arcface_client.runtimes.base import CPU, CUDA
 from support.gpu_models import Model
 
 

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from arcface_client.contract import INPUT_NAME, OUTPUT_NAME, Crops, Embeddings
 from arcface_client.models.golden import drifts
 from arcface_client.runtimes.base import in_batches
-from arcface_client.runtimes.sessions import RUN_ERRORS
+from arcface_client.runtimes.onnxruntime import RUN_ERRORS
 
 from ..graph.edit import first_line, session
 from ..graph.precision import typed_graph

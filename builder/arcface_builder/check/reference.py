@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from arcface_client.contract import CROP_SHAPE, Crops, Embeddings
-from arcface_client.runtimes.sessions import RUN_ERRORS
+from arcface_client.runtimes.onnxruntime import RUN_ERRORS
 
 from ..errors import NotArcFaceError
 from ..graph.edit import first_line, numpy_dtype, session

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from arcface_client.contract import CROP_SHAPE, EMBEDDING_DIM, INPUT_NAME, OUTPUT_NAME, Embeddings
-from arcface_client.runtimes.sessions import RUN_ERRORS
+from arcface_client.runtimes.onnxruntime import RUN_ERRORS
 
 from ..errors import NotArcFaceError
 from ..source.fixes import BATCH

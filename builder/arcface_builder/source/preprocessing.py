@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from arcface_client.contract import CROP_SHAPE, CROP_SIZE
-from arcface_client.runtimes.sessions import RUN_ERRORS
+from arcface_client.runtimes.onnxruntime import RUN_ERRORS
 
 from ..errors import NotArcFaceError
 from ..graph.edit import first_convolution, first_line, image_dims, numpy_dtype, session

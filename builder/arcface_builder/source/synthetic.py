@@ -14,7 +14,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from arcface_client.contract import CROP_SIZE
-from arcface_client.runtimes.cores import physical_cores
+from arcface_client.runtimes.base import physical_cores
 
 from ..check import crops as faces
 from .iresnet import CHANNELS, EPSILON, flat_features, model_of, parameter_shapes

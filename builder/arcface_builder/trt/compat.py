@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Final
 
-from arcface_client.runtimes.tensorrt_start import start
+from arcface_client.runtimes.tensorrt_api import start
 
 from ..errors import CompileError, NoGpuError, PrecisionError
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from arcface_client.contract import Crops
 from arcface_client.errors import CudaError
 from arcface_client.runtimes.base import Runtime
-from arcface_client.runtimes.tensorrt_start import start
+from arcface_client.runtimes.tensorrt_api import error_log, start
 
 from ..errors import CompileError, NoGpuError
 from ..store import sm_of
@@ -65,11 +65,9 @@ class Gpu:
     @contextmanager
     def outputs(self, plan: bytes) -> Iterator[Callable[[Crops], Mapping[str, npt.NDArray[Any]]]]:
         """Load a plan of this process's own with whatever outputs it has, all of them float32."""
-        from arcface_client.runtimes.tensorrt_log import CollectingLogger
-
         from .plan_outputs import PlanOutputs
 
-        log = CollectingLogger()
+        log = error_log(self.trt)
         runtime = start(self.trt.Runtime, log)
         engine = None if runtime is None else runtime.deserialize_cuda_engine(plan)
         if engine is None:

@@ -11,8 +11,7 @@ from cuda.bindings import runtime as cudart
 
 from arcface_client.contract import INPUT_NAME, Crops
 from arcface_client.runtimes.cuda import DeviceBuffer, check
-from arcface_client.runtimes.profiles import Profiles
-from arcface_client.runtimes.tensorrt_log import CollectingLogger
+from arcface_client.runtimes.tensorrt import Profiles
 
 from ..errors import CompileError
 
@@ -32,7 +31,7 @@ class PlanOutputs:
         DeploymentError: TensorRT cannot run it.
     """
 
-    def __init__(self, engine: Any, log: CollectingLogger) -> None:
+    def __init__(self, engine: Any, log: Any) -> None:
         self._log = log
         names = (engine.get_tensor_name(index) for index in range(engine.num_io_tensors))
         self._outputs = [name for name in names if name != INPUT_NAME]

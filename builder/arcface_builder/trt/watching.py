@@ -19,7 +19,7 @@ from arcface_client.cli.bars import Tell
 from arcface_client.contract import CROP_SHAPE, INPUT_NAME, OUTPUT_NAME, Crops
 from arcface_client.errors import DeploymentError
 from arcface_client.models.golden import largest_drift
-from arcface_client.runtimes.sessions import RUN_ERRORS
+from arcface_client.runtimes.onnxruntime import RUN_ERRORS
 
 from ..check.layer_errors import USUAL_IN_TENSORRT, named_layers, relative_error, worst_layer
 from ..graph.edit import first_line, session

@@ -13,8 +13,7 @@ from ..errors import ConfigError, InputError
 from ..models.embedding_space import EmbeddingIdentity
 from ..models.naming import is_plan, onnx_model, plan_model
 from ..models.repository import LocalModels
-from ..runtimes.providers import CPU
-from ..telemetry import switch_off_telemetry
+from ..runtimes.base import CPU, switch_off_telemetry
 from .base import EmbeddingBackend
 from .in_process import InProcessBackend
 from .insightface import insightface_candidate

@@ -59,7 +59,7 @@ class InsightFaceRuntime:
         Raises:
             DeploymentError: The model fails on it.
         """
-        from ..runtimes.sessions import RUN_ERRORS
+        from ..runtimes.onnxruntime import RUN_ERRORS
 
         try:
             features = np.asarray(self._model.get_feat(list(crops)), np.float32).reshape(len(crops), -1)
@@ -93,7 +93,7 @@ def load_insightface(models: LocalModels, name: str, source: str, provider: str,
     """
     require("insightface.model_zoo.arcface_onnx", extra="insightface", purpose=_PURPOSE)
     require("onnxruntime", extra="onnxruntime", purpose=_PURPOSE)
-    from ..runtimes.sessions import open_on
+    from ..runtimes.onnxruntime import open_on
 
     path = find_source(source)
 

@@ -14,7 +14,7 @@ from ..models.golden import golden_crops
 from ..models.naming import onnx_model
 from ..models.repository import LocalModels
 from ..optional import require
-from ..runtimes.providers import COREML, CPU, CUDA
+from ..runtimes.base import COREML, CPU, CUDA
 from .local_model import LocalCandidate, LocalModel
 
 BATCH_SIZE: Final = 32
@@ -66,8 +66,7 @@ def load_onnx(
         DeploymentError: There is no such model, ONNX Runtime is not installed, or the provider does not run.
     """
     require("onnxruntime", extra="onnxruntime", purpose="Embedding in this process")
-    from ..runtimes.onnxruntime import OnnxRuntime
-    from ..runtimes.sessions import open_on
+    from ..runtimes.onnxruntime import OnnxRuntime, open_on
 
     found = models.onnx(name, identity=identity)
     session = open_on(

@@ -34,7 +34,7 @@ def _run(module: str, extra: str | None) -> int:
     import sys
     from importlib import import_module
 
-    from ..telemetry import switch_off_telemetry
+    from ..runtimes.base import switch_off_telemetry
 
     switch_off_telemetry()
     try:

@@ -30,7 +30,7 @@ class Reference(Embedder):
     def __init__(self, source: str) -> None:
         require("insightface.model_zoo.arcface_onnx", extra="insightface", purpose=_PURPOSE)
         require("onnxruntime", extra="onnxruntime", purpose=_PURPOSE)
-        from ..runtimes.sessions import open_session
+        from ..runtimes.onnxruntime import open_session
 
         path = find_source(source)
         self.name, self.where = f"InsightFace {path.name}", str(path)

@@ -66,7 +66,7 @@ def physical_cores() -> int:
 def switch_off_telemetry() -> None:
     """Keep an ONNX Runtime that is imported later from recording what it runs and sending it to its maker.
 
-    Version 1.32 does so on Linux too: it writes paths and model names to ``~/.cache/Microsoft`` as soon as it is
-    imported, before its ``disable_telemetry_events`` can be called. A value that the user has set is kept.
+    Version 1.32 does so on Linux too: it writes paths and model names to ``~/.cache/Microsoft`` as soon as it
+    is imported, before its ``disable_telemetry_events`` can be called. A value that the user has set is kept.
     """
     os.environ.setdefault(TELEMETRY_VARIABLE, "1")

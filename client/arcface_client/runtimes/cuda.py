@@ -71,8 +71,8 @@ def free_bytes() -> int:
 def current_gpu_kept() -> Iterator[None]:
     """After the block, make the thread's GPU current again that was current before, or none.
 
-    The driver's context is what all libraries of the process share. ``cudaSetDevice`` would start CUDA on a GPU
-    that the caller does not use.
+    All libraries of the process share the driver's context. ``cudaSetDevice`` would start CUDA on a GPU that
+    the caller does not use.
     """
     _, before = driver.cuCtxGetCurrent()  # none also if CUDA was not started
     try:

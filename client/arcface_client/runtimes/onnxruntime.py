@@ -144,8 +144,8 @@ def open_on(
 ) -> onnxruntime.InferenceSession:
     """Load an ONNX file on one execution provider, and check that this provider does the computing.
 
-    ONNX Runtime drops a provider that cannot start, and gives the CPU each node that a provider does not take,
-    both without an error. So the session's providers and the nodes of a trial run are checked.
+    ONNX Runtime drops a provider that cannot start, and gives the CPU each node that a provider does not
+    take, both without an error. So the session's providers and the nodes of a trial run are checked.
 
     Args:
         provider: The provider.

@@ -38,8 +38,8 @@ _TO_HOST = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
 class TensorRt:
     """A plan loaded with TensorRT: one stream, one CUDA graph for each batch size in use.
 
-    Safe to share between threads: calls run one after the other, and leave the thread's current GPU as it was. A
-    graph is recorded when a batch size comes the second time; a size that cannot be recorded runs without one.
+    Safe to share between threads: calls run one after another, and leave the thread's current GPU as it was.
+    A graph is recorded when a batch size comes the second time; where that fails, the size runs without one.
 
     Args:
         plan_path: Plan with the contract's tensors.
@@ -53,8 +53,8 @@ class TensorRt:
 
     Raises:
         CudaError: There is no such GPU, or its driver is too old.
-        DeploymentError: The plan is missing, another file than the one published, or TensorRT cannot load it;
-            the message has TensorRT's reason.
+        DeploymentError: The plan is missing, is not the published one, or TensorRT cannot load it; the
+            message has TensorRT's reason.
         ContractError: The plan has other tensors.
     """
 
@@ -197,8 +197,8 @@ class TensorRt:
 class Profiles:
     """One execution context for each optimisation profile of a plan, all on the same scratch memory.
 
-    A profile says which kernels run which batch sizes. Changing the profile of a context would invalidate the CUDA
-    graphs recorded from it. The memory can be shared because one batch runs at a time.
+    A profile says which kernels run which batch sizes. A context that changes its profile would invalidate
+    the CUDA graphs recorded from it. The memory can be shared because one batch runs at a time.
 
     Args:
         engine: A deserialised engine.

@@ -28,8 +28,8 @@ def api_version(trt: ModuleType) -> tuple[int, int]:
 def start(kind: Callable[[Any], Any], log: Any) -> Any | None:
     """Make a TensorRT builder or runtime; None if TensorRT cannot, and the logger has its reason.
 
-    TensorRT holds a lock while it calls a logger, and takes the same lock when one of its objects is freed. If
-    Python's garbage collector freed one inside the logger, the call would wait for ever. So it runs before.
+    TensorRT holds a lock while it calls a logger, and takes the same lock to free one of its objects. A
+    garbage collection inside the logger could therefore wait for ever, so it is done before.
     """
     gc.collect()
     try:

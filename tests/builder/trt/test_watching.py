@@ -23,7 +23,7 @@ from arcface_builder.trt.engine import BuiltPlan, build_plan
 from arcface_builder.trt.options import BuildOptions
 from arcface_builder.trt.watching import Layers, diverging_layer, watch_plan, watched_graph
 from arcface_client.contract import OUTPUT_NAME, Crops
-from arcface_client.runtimes.sessions import RUN_ERRORS
+from arcface_client.runtimes.onnxruntime import RUN_ERRORS
 from support.absent_gpu import AbsentGpu, layers_of
 
 CROPS = faces.face_like(10, seed=6)  # a batch of eight, and one that is not full

@@ -27,8 +27,8 @@ from arcface_client.errors import (
 from arcface_client.models.golden import golden_crops
 from arcface_client.models.repository import LocalModels
 from arcface_client.observability.served import Refusal, Source
+from arcface_client.runtimes.base import CPU
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
-from arcface_client.runtimes.providers import CPU
 from support.exports import save_for_insightface
 from support.local_candidates import A, B, candidate, embed, missing, poisoned
 from support.processes import wait_until

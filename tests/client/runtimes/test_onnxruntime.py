@@ -1,5 +1,3 @@
-"""Runtimes in this process."""
-
 from __future__ import annotations
 
 import os
@@ -11,9 +9,8 @@ import pytest
 
 from arcface_client.contract import INPUT_NAME, Crops
 from arcface_client.errors import ContractError, DeploymentError
-from arcface_client.runtimes.cores import physical_cores
-from arcface_client.runtimes.onnxruntime import OnnxRuntime
-from arcface_client.runtimes.sessions import open_on
+from arcface_client.runtimes.base import physical_cores
+from arcface_client.runtimes.onnxruntime import OnnxRuntime, open_on
 from support.tiny import tiny_serving_graph
 
 
@@ -23,7 +20,7 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "model.onnx"
 
 
-def test_onnxruntime_gives_unit_rows(model: Path, crops: Crops) -> None:
+def test_embeddings_are_float32_rows_of_length_one(model: Path, crops: Crops) -> None:
     runtime = OnnxRuntime(model)
     embeddings = runtime.embed(crops)
     assert embeddings.dtype == np.float32
@@ -31,7 +28,7 @@ def test_onnxruntime_gives_unit_rows(model: Path, crops: Crops) -> None:
     runtime.close()
 
 
-def test_a_missing_or_broken_model_is_said(tmp_path: Path) -> None:
+def test_a_missing_or_broken_model_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DeploymentError, match="No model file at"):
         OnnxRuntime(tmp_path / "none.onnx")
     (tmp_path / "broken.onnx").write_bytes(b"no model")
@@ -39,8 +36,8 @@ def test_a_missing_or_broken_model_is_said(tmp_path: Path) -> None:
         OnnxRuntime(tmp_path / "broken.onnx")
 
 
-def test_a_provider_that_cannot_run_the_model_is_a_fault_of_the_deployment(model: Path) -> None:
-    provider = "AzureExecutionProvider"  # every build has it, and it leaves all nodes to the CPU
+def test_a_provider_that_cannot_run_the_model_is_a_deployment_error(model: Path) -> None:
+    provider = "AzureExecutionProvider"  # in every build; it leaves all nodes to the CPU
     with pytest.raises(DeploymentError, match=f"on {provider}, but cannot run it: .*INVALID_ARGUMENT"):
         open_on(
             provider,
@@ -59,14 +56,5 @@ def test_a_model_with_other_tensors_is_refused(model: Path) -> None:
         OnnxRuntime(model)
 
 
-def test_cores_are_those_that_the_process_may_use() -> None:
+def test_only_cores_that_the_process_may_use_are_counted() -> None:
     assert 1 <= physical_cores() <= len(os.sched_getaffinity(0))
-
-
-def test_a_machine_without_a_driver_has_no_gpu() -> None:
-    cudart = pytest.importorskip("cuda.bindings.runtime")
-    if cudart.cudaDriverGetVersion()[1]:
-        pytest.skip("has a driver")
-    from arcface_client.runtimes import cuda
-
-    assert cuda.device_count() == 0

@@ -1,4 +1,4 @@
-"""ONNX Runtime's telemetry stays off, whoever brings ONNX Runtime."""
+"""ONNX Runtime's telemetry stays off in commands, pipelines and servers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ onnxruntime.InferenceSession(sys.argv[2], providers=["CPUExecutionProvider"])
 
 
 @pytest.mark.parametrize("code", [INSPECT, EMBED], ids=["command", "pipeline"])
-def test_nothing_is_recorded(code: str, tmp_path: Path) -> None:
+def test_onnx_runtime_records_nothing(code: str, tmp_path: Path) -> None:
     onnx.save_model(small_arcface(), tmp_path / "model.onnx")
     places = {name: tmp_path / name for name in ("HOME", "TMPDIR")}
     for place in places.values():
@@ -41,7 +41,7 @@ def test_nothing_is_recorded(code: str, tmp_path: Path) -> None:
     assert [path for place in places.values() for path in place.rglob("*")] == []
 
 
-def test_the_servers_backends_record_nothing_unless_they_are_told_to() -> None:
+def test_the_servers_backends_record_nothing_unless_the_user_asks_for_it() -> None:
     there = find_installation()
 
     assert server_environment(there, {})["ORT_DISABLE_TELEMETRY"] == "1"
