@@ -1,42 +1,45 @@
-"""Every error this project raises on purpose, grouped by what the caller should do.
+"""Every error that this project raises on purpose, grouped by what the caller should do.
 
 ::
 
     ArcFaceError
-    ├── InputError (ValueError)      mend what was passed in; trying again changes nothing
-    │   ├── CropError                an array that is not a batch of face crops
-    │   ├── ImageFileError           a file that is no readable image
-    │   │   └── CropSizeError        an image that is no crop of 112x112
-    │   ├── PairFileError            a file that is no set of pairs to verify
-    │   └── ClientClosedError        the client was closed, before the call or during it
-    ├── TransientError               try again, or elsewhere
-    │   ├── ServerUnavailableError   nothing answers at the address, or it broke off
-    │   ├── ServerBusyError          it answers, but its queue is full
-    │   ├── ModelLoadingError        it is just loading the model
-    │   ├── ModelChangedError        another version was loaded in the middle of the call
-    │   ├── NoCandidateNowError      none of several candidates served, and one of them may later
-    │   └── DeadlineExceededError    the answer did not come in time (a TimeoutError)
-    ├── DeploymentError              mend the installation, the configuration or the server
-    │   ├── ConfigError              a configuration file or variable that cannot be used
-    │   ├── ManifestError            a model repository's record that is missing or cannot be true
-    │   ├── MissingExtraError        an optional dependency that is not installed
-    │   ├── CudaError                no GPU, a driver that is too old, or no memory left
-    │   ├── ModelNotFoundError       the server, or the model repository, has no such model or version
-    │   ├── ModelNotReadyError       the server has it, but could not load it
-    │   ├── ContractError            a model whose tensors are not the contract's
-    │   ├── DriftError               a model whose embeddings are not those of its source
-    │   ├── OtherIdentityError       a model whose embeddings belong to another gallery
-    │   ├── NoCandidateError         every one of several candidates was refused
-    │   └── ServerError              the server failed on a request it should have served
-    └── CallCancelledError           do nothing: who asked for it, cancelled it
+    ├── InputError (ValueError)          fix what was passed in; trying again changes nothing
+    │   ├── CropError                    an array is not a batch of face crops
+    │   ├── ImageFileError               a file is not a readable image
+    │   │   └── CropSizeError            an image is not 112x112
+    │   ├── PairFileError                a file is not a set of verification pairs
+    │   └── ClientClosedError            the client was closed before the call or during it
+    ├── TransientError                   try again, or at another server
+    │   ├── ServerUnavailableError       no server answered, or the connection broke
+    │   ├── ServerBusyError              the server's queue is full
+    │   ├── ModelLoadingError            the server is loading or unloading the model
+    │   ├── ModelChangedError            another version was loaded in the middle of the call
+    │   ├── NoCandidateNowError          no candidate served; at least one of them may later
+    │   └── DeadlineExceededError        the time was up before the answer came (a TimeoutError)
+    ├── DeploymentError                  fix the installation, the configuration or the server
+    │   ├── ConfigError                  a configuration file or environment variable cannot be used
+    │   ├── ManifestError                a manifest of the model repository is missing or invalid
+    │   ├── MissingExtraError            an optional dependency is not installed
+    │   ├── CudaError                    no GPU, a driver that is too old, or no GPU memory left
+    │   ├── ModelNotFoundError           the server or the model repository lacks the model or version
+    │   ├── ModelNotReadyError           the server could not load the model
+    │   ├── ContractError                a model's tensors differ from the contract's
+    │   ├── DriftError                   a model's embeddings differ from its source's
+    │   ├── OtherEmbeddingSpaceError     a model's embeddings are not comparable with the others'
+    │   ├── NoCandidateError             every candidate was refused
+    │   └── ServerError                  the server failed on a valid request
+    └── CallCancelledError               nothing to do: the caller cancelled the call
 
-``arcface_builder.errors`` and ``arcface_server.errors`` hang their own trees below ``ArcFaceError``,
-so that a command line catches one class; each of theirs belongs to one of these groups as well. A
-message gives the value, what was expected, and what to do next.
+``arcface_builder.errors`` and ``arcface_server.errors`` add their own errors below ``ArcFaceError``, each in
+one of these groups, so that a command line catches one class. A message gives the value, what was expected,
+and what to do next.
 """
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Mapping
+from types import ModuleType
 from typing import TypeVar
 
 Error = TypeVar("Error", bound=BaseException)
@@ -55,19 +58,19 @@ class CropError(InputError):
 
 
 class ImageFileError(InputError):
-    """A file is no image that can be read."""
+    """A file is not a readable image."""
 
 
 class CropSizeError(ImageFileError):
-    """An image can be read, but has not the size of a face crop."""
+    """An image is readable, but is not 112x112."""
 
 
 class PairFileError(InputError):
-    """A file is no verification set."""
+    """A file is not a set of verification pairs."""
 
 
 class ClientClosedError(InputError):
-    """The client was closed, before the call or during it."""
+    """The client was closed before the call or during it."""
 
 
 class TransientError(ArcFaceError):
@@ -75,19 +78,15 @@ class TransientError(ArcFaceError):
 
 
 class ServerUnavailableError(TransientError):
-    """Nothing answers at the address, or the connection broke off."""
+    """No server answered at the address, or the connection broke."""
 
 
 class ServerBusyError(TransientError):
-    """The server answers, but refuses the request because its queue is full."""
+    """The server refused the request because its queue is full."""
 
 
 class ModelLoadingError(TransientError):
-    """The server is just loading, or unloading, the model."""
-
-
-class NoCandidateNowError(TransientError):
-    """None of several candidates served; the message lists them all. One of them may later."""
+    """The server is loading or unloading the model."""
 
 
 class ModelChangedError(TransientError):
@@ -95,11 +94,11 @@ class ModelChangedError(TransientError):
 
 
 class DeadlineExceededError(TransientError, TimeoutError):
-    """The answer did not come within the time allowed."""
+    """The time was up before the answer came."""
 
 
 class DeploymentError(ArcFaceError):
-    """The installation, the configuration or the server has to be mended."""
+    """The installation, the configuration or the server has to be fixed."""
 
 
 class ConfigError(DeploymentError):
@@ -107,7 +106,7 @@ class ConfigError(DeploymentError):
 
 
 class ManifestError(DeploymentError):
-    """A record of a model repository is missing, or says what cannot be."""
+    """A manifest of the model repository is missing or invalid."""
 
 
 class MissingExtraError(DeploymentError):
@@ -115,26 +114,26 @@ class MissingExtraError(DeploymentError):
 
 
 class CudaError(DeploymentError):
-    """A call of CUDA failed: no device, a driver that is too old, or no memory left."""
+    """A CUDA call failed: no GPU, a driver that is too old, or no GPU memory left."""
 
 
 class ModelNotFoundError(DeploymentError):
-    """The server, or the model repository, has no such model or version."""
+    """The server or the model repository lacks the model or version."""
 
 
 class ModelNotReadyError(DeploymentError):
-    """The server knows the model, but could not load it."""
+    """The server could not load the model."""
 
 
 class ContractError(DeploymentError):
-    """A model's tensors are not those of the contract."""
+    """A model's tensors differ from the contract's."""
 
 
 class DriftError(DeploymentError):
-    """A model's embeddings of the golden crops are not those of its source.
+    """A model's embeddings of the golden crops differ from its source's.
 
     Attributes:
-        drift: The largest 1 - cosine similarity.
+        drift: The largest cosine distance, 1 - cosine similarity.
     """
 
     def __init__(self, message: str, drift: float) -> None:
@@ -142,29 +141,71 @@ class DriftError(DeploymentError):
         self.drift = drift
 
 
-class OtherIdentityError(DeploymentError):
-    """A model may be right, but its embeddings belong to another gallery."""
-
-
-class NoCandidateError(DeploymentError):
-    """Every one of several candidates was refused; the message lists them all, with the reasons."""
+class OtherEmbeddingSpaceError(DeploymentError):
+    """A model may be right, but its embeddings cannot be compared with those of the others."""
 
 
 class ServerError(DeploymentError):
-    """The server failed on a request that it should have served."""
+    """The server failed on a valid request."""
+
+
+class NoCandidateNowError(TransientError):
+    """No candidate served a call; at least one of them may later.
+
+    Attributes:
+        reasons: Why each candidate did not serve, by its name.
+    """
+
+    def __init__(self, reasons: Mapping[str, ArcFaceError]) -> None:
+        super().__init__(f"No candidate serves now. {_listed(reasons)}")
+        self.reasons = dict(reasons)
+
+
+class NoCandidateError(DeploymentError):
+    """Every candidate was refused.
+
+    Attributes:
+        reasons: Why each candidate was refused, by its name.
+    """
+
+    def __init__(self, reasons: Mapping[str, ArcFaceError]) -> None:
+        super().__init__(f"No candidate can serve. {_listed(reasons)}")
+        self.reasons = dict(reasons)
 
 
 class CallCancelledError(ArcFaceError):
-    """Who asked for a call, cancelled it; raised where nobody waits any more."""
+    """The caller cancelled the call."""
+
+
+def require(module: str, *, extra: str, purpose: str) -> ModuleType:
+    """Import an optional dependency.
+
+    Raises:
+        MissingExtraError: It is not installed, or cannot be loaded; the message says what to install.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"{purpose} needs the package {error.name}: pip install 'arcface-triton[{extra}]'"
+        ) from error
+    except (ImportError, OSError) as error:  # a system library that it needs is missing, for example libGL
+        raise MissingExtraError(
+            f"{purpose} needs the package {module}, which is installed but cannot be loaded: {error}"
+        ) from error
 
 
 def detached(error: Error) -> Error:
-    """Copy an error without its traceback, cause and context.
+    """Copy an error without its traceback, cause and context, so that it can be kept.
 
-    Those hold what was in the variables of every frame, a call's crops too: for errors that are kept.
+    Those keep the variables of every frame alive, a call's crops among them.
     """
-    # Not by copy.copy, which calls __init__, and that may take other arguments than the message.
+    # Not copy.copy, which calls __init__ with ``args``: some take other arguments.
     copy = type(error).__new__(type(error), *error.args)
     copy.args = error.args
     vars(copy).update(vars(error))
     return copy
+
+
+def _listed(reasons: Mapping[str, ArcFaceError]) -> str:
+    return "; ".join(f"{name}: {error}" for name, error in reasons.items()) or "No candidate is known."

@@ -12,8 +12,7 @@ from typing import BinaryIO, Final
 import numpy as np
 
 from .contract import CROP_SIZE, Crops
-from .errors import CropSizeError, ImageFileError
-from .optional import require
+from .errors import CropSizeError, ImageFileError, require
 
 _MODES: Final = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"})
 """Pillow's modes of 8 bits a channel at most, and of colours of 16 bits, of which it takes the upper 8 as

@@ -55,8 +55,8 @@ def test_a_report_that_accounts_for_other_crops_fails() -> None:
         (DeadlineExceededError("late"), 1.0, 1.0, True, True),
         (DeadlineExceededError("late"), 0.5, 1.0, False, False),
         (DeadlineExceededError("late"), 60.0, None, False, False),
-        (NoCandidateNowError("nobody"), 1.0, None, False, True),
-        (NoCandidateNowError("nobody"), 1.0, None, True, False),
+        (NoCandidateNowError({}), 1.0, None, False, True),
+        (NoCandidateNowError({}), 1.0, None, True, False),
         (ServerError("failed"), 1.0, None, False, False),
     ],
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from arcface_client.optional import require
+from arcface_client.errors import require
 
 from ..errors import CheckpointError
 from .iresnet import BLOCKS, parameter_shapes

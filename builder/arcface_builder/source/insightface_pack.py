@@ -12,8 +12,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from arcface_client.errors import require
 from arcface_client.models.home import expanded
-from arcface_client.optional import require
 
 from ..errors import NotArcFaceError, PackError, SourceError
 from .io_signature import check_ends

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from arcface_client.cli.bars import transfer
-from arcface_client.optional import require
+from arcface_client.errors import require
 
 from .local import LocalStore
 from .store import PlanStore

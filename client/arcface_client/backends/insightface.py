@@ -10,11 +10,10 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from ..contract import CROP_SHAPE, CROP_SIZE, EMBEDDING_DIM, Crops, Embeddings
-from ..errors import ContractError, DeploymentError, ModelNotFoundError
+from ..errors import ContractError, DeploymentError, ModelNotFoundError, require
 from ..models.embedding_space import EmbeddingIdentity
 from ..models.home import expanded
 from ..models.repository import LocalModels, file_sha256
-from ..optional import require
 from .local_model import LocalCandidate, LocalModel
 from .onnxruntime import BATCH_SIZE, ENTRIES, provider_options
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from ..config.devices import Device
 from ..contract import INPUT_NAME
+from ..errors import require
 from ..models.embedding_space import EmbeddingIdentity
 from ..models.golden import golden_crops
 from ..models.naming import onnx_model
 from ..models.repository import LocalModels
-from ..optional import require
 from ..runtimes.base import COREML, CPU, CUDA
 from .local_model import LocalCandidate, LocalModel
 

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..contract import Crops
-from ..errors import ImageFileError
+from ..errors import ImageFileError, require
 from ..images import SUFFIXES, PassedOver, find_images, read_crop
-from ..optional import require
 from .archive import EmbeddingArchive
 from .bars import progress
 from .commandline import DONE, FAILED

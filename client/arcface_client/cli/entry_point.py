@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-from ..telemetry import switch_off_telemetry
+from ..runtimes.base import switch_off_telemetry
 
 
 def start(module: str, *, extra: str) -> int:

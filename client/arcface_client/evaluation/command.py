@@ -10,8 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from ..config.settings import PipelineSettings
-from ..errors import InputError
-from ..optional import require
+from ..errors import InputError, require
 from ..triton.client import EmbeddingClient
 from .comparison import compare
 from .embedders import Embedder

@@ -11,8 +11,7 @@ import numpy as np
 
 from ..backends.onnxruntime import ENTRIES
 from ..contract import EMBEDDING_DIM, Crops, Embeddings
-from ..errors import DeploymentError
-from ..optional import require
+from ..errors import DeploymentError, require
 
 if TYPE_CHECKING:
     from ..triton.client import EmbeddingClient

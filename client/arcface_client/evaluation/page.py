@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from ..contract import Crops
-from ..optional import require
+from ..errors import require
 from .comparison import FLIP_CROPS, PairReport
 from .report import Report
 from .statistics import direction_drifts, similarities_of_all_pairs

@@ -7,7 +7,7 @@ from typing import Final
 from ..backends.insightface import InsightFaceRuntime, find_source
 from ..backends.onnxruntime import ENTRIES
 from ..contract import Crops, Embeddings
-from ..optional import require
+from ..errors import require
 from ..runtimes.base import in_batches
 from .embedders import REFERENCE, Embedder
 

@@ -110,7 +110,6 @@ class Call:
 
 def nobody(reasons: Mapping[str, ArcFaceError]) -> ArcFaceError:
     """The error that lists every candidate and why it did not serve."""
-    each = "; ".join(f"{name}: {error}" for name, error in reasons.items()) or "There is none."
     if any(isinstance(error, TransientError) for error in reasons.values()):
-        return NoCandidateNowError(f"No candidate serves now. {each}")
-    return NoCandidateError(f"No candidate can serve. {each}")
+        return NoCandidateNowError(reasons)
+    return NoCandidateError(reasons)

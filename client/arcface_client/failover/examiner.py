@@ -42,7 +42,7 @@ class Examiner:
         Live crops that it was wrong on, too.
 
         Raises:
-            OtherIdentityError: Its record says that it is another's.
+            OtherEmbeddingSpaceError: Its record says that it is another's.
             ArcFaceError: It cannot be used, or not now.
         """
         model, version = contender.candidate.model, self._version(contender, deadline)

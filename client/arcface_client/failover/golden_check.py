@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from ..contract import LENGTH_TOLERANCE, Crops, Embeddings
-from ..errors import ContractError, DeploymentError, OtherIdentityError
+from ..errors import ContractError, DeploymentError, OtherEmbeddingSpaceError
 from ..models.golden import GoldenReference, drift_error, golden_crops, largest_drift
 from ..models.naming import is_plan
 from ..runtimes.base import Embed
@@ -149,14 +149,14 @@ def objection(finding: Finding, identity: SettledIdentity | None, max_drift: flo
     return None
 
 
-def conflicting(reference: GoldenReference, identity: SettledIdentity) -> OtherIdentityError | None:
+def conflicting(reference: GoldenReference, identity: SettledIdentity) -> OtherEmbeddingSpaceError | None:
     """What the records say against one gallery for both; None when they say nothing."""
     conflict = identity.reference.identity.conflict(reference.identity)
     return None if conflict is None else _other(conflict, identity)
 
 
-def _other(what: str, identity: SettledIdentity) -> OtherIdentityError:
-    return OtherIdentityError(
+def _other(what: str, identity: SettledIdentity) -> OtherEmbeddingSpaceError:
+    return OtherEmbeddingSpaceError(
         f"{what}, compared with {identity.settled_by}, with which this embedder began; "
         "restart it to change over, or pin its candidates"
     )

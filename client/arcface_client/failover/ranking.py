@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..errors import ArcFaceError, OtherIdentityError
+from ..errors import ArcFaceError, OtherEmbeddingSpaceError
 from ..observability.diagnostics import CandidateReport
 from ..observability.served import Refusal
 from .replica import Contender
@@ -69,7 +69,7 @@ def standing(
         for other, error in judged:
             if other is contender:
                 break
-            if error is not None and not isinstance(error, OtherIdentityError):
+            if error is not None and not isinstance(error, OtherEmbeddingSpaceError):
                 better.append(Refusal(str(other), str(error)))
             elif error is None and ranking.index(other) > ranking.index(contender):
                 better.append(Refusal(str(other), "it failed a moment ago and is settling"))

@@ -10,7 +10,7 @@ from ..errors import (
     DeploymentError,
     DriftError,
     ModelLoadingError,
-    OtherIdentityError,
+    OtherEmbeddingSpaceError,
     TransientError,
     detached,
 )
@@ -67,7 +67,7 @@ class Contender:
         self._drifts = isinstance(objection, DriftError)
         self.breaker.probed(good=objection is None)
         # What belongs to another gallery does not change its mind as what is broken may.
-        steady = objection is None or isinstance(objection, OtherIdentityError)
+        steady = objection is None or isinstance(objection, OtherEmbeddingSpaceError)
         self._examine_at = now + (self._rhythm.prove_again_s if steady else self._rhythm.refused_again_s)
 
     def not_examined(self, error: ArcFaceError, now: float) -> None:

@@ -116,7 +116,7 @@ class Fallback:
             self._selector.look(call.job.deadline, afresh=afresh, timeout_s=timeout_s)
         except DeadlineExceededError as error:
             reasons = call.reasons(self._selector.standing.refused)
-            why = nobody(reasons) if reasons else NoCandidateNowError("No candidate is known yet.")
+            why = nobody(reasons) if reasons else NoCandidateNowError({})
             raise call.too_late(why) from error
 
     def _try_all(self, call: Call) -> Served | None:

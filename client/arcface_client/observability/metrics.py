@@ -10,8 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from ..errors import ArcFaceError, InputError
-from ..optional import require
+from ..errors import ArcFaceError, InputError, require
 from ..triton.embed_request import EmbedRequest
 from .diagnostics import CandidateReport
 from .served import Served, Source

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from arcface_client.contract import Crops, Embeddings
-from arcface_client.errors import ContractError, DeploymentError, ModelNotFoundError, OtherIdentityError
+from arcface_client.errors import ContractError, DeploymentError, ModelNotFoundError, OtherEmbeddingSpaceError
 from arcface_client.failover.golden_check import (
     ITSELF,
     MANIFEST,
@@ -93,7 +93,7 @@ def test_another_source_model_is_refused_though_it_is_right_by_its_own_record() 
     finding = examine(by(embeddings(1)), "arcface_onnx", GoldenReference(embeddings(1)), None)
     assert objection(finding, None, TOLERANCE) is None
     problem = objection(finding, identity(), TOLERANCE)
-    assert isinstance(problem, OtherIdentityError)
+    assert isinstance(problem, OtherEmbeddingSpaceError)
     assert "another source model" in str(problem)
     assert "arcface_onnx:1 at one:1" in str(problem)
 
@@ -101,7 +101,7 @@ def test_another_source_model_is_refused_though_it_is_right_by_its_own_record() 
 def test_another_source_sha256_is_refused_though_the_embeddings_agree() -> None:
     other = GoldenReference(embeddings(), EmbeddingIdentity(source_sha256="b" * 64))
     finding = examine(by(embeddings()), "arcface_onnx", other, None)
-    assert isinstance(objection(finding, identity(), TOLERANCE), OtherIdentityError)
+    assert isinstance(objection(finding, identity(), TOLERANCE), OtherEmbeddingSpaceError)
     assert objection(finding, identity(sha256=None), TOLERANCE) is None
 
 
