@@ -83,8 +83,8 @@ def test_an_error_of_several_candidates_has_the_reason_of_each(
     kind: type[NoCandidateError | NoCandidateNowError],
 ) -> None:
     reasons = {
-        "one_trt:3 at a:1": DriftError("it drifts", 0.25),
-        "one_onnx:1 at a:1": ServerBusyError("full"),
+        "trt:3 at a:1": DriftError("it drifts", 0.25),
+        "onnx:1 at a:1": ServerBusyError("full"),
     }
     error = detached(kind(reasons))
     assert error.reasons == reasons
