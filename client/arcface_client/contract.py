@@ -7,7 +7,7 @@ the graph, so that two backends or two clients cannot differ in it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -34,6 +34,9 @@ Crops = npt.NDArray[np.uint8]
 
 Embeddings = npt.NDArray[np.float32]
 """A batch of embeddings, float32 [N, 512]."""
+
+Progress = Callable[[str, float | None], None]
+"""Called by a long task with its stage, and the share done, 0 to 1; None where the share is not known."""
 
 TensorSpec = tuple[str, str, tuple[int, ...]]
 """Name, Triton data type and dimensions of a tensor, without the batch dimension."""

@@ -17,7 +17,7 @@ from arcface_client.cli.commandline import DONE, utf8_path
 from arcface_client.config.tensorrt_settings import DEFAULT_PATH, TensorRtSettings, load_tensorrt_settings
 from arcface_client.contract import Crops
 from arcface_client.errors import InputError
-from arcface_client.images import find_images, read_crop
+from arcface_client.evaluation.images import find_images, read_crop
 from arcface_client.models.embedding_space import PRECISIONS
 from arcface_client.models.naming import onnx_model
 

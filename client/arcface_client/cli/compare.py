@@ -10,11 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from ..errors import CropSizeError
+from .bars import stages
 from .commandline import DONE, FAILED
 from .connecting import add_connection_flags, settings_from
 from .output import check_output, replace_text
-from .resizing import add_resize_flag, advised
 
 _DESCRIPTION: Final = """\
 Compare ways of embedding on the same crops: models of a Triton server, ONNX files in this process, and
@@ -75,7 +74,9 @@ def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     samples.add_argument(
         "--images", type=Path, metavar="DIR", help="folder of face crops (default: variations of drawn ones)"
     )
-    add_resize_flag(samples)
+    samples.add_argument(
+        "--resize", action="store_true", help="scale crops of another size instead of refusing them"
+    )
     samples.add_argument(
         "--batch-size",
         type=_whole(least=1),
@@ -138,10 +139,8 @@ def _compare(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
         mirrored=arguments.mirrored,
         command=arguments.command_line,
     )
-    try:
-        report = run(options, settings)
-    except CropSizeError as error:
-        raise CropSizeError(advised(error)) from error
+    with stages("compare") as progress:
+        report = run(options, settings, progress)
     if arguments.json:
         print(json.dumps(report.to_dict(), indent=2))
     else:

@@ -11,12 +11,11 @@ from pathlib import Path
 
 from ..contract import Crops
 from ..errors import ImageFileError, require
-from ..images import SUFFIXES, PassedOver, find_images, read_crop
+from ..evaluation.images import SUFFIXES, PassedOver, find_images, read_crop
 from .archive import EmbeddingArchive
 from .bars import progress
-from .commandline import DONE, FAILED
+from .commandline import DONE, FAILED, printable
 from .connecting import add_connection_flags, settings_from
-from .resizing import add_resize_flag, advised
 
 
 def add_embed(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -33,7 +32,9 @@ def add_embed(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     embed.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="image file, or folder to search")
     embed.add_argument("--output", required=True, type=_npz, metavar="FILE", help="the .npz file to write")
-    add_resize_flag(embed)
+    embed.add_argument(
+        "--resize", action="store_true", help="scale crops of another size instead of refusing them"
+    )
     embed.add_argument("--json", action="store_true", help="report as JSON")
     embed.add_argument(
         "--model",
@@ -68,7 +69,7 @@ def _embed(arguments: argparse.Namespace) -> int:
             try:
                 crop = read_crop(file, resize=arguments.resize)
             except ImageFileError as error:
-                print(f"skipped: {advised(error)}", file=sys.stderr)
+                print(f"skipped: {printable(str(error))}", file=sys.stderr)
                 skipped.append(file)
                 continue
             names.append(file)

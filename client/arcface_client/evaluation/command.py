@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from ..config.settings import PipelineSettings
+from ..contract import Progress
 from ..errors import InputError, require
 from ..triton.client import EmbeddingClient
 from .comparison import compare
@@ -53,12 +54,13 @@ class Options:
     command: str
 
 
-def run(options: Options, settings: PipelineSettings) -> Report:
+def run(options: Options, settings: PipelineSettings, progress: Progress) -> Report:
     """Do a comparison.
 
     Args:
         options: What is to be compared, and on what.
         settings: The server, the model, and the tolerance.
+        progress: Is called as the work goes on.
 
     Raises:
         ArcFaceError: Something named is not there, or failed.
@@ -68,7 +70,7 @@ def run(options: Options, settings: PipelineSettings) -> Report:
         require("PIL", extra="cli", purpose="Reading images")
     pair_file = read_pair_file(options.pairs) if options.pairs else None
     if options.images:
-        samples = samples_from(options.images, options.n_samples, resize=options.resize)
+        samples = samples_from(options.images, options.n_samples, resize=options.resize, progress=progress)
     else:
         samples = generated_samples(options.n_samples)
 
@@ -101,6 +103,7 @@ def run(options: Options, settings: PipelineSettings) -> Report:
             max_drift_cosine=settings.embedding.max_drift_cosine,
             threshold=options.threshold,
             other_models=others,
+            progress=progress,
         )
         verification = None
         if pair_file is not None:
@@ -111,6 +114,7 @@ def run(options: Options, settings: PipelineSettings) -> Report:
                 threshold=options.threshold,
                 mirrored=options.mirrored,
                 resize=options.resize,
+                progress=progress,
             )
     return Report(
         comparison=comparison,

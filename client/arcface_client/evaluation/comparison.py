@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ..contract import Crops
+from ..contract import Crops, Progress
 from .controls import Control, run_controls
 from .embedders import Embedder
 from .measuring import Runs, Speed, measure, speeds
@@ -84,6 +84,7 @@ def compare(
     max_drift_cosine: float,
     threshold: float,
     other_models: Sequence[Embedder] = (),
+    progress: Progress = lambda stage, done: None,
 ) -> Comparison:
     """Compare embedders with the first of them.
 
@@ -94,12 +95,13 @@ def compare(
         max_drift_cosine: The largest drift that passes.
         threshold: Cosine similarity from which two crops count as one person.
         other_models: Models of another source, as controls.
+        progress: Is called for each batch.
 
     Raises:
         ArcFaceError: One of them failed.
     """
     size = min(batch_size, len(crops))
-    runs = measure(embedders, crops, size)
+    runs = measure(embedders, crops, size, progress)
     reports = [_report(embedder, own, runs[0]) for embedder, own in zip(embedders, runs, strict=True)]
     similar = [similarities_of_all_pairs(own.embeddings[:FLIP_CROPS]) for own in runs]
     pairs = [

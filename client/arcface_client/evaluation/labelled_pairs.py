@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cli.bars import progress
-from ..contract import EMBEDDING_DIM, Crops, Embeddings
-from ..images import decode_crop
+from ..contract import EMBEDDING_DIM, Crops, Embeddings, Progress
 from .embedders import Embedder
+from .images import decode_crop
 from .pair_file import PairFile
 from .statistics import Flips, Values, flips, similarities
 from .verification import Same, Verification, verify
@@ -50,6 +49,7 @@ def verify_all(
     threshold: float,
     mirrored: bool = False,
     resize: bool = False,
+    progress: Progress,
 ) -> LabelledPairs:
     """Embed a verification set with each embedder, and judge each by it.
 
@@ -60,6 +60,7 @@ def verify_all(
         threshold: Cosine similarity from which a pair counts as the same, for the flips.
         mirrored: Add the mirrored crop's embedding, as InsightFace's verification.py does.
         resize: Scale images of another size instead of refusing them.
+        progress: Is called for each batch.
 
     Raises:
         ImageFileError: An image cannot be read.
@@ -67,7 +68,8 @@ def verify_all(
     """
     embeddings = [np.empty((len(pair_file.images), EMBEDDING_DIM), np.float32) for _ in embedders]
     starts = range(0, len(pair_file.images), batch_size)
-    for start in progress(starts, total=len(starts), unit="batch"):
+    for start in starts:
+        progress("embedding pairs", start / len(pair_file.images))
         part = slice(start, start + batch_size)
         crops = np.stack(
             [

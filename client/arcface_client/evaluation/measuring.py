@@ -10,8 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from ..cli.bars import progress
-from ..contract import EMBEDDING_DIM, Crops, Embeddings
+from ..contract import EMBEDDING_DIM, Crops, Embeddings, Progress
 from .embedders import Embedder
 from .statistics import largest_direction_drift
 
@@ -89,13 +88,14 @@ class Speed:
     turns: int
 
 
-def measure(embedders: Sequence[Embedder], crops: Crops, batch_size: int) -> list[Runs]:
+def measure(embedders: Sequence[Embedder], crops: Crops, batch_size: int, progress: Progress) -> list[Runs]:
     """Let embedders take turns.
 
     Args:
         embedders: What is measured.
         crops: uint8 [N, 112, 112, 3].
         batch_size: Crops in a batch, at most N.
+        progress: Is called for each batch.
 
     Returns:
         What each did, in their order.
@@ -109,7 +109,7 @@ def measure(embedders: Sequence[Embedder], crops: Crops, batch_size: int) -> lis
         embedder.embed(crops[:1])
         embedder.embed(crops[:batch_size])
     passes = [(crops[:ALONE_CROPS], 1), (crops, batch_size), (crops[places], batch_size)]
-    results = _take_turns(embedders, passes)
+    results = _take_turns(embedders, passes, progress)
     own_order = np.argsort(places)
     return [
         Runs(alone, batched, Turns(shifted.embeddings[own_order], shifted.seconds), batch_size)
@@ -132,7 +132,7 @@ def speeds(runs: Runs, baseline: Runs) -> tuple[Speed, ...]:
 
 
 def _take_turns(
-    embedders: Sequence[Embedder], passes: Sequence[tuple[Crops, int]]
+    embedders: Sequence[Embedder], passes: Sequence[tuple[Crops, int]], progress: Progress
 ) -> list[tuple[Turns, ...]]:
     """Let everybody embed the first batch of the first pass, then everybody the second, and so on."""
     embeddings = [
@@ -144,7 +144,8 @@ def _take_turns(
         for number, (crops, size) in enumerate(passes)
         for start in range(0, len(crops), size)
     ]
-    for turn, (number, part, size) in enumerate(progress(batches, total=len(batches), unit="turn")):
+    for turn, (number, part, size) in enumerate(batches):
+        progress("measuring", turn / len(batches))
         batch = np.ascontiguousarray(passes[number][0][part])
         for place in range(len(embedders)):
             # Who begins changes, so that nobody always follows the same one.

@@ -9,12 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cli.bars import progress
-from ..cli.resizing import advised
-from ..contract import Crops
+from ..contract import Crops, Progress
 from ..errors import ImageFileError
-from ..images import find_images, read_crop
 from ..models.golden import golden_crops
+from .images import find_images, read_crop
 
 _log = logging.getLogger(__name__)
 
@@ -36,13 +34,14 @@ class Samples:
     skipped: Sequence[str] = ()
 
 
-def samples_from(folder: Path, count: int, *, resize: bool = False) -> Samples:
+def samples_from(folder: Path, count: int, *, resize: bool = False, progress: Progress) -> Samples:
     """Read crops from a folder.
 
     Args:
         folder: Where to search, subfolders too.
         count: How many to take; of more they are taken evenly, so that all its parts are seen.
         resize: Scale crops of another size instead of passing them over.
+        progress: Is called for each file.
 
     Raises:
         ImageFileError: There are not two crops in it.
@@ -54,11 +53,12 @@ def samples_from(folder: Path, count: int, *, resize: bool = False) -> Samples:
     chosen = [files[index] for index in np.linspace(0, len(files) - 1, min(count, len(files))).astype(int)]
     crops: dict[str, Crops] = {}
     skipped: list[str] = []
-    for file in progress(chosen, unit="crop"):
+    for done, file in enumerate(chosen):
+        progress("reading images", done / len(chosen))
         try:
             crops[file] = read_crop(file, resize=resize)
         except ImageFileError as error:
-            _log.warning("skipped: %s", advised(error))
+            _log.warning("skipped: %s", error)
             skipped.append(file)
     if len(crops) < 2:
         raise ImageFileError(

@@ -12,7 +12,7 @@ import numpy as np
 
 from arcface_client.contract import CROP_SHAPE, CROP_SIZE, INPUT_NAME, Crops
 from arcface_client.errors import ImageFileError
-from arcface_client.images import find_images, read_crop
+from arcface_client.evaluation.images import find_images, read_crop
 
 CROP_COUNT: Final = 32
 """How many different crops are sent in turn; that many at most are read from a folder."""

@@ -19,8 +19,8 @@ from PIL import Image
 from arcface_builder.build import build
 from arcface_builder.source.load import OnnxFile
 from arcface_client.cli.app import main
+from arcface_client.evaluation.images import decode_crop
 from arcface_client.evaluation.statistics import flips, similarities
-from arcface_client.images import decode_crop
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_server import LocalTriton
 from support.exports import small_arcface
@@ -193,7 +193,7 @@ def test_images_of_a_set_that_are_no_crops_are_scaled_when_told_to(
     assert main(arguments) == 1
     error = capsys.readouterr().err
     assert f"{path}: image 0 is 112x96; expected" in error
-    assert error.endswith("makes one). Or use --resize.\n")
+    assert error.endswith("scale it with --resize.\n")
     assert main([*arguments, "--resize"]) == 0
 
 

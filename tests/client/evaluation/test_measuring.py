@@ -21,6 +21,9 @@ from support.tiny import tiny_serving_graph
 CROPS = generated_samples(20).crops
 
 
+def quiet(stage: str, done: float | None) -> None: ...
+
+
 class Altered(Embedder):
     """A real embedder with something done to what it takes or gives."""
 
@@ -67,7 +70,7 @@ def test_everybody_embeds_the_same_batches_in_turns(tiny: InProcess) -> None:
         return embed
 
     first, second = (Altered(name, tiny, noting(name)) for name in ("first", "second"))
-    runs = measure([first, second], CROPS, 8)
+    runs = measure([first, second], CROPS, 8, quiet)
     warm_up, batches = [1, 8], [1] * 20 + 2 * [8, 8, 4]
     assert first.batches == second.batches == warm_up + batches
     turns = [order[start : start + 2] for start in range(4, len(order), 2)]
@@ -77,7 +80,7 @@ def test_everybody_embeds_the_same_batches_in_turns(tiny: InProcess) -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8, 20])
 def test_embeddings_come_in_the_crops_own_order(tiny: InProcess, batch_size: int) -> None:
-    (runs,) = measure([tiny], CROPS, batch_size)
+    (runs,) = measure([tiny], CROPS, batch_size, quiet)
     expected = tiny.embed(CROPS)
     for turns in (runs.alone, runs.batched, runs.shifted):
         np.testing.assert_allclose(turns.embeddings, expected, atol=1e-6)
@@ -92,7 +95,7 @@ def test_speedup_is_within_the_turns(tiny: InProcess) -> None:
             pass
         return embeddings
 
-    slow, fast = measure([Altered("slow", tiny, slowly), tiny], CROPS, 8)
+    slow, fast = measure([Altered("slow", tiny, slowly), tiny], CROPS, 8, quiet)
     alone, batched = speeds(fast, slow)
     assert (alone.batch_size, alone.turns, batched.batch_size, batched.turns) == (1, 20, 8, 4)
     assert alone.speedup > 1.5 < batched.speedup

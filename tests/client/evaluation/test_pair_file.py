@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arcface_client.errors import PairFileError
+from arcface_client.evaluation.images import decode_crop
 from arcface_client.evaluation.pair_file import read_pair_file
 from arcface_client.evaluation.pair_pickle import Array, Dtype, Encoded
-from arcface_client.images import decode_crop
 from support.pair_files import PYTHON_2, PYTHON_2_TEXT, as_opencv, pairs
 
 IMAGES, SAME = pairs(6)

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from arcface_client.cli.archive import EmbeddingArchive
-from arcface_client.errors import CropSizeError, ImageFileError, InputError
-from arcface_client.images import PassedOver, find_images, read_crop
+from arcface_client.errors import ImageFileError, InputError
+from arcface_client.evaluation.images import PassedOver, find_images, read_crop
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (112, 112, 3), np.uint8)
 
@@ -35,7 +35,7 @@ def test_other_pixel_formats_become_bgr(tmp_path: Path, mode: str) -> None:
 def test_another_size_is_refused_unless_resized(tmp_path: Path) -> None:
     Image.new("RGB", (50, 80)).save(tmp_path / "crop.png")
     with pytest.raises(
-        CropSizeError, match=r"is 50x80; expected an aligned crop of 112x112 \(.* makes one\)\.$"
+        ImageFileError, match=r"is 50x80; expected an aligned crop of 112x112\. Align it with .* --resize\.$"
     ):
         read_crop(tmp_path / "crop.png")
     assert read_crop(tmp_path / "crop.png", resize=True).shape == (112, 112, 3)

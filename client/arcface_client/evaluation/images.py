@@ -11,8 +11,8 @@ from typing import BinaryIO, Final
 
 import numpy as np
 
-from .contract import CROP_SIZE, Crops
-from .errors import CropSizeError, ImageFileError, require
+from ..contract import CROP_SIZE, Crops
+from ..errors import ImageFileError, require
 
 _MODES: Final = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"})
 """Pillow's modes of 8 bits a channel at most, and of colours of 16 bits, of which it takes the upper 8 as
@@ -86,8 +86,7 @@ def read_crop(path: str | Path, *, resize: bool = False) -> Crops:
         uint8 [112, 112, 3], BGR.
 
     Raises:
-        ImageFileError: The file is no image.
-        CropSizeError: It has another size.
+        ImageFileError: The file is not an image, or has another size.
         MissingExtraError: Pillow is not installed.
     """
     return _read(path, str(path), resize)
@@ -105,8 +104,7 @@ def decode_crop(content: bytes, name: str, *, resize: bool = False) -> Crops:
         uint8 [112, 112, 3], BGR.
 
     Raises:
-        ImageFileError: It is no image.
-        CropSizeError: It has another size.
+        ImageFileError: It is not an image, or has another size.
         MissingExtraError: Pillow is not installed.
     """
     return _read(io.BytesIO(content), name, resize)
@@ -123,9 +121,10 @@ def _read(source: str | Path | BinaryIO, name: str, resize: bool) -> Crops:
                     "be clipped; expected colours, or grey with 8 bits."
                 )
             if not resize and file.size != (CROP_SIZE, CROP_SIZE):
-                raise CropSizeError(
-                    f"{name} is {file.width}x{file.height}; expected an aligned crop of 112x112 "
-                    "(insightface.utils.face_align.norm_crop makes one)."
+                raise ImageFileError(
+                    f"{name} is {file.width}x{file.height}; expected an aligned crop of 112x112. "
+                    "Align it with insightface.utils.face_align.norm_crop; embed and compare also scale it "
+                    "with --resize."
                 )
             # Cameras store the rotation beside the pixels; OpenCV applies it (for WebP from 4.13 on), Pillow
             # only when asked.
