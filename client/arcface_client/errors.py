@@ -3,11 +3,9 @@
 ::
 
     ArcFaceError
-<<<<<<< HEAD
     ├── InputError (ValueError)          fix what was passed in; trying again changes nothing
     │   ├── CropError                    an array is not a batch of face crops
     │   ├── ImageFileError               a file is not a readable image
-    │   │   └── CropSizeError            an image is not 112x112
     │   ├── PairFileError                a file is not a set of verification pairs
     │   └── ClientClosedError            the client was closed before the call or during it
     ├── TransientError                   try again, or at another server
@@ -30,33 +28,6 @@
     │   ├── NoCandidateError             every candidate was refused
     │   └── ServerError                  the server failed on a valid request
     └── CallCancelledError               nothing to do: the caller cancelled the call
-=======
-    ├── InputError (ValueError)      mend what was passed in; trying again changes nothing
-    │   ├── CropError                an array that is not a batch of face crops
-    │   ├── ImageFileError           a file that is no readable image
-    │   ├── PairFileError            a file that is no set of pairs to verify
-    │   └── ClientClosedError        the client was closed, before the call or during it
-    ├── TransientError               try again, or elsewhere
-    │   ├── ServerUnavailableError   nothing answers at the address, or it broke off
-    │   ├── ServerBusyError          it answers, but its queue is full
-    │   ├── ModelLoadingError        it is just loading the model
-    │   ├── ModelChangedError        another version was loaded in the middle of the call
-    │   ├── NoCandidateNowError      none of several candidates served, and one of them may later
-    │   └── DeadlineExceededError    the answer did not come in time (a TimeoutError)
-    ├── DeploymentError              mend the installation, the configuration or the server
-    │   ├── ConfigError              a configuration file or variable that cannot be used
-    │   ├── ManifestError            a model repository's record that is missing or cannot be true
-    │   ├── MissingExtraError        an optional dependency that is not installed
-    │   ├── CudaError                no GPU, a driver that is too old, or no memory left
-    │   ├── ModelNotFoundError       the server, or the model repository, has no such model or version
-    │   ├── ModelNotReadyError       the server has it, but could not load it
-    │   ├── ContractError            a model whose tensors are not the contract's
-    │   ├── DriftError               a model whose embeddings are not those of its source
-    │   ├── OtherIdentityError       a model whose embeddings belong to another gallery
-    │   ├── NoCandidateError         every one of several candidates was refused
-    │   └── ServerError              the server failed on a request it should have served
-    └── CallCancelledError           do nothing: who asked for it, cancelled it
->>>>>>> 04a2989 (Evaluation imports no command: progress is a callback, images lie with what reads them)
 
 ``arcface_builder.errors`` and ``arcface_server.errors`` add their own errors below ``ArcFaceError``, each in
 one of these groups, so that a command line catches one class. A message gives the value, what was expected,
@@ -89,13 +60,6 @@ class ImageFileError(InputError):
     """A file is not a readable image."""
 
 
-<<<<<<< HEAD
-class CropSizeError(ImageFileError):
-    """An image is readable, but is not 112x112."""
-
-
-=======
->>>>>>> 04a2989 (Evaluation imports no command: progress is a callback, images lie with what reads them)
 class PairFileError(InputError):
     """A file is not a set of verification pairs."""
 
