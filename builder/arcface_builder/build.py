@@ -15,14 +15,14 @@ from arcface_client.models.manifest import MODEL_FILE
 from arcface_client.models.naming import onnx_model
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 
-from .check.accuracy import check_parity
-from .check.reference import ReferenceEmbedder
+from .check.accuracy import check_onnx_model
 from .graph.serving import serving_graph
 from .repository.config import ServingOptions, config_text, onnx_config
 from .repository.manifest import Golden, Manifest, ModelFile, Preprocessing
 from .repository.names import check_name
 from .repository.publish import ModelRepository
 from .source.load import Source
+from .source.reference import ReferenceEmbedder
 
 _log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def build(
         _log.info("Comparing it with the source model")
         reference = ReferenceEmbedder(loaded)
         with closing(OnnxRuntime(path)) as runtime:
-            parity = check_parity(reference.embed, runtime.embed)
+            accuracy = check_onnx_model(reference.embed, runtime.embed, computed_by=reference.runs)
         draft = Manifest(
             model=model,
             version=0,  # known once it is published
@@ -104,7 +104,7 @@ def build(
                 loaded.caller_from,
             ),
             compared_with=reference.runs,
-            parity=parity,
+            parity=accuracy,
             golden=Golden(golden_sha256(), to_text(reference.embed(golden_crops()))),
             rebuild_command=_command(source, name, repository, options),
         )

@@ -5,21 +5,21 @@ from __future__ import annotations
 import hashlib
 import logging
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from typing import NamedTuple
 
 from arcface_client.cli.bars import Tell
 from arcface_client.models.naming import plan_model
 
-from .check.gate import objection_to
-from .check.reference_embeddings import plan_standard
-from .errors import BlindGateError, ParityError, PrecisionError, ServedModelError
+from .check.accuracy import reference_for_plans
+from .errors import ParityError, PrecisionError, ServedModelError
 from .graph.precision import check_gpu_has, fallbacks
-from .making import make_plan
+from .making import make_plan, objection_to
 from .plan_request import PlanRequest
 from .repository.publish import ModelRepository
 from .repository.publish_plan import AddedPlan, add_plan
 from .repository.published import check_free, recorded_plan
+from .source.reference import source_embedder
 from .store import Objection, PlanIdentity, PlanManifest, PlanStore, StoredPlan
 from .store.locks import building_lock
 from .store.plan_manifest import refusal_of
@@ -89,7 +89,14 @@ def _obtain(
 ) -> _Obtained:
     """Find or make a plan, of a more exact precision if need be."""
     refusals: list[str] = []
-    standard = cache(partial(plan_standard, request.onnx, request.source, request.calibration))
+    reference = cache(
+        lambda: reference_for_plans(
+            request.onnx.path,
+            source_embedder(request.source, request.onnx.source_sha256),
+            request.calibration,
+            max_drift_cosine=request.max_drift_cosine,
+        )
+    )
 
     def objection(manifest: PlanManifest) -> str | None:  # it may have passed a more lenient gate
         return objection_to(manifest.parity, request.max_drift_cosine)
@@ -108,10 +115,10 @@ def _obtain(
                 # A more exact one may be there because this one was refused before, as it will be now.
                 more_exact = fallbacks(precision, gpu.sm) if request.fallback else []
                 check_free(repository, identity, request.onnx.version, or_has=more_exact)
-                made = make_plan(request, options, identity, gpu, standard, store, report)
+                made = make_plan(request, options, identity, gpu, reference, store, report)
                 return _Obtained(store.put(*made, objection), False, tuple(refusals))
-        except (ServedModelError, BlindGateError):
-            raise  # no other precision would be judged better
+        except ServedModelError:
+            raise  # no plan of any precision can pass
         except (ParityError, PrecisionError) as error:
             if not left:
                 raise

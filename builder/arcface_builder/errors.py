@@ -25,8 +25,7 @@
         │   ├── WorkspaceError                 TensorRT ran out of memory
         │   └── PrecisionError                 a precision that is not to be had here, or not in the plan
         └── ParityError (DeploymentError)      a model's embeddings differ from its source's
-            ├── ServedModelError               of the served ONNX model's, whatever the plan
-            └── BlindGateError                 the comparison could not have told a wrong model apart
+            └── ServedModelError               the served ONNX model's do, so that no plan of it can pass
 """
 
 from __future__ import annotations
@@ -132,8 +131,4 @@ class ParityError(BuilderError, DeploymentError):
 
 
 class ServedModelError(ParityError):
-    """A served ONNX model's embeddings differ from its source's, so that no plan of it can be right."""
-
-
-class BlindGateError(ParityError):
-    """A comparison could not have told a wrong model apart, so it proves nothing."""
+    """A served ONNX model is wrong, or embeds everything alike, so that no plan of it can pass."""

@@ -9,8 +9,8 @@ from dataclasses import replace
 from arcface_client.models.naming import plan_model
 from arcface_client.triton.limits import DEFAULT_MAX_DRIFT_COSINE
 
-from .check.gate import objection_to
 from .errors import CompileError
+from .making import objection_to
 from .repository.publish import ModelRepository
 from .repository.publish_plan import AddedPlan, add_plans
 from .repository.published import published_plans, recorded_plan

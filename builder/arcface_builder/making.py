@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import datetime, timezone
 
 from arcface_client.cli.bars import Tell
-from arcface_client.contract import Crops
 
-from .check.divergence import explain_drift
-from .check.gate import Verdict, by_drift, judge
-from .check.reference_embeddings import Standard
+from .check.accuracy import AccuracyReport, ReferenceEmbeddings
+from .check.refusal import keep_refusal
 from .errors import ParityError
 from .graph.precision import typed_graph
 from .plan_request import PlanRequest
 from .repository.manifest import tool_versions
-from .store import PlanIdentity, PlanManifest, PlanStore, describe_plan
+from .store import Parity, PlanIdentity, PlanManifest, PlanStore, describe_plan
 from .store.cache_errors import cache_errors
 from .trt.compat import check_knows, is_strongly_typed
 from .trt.engine import BuiltPlan, build_plan
 from .trt.gpu import Gpu
 from .trt.inspect import LayerPrecisions, check_precision
-from .trt.options import BuildOptions
-from .trt.watching import watch_plan
+from .trt.options import SMALL_BATCH, BuildOptions
+
+_HEADLINES = ("largest_drift_cosine", "max_drift_cosine", "crops", "compared_with")
+"""What a manifest says of a report outside the details."""
 
 
 def make_plan(
@@ -30,7 +31,7 @@ def make_plan(
     options: BuildOptions,
     identity: PlanIdentity,
     gpu: Gpu,
-    standard: Callable[[], Standard],
+    reference: Callable[[], ReferenceEmbeddings],
     store: PlanStore,
     report: Tell,
 ) -> tuple[bytes, PlanManifest]:
@@ -41,14 +42,13 @@ def make_plan(
         options: How to build it now: the precision may be a fallback.
         identity: What that makes of it.
         gpu: Where to build and run it.
-        standard: What it is held against, made when it is needed.
+        reference: What it is compared with, computed when it is needed.
         store: Where it will be stored.
         report: Is told the stage and how much is done.
 
     Raises:
         CompileError: It cannot be built, or does not run in its precision.
-        ParityError: It does not give the source model's embeddings; the message names the layer where that
-            begins, if it can be told.
+        ParityError: It does not give the source model's embeddings; the message says what was kept of it.
     """
     check_knows(gpu.trt, options.precision)  # what follows takes minutes
     with store.local.staging():
@@ -61,62 +61,63 @@ def make_plan(
         strongly_typed=is_strongly_typed(gpu.trt),
     )
     report("Comparing the ONNX model with its source", None)
-    standard().check(request.max_drift_cosine)
+    reference()
     built = build_plan(gpu.trt, graph, options, report=report, target_sm=gpu.target_sm, free_mb=gpu.free_mb)
     report("Inspecting the plan", None)
     precisions = gpu.inspect(built.plan)
     for profile in precisions:
         check_precision(profile, options.precision)
     report("Comparing the plan with its source", None)
-    verdict, worst_first = _verdict(request, options, gpu, built, standard(), store)
+    accuracy = _compare(options, gpu, built, reference(), store)
     try:
-        verdict.check()
+        accuracy.check()
     except ParityError as error:
         report("Looking for the layer that diverges", None)
-        content, allowed = request.onnx.content, request.max_drift_cosine
-        why = explain_drift(
-            content,
-            graph,
-            standard(),
-            precision=options.precision,
-            max_drift_cosine=allowed,
-            watch=lambda: watch_plan(
-                content,
-                graph,
-                gpu=gpu,
-                built=built,
-                options=options,
-                crops=worst_first,
-                batch_sizes=verdict.batch_sizes,
-                max_drift_cosine=allowed,
-                report=report,
-            ),
+        kept = keep_refusal(
+            store.local.root / "refused" / identity.filename.removesuffix(".plan"),
+            converted=graph,
+            float32=typed_graph(request.onnx.content, "fp32"),
+            settings={"plan": asdict(identity), "accuracy": accuracy.to_record()},
+            crops=reference().crops[list(accuracy.worst_crops)],
+            max_drift_cosine=request.max_drift_cosine,
         )
-        raise ParityError(f"{error} Nothing was stored. In {options.precision}, {why}.") from error
-    return built.plan, _manifest(request, identity, gpu, built, precisions[0], verdict)
+        raise ParityError(f"{error} Nothing was stored. {kept}") from error
+    return built.plan, _manifest(request, identity, gpu, built, precisions[0], accuracy)
 
 
-def _verdict(
-    request: PlanRequest,
-    options: BuildOptions,
-    gpu: Gpu,
-    built: BuiltPlan,
-    standard: Standard,
-    store: PlanStore,
-) -> tuple[Verdict, Crops]:
-    """Judge a plan; and its crops, those first that it embeds worst."""
+def _compare(
+    options: BuildOptions, gpu: Gpu, built: BuiltPlan, reference: ReferenceEmbeddings, store: PlanStore
+) -> AccuracyReport:
+    # Full batches of each profile, a batch that is not full, and crops alone.
+    largest = options.max_batch_size
+    sizes = sorted({1, min(SMALL_BATCH, largest), (largest + 1) // 2, largest})
     with store.local.staging() as folder:  # where it is stored if it passes
         path = folder / "candidate.plan"
         with cache_errors(store.local.root, "write"):
             path.write_bytes(built.plan)
         with gpu.load(path) as plan:
-            verdict = judge(
-                plan.embed,
-                standard,
-                max_batch_size=options.max_batch_size,
-                max_drift_cosine=request.max_drift_cosine,
-            )
-            return verdict, by_drift(plan.embed, standard, verdict.batch_sizes)
+            return reference.compare(plan.embed, sizes)
+
+
+def objection_to(parity: Parity, max_drift_cosine: float) -> str | None:
+    """Say what a plan's record has against it by another tolerance; None if nothing."""
+    details = parity.details
+    try:
+        AccuracyReport(
+            largest_drift_cosine=parity.largest_drift_cosine,
+            max_drift_cosine=max_drift_cosine,
+            max_abs_difference=0,
+            between_batches=details["between_batches"],
+            crops=parity.crops,
+            batch_sizes=(),
+            controls=details["controls"],
+            compared_with=parity.compared_with,
+        ).check()
+    except KeyError as error:
+        return f"Its manifest lacks {error}."
+    except ParityError as error:
+        return str(error)
+    return None
 
 
 def _manifest(
@@ -125,8 +126,9 @@ def _manifest(
     gpu: Gpu,
     built: BuiltPlan,
     precisions: LayerPrecisions,
-    verdict: Verdict,
+    accuracy: AccuracyReport,
 ) -> PlanManifest:
+    details = accuracy.to_record()
     notes: tuple[str, ...] = ()
     if built.workspace_size_mb != request.options.workspace_size_mb:
         notes += (f"out of memory: built with a workspace of {built.workspace_size_mb} MB",)
@@ -138,7 +140,7 @@ def _manifest(
         gpu_name=gpu.name,
         driver_version=gpu.driver_version,
         precisions_used=precisions.layers,
-        parity=verdict.to_parity(),
+        parity=Parity(**{name: details.pop(name) for name in _HEADLINES}, details=details),
         rebuild_command=request.command(identity.precision),
         tools=tool_versions() | {gpu.trt.__name__: gpu.trt.__version__},
         notes=notes,

@@ -1,23 +1,56 @@
-"""A synthetic network and an S3 server, made once for all tests."""
+"""Networks, what is built from them, and an S3 server, made once for all tests."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
+import onnx
 import pytest
 
+from arcface_builder.build import build
+from arcface_builder.graph.serving import serving_graph
 from arcface_builder.source import iresnet, synthetic
-from arcface_builder.source.load import Synthetic
+from arcface_builder.source.load import OnnxFile, Synthetic
 from arcface_builder.source.source_model import SourceModel
+from support.exports import small_arcface
 from support.s3_server import S3Server
 
 
 @pytest.fixture(scope="session")
 def r18() -> SourceModel:
     return Synthetic("r18").load()
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a source model, and a repository with what was built of it."""
+    folder = tmp_path_factory.mktemp("built")
+    onnx.save_model(small_arcface(), folder / "source.onnx")
+    build(OnnxFile(folder / "source.onnx"), name="small", repository=folder / "models")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def r18_graph(r18: SourceModel) -> bytes:
+    """The serving graph of a synthetic IResNet-18."""
+    return bytes(serving_graph(r18.mended, r18.normalisation, metadata={}).SerializeToString())
+
+
+@pytest.fixture(scope="session")
+def small_source(built: Path) -> SourceModel:
+    """A network with every structure of an IResNet's, of the size of a photograph."""
+    return OnnxFile(built / "source.onnx").load()
+
+
+@pytest.fixture(scope="session")
+def small_graph(small_source: SourceModel) -> bytes:
+    """Its serving graph."""
+    graph = serving_graph(small_source.mended, small_source.normalisation, metadata={})
+    return bytes(graph.SerializeToString())
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,12 @@ import onnx
 import pytest
 
 from arcface_builder.build import build
-from arcface_builder.check.reference import ReferenceEmbedder
 from arcface_builder.cli.app import main
 from arcface_builder.cli.sources import add_sources, source_from
 from arcface_builder.errors import NotArcFaceError
 from arcface_builder.source.load import Checkpoint, InsightFacePack, OnnxFile, Source, Synthetic, located
 from arcface_builder.source.normalisation import Normalisation
+from arcface_builder.source.reference import ReferenceEmbedder
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from photograph import face_crops
 from support.exports import mxnet_broken, pytorch_pack, small_arcface

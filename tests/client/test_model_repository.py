@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from arcface_builder.build import build
-from arcface_builder.check.reference import ReferenceEmbedder
 from arcface_builder.source.load import OnnxFile
+from arcface_builder.source.reference import ReferenceEmbedder
 from arcface_client.errors import ManifestError, ModelNotFoundError
 from arcface_client.models.golden import golden_crops
 from arcface_client.models.repository import LocalModels, file_sha256

@@ -8,11 +8,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from arcface_builder.check.reference_embeddings import another_model
+from arcface_builder.check.controls import another_model
 from arcface_builder.graph.edit import session
 from arcface_builder.trt.gpu import Gpu
 from arcface_builder.trt.inspect import LayerPrecisions
-from arcface_builder.trt.watching import Layers, watched_graph
 from arcface_client.contract import INPUT_NAME, Crops, Embeddings
 from arcface_client.runtimes.base import Runtime
 
@@ -29,22 +28,11 @@ class AbsentGpu(Gpu):
         return (LayerPrecisions({self.runs_in: 2}, {self.runs_in: 2}),)
 
     @contextmanager
-    def outputs(self, plan: bytes) -> Iterator[Layers]:
-        yield layers_of(watched_graph(self._runs(len(plan))))
-
-    @contextmanager
     def load(self, path: Path) -> Iterator[Runtime]:
         yield OnnxInstead(self._runs(path.stat().st_size))
 
     def _runs(self, plan_bytes: int) -> bytes:
         return another_model(self.graph) if plan_bytes < self.wrong_below else self.graph
-
-
-def layers_of(graph: bytes) -> Layers:
-    """All outputs of a graph, by ONNX Runtime."""
-    loaded = session(graph)
-    names = [output.name for output in loaded.get_outputs()]
-    return lambda crops: dict(zip(names, loaded.run(names, {INPUT_NAME: crops}), strict=True))
 
 
 class OnnxInstead:

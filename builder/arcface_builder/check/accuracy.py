@@ -1,81 +1,214 @@
-"""Prove that a serving graph gives its source model's embeddings, before anyone can be served by it."""
+"""Accuracy: how far a model's embeddings are from the reference embeddings of the same crops.
+
+``build`` compares the ONNX model with its source, ``compile`` compares a plan with it; both get an
+``AccuracyReport``. The report also holds the negative controls, which show that the check can fail.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 
-from arcface_client.contract import Embeddings
-from arcface_client.evaluation.perturbations import FAULTS
-from arcface_client.models.golden import largest_drift
+from arcface_client.contract import INPUT_NAME, Crops, Embeddings
+from arcface_client.models.golden import drifts, largest_drift
 from arcface_client.runtimes.base import Embed, in_batches
+from arcface_client.runtimes.onnxruntime import OnnxRuntime
 
-from ..errors import ParityError
-from . import crops as faces
+from ..errors import ParityError, ServedModelError
+from ..graph.edit import session
+from .controls import another_model, run_controls
+from .crops import comparison_crops, face_like, noise
 
 TOLERANCE: Final = 1e-5
-"""Largest absolute difference allowed between two unit embeddings' numbers."""
+"""Largest absolute difference that a build allows between two numbers of unit embeddings."""
 
-CONTROL: Final = 1e-3
-"""Least difference that each of ``faults.FAULTS`` must make; below it the check would be blind."""
+SERVED_MODEL: Final = "served ONNX model"
+"""What computes the reference embeddings where the source model is not available."""
 
-BATCH_SIZES: Final = (1, 3, 8)
+_BUILD_DRIFT: Final = 1e-4
+"""Drift that each control of a build must exceed."""
+
+_BUILD_BATCHES: Final = (1, 3, 8)
+_BATCH: Final = 8
+_WORST: Final = 16  # crops that a report names
 
 
-@dataclass(frozen=True)
-class Parity:
-    """What a parity check measured.
+@dataclass(frozen=True, kw_only=True)
+class AccuracyReport:
+    """How far a model's embeddings are from the reference embeddings.
 
     Attributes:
-        max_abs_difference: Largest difference between two numbers of the unit embeddings.
-        largest_drift_cosine: Largest 1 - cosine similarity.
-        controls: The same for each fault that people make, which must be large.
-        crops: Number of crops compared, half of them noise and half face-like.
-        batch_sizes: Batch sizes that the serving graph was run with.
+        largest_drift_cosine: Largest 1 - cosine similarity over all crops and batch sizes.
+        max_drift_cosine: The largest drift that is allowed. Each control must exceed it.
+        max_abs_difference: Largest absolute difference between two numbers of the unit embeddings.
+        between_batches: Largest drift between a crop embedded alone and in any place of a larger batch.
+        crops: Number of crops.
+        batch_sizes: Batch sizes that the model was run with.
+        controls: Largest drift that each perturbation causes.
+        compared_with: What computed the reference embeddings: "source file", "mended copy" (the source with
+            its issues fixed), or "served ONNX model".
+        worst_crops: Indices of the crops with the largest drift, the worst first.
     """
 
-    max_abs_difference: float
     largest_drift_cosine: float
-    controls: Mapping[str, float]
+    max_drift_cosine: float
+    max_abs_difference: float
+    between_batches: float
     crops: int
     batch_sizes: tuple[int, ...]
+    controls: Mapping[str, float]
+    compared_with: str
+    worst_crops: tuple[int, ...] = ()
+
+    def check(self, model: str = "plan") -> None:
+        """Refuse a model that drifts, and a check that could not have noticed. NaN never passes.
+
+        Args:
+            model: What was compared, for the message.
+
+        Raises:
+            ParityError: A drift is larger than allowed, or a control's drift is not.
+        """
+        allowed = self.max_drift_cosine
+        if not self.between_batches <= allowed:
+            raise ParityError(
+                f"The {model}'s embedding of a crop drifts by {self.between_batches:.2g} with its place in a "
+                f"batch; expected at most {allowed:g}."
+            )
+        if not self.largest_drift_cosine <= allowed:
+            raise ParityError(
+                f"The {model} drifts by {self.largest_drift_cosine:.2g} from the {self.compared_with}; "
+                f"expected at most {allowed:g} (validation.max_drift_cosine)."
+            )
+        for name, drift in self.controls.items():
+            if not drift > allowed:
+                raise ParityError(
+                    f"The accuracy check is blind: the control '{name}' causes a drift of {drift:.2g}; "
+                    f"expected more than {allowed:g}. Pass real face crops with --calibration-dir, and check "
+                    "the model's weights."
+                )
+
+    def to_record(self) -> dict[str, Any]:
+        """The report as JSON has it."""
+        return asdict(self) | {"batch_sizes": [*self.batch_sizes], "worst_crops": [*self.worst_crops]}
 
 
-def check_parity(reference: Embed, serving: Embed, *, seed: int = 1) -> Parity:
-    """Compare two ways of embedding on noise and face-like crops.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ReferenceEmbeddings:
+    """Crops with the embeddings that a model must give; they are the same for all precisions.
+
+    Attributes:
+        crops: uint8 [N, 112, 112, 3].
+        embeddings: float32 [N, 512], unit rows.
+        controls: Largest drift that each perturbation causes in the served ONNX model.
+        computed_by: What computed the embeddings, for the report.
+        max_drift_cosine: The largest drift that is allowed.
+    """
+
+    crops: Crops
+    embeddings: Embeddings
+    controls: Mapping[str, float]
+    computed_by: str
+    max_drift_cosine: float
+
+    def compare(self, embed: Embed, batch_sizes: Sequence[int]) -> AccuracyReport:
+        """Embed the crops in batches of each size, so that every place of the largest batch is taken."""
+        count = len(self.crops)
+        places = np.resize(np.arange(count), max(count, *batch_sizes))
+        runs = [in_batches(embed, self.crops[places], size) for size in batch_sizes]
+        expected = self.embeddings[places]
+        by_crop = np.max([drifts(expected, run) for run in runs], axis=0)[:count]  # NaN if one is
+        return AccuracyReport(
+            largest_drift_cosine=float(np.max([largest_drift(expected, run) for run in runs])),
+            max_drift_cosine=self.max_drift_cosine,
+            max_abs_difference=float(np.max([np.abs(expected - run).max() for run in runs])),
+            between_batches=float(np.max([largest_drift(runs[0], run) for run in runs])),
+            crops=count,
+            batch_sizes=tuple(batch_sizes),
+            controls=self.controls,
+            compared_with=self.computed_by,
+            worst_crops=tuple(np.argsort(by_crop)[::-1][:_WORST].tolist()),  # NaN comes first
+        )
+
+
+def check_onnx_model(source: Embed, served: Embed, *, computed_by: str = "source file") -> AccuracyReport:
+    """Compare a serving graph with its source model on noise and face-like crops.
+
+    Args:
+        source: The source model with the preprocessing that its callers do.
+        served: The serving graph.
+        computed_by: What ``source`` runs, for the report.
 
     Raises:
-        ParityError: They differ by more than ``TOLERANCE``, or the check cannot tell colours apart.
+        ParityError: Two numbers differ by more than ``TOLERANCE``, or a control cannot be told apart.
     """
-    half = max(BATCH_SIZES) // 2
-    crops = np.concatenate([faces.noise(half, seed), faces.face_like(half, seed)])
-    expected = reference(crops)
-    runs = [in_batches(serving, crops, size) for size in BATCH_SIZES]
-    parity = Parity(
-        max_abs_difference=max(_difference(expected, run) for run in runs),
-        largest_drift_cosine=max(largest_drift(expected, run) for run in runs),
-        controls={fault: _difference(expected, serving(alter(crops))) for fault, alter in FAULTS.items()},
-        crops=len(crops),
-        batch_sizes=BATCH_SIZES,
+    half = max(_BUILD_BATCHES) // 2
+    crops = np.concatenate([noise(half, 1), face_like(half, 1)])
+    expected = source(crops)
+    reference = ReferenceEmbeddings(
+        crops=crops,
+        embeddings=expected,
+        controls=run_controls(served, crops, expected),
+        computed_by=computed_by,
+        max_drift_cosine=_BUILD_DRIFT,
     )
-    # Written so that NaN fails as well.
-    if not parity.max_abs_difference <= TOLERANCE:
+    report = reference.compare(served, _BUILD_BATCHES)
+    if not report.max_abs_difference <= TOLERANCE:
         raise ParityError(
-            f"The serving graph's embeddings differ from the source model's by "
-            f"{parity.max_abs_difference:.2g}; expected at most {TOLERANCE:g}. Nothing was published; "
+            "The serving graph's embeddings differ from the source model's by "
+            f"{report.max_abs_difference:.2g}; expected at most {TOLERANCE:g}. Nothing was published; "
             "please report this with the output of `arcface-builder inspect`."
         )
-    for fault, difference in parity.controls.items():
-        if not difference >= CONTROL:
-            raise ParityError(
-                f"The comparison is blind: with {fault} the embeddings change by only {difference:.2g}; "
-                f"expected at least {CONTROL:g}. Such a model is no ArcFace; check its weights."
-            )
-    return parity
+    report.check("serving graph")
+    return report
 
 
-def _difference(left: Embeddings, right: Embeddings) -> float:
-    return float(np.abs(left - right).max())
+def reference_for_plans(
+    model_file: Path,
+    source: tuple[Embed, str] | None,
+    real_crops: Crops | None,
+    *,
+    max_drift_cosine: float,
+) -> ReferenceEmbeddings:
+    """Compute what the plans of a served ONNX model are compared with, and check the ONNX model itself.
+
+    It takes as long as a few hundred crops take on a CPU.
+
+    Args:
+        model_file: The served ONNX model.
+        source: Its source model and what that runs; without it the served model stands in.
+        real_crops: uint8 [N, 112, 112, 3]; generated crops fill them up.
+        max_drift_cosine: The largest drift that is allowed.
+
+    Raises:
+        ServedModelError: The ONNX model drifts from its source, or embeds perturbed crops alike, so that no
+            plan of it can pass.
+    """
+    crops = comparison_crops(real_crops)
+    another = session(another_model(model_file.read_bytes()))
+    with closing(OnnxRuntime(model_file)) as served:
+        embed, computed_by = source or (served.embed, SERVED_MODEL)
+        reference = ReferenceEmbeddings(
+            crops=crops,
+            embeddings=in_batches(embed, crops, _BATCH),
+            controls={},
+            computed_by=computed_by,
+            max_drift_cosine=max_drift_cosine,
+        )
+        controls = run_controls(
+            served.embed,
+            crops,
+            reference.embeddings,
+            another=lambda batch: another.run(None, {INPUT_NAME: batch})[0],
+        )
+        reference = replace(reference, controls=controls)
+        try:
+            reference.compare(served.embed, [_BATCH]).check(SERVED_MODEL)
+        except ParityError as error:
+            raise ServedModelError(f"{error} No plan was built; build the ONNX model again.") from error
+    return reference

@@ -12,10 +12,10 @@ from typing import Any, Final
 from arcface_client.contract import INPUT_SPEC, OUTPUT_SPEC
 from arcface_client.models.manifest import SCHEMA_VERSION
 
-from ..check.accuracy import Parity
-from ..check.reference import Reference
+from ..check.accuracy import AccuracyReport
 from ..source.load import Location
 from ..source.normalisation import Triple
+from ..source.reference import Reference
 from ..source.source_model import Origin
 
 _TOOLS: Final = ("arcface-triton", "numpy", "onnx", "onnx-ir", "onnxruntime")
@@ -91,7 +91,7 @@ class Manifest:
     model_file: ModelFile
     preprocessing: Preprocessing
     compared_with: Reference
-    parity: Parity
+    parity: AccuracyReport
     golden: Golden
     rebuild_command: str
     contract: Mapping[str, Any] = field(

@@ -10,7 +10,6 @@ from typing import Any, Final
 import onnx
 import onnx_ir as ir
 
-from ..check.reference import ReferenceEmbedder
 from ..errors import NotArcFaceError
 from ..graph.serving import is_unit_length, serving_graph
 from .io_signature import describe_shape
@@ -18,6 +17,7 @@ from .known_files import AMBIGUOUS_NAMES, KNOWN_FILES
 from .load import is_serving_graph
 from .normalisation import RAW
 from .onnx_io import has_external_data, read_onnx
+from .reference import ReferenceEmbedder
 from .source_finding import SourceFinding
 from .source_model import Origin, SourceModel
 

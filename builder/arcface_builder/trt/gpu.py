@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import Final
 
-import numpy.typing as npt
-
-from arcface_client.contract import Crops
 from arcface_client.errors import CudaError
 from arcface_client.runtimes.base import Runtime
-from arcface_client.runtimes.tensorrt_api import error_log, start
 
 from ..errors import CompileError, NoGpuError
 from ..store import sm_of
@@ -61,22 +57,6 @@ class Gpu:
             return cuda.free_bytes() >> 20
         except CudaError:  # such as what a build has left behind
             return None
-
-    @contextmanager
-    def outputs(self, plan: bytes) -> Iterator[Callable[[Crops], Mapping[str, npt.NDArray[Any]]]]:
-        """Load a plan of this process's own with whatever outputs it has, all of them float32."""
-        from .plan_outputs import PlanOutputs
-
-        log = error_log(self.trt)
-        runtime = start(self.trt.Runtime, log)
-        engine = None if runtime is None else runtime.deserialize_cuda_engine(plan)
-        if engine is None:
-            raise CompileError(f"TensorRT cannot load the plan that it built: {log.last_error}")
-        outputs = PlanOutputs(engine, log)
-        try:
-            yield outputs
-        finally:
-            outputs.close()
 
     @contextmanager
     def load(self, path: Path) -> Iterator[Runtime]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from arcface_builder.compile import compile_plan
-from arcface_builder.errors import BlindGateError, PrecisionError, RepositoryError
+from arcface_builder.errors import PrecisionError, RepositoryError, ServedModelError
 from arcface_builder.plan_request import PlanRequest
 from arcface_builder.repository.publish import ModelRepository
 from arcface_builder.store import PlanStore
@@ -133,10 +133,10 @@ def test_that_a_plan_is_a_fallback_is_recorded_where_it_was_stored_before_too(
     assert refusal.startswith("fp16 was refused: The plan named fp16 runs")
 
 
-def test_a_blind_gate_does_not_fall_back(
+def test_a_blind_check_does_not_fall_back(
     request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
 ) -> None:
     alike = np.zeros((32, 112, 112, 3), np.uint8)  # one face, 32 times
 
-    with pytest.raises(BlindGateError, match="The gate is blind"):
+    with pytest.raises(ServedModelError, match="The accuracy check is blind"):
         compile_plan(replace(request_, calibration=alike, fallback=True), gpu, store, repository)

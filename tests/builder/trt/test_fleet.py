@@ -27,7 +27,7 @@ def stored(
     )
     return engines.manifest(
         of=identity,
-        parity=replace(engines.VERDICT, largest_drift_cosine=drift, max_drift_cosine=0.05).to_parity(),
+        parity=replace(engines.PARITY, largest_drift_cosine=drift, max_drift_cosine=0.05),
         created=f"2026-11-{day:02}T20:00:00+00:00",
     )
 

@@ -15,8 +15,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 import arcface_client
-from arcface_builder.check.reference import ReferenceEmbedder
 from arcface_builder.source.load import OnnxFile
+from arcface_builder.source.reference import ReferenceEmbedder
 from arcface_client.backends.onnxruntime import provider_order
 from arcface_client.config.devices import read_device
 from arcface_client.contract import Crops

@@ -7,8 +7,8 @@ import numpy as np
 import onnx
 import pytest
 
-from arcface_builder.check.reference import ReferenceEmbedder
 from arcface_builder.source.load import OnnxFile
+from arcface_builder.source.reference import ReferenceEmbedder
 from arcface_client.errors import ContractError, ModelNotFoundError
 from photograph import face_crops
 from support.exports import constant_reshape, save_for_insightface, small_arcface

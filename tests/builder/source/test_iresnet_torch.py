@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from arcface_builder.check.crops import noise
-from arcface_builder.check.reference import ReferenceEmbedder
 from arcface_builder.errors import CheckpointError
 from arcface_builder.graph.edit import session
 from arcface_builder.graph.serving import serving_graph
 from arcface_builder.source.iresnet import BLOCKS
 from arcface_builder.source.load import Checkpoint
+from arcface_builder.source.reference import ReferenceEmbedder
 from photograph import face_crops
 
 torch = pytest.importorskip("torch")

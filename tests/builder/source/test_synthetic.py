@@ -12,13 +12,13 @@ from insightface.model_zoo.arcface_onnx import ArcFaceONNX
 from arcface_builder.build import build
 from arcface_builder.check.accuracy import TOLERANCE
 from arcface_builder.check.crops import face_like, noise
-from arcface_builder.check.reference import ReferenceEmbedder
 from arcface_builder.cli.app import main
 from arcface_builder.errors import OptionError
 from arcface_builder.graph.edit import session
 from arcface_builder.graph.serving import serving_graph
 from arcface_builder.source.inspect import inspect
 from arcface_builder.source.load import OnnxFile, Synthetic
+from arcface_builder.source.reference import ReferenceEmbedder
 from arcface_builder.source.source_model import SourceModel
 from arcface_client.contract import Crops
 from photograph import face_crops

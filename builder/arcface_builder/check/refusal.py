@@ -1,0 +1,124 @@
+"""A refused plan: keep what is needed to find out why, and name the first layer that diverges."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from arcface_client.contract import CROP_SHAPE, INPUT_NAME, Crops
+from arcface_client.errors import MissingExtraError, require
+from arcface_client.runtimes.onnxruntime import RUN_ERRORS
+
+from ..graph.edit import first_line
+
+_LAYERS: Final = ("Conv", "PRelu", "Add", "Gemm", "MatMul")
+_CROPS: Final = 2  # the layers of one crop of an IResNet-100 take 90 MB
+_LEAST_LENGTH: Final = 1e-30  # of a layer that is all zeros
+
+_MODULES: Final = ("polygraphy.backend.onnx", "polygraphy.backend.onnxrt", "polygraphy.comparator")
+
+
+def keep_refusal(
+    folder: Path,
+    *,
+    converted: bytes,
+    float32: bytes,
+    settings: Mapping[str, Any],
+    crops: Crops,
+    max_drift_cosine: float,
+) -> str:
+    """Keep what a refused plan was made of, and say where it diverges.
+
+    The folder gets ``graph.onnx`` (the converted graph), ``settings.json`` and ``crops.npy``. An earlier
+    refusal of the same plan is replaced.
+
+    Args:
+        folder: Folder for this plan.
+        converted: The graph that TensorRT built the plan from, with its precision written into it.
+        float32: The same graph in float32.
+        settings: The plan's settings and its accuracy report, as JSON takes them.
+        crops: uint8 [N, 112, 112, 3], those with the largest drift first.
+        max_drift_cosine: The largest drift that is allowed.
+
+    Returns:
+        Sentences for the error message: the folder; the layer, or the command that finds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    graph = folder / "graph.onnx"
+    graph.write_bytes(converted)
+    (folder / "settings.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    np.save(folder / "crops.npy", crops)
+    command = (
+        f"polygraphy run '{graph}' --onnxrt --trt --onnx-outputs mark all --trt-outputs mark all "
+        f"--input-shapes {INPUT_NAME}:{[_CROPS, *CROP_SHAPE]} --fail-fast".replace(", ", ",")
+    )
+    kept = f"The converted graph, the settings and the worst crops are in {folder}."
+    try:
+        layer = diverging_layer(converted, float32, crops[:_CROPS], max_drift_cosine)
+    except MissingExtraError as error:
+        return f"{kept} To compare layer by layer: {error}; then run `{command}`."
+    except MemoryError:
+        return f"{kept} There is no memory to compare layer by layer here; run `{command}`."
+    except RUN_ERRORS as error:
+        return f"{kept} ONNX Runtime cannot run the converted graph ({first_line(error)}); run `{command}`."
+    if layer is None:
+        return (
+            f"{kept} The converted graph is within the tolerance in ONNX Runtime, so the cause is TensorRT's "
+            f"build; compare its layers with `{command}`."
+        )
+    return f"{kept} The first layer that diverges in the converted graph is {layer}."
+
+
+def diverging_layer(converted: bytes, float32: bytes, crops: Crops, max_drift_cosine: float) -> str | None:
+    """Compare two graphs layer by layer in ONNX Runtime, through Polygraphy.
+
+    Args:
+        converted: The graph with a precision written into it.
+        float32: The same graph in float32.
+        crops: uint8 [N, 112, 112, 3]; the layers of all are in memory at once.
+        max_drift_cosine: A layer diverges if its drift is larger: half the squared difference, relative to
+            the squared length.
+
+    Returns:
+        The first layer that diverges with its drift; None if no layer does.
+
+    Raises:
+        MissingExtraError: Polygraphy is not installed.
+    """
+    onnx_loader, onnxrt, comparator = (
+        require(module, extra="polygraphy", purpose="A layer-by-layer comparison") for module in _MODULES
+    )
+    exact, narrow = (onnx.load_model_from_string(graph) for graph in (float32, converted))
+    layers = _layers(narrow.graph.node)
+    shared = {output: name for output, name in _layers(exact.graph.node).items() if output in layers}
+
+    def runner(model: onnx.ModelProto, name: str) -> Any:
+        marked = onnx_loader.ModifyOutputs(model, outputs=[*shared])
+        session = onnxrt.SessionFromOnnx(onnx_loader.BytesFromOnnx(marked), providers=["cpu"])
+        return onnxrt.OnnxrtRunner(session, name=name)
+
+    (_, (wanted,)), (_, (got,)) = comparator.Comparator.run(
+        [runner(exact, "float32"), runner(narrow, "converted")], data_loader=[{INPUT_NAME: crops}]
+    )
+    for output, name in shared.items():
+        drift = _drift(wanted[output], got[output])
+        if not drift <= max_drift_cosine:  # so that NaN diverges
+            return f"{name} (drift {drift:.2g})"
+    return None
+
+
+def _layers(nodes: Iterable[onnx.NodeProto]) -> dict[str, str]:
+    """Name of each layer by its output, in the order of the graph."""
+    return {node.output[0]: node.name or node.output[0] for node in nodes if node.op_type in _LAYERS}
+
+
+def _drift(wanted: npt.NDArray[Any], got: npt.NDArray[Any]) -> float:
+    exact = wanted.astype(np.float64)  # squares would overflow in float16
+    length = max(float(np.linalg.norm(exact)), _LEAST_LENGTH)
+    return (float(np.linalg.norm(got - exact)) / length) ** 2 / 2

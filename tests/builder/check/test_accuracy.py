@@ -1,0 +1,198 @@
+"""The check of a build and of a plan, on good models and on models with faults that people really make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from arcface_builder.check.accuracy import (
+    AccuracyReport,
+    ReferenceEmbeddings,
+    check_onnx_model,
+    reference_for_plans,
+)
+from arcface_builder.check.controls import another_model
+from arcface_builder.check.crops import comparison_crops
+from arcface_builder.errors import ParityError, ServedModelError
+from arcface_builder.graph.precision import typed_graph
+from arcface_builder.source.reference import ReferenceEmbedder
+from arcface_builder.source.source_model import SourceModel
+from arcface_client.contract import Crops, Embeddings
+from arcface_client.runtimes.base import Embed
+from photograph import face_crops
+from support.embedders import alike, embedder
+
+BATCH_SIZES = (1, 4, 16, 32)
+
+
+@pytest.fixture(scope="module")
+def onnx_file(small_graph: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("served") / "model.onnx"
+    path.write_bytes(small_graph)
+    return path
+
+
+@pytest.fixture(scope="module")
+def reference(small_source: SourceModel, onnx_file: Path) -> ReferenceEmbeddings:
+    source = ReferenceEmbedder(small_source)
+    return reference_for_plans(onnx_file, (source.embed, source.runs), face_crops(), max_drift_cosine=0.001)
+
+
+def test_an_fp16_plan_passes(reference: ReferenceEmbeddings, small_graph: bytes) -> None:
+    report = reference.compare(embedder(typed_graph(small_graph, "fp16")), BATCH_SIZES)
+
+    report.check()
+    assert 0 < report.largest_drift_cosine < 1e-4
+    assert report.between_batches < 1e-5
+    assert (report.crops, report.batch_sizes, report.compared_with) == (256, BATCH_SIZES, "source file")
+    assert set(report.controls) == {
+        "red and blue swapped",
+        "pixels normalised twice",
+        "another image",
+        "another model",
+    }
+    assert all(drift > 0.001 for drift in report.controls.values())
+
+
+def swapped(embed: Embed) -> Embed:
+    return lambda crops: embed(np.ascontiguousarray(crops[..., ::-1]))
+
+
+def one_place_wrong(embed: Embed) -> Embed:
+    """The last place of a full batch embeds its neighbour, as a wrong grid size makes it."""
+
+    def wrong(crops: Crops) -> Embeddings:
+        embeddings = embed(crops)
+        if len(crops) == 32:
+            embeddings[31] = embeddings[30]
+        return embeddings
+
+    return wrong
+
+
+def not_a_number(embed: Embed) -> Embed:
+    return lambda crops: np.full_like(embed(crops), np.nan)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (swapped, r"The plan drifts by 0\.\d+ from the source file; expected at most 0.001"),
+        (one_place_wrong, "drifts by .* with its place in a batch"),
+        (not_a_number, "drifts by nan"),
+        (lambda embed: embed, None),
+    ],
+    ids=["swapped channels", "one place of a batch", "not a number", "none"],
+)
+def test_a_plan_that_embeds_wrongly_is_refused(
+    fault: Callable[[Embed], Embed],
+    message: str | None,
+    reference: ReferenceEmbeddings,
+    small_graph: bytes,
+) -> None:
+    report = reference.compare(fault(embedder(small_graph)), BATCH_SIZES)
+
+    if message is None:
+        report.check()
+    else:
+        with pytest.raises(ParityError, match=message):
+            report.check()
+
+
+def test_the_plan_of_another_model_is_refused(reference: ReferenceEmbeddings, small_graph: bytes) -> None:
+    with pytest.raises(ParityError, match="The plan drifts by"):
+        reference.compare(embedder(another_model(small_graph)), BATCH_SIZES).check()
+
+
+def test_the_worst_crops_come_first(reference: ReferenceEmbeddings, small_graph: bytes) -> None:
+    embed = embedder(small_graph)
+
+    def wrong(crops: Crops) -> Embeddings:
+        embeddings = embed(crops)
+        embeddings[(crops == reference.crops[7]).all(axis=(1, 2, 3))] *= -1
+        return embeddings
+
+    assert reference.compare(wrong, [1, 8]).worst_crops[0] == 7
+
+
+def test_a_report_without_a_control_that_is_seen_never_passes(
+    reference: ReferenceEmbeddings, small_graph: bytes
+) -> None:
+    report: AccuracyReport = reference.compare(embedder(small_graph), [8])
+
+    with pytest.raises(ParityError, match=r"blind: the control 'another image' causes a drift of 0\.0005"):
+        replace(report, controls={"another image": 0.0005}).check()
+
+
+def test_an_onnx_model_that_is_not_its_source_is_refused_before_there_is_a_plan(
+    small_source: SourceModel, small_graph: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "model.onnx").write_bytes(another_model(small_graph))
+    source = ReferenceEmbedder(small_source)
+
+    with pytest.raises(ServedModelError, match=r"The served ONNX model drifts .* build the ONNX model again"):
+        reference_for_plans(
+            tmp_path / "model.onnx", (source.embed, "source file"), None, max_drift_cosine=0.001
+        )
+
+
+def test_crops_that_are_all_alike_make_the_check_blind(onnx_file: Path) -> None:
+    one_face = np.repeat(face_crops()[:1], 256, axis=0)
+
+    with pytest.raises(ServedModelError, match="The accuracy check is blind: the control 'another image'"):
+        reference_for_plans(onnx_file, None, one_face, max_drift_cosine=0.001)
+
+
+def test_without_its_source_an_onnx_model_is_compared_with_itself(onnx_file: Path) -> None:
+    reference = reference_for_plans(onnx_file, None, None, max_drift_cosine=0.001)
+
+    assert reference.computed_by == "served ONNX model"
+
+
+def test_generated_crops_fill_up_real_ones() -> None:
+    crops = comparison_crops(face_crops())
+
+    assert crops.shape == (256, 112, 112, 3)
+    assert np.array_equal(crops[:6], face_crops())
+    assert len(comparison_crops(np.zeros((300, 112, 112, 3), np.uint8))) == 300
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param(lambda crops: crops[..., ::-1], id="swapped channels"),
+        pytest.param(lambda crops: crops // 2, id="another range"),
+        pytest.param(lambda crops: np.maximum(crops, 1) - 1, id="one grey level"),
+        pytest.param(lambda crops: crops[:, ::-1], id="upside down"),
+    ],
+)
+def test_a_build_whose_graph_sees_other_pixels_is_refused(
+    wrong: Callable[[Crops], Crops], small_source: SourceModel, small_graph: bytes
+) -> None:
+    embed = embedder(small_graph)
+
+    with pytest.raises(ParityError, match="differ from the source model's by"):
+        check_onnx_model(
+            ReferenceEmbedder(small_source).embed, lambda crops: embed(np.ascontiguousarray(wrong(crops)))
+        )
+
+
+@pytest.mark.parametrize("fault", [not_a_number, lambda embed: alike], ids=["not a number", "all alike"])
+def test_a_build_of_broken_embeddings_is_refused(
+    fault: Callable[[Embed], Embed], small_source: SourceModel, small_graph: bytes
+) -> None:
+    with pytest.raises(ParityError):
+        check_onnx_model(ReferenceEmbedder(small_source).embed, fault(embedder(small_graph)))
+
+
+def test_a_model_that_does_not_see_colour_is_refused() -> None:
+    def grey(crops: Crops) -> Embeddings:
+        rows = crops.reshape(len(crops), -1, 3).astype(np.float32).mean(axis=2)[:, :512]
+        return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+    with pytest.raises(ParityError, match="blind: the control 'red and blue swapped'"):
+        check_onnx_model(grey, grey)
