@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -78,8 +77,8 @@ def rebuild_s(onnx: OnnxVersion, options: BuildOptions, gpu: Gpu, *, max_drift: 
 
 def _build(compiled: Compiled) -> tuple[float, str]:
     """How long a plan's build took, and with which timing cache."""
-    (found,) = re.findall(r"built in ([\d.]+) s, timing cache (\w+)", " ".join(compiled.manifest.notes))
-    return float(found[0]), found[1]
+    manifest = compiled.manifest
+    return manifest.build_seconds or 0.0, (manifest.timing_cache or "none").partition(":")[0]
 
 
 def tensorrt(onnx: OnnxVersion, compiled: Compiled, batches: Sequence[int]) -> Iterator[Figure]:

@@ -6,19 +6,27 @@ import hashlib
 import logging
 import shlex
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 from arcface_client.models.golden import golden_crops, golden_sha256, to_text
-from arcface_client.models.manifest import MODEL_FILE
+from arcface_client.models.manifest import (
+    MODEL_FILE,
+    Golden,
+    ModelFile,
+    ModelManifest,
+    ModelParity,
+    Preprocessing,
+    SourceInfo,
+)
 from arcface_client.models.naming import onnx_model
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 
 from .check.accuracy import check_onnx_model
 from .graph.serving import serving_graph
 from .repository.config import ServingOptions, config_text, onnx_config
-from .repository.manifest import Golden, Manifest, ModelFile, Preprocessing
+from .repository.manifest import tool_versions
 from .repository.names import check_name
 from .repository.publish import ModelRepository
 from .source.load import Source
@@ -43,7 +51,7 @@ class BuiltModel:
     model: str
     version: int
     path: Path
-    manifest: Manifest
+    manifest: ModelManifest
 
 
 def build(
@@ -89,24 +97,27 @@ def build(
         reference = ReferenceEmbedder(loaded)
         with closing(OnnxRuntime(path)) as runtime:
             accuracy = check_onnx_model(reference.embed, runtime.embed, computed_by=reference.runs)
-        draft = Manifest(
+        draft = ModelManifest(
             model=model,
             version=0,  # known once it is published
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            source=origin,
+            source=SourceInfo(**asdict(origin)),
             source_location=source.location(),
-            repairs=[str(finding) for finding in loaded.findings],
-            model_file=ModelFile(MODEL_FILE, len(content), hashlib.sha256(content).hexdigest()),
+            repairs=tuple(str(finding) for finding in loaded.findings),
+            model_file=ModelFile(
+                name=MODEL_FILE, bytes=len(content), sha256=hashlib.sha256(content).hexdigest()
+            ),
             preprocessing=Preprocessing(
-                loaded.normalisation.mean,
-                loaded.normalisation.std,
-                loaded.prefix.input_channels,
-                loaded.caller_from,
+                mean=loaded.normalisation.mean,
+                std=loaded.normalisation.std,
+                channels=loaded.prefix.input_channels,
+                found_in=loaded.caller_from,
             ),
             compared_with=reference.runs,
-            parity=accuracy,
-            golden=Golden(golden_sha256(), to_text(reference.embed(golden_crops()))),
+            parity=ModelParity(**asdict(accuracy)),
+            golden=Golden(crops_sha256=golden_sha256(), embeddings=to_text(reference.embed(golden_crops()))),
             rebuild_command=_command(source, name, repository, options),
+            tools=tool_versions(),
         )
         published = target.publish(
             model,

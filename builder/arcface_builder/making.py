@@ -132,7 +132,6 @@ def _manifest(
     notes: tuple[str, ...] = ()
     if built.workspace_size_mb != request.options.workspace_size_mb:
         notes += (f"out of memory: built with a workspace of {built.workspace_size_mb} MB",)
-    notes += (f"built in {built.build_s:.1f} s, timing cache {built.timing_cache}",)
     return PlanManifest(
         **describe_plan(built.plan),
         identity=identity,
@@ -144,4 +143,6 @@ def _manifest(
         rebuild_command=request.command(identity.precision),
         tools=tool_versions() | {gpu.trt.__name__: gpu.trt.__version__},
         notes=notes,
+        build_seconds=round(built.build_s, 1),
+        timing_cache=built.timing_cache,
     )

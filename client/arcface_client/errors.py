@@ -18,6 +18,7 @@
     ├── DeploymentError                  fix the installation, the configuration or the server
     │   ├── ConfigError                  a configuration file or environment variable cannot be used
     │   ├── ManifestError                a manifest of the model repository is missing or invalid
+    │   │   └── ManifestSchemaError      another version of this project wrote it
     │   ├── MissingExtraError            an optional dependency is not installed
     │   ├── CudaError                    no GPU, a driver that is too old, or no GPU memory left
     │   ├── ModelNotFoundError           the server or the model repository lacks the model or version
@@ -102,6 +103,10 @@ class ConfigError(DeploymentError):
 
 class ManifestError(DeploymentError):
     """A manifest of the model repository is missing or invalid."""
+
+
+class ManifestSchemaError(ManifestError):
+    """A manifest was written by another version of this project."""
 
 
 class MissingExtraError(DeploymentError):

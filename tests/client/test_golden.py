@@ -81,10 +81,10 @@ def test_a_manifests_text_gives_the_same_embeddings() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("*", "no base64"),
-        (base64.b64encode(b"four").decode(), "4 bytes; expected 16,384"),
-        (to_text(2 * unit()), "rows that are not of length one"),
-        (to_text(np.full((8, 512), np.nan, np.float32)), "rows that are not of length one"),
+        ("*", "base64"),
+        (base64.b64encode(b"four").decode(), "16,384 bytes, not 4"),
+        (to_text(2 * unit()), "rows of length one"),
+        (to_text(np.full((8, 512), np.nan, np.float32)), "rows of length one"),
     ],
 )
 def test_another_text_is_refused(text: str, message: str) -> None:

@@ -16,6 +16,7 @@ from arcface_builder.source.reference import ReferenceEmbedder
 from arcface_client.errors import ManifestError, ModelNotFoundError
 from arcface_client.models.golden import golden_crops
 from arcface_client.models.repository import LocalModels, file_sha256
+from support.engines import identity, manifest
 from support.exports import save_for_insightface
 
 Manifest = dict[str, Any]
@@ -35,16 +36,12 @@ def write_plan(
     path = models / f"small_trt/{version}/small-{precision}-sm{sm}.plan"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"plan")
-    onnx = models / f"small_onnx/{version}/model.onnx"
-    identity = {
-        "onnx_sha256": file_sha256(onnx),
-        "tensorrt_version": "8.5.3.1",
-        "precision": precision,
-        "sm": sm,
-        "max_batch_size": 32,
-    }
-    record = {"schema_version": 1, "plan_sha256": file_sha256(path), "identity": identity | changes}
-    (models / f"small_trt-{version}-sm{sm}.manifest.json").write_text(json.dumps(record))
+    onnx_sha256 = file_sha256(models / f"small_onnx/{version}/model.onnx")
+    of = identity(
+        **{"model": "small", "onnx_sha256": onnx_sha256, "sm": sm, "precision": precision} | changes
+    )
+    record = manifest(b"plan", of)
+    (models / f"small_trt-{version}-sm{sm}.manifest.json").write_text(record.to_json())
     return path
 
 
@@ -58,9 +55,9 @@ def test_the_builder_records_the_source_models_embeddings_of_the_golden_crops(bu
     source = OnnxFile(built / "source-0.onnx").load()
     assert reference is not None
     np.testing.assert_array_equal(reference.embeddings, ReferenceEmbedder(source).embed(golden_crops()))
-    assert reference.identity.source_sha256 == file_sha256(built / "source-0.onnx")
-    assert reference.identity.precision_class == "float"
-    assert reference.identity.preprocessing == "RGB, mean 127.5, std 127.5"
+    assert reference.space.source_sha256 == file_sha256(built / "source-0.onnx")
+    assert reference.space.precision_class == "float"
+    assert reference.space.preprocessing == "RGB, mean 127.5, std 127.5"
 
 
 def test_a_plan_is_held_against_what_its_sibling_was_built_from(models: Path) -> None:
@@ -69,17 +66,17 @@ def test_a_plan_is_held_against_what_its_sibling_was_built_from(models: Path) ->
     unknown = repository.golden("small_trt", 1)
     assert sibling is not None
     assert unknown is not None
-    assert unknown.identity.source_sha256 == sibling.identity.source_sha256
-    assert unknown.identity.precision_class is None
+    assert unknown.space.source_sha256 == sibling.space.source_sha256
+    assert unknown.space.precision_class is None
 
     write_plan(models, sm="90")
     plan = repository.golden("small_trt", 1)
     assert plan is not None
-    assert plan.identity.precision_class == "float"
+    assert plan.space.precision_class == "float"
     write_plan(models, sm="86", precision="int8")
     mixed = repository.golden("small_trt", 1)
     assert mixed is not None
-    assert mixed.identity.precision_class is None
+    assert mixed.space.precision_class is None
 
 
 def test_which_plan_serves_is_certain_only_where_a_version_has_one(models: Path) -> None:
@@ -88,7 +85,7 @@ def test_which_plan_serves_is_certain_only_where_a_version_has_one(models: Path)
     write_plan(models, sm="90")
     plan = repository.only_plan("small_trt", 1)
     assert plan is not None
-    assert (plan.precision, plan.sm) == ("fp16", "90")
+    assert (plan.identity.precision, plan.identity.sm) == ("fp16", "90")
     write_plan(models, sm="86")
     assert repository.only_plan("small_trt", 1) is None
     assert repository.only_plan("small_onnx", 1) is None
@@ -109,17 +106,20 @@ def test_embeddings_of_other_crops_are_no_reference(models: Path) -> None:
     ("edit", "message"),
     [
         (lambda m: m.update(schema_version=3), "has schema_version 3; expected 1"),
-        (lambda m: m.pop("source"), r"source\.sha256 is None; expected a text"),
-        (lambda m: m["source"].update(sha256="x"), r"source\.sha256 is 'x'; expected 64 hexadecimal digits"),
-        (lambda m: m["golden"].update(embeddings="*"), r"golden\.embeddings holds no base64"),
+        (lambda m: m.pop("source"), r"lacks source\."),
+        (
+            lambda m: m["source"].update(sha256="x"),
+            r"source\.sha256 is 'x'; expected 64 lower",
+        ),
+        (lambda m: m["golden"].update(embeddings="*"), r"golden\.embeddings is '\*'; expected base64"),
         (
             lambda m: m["golden"].update(embeddings=base64.b64encode(bytes(16384)).decode()),
-            r"golden\.embeddings holds rows that are not of length one",
+            r"golden\.embeddings is 'AAAA.*; expected rows of length one",
         ),
-        (lambda m: m["golden"].pop("crops_sha256"), r"golden\.crops_sha256 is None; expected a text"),
+        (lambda m: m["golden"].pop("crops_sha256"), r"lacks golden\.crops_sha256"),
         (
             lambda m: m["preprocessing"].update(mean=[1, 2]),
-            r"preprocessing\.mean is \[1, 2\]; expected three",
+            r"lacks preprocessing\.mean\.2",
         ),
         (lambda m: m["preprocessing"].update(std="1"), r"preprocessing\.std is '1'; expected a list"),
     ],
@@ -133,11 +133,12 @@ def test_a_record_that_cannot_be_true_is_said(
         LocalModels(models).golden("small_onnx", 1)
 
 
-@pytest.mark.parametrize("text", ["no json", "[]", "[" * 100_000])
-def test_a_record_that_is_no_record_is_said(text: str, models: Path) -> None:
-    (models / "small_onnx-1.manifest.json").write_text(text)
+@pytest.mark.parametrize("text", ["no json", "[]", "[" * 100_000, b"\xff"])
+def test_a_file_that_is_not_a_manifest_is_refused(text: str | bytes, models: Path) -> None:
+    path = models / "small_onnx-1.manifest.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
 
-    with pytest.raises(ManifestError, match=r"small_onnx-1\.manifest\.json is .*[Bb]uild the model again"):
+    with pytest.raises(ManifestError, match=r"small_onnx-1\.manifest.* is .*Run `arcface-builder build`"):
         LocalModels(models).golden("small_onnx", 1)
 
 
@@ -183,8 +184,8 @@ def test_the_plan_is_the_newest_for_the_gpu(models: Path, built: Path) -> None:
 
     found = LocalModels(models).plan("small", "90")
 
-    assert (found.path, found.version, found.record.precision) == (newest, 2, "fp16")
-    assert found.record.sha256 == file_sha256(newest)
+    assert (found.path, found.version, found.manifest.identity.precision) == (newest, 2, "fp16")
+    assert found.manifest.plan_sha256 == file_sha256(newest)
 
 
 def test_a_gpu_without_a_plan_is_said(models: Path) -> None:
@@ -212,12 +213,12 @@ def test_what_is_wanted_of_an_identity_is_the_newest_without_conflict(
     plan = write_plan(models, 1)
     another_release(models, built / "source-0.onnx")
     repository = LocalModels(models)
-    ours = repository.onnx("small").record.identity()
+    ours = repository.onnx("small").manifest.embedding_space()
     another_release(models, save_for_insightface(tmp_path, seed=1))
-    theirs = repository.onnx("small").record.identity()
+    theirs = repository.onnx("small").manifest.embedding_space()
 
     assert repository.onnx("small").version == 3
-    assert repository.onnx("small", identity=ours).version == 2
+    assert repository.onnx("small", space=ours).version == 2
     assert repository.plan("small", "90", ours).path == plan
     with pytest.raises(ModelNotFoundError, match=r"version 1 is of another source model, SHA-256"):
         repository.plan("small", "90", theirs)
@@ -225,14 +226,14 @@ def test_what_is_wanted_of_an_identity_is_the_newest_without_conflict(
     with pytest.raises(
         ModelNotFoundError, match=r"No version of small_onnx .* version 2 is of another.*; ver"
     ):
-        repository.onnx("small", identity=theirs)
+        repository.onnx("small", space=theirs)
 
 
 def test_a_plan_of_another_onnx_model_is_not_believed(models: Path) -> None:
     write_plan(models, onnx_sha256="1" * 64)
 
     with pytest.raises(
-        ManifestError, match=r"a plan of an ONNX model with SHA-256 111111111111\.\.\.; small"
+        ManifestError, match=r"describes a plan of an ONNX model with SHA-256 111111111111\.\.\.; small"
     ):
         LocalModels(models).plan("small", "90")
 

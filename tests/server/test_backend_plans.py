@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from arcface_client.errors import ConfigError, DeploymentError, ManifestError, MissingExtraError
-from arcface_client.models.manifest import PlanRecord
 from arcface_server.backends.config import InstanceConfig
 from arcface_server.backends.plans import load_plan, plan_for, record_of
+from support.engines import identity, manifest
 
 MODEL = "arcface_trt"
 PLANS = {"8.0": "arcface-fp16-sm80.plan", "9.0": "arcface-fp16-sm90.plan"}
@@ -56,26 +56,18 @@ def test_a_tensorrt_without_its_libraries_is_told(
 
 
 @pytest.fixture
-def record(config: InstanceConfig, tmp_path: Path) -> Path:
-    """What the builder records of a plan, as far as serving needs it."""
-    identity = {
-        "onnx_sha256": "b" * 64,
-        "tensorrt_version": "8.5.3.1",
-        "precision": "fp16",
-        "sm": "90",
-        "max_batch_size": 32,
-    }
+def record(tmp_path: Path) -> Path:
+    """The manifest of the plan for sm90."""
     path = tmp_path / "arcface_trt-3-sm90.manifest.json"
-    path.write_text(json.dumps({"schema_version": 1, "plan_sha256": "a" * 64, "identity": identity}))
+    path.write_text(manifest(of=identity(model="arcface", tensorrt_version="8.5.3.1", sm="90")).to_json())
     return path
 
 
 @pytest.mark.usefixtures("record")
-def test_the_record_lies_beside_the_models(config: InstanceConfig) -> None:
+def test_the_manifest_lies_beside_the_models(config: InstanceConfig) -> None:
     published = record_of(config.version_folder / PLANS["9.0"])
 
-    assert (published.sha256, published.tensorrt_version) == ("a" * 64, "8.5.3.1")
-    assert (published.precision, published.sm, published.max_batch_size) == ("fp16", "90", 32)
+    assert (published.identity.tensorrt_version, published.identity.sm) == ("8.5.3.1", "90")
 
 
 @pytest.mark.parametrize("schema", [99, "1", None])
@@ -89,14 +81,7 @@ def test_a_record_of_another_schema_is_refused(config: InstanceConfig, record: P
 
 
 def test_a_plan_of_another_tensorrt_is_refused_with_both_versions(config: InstanceConfig) -> None:
-    record = PlanRecord(
-        sha256="a" * 64,
-        onnx_sha256="b" * 64,
-        tensorrt_version="8.5.3.1",
-        precision="fp16",
-        sm="90",
-        max_batch_size=32,
-    )
+    record = manifest(of=identity(tensorrt_version="8.5.3.1", sm="90"))
     plan = config.version_folder / PLANS["9.0"]
     record.check_loadable(plan, "8.5.3.1")
     with pytest.raises(DeploymentError, match=r"by TensorRT 8\.5\.3\.1, and TensorRT 11\.1\.0\.106 is"):

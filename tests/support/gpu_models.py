@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,5 +52,6 @@ def publish(source: Source, name: str, folder: Path, crops: Crops | None = None)
 
 def build_seconds(compiled: Compiled) -> float:
     """How long the build of a plan took, as its manifest says."""
-    (seconds,) = re.findall(r"built in ([\d.]+) s", " ".join(compiled.manifest.notes))
-    return float(seconds)
+    seconds = compiled.manifest.build_seconds
+    assert seconds is not None
+    return seconds

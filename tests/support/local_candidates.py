@@ -7,22 +7,22 @@ from pathlib import Path
 
 from arcface_client.backends.local_model import LocalCandidate, LocalModel
 from arcface_client.contract import Crops, Embeddings
-from arcface_client.models.embedding_space import EmbeddingIdentity
+from arcface_client.models.embedding_space import EmbeddingSpace
 from arcface_client.runtimes.base import Runtime
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 
-A, B = EmbeddingIdentity(source_sha256="a" * 64), EmbeddingIdentity(source_sha256="b" * 64)
+A, B = EmbeddingSpace(source_sha256="a" * 64), EmbeddingSpace(source_sha256="b" * 64)
 
 
 def candidate(
     path: Path,
     *,
-    identity: EmbeddingIdentity = A,
+    identity: EmbeddingSpace = A,
     golden: Embeddings | None = None,
     batch_size: int = 8,
     runtime: Callable[[Path], Runtime] = OnnxRuntime,
 ) -> LocalCandidate:
-    def load(_: EmbeddingIdentity | None) -> LocalModel:
+    def load(_: EmbeddingSpace | None) -> LocalModel:
         return LocalModel(
             runtime=runtime(path),
             backend="onnxruntime",

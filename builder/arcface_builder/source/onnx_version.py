@@ -45,4 +45,4 @@ def find_onnx(repository: ModelRepository, name: str, version: int | None = None
         ManifestError: Nothing is recorded of it, or the file is another than the one recorded.
     """
     found = LocalModels(repository.root).onnx(check_name(name), version)
-    return OnnxVersion(name, found.version, found.path, found.path.read_bytes(), found.record.source_sha256)
+    return OnnxVersion(name, found.version, found.path, found.path.read_bytes(), found.manifest.source.sha256)

@@ -3,94 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
-import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+from arcface_client.errors import ManifestError, ManifestSchemaError
 from arcface_client.models.checksum import sha256_of
-from arcface_client.models.manifest import SCHEMA_VERSION
+from arcface_client.models.manifest import PlanManifest
+from arcface_client.models.manifest import PlanParity as Parity
 
-from ..errors import OptionError, PlanDamagedError, PlanManifestError, PlanSchemaError
-from .identity import PlanIdentity
+from ..errors import PlanDamagedError, PlanManifestError, PlanSchemaError
 from .plan_header import plan_version
-from .records import read_record
 
 ENDING: Final = ".json"
 """What a manifest's name has after its plan's."""
 
-_MOST_BYTES: Final = 1 << 40
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parity:
-    """How far the plan's embeddings are from the source model's, or from what stood for it.
-
-    Attributes:
-        largest_drift_cosine: The largest 1 - cosine similarity over all crops.
-        max_drift_cosine: The largest that was allowed.
-        crops: How many crops were compared.
-        compared_with: What stood for the source model: "source file", "mended copy", or "served ONNX model".
-        details: What else the gate found, in its own words.
-    """
-
-    largest_drift_cosine: float
-    max_drift_cosine: float
-    crops: int
-    compared_with: str
-    details: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanManifest:
-    """What is kept beside a plan, as JSON; without it a plan does not exist.
-
-    Attributes:
-        identity: What the plan was built from and for.
-        plan_sha256: SHA-256 of the plan's bytes.
-        plan_bytes: How many they are.
-        created: When it was built, ISO 8601 with its offset from UTC.
-        gpu_name: The GPU that it was built on.
-        driver_version: The newest CUDA that its driver knows, as "13.0".
-        precisions_used: How many layers run in which precision, as the engine inspector says.
-        parity: The proof that let it be stored.
-        rebuild_command: The command that builds it again, with the settings that have no flag before it.
-        tools: Versions of what built it.
-        notes: What deserves to be known of the build: a workspace that was halved, its time.
-        refusals: In a repository's record: why more compact precisions were not taken; empty in a store.
-        schema_version: Version of this record's fields.
-    """
-
-    identity: PlanIdentity
-    plan_sha256: str
-    plan_bytes: int
-    created: str
-    gpu_name: str
-    driver_version: str
-    precisions_used: Mapping[str, int]
-    parity: Parity
-    rebuild_command: str
-    tools: Mapping[str, str]
-    notes: tuple[str, ...] = ()
-    refusals: tuple[str, ...] = ()
-    schema_version: int = SCHEMA_VERSION
-
-    @property
-    def created_at(self) -> datetime:
-        """When it was built."""
-        return datetime.fromisoformat(self.created)
-
-    def has_refused(self, precision: str) -> bool:
-        """Whether it is there in place of a plan of that precision."""
-        return any(refusal.startswith(refusal_of(precision, "")) for refusal in self.refusals)
-
-    def to_json(self) -> str:
-        """Write the record as JSON."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+__all__ = ["ENDING", "Parity", "PlanManifest"]
 
 
 def refusal_of(precision: str, reason: str) -> str:
@@ -129,22 +56,11 @@ def parse_manifest(text: str | bytes, where: str) -> PlanManifest:
         PlanManifestError: It is damaged.
     """
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:  # JSON's and Unicode's decoding errors, or [[[[...
-        raise PlanManifestError(f"{where} is no JSON ({error}); remove it with its plan.") from error
-    if not isinstance(content, dict) or "schema_version" not in content:
-        raise PlanManifestError(f"{where} is no manifest of a plan; remove it with its plan.")
-    if content["schema_version"] != SCHEMA_VERSION:
-        raise PlanSchemaError(
-            f"{where} has schema_version {content['schema_version']!r}; expected {SCHEMA_VERSION}. "
-            "Another version of arcface-triton wrote it."
-        )
-    try:
-        manifest = read_record(PlanManifest, content, where)
-    except OptionError as error:
-        raise PlanManifestError(f"{where} cannot be true: {error}") from error
-    _check_values(manifest, where)
-    return manifest
+        return PlanManifest.parse(text, where)
+    except ManifestSchemaError as error:
+        raise PlanSchemaError(str(error)) from error
+    except ManifestError as error:
+        raise PlanManifestError(str(error)) from error
 
 
 def describe_plan(plan: bytes | Path) -> dict[str, Any]:
@@ -181,27 +97,4 @@ def _check_header(manifest: PlanManifest, plan: bytes | Path) -> None:
         raise PlanManifestError(
             f"The manifest of {manifest.identity.key} says TensorRT {manifest.identity.tensorrt_version}, "
             f"the plan's own header {version}."
-        )
-
-
-def _check_values(manifest: PlanManifest, where: str) -> None:
-    if not re.fullmatch(r"[0-9a-f]{64}", manifest.plan_sha256):
-        raise PlanManifestError(f"{where} has plan_sha256 {manifest.plan_sha256!r}; expected 64 digits.")
-    if not 1 <= manifest.plan_bytes <= _MOST_BYTES:
-        raise PlanManifestError(f"{where} has plan_bytes {manifest.plan_bytes}; expected 1 to {_MOST_BYTES}.")
-    try:
-        aware = manifest.created_at.tzinfo is not None
-    except ValueError:
-        aware = False
-    if not aware:
-        raise PlanManifestError(
-            f"{where} has created {manifest.created!r}; expected ISO 8601 with an offset, "
-            "as 2026-11-22T20:00:00+00:00."
-        )
-    parity = manifest.parity
-    # JSON as Python reads it knows NaN, which nothing is greater than.
-    if not 0 <= parity.largest_drift_cosine <= parity.max_drift_cosine < math.inf:
-        raise PlanManifestError(
-            f"{where} has drift {parity.largest_drift_cosine} where {parity.max_drift_cosine} is allowed: "
-            "such a plan is not stored."
         )

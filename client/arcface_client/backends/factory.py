@@ -10,7 +10,7 @@ from ..config.devices import read_device
 from ..config.settings import BACKEND_TYPES, KEYS, EmbeddingSettings, PipelineSettings, load_pipeline_settings
 from ..config.tensorrt_settings import DEFAULT_PATH, Enabled, TensorRtSettings, load_tensorrt_settings
 from ..errors import ConfigError, InputError
-from ..models.embedding_space import EmbeddingIdentity
+from ..models.embedding_space import EmbeddingSpace
 from ..models.naming import is_plan, onnx_model, plan_model
 from ..models.repository import LocalModels
 from ..runtimes.base import CPU, switch_off_telemetry
@@ -137,7 +137,7 @@ def _triton(settings: PipelineSettings, registry: Any) -> EmbeddingBackend:
             models.root.absolute(),
         )
 
-    def last_resort(identity: EmbeddingIdentity | None) -> EmbeddingBackend:
+    def last_resort(identity: EmbeddingSpace | None) -> EmbeddingBackend:
         candidate = onnx_candidate(models, embedding.model, CPU)
         return InProcessBackend(
             "onnxruntime", [candidate], identity=identity, max_drift_cosine=embedding.max_drift_cosine

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import ClientClosedError, DeploymentError, detached
-from ..models.embedding_space import EmbeddingIdentity
+from ..models.embedding_space import EmbeddingSpace
 from ..observability.diagnostics import Diagnostics
 from ..observability.meter import Meter
 from ..observability.metrics import Metrics, PrometheusExporter
@@ -55,7 +55,7 @@ class InProcessBackend(EmbeddingBackend):
         backend: str,
         candidates: Sequence[LocalCandidate],
         *,
-        identity: EmbeddingIdentity | None = None,
+        identity: EmbeddingSpace | None = None,
         max_drift_cosine: float = DEFAULT_MAX_DRIFT_COSINE,
         registry: Any = None,
         clock: Callable[[], float] = time.monotonic,
@@ -225,7 +225,7 @@ class InProcessBackend(EmbeddingBackend):
             replaced = self._serving
             self._drop(unlocked)
             self._serving = serving
-            self._identity = (self._identity or EmbeddingIdentity()).completed(serving.model.identity)
+            self._identity = (self._identity or EmbeddingSpace()).completed(serving.model.identity)
             self._refused.remove(serving.candidate)
             errors = self._refused.errors()
         if replaced is not None:

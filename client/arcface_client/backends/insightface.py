@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 
 from ..contract import CROP_SHAPE, CROP_SIZE, EMBEDDING_DIM, Crops, Embeddings
 from ..errors import ContractError, DeploymentError, ModelNotFoundError, require
-from ..models.embedding_space import EmbeddingIdentity
+from ..models.embedding_space import EmbeddingSpace
 from ..models.home import expanded
 from ..models.repository import LocalModels, file_sha256
 from .local_model import LocalCandidate, LocalModel
@@ -111,7 +111,7 @@ def load_insightface(models: LocalModels, name: str, source: str, provider: str,
         version=None,
         path=path,
         batch_size=runtime.batch_size,
-        identity=EmbeddingIdentity(source_sha256=sha256, precision_class="float"),
+        identity=EmbeddingSpace(source_sha256=sha256, precision_class="float"),
         golden=None if reference is None else reference.embeddings,
         precision="fp32",
         provider=provider,

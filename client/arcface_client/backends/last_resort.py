@@ -14,7 +14,7 @@ from typing import Final
 from ..errors import ArcFaceError, ClientClosedError, DeadlineExceededError, detached
 from ..failover.examiner import Examiner
 from ..failover.pool import LONGEST_LOOK_S, Selector
-from ..models.embedding_space import EmbeddingIdentity
+from ..models.embedding_space import EmbeddingSpace
 from ..models.golden import golden_crops
 from ..observability.served import Served, Source
 from ..triton.deadline import Deadline
@@ -27,7 +27,7 @@ IDLE_S: Final = 300.0
 TRY_AGAIN_S: Final = 30.0
 """How long a failure to load it is taken for granted, in seconds."""
 
-MakeBackend = Callable[[EmbeddingIdentity | None], EmbeddingBackend]
+MakeBackend = Callable[[EmbeddingSpace | None], EmbeddingBackend]
 """Makes the backend of an identity; None settles one."""
 
 _log = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ class LastResort:
     def _load(self) -> EmbeddingBackend:
         identity = self._selector.identity
         try:
-            backend = self._make(None if identity is None else identity.reference.identity)
+            backend = self._make(None if identity is None else identity.reference.space)
             try:
                 self._prove(backend)
             except BaseException:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from ..contract import Embeddings, check_finite, check_shape
-from ..models.embedding_space import EmbeddingIdentity
+from ..models.embedding_space import EmbeddingSpace
 from ..models.golden import drift_error, golden_crops, largest_drift
 from ..runtimes.base import Runtime
 from ..triton.deadline import Deadline
@@ -61,7 +61,7 @@ class LocalModel:
     version: int | None
     path: Path
     batch_size: int
-    identity: EmbeddingIdentity
+    identity: EmbeddingSpace
     golden: Embeddings | None
     precision: str
     sm: str | None = None
@@ -126,4 +126,4 @@ class LocalCandidate:
     """
 
     name: str
-    load: Callable[[EmbeddingIdentity | None], LocalModel]
+    load: Callable[[EmbeddingSpace | None], LocalModel]

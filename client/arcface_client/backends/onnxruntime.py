@@ -10,7 +10,7 @@ import numpy as np
 from ..config.devices import Device
 from ..contract import INPUT_NAME
 from ..errors import require
-from ..models.embedding_space import EmbeddingIdentity
+from ..models.embedding_space import EmbeddingSpace
 from ..models.golden import golden_crops
 from ..models.naming import onnx_model
 from ..models.repository import LocalModels
@@ -57,7 +57,7 @@ def load_onnx(
     name: str,
     provider: str,
     gpu: int,
-    identity: EmbeddingIdentity | None = None,
+    identity: EmbeddingSpace | None = None,
 ) -> LocalModel:
     """Load the newest version of ``{name}_onnx`` that is of an identity, on a provider.
 
@@ -68,7 +68,7 @@ def load_onnx(
     require("onnxruntime", extra="onnxruntime", purpose="Embedding in this process")
     from ..runtimes.onnxruntime import OnnxRuntime, open_on
 
-    found = models.onnx(name, identity=identity)
+    found = models.onnx(name, space=identity)
     session = open_on(
         provider,
         found.path,
@@ -83,8 +83,8 @@ def load_onnx(
         version=found.version,
         path=found.path,
         batch_size=BATCH_SIZE,
-        identity=found.record.identity(),
-        golden=found.record.golden,
+        identity=found.manifest.embedding_space(),
+        golden=found.manifest.golden_embeddings,
         precision="fp32",
         provider=provider,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import DeploymentError, MissingExtraError
-from ..models.embedding_space import EmbeddingIdentity
+from ..models.embedding_space import EmbeddingSpace
 from ..models.naming import plan_model
 from ..models.repository import LocalModels
 from .local_model import LocalCandidate, LocalModel
@@ -19,15 +19,13 @@ def plan_candidate(models: LocalModels, name: str, gpu: int) -> LocalCandidate:
 def switched_off(name: str) -> LocalCandidate:
     """What stands for the plan where the settings keep TensorRT out."""
 
-    def refuse(_: EmbeddingIdentity | None) -> LocalModel:
+    def refuse(_: EmbeddingSpace | None) -> LocalModel:
         raise DeploymentError("TensorRT is switched off: arcface_tensorrt.enabled is false; set it to auto.")
 
     return LocalCandidate(plan_model(name), refuse)
 
 
-def load_plan(
-    models: LocalModels, name: str, gpu: int, identity: EmbeddingIdentity | None = None
-) -> LocalModel:
+def load_plan(models: LocalModels, name: str, gpu: int, identity: EmbeddingSpace | None = None) -> LocalModel:
     """Load the newest plan for a GPU, of an identity or (None) that of the newest ONNX model.
 
     Raises:
@@ -56,8 +54,8 @@ def load_plan(
         )
     sm = compute_capability(gpu).replace(".", "")
     plan = models.plan(name, sm, identity)
-    plan.record.check_loadable(plan.path, tensorrt.__version__)
-    runtime = TensorRt(plan.path, sha256=plan.record.sha256, device=gpu)
+    plan.manifest.check_loadable(plan.path, tensorrt.__version__)
+    runtime = TensorRt(plan.path, sha256=plan.manifest.plan_sha256, device=gpu)
     return LocalModel(
         runtime=runtime,
         backend="tensorrt",
@@ -65,9 +63,9 @@ def load_plan(
         version=plan.version,
         path=plan.path,
         batch_size=runtime.max_batch_size,
-        identity=plan.onnx.identity(plan.record.precision_class),
-        golden=plan.onnx.golden,
-        precision=plan.record.precision,
+        identity=plan.onnx.embedding_space(plan.manifest.precision_class),
+        golden=plan.onnx.golden_embeddings,
+        precision=plan.manifest.identity.precision,
         sm=sm,
         vram_mb=round(runtime.vram_mb, 1) if runtime.vram_mb > 0 else None,
     )

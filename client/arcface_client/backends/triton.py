@@ -201,8 +201,8 @@ class TritonBackend(EmbeddingBackend):
             model=model,
             version=version,
             engine_path=f"{where}/{model}/{version or ''}".rstrip("/"),
-            precision=None if plan is None else plan.precision,
-            sm=None if plan is None else plan.sm,
+            precision=None if plan is None else plan.identity.precision,
+            sm=None if plan is None else plan.identity.sm,
             batch_size=first.client.max_batch_size,
             validation=_validation(first),
         )

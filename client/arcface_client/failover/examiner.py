@@ -7,14 +7,14 @@ from collections.abc import Callable
 from ..contract import Embeddings
 from ..errors import DeploymentError
 from ..models.golden import golden_crops
-from ..models.manifest import PlanRecord
+from ..models.manifest import PlanManifest
 from ..models.naming import sibling_of
 from ..runtimes.base import Embed
 from ..triton.deadline import Deadline
 from .golden_check import Finding, References, SettledIdentity, conflicting, examine, objection, recorded
 from .replica import Contender
 
-Plans = Callable[[str, int], PlanRecord | None]
+Plans = Callable[[str, int], PlanManifest | None]
 """What is recorded of the plan that a model's version must be, as ``LocalModels.only_plan``."""
 
 

@@ -83,8 +83,8 @@ class SettledIdentity:
 
         Else two candidates, each of which says nothing against the identity, could contradict each other.
         """
-        identity = self.reference.identity.completed(reference.identity)
-        return replace(self, reference=replace(self.reference, identity=identity))
+        space = self.reference.space.completed(reference.space)
+        return replace(self, reference=replace(self.reference, space=space))
 
 
 def recorded(references: References, model: str, version: int | None) -> GoldenReference | None:
@@ -151,7 +151,7 @@ def objection(finding: Finding, identity: SettledIdentity | None, max_drift: flo
 
 def conflicting(reference: GoldenReference, identity: SettledIdentity) -> OtherEmbeddingSpaceError | None:
     """What the records say against one gallery for both; None when they say nothing."""
-    conflict = identity.reference.identity.conflict(reference.identity)
+    conflict = identity.reference.space.conflict(reference.space)
     return None if conflict is None else _other(conflict, identity)
 
 

@@ -14,7 +14,7 @@ from ..errors import (
     TransientError,
     detached,
 )
-from ..models.manifest import PlanRecord
+from ..models.manifest import PlanManifest
 from .cooldown import Breaker
 from .discovery import Candidate
 from .golden_check import Evidence, Finding
@@ -35,7 +35,7 @@ class Contender:
         self.client = server.client(candidate.model, candidate.version)
         self.version = candidate.version
         """The version that was examined; for a pin without one, the one that answered."""
-        self.plan: PlanRecord | None = None
+        self.plan: PlanManifest | None = None
         """What is recorded here of that version's plan."""
         self.loads = Loads()
         self.reloads = 0

@@ -20,7 +20,7 @@ PRECISIONS: Final[Mapping[str, PrecisionClass]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbeddingIdentity:
+class EmbeddingSpace:
     """Embeddings of one identity may lie in one gallery; those of two may not. None is unknown.
 
     Attributes:
@@ -33,7 +33,7 @@ class EmbeddingIdentity:
     preprocessing: str | None = None
     precision_class: PrecisionClass | None = None
 
-    def conflict(self, other: EmbeddingIdentity) -> str | None:
+    def conflict(self, other: EmbeddingSpace) -> str | None:
         """What speaks against one gallery for both, in words; None if nothing that is known does."""
         if _differ(self.source_sha256, other.source_sha256):
             theirs, ours = _short(other.source_sha256), _short(self.source_sha256)
@@ -44,9 +44,9 @@ class EmbeddingIdentity:
             return f"another class of precision, {other.precision_class}, not {self.precision_class}"
         return None
 
-    def completed(self, other: EmbeddingIdentity) -> EmbeddingIdentity:
+    def completed(self, other: EmbeddingSpace) -> EmbeddingSpace:
         """With what the other knows, and this does not."""
-        return EmbeddingIdentity(
+        return EmbeddingSpace(
             source_sha256=self.source_sha256 or other.source_sha256,
             preprocessing=self.preprocessing or other.preprocessing,
             precision_class=self.precision_class or other.precision_class,

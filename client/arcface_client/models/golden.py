@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from ..contract import EMBEDDING_DIM, LENGTH_TOLERANCE, Crops, Embeddings
 from ..errors import DriftError
-from .embedding_space import EmbeddingIdentity
+from .embedding_space import EmbeddingSpace
 
 GOLDEN_COUNT: Final = 8
 
@@ -35,12 +35,12 @@ class GoldenReference:
 
     Attributes:
         embeddings: float32 [8, 512], unit rows.
-        identity: Which gallery they belong to, with the precision class of the model that is to be compared
-            with them; by default, nobody knows.
+        space: Their embedding space, with the precision class of the model that is compared with them;
+            unknown by default.
     """
 
     embeddings: Embeddings
-    identity: EmbeddingIdentity = field(default_factory=EmbeddingIdentity)
+    space: EmbeddingSpace = field(default_factory=EmbeddingSpace)
 
 
 @cache
@@ -101,17 +101,17 @@ def from_text(text: str) -> Embeddings:
     """Read what ``to_text`` wrote: float32 [8, 512].
 
     Raises:
-        ValueError: It is something else; the message says what.
+        ValueError: It is something else; the message says what was expected.
     """
     try:
         content = base64.b64decode(text, validate=True)
     except binascii.Error as error:
-        raise ValueError(f"no base64 ({error})") from error
+        raise ValueError(f"base64 ({error})") from error
     expected = GOLDEN_COUNT * EMBEDDING_DIM * 4
     if len(content) != expected:
-        raise ValueError(f"{len(content):,} bytes; expected {expected:,}")
+        raise ValueError(f"{expected:,} bytes, not {len(content):,}")
     embeddings = np.frombuffer(content, "<f4").reshape(GOLDEN_COUNT, EMBEDDING_DIM).astype(np.float32)
     # Written so that NaN fails as well.
     if not np.all(np.abs(np.linalg.norm(embeddings, axis=1) - 1) < LENGTH_TOLERANCE):
-        raise ValueError("rows that are not of length one")
+        raise ValueError("rows of length one")
     return embeddings

@@ -1,195 +1,518 @@
-"""What ``arcface_builder`` leaves in a model repository beside the models, as far as serving needs it."""
+"""Manifests: what ``arcface_builder`` records of a model or a plan, as JSON, and this package reads.
+
+A manifest lies in the repository's root, which Triton passes over, beside the models' folders; that of a
+stored plan beside the plan. Fields that this version does not know are ignored.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict
+from datetime import datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
-from ..contract import Embeddings
-from ..errors import DeploymentError, ManifestError
-from .embedding_space import PRECISIONS, EmbeddingIdentity, PrecisionClass, describe_preprocessing
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.dataclasses import dataclass
+from typing_extensions import Self
+
+from ..contract import INPUT_SPEC, OUTPUT_SPEC, Embeddings
+from ..errors import DeploymentError, ManifestError, ManifestSchemaError
+from .embedding_space import PRECISIONS, EmbeddingSpace, PrecisionClass, describe_preprocessing
 from .golden import from_text, golden_sha256
 
 MODEL_FILE: Final = "model.onnx"
 """What Triton's onnxruntime backend looks for in a version's folder."""
 
-_ENDING: Final = "manifest.json"
-
 SCHEMA_VERSION: Final = 1
-"""Of the records' fields, an ONNX model's and a plan's."""
+"""Of the fields of both manifests."""
 
-T = TypeVar("T")
+Setting: TypeAlias = str | int | float | bool | None
+"""A value of a plan's settings."""
+
+_SchemaVersion: TypeAlias = Literal[1]
+_ENDING: Final = "manifest.json"
+_STRICT: Final = ConfigDict(strict=True)
+_DIGEST_LENGTH: Final = 12
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class OnnxRecord:
-    """What is recorded of a version of an ONNX model.
+def _matching(pattern: str, expected: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value, re.ASCII):
+            raise ValueError(expected)
+        return value
+
+    return AfterValidator(check)
+
+
+def _moment(value: str) -> str:
+    try:
+        if datetime.fromisoformat(value).tzinfo is not None:
+            return value
+    except ValueError:
+        pass
+    raise ValueError("ISO 8601 with an offset, for example 2026-11-22T20:00:00+00:00")
+
+
+def _one_of_the_precisions(value: str) -> str:
+    if value not in PRECISIONS:
+        raise ValueError(f"one of {', '.join(PRECISIONS)}")
+    return value
+
+
+_Sha256: TypeAlias = Annotated[str, _matching(r"[0-9a-f]{64}", "64 lower-case hexadecimal digits")]
+_Moment: TypeAlias = Annotated[str, AfterValidator(_moment)]
+_Drift: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Family: TypeAlias = Annotated[
+    str, _matching(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", "up to 100 letters, digits, '_', '-' and '.'")
+]
+_TensorRtVersion: TypeAlias = Annotated[
+    str,
+    _matching(
+        r"\d+(\.\d+){2,3}((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?", "a full version, for example 10.16.1.11"
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class SourceInfo:
+    """Where a source model comes from.
 
     Attributes:
-        sha256: SHA-256 of the served file.
-        source_sha256: SHA-256 of the source model's file.
-        preprocessing: What the graph does to the pixels, see ``identity``.
-        golden: The source model's embeddings of the golden crops, float32 [8, 512]; None when they are of
-            other crops than this package's.
+        kind: "onnx", "insightface", "checkpoint" or "synthetic".
+        name: Its file's name, or what was generated.
+        sha256: SHA-256 of the file, or of the generated graph.
+        known_file: The published file that has this SHA-256.
+        terms: What is known of its terms of use.
+        synthetic: Whether the weights are random.
+        depth: "r18" to "r100", of a checkpoint or a synthetic model.
+        seed: Seed of a synthetic model.
     """
 
-    sha256: str
-    source_sha256: str
-    preprocessing: str
-    golden: Embeddings | None
+    kind: str
+    name: str
+    sha256: _Sha256
+    known_file: str | None = None
+    terms: str | None = None
+    synthetic: bool = False
+    depth: str | None = None
+    seed: int | None = None
 
-    def identity(self, precision_class: PrecisionClass | None = "float") -> EmbeddingIdentity:
-        """Which gallery the embeddings belong to, of this model or of a plan of another class."""
-        return EmbeddingIdentity(
-            source_sha256=self.source_sha256,
-            preprocessing=self.preprocessing,
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ModelFile:
+    """The served file: its name in the version's folder, size and SHA-256."""
+
+    name: str
+    bytes: int
+    sha256: _Sha256
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Preprocessing:
+    """What the serving graph does to the pixels before the network.
+
+    Attributes:
+        mean: Subtracted from R, G and B, in pixel values 0 to 255.
+        std: What R, G and B are divided by then.
+        channels: Channel order of the source model's input; the serving graph's is BGR.
+        found_in: How the caller's part is known.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    channels: str
+    found_in: str = "unknown"
+
+    def __str__(self) -> str:
+        return describe_preprocessing(self.mean, self.std, self.channels)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ModelParity:
+    """How exactly the served file gives the source's embeddings.
+
+    Attributes:
+        max_abs_difference: Largest difference between two numbers of the unit embeddings.
+        largest_drift_cosine: Largest cosine distance.
+        controls: Largest drift that each negative control causes.
+        crops: Number of crops compared.
+        batch_sizes: Batch sizes that the serving graph was run with.
+        max_drift_cosine: The largest drift that was allowed; None in older manifests, as those that follow.
+        between_batches: Largest drift between a crop embedded alone and in a larger batch.
+        compared_with: What computed the reference embeddings.
+        worst_crops: Indices of the crops with the largest drift, the worst first.
+    """
+
+    max_abs_difference: _Drift
+    largest_drift_cosine: _Drift
+    controls: Mapping[str, float]
+    crops: int
+    batch_sizes: tuple[int, ...]
+    max_drift_cosine: _Drift | None = None
+    between_batches: _Drift | None = None
+    compared_with: str | None = None
+    worst_crops: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Golden:
+    """The source model's embeddings of the golden crops.
+
+    Attributes:
+        crops_sha256: SHA-256 of the golden crops.
+        embeddings: Base64 of float32 [8, 512], little-endian, unit rows.
+    """
+
+    crops_sha256: _Sha256
+    embeddings: str
+
+    @field_validator("embeddings")
+    @classmethod
+    def _check_embeddings(cls, text: str, info: ValidationInfo) -> str:
+        if info.data.get("crops_sha256") == golden_sha256():
+            from_text(text)
+        return text
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ModelManifest:
+    """The manifest of a version of an ONNX model.
+
+    Attributes:
+        model: Name of the model in the repository.
+        version: Its version.
+        created: When it was built, ISO 8601 with its offset from UTC.
+        source: What the source model is.
+        source_location: Where it was, so that it can be opened again.
+        repairs: What was wrong with the source, and how it was fixed.
+        model_file: The served file.
+        preprocessing: What the graph does to the pixels.
+        compared_with: What the served file was compared with: the source file itself, or its fixed copy.
+        parity: The result of that comparison.
+        golden: The reference embeddings.
+        rebuild_command: The command that builds it again.
+        contract: Tensors: name, Triton data type, shape without batch.
+        tools: Versions of what built it.
+        schema_version: Version of this record's fields.
+    """
+
+    model: str
+    version: int
+    created: _Moment
+    source: SourceInfo
+    source_location: Mapping[str, str | int]
+    repairs: tuple[str, ...] = ()
+    model_file: ModelFile
+    preprocessing: Preprocessing
+    compared_with: str
+    parity: ModelParity
+    golden: Golden
+    rebuild_command: str
+    contract: Mapping[str, Any] = Field(
+        default_factory=lambda: {"input": INPUT_SPEC, "output": OUTPUT_SPEC, "channels": "BGR", "length": 1}
+    )
+    tools: Mapping[str, str] = Field(default_factory=dict)
+    schema_version: _SchemaVersion = SCHEMA_VERSION
+
+    @cached_property
+    def golden_embeddings(self) -> Embeddings | None:
+        """float32 [8, 512]; None when they are of other crops than this package's."""
+        return from_text(self.golden.embeddings) if self.golden.crops_sha256 == golden_sha256() else None
+
+    def embedding_space(self, precision_class: PrecisionClass | None = "float") -> EmbeddingSpace:
+        """The embedding space of this model, or of a plan of another class of precision."""
+        return EmbeddingSpace(
+            source_sha256=self.source.sha256,
+            preprocessing=str(self.preprocessing),
             precision_class=precision_class,
         )
 
+    def to_json(self) -> str:
+        """Write the manifest as JSON."""
+        return _to_json(self)
 
-@dataclass(frozen=True, kw_only=True)
-class PlanRecord:
-    """What is recorded of a TensorRT plan.
+    @classmethod
+    def read(cls, path: Path) -> ModelManifest:
+        """Read a manifest's file; raises ManifestError."""
+        return _read(ModelManifest, path, "Run `arcface-builder build` again.")
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class PlanKey:
+    """What a plan is built from and for; two builds with equal keys are interchangeable.
 
     Attributes:
-        sha256: SHA-256 of the plan.
-        onnx_sha256: SHA-256 of the ONNX model that it was built from.
-        tensorrt_version: The TensorRT that built it, and that alone can load it.
-        precision: Its precision, as "fp16".
-        sm: The GPU architecture that it was built for, as "90".
-        max_batch_size: Its largest batch.
+        model: Name of the family of models, for example ``arcface_r100``.
+        onnx_sha256: SHA-256 of the ONNX file that the repository serves.
+        tensorrt_version: TensorRT's full version, for example ``10.16.1.11``.
+        sm: The GPU architecture, for example ``86``.
+        precision: One of ``PRECISIONS``.
+        min_batch_size: Smallest batch of the optimisation profile.
+        opt_batch_size: The batch it is tuned for.
+        max_batch_size: Largest batch.
+        settings: Everything else that changes the plan.
+        graph_sha256: SHA-256 of the converted graph that TensorRT reads; None in older manifests.
+        max_drift_cosine: The largest drift that was allowed; None in older manifests.
     """
 
-    sha256: str
-    onnx_sha256: str
-    tensorrt_version: str
-    precision: str
-    sm: str
+    model: _Family
+    onnx_sha256: _Sha256
+    tensorrt_version: _TensorRtVersion
+    sm: Annotated[str, _matching(r"[1-9]\d{1,2}", "digits alone, for example 86")]
+    precision: Annotated[str, AfterValidator(_one_of_the_precisions)]
+    min_batch_size: int
+    opt_batch_size: int
     max_batch_size: int
+    settings: Mapping[str, Setting] = Field(default_factory=dict)
+    graph_sha256: _Sha256 | None = None
+    max_drift_cosine: _Drift | None = None
 
-    def check_loadable(self, plan: Path, installed_version: str) -> None:
-        """Refuse a plan by another TensorRT before that one sees it.
+    @model_validator(mode="after")
+    def _check_batches(self) -> Self:
+        if not 1 <= self.min_batch_size <= self.opt_batch_size <= self.max_batch_size:
+            raise ValueError("batch sizes with 1 <= min <= opt <= max")
+        return self
 
-        Raises:
-            DeploymentError: The versions differ.
-        """
-        if self.tensorrt_version != installed_version:
-            raise DeploymentError(
-                f"{plan} was built by TensorRT {self.tensorrt_version}, and TensorRT {installed_version} is "
-                "installed: a plan fits one build. Run `arcface-builder compile` with that one."
+    @property
+    def filename(self) -> str:
+        """Name of the plan's file: ``arcface_r100-fp16-sm86.plan``."""
+        return f"{self.model}-{self.precision}-sm{self.sm}.plan"
+
+    @property
+    def compute_capability(self) -> str:
+        """The architecture as Triton's ``cc_model_filenames`` names it: ``8.6``."""
+        return f"{self.sm[:-1]}.{self.sm[-1]}"
+
+    @property
+    def profiles(self) -> int:
+        """How many optimisation profiles it has."""
+        return 1 + bool(self.settings.get("small_batch_profile"))
+
+    @property
+    def platform(self) -> str:
+        """The operating system and processor that it is for, as ``linux-x86_64``."""
+        return str(self.settings.get("platform"))
+
+    @property
+    def kind(self) -> str:
+        """What a server needs to load it, for messages."""
+        return f"TensorRT {self.tensorrt_version} for {self.platform}"
+
+    @property
+    def digest(self) -> str:
+        """A short name for exactly this key; the same from one version of this project to the next."""
+        fields = {name: value for name, value in asdict(self).items() if value is not None}
+        canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:_DIGEST_LENGTH]
+
+    @property
+    def prefix(self) -> str:
+        """The folder of a store that its plan lies in: readable, and with the digest."""
+        return "/".join(
+            (
+                f"trt-{self.tensorrt_version}",
+                f"onnx-{self.onnx_sha256[:_DIGEST_LENGTH]}",
+                f"batch-{self.min_batch_size}-{self.opt_batch_size}-{self.max_batch_size}",
+                self.digest,
             )
+        )
+
+    @property
+    def key(self) -> str:
+        """Where a store keeps the plan, relative to its root."""
+        return f"engines/{self.prefix}/{self.filename}"
+
+    def differences(self, other: PlanKey) -> list[str]:
+        """What to change in another key to get this one, a phrase for each field."""
+        ours, theirs = (asdict(one) | dict(one.settings) for one in (self, other))
+        names = [name for name in asdict(self) if name != "settings"]
+        names += sorted(self.settings.keys() | other.settings.keys())
+        pairs = [(name, ours.get(name), theirs.get(name)) for name in names]
+        return [f"{name} {there}, not {here}" for name, here, there in pairs if here != there]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class PlanParity:
+    """How far a plan's embeddings are from the source model's, or from what stood for it.
+
+    Attributes:
+        largest_drift_cosine: The largest cosine distance over all crops.
+        max_drift_cosine: The largest that was allowed.
+        crops: How many crops were compared.
+        compared_with: What stood for the source model: "source file", "mended copy", or "served ONNX model".
+        details: What else was measured.
+    """
+
+    largest_drift_cosine: _Drift
+    max_drift_cosine: _Drift
+    crops: int
+    compared_with: str
+    details: Mapping[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_drift(self) -> Self:
+        if self.largest_drift_cosine > self.max_drift_cosine:
+            raise ValueError("largest_drift_cosine of at most max_drift_cosine")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class PlanManifest:
+    """The manifest of a TensorRT plan, in a repository or in a store.
+
+    Attributes:
+        identity: The plan's key: what it was built from and for.
+        plan_sha256: SHA-256 of the plan's bytes.
+        plan_bytes: How many they are.
+        created: When it was built, ISO 8601 with its offset from UTC.
+        gpu_name: The GPU that it was built on.
+        driver_version: The newest CUDA that its driver knows, as "13.0".
+        precisions_used: How many layers run in which precision.
+        parity: The comparison that let it be stored.
+        rebuild_command: The command that builds it again.
+        tools: Versions of what built it.
+        notes: What else is worth knowing of the build.
+        refusals: In a repository: why more compact precisions were not taken; empty in a store.
+        build_seconds: How long TensorRT took; None in older manifests.
+        timing_cache: What the timing cache was good for: "warm", "cold" or "none"; None in older manifests.
+        schema_version: Version of this record's fields.
+    """
+
+    identity: PlanKey
+    plan_sha256: _Sha256
+    plan_bytes: Annotated[int, Field(ge=1)]
+    created: _Moment
+    gpu_name: str
+    driver_version: str
+    precisions_used: Mapping[str, int]
+    parity: PlanParity
+    rebuild_command: str
+    tools: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+    refusals: tuple[str, ...] = ()
+    build_seconds: float | None = None
+    timing_cache: str | None = None
+    schema_version: _SchemaVersion = SCHEMA_VERSION
+
+    @property
+    def created_at(self) -> datetime:
+        """When it was built."""
+        return datetime.fromisoformat(self.created)
 
     @property
     def precision_class(self) -> PrecisionClass:
         """Its class of precision."""
-        return PRECISIONS[self.precision]
+        return PRECISIONS[self.identity.precision]
+
+    def has_refused(self, precision: str) -> bool:
+        """Whether it is there in place of a plan of that precision."""
+        return any(refusal.startswith(f"{precision} was refused: ") for refusal in self.refusals)
+
+    def check_loadable(self, plan: Path, installed_version: str) -> None:
+        """Refuse a plan of another TensorRT before that one sees it.
+
+        Raises:
+            DeploymentError: The versions differ.
+        """
+        if self.identity.tensorrt_version != installed_version:
+            raise DeploymentError(
+                f"{plan} was built by TensorRT {self.identity.tensorrt_version}, and TensorRT "
+                f"{installed_version} is installed: a plan fits one version. Run `arcface-builder compile` "
+                "with that one."
+            )
+
+    def to_json(self) -> str:
+        """Write the manifest as JSON."""
+        return _to_json(self)
+
+    @classmethod
+    def read(cls, path: Path) -> PlanManifest:
+        """Read a manifest's file; raises ManifestError."""
+        return _read(PlanManifest, path, _COMPILE)
+
+    @classmethod
+    def parse(cls, text: str | bytes, where: str) -> PlanManifest:
+        """Read a manifest's text; ``where`` names it in messages.
+
+        Raises:
+            ManifestSchemaError: Another version of this project wrote it.
+            ManifestError: A field is missing or wrong.
+        """
+        return _parse(PlanManifest, text, where, _COMPILE)
 
 
 def manifest_path(root: Path, model: str, version: int, sm: str | None = None) -> Path:
-    """Where a version's record is, or that of its plan for an SM: in the root, which Triton passes over."""
+    """Where a version's manifest is, or that of its plan for an SM."""
     plan = "" if sm is None else f"-sm{sm}"
     return root / f"{model}-{version}{plan}.{_ENDING}"
 
 
 def plan_manifest_paths(root: Path, model: str, version: int) -> list[Path]:
-    """The records of all plans of a version."""
+    """The manifests of all plans of a version."""
     return sorted(root.glob(f"{model}-{version}-sm*.{_ENDING}"))
 
 
-def read_onnx_record(path: Path) -> OnnxRecord:
-    """Read the record of a version of an ONNX model.
+_COMPILE: Final = "Run `arcface-builder compile` again."
+_EXPECTED: Final = {
+    "string_type": "a text",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "mapping_type": "an object",
+    "dict_type": "an object",
+    "dataclass_type": "an object",
+}
 
-    Raises:
-        ManifestError: It is missing, or says what cannot be.
-    """
-    content = _read(path)
-    return OnnxRecord(
-        sha256=_sha256(path, content, "model_file", "sha256"),
-        source_sha256=_sha256(path, content, "source", "sha256"),
-        preprocessing=describe_preprocessing(
-            _triple(path, content, "preprocessing", "mean"),
-            _triple(path, content, "preprocessing", "std"),
-            _field(path, content, str, "preprocessing", "channels"),
-        ),
-        golden=_golden(path, content),
-    )
+_Manifest = TypeVar("_Manifest")
 
 
-def read_plan_record(path: Path) -> PlanRecord:
-    """Read the record of a plan.
-
-    Raises:
-        ManifestError: It is missing, or says what cannot be.
-    """
-    content = _read(path)
-    precision = _field(path, content, str, "identity", "precision")
-    if precision not in PRECISIONS:
-        raise ManifestError(
-            f"{path}: identity.precision is {precision!r:.80}; expected one of {', '.join(PRECISIONS)}."
-        )
-    return PlanRecord(
-        sha256=_sha256(path, content, "plan_sha256"),
-        onnx_sha256=_sha256(path, content, "identity", "onnx_sha256"),
-        tensorrt_version=_field(path, content, str, "identity", "tensorrt_version"),
-        precision=precision,
-        sm=_field(path, content, str, "identity", "sm"),
-        max_batch_size=_field(path, content, int, "identity", "max_batch_size"),
-    )
+def _to_json(manifest: ModelManifest | PlanManifest) -> str:
+    return json.dumps(asdict(manifest), indent=2) + "\n"
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _read(kind: type[_Manifest], path: Path, remedy: str) -> _Manifest:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
     except OSError as error:
-        raise ManifestError(
-            f"Cannot read the manifest {path}: {error.strerror}. Build the model with `arcface-builder`."
-        ) from error
-    except (ValueError, RecursionError) as error:  # JSON's and Unicode's decoding errors, or [[[[...
-        raise ManifestError(f"{path} is no JSON ({error}); build the model again.") from error
-    if not isinstance(content, dict):
-        raise ManifestError(f"{path} is {content!r:.80}; expected an object. Build the model again.")
-    schema = content.get("schema_version")
-    if schema != SCHEMA_VERSION:
-        raise ManifestError(
-            f"{path} has schema_version {schema!r:.80}; expected {SCHEMA_VERSION}. "
-            "Another version of arcface-triton wrote it."
-        )
-    return content
+        raise ManifestError(f"Cannot read the manifest {path}: {error.strerror}. {remedy}") from error
+    return _parse(kind, text, str(path), remedy)
 
 
-def _golden(path: Path, content: Mapping[str, Any]) -> Embeddings | None:
-    if _sha256(path, content, "golden", "crops_sha256") != golden_sha256():
-        return None
+def _parse(kind: type[_Manifest], text: str | bytes, where: str, remedy: str) -> _Manifest:
     try:
-        return from_text(_field(path, content, str, "golden", "embeddings"))
-    except ValueError as error:
-        raise ManifestError(f"{path}: golden.embeddings holds {error}. Build the model again.") from error
-
-
-def _field(path: Path, content: Any, kind: type[T], *keys: str) -> T:
-    value = content
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    if type(value) is not kind:
-        expected = {str: "a text", int: "a whole number", list: "a list"}[kind]
-        raise ManifestError(
-            f"{path}: {'.'.join(keys)} is {value!r:.80}; expected {expected}. Build the model again."
-        )
-    return value
-
-
-def _sha256(path: Path, content: Mapping[str, Any], *keys: str) -> str:
-    text = _field(path, content, str, *keys)
-    if len(text) != 64 or set(text) - set("0123456789abcdef"):
-        raise ManifestError(f"{path}: {'.'.join(keys)} is {text!r:.80}; expected 64 hexadecimal digits.")
-    return text
-
-
-def _triple(path: Path, content: Mapping[str, Any], *keys: str) -> tuple[float, ...]:
-    values: list[Any] = _field(path, content, list, *keys)
-    if len(values) != 3 or not all(type(value) in (int, float) for value in values):
-        raise ManifestError(f"{path}: {'.'.join(keys)} is {values!r:.80}; expected three numbers.")
-    return tuple(float(value) for value in values)
+        return TypeAdapter(kind).validate_json(text)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+    for problem in problems:
+        if problem["loc"] == ("schema_version",):
+            raise ManifestSchemaError(
+                f"{where} has schema_version {problem['input']!r:.80}; expected {SCHEMA_VERSION}. "
+                f"Another version of arcface-triton wrote it. {remedy}"
+            )
+    problem = problems[0]
+    field = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "json_invalid":
+        raise ManifestError(f"{where} is not JSON ({problem['ctx']['error']}). {remedy}")
+    if problem["type"] == "missing":
+        raise ManifestError(f"{where} lacks {field}. {remedy}")
+    expected = _EXPECTED.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
+    expected = expected.removeprefix("Input should be ")
+    raise ManifestError(
+        f"{where}{':' * bool(field)} {field or 'the manifest'} is {problem['input']!r:.80}; "
+        f"expected {expected}. {remedy}"
+    )

@@ -7,16 +7,14 @@ from pathlib import Path
 
 from ..errors import DeploymentError, ManifestError, ModelNotFoundError
 from .checksum import sha256_of
-from .embedding_space import EmbeddingIdentity, PrecisionClass
+from .embedding_space import EmbeddingSpace, PrecisionClass
 from .golden import GoldenReference
 from .manifest import (
     MODEL_FILE,
-    OnnxRecord,
-    PlanRecord,
+    ModelManifest,
+    PlanManifest,
     manifest_path,
     plan_manifest_paths,
-    read_onnx_record,
-    read_plan_record,
 )
 from .naming import onnx_model, plan_model, sibling_of
 
@@ -29,32 +27,32 @@ class LocalOnnx:
         model: The model, as "arcface_r100_onnx".
         version: Its version.
         path: Its file.
-        record: What is recorded of it.
+        manifest: Its manifest.
     """
 
     model: str
     version: int
     path: Path
-    record: OnnxRecord
+    manifest: ModelManifest
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalPlan:
-    """A plan, whose bytes are still to be held against its record.
+    """A plan, whose bytes are still to be held against its manifest.
 
     Attributes:
         model: The model, as "arcface_r100_trt".
         version: Its version.
         path: Its file.
-        record: What is recorded of it.
+        manifest: Its manifest.
         onnx: What is recorded of the ONNX model that it was built from.
     """
 
     model: str
     version: int
     path: Path
-    record: PlanRecord
-    onnx: OnnxRecord
+    manifest: PlanManifest
+    onnx: ModelManifest
 
 
 class LocalModels:
@@ -73,15 +71,13 @@ class LocalModels:
         names = (path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else ()
         return sorted(int(name) for name in names if name.isdecimal())
 
-    def onnx(
-        self, name: str, version: int | None = None, identity: EmbeddingIdentity | None = None
-    ) -> LocalOnnx:
+    def onnx(self, name: str, version: int | None = None, space: EmbeddingSpace | None = None) -> LocalOnnx:
         """A version of ``{name}_onnx``.
 
         Args:
             name: Name of the family of models.
             version: Its version; None is the newest.
-            identity: What the newest must not conflict with; None lets any be the newest.
+            space: What the newest must not conflict with; None lets any be the newest.
 
         Raises:
             ModelNotFoundError: There is none.
@@ -98,47 +94,48 @@ class LocalModels:
         refused = []
         for number in reversed(versions) if version is None else (version,):
             path = self.root / model / str(number) / MODEL_FILE
-            record = read_onnx_record(manifest_path(self.root, model, number))
-            conflict = identity.conflict(record.identity()) if identity and version is None else None
+            manifest = ModelManifest.read(manifest_path(self.root, model, number))
+            conflict = space.conflict(manifest.embedding_space()) if space and version is None else None
             if conflict is None:
-                _check_sha256(path, record.sha256)
-                return LocalOnnx(model=model, version=number, path=path, record=record)
+                _check_sha256(path, manifest.model_file.sha256)
+                return LocalOnnx(model=model, version=number, path=path, manifest=manifest)
             refused.append(f"version {number} is of {conflict}")
         raise ModelNotFoundError(
             f"No version of {model} in {self.root.absolute()} belongs to the embeddings so far: "
             f"{'; '.join(refused)}. Their embeddings do not go together: make a new backend."
         )
 
-    def plan(self, name: str, sm: str, identity: EmbeddingIdentity | None = None) -> LocalPlan:
+    def plan(self, name: str, sm: str, space: EmbeddingSpace | None = None) -> LocalPlan:
         """The newest plan for a GPU architecture that serves a gallery.
 
         Args:
             name: Name of the family of models.
             sm: The GPU's architecture, as "90".
-            identity: The gallery's; None is that of the newest ``{name}_onnx``.
+            space: The gallery's; None is that of the newest ``{name}_onnx``.
 
         Raises:
             ModelNotFoundError: There is none.
             ManifestError: What is recorded of it cannot be true.
         """
         model = plan_model(name)
-        wanted = identity or self._newest_identity(name)
+        wanted = space or self._newest_space(name)
         refused = []
         for version in reversed(self.versions(model)):
             path = manifest_path(self.root, model, version, sm)
             if not path.is_file():
                 continue
-            record = read_plan_record(path)
-            onnx = read_onnx_record(manifest_path(self.root, onnx_model(name), version))
-            if onnx.sha256 != record.onnx_sha256:
+            manifest = PlanManifest.read(path)
+            onnx = ModelManifest.read(manifest_path(self.root, onnx_model(name), version))
+            if onnx.model_file.sha256 != manifest.identity.onnx_sha256:
                 raise ManifestError(
-                    f"{path} is about a plan of an ONNX model with SHA-256 {record.onnx_sha256:.12}...; "
-                    f"{onnx_model(name)} version {version} has {onnx.sha256:.12}... Compile the next version."
+                    f"{path} describes a plan of an ONNX model with SHA-256 "
+                    f"{manifest.identity.onnx_sha256:.12}...; {onnx_model(name)} version {version} has "
+                    f"{onnx.model_file.sha256:.12}... Run `arcface-builder build` and compile that version."
                 )
-            conflict = wanted and wanted.conflict(onnx.identity(record.precision_class))
+            conflict = wanted and wanted.conflict(onnx.embedding_space(manifest.precision_class))
             if conflict is None:
-                file = self.root / model / str(version) / f"{name}-{record.precision}-sm{sm}.plan"
-                return LocalPlan(model=model, version=version, path=file, record=record, onnx=onnx)
+                file = self.root / model / str(version) / f"{name}-{manifest.identity.precision}-sm{sm}.plan"
+                return LocalPlan(model=model, version=version, path=file, manifest=manifest, onnx=onnx)
             refused.append(f"version {version} is of {conflict}")
         raise ModelNotFoundError(
             f"There is no plan of {name} for sm{sm} in {self.root.absolute()}"
@@ -161,43 +158,43 @@ class LocalModels:
         path = manifest_path(self.root, sibling or model, version)
         if not path.is_file():
             return None
-        record = read_onnx_record(path)
-        if record.golden is None:
+        manifest = ModelManifest.read(path)
+        if manifest.golden_embeddings is None:
             return None
         precision_class = self._precision_class(model, version) if sibling else "float"
-        return GoldenReference(record.golden, record.identity(precision_class))
+        return GoldenReference(manifest.golden_embeddings, manifest.embedding_space(precision_class))
 
-    def only_plan(self, model: str, version: int) -> PlanRecord | None:
+    def only_plan(self, model: str, version: int) -> PlanManifest | None:
         """What is recorded of a version's plan; None when none is here, or several of which any may serve.
 
         Raises:
             ManifestError: What is recorded cannot be true.
         """
         paths = plan_manifest_paths(self.root, model, version)
-        return read_plan_record(paths[0]) if len(paths) == 1 else None
+        return PlanManifest.read(paths[0]) if len(paths) == 1 else None
 
     def golden_of_source(self, name: str, source_sha256: str) -> GoldenReference | None:
         """A source model's embeddings of the golden crops, if a ``{name}_onnx`` was built from it."""
         model = onnx_model(name)
         for version in reversed(self.versions(model)):
             reference = self.golden(model, version)
-            if reference is not None and reference.identity.source_sha256 == source_sha256:
+            if reference is not None and reference.space.source_sha256 == source_sha256:
                 return reference
         return None
 
-    def _newest_identity(self, name: str) -> EmbeddingIdentity | None:
+    def _newest_space(self, name: str) -> EmbeddingSpace | None:
         """Of the newest ``{name}_onnx``, in any class of precision; None when there is none."""
         model = onnx_model(name)
         releases = self.versions(model)
         if not releases:
             return None
-        record = read_onnx_record(manifest_path(self.root, model, releases[-1]))
-        return record.identity(precision_class=None)
+        manifest = ModelManifest.read(manifest_path(self.root, model, releases[-1]))
+        return manifest.embedding_space(precision_class=None)
 
     def _precision_class(self, model: str, version: int) -> PrecisionClass | None:
         """Of all plans of a version; None when there are none, or of both classes."""
         paths = plan_manifest_paths(self.root, model, version)
-        classes = {read_plan_record(path).precision_class for path in paths}
+        classes = {PlanManifest.read(path).precision_class for path in paths}
         return classes.pop() if len(classes) == 1 else None
 
 

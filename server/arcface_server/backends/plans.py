@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from arcface_client.errors import ConfigError, DeploymentError, MissingExtraError
-from arcface_client.models.manifest import PlanRecord, manifest_path, read_plan_record
+from arcface_client.models.manifest import PlanManifest, manifest_path
 
 from .config import InstanceConfig
 
@@ -46,7 +46,7 @@ def load_plan(model: str, config: InstanceConfig) -> TensorRt:
     path = plan_for(model, config, compute_capability(config.device_id))
     record = record_of(path)
     record.check_loadable(path, tensorrt.__version__)
-    return TensorRt(path, sha256=record.sha256, device=config.device_id)
+    return TensorRt(path, sha256=record.plan_sha256, device=config.device_id)
 
 
 def plan_for(model: str, config: InstanceConfig, compute_capability: str) -> Path:
@@ -70,7 +70,7 @@ def plan_for(model: str, config: InstanceConfig, compute_capability: str) -> Pat
     return path
 
 
-def record_of(plan: Path) -> PlanRecord:
+def record_of(plan: Path) -> PlanManifest:
     """What the builder recorded of a plan: beside the models, so that Triton does not read it.
 
     Raises:
@@ -78,4 +78,4 @@ def record_of(plan: Path) -> PlanRecord:
     """
     version, model = plan.parent, plan.parent.parent
     sm = plan.stem.rpartition("-sm")[2]
-    return read_plan_record(manifest_path(model.parent, model.name, int(version.name), sm))
+    return PlanManifest.read(manifest_path(model.parent, model.name, int(version.name), sm))

@@ -126,22 +126,6 @@ def test_a_plan_of_another_onnxruntime_is_taken_where_it_is_published(
     assert not compile_plan(request_, gpu, store, elsewhere).from_store  # a new version has its own
 
 
-def test_what_was_noted_of_a_build_is_told_when_its_plan_is_found(
-    request_: PlanRequest,
-    gpu: AbsentGpu,
-    store: PlanStore,
-    repository: ModelRepository,
-    elsewhere: ModelRepository,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    (note,) = compile_plan(request_, gpu, store, repository).manifest.notes
-    caplog.set_level(logging.INFO)
-
-    assert compile_plan(request_, gpu, store, elsewhere).from_store
-
-    assert f"Of that plan: {note}" in caplog.messages
-
-
 def test_a_plan_for_another_platform_is_another_plan(
     request_: PlanRequest,
     gpu: AbsentGpu,

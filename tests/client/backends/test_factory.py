@@ -34,6 +34,7 @@ from arcface_client.observability.served import Served
 from arcface_client.runtimes.base import COREML, CPU, CUDA
 from arcface_server import LocalTriton
 from photograph import face_crops
+from support.engines import identity, manifest
 from support.exports import save_for_insightface
 
 from .conftest import Make
@@ -274,7 +275,7 @@ def test_tensorrt_that_is_switched_off_is_kept_out(make: Make, crops: Crops, tmp
 def test_a_model_that_lies_is_not_loaded(make: Make, models: Path) -> None:
     (models / "small_onnx-1.manifest.json").write_text("{}")
 
-    with pytest.raises(ManifestError, match=r"small_onnx-1\.manifest\.json has schema_version None"):
+    with pytest.raises(ManifestError, match=r"small_onnx-1\.manifest\.json lacks model"):
         make("onnxruntime", embedding_model_repository=models).ensure_ready()
 
 
@@ -310,15 +311,8 @@ def stand_in_for_a_plan(models: Path) -> None:
     config = models / "small_trt" / "config.pbtxt"
     config.write_text(config.read_text().replace("small_onnx", "small_trt"))
     sha256 = hashlib.sha256((models / "small_onnx" / "1" / "model.onnx").read_bytes()).hexdigest()
-    identity = {
-        "onnx_sha256": sha256,
-        "tensorrt_version": "8.5.3.1",
-        "precision": "fp16",
-        "sm": "90",
-        "max_batch_size": 32,
-    }
-    record = {"schema_version": 1, "plan_sha256": sha256, "identity": identity}
-    (models / "small_trt-1-sm90.manifest.json").write_text(json.dumps(record))
+    record = manifest(of=identity(model="small", onnx_sha256=sha256, sm="90"), plan_sha256=sha256)
+    (models / "small_trt-1-sm90.manifest.json").write_text(record.to_json())
 
 
 def test_a_server_is_held_against_the_manifests_and_this_process_stands_in_when_it_is_gone(

@@ -237,7 +237,7 @@ def test_a_fallback_takes_the_newest_version_of_the_identity_in_use(
 ) -> None:
     repository = LocalModels(models)
     ours = repository.onnx("small")
-    first = candidate(save("first", poison=True), identity=ours.record.identity())
+    first = candidate(save("first", poison=True), identity=ours.manifest.embedding_space())
     backend = InProcessBackend("onnxruntime", [first, onnx_candidate(repository, "small", CPU)])
     backend.ensure_ready()
 

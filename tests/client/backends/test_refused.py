@@ -5,10 +5,10 @@ import itertools
 from arcface_client.backends.local_model import LocalCandidate, LocalModel
 from arcface_client.backends.refused import LONGEST_WAIT_S, WAIT_S, Refused
 from arcface_client.errors import DeploymentError
-from arcface_client.models.embedding_space import EmbeddingIdentity
+from arcface_client.models.embedding_space import EmbeddingSpace
 
 
-def no_model(_: EmbeddingIdentity | None) -> LocalModel:
+def no_model(_: EmbeddingSpace | None) -> LocalModel:
     raise DeploymentError("not there")
 
 

@@ -15,7 +15,7 @@ from arcface_client.backends.base import EmbeddingBackend
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.contract import CROP_SHAPE, Crops, Embeddings
 from arcface_client.errors import DeadlineExceededError, DeploymentError
-from arcface_client.models.embedding_space import EmbeddingIdentity
+from arcface_client.models.embedding_space import EmbeddingSpace
 from arcface_client.observability.served import Served
 from arcface_server import LocalTriton
 from support.processes import wait_until
@@ -179,9 +179,9 @@ def test_an_upload_longer_than_a_server_has_to_say_that_it_is_alive_is_no_reason
 def test_a_last_resort_that_cannot_be_loaded_is_no_reason_to_leave_the_only_server(
     ways: Ways, crops: Crops, truth: Embeddings
 ) -> None:
-    tries: list[EmbeddingIdentity | None] = []
+    tries: list[EmbeddingSpace | None] = []
 
-    def make(identity: EmbeddingIdentity | None) -> EmbeddingBackend:
+    def make(identity: EmbeddingSpace | None) -> EmbeddingBackend:
         tries.append(identity)
         raise DeploymentError("there is no model repository here")
 

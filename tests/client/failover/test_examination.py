@@ -15,7 +15,7 @@ from arcface_client.failover.golden_check import (
     examine,
     objection,
 )
-from arcface_client.models.embedding_space import EmbeddingIdentity
+from arcface_client.models.embedding_space import EmbeddingSpace
 from arcface_client.models.golden import GoldenReference
 from arcface_client.runtimes.base import Embed
 
@@ -85,7 +85,7 @@ def test_embeddings_of_another_length_are_refused() -> None:
 
 
 def identity(sha256: str | None = "a" * 64) -> SettledIdentity:
-    reference = GoldenReference(embeddings(), EmbeddingIdentity(source_sha256=sha256))
+    reference = GoldenReference(embeddings(), EmbeddingSpace(source_sha256=sha256))
     return SettledIdentity("arcface_onnx:1 at one:1", reference)
 
 
@@ -99,7 +99,7 @@ def test_another_source_model_is_refused_though_it_is_right_by_its_own_record() 
 
 
 def test_another_source_sha256_is_refused_though_the_embeddings_agree() -> None:
-    other = GoldenReference(embeddings(), EmbeddingIdentity(source_sha256="b" * 64))
+    other = GoldenReference(embeddings(), EmbeddingSpace(source_sha256="b" * 64))
     finding = examine(by(embeddings()), "arcface_onnx", other, None)
     assert isinstance(objection(finding, identity(), TOLERANCE), OtherEmbeddingSpaceError)
     assert objection(finding, identity(sha256=None), TOLERANCE) is None
@@ -107,11 +107,11 @@ def test_another_source_sha256_is_refused_though_the_embeddings_agree() -> None:
 
 def test_an_identity_is_completed_by_what_nobody_knew_and_keeps_its_embeddings() -> None:
     began = identity(sha256=None)
-    known = GoldenReference(embeddings(1), EmbeddingIdentity(source_sha256="b" * 64, precision_class="float"))
+    known = GoldenReference(embeddings(1), EmbeddingSpace(source_sha256="b" * 64, precision_class="float"))
     completed = began.completed(GoldenReference(embeddings(1))).completed(known)
     assert completed.settled_by == began.settled_by
     assert completed.reference.embeddings is began.reference.embeddings
-    assert completed.reference.identity == known.identity
+    assert completed.reference.space == known.space
 
 
 def test_two_tolerances_do_not_add_up() -> None:

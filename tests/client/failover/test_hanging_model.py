@@ -19,7 +19,7 @@ from arcface_client.errors import DeadlineExceededError
 from arcface_client.failover import run as fallback
 from arcface_client.failover.intervals import Rhythm
 from arcface_client.failover.server import RequestLimits
-from arcface_client.models.embedding_space import EmbeddingIdentity
+from arcface_client.models.embedding_space import EmbeddingSpace
 from arcface_client.triton import sender
 from arcface_client.triton.deadline import Deadline
 from support.fake_triton import FakeTriton, served
@@ -158,7 +158,7 @@ def test_a_caller_without_time_for_the_list_of_models_takes_nobody_out() -> None
 
 
 def test_a_first_caller_without_time_leaves_the_first_look_to_the_next(tmp_path: Path) -> None:
-    def last_resort(identity: EmbeddingIdentity | None) -> EmbeddingBackend:
+    def last_resort(identity: EmbeddingSpace | None) -> EmbeddingBackend:
         return InThisProcess(tmp_path)
 
     fake = SecretiveTriton()

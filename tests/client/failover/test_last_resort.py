@@ -22,7 +22,7 @@ from arcface_client.failover.examiner import Examiner
 from arcface_client.failover.intervals import Rhythm
 from arcface_client.failover.pool import Selector
 from arcface_client.failover.server import RequestLimits
-from arcface_client.models.embedding_space import EmbeddingIdentity
+from arcface_client.models.embedding_space import EmbeddingSpace
 from arcface_client.observability.served import Served
 from arcface_client.triton.deadline import Deadline
 from arcface_client.triton.embed_request import EmbedRequest
@@ -53,9 +53,9 @@ def embedded(last_resort: LastResort, crops: Crops) -> Embeddings:
 def test_it_is_loaded_once_for_many_threads_and_settles_the_identity(
     selector: Selector, crops: Crops, tmp_path: Path
 ) -> None:
-    made: list[EmbeddingIdentity | None] = []
+    made: list[EmbeddingSpace | None] = []
 
-    def make(identity: EmbeddingIdentity | None) -> EmbeddingBackend:
+    def make(identity: EmbeddingSpace | None) -> EmbeddingBackend:
         made.append(identity)
         return InThisProcess(tmp_path)
 
@@ -80,7 +80,7 @@ def test_a_call_waits_for_the_loading_no_longer_than_it_may(
 ) -> None:
     goes_on = threading.Event()
 
-    def make(identity: EmbeddingIdentity | None) -> EmbeddingBackend:
+    def make(identity: EmbeddingSpace | None) -> EmbeddingBackend:
         goes_on.wait(20)
         return InThisProcess(tmp_path)
 
@@ -107,7 +107,7 @@ def test_closing_while_it_loads_frees_what_was_loaded(
             closed.append(1)
             super().close()
 
-    def make(identity: EmbeddingIdentity | None) -> EmbeddingBackend:
+    def make(identity: EmbeddingSpace | None) -> EmbeddingBackend:
         goes_on.wait(20)
         return Closing(tmp_path)
 
@@ -122,7 +122,7 @@ def test_closing_while_it_loads_frees_what_was_loaded(
 def test_a_failure_to_load_is_not_tried_again_at_every_call(selector: Selector, crops: Crops) -> None:
     clock, tries = Clock(), list[int]()
 
-    def make(identity: EmbeddingIdentity | None) -> EmbeddingBackend:
+    def make(identity: EmbeddingSpace | None) -> EmbeddingBackend:
         tries.append(1)
         clock.now_s += 2 * TRY_AGAIN_S  # it takes its time
         raise DeploymentError("there is no model repository")
@@ -158,7 +158,7 @@ def test_what_cannot_be_examined_is_freed(selector: Selector, crops: Crops, tmp_
 
 
 def test_a_failure_that_is_remembered_keeps_no_crops_alive(selector: Selector, crops: Crops) -> None:
-    def make(identity: EmbeddingIdentity | None) -> EmbeddingBackend:
+    def make(identity: EmbeddingSpace | None) -> EmbeddingBackend:
         raise DeploymentError("there is no model repository")
 
     def fail() -> weakref.ref[EmbedRequest]:
