@@ -394,7 +394,7 @@ class PlanManifest:
 
     identity: PlanKey
     plan_sha256: _Sha256
-    plan_bytes: Annotated[int, Field(ge=1)]
+    plan_bytes: Annotated[int, Field(ge=1, le=1 << 40)]
     created: _Moment
     gpu_name: str
     driver_version: str

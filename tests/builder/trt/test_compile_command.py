@@ -102,11 +102,11 @@ def test_bad_input_is_one_line(
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda manifest: "[[", "is no JSON"),
-        (lambda manifest: json.dumps(manifest | {"source": {}}), "source.sha256 is None; expected a text"),
+        (lambda manifest: "[[", "is not JSON"),
+        (lambda manifest: json.dumps(manifest | {"source": {}}), "lacks source.kind"),
         (
             lambda manifest: json.dumps(manifest | {"source_location": None}),
-            "source_location: None is no place of a source model. Build the model again",
+            "source_location is None; expected an object",
         ),
         (
             lambda manifest: json.dumps(manifest | {"source_location": {"kind": "onnx", "path": 7}}),
