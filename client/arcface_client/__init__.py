@@ -28,11 +28,10 @@ if TYPE_CHECKING:
     from .failover.server import RequestLimits
     from .observability.diagnostics import Diagnostics
     from .observability.served import Served
-    from .triton.aio import AsyncEmbeddingClient
-    from .triton.aio_channel import AsyncConnection
+    from .triton.aio import AsyncConnection, AsyncEmbeddingClient
     from .triton.channel import Connection
     from .triton.client import EmbeddingClient
-    from .triton.tls import Tls
+    from .triton.limits import Tls
 
 __all__ = [
     "AsyncConnection",
@@ -52,7 +51,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "AsyncConnection": "triton.aio_channel",
+    "AsyncConnection": "triton.aio",
     "AsyncEmbeddingBackend": "backends.aio",
     "AsyncEmbeddingClient": "triton.aio",
     "Connection": "triton.channel",
@@ -62,7 +61,7 @@ _MODULES = {
     "RequestLimits": "failover.server",
     "Rhythm": "failover.intervals",
     "Served": "observability.served",
-    "Tls": "triton.tls",
+    "Tls": "triton.limits",
     "TritonBackend": "backends.triton",
     "errors": "errors",
     "get_embedding_backend": "backends.factory",

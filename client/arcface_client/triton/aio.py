@@ -6,24 +6,78 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from grpc.aio import UsageError
+from tritonclient.grpc import aio as triton
 from tritonclient.utils import InferenceServerException
 
 from ..contract import Crops, Embeddings
 from ..crops import Color, CropsLike, as_batch
 from ..errors import ArcFaceError
 from ..models.naming import DEFAULT_MODEL
-from .aio_channel import AsyncConnection, result
-from .channel import check_goes_by
-from .deadline import Deadline
-from .embed_request import EmbedRequest
-from .limits import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, check_limits
-from .protocol import Answer, OneVersion, ServedModel, answer_from, infer_arguments, runs, served_model
-from .server_state import ServerStatus, models_from_index
-from .status import PROBE_TIMEOUT_S, Aftermath, Target, closed, explain, needs_aftermath
-from .tls import Tls
+from .channel import triton_arguments
+from .client import check_one_address
+from .embed_request import Deadline, EmbedRequest
+from .limits import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, Tls, check_limits
+from .protocol import Answer, batches, build, largest_batch, pinned, read
+from .status import (
+    PROBE_TIMEOUT_S,
+    Reply,
+    ServerStatus,
+    Target,
+    closed,
+    explain,
+    is_timeout,
+    may_be_restricted,
+    models_from_index,
+    no_reply,
+)
+
+T = TypeVar("T")
+
+
+class AsyncConnection:
+    """A connection to a server, which asyncio clients of several of its models may share.
+
+    Args:
+        url: ``host:port`` of the server's gRPC service.
+        tls: Certificates; None connects without encryption.
+        retries: Let gRPC itself repeat what the server did not take.
+
+    Attributes:
+        triton: tritonclient's client.
+
+    Raises:
+        ConfigError: The URL cannot be used.
+    """
+
+    def __init__(self, url: str, tls: Tls | None = None, *, retries: bool = True) -> None:
+        self.url = url
+        self.closed = False
+        self.triton = triton.InferenceServerClient(**triton_arguments(url, tls, retries=retries))
+
+    async def close(self) -> None:
+        """Close the connection; calls that are under way fail."""
+        if not self.closed:
+            self.closed = True
+            await self.triton.close()
+
+    async def ask(self, timeout_s: float = PROBE_TIMEOUT_S) -> Reply:
+        """Ask the server for its models."""
+        try:
+            index = await _result(self.triton.get_model_repository_index(client_timeout=timeout_s))
+        except InferenceServerException as error:
+            answers = not no_reply(error) or (may_be_restricted(error) and await self._is_live(timeout_s))
+            return Reply(answers, said=error.message() or "no message")
+        return Reply(answers=True, models=models_from_index(index))
+
+    async def _is_live(self, timeout_s: float) -> bool:
+        try:
+            await _result(self.triton.is_server_live(client_timeout=timeout_s))
+        except InferenceServerException as error:
+            return not no_reply(error)
+        return True
 
 
 class AsyncEmbeddingClient:
@@ -39,7 +93,7 @@ class AsyncEmbeddingClient:
 
     def __init__(
         self,
-        url: str,
+        url: str | None = None,
         model: str = DEFAULT_MODEL,
         version: int | None = None,
         *,
@@ -49,62 +103,61 @@ class AsyncEmbeddingClient:
         connection: AsyncConnection | None = None,
     ) -> None:
         check_limits(request_timeout_s, max_in_flight)
-        self._target = Target(url, model, version)
+        check_one_address(url, tls, connection)
+        self._owns_connection = connection is None
+        self._connection = connection or AsyncConnection(url or "", tls)
+        self._target = Target(self._connection.url, model, version)
         self._request_timeout_s = request_timeout_s
         self._max_in_flight = max_in_flight
-        self._served: ServedModel | None = None
+        self._largest_batch: int | None = None
         self._answered_by: int | None = None
-        if connection is not None:
-            check_goes_by(connection, url, tls)
-        self._shares = connection is not None
-        self._connection = connection or AsyncConnection(url, tls)
 
     async def encode(
         self, crops: CropsLike, *, color: Color = "bgr", timeout_s: float | None = None
     ) -> Embeddings:
         """Embed crops; see ``EmbeddingClient.encode``."""
-        job = EmbedRequest(as_batch(crops, color=color), Deadline(timeout_s))
-        if job.missing:
-            parts = job.parts((await self._model(job.deadline)).max_batch_size)
+        request = EmbedRequest(as_batch(crops, color=color), Deadline(timeout_s))
+        if request.missing:
+            parts = request.parts(await self._model(request.deadline))
             done = iter(parts)
-            async for answer in self._pipeline((job.crops[part] for part in parts), job.deadline):
-                job.fill(next(done), answer)
-        return job.embeddings
+            async for embeddings in self._pipeline((request.crops[part] for part in parts), request.deadline):
+                request.fill(next(done), embeddings)
+        return request.embeddings
 
     async def stream(self, crops: Iterable[Any], *, color: Color = "bgr") -> AsyncIterator[Embeddings]:
         """Embed crops as they come; see ``EmbeddingClient.stream``."""
         deadline = Deadline(None)
-        size = (await self._model(deadline)).max_batch_size
-        batches = (as_batch(run, color=color) for run in runs(crops, size))
-        async for answer in self._pipeline(batches, deadline):
-            yield answer
+        size = await self._model(deadline)
+        arrays = (as_batch(batch, color=color) for batch in batches(crops, size))
+        async for embeddings in self._pipeline(arrays, deadline):
+            yield embeddings
 
     async def ensure_ready(self, *, timeout_s: float | None = None) -> None:
         """Check that the model can be used; see ``EmbeddingClient.ensure_ready``."""
-        self._served = None
+        self._largest_batch = None
         await self._model(Deadline(timeout_s))
 
     async def status(self) -> ServerStatus:
         """Ask the server for its version, its readiness and its models; see ``EmbeddingClient.status``."""
-        timeout_s, target, triton = self._request_timeout_s, Target(self._target.url), self._connection.triton
-        metadata = await self._call(triton.get_server_metadata, timeout_s, target=target)
-        ready = await self._call(triton.is_server_ready, timeout_s, target=target)
-        index = await self._call(triton.get_model_repository_index, timeout_s, target=target)
+        deadline, target, client = Deadline(None), Target(self._target.url), self._connection.triton
+        metadata = await self._do(client.get_server_metadata, deadline, target)
+        ready = await self._do(client.is_server_ready, deadline, target)
+        index = await self._do(client.get_model_repository_index, deadline, target)
         return ServerStatus(target.url, metadata.version, ready, models_from_index(index))
 
     async def close(self) -> None:
         """Close the connection, unless it is shared; calls that are under way fail."""
-        if not self._shares:
+        if self._owns_connection:
             await self._connection.close()
 
     @property
     def max_batch_size(self) -> int | None:
         """Crops that the model takes at once; None before the first call."""
-        return None if self._served is None else self._served.max_batch_size
+        return self._largest_batch
 
     @property
     def answered_by(self) -> int | None:
-        """The version that answered last; None before the first call, or when the server does not say."""
+        """The version that answered last; None before the first call, or if the server does not say."""
         return self._answered_by
 
     async def __aenter__(self) -> AsyncEmbeddingClient:
@@ -115,67 +168,90 @@ class AsyncEmbeddingClient:
     ) -> None:
         await self.close()
 
-    async def _model(self, deadline: Deadline) -> ServedModel:
-        served = self._served  # another call's failure may set it to None at any time
-        if served is None:
-            timeout_s = deadline.remaining_s(self._request_timeout_s)
-            names = (self._target.model, self._target.version_text)
-            ask = self._connection.triton.get_model_config
-            config = await self._call(ask, timeout_s, *names, deadline=deadline)
-            served = self._served = served_model(self._target, config)
-        return served
+    async def _model(self, deadline: Deadline) -> int:
+        """How many crops the model takes at once; the server is asked only once."""
+        size = self._largest_batch  # another call's failure may set it to None at any time
+        if size is None:
+            target, ask = self._target, self._connection.triton.get_model_config
+            config = await self._do(ask, deadline, target, target.model, target.version_text)
+            size = self._largest_batch = largest_batch(target, config)
+        return size
 
-    async def _infer(self, crops: Crops, deadline: Deadline, target: Target) -> Answer:
-        timeout_s = deadline.remaining_s(self._request_timeout_s)
-        arguments = infer_arguments(target, crops)
-        received = await self._call(self._connection.triton.infer, timeout_s, deadline=deadline, **arguments)
-        answer = answer_from(self._target, received, len(crops))
-        self._answered_by = answer.version
-        return answer
-
-    async def _pipeline(self, batches: Iterable[Crops], deadline: Deadline) -> AsyncIterator[Embeddings]:
+    async def _pipeline(self, arrays: Iterable[Crops], deadline: Deadline) -> AsyncIterator[Embeddings]:
         """Send batches, a few at a time, and yield their embeddings in order."""
         under_way: deque[asyncio.Task[Answer]] = deque()
-        one = OneVersion(self._target)
+        target = self._target
         try:
-            for batch in batches:
+            for crops in arrays:
                 if len(under_way) == self._max_in_flight:
-                    yield one.take(await under_way.popleft())
-                under_way.append(asyncio.create_task(self._infer(batch, deadline, one.target)))
+                    answer = await under_way.popleft()
+                    target = pinned(target, answer)
+                    yield answer.embeddings
+                under_way.append(asyncio.create_task(self._infer(crops, deadline, target)))
             while under_way:
-                yield one.take(await under_way.popleft())
+                answer = await under_way.popleft()
+                target = pinned(target, answer)
+                yield answer.embeddings
         finally:
             for task in under_way:
                 task.cancel()
             await asyncio.gather(*under_way, return_exceptions=True)
 
-    async def _call(
+    async def _infer(self, crops: Crops, deadline: Deadline, target: Target) -> Answer:
+        infer = self._connection.triton.infer
+        answer = read(target, await self._do(infer, deadline, target, **build(target, crops)), len(crops))
+        self._answered_by = answer.version
+        return answer
+
+    async def _do(
         self,
-        method: Callable[..., Awaitable[Any]],
-        timeout_s: float,
+        method: Callable[..., Awaitable[T]],
+        deadline: Deadline,
+        target: Target,
         *arguments: Any,
-        deadline: Deadline | None = None,
-        target: Target | None = None,
         **named: Any,
-    ) -> Any:
-        """Call one of tritonclient's methods, and turn what goes wrong into this project's errors."""
-        target = target or self._target
+    ) -> T:
+        """Call one of tritonclient's methods; its errors become this project's."""
         if self._connection.closed:
             raise closed(target)
+        timeout_s = deadline.remaining_s(self._request_timeout_s)
         try:
-            return await result(method(*arguments, client_timeout=timeout_s, **named))
+            return await _result(method(*arguments, client_timeout=timeout_s, **named))
         except InferenceServerException as error:
-            raise await self._explained(error, timeout_s, deadline or Deadline(None), target) from error
+            raise await self._explained(error, timeout_s, deadline, target) from error
         except UsageError as error:
             raise closed(target) from error
 
     async def _explained(
         self, error: InferenceServerException, timeout_s: float, deadline: Deadline, target: Target
     ) -> ArcFaceError:
-        self._served = None
+        self._largest_batch = None
         if self._connection.closed:
             return closed(target)
-        aftermath = Aftermath(answers=True)
-        if needs_aftermath(error):
-            aftermath = await self._connection.ask(deadline.remaining_s(PROBE_TIMEOUT_S))
-        return explain(error, target, aftermath, timeout_s=timeout_s)
+        reply = Reply(answers=True)
+        if not is_timeout(error):
+            try:
+                reply = await self._connection.ask(deadline.remaining_s(PROBE_TIMEOUT_S))
+            except UsageError:
+                return closed(target)
+        return explain(error, target, reply, timeout_s=timeout_s)
+
+
+async def _result(call: Awaitable[T]) -> T:
+    """Await one of tritonclient's calls, and tell a closed channel from a cancelled task.
+
+    When a channel closes, gRPC cancels its calls, which looks to the task as if it had been cancelled itself.
+
+    Raises:
+        UsageError: The channel is closed, or was closed during the call.
+    """
+    task = asyncio.ensure_future(call)
+    try:
+        await asyncio.wait([task])
+    except asyncio.CancelledError:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        raise
+    if task.cancelled():
+        raise UsageError("The channel was closed.")
+    return task.result()

@@ -1,4 +1,4 @@
-"""How a client connects: TLS, message sizes, and gRPC's own retries."""
+"""How the clients connect: TLS, message sizes, gRPC's own retries, and liveness."""
 
 from __future__ import annotations
 
@@ -7,39 +7,27 @@ import math
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from ..errors import ConfigError, InputError
-from .forks import MadeHere
-from .server_state import models_from_index
-from .status import PROBE_TIMEOUT_S, Aftermath, aftermath_of_failed_probe, may_be_restricted
-from .tls import Tls
+from ..errors import ArcFaceError, ConfigError, ServerUnavailableError
+from .fork_guard import ForkGuard
+from .limits import Tls
+from .status import PROBE_TIMEOUT_S, Reply, Target, closed, may_be_restricted, models_from_index, no_reply
 
 _MAX_MESSAGE_BYTES: Final = 2**31 - 1
 _RETRY_BUFFER_BYTES: Final = 64 << 20
-"""gRPC drops a call's retries when its request does not fit here; its default holds a single crop."""
+"""gRPC drops a call's retries if its request does not fit; gRPC's default holds a single crop."""
 
 _HELLO_TIMEOUT_MS: Final = 5_000
 
 _NEVER: Final = "DATA_LOSS"
 """A status that no Triton answers with."""
 
-_END_S: Final = 0.5
-"""How long to wait for gRPC to end a connection, in seconds."""
-
-
-class _TritonClient(triton.InferenceServerClient):  # type: ignore[misc]
-    """tritonclient's client, whose own end fails when Ctrl-C comes before its beginning is over."""
-
-    _stream = None
-    _channel = None
-
-    def close(self) -> None:
-        if self._channel is not None:
-            super().close()
+_CLOSE_S: Final = 0.5
+"""How long to wait for gRPC to close a channel, in seconds."""
 
 
 class Connection:
@@ -50,8 +38,10 @@ class Connection:
     Args:
         url: ``host:port`` of the server's gRPC service.
         tls: Certificates; None connects without encryption.
-        retries: Let gRPC itself try again what the server did not take. Off where somebody else can be
-            asked meanwhile.
+        retries: Let gRPC itself repeat what the server did not take. Off if another server can be asked.
+
+    Attributes:
+        triton: tritonclient's client; read it anew for each call, since ``drop`` replaces it.
 
     Raises:
         ConfigError: The URL cannot be used.
@@ -59,61 +49,81 @@ class Connection:
 
     def __init__(self, url: str, tls: Tls | None = None, *, retries: bool = True) -> None:
         self.url = url
-        self.tls = tls
-        self.closed = False
-        self.made_here = MadeHere(f"The client of {url}")
-        """To be checked before it is used."""
-
-        self._dropped: str | None = None
-        self._answered_at = -math.inf
         self._arguments = triton_arguments(url, tls, retries=retries)
+        self._fork_guard = ForkGuard(f"The client of {url}")
         self._lock = threading.Lock()
-        self.triton = _TritonClient(**self._arguments)
-        """tritonclient's client as it is now; to be fetched for each call."""
-        self._questions = _TritonClient(**self._arguments)
+        self._closed = False
+        self._dropped = ""
+        self._answered_at = -math.inf
+        self.triton = triton.InferenceServerClient(**self._arguments)
+        self._questions = triton.InferenceServerClient(**self._arguments)
+
+    def check(self, target: Target) -> None:
+        """Check that a call may begin.
+
+        Raises:
+            InputError: This process was forked since the connection was made, or the connection is closed.
+        """
+        self._fork_guard.check()
+        if self._closed:
+            raise closed(target)
+
+    def broken(self, client: Any, target: Target) -> ArcFaceError | None:
+        """The error if ``close`` or ``drop`` ended a call that went over ``client``; None if neither did."""
+        if self._closed:
+            return closed(target)
+        if client is not self.triton:
+            return ServerUnavailableError(f"The connection to {self.url} was dropped: {self._dropped}.")
+        return None
 
     def drop(self, why: str) -> None:
-        """Break it off: calls that are under way fail at once, and the next one connects anew."""
+        """Break the connection: calls that are under way fail at once, and the next one connects anew."""
         with self._lock:
-            if self.closed:
+            if self._closed:
                 return
             self._dropped = why
-            hung = self.triton, self._questions
-            self.triton, self._questions = (_TritonClient(**self._arguments) for _ in hung)
-        _end(*hung)
-
-    def why_dropped(self, server: Any) -> str | None:
-        """Why one of tritonclient's clients, which was ``triton`` once, was dropped; None when it was not."""
-        return None if server is self.triton else self._dropped
+            old = self.triton, self._questions
+            self.triton, self._questions = (triton.InferenceServerClient(**self._arguments) for _ in old)
+        _close(*old)
 
     def close(self) -> None:
-        """End it; calls that are under way fail."""
-        if self.made_here.is_forked:
-            return  # what there is to close is the parent's
+        """Close the connection; calls that are under way fail."""
+        if self._fork_guard.is_forked:
+            return  # the connection is the parent process's
         with self._lock:
-            if self.closed:
+            if self._closed:
                 return
-            self.closed = True
-        _end(self.triton, self._questions)
+            self._closed = True
+        _close(self.triton, self._questions)
 
     def answered(self) -> None:
-        """Note that an answer to a request came."""
+        """Note that a request was answered."""
         self._answered_at = time.monotonic()
 
     def answered_since(self, moment: float) -> bool:
-        """Whether one came after a moment of ``time.monotonic``: then the server is slow, but not gone."""
+        """Whether a request was answered after a moment of ``time.monotonic``."""
         return self._answered_at >= moment
 
-    def ask(self, timeout_s: float = PROBE_TIMEOUT_S) -> Aftermath:
+    def ask(self, timeout_s: float = PROBE_TIMEOUT_S) -> Reply:
         """Ask the server for its models."""
         try:
             index = self._questions.get_model_repository_index(client_timeout=timeout_s)
         except InferenceServerException as error:
-            is_live = may_be_restricted(error) and self.is_live(timeout_s)
-            return aftermath_of_failed_probe(error, is_live=is_live)
+            answers = not no_reply(error) or (may_be_restricted(error) and self.is_live(timeout_s))
+            return Reply(answers, said=error.message() or "no message")
         except ValueError:  # closed or dropped meanwhile
-            return Aftermath(answers=False, said="the connection was closed")
-        return Aftermath(answers=True, models=models_from_index(index))
+            return Reply(answers=False, said="the connection was closed")
+        return Reply(answers=True, models=models_from_index(index))
+
+    def is_live(self, timeout_s: float = PROBE_TIMEOUT_S) -> bool:
+        """Whether the server answers at all; True as well if the connection was closed meanwhile."""
+        try:
+            self._questions.is_server_live(client_timeout=timeout_s)
+        except InferenceServerException as error:
+            return not no_reply(error)
+        except ValueError:
+            return True
+        return True
 
     def successes(self, timeout_s: float = PROBE_TIMEOUT_S) -> Mapping[tuple[str, int], int]:
         """How many requests each version has served since its load; empty when the server does not say."""
@@ -126,50 +136,18 @@ class Connection:
             for model in answer.model_stats
         }
 
-    def is_live(self, timeout_s: float = PROBE_TIMEOUT_S) -> bool:
-        """Whether the server answers at all."""
-        try:
-            self._questions.is_server_live(client_timeout=timeout_s)
-        except InferenceServerException as error:
-            return aftermath_of_failed_probe(error).answers
-        except ValueError:  # closed or dropped meanwhile, by somebody who knows why
-            return True
-        return True
 
-
-def _end(*clients: _TritonClient) -> None:
-    """Close clients, but wait only a moment: gRPC waits for ever for a call that Ctrl-C left half begun."""
+def _close(*clients: triton.InferenceServerClient) -> None:
+    # In threads, since gRPC waits for ever for a call that Ctrl-C interrupted while it began.
     threads = [threading.Thread(target=client.close, daemon=True) for client in clients]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(_END_S)
-
-
-class Shared(Protocol):
-    """A connection that several clients go by, whichever of the two."""
-
-    url: str
-    tls: Tls | None
-
-
-def check_goes_by(connection: Shared, url: str, tls: Tls | None) -> None:
-    """Check that what a client is told beside a connection is so.
-
-    Raises:
-        InputError: The connection goes to another server, or has other certificates.
-    """
-    if url != connection.url:
-        raise InputError(f"The client is for {url}, but its connection goes to {connection.url}.")
-    if tls not in (None, connection.tls):
-        raise InputError(
-            f"tls is given beside a connection to {url} that was made with other certificates; give it to "
-            "the connection instead."
-        )
+        thread.join(_CLOSE_S)
 
 
 def triton_arguments(url: str, tls: Tls | None, *, retries: bool = True) -> dict[str, Any]:
-    """Arguments for ``InferenceServerClient``, of tritonclient's gRPC client and of its asyncio twin.
+    """Arguments for tritonclient's ``InferenceServerClient`` and its asyncio twin.
 
     Raises:
         ConfigError: The URL is not ``host:port``.
@@ -177,7 +155,8 @@ def triton_arguments(url: str, tls: Tls | None, *, retries: bool = True) -> dict
     host, _, port = url.rpartition(":")
     if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise ConfigError(
-            f"The server's URL is {url!r}; expected host:port of its gRPC service, as localhost:8001."
+            f"The server's URL is {url!r}; expected host:port of its gRPC service, for example "
+            "localhost:8001."
         )
     arguments: dict[str, Any] = {"url": url, "channel_args": _channel_arguments(retries)}
     if tls is not None:
@@ -189,34 +168,29 @@ def triton_arguments(url: str, tls: Tls | None, *, retries: bool = True) -> dict
 
 
 def _channel_arguments(retries: bool) -> list[tuple[str, Any]]:
-    # Channel arguments replace tritonclient's own, so the message sizes have to be said again.
-    return [
-        ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-        ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-        # Without retries, too: only with its retry layer does gRPC end a call in time whose request is stuck
-        # in the socket of a server that hangs.
-        ("grpc.enable_retries", 1),
-        ("grpc.per_rpc_retry_buffer_size", _RETRY_BUFFER_BYTES),
-        # An embedding is the same however often it is asked for, so trying again is safe.
-        ("grpc.service_config", json.dumps(_retry_policy("UNAVAILABLE" if retries else _NEVER))),
-        # Two clients in one process do not share a connection, nor the state of a dead one.
-        ("grpc.use_local_subchannel_pool", 1),
-        # A server that is back is found while the retries last; gRPC's own waits grow to two minutes.
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 200),
-        # How long a server may take to say hello, whatever the name; gRPC's own is 20 s.
-        ("grpc.min_reconnect_backoff_ms", _HELLO_TIMEOUT_MS),
-    ]
-
-
-def _retry_policy(status: str) -> dict[str, Any]:
     policy = {
         "maxAttempts": 4,
         "initialBackoff": "0.1s",
         "maxBackoff": "1s",
         "backoffMultiplier": 2,
-        "retryableStatusCodes": [status],
+        # An embedding is the same however often it is asked for, so a retry is safe.
+        "retryableStatusCodes": ["UNAVAILABLE" if retries else _NEVER],
     }
-    return {
-        "methodConfig": [{"name": [{"service": "inference.GRPCInferenceService"}], "retryPolicy": policy}]
-    }
+    service = [{"service": "inference.GRPCInferenceService"}]
+    # Channel arguments replace tritonclient's own, so the message sizes have to be set again.
+    return [
+        ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+        # Always on: only with its retry layer does gRPC end a call in time whose request is stuck in the
+        # socket of a server that hangs.
+        ("grpc.enable_retries", 1),
+        ("grpc.per_rpc_retry_buffer_size", _RETRY_BUFFER_BYTES),
+        ("grpc.service_config", json.dumps({"methodConfig": [{"name": service, "retryPolicy": policy}]})),
+        # Two clients in one process do not share a connection, nor the state of a dead one.
+        ("grpc.use_local_subchannel_pool", 1),
+        # A server that is back is found while the retries last; gRPC's own waits grow to two minutes.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 200),
+        # How long a server may take to begin the connection; gRPC's own limit is 20 s.
+        ("grpc.min_reconnect_backoff_ms", _HELLO_TIMEOUT_MS),
+    ]

@@ -1,26 +1,33 @@
-"""The client: face crops in, embeddings out, through one model of one Triton server."""
+"""Face crops in, embeddings out, through one model of one Triton server."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, TypeVar
 
+from tritonclient.utils import InferenceServerException
+
 from ..contract import Crops, Embeddings
 from ..crops import Color, CropsLike, as_batch
-from ..errors import ArcFaceError, ServerBusyError
+from ..errors import ArcFaceError, InputError, ServerBusyError
 from ..models.naming import DEFAULT_MODEL
-from .channel import Connection, check_goes_by
-from .deadline import Deadline
-from .embed_request import EmbedRequest
-from .limits import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, check_limits
-from .protocol import OneVersion, runs
-from .request import Request
-from .sender import Sender
-from .server_state import ServerStatus
-from .status import Target
-from .tls import Tls
+from .channel import Connection
+from .embed_request import Deadline, EmbedRequest
+from .limits import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, Tls, check_limits
+from .protocol import Answer, batches, build, largest_batch, pinned, read
+from .status import (
+    PROBE_TIMEOUT_S,
+    Reply,
+    ServerStatus,
+    Target,
+    explain,
+    is_timeout,
+    models_from_index,
+)
 
 Key = TypeVar("Key")
 
@@ -34,22 +41,22 @@ class EmbeddingClient:
             embeddings = client.encode(crops)
 
     Args:
-        url: ``host:port`` of the server's gRPC service.
+        url: ``host:port`` of the server's gRPC service; not together with ``connection``.
         model: Name of the model.
         version: Its version; None is the newest one that the server has ready.
         request_timeout_s: Seconds that a single request may take, its wait in the server's queue included.
         max_in_flight: Requests that one call keeps with the server at a time.
-        tls: Certificates; None connects without encryption, or as the connection does.
-        connection: A connection to this server that others use too, and close; None makes one of its own.
+        tls: Certificates; None connects without encryption.
+        connection: A connection that other clients use too, and that this client does not close.
 
     Raises:
-        ConfigError: The URL or a certificate cannot be used. Nothing is sent before the first call.
-        InputError: A limit is out of its range, or the connection is another server's.
+        ConfigError: The URL or a certificate cannot be used. Nothing is call before the first call.
+        InputError: A limit is out of its range, or ``url`` or ``tls`` is given beside a connection.
     """
 
     def __init__(
         self,
-        url: str,
+        url: str | None = None,
         model: str = DEFAULT_MODEL,
         version: int | None = None,
         *,
@@ -59,12 +66,14 @@ class EmbeddingClient:
         connection: Connection | None = None,
     ) -> None:
         check_limits(request_timeout_s, max_in_flight)
+        check_one_address(url, tls, connection)
+        self._owns_connection = connection is None
+        self._connection = connection or Connection(url or "", tls)
+        self._target = Target(self._connection.url, model, version)
+        self._request_timeout_s = request_timeout_s
         self._max_in_flight = max_in_flight
-        if connection is not None:
-            check_goes_by(connection, url, tls)
-        self._shares = connection is not None
-        self._connection = connection or Connection(url, tls)
-        self._sender = Sender(Target(url, model, version), self._connection, request_timeout_s)
+        self._largest_batch: int | None = None
+        self._answered_by: int | None = None
 
     def encode(self, crops: CropsLike, *, color: Color = "bgr", timeout_s: float | None = None) -> Embeddings:
         """Embed crops; the result has one row for each, in their order.
@@ -78,33 +87,40 @@ class EmbeddingClient:
             float32 [N, 512], rows of length one.
 
         Raises:
-            InputError: The crops, or the client (closed), cannot be used.
-            TransientError: The server is away, full or late; nothing of the call is kept.
-            DeploymentError: The model is missing, not ready, another one, or failed.
+            InputError: The crops cannot be used, or the client is closed.
+            TransientError: The server is away, full or late.
+            DeploymentError: The model is missing, not ready, not of the contract, or failed.
         """
-        job = EmbedRequest(as_batch(crops, color=color), Deadline(timeout_s))
-        self.work(job)
-        return job.embeddings
+        request = EmbedRequest(as_batch(crops, color=color), Deadline(timeout_s))
+        self.embed(request)
+        return request.embeddings
 
-    def work(self, job: EmbedRequest) -> None:
-        """Embed what a job still misses.
+    def embed(self, request: EmbedRequest) -> None:
+        """Embed the crops that a request still misses.
 
         Args:
-            job: Keeps whatever was embedded before an error, so that somebody else can do the rest.
+            request: Keeps what was embedded before an error, so that another client can do the rest.
 
         Raises:
             ArcFaceError: As ``encode``.
         """
-        if not job.missing:
+        if not request.missing:
             return
-        parts = job.parts(self._sender.model(job.deadline).max_batch_size)
+        parts = request.parts(self._model(request.deadline))
         if len(parts) == 1:
-            # To wait for a single request takes no thread, whose wake-up costs a third of a millisecond.
-            job.fill(parts[0], self._sender.infer(job.crops[parts[0]], job.deadline).embeddings)
+            # Without another thread, whose wake-up would cost a third of a millisecond.
+            call = self._begin(request.deadline)
+            crops = request.crops[parts[0]]
+            result = self._do(
+                call, call.client.infer, **build(call.target, crops), client_timeout=call.timeout_s
+            )
+            request.fill(parts[0], self._read(call, result, len(crops)).embeddings)
             return
-        batches = ((part, job.crops[part]) for part in parts)
-        for part, answer in self._pipeline(batches, job.deadline, salvage=True):
-            job.fill(part, answer)
+        keyed = ((part, request.crops[part]) for part in parts)
+        for part, embeddings in self._pipeline(keyed, request.deadline, salvage=True):
+            request.fill(part, embeddings)
+
+    work = embed
 
     def stream(self, crops: Iterable[Any], *, color: Color = "bgr") -> Iterator[Embeddings]:
         """Embed crops as they come, however many, and hold only a few batches in memory.
@@ -120,9 +136,9 @@ class EmbeddingClient:
             ArcFaceError: As ``encode``.
         """
         deadline = Deadline(None)
-        size = self._sender.model(deadline).max_batch_size
-        batches = ((None, as_batch(run, color=color)) for run in runs(crops, size))
-        return (answer for _, answer in self._pipeline(batches, deadline))
+        size = self._model(deadline)
+        keyed = ((None, as_batch(batch, color=color)) for batch in batches(crops, size))
+        return (embeddings for _, embeddings in self._pipeline(keyed, deadline))
 
     def ensure_ready(self, *, timeout_s: float | None = None) -> None:
         """Check that the server answers and serves the model with the contract's tensors.
@@ -133,33 +149,37 @@ class EmbeddingClient:
         Raises:
             ArcFaceError: It does not; the message says why.
         """
-        self._sender.forget_model()
-        self._sender.model(Deadline(timeout_s))
+        self._largest_batch = None
+        self._model(Deadline(timeout_s))
 
     def status(self) -> ServerStatus:
         """Ask the server for its version, its readiness and its models.
 
         Raises:
-            ServerUnavailableError: No server answers.
-            DeadlineExceededError: It does not answer in time.
+            ServerUnavailableError: No server answered.
+            DeadlineExceededError: It did not answer in time.
         """
-        return self._sender.server_status()
+        call = self._begin(Deadline(None), Target(self._target.url))
+        client, timeout_s = call.client, call.timeout_s
+        metadata = self._do(call, client.get_server_metadata, client_timeout=timeout_s)
+        ready = self._do(call, client.is_server_ready, client_timeout=timeout_s)
+        index = self._do(call, client.get_model_repository_index, client_timeout=timeout_s)
+        return ServerStatus(call.target.url, metadata.version, ready, models_from_index(index))
 
     def close(self) -> None:
-        """Close the connection, unless it is shared; a call that is under way in another thread fails."""
-        if not self._shares:
+        """Close the connection, unless it is shared; calls that are under way in other threads fail."""
+        if self._owns_connection:
             self._connection.close()
 
     @property
     def max_batch_size(self) -> int | None:
         """Crops that the model takes at once; None before the first call."""
-        served = self._sender.served
-        return None if served is None else served.max_batch_size
+        return self._largest_batch
 
     @property
     def answered_by(self) -> int | None:
-        """The version that answered last; None before the first call, or when the server does not say."""
-        return self._sender.answered_by
+        """The version that answered last; None before the first call, or if the server does not say."""
+        return self._answered_by
 
     def __enter__(self) -> EmbeddingClient:
         return self
@@ -169,32 +189,133 @@ class EmbeddingClient:
     ) -> None:
         self.close()
 
+    def _model(self, deadline: Deadline) -> int:
+        """How many crops the model takes at once; the server is call only once."""
+        size = self._largest_batch  # another thread's failure may set it to None at any time
+        if size is None:
+            call = self._begin(deadline)
+            names = (call.target.model, call.target.version_text)
+            config = self._do(call, call.client.get_model_config, *names, client_timeout=call.timeout_s)
+            size = self._largest_batch = largest_batch(call.target, config)
+        return size
+
     def _pipeline(
-        self, batches: Iterable[tuple[Key, Crops]], deadline: Deadline, *, salvage: bool = False
+        self, keyed: Iterable[tuple[Key, Crops]], deadline: Deadline, *, salvage: bool = False
     ) -> Iterator[tuple[Key, Embeddings]]:
         """Send batches, a few at a time, and yield their embeddings in order, each with its batch's key.
 
-        With ``salvage``, what is there of the others when one fails is yielded before its error is raised.
+        With ``salvage``, the other requests' answers are yielded before the error of a failed one is raised.
         """
-        under_way: deque[tuple[Key, Request]] = deque()
-        one = OneVersion(self._sender.target)
+        under_way: deque[tuple[Key, _Call]] = deque()
+        target = self._target
         try:
-            for key, batch in batches:
+            for key, crops in keyed:
                 if len(under_way) == self._max_in_flight:
-                    yield self._next(under_way, one)
-                under_way.append((key, self._sender.send(batch, deadline, one.target)))
+                    done, answer = self._next(under_way)
+                    target = pinned(target, answer)
+                    yield done, answer.embeddings
+                under_way.append((key, self._send(crops, deadline, target)))
             while under_way:
-                yield self._next(under_way, one)
+                done, answer = self._next(under_way)
+                target = pinned(target, answer)
+                yield done, answer.embeddings
         except ArcFaceError as error:
-            for key, request in under_way if salvage else ():
-                # A full queue refuses one request while it serves the others: these are worth a wait.
-                if request.is_answered(wait=isinstance(error, ServerBusyError)):
-                    yield key, one.take(self._sender.answer(request))
+            for key, call in under_way if salvage else ():
+                # A full queue refuses one request while it serves the others: those are worth a wait.
+                if call.is_answered(wait=isinstance(error, ServerBusyError)):
+                    answer = self._wait(call)
+                    target = pinned(target, answer)
+                    yield key, answer.embeddings
             raise
         finally:
-            for _, request in under_way:
-                request.give_up()
+            for _, call in under_way:
+                call.cancel()
 
-    def _next(self, under_way: deque[tuple[Key, Request]], one: OneVersion) -> tuple[Key, Embeddings]:
-        key, request = under_way.popleft()
-        return key, one.take(self._sender.answer(request))
+    def _next(self, under_way: deque[tuple[Key, _Call]]) -> tuple[Key, Answer]:
+        key, call = under_way.popleft()
+        return key, self._wait(call)
+
+    def _send(self, crops: Crops, deadline: Deadline, target: Target) -> _Call:
+        """Send one batch without waiting for its answer."""
+        call = self._begin(deadline, target)
+        call.count = len(crops)
+        arguments = build(target, crops)
+        arguments |= {"callback": call.answered, "client_timeout": call.timeout_s}
+        call.handle = self._do(call, call.client.async_infer, **arguments)
+        return call
+
+    def _wait(self, call: _Call) -> Answer:
+        return self._read(call, self._do(call, call.result.result), call.count)
+
+    def _read(self, call: _Call, result: Any, count: int) -> Answer:
+        self._connection.answered()
+        answer = read(call.target, result, count)
+        self._answered_by = answer.version
+        return answer
+
+    def _begin(self, deadline: Deadline, target: Target | None = None) -> _Call:
+        target = target or self._target
+        self._connection.check(target)
+        return _Call(target, deadline, deadline.remaining_s(self._request_timeout_s), self._connection.triton)
+
+    def _do(self, call: _Call, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """Call one of tritonclient's methods; its errors become this project's."""
+        try:
+            return method(*arguments, **named)
+        except InferenceServerException as error:
+            # The server may have come back with another model of this name: ask for it again next time.
+            self._largest_batch = None
+            broken = self._connection.broken(call.client, call.target)
+            if broken is not None:
+                raise broken from error
+            reply = Reply(answers=True)
+            if not is_timeout(error):
+                reply = self._connection.ask(call.deadline.remaining_s(PROBE_TIMEOUT_S))
+            raise explain(error, call.target, reply, timeout_s=call.timeout_s) from error
+        except ValueError as error:  # how gRPC says that a channel is closed
+            broken = self._connection.broken(call.client, call.target)
+            if broken is None:
+                raise
+            raise broken from error
+
+
+@dataclass
+class _Call:
+    """One gRPC call, which ``close`` or ``drop`` may end."""
+
+    target: Target
+    deadline: Deadline
+    timeout_s: float
+    client: Any
+    """tritonclient's client that it goes over."""
+    count: int = 0
+    result: Future[Any] = field(default_factory=Future)
+    handle: Any = None
+
+    def answered(self, result: Any, error: InferenceServerException | None) -> None:
+        """Take the answer; called by tritonclient in one of gRPC's threads."""
+        if error is None:
+            self.result.set_result(result)
+        else:
+            self.result.set_exception(error)
+
+    def is_answered(self, *, wait: bool) -> bool:
+        """Whether there is an answer and no error; with ``wait``, once the request has ended."""
+        return (wait or self.result.done()) and self.result.exception() is None
+
+    def cancel(self) -> None:
+        """Stop waiting for the answer."""
+        self.handle.cancel()
+
+
+def check_one_address(url: str | None, tls: Tls | None, connection: Any) -> None:
+    """Check that a client is given either an address or a connection.
+
+    Raises:
+        InputError: An address or certificates are given beside a connection.
+    """
+    if connection is not None and (url not in (None, connection.url) or tls is not None):
+        raise InputError(
+            f"url or tls is given beside a connection to {connection.url}; give only the connection, which "
+            "has both."
+        )

@@ -1,56 +1,132 @@
-"""One call's work, which several candidates may share: what one has done is not asked of the next."""
+"""One call's work and its deadline, which several replicas may share."""
 
 from __future__ import annotations
 
+import concurrent.futures
+import math
+import threading
+import time
 from collections.abc import Sequence
+from concurrent.futures import Future
+from numbers import Real
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..contract import EMBEDDING_DIM, Crops, Embeddings
-from .deadline import Deadline
+from ..errors import ArcFaceError, CallCancelledError, DeadlineExceededError, InputError, detached
+
+T = TypeVar("T")
+
+_LONGEST_S: Final = 1e9
+"""Thirty years; arithmetic fails with far longer times."""
+
+
+class Deadline:
+    """The moment at which a whole call must have ended, however many requests it makes.
+
+    Args:
+        timeout_s: Seconds from now; None is no limit.
+
+    Raises:
+        InputError: The timeout is not a positive number.
+    """
+
+    def __init__(self, timeout_s: float | None) -> None:
+        is_number = isinstance(timeout_s, Real) and not isinstance(timeout_s, bool)
+        if timeout_s is not None and not (is_number and timeout_s > 0):
+            raise InputError(f"timeout_s is {timeout_s!r}; expected a number of seconds above 0, or None.")
+        self.timeout_s = math.inf if timeout_s is None else min(timeout_s, _LONGEST_S)
+        self._end = time.monotonic() + self.timeout_s
+        self._is_cancelled = False
+
+    def cancel(self) -> None:
+        """End the call as soon as possible: its caller has gone."""
+        self._is_cancelled = True
+
+    def remaining_s(self, at_most: float = math.inf) -> float:
+        """Seconds that the next request may take.
+
+        Args:
+            at_most: The request's own limit, in seconds.
+
+        Raises:
+            DeadlineExceededError: The time is up.
+            CallCancelledError: The call was cancelled.
+        """
+        if self._is_cancelled:
+            raise CallCancelledError("The call was cancelled.")
+        remaining = self._end - time.monotonic()
+        if remaining <= 0:
+            raise DeadlineExceededError(f"{self.spent_text}.")
+        return min(remaining, at_most)
+
+    def result_of(self, future: Future[T]) -> T:
+        """Wait for the result of a future.
+
+        Raises:
+            DeadlineExceededError: The time is up.
+            BaseException: The future's error. An ``ArcFaceError`` is copied: its traceback would stay with
+                the future and keep the callers' variables alive.
+        """
+        while not concurrent.futures.wait([future], self.remaining_s(threading.TIMEOUT_MAX)).done:
+            pass  # remaining_s ends the wait
+        error = future.exception()
+        if error is not None:
+            raise detached(error) if isinstance(error, ArcFaceError) else error
+        return future.result()
+
+    @property
+    def spent_text(self) -> str:
+        """The words for a message that the time is up."""
+        return f"The time allowed for the whole call, {self.timeout_s:g} s, is over"
+
+    def is_over(self, margin_s: float = 0.0) -> bool:
+        """Whether the time is up, or will be in ``margin_s`` seconds."""
+        return self._end - time.monotonic() <= margin_s
 
 
 class EmbedRequest:
-    """Crops to embed, the embeddings that are there already, and the time that is left.
-
-    Not thread-safe.
+    """The crops of one call, the embeddings that are there already, and the deadline. Not thread-safe.
 
     Args:
         crops: uint8 [N, 112, 112, 3], BGR, C-contiguous; N may be 0.
         deadline: When the whole call must have ended.
+
+    Attributes:
+        embeddings: float32 [N, 512]; rows that are missing hold arbitrary values.
     """
 
     def __init__(self, crops: Crops, deadline: Deadline) -> None:
         self.crops = crops
         self.deadline = deadline
         self.embeddings: Embeddings = np.empty((len(crops), EMBEDDING_DIM), np.float32)
-        """float32 [N, 512]; rows that are missing hold anything."""
-        self._there = np.zeros(len(crops), bool)
+        self._done = np.zeros(len(crops), bool)
 
     @property
     def missing(self) -> int:
         """How many crops have no embedding yet."""
-        return len(self._there) - int(np.count_nonzero(self._there))
+        return len(self._done) - int(np.count_nonzero(self._done))
 
     def parts(self, size: int) -> Sequence[slice]:
-        """The rows that are missing, in order, as runs of at most ``size`` neighbours."""
-        edges = np.flatnonzero(np.diff(self._there.astype(np.int8), prepend=1, append=1))
+        """The missing rows in order, as runs of at most ``size`` neighbours."""
+        edges = np.flatnonzero(np.diff(self._done.astype(np.int8), prepend=1, append=1))
         return [
             slice(start, min(start + size, int(stop)))
             for first, stop in zip(edges[::2], edges[1::2], strict=True)
             for start in range(int(first), int(stop), size)
         ]
 
+    def fill(self, part: slice, embeddings: Embeddings) -> None:
+        """Store the checked embeddings of a part, float32 [n, 512]."""
+        self.embeddings[part] = embeddings
+        self._done[part] = True
+
     def mark(self) -> NDArray[np.bool_]:
-        """What is there now; for ``forget_since``."""
-        return self._there.copy()
+        """Which rows are done now; for ``forget_since``."""
+        return self._done.copy()
 
     def forget_since(self, mark: NDArray[np.bool_]) -> None:
-        """Take all that was filled in since as missing."""
-        self._there = mark
-
-    def fill(self, part: slice, embeddings: Embeddings) -> None:
-        """Take the embeddings of a part, which were checked: float32 [n, 512]."""
-        self.embeddings[part] = embeddings
-        self._there[part] = True
+        """Count all rows that were filled since as missing again."""
+        self._done = mark

@@ -1,8 +1,8 @@
-"""From a failed call to an error that says what to do: status codes in, ``arcface_client.errors`` out.
+"""What a server says of itself and its models, and the error for a call that failed.
 
-A status code alone does not tell a dead server from a full queue, nor a model that was never there
-from one that could not be loaded. So after a failure the clients ask the server for its models once,
-and ``explain`` puts both together.
+A status code alone does not tell a dead server from a full queue, nor a model that was never there from one
+that could not be loaded. So after a failure the clients ask the server for its models once, and ``explain``
+decides from both.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from tritonclient.utils import InferenceServerException
 
@@ -25,28 +25,83 @@ from ..errors import (
     ServerError,
     ServerUnavailableError,
 )
-from .server_state import ModelStatus
 
 PROBE_TIMEOUT_S: Final = 1.0
 """How long the question after a failure may take, in seconds."""
 
-UNAVAILABLE: Final = "StatusCode.UNAVAILABLE"
-DEADLINE_EXCEEDED: Final = "StatusCode.DEADLINE_EXCEEDED"
-NOT_FOUND: Final = "StatusCode.NOT_FOUND"
-CANCELLED: Final = "StatusCode.CANCELLED"
+_UNAVAILABLE: Final = "StatusCode.UNAVAILABLE"
+_DEADLINE_EXCEEDED: Final = "StatusCode.DEADLINE_EXCEEDED"
+_NOT_FOUND: Final = "StatusCode.NOT_FOUND"
+_CANCELLED: Final = "StatusCode.CANCELLED"
 
 _PROXIES: Final = ("grpc_proxy", "https_proxy", "http_proxy")
-"""Where gRPC looks for a proxy, which it then uses for localhost as well."""
+"""Variables in which gRPC looks for a proxy, which it then uses for localhost as well."""
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    """One version of one model, as the server's repository index lists it.
+
+    Attributes:
+        name: The model.
+        version: Its version; None if the model's configuration cannot be read.
+        state: READY, UNAVAILABLE, LOADING or UNLOADING; empty if it was never loaded.
+        reason: Why it is not ready, in the server's words.
+    """
+
+    name: str
+    version: int | None
+    state: str
+    reason: str
+
+    @property
+    def ready(self) -> bool:
+        """Whether it serves."""
+        return self.state == "READY"
+
+
+@dataclass(frozen=True)
+class ServerStatus:
+    """A server and its models.
+
+    Attributes:
+        url: ``host:port`` of its gRPC service.
+        version: Triton's version; None if it did not answer.
+        ready: Whether it says that it is ready.
+        models: Its models.
+        problem: Why it did not answer; None if it did.
+    """
+
+    url: str
+    version: str | None
+    ready: bool
+    models: Sequence[ModelStatus] = ()
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A server's reply to the question for its models.
+
+    Attributes:
+        answers: Whether the server answered at all.
+        models: Its models; None if it does not list them (a restricted protocol).
+        said: The error instead of them.
+    """
+
+    answers: bool
+    models: Sequence[ModelStatus] | None = None
+    said: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where a request went.
+    """Where a request goes.
 
     Attributes:
         url: ``host:port`` of the server's gRPC service.
         model: The model; None for a question about the server itself.
-        version: Its version; None for whichever the server takes.
+        version: Its version; None leaves the choice to the server.
     """
 
     url: str
@@ -55,7 +110,7 @@ class Target:
 
     @property
     def version_text(self) -> str:
-        """The version as Triton's protocol wants it: empty for the newest that is ready."""
+        """The version in Triton's protocol: empty for the newest that is ready."""
         return "" if self.version is None else str(self.version)
 
     def __str__(self) -> str:
@@ -65,102 +120,85 @@ class Target:
         return f"model {self.model}{version} at {self.url}"
 
 
+def models_from_index(response: Any) -> tuple[ModelStatus, ...]:
+    """Read tritonclient's answer to ``get_model_repository_index``."""
+    models = [
+        ModelStatus(
+            entry.name,
+            int(entry.version) if entry.version else None,
+            entry.state,
+            # A Python backend puts its traceback behind the first line; the server's log has it.
+            entry.reason.partition("\n")[0].strip(),
+        )
+        for entry in response.models
+    ]
+    return tuple(sorted(models, key=lambda model: (model.name, model.version or 0)))
+
+
 def closed(target: Target) -> ClientClosedError:
-    """The error for a client that is closed, before a call or during it."""
+    """The error for a client that was closed, before a call or during it."""
     return ClientClosedError(f"The client for {target} is closed; make a new one.")
 
 
-def dropped(target: Target, why: str) -> ServerUnavailableError:
-    """The error for a call whose connection was dropped under it."""
-    return ServerUnavailableError(f"The connection to {target.url} was dropped: {why}.")
-
-
 def unanswered(url: str, said: str) -> ServerUnavailableError:
-    """The error for an address at which nothing answers, or a server that is just ending.
-
-    gRPC has one status for both.
-    """
+    """The error for an address at which no server answers, or whose server is about to stop."""
     proxy = next((name for name in _PROXIES if os.environ.get(name)), None)
     hint = f" gRPC goes through the proxy of {proxy}, unless no_proxy names the host." if proxy else ""
     return ServerUnavailableError(
-        f"No Triton server is ready at {url}: {said}. Is it running, is this its gRPC port, "
-        f"and is TLS as it wants it?{hint}"
+        f"No Triton server is ready at {url}: {said}. Check that it runs, that this is its gRPC port, "
+        f"and that TLS is set as on the server.{hint}"
     )
 
 
-@dataclass(frozen=True)
-class Aftermath:
-    """What the server said when it was asked after a failure.
-
-    Attributes:
-        answers: It answered at all.
-        models: Its models; None when it does not tell (a restricted protocol).
-        said: What was said instead of them.
-    """
-
-    answers: bool
-    models: Sequence[ModelStatus] | None = None
-    said: str = field(default="", compare=False)
-
-
-def aftermath_of_failed_probe(error: InferenceServerException, *, is_live: bool = False) -> Aftermath:
-    """What it means that the question itself failed: no server, or one that does not tell.
-
-    Args:
-        error: tritonclient's error.
-        is_live: The server is known to be there.
-    """
-    answers = is_live or error.status() not in (UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED)
-    return Aftermath(answers, said=error.message() or "no message")
+def no_reply(error: InferenceServerException) -> bool:
+    """Whether an error means that no server answered, unless ``may_be_restricted``."""
+    return error.status() in (_UNAVAILABLE, _DEADLINE_EXCEEDED, _CANCELLED)
 
 
 def may_be_restricted(error: InferenceServerException) -> bool:
-    """Whether a question may have failed because it is not allowed: then the server is live all the same.
-
-    Triton refuses a restricted protocol with the status of a server that is not there.
-    """
-    return bool(error.status() == UNAVAILABLE)
+    """Whether the server may be running all the same: Triton refuses a restricted protocol as unavailable."""
+    return bool(error.status() == _UNAVAILABLE)
 
 
-def needs_aftermath(error: InferenceServerException) -> bool:
-    """Whether asking the server would tell more than the status does."""
-    return bool(error.status() != DEADLINE_EXCEEDED)
+def is_timeout(error: InferenceServerException) -> bool:
+    """Whether a request's time was up; asking the server afterwards would tell nothing more."""
+    return bool(error.status() == _DEADLINE_EXCEEDED)
 
 
 def explain(
-    error: InferenceServerException, target: Target, aftermath: Aftermath, *, timeout_s: float
+    error: InferenceServerException, target: Target, reply: Reply, *, timeout_s: float
 ) -> ArcFaceError:
     """Make the error to raise for a failed call.
 
     Args:
         error: tritonclient's error.
         target: Where the call went.
-        aftermath: What the server said afterwards.
-        timeout_s: The time that the failed request had.
+        reply: The server's reply after the failure.
+        timeout_s: Seconds that the failed request was given.
     """
     status, text = error.status(), error.message() or "no message"
-    if status == DEADLINE_EXCEEDED:
+    if status == _DEADLINE_EXCEEDED:
         seconds = f"{timeout_s:.3f}".rstrip("0").rstrip(".")
         return DeadlineExceededError(
-            f"No answer from {target} within {seconds} s; allow more time, or see what holds it up."
+            f"No answer from {target} within {seconds} s; allow more time, or look at the server's load."
         )
-    if status == UNAVAILABLE and not aftermath.answers:
+    if status == _UNAVAILABLE and not reply.answers:
         return unanswered(target.url, text)
-    if aftermath.models is not None:
-        model_error = _model_error(target, aftermath.models)
+    if reply.models is not None:
+        model_error = _model_error(target, reply.models)
         if model_error is not None:
             return model_error
-    if status == NOT_FOUND and target.model is not None:
+    if status == _NOT_FOUND and target.model is not None:
         return ModelNotFoundError(f"There is no {target}: {text}")
-    if status == UNAVAILABLE:
+    if status == _UNAVAILABLE:
         return ServerBusyError(
-            f"A request for {target} was not taken, though the server is there: {text}. Try again later."
+            f"The server refused a request for {target}, although it is running: {text}. Try again later."
         )
     return ServerError(f"A request for {target} failed: {text} ({status})")
 
 
 def _model_error(target: Target, models: Sequence[ModelStatus]) -> ArcFaceError | None:
-    """The error for a model that is not there or not ready; None when it is, or none was asked for."""
+    """The error for a model that is missing or not ready; None if it is ready, or no model was asked for."""
     if target.model is None:
         return None
     versions = [model for model in models if model.name == target.model]
@@ -174,6 +212,6 @@ def _model_error(target: Target, models: Sequence[ModelStatus]) -> ArcFaceError 
     if any(model.ready for model in candidates):
         return None
     if any(model.state in ("LOADING", "UNLOADING") for model in candidates):
-        return ModelLoadingError(f"The server is just loading {target}; try again in a moment.")
+        return ModelLoadingError(f"The server is loading or unloading {target}; try again in a moment.")
     reason = candidates[-1].reason or "the server's log says why"
     return ModelNotReadyError(f"The server could not load {target}: {reason}")

@@ -209,7 +209,7 @@ def test_a_server_without_such_models_is_said(crowd: LocalTriton, crops: Crops) 
 def test_the_http_port_is_said_to_be_none(crowd: LocalTriton, crops: Crops) -> None:
     with (
         TritonBackend(crowd.http_url, NAME) as embedder,
-        pytest.raises(NoCandidateNowError, match="is this its gRPC port"),
+        pytest.raises(NoCandidateNowError, match="that this is its gRPC port"),
     ):
         embedder.encode(crops[:1])
 

@@ -20,7 +20,7 @@ from arcface_client.failover import run as fallback
 from arcface_client.failover.intervals import Rhythm
 from arcface_client.failover.server import RequestLimits
 from arcface_client.models.embedding_space import EmbeddingSpace
-from arcface_client.triton import sender
+from arcface_client.triton import client
 from arcface_client.triton.deadline import Deadline
 from support.fake_triton import FakeTriton, served
 from support.siblings import SELDOM, InThisProcess
@@ -98,7 +98,7 @@ def test_an_impatient_caller_takes_nobody_out(servers: Servers) -> None:
 
 
 def test_the_question_after_a_failure_does_not_outlast_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sender, "PROBE_TIMEOUT_S", 15.0)
+    monkeypatch.setattr(client, "PROBE_TIMEOUT_S", 15.0)
     fake = SecretiveTriton()
     with served(fake) as url, TritonBackend(url, "fake") as embedder:
         embedder.ensure_ready()

@@ -130,7 +130,7 @@ def test_crops_that_every_candidate_fails_on_do_not_take_the_candidates_out(
 
 @pytest.mark.parametrize(
     ("status", "reason"),
-    [(grpc.StatusCode.INTERNAL, "told to fail"), (grpc.StatusCode.UNAVAILABLE, "was not taken")],
+    [(grpc.StatusCode.INTERNAL, "told to fail"), (grpc.StatusCode.UNAVAILABLE, "refused a request")],
     ids=["the server failed on it", "the queue is full"],
 )
 def test_who_leaves_a_call_to_the_next_but_keeps_his_place_is_in_the_log_once_a_minute(

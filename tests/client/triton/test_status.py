@@ -1,4 +1,4 @@
-"""From status codes to errors, for what a real server cannot be held in long enough."""
+"""Status codes to errors, for states that a real server is in only for a moment."""
 
 from __future__ import annotations
 
@@ -15,26 +15,19 @@ from arcface_client.errors import (
     ServerError,
     ServerUnavailableError,
 )
-from arcface_client.triton.server_state import ModelStatus
-from arcface_client.triton.status import (
-    Aftermath,
-    Target,
-    aftermath_of_failed_probe,
-    explain,
-    may_be_restricted,
-)
+from arcface_client.triton.status import ModelStatus, Reply, Target, explain, no_reply
 
 TARGET = Target("localhost:8001", "arcface", 2)
-SILENT = Aftermath(answers=False)
-DISCREET = Aftermath(answers=True)
+SILENT = Reply(answers=False)
+DISCREET = Reply(answers=True)
 
 
-def model(state: str, version: int | None = 2, name: str = "arcface") -> Aftermath:
-    return Aftermath(answers=True, models=[ModelStatus(name, version, state, "why")])
+def model(state: str, version: int | None = 2, name: str = "arcface") -> Reply:
+    return Reply(answers=True, models=[ModelStatus(name, version, state, "why")])
 
 
 @pytest.mark.parametrize(
-    ("status", "aftermath", "expected"),
+    ("status", "reply", "expected"),
     [
         ("UNAVAILABLE", SILENT, ServerUnavailableError),
         ("UNAVAILABLE", DISCREET, ServerBusyError),
@@ -51,9 +44,9 @@ def model(state: str, version: int | None = 2, name: str = "arcface") -> Afterma
         ("CANCELLED", model("READY"), ServerError),
     ],
 )
-def test_status_and_aftermath_decide(status: str, aftermath: Aftermath, expected: type[ArcFaceError]) -> None:
+def test_status_and_reply_decide(status: str, reply: Reply, expected: type[ArcFaceError]) -> None:
     error = InferenceServerException("told to fail", status=f"StatusCode.{status}")
-    explained = explain(error, TARGET, aftermath, timeout_s=1234.5)
+    explained = explain(error, TARGET, reply, timeout_s=1234.5)
     assert type(explained) is expected
     assert "localhost:8001" in str(explained)
     if expected is DeadlineExceededError:
@@ -61,14 +54,14 @@ def test_status_and_aftermath_decide(status: str, aftermath: Aftermath, expected
 
 
 @pytest.mark.parametrize(
-    ("status", "aftermath", "expected", "message"),
+    ("status", "reply", "expected", "message"),
     [
         ("UNAVAILABLE", SILENT, ServerUnavailableError, "No Triton server is ready at localhost:8001"),
         (
             "UNAVAILABLE",
             model("LOADING"),
             ServerBusyError,
-            "A request for the server at localhost:8001 was not",
+            "The server refused a request for the server at localhost:8001, although",
         ),
         (
             "DEADLINE_EXCEEDED",
@@ -80,26 +73,23 @@ def test_status_and_aftermath_decide(status: str, aftermath: Aftermath, expected
     ],
 )
 def test_a_question_about_the_server_is_not_about_a_model(
-    status: str, aftermath: Aftermath, expected: type[ArcFaceError], message: str
+    status: str, reply: Reply, expected: type[ArcFaceError], message: str
 ) -> None:
     error = InferenceServerException("told to fail", status=f"StatusCode.{status}")
-    explained = explain(error, Target("localhost:8001"), aftermath, timeout_s=1)
+    explained = explain(error, Target("localhost:8001"), reply, timeout_s=1)
     assert type(explained) is expected
     assert str(explained).startswith(message)
 
 
 @pytest.mark.parametrize(
-    ("status", "is_live", "expected"),
+    ("status", "expected"),
     [
-        ("UNAVAILABLE", True, DISCREET),  # what Triton says of a restricted protocol
-        ("UNAVAILABLE", False, SILENT),
-        ("DEADLINE_EXCEEDED", False, SILENT),
-        ("CANCELLED", False, SILENT),
-        ("UNIMPLEMENTED", False, DISCREET),
-        ("PERMISSION_DENIED", False, DISCREET),  # what a proxy may say
+        ("UNAVAILABLE", True),
+        ("DEADLINE_EXCEEDED", True),
+        ("CANCELLED", True),
+        ("UNIMPLEMENTED", False),
+        ("PERMISSION_DENIED", False),  # for example from a proxy
     ],
 )
-def test_a_probe_that_is_refused_is_an_answer(status: str, is_live: bool, expected: Aftermath) -> None:
-    error = InferenceServerException("no", status=f"StatusCode.{status}")
-    assert aftermath_of_failed_probe(error, is_live=is_live) == expected
-    assert may_be_restricted(error) == (status == "UNAVAILABLE")
+def test_a_refused_question_is_a_reply_too(status: str, expected: bool) -> None:
+    assert no_reply(InferenceServerException("no", status=f"StatusCode.{status}")) == expected

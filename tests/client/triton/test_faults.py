@@ -1,4 +1,4 @@
-"""What a client does when the server is away, fails, or is killed."""
+"""A server that is away, fails, hangs or is killed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 import trustme
 
-from arcface_client import EmbeddingClient
+from arcface_client import EmbeddingClient, Tls
 from arcface_client.contract import Crops
 from arcface_client.errors import DeadlineExceededError, ServerBusyError, ServerError, ServerUnavailableError
-from arcface_client.triton.tls import Tls
 from arcface_server import LocalTriton
 from support.fake_triton import FakeTriton, served
 from support.processes import wait_until
@@ -41,7 +40,7 @@ def test_a_server_that_stays_full_is_busy(crops: Crops) -> None:
     with (
         served(FakeTriton(failures=(UNAVAILABLE,) * 20)) as url,
         EmbeddingClient(url, "fake") as client,
-        pytest.raises(ServerBusyError, match=r"request for model fake .* was not taken.* told to fail"),
+        pytest.raises(ServerBusyError, match=r"refused a request for model fake .*: told to fail"),
     ):
         client.encode(crops[:1])
 
@@ -49,7 +48,7 @@ def test_a_server_that_stays_full_is_busy(crops: Crops) -> None:
 @pytest.mark.parametrize(
     "status", [grpc.StatusCode.INTERNAL, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNKNOWN]
 )
-def test_other_failures_are_the_servers_and_are_not_retried(crops: Crops, status: grpc.StatusCode) -> None:
+def test_other_failures_are_server_errors_and_not_retried(crops: Crops, status: grpc.StatusCode) -> None:
     fake = FakeTriton(failures=(status,))
     with (
         served(fake) as url,
@@ -69,7 +68,7 @@ def test_embeddings_that_are_not_finite_are_refused(crops: Crops) -> None:
         client.encode(crops[:1])
 
 
-def test_no_server_is_said_at_once(crops: Crops) -> None:
+def test_an_address_without_a_server_is_named_at_once(crops: Crops) -> None:
     started = time.monotonic()
     with (
         EmbeddingClient("127.0.0.1:9", "tiny_onnx") as client,
@@ -79,7 +78,7 @@ def test_no_server_is_said_at_once(crops: Crops) -> None:
     assert time.monotonic() - started < 5
 
 
-def test_a_server_that_takes_connections_and_says_nothing_is_not_waited_for() -> None:
+def test_a_port_that_never_answers_fails_within_seconds() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
         EmbeddingClient(f"127.0.0.1:{silent.getsockname()[1]}") as client,
@@ -90,7 +89,7 @@ def test_a_server_that_takes_connections_and_says_nothing_is_not_waited_for() ->
     assert time.monotonic() - started < 15  # gRPC's own patience is 20 s and more
 
 
-def test_a_server_killed_in_the_middle_is_said_and_found_again(tmp_path: Path, crops: Crops) -> None:
+def test_a_server_killed_in_the_middle_is_reported_and_found_again(tmp_path: Path, crops: Crops) -> None:
     write_tiny_repository(tmp_path, max_batch_size=2, work=10)
     with LocalTriton(tmp_path) as server:
         port = int(server.grpc_url.rpartition(":")[2])
@@ -107,7 +106,7 @@ def test_a_server_killed_in_the_middle_is_said_and_found_again(tmp_path: Path, c
                 np.testing.assert_array_equal(client.encode(crops[:4]), before)
 
 
-def test_a_server_that_stops_answering_is_late_not_waited_for(tmp_path: Path, crops: Crops) -> None:
+def test_a_server_that_hangs_costs_no_more_than_the_deadline(tmp_path: Path, crops: Crops) -> None:
     write_tiny_repository(tmp_path)
     with LocalTriton(tmp_path) as server, EmbeddingClient(server.grpc_url, "tiny_onnx") as client:
         client.encode(crops)
@@ -148,8 +147,8 @@ def test_tls_and_mutual_tls_reach_the_real_server(tmp_path: Path, crops: Crops) 
         with EmbeddingClient(server.grpc_url, "tiny_onnx", tls=mutual) as client:
             assert client.encode(crops[:3]).shape == (3, 512)
         for tls, reason in (
-            (None, "TLS as it wants it"),
-            (Tls(root_certificates=tmp_path / "ca.pem"), "TLS as it wants it"),
+            (None, "TLS is set as on the server"),
+            (Tls(root_certificates=tmp_path / "ca.pem"), "TLS is set as on the server"),
             (Tls(root_certificates=tmp_path / "stranger.pem"), "CERTIFICATE_VERIFY_FAILED"),
         ):
             with (

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from grpc.aio import UsageError
 
-from arcface_client import AsyncEmbeddingClient, EmbeddingClient
+from arcface_client import AsyncConnection, AsyncEmbeddingClient, EmbeddingClient
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import (
     ArcFaceError,
@@ -27,7 +26,6 @@ from arcface_client.errors import (
     ServerBusyError,
     ServerUnavailableError,
 )
-from arcface_client.triton.aio_channel import AsyncConnection
 from arcface_server import LocalTriton
 from support.fake_triton import FakeTriton, served
 from support.processes import until
@@ -60,23 +58,14 @@ def test_it_takes_the_same_arguments_and_has_the_same_methods() -> None:
     def public(kind: type) -> set[str]:
         return {name for name in vars(kind) if not name.startswith("_")}
 
-    # What is left of a job after a failure is a matter of the selection alone, which has threads.
-    names = public(EmbeddingClient) - {"work"}
+    # A request that is partly done is a matter of the pool alone, which uses threads.
+    names = public(EmbeddingClient) - {"embed", "work"}
     assert public(AsyncEmbeddingClient) == names
     for name in ("__init__", *sorted(names)):
         ours, theirs = getattr(AsyncEmbeddingClient, name), getattr(EmbeddingClient, name)
         assert isinstance(ours, property) == isinstance(theirs, property)
         if not isinstance(ours, property):
             assert arguments(ours) == arguments(theirs), name
-
-
-def test_it_knows_who_answered_and_how_much_at_a_time(triton: LocalTriton, crops: Crops) -> None:
-    async def ask(client: AsyncEmbeddingClient) -> list[int | None]:
-        before = [client.max_batch_size, client.answered_by]
-        await client.encode(crops[:3])
-        return [*before, client.max_batch_size, client.answered_by]
-
-    assert run(triton.grpc_url, TINY, ask) == [None, None, 32, 2]
 
 
 def test_a_full_queue_is_told_from_no_server_where_models_are_not_listed(
@@ -120,10 +109,12 @@ def test_clients_share_a_connection_and_leave_it_open(
 ) -> None:
     async def share() -> Embeddings:
         connection = AsyncConnection(triton.grpc_url)
-        async with AsyncEmbeddingClient(triton.grpc_url, "slow_onnx", connection=connection) as client:
+        async with AsyncEmbeddingClient(model="slow_onnx", connection=connection) as client:
             await client.ensure_ready()
-        async with AsyncEmbeddingClient(triton.grpc_url, TINY, connection=connection) as client:
+        async with AsyncEmbeddingClient(model=TINY, connection=connection) as client:
+            assert (client.max_batch_size, client.answered_by) == (None, None)
             embeddings = await client.encode(crops[:3])
+            assert (client.max_batch_size, client.answered_by) == (32, 2)
             await connection.close()
             with pytest.raises(ClientClosedError):
                 await client.encode(crops[:3])
@@ -146,16 +137,13 @@ def test_status_is_the_same(triton: LocalTriton) -> None:
     assert len(status.models) == 5
 
 
-def test_status_of_a_server_that_hangs_speaks_of_the_server() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        url = f"127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(DeadlineExceededError, match=f"No answer from the server at {url} within 0.3 s"):
-            run(url, TINY, lambda client: client.status(), request_timeout_s=0.3)
-
-
 @pytest.mark.parametrize(
     ("model", "error"),
-    [("none", ModelNotFoundError), ("broken_onnx", ModelNotReadyError), ("other", ContractError)],
+    [
+        ("none", ModelNotFoundError),
+        ("broken_onnx", ModelNotReadyError),
+        ("other", ContractError),
+    ],
 )
 def test_errors_are_the_same(
     triton: LocalTriton, crops: Crops, model: str, error: type[ArcFaceError]
@@ -166,8 +154,8 @@ def test_errors_are_the_same(
         run(triton.grpc_url, model, lambda client: client.ensure_ready())
 
 
-def test_no_server_is_said(crops: Crops) -> None:
-    with pytest.raises(ServerUnavailableError):
+def test_an_address_without_a_server_is_named(crops: Crops) -> None:
+    with pytest.raises(ServerUnavailableError, match=r"No Triton server is ready at 127\.0\.0\.1:9"):
         run("127.0.0.1:9", TINY, lambda client: client.encode(crops[:1]))
 
 
@@ -215,7 +203,7 @@ def test_closing_ends_a_call_with_the_same_error(crops: Crops) -> None:
 
 
 @pytest.mark.parametrize("cancelled_first", [True, False])
-def test_a_call_that_its_owner_cancels_is_cancelled_though_he_closes_the_client(
+def test_a_cancelled_call_raises_cancelled_error_even_if_the_client_is_closed(
     crops: Crops, cancelled_first: bool
 ) -> None:
     async def cancel_and_close(client: AsyncEmbeddingClient, fake: FakeTriton) -> None:
@@ -236,24 +224,6 @@ def test_a_call_that_its_owner_cancels_is_cancelled_though_he_closes_the_client(
     run_on_hanging(cancel_and_close)
 
 
-def test_closing_ends_both_channels_though_the_first_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def close() -> None:
-        connection = AsyncConnection("localhost:8001")
-        end = connection.triton.close
-
-        async def end_and_fail() -> None:
-            await end()
-            raise asyncio.CancelledError
-
-        monkeypatch.setattr(connection.triton, "close", end_and_fail)
-        with pytest.raises(asyncio.CancelledError):
-            await connection.close()
-        with pytest.raises(UsageError, match="closed"):
-            await connection._questions.is_server_live()
-
-    asyncio.run(close())
-
-
 def test_a_stream_keeps_order(triton: LocalTriton, crops: Crops, expected: Embeddings) -> None:
     async def gather(client: AsyncEmbeddingClient) -> list[Embeddings]:
         return [embeddings async for embeddings in client.stream(iter(crops))]
@@ -261,12 +231,3 @@ def test_a_stream_keeps_order(triton: LocalTriton, crops: Crops, expected: Embed
     parts = run(triton.grpc_url, TINY, gather)
     assert [len(part) for part in parts] == [32, 32, 32, 4]
     np.testing.assert_allclose(np.concatenate(parts), expected, atol=1e-6)
-
-
-def test_a_closed_client_says_so(triton: LocalTriton, crops: Crops) -> None:
-    async def use_closed(client: AsyncEmbeddingClient) -> None:
-        await client.close()
-        await client.encode(crops[:1])
-
-    with pytest.raises(ClientClosedError):
-        run(triton.grpc_url, TINY, use_closed)

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arcface_client.contract import CROP_SHAPE, EMBEDDING_DIM
+from arcface_client.errors import CallCancelledError, DeadlineExceededError, InputError
+from arcface_client.triton.embed_request import Deadline, EmbedRequest
+
+
+def test_the_smaller_of_the_calls_and_the_requests_limit_counts() -> None:
+    assert Deadline(None).remaining_s() == math.inf
+    assert Deadline(None).remaining_s(at_most=5) == 5
+    assert 9 < Deadline(10).remaining_s(at_most=60) <= 10
+    assert Deadline(10).remaining_s(at_most=1) == 1
+    assert Deadline(10**400).remaining_s() > 1e8, "longer than floats are"
+
+
+def test_a_spent_deadline_raises_a_timeout_error() -> None:
+    with pytest.raises(DeadlineExceededError, match=r"1e-09 s, is over") as caught:
+        Deadline(1e-9).remaining_s()
+    assert isinstance(caught.value, TimeoutError)
+
+
+def test_a_cancelled_deadline_lets_no_further_request_begin() -> None:
+    deadline = Deadline(None)
+    deadline.cancel()
+    with pytest.raises(CallCancelledError):
+        deadline.remaining_s()
+
+
+@pytest.mark.parametrize("timeout_s", ["1", 0, -1, math.nan, True])
+def test_a_timeout_must_be_positive(timeout_s: Any) -> None:
+    with pytest.raises(InputError, match="expected a number of seconds above 0"):
+        Deadline(timeout_s)
+
+
+@given(st.lists(st.booleans(), max_size=40), st.integers(1, 9))
+def test_parts_are_exactly_the_missing_rows_in_order(done: list[bool], size: int) -> None:
+    request = EmbedRequest(np.zeros((len(done), *CROP_SHAPE), np.uint8), Deadline(None))
+    for row, is_done in enumerate(done):
+        if is_done:
+            request.fill(slice(row, row + 1), np.full((1, EMBEDDING_DIM), row, np.float32))
+    missing = [row for row, is_done in enumerate(done) if not is_done]
+
+    parts = request.parts(size)
+
+    assert request.missing == len(missing)
+    assert [row for part in parts for row in range(part.start, part.stop)] == missing
+    assert all(0 < part.stop - part.start <= size for part in parts)
+
+    for part in parts:
+        request.fill(part, np.arange(part.start, part.stop, dtype=np.float32)[:, np.newaxis])
+    assert request.missing == 0
+    assert request.parts(size) == []
+    np.testing.assert_array_equal(request.embeddings[:, 0], np.arange(len(done)))
