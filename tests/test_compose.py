@@ -6,7 +6,6 @@ import http.client
 import re
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,8 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from arcface_client.config.layers import variable
-from arcface_client.config.tensorrt_settings import TensorRtSettings
+from arcface_client.settings import TensorRtSettings, variable
 from arcface_server import LocalTriton
 from arcface_server.flags import FLAGS
 from support.tiny import write_tiny_repository
@@ -161,7 +159,7 @@ def test_the_builder_installs_the_project_and_hands_its_arguments_on(tmp_path: P
 def test_the_builder_gets_every_setting_of_tensorrt() -> None:
     sections = yaml.safe_load((ROOT / "config/pipeline/arcface_tensorrt.yaml").read_text())
     keys = [f"{section}.{key}" for section, values in sections.items() for key in values]
-    assert {key.partition(".")[2] for key in keys} == {field.name for field in fields(TensorRtSettings)}
+    assert {key.partition(".")[2] for key in keys} == set(TensorRtSettings.model_fields)
     assert {variable(key) for key in keys} <= services()["builder"]["environment"].keys()
 
 

@@ -1,200 +1,244 @@
+"""What a user sets: the files, the environment, and arguments."""
+
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from arcface_client.config.devices import Device
-from arcface_client.config.settings import TritonSettings, load_pipeline_settings
 from arcface_client.errors import ConfigError, InputError
-from arcface_client.failover.intervals import Rhythm
-from arcface_client.failover.server import RequestLimits
+from arcface_client.runtimes.base import Device, read_device
+from arcface_client.settings import PipelineSettings, load_pipeline_settings, load_tensorrt_settings
 
-SHIPPED = Path(__file__).parents[2] / "config/pipeline/embedding.yaml"
-
-
-def load_settings(*arguments: Any, **keywords: Any) -> TritonSettings:
-    return load_pipeline_settings(*arguments, **keywords).triton
+SHIPPED = Path(__file__).parents[2] / "config/pipeline"
 
 
-def write(folder: Path, text: str) -> Path:
-    path = folder / "embedding.yaml"
-    path.write_text(text)
-    return path
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, without the files that the project has."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-def test_argument_goes_before_environment_before_file_before_default(tmp_path: Path) -> None:
-    path = write(tmp_path, "triton: {url: 'file:1', model: from_file, max_in_flight: 3}")
-    environment = {"ARCFACE_TRITON_URL": "environment:2", "ARCFACE_TRITON_MODEL": "from_environment"}
-    settings = load_settings(path, environment=environment, arguments={"triton.url": "argument:3"})
-    assert settings == TritonSettings(
-        urls=("argument:3",),
-        model="from_environment",
-        version=None,
-        limits=RequestLimits(max_in_flight=3),
-        shadow_rate=0.0,
-        rhythm=Rhythm(),
+def load(text: str = "", **environment: str) -> PipelineSettings:
+    """Read the settings of a file with this text, and of ARCFACE_* variables."""
+    Path("embedding.yaml").write_text(text)
+    variables = {f"ARCFACE_{name}": value for name, value in environment.items()}
+    return load_pipeline_settings(Path("embedding.yaml"), environment=variables)
+
+
+def test_an_argument_goes_before_the_environment_before_the_file_before_the_default() -> None:
+    Path("embedding.yaml").write_text("triton: {url: 'file:1', model: from_file, max_in_flight: 3}")
+    settings = load_pipeline_settings(
+        Path("embedding.yaml"),
+        environment={"ARCFACE_TRITON_URL": "environment:2", "ARCFACE_TRITON_MODEL": "from_environment"},
+        arguments={"triton.url": "argument:3", "triton.version": None},
     )
+    triton = settings.triton
+    assert (triton.url, triton.model, triton.version) == (("argument:3",), "from_environment", None)
+    assert triton.limits.max_in_flight == 3
+    assert triton.limits.request_timeout_s == 60
 
 
-def test_a_variable_that_nobody_reads_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    environment = {
-        "ARCFACE_TRITON_URLS": "misspelt:1",
-        "ARCFACE_TRITON_PORT": "8001",
-        "ARCFACE_CACHE_DIRECTORY": "/cache",
-        # Of a Kubernetes service named arcface-triton.
-        "ARCFACE_TRITON_SERVICE_HOST": "10.0.0.1",
-        "ARCFACE_TRITON_SERVICE_PORT_GRPC": "8001",
-        "ARCFACE_OTHER_PORT": "tcp://10.0.0.1:8001",
-        "ARCFACE_TRITON_PORT_8001_TCP_ADDR": "10.0.0.1",
-        "ARCFACE_BACKEND": "triton",
-        "ARCFACE_TRITON_URL": "known:1",
-        "ARCFACE_VALIDATION_MAX_DRIFT_COSINE": "0.01",
-        "ARCFACE_TENSORRT_PRECISON": "of TensorRT's settings",
-        "ARCFACE_CACHE_DIR": "/cache",
-        "ARCFACE_EMBEDDING_SAUCE": "",
+def test_the_shipped_files_say_the_defaults() -> None:
+    read = load_pipeline_settings(SHIPPED / "embedding.yaml", environment={})
+    assert read == load_pipeline_settings(environment={})
+    assert load_tensorrt_settings(SHIPPED / "arcface_tensorrt.yaml", environment={}) == read.tensorrt
+
+
+def test_the_files_are_found_from_the_projects_folder() -> None:
+    usual = Path("config/pipeline")
+    usual.mkdir(parents=True)
+    (usual / "embedding.yaml").write_text("triton: {model: found}")
+    (usual / "arcface_tensorrt.yaml").write_text("tensorrt: {precision: int8}")
+    settings = load_pipeline_settings(environment={})
+    assert (settings.triton.model, settings.tensorrt.precision) == ("found", "int8")
+    assert load_tensorrt_settings(environment={}) == settings.tensorrt
+
+
+def test_an_unknown_variable_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    unknown = ("TRITON_URLS", "TRITON_PORT", "CACHE_DIRECTORY", "BACKEND", "TENSORRT_PRECISON")
+    of_a_kubernetes_service = {
+        "TRITON_SERVICE_HOST": "10.0.0.1",
+        "TRITON_SERVICE_PORT_GRPC": "8001",
+        "OTHER_PORT": "tcp://10.0.0.1:8001",
+        "TRITON_PORT_8001_TCP_ADDR": "10.0.0.1",
     }
-    assert load_settings(environment=environment).urls == ("known:1",)
+    known = {"TRITON_URL": "known:1", "CACHE_DIR": "/cache", "EMBEDDING_SAUCE": ""}
+    assert load("", **dict.fromkeys(unknown, "8001"), **of_a_kubernetes_service, **known).triton.url == (
+        "known:1",
+    )
     assert caplog.messages == [
-        f"The environment variable {name} is ignored: there is no such setting"
-        for name in (
-            "ARCFACE_TRITON_URLS",
-            "ARCFACE_TRITON_PORT",
-            "ARCFACE_CACHE_DIRECTORY",
-            "ARCFACE_BACKEND",
-        )
+        f"The environment variable ARCFACE_{name} is ignored: there is no such setting" for name in unknown
     ]
 
 
-def test_the_shipped_file_says_the_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert load_pipeline_settings(SHIPPED, environment={}) == load_pipeline_settings(environment={})
+def test_shared_memory_of_an_older_file_is_ignored_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    assert load("triton: {shared_memory: auto}") == load(TRITON_SHARED_MEMORY="off")
+    assert [message.partition(":")[0] for message in caplog.messages] == [
+        "embedding.yaml",
+        "ARCFACE_TRITON_SHARED_MEMORY has no effect any more",
+    ]
 
 
-def test_the_shipped_file_is_found_from_the_projects_folder(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / "config/pipeline").mkdir(parents=True)
-    write(tmp_path / "config/pipeline", "triton: {model: found}")
-    monkeypatch.chdir(tmp_path)
-    assert load_settings(environment={}).model == "found"
-
-
-def test_any_certificate_turns_tls_on(tmp_path: Path) -> None:
-    certificate = tmp_path / "ca.pem"
-    certificate.write_text("-----BEGIN CERTIFICATE-----")
-    settings = load_settings(environment={"ARCFACE_TRITON_TLS_ROOT_CERTIFICATES": str(certificate)})
-    assert settings.limits.tls is not None
-    assert settings.limits.tls.root_certificates == certificate
-
-
-def test_tls_without_certificates_is_possible() -> None:
-    assert load_settings(environment={"ARCFACE_TRITON_TLS_ENABLED": "true"}).limits.tls is not None
-    assert load_settings(environment={"ARCFACE_TRITON_TLS_ENABLED": "0"}).limits.tls is None
+def test_any_certificate_turns_tls_on() -> None:
+    Path("ca.pem").write_text("-----BEGIN CERTIFICATE-----")
+    tls = load(TRITON_TLS_ROOT_CERTIFICATES="ca.pem").triton.limits.tls
+    assert tls is not None
+    assert tls.root_certificates == Path("ca.pem")
+    assert load(TRITON_TLS_ENABLED="true").triton.limits.tls is not None
+    assert load(TRITON_TLS_ENABLED="0").triton.limits.tls is None
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("triton: {ulr: x}", r"unknown key triton\.ulr; known keys: .*, triton\.url, "),
-        ("trition: {url: x}", r"unknown key trition\.url"),
+        ("triton: {ulr: x}", r"embedding\.yaml has the unknown key triton\.ulr; did you mean triton\.url\?"),
+        ("trition: {url: x}", r"unknown key trition; "),
+        ("triton: {x: 1}", r"unknown key triton\.x; "),
+        ("wholly: different", r"unknown key wholly; known keys: embedding\.backend, "),
         ("triton: [1]", r"has \[1\] where triton should hold keys and values"),
-        ("triton: &a {x: *a}", r"nests keys deeper than any setting, from triton\.x\.x\."),
         ("- 1", r"where the file should hold keys"),
-        ("triton: {version: newest}", r"triton\.version is 'newest'; expected a whole number"),
-        ("triton: {request_timeout_s: soon}", r"triton\.request_timeout_s is 'soon'; expected a number"),
-        ("triton: {tls: {enabled: perhaps}}", r"triton\.tls\.enabled is 'perhaps'; expected true or false"),
         ("triton: {url: 'x", r"is not YAML"),
-        ("triton: 0", r"has 0 where triton should hold keys and values"),
-        ("triton: {model: {a: 1}}", r"triton\.model is {'a': 1}; expected a text"),
-        ("triton: {model: [a]}", r"triton\.model is \['a'\]; expected a text"),
-        ("triton: {model: yes}", r"triton\.model is True; expected a text"),
-        ("triton: {model: ''}", r"triton\.model is ''; expected a text"),
-        ("triton: {max_in_flight: true}", r"triton\.max_in_flight is True; expected a whole number"),
-        ("triton: {max_in_flight: 2.5}", r"triton\.max_in_flight is 2\.5; expected a whole number"),
-        ("triton: {url: [{a: 1}]}", r"triton\.url is \[{'a': 1}\]; expected .* a list of texts"),
-        ("triton: {url: 'a:1,,b:2'}", r"triton\.url is 'a:1,,b:2'; expected"),
-        (
-            "embedding: {backend: torch}",
-            r"embedding\.backend is 'torch'; expected one of pytorch, ",
-        ),
-        ("embedding: {device: mps}", r"embedding\.device is 'mps'; expected cpu, cuda, cuda:N for GPU N"),
-        ("embedding: {allow_cpu_fallback: 2}", r"allow_cpu_fallback is 2; expected true or false"),
         ("triton: {url: a:1}\ntriton: {url: b:1}", r"is not YAML: the key 'triton' comes twice"),
         ("triton: {url: a:1, url: b:1}", r"the key 'url' comes twice"),
+        ("triton: {version: newest}", r"yaml: triton\.version is 'newest'; expected a valid integer"),
+        ("triton: {request_timeout_s: soon}", r"triton\.request_timeout_s is 'soon'; expected a valid number"),
+        ("triton: {request_timeout_s: .inf}", r"triton\.request_timeout_s is inf; expected a finite number"),
+        ("triton: {max_in_flight: 0}", r"max_in_flight is 0; expected greater than or equal to 1"),
+        ("triton: {max_in_flight: 2.5}", r"triton\.max_in_flight is 2\.5; expected a valid integer"),
+        ("triton: {shadow_rate: 2}", r"triton\.shadow_rate is 2; expected less than or equal to 1"),
+        ("triton: {tls: {enabled: perhaps}}", r"triton\.tls\.enabled is 'perhaps'; expected a valid boolean"),
+        ("triton: {model: [a]}", r"triton\.model is \['a'\]; expected a valid string"),
+        ("triton: {url: [{a: 1}]}", r"triton\.url is \[{'a': 1}\]; expected a valid string"),
+        ("triton: {url: 'a:1,,b:2'}", r"triton\.url is 'a:1,,b:2'; "),
+        ("triton: {tls: {root_certificates: /nowhere.pem}}", r"tls\.root_certificates is /nowhere\.pem"),
+        ("triton: {tls: {private_key: embedding.yaml}}", r"needs both tls\.private_key and"),
+        ("embedding: {backend: torch}", r"backend is 'torch'; expected 'insightface', 'tensorrt', "),
+        ("embedding: {device: mps}", r"embedding\.device is 'mps'; expected 'cpu', 'cuda', 'cuda:N' for"),
+        ("embedding: {allow_cpu_fallback: 2}", r"allow_cpu_fallback is 2; expected a valid boolean"),
         ("embedding: {model: ''}", r"embedding\.model is ''; expected the name that models share"),
         ("embedding: {model: a_onnx}", r"embedding\.model is 'a_onnx'; expected .* without _onnx or _trt"),
-        ("validation: {max_drift_cosine: small}", r"max_drift_cosine is 'small'; expected a number"),
-        (
-            "validation: {max_drift_cosine: 0}",
-            r"max_drift_cosine is 0; expected a number above 0 and",
-        ),
-        (
-            "validation: {max_drift_cosine: 1}",
-            r"max_drift_cosine is 1; expected a number above 0 and",
-        ),
-        ("validation: {max_drift_cosine: .nan}", r"max_drift_cosine is nan; expected a number"),
-        ("triton: {tls: {root_certificates: /nowhere.pem}}", r"tls\.root_certificates is /nowhere\.pem"),
-        ("triton: {tls: {private_key: " + str(SHIPPED) + "}}", r"needs both tls\.private_key and"),
+        ("embedding: {tensorrt_config: no.yaml}", r"Cannot read the configuration file no\.yaml"),
+        ("validation: {max_drift_cosine: small}", r"validation\.max_drift_cosine is 'small'; expected a"),
+        ("validation: {max_drift_cosine: 0}", r"max_drift_cosine is 0; expected greater than 0"),
+        ("validation: {max_drift_cosine: 1}", r"max_drift_cosine is 1; expected less than 1"),
+        ("validation: {max_drift_cosine: .nan}", r"max_drift_cosine is nan; expected "),
     ],
 )
-def test_a_bad_file_is_refused_with_the_key(tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_that_cannot_be_used_is_refused_with_the_key(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        load_settings(write(tmp_path, text), environment={})
+        load(text)
 
 
-def test_several_servers_are_a_list_or_a_text_with_commas(tmp_path: Path) -> None:
-    listed = load_settings(write(tmp_path, "triton: {url: [one:1, two:2]}"), environment={})
-    assert listed.urls == ("one:1", "two:2")
-    assert load_settings(environment={"ARCFACE_TRITON_URL": "one:1, two:2"}).urls == ("one:1", "two:2")
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"TRITON_MAX_IN_FLIGHT": "many"}, r"ARCFACE_TRITON_MAX_IN_FLIGHT: triton\.max_in_flight is 'many'"),
+        ({"TENSORRT_ENABLED": "perhaps"}, r"ARCFACE_TENSORRT_ENABLED: .* expected auto, true or false"),
+        ({"TENSORRT_MAX_BATCH_SIZE": "x"}, r"ARCFACE_TENSORRT_MAX_BATCH_SIZE: .* expected a valid integer"),
+    ],
+)
+def test_a_bad_variable_is_named(environment: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(**environment)
 
 
-def test_an_empty_variable_does_not_count() -> None:
-    assert load_settings(environment={"ARCFACE_TRITON_MODEL": ""}).model == "arcface_r100_onnx"
-
-
-def test_an_argument_of_the_wrong_kind_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"validation\.max_drift_cosine is 'none'; expected a number"):
+def test_a_bad_argument_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^validation\.max_drift_cosine is 'none'; expected a valid number"):
         load_pipeline_settings(environment={}, arguments={"validation.max_drift_cosine": "none"})
 
 
-def test_what_a_pipeline_embeds_with_comes_from_the_same_file(tmp_path: Path) -> None:
-    path = write(tmp_path, "embedding: {backend: triton, candidates: [a_trt:3, a_onnx]}\ntriton: {model: b}")
-    settings = load_pipeline_settings(path, environment={"ARCFACE_EMBEDDING_MODEL_REPOSITORY": "/models"})
-    assert settings.embedding.backend == "triton"
-    assert settings.embedding.candidates == ("a_trt:3", "a_onnx")
-    assert settings.embedding.model_repository == Path("/models")
-    assert settings.embedding.max_drift_cosine == 0.001
-    assert settings.triton == load_settings(path, environment={})
-
-
-def test_an_operator_says_where_to_compute_and_what_may_stand_in(tmp_path: Path) -> None:
-    path = write(tmp_path, "embedding: {device: 'cuda:1', allow_cpu_fallback: false}")
-    embedding = load_pipeline_settings(path, environment={"ARCFACE_EMBEDDING_DEVICE": "auto"}).embedding
-    assert (embedding.device, embedding.allow_cpu_fallback) == (Device("auto"), False)
-    assert load_pipeline_settings(path, environment={}).embedding.device == Device("cuda", 1)
-
-
-def test_the_model_of_the_client_is_of_the_family_that_is_embedded_with(tmp_path: Path) -> None:
-    path = write(tmp_path, "embedding: {model: arcface_r50}")
-    assert load_settings(path, environment={}).model == "arcface_r50_onnx"
-    assert load_settings(path, environment={"ARCFACE_TRITON_MODEL": "other"}).model == "other"
-
-
-def test_a_limit_out_of_range_is_refused_when_it_is_read(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="max_in_flight is 0; expected 1 or more"):
-        load_settings(write(tmp_path, "triton: {max_in_flight: 0}"), environment={})
-
-
-def test_how_often_servers_are_looked_at_is_set(tmp_path: Path) -> None:
-    path = write(tmp_path, "triton: {recheck_s: 5, liveness_s: 0.5}")
-    assert load_settings(path, environment={}).rhythm == Rhythm(recheck_s=5, liveness_s=0.5)
-
-
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_named_must_exist() -> None:
     with pytest.raises(ConfigError, match=r"none\.yaml: No such file"):
-        load_settings(tmp_path / "none.yaml", environment={})
+        load_pipeline_settings(Path("none.yaml"), environment={})
 
 
-def test_a_bad_variable_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"ARCFACE_TRITON_MAX_IN_FLIGHT: triton\.max_in_flight is 'many'"):
-        load_settings(environment={"ARCFACE_TRITON_MAX_IN_FLIGHT": "many"})
+def test_several_servers_are_a_list_or_a_text_with_commas() -> None:
+    assert load("triton: {url: [one:1, two:2]}").triton.url == ("one:1", "two:2")
+    assert load(TRITON_URL="one:1, two:2").triton.url == ("one:1", "two:2")
+    with pytest.raises(ConfigError, match=r"triton\.url is empty; expected one or more"):
+        load("triton: {url: ''}").triton.required_urls()
+
+
+def test_the_embedders_settings_come_from_the_same_file() -> None:
+    embedding = load(
+        "embedding: {backend: triton, candidates: [a_trt:3, a_onnx], device: 'cuda:1'}",
+        EMBEDDING_MODEL_REPOSITORY="/models",
+        EMBEDDING_ALLOW_CPU_FALLBACK="false",
+    ).embedding
+    assert (embedding.backend, embedding.candidates) == ("triton", ("a_trt:3", "a_onnx"))
+    assert (embedding.device, embedding.allow_cpu_fallback) == (Device("cuda", 1), False)
+    assert embedding.model_repository == Path("/models")
+    assert embedding.max_drift_cosine == 0.001
+
+
+def test_pytorch_is_an_alias_of_insightface() -> None:
+    assert load("embedding: {backend: pytorch}").embedding.backend == "insightface"
+
+
+def test_the_clients_model_is_of_the_family_that_is_embedded_with() -> None:
+    text = "embedding: {model: arcface_r50}"
+    assert load(text, TRITON_MODEL="").triton.model == "arcface_r50_onnx"
+    assert load(text, TRITON_MODEL="other").triton.model == "other"
+
+
+def test_how_often_servers_are_checked_is_set() -> None:
+    rhythm = load("triton: {recheck_s: 5, liveness_s: 0.5}").triton.rhythm
+    assert (rhythm.recheck_s, rhythm.liveness_s) == (5, 0.5)
+
+
+def test_the_tensorrt_file_that_the_pipeline_names_is_read() -> None:
+    Path("other.yaml").write_text("tensorrt: {precision: bf16}\nvalidation: {max_drift_cosine: 0.02}")
+    settings = load("validation: {max_drift_cosine: 0.01}", EMBEDDING_TENSORRT_CONFIG="other.yaml")
+    assert settings.tensorrt.precision == "bf16"
+    assert (settings.embedding.max_drift_cosine, settings.tensorrt.max_drift_cosine) == (0.01, 0.02)
+    settings = load(VALIDATION_MAX_DRIFT_COSINE="0.03")
+    assert (settings.embedding.max_drift_cosine, settings.tensorrt.max_drift_cosine) == (0.03, 0.03)
+
+
+def test_the_builders_flags_go_before_the_environment_before_the_file() -> None:
+    Path("plans.yaml").write_text(
+        "tensorrt: {precision: tf32, max_batch_size: 8, workspace_size_mb: 512}\n"
+        "arcface_tensorrt: {enabled: false}\n"
+    )
+    settings = load_tensorrt_settings(
+        Path("plans.yaml"),
+        environment={"ARCFACE_TENSORRT_PRECISION": "fp32", "ARCFACE_TRITON_MAX_IN_FLIGHT": "not read"},
+        arguments={"tensorrt.max_batch_size": 64, "tensorrt.precision": None},
+    )
+    assert (settings.max_batch_size, settings.precision, settings.workspace_size_mb) == (64, "fp32", 512)
+    assert (settings.opt_batch_size, settings.enabled) == (None, "off")
+
+
+@pytest.mark.parametrize(
+    ("text", "enabled"),
+    [
+        ("auto", "auto"),
+        *((text, "required") for text in ("true", "1", "yes", "ON")),
+        *((text, "off") for text in ("False", "0", "no", "off")),
+    ],
+)
+def test_tensorrt_is_used_if_there_or_required_or_off(text: str, enabled: str) -> None:
+    Path("plans.yaml").write_text(f"arcface_tensorrt: {{enabled: {text}}}")
+    assert load_tensorrt_settings(Path("plans.yaml"), environment={}).enabled == enabled
+    assert load_tensorrt_settings(environment={"ARCFACE_TENSORRT_ENABLED": text}).enabled == enabled
+
+
+@pytest.mark.parametrize(
+    ("text", "device"),
+    [
+        ("cpu", Device("cpu")),
+        ("cuda", Device("cuda", 0)),
+        ("cuda:1", Device("cuda", 1)),
+        ("auto", Device("auto")),
+    ],
+)
+def test_devices_are_named_as_pytorch_names_them(text: str, device: Device) -> None:
+    assert read_device(text) == device
+
+
+@pytest.mark.parametrize("text", ["", "gpu", "mps", "CPU", "cuda:", "cuda:-1", "cuda:x", "cuda:0 ", 0, None])
+def test_any_other_device_is_refused_by_name(text: object) -> None:
+    with pytest.raises(InputError, match=rf"device is {text!r}; expected 'cpu', 'cuda', 'cuda:N'"):
+        read_device(text)

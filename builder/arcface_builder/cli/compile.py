@@ -14,12 +14,12 @@ import numpy as np
 
 from arcface_client.cli.bars import progress, stages
 from arcface_client.cli.commandline import DONE, utf8_path
-from arcface_client.config.tensorrt_settings import DEFAULT_PATH, TensorRtSettings, load_tensorrt_settings
 from arcface_client.contract import Crops
 from arcface_client.errors import InputError
 from arcface_client.evaluation.images import find_images, read_crop
 from arcface_client.models.embedding_space import PRECISIONS
 from arcface_client.models.naming import onnx_model
+from arcface_client.settings import TENSORRT_PATH, TensorRtSettings, load_tensorrt_settings
 
 from ..build import DEFAULT_REPOSITORY
 from ..compile import compile_plan
@@ -67,7 +67,7 @@ examples:
       a fleet's repository from stored plans, on a machine without a GPU
 
 tensorrt.* are settings: flags take precedence over ARCFACE_TENSORRT_* variables, and those over
-{DEFAULT_PATH}.
+{TENSORRT_PATH}.
 """
 
 

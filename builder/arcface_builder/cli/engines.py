@@ -6,13 +6,13 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from arcface_client.cli.commandline import DONE, FAILED
-from arcface_client.config.tensorrt_settings import load_tensorrt_settings
 from arcface_client.models.embedding_space import PRECISIONS
+from arcface_client.settings import load_tensorrt_settings
 
 from ..errors import OptionError, PlanError, PlanGoneError, PlanSchemaError
 from ..store import DamagedManifest, LocalStore, PlanManifest, PlanStore
@@ -177,7 +177,7 @@ def _prune(arguments: argparse.Namespace) -> int:
 def _open(arguments: argparse.Namespace, *, with_bucket: bool = True) -> PlanStore:
     settings = load_tensorrt_settings(arguments.config, arguments={BUCKET_KEY: arguments.bucket})
     if not with_bucket:
-        settings = replace(settings, engine_s3_bucket=None)
+        settings = settings.model_copy(update={"engine_s3_bucket": None})
     return store_from(arguments, settings)
 
 

@@ -6,8 +6,7 @@ import argparse
 import shlex
 from typing import Final
 
-from arcface_client.config.layers import variable
-from arcface_client.config.tensorrt_settings import TensorRtSettings
+from arcface_client.settings import TensorRtSettings, variable
 
 from ..source.onnx_version import OnnxVersion
 

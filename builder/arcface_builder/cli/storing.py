@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from arcface_client.cli.commandline import utf8_path
-from arcface_client.config.tensorrt_settings import DEFAULT_PATH, TensorRtSettings
+from arcface_client.settings import TENSORRT_PATH, TensorRtSettings
 
 from ..store import PlanStore, open_store
 
@@ -16,7 +16,7 @@ BUCKET_KEY: Final = "tensorrt.engine_s3_bucket"
 
 def add_storing(parser: argparse.ArgumentParser) -> None:
     """Add the arguments, and that of the settings which say the rest."""
-    parser.add_argument("--config", type=Path, metavar="FILE", help=f"settings; default: {DEFAULT_PATH}")
+    parser.add_argument("--config", type=Path, metavar="FILE", help=f"settings; default: {TENSORRT_PATH}")
     parser.add_argument(
         "--bucket", metavar="NAME", help=f"S3 bucket to share plans through; default: {BUCKET_KEY}"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from arcface_client.config.tensorrt_settings import TensorRtSettings
+from arcface_client.settings import TensorRtSettings
 
 from ..repository.config import MOST_INSTANCES, check_range
 from .options import BuildOptions

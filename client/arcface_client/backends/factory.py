@@ -6,14 +6,12 @@ import logging
 from pathlib import Path
 from typing import Any, Final
 
-from ..config.devices import read_device
-from ..config.settings import BACKEND_TYPES, KEYS, EmbeddingSettings, PipelineSettings, load_pipeline_settings
-from ..config.tensorrt_settings import DEFAULT_PATH, Enabled, TensorRtSettings, load_tensorrt_settings
 from ..errors import ConfigError, InputError
 from ..models.embedding_space import EmbeddingSpace
 from ..models.naming import is_plan, onnx_model, plan_model
 from ..models.repository import LocalModels
-from ..runtimes.base import CPU, switch_off_telemetry
+from ..runtimes.base import CPU, read_device, switch_off_telemetry
+from ..settings import BACKEND_TYPES, KEYS, Enabled, PipelineSettings, load_pipeline_settings
 from .base import EmbeddingBackend
 from .in_process import InProcessBackend
 from .insightface import insightface_candidate
@@ -46,8 +44,9 @@ def get_embedding_backend(
         embeddings = embedder.encode(face_crops)  # float32 (N, 512), unit length
 
     Args:
-        backend_type: "pytorch" (the reference, through the insightface package), "tensorrt" or "onnxruntime"
-            (in this process), or "triton" (a server); None leaves it to ``embedding.backend``.
+        backend_type: "insightface" (the reference, through the insightface package; "pytorch" is an alias),
+            "tensorrt" or "onnxruntime" (in this process), or "triton" (a server); None leaves it to
+            ``embedding.backend``.
         device: Where to compute in this process: "cpu", "cuda", "cuda:N", or "auto" for the best provider of
             ONNX Runtime that is there. A TensorRT plan runs on a GPU whatever it says, the first unless it
             names another. A server computes on what its own configuration says. None leaves it to
@@ -69,7 +68,7 @@ def get_embedding_backend(
         MissingExtraError: A registry was given, but prometheus-client is not installed, or the best
             provider is asked for (device "auto"), but ONNX Runtime is not.
     """
-    if backend_type not in (None, *BACKEND_TYPES):
+    if backend_type not in (None, "pytorch", *BACKEND_TYPES):
         raise InputError(f"backend_type is {backend_type!r}; expected one of {', '.join(BACKEND_TYPES)}.")
     if device is not None:
         read_device(device)
@@ -101,20 +100,21 @@ def make_backend(settings: PipelineSettings, *, registry: Any = None) -> Embeddi
     switch_off_telemetry()
     embedding = settings.embedding
     if embedding.backend == "triton":
-        _say_what_is_not_used(embedding)
+        _say_what_is_not_used(settings)
         return _triton(settings, registry)
     return InProcessBackend(
         embedding.backend,
-        _local_candidates(embedding),
+        _local_candidates(settings),
         max_drift_cosine=embedding.max_drift_cosine,
         registry=registry,
     )
 
 
-def _say_what_is_not_used(settings: EmbeddingSettings) -> None:
-    given = {"embedding.providers": ", ".join(settings.providers)}
-    if settings.device.kind != "cpu":
-        given["embedding.device"] = str(settings.device)
+def _say_what_is_not_used(settings: PipelineSettings) -> None:
+    embedding = settings.embedding
+    given = {"embedding.providers": ", ".join(embedding.providers)}
+    if embedding.device.kind != "cpu":
+        given["embedding.device"] = str(embedding.device)
     for name, value in given.items():
         if value:
             _log.warning(
@@ -143,12 +143,12 @@ def _triton(settings: PipelineSettings, registry: Any) -> EmbeddingBackend:
             "onnxruntime", [candidate], identity=identity, max_drift_cosine=embedding.max_drift_cosine
         )
 
-    enabled = _tensorrt(embedding).enabled
+    enabled = settings.tensorrt.enabled
     may_fall_back = embedding.allow_cpu_fallback and enabled != "required"
     return TritonBackend(
-        server.urls,
+        server.url,
         embedding.model,
-        _candidates(embedding, enabled),
+        _candidates(settings, enabled),
         references=models.golden,
         plans=models.only_plan,
         max_drift_cosine=embedding.max_drift_cosine,
@@ -160,12 +160,13 @@ def _triton(settings: PipelineSettings, registry: Any) -> EmbeddingBackend:
     )
 
 
-def _candidates(settings: EmbeddingSettings, enabled: Enabled) -> tuple[str, ...]:
+def _candidates(settings: PipelineSettings, enabled: Enabled) -> tuple[str, ...]:
     """The models on the server that the settings leave; none leaves it to what is found there."""
+    embedding = settings.embedding
     if enabled == "auto":
-        return settings.candidates
+        return embedding.candidates
     wants_plans = enabled == "required"
-    named = settings.candidates or (plan_model(settings.model), onnx_model(settings.model))
+    named = embedding.candidates or (plan_model(embedding.model), onnx_model(embedding.model))
     left = tuple(name for name in named if is_plan(name.partition(":")[0]) == wants_plans)
     if not left:
         word = "true" if wants_plans else "false"
@@ -176,12 +177,13 @@ def _candidates(settings: EmbeddingSettings, enabled: Enabled) -> tuple[str, ...
     return left
 
 
-def _local_candidates(settings: EmbeddingSettings) -> list[LocalCandidate]:
+def _local_candidates(pipeline: PipelineSettings) -> list[LocalCandidate]:
     """What may embed in this process, in order of preference."""
+    settings = pipeline.embedding
     models, name = LocalModels(settings.model_repository), settings.model
     device, allow_cpu_fallback = settings.device, settings.allow_cpu_fallback
     providers = provider_order(device, settings.providers, allow_cpu_fallback=allow_cpu_fallback)
-    if settings.backend == "pytorch":
+    if settings.backend == "insightface":
         return [
             insightface_candidate(models, name, settings.source, provider, device.index)
             for provider in providers
@@ -189,14 +191,8 @@ def _local_candidates(settings: EmbeddingSettings) -> list[LocalCandidate]:
     onnx = [onnx_candidate(models, name, provider, device.index) for provider in providers]
     if settings.backend == "onnxruntime":
         return onnx
-    enabled = _tensorrt(settings).enabled
+    enabled = pipeline.tensorrt.enabled
     if enabled == "required":
         return [plan_candidate(models, name, device.index)]
     plan = switched_off(name) if enabled == "off" else plan_candidate(models, name, device.index)
     return [plan, *(onnx if allow_cpu_fallback else [])]
-
-
-def _tensorrt(settings: EmbeddingSettings) -> TensorRtSettings:
-    # The usual file may be missing, one that somebody named may not.
-    path = settings.tensorrt_config
-    return load_tensorrt_settings(None if path == DEFAULT_PATH else path)

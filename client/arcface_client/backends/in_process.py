@@ -38,7 +38,7 @@ class InProcessBackend(EmbeddingBackend):
     to come: a candidate of another one is refused for as long as this object lives.
 
     Args:
-        backend: What was asked for: "tensorrt", "onnxruntime" or "pytorch".
+        backend: What was asked for: "tensorrt", "onnxruntime" or "insightface".
         candidates: Models in order of preference, at least one.
         identity: Of all embeddings; None lets the first model that is loaded settle it.
         max_drift_cosine: Largest drift of the golden crops that is let pass.

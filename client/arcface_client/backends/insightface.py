@@ -1,4 +1,4 @@
-"""The reference: InsightFace's own code on its own files, in this process; "pytorch" in the settings."""
+"""The reference: InsightFace's own code on its own files, in this process."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def load_insightface(models: LocalModels, name: str, source: str, provider: str,
     reference = models.golden_of_source(name, sha256)
     return LocalModel(
         runtime=runtime,
-        backend="pytorch",
+        backend="insightface",
         model=path.stem,
         version=None,
         path=path,

@@ -41,7 +41,7 @@ class LocalModel:
 
     Attributes:
         runtime: Runs it.
-        backend: "tensorrt", "onnxruntime" or "pytorch".
+        backend: "tensorrt", "onnxruntime" or "insightface".
         model: Its name.
         version: Its version; None when it has none.
         path: Its file.

@@ -7,14 +7,13 @@ from typing import Final
 
 import numpy as np
 
-from ..config.devices import Device
 from ..contract import INPUT_NAME
 from ..errors import require
 from ..models.embedding_space import EmbeddingSpace
 from ..models.golden import golden_crops
 from ..models.naming import onnx_model
 from ..models.repository import LocalModels
-from ..runtimes.base import COREML, CPU, CUDA
+from ..runtimes.base import COREML, CPU, CUDA, Device
 from .local_model import LocalCandidate, LocalModel
 
 BATCH_SIZE: Final = 32

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..config.settings import PipelineSettings
+    from ..settings import PipelineSettings
 
 
 def add_connection_flags(parser: argparse._ActionsContainer) -> None:
@@ -32,7 +32,7 @@ def settings_from(arguments: argparse.Namespace, **flags: object) -> PipelineSet
     Raises:
         ConfigError: As ``load_pipeline_settings``.
     """
-    from ..config.settings import load_pipeline_settings  # brings NumPy, for which `--help` need not wait
+    from ..settings import load_pipeline_settings  # brings NumPy, for which `--help` need not wait
 
     connection = {
         "triton.url": arguments.url,

@@ -16,7 +16,7 @@ from .commandline import DONE, FAILED
 from .connecting import add_connection_flags, settings_from
 
 if TYPE_CHECKING:
-    from ..config.settings import PipelineSettings, TritonSettings
+    from ..settings import PipelineSettings, TritonSettings
 
 _TIMED_CALLS: Final = 5
 
@@ -64,7 +64,7 @@ def _status(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> i
     flags = {"embedding.backend": arguments.backend, "embedding.device": arguments.device}
     settings = settings_from(arguments, **flags)
     triton = settings.triton
-    servers = [_ask(triton, url) for url in (triton.urls if arguments.json else triton.required_urls())]
+    servers = [_ask(triton, url) for url in (triton.url if arguments.json else triton.required_urls())]
     if arguments.json:
         embedder = _embedder(settings)
         report = {"servers": [dataclasses.asdict(server) for server in servers], "embedder": embedder}

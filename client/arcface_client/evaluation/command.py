@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from ..config.settings import PipelineSettings
 from ..contract import Progress
 from ..errors import InputError, require
+from ..settings import PipelineSettings
 from ..triton.client import EmbeddingClient
 from .comparison import compare
 from .embedders import Embedder
@@ -77,7 +76,7 @@ def run(options: Options, settings: PipelineSettings, progress: Progress) -> Rep
     specs, triton = options.models, settings.triton
 
     def connect(model: str, version: int | None) -> EmbeddingClient:
-        return dataclasses.replace(triton, model=model, version=version).client()
+        return triton.model_copy(update={"model": model, "version": version}).client()
 
     with ExitStack() as stack:
         server = None
@@ -92,7 +91,7 @@ def run(options: Options, settings: PipelineSettings, progress: Progress) -> Rep
         embedders += open_embedders(specs, connect, server, stack)
         if len(embedders) < 2:
             raise InputError(
-                f"{embedders[0].name} is all that is ready on {triton.urls[0]}: there is nothing to compare "
+                f"{embedders[0].name} is all that is ready on {triton.url[0]}: there is nothing to compare "
                 "it with. Publish another version or sibling, or give --reference FILE."
             )
         others = open_embedders(options.control_models, connect, server, stack)

@@ -46,7 +46,7 @@ class Diagnostics:
     """A backend's state, as ``diagnostics()`` gives it; what is not known is None.
 
     Attributes:
-        backend: "triton", "tensorrt", "onnxruntime" or "pytorch".
+        backend: "triton", "tensorrt", "onnxruntime" or "insightface".
         model: The model that serves.
         version: Its version.
         engine_path: File of the model, or the server's URL and model.

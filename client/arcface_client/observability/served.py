@@ -14,7 +14,7 @@ class Source:
     """A candidate that embedded crops of a call.
 
     Attributes:
-        backend: "triton", "tensorrt", "onnxruntime" or "pytorch".
+        backend: "triton", "tensorrt", "onnxruntime" or "insightface".
         model: The model's name.
         version: Its version; None when it has none.
         where: ``host:port`` of the server, or "this process".

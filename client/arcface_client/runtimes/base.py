@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 
 from ..contract import Crops, Embeddings
+from ..errors import InputError
 
 CPU: Final = "CPUExecutionProvider"
 CUDA: Final = "CUDAExecutionProvider"
@@ -40,6 +43,37 @@ class Runtime(Protocol):
     def close(self) -> None:
         """Free what the model holds; the runtime cannot be used afterwards."""
         ...
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where to compute in this process.
+
+    Attributes:
+        kind: "cpu", "cuda", or "auto" for the best that is there.
+        index: Ordinal of the GPU.
+    """
+
+    kind: Literal["cpu", "cuda", "auto"]
+    index: int = 0
+
+    def __str__(self) -> str:
+        return f"cuda:{self.index}" if self.kind == "cuda" else self.kind
+
+
+def read_device(text: object) -> Device:
+    """Read a device's name, as PyTorch writes it: "cpu", "cuda", "cuda:1"; or "auto".
+
+    Raises:
+        InputError: The text names no device.
+    """
+    if isinstance(text, Device):
+        return text
+    match = re.fullmatch(r"(cpu|cuda|auto)|cuda:(\d{1,3})", str(text), re.ASCII)
+    if match is None:
+        raise InputError(f"device is {text!r}; expected 'cpu', 'cuda', 'cuda:N' for GPU N, or 'auto'.")
+    kind: Any = match[1] or "cuda"
+    return Device(kind, int(match[2] or 0))
 
 
 def in_batches(embed: Embed, crops: Crops, size: int) -> Embeddings:

@@ -20,7 +20,7 @@ from arcface_builder.check import crops as faces
 from arcface_builder.cli.app import main
 from arcface_builder.errors import NoGpuError
 from arcface_builder.repository.publish import ModelRepository
-from arcface_client.config.tensorrt_settings import load_tensorrt_settings
+from arcface_client.settings import load_tensorrt_settings
 from support.absent_gpu import AbsentGpu
 
 pytestmark = pytest.mark.usefixtures("few_crops")

@@ -4,7 +4,7 @@ import pytest
 
 from arcface_builder.errors import OptionError
 from arcface_builder.trt.settings import build_options
-from arcface_client.config.tensorrt_settings import load_tensorrt_settings
+from arcface_client.settings import load_tensorrt_settings
 
 
 def test_the_settings_are_what_is_built() -> None:

@@ -18,7 +18,6 @@ import arcface_client
 from arcface_builder.source.load import OnnxFile
 from arcface_builder.source.reference import ReferenceEmbedder
 from arcface_client.backends.onnxruntime import provider_order
-from arcface_client.config.devices import read_device
 from arcface_client.contract import Crops
 from arcface_client.errors import (
     ArcFaceError,
@@ -31,7 +30,7 @@ from arcface_client.errors import (
 )
 from arcface_client.observability.diagnostics import Diagnostics
 from arcface_client.observability.served import Served
-from arcface_client.runtimes.base import COREML, CPU, CUDA
+from arcface_client.runtimes.base import COREML, CPU, CUDA, read_device
 from arcface_server import LocalTriton
 from photograph import face_crops
 from support.engines import identity, manifest

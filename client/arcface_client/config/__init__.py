@@ -1,1 +1,0 @@
-"""What a user sets: arguments, environment, YAML."""
