@@ -11,7 +11,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -20,8 +20,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from .errors import ConfigError
-from .failover.intervals import Rhythm
-from .failover.server import RequestLimits
 from .models.naming import family, onnx_model
 from .runtimes.base import Device, read_device
 from .triton.limits import DEFAULT_MAX_DRIFT_COSINE, DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S
@@ -122,9 +120,6 @@ class TlsSettings(_Section):
     certificate_chain: Path | None = None
 
 
-_RHYTHM: Final = Rhythm()
-
-
 class TritonSettings(_Section):
     """Which servers, within what limits, and how closely they are watched.
 
@@ -135,7 +130,10 @@ class TritonSettings(_Section):
         request_timeout_s: Seconds that one request may take.
         max_in_flight: Requests that one call keeps with the server at a time.
         shadow_rate: Share of the live crops that the sibling embeds as well, to compare.
-        recheck_s: See ``Rhythm``, also for the next three.
+        recheck_s: Seconds between two looks at what the servers list.
+        liveness_s: Seconds between two questions to a server in use whether it is alive.
+        prove_again_s: Seconds between two golden checks of a model that passed.
+        refused_again_s: Seconds between two golden checks of one that did not.
         tls: Certificates.
     """
 
@@ -145,25 +143,17 @@ class TritonSettings(_Section):
     request_timeout_s: _Seconds = DEFAULT_REQUEST_TIMEOUT_S
     max_in_flight: Annotated[int, Field(ge=1)] = DEFAULT_MAX_IN_FLIGHT
     shadow_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
-    recheck_s: _Seconds = _RHYTHM.recheck_s
-    liveness_s: _Seconds = _RHYTHM.liveness_s
-    prove_again_s: _Seconds = _RHYTHM.prove_again_s
-    refused_again_s: _Seconds = _RHYTHM.refused_again_s
+    recheck_s: _Seconds = 2
+    liveness_s: _Seconds = 1
+    prove_again_s: _Seconds = 300
+    refused_again_s: _Seconds = 30
     tls: TlsSettings = TlsSettings()
 
     @property
-    def limits(self) -> RequestLimits:
-        """Limits and certificates of requests; raises ConfigError for a certificate that cannot be used."""
+    def certificates(self) -> Tls | None:
+        """The certificates, None without TLS; raises ConfigError for a file that cannot be used."""
         files = self.tls.model_dump(exclude={"enabled"})
-        tls = Tls(**files) if self.tls.enabled or any(files.values()) else None
-        return RequestLimits(
-            request_timeout_s=self.request_timeout_s, max_in_flight=self.max_in_flight, tls=tls
-        )
-
-    @property
-    def rhythm(self) -> Rhythm:
-        """How often candidates are looked at."""
-        return Rhythm(**self.model_dump(include={field.name for field in fields(Rhythm)}))
+        return Tls(**files) if self.tls.enabled or any(files.values()) else None
 
     def required_urls(self) -> tuple[str, ...]:
         """The servers' URLs; raises ConfigError if there is none."""
@@ -181,7 +171,7 @@ class TritonSettings(_Section):
             self.version,
             request_timeout_s=self.request_timeout_s,
             max_in_flight=self.max_in_flight,
-            tls=self.limits.tls,
+            tls=self.certificates,
         )
 
 
@@ -289,7 +279,7 @@ def load_pipeline_settings(
     layers.append(_from_file(None if tensorrt == TENSORRT_PATH else tensorrt, TENSORRT_PATH, _TENSORRT))
     settings = _validated(layers)
     triton = settings.triton
-    _ = triton.limits  # certificates that cannot be used are an error now, not at the first call
+    _ = triton.certificates  # certificates that cannot be used are an error now, not at the first call
     if triton.model is None:
         triton = triton.model_copy(update={"model": onnx_model(settings.embedding.model)})
     return settings.model_copy(update={"triton": triton})

@@ -64,7 +64,7 @@ def test_embed_reports_and_skips_what_is_no_crop(
     broken, small, rest = printed.err.splitlines()
     assert broken.startswith(f"skipped: {folder}/001.png cannot be read as an image")
     assert small.startswith(f"skipped: {folder}/002\\n.png is 64x64")
-    assert small.endswith("Or use --resize.")
+    assert small.endswith("scale it with --resize.")
     assert rest == "1 files of other types and 0 linked folders were passed over"
     with np.load(output) as archive:
         np.testing.assert_allclose(archive["embeddings"][1:], expected[3:40], atol=1e-6)
@@ -256,7 +256,7 @@ def test_a_config_with_an_unknown_key_is_one_line(tmp_path: Path, capsys: pytest
     config = tmp_path / "embedding.yaml"
     config.write_text("triton: {modle: x}")
     assert main(["status", "--config", str(config)]) == 1
-    assert "unknown key triton.modle; known keys:" in capsys.readouterr().err
+    assert "unknown key triton.modle; did you mean triton.model?" in capsys.readouterr().err
 
 
 def test_a_full_disk_leaves_the_old_file_and_one_line(
@@ -285,7 +285,7 @@ def test_an_empty_url_is_one_clear_line(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["status", "--url", ""]) == 1
 
     assert capsys.readouterr().err == (
-        "arcface-client: There is no server's URL; give triton.url one or more, as localhost:8001.\n"
+        "arcface-client: triton.url is empty; expected one or more, for example localhost:8001.\n"
     )
 
 

@@ -36,8 +36,8 @@ def test_an_argument_goes_before_the_environment_before_the_file_before_the_defa
     )
     triton = settings.triton
     assert (triton.url, triton.model, triton.version) == (("argument:3",), "from_environment", None)
-    assert triton.limits.max_in_flight == 3
-    assert triton.limits.request_timeout_s == 60
+    assert triton.max_in_flight == 3
+    assert triton.request_timeout_s == 60
 
 
 def test_the_shipped_files_say_the_defaults() -> None:
@@ -83,11 +83,11 @@ def test_shared_memory_of_an_older_file_is_ignored_with_a_warning(caplog: pytest
 
 def test_any_certificate_turns_tls_on() -> None:
     Path("ca.pem").write_text("-----BEGIN CERTIFICATE-----")
-    tls = load(TRITON_TLS_ROOT_CERTIFICATES="ca.pem").triton.limits.tls
+    tls = load(TRITON_TLS_ROOT_CERTIFICATES="ca.pem").triton.certificates
     assert tls is not None
     assert tls.root_certificates == Path("ca.pem")
-    assert load(TRITON_TLS_ENABLED="true").triton.limits.tls is not None
-    assert load(TRITON_TLS_ENABLED="0").triton.limits.tls is None
+    assert load(TRITON_TLS_ENABLED="true").triton.certificates is not None
+    assert load(TRITON_TLS_ENABLED="0").triton.certificates is None
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,10 @@ def test_any_certificate_turns_tls_on() -> None:
         ("triton: {url: a:1}\ntriton: {url: b:1}", r"is not YAML: the key 'triton' comes twice"),
         ("triton: {url: a:1, url: b:1}", r"the key 'url' comes twice"),
         ("triton: {version: newest}", r"yaml: triton\.version is 'newest'; expected a valid integer"),
-        ("triton: {request_timeout_s: soon}", r"triton\.request_timeout_s is 'soon'; expected a valid number"),
+        (
+            "triton: {request_timeout_s: soon}",
+            r"triton\.request_timeout_s is 'soon'; expected a valid number",
+        ),
         ("triton: {request_timeout_s: .inf}", r"triton\.request_timeout_s is inf; expected a finite number"),
         ("triton: {max_in_flight: 0}", r"max_in_flight is 0; expected greater than or equal to 1"),
         ("triton: {max_in_flight: 2.5}", r"triton\.max_in_flight is 2\.5; expected a valid integer"),
@@ -145,7 +148,9 @@ def test_a_bad_variable_is_named(environment: dict[str, str], message: str) -> N
 
 
 def test_a_bad_argument_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^validation\.max_drift_cosine is 'none'; expected a valid number"):
+    with pytest.raises(
+        ConfigError, match=r"^validation\.max_drift_cosine is 'none'; expected a valid number"
+    ):
         load_pipeline_settings(environment={}, arguments={"validation.max_drift_cosine": "none"})
 
 
@@ -184,8 +189,8 @@ def test_the_clients_model_is_of_the_family_that_is_embedded_with() -> None:
 
 
 def test_how_often_servers_are_checked_is_set() -> None:
-    rhythm = load("triton: {recheck_s: 5, liveness_s: 0.5}").triton.rhythm
-    assert (rhythm.recheck_s, rhythm.liveness_s) == (5, 0.5)
+    triton = load("triton: {recheck_s: 5, liveness_s: 0.5}").triton
+    assert (triton.recheck_s, triton.liveness_s, triton.prove_again_s) == (5, 0.5, 300)
 
 
 def test_the_tensorrt_file_that_the_pipeline_names_is_read() -> None:

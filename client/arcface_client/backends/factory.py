@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import ConfigError, InputError
+from ..failover.intervals import Rhythm
+from ..failover.server import RequestLimits
 from ..models.embedding_space import EmbeddingSpace
 from ..models.naming import is_plan, onnx_model, plan_model
 from ..models.repository import LocalModels
@@ -153,8 +155,17 @@ def _triton(settings: PipelineSettings, registry: Any) -> EmbeddingBackend:
         plans=models.only_plan,
         max_drift_cosine=embedding.max_drift_cosine,
         last_resort=last_resort if may_fall_back else None,
-        limits=server.limits,
-        rhythm=server.rhythm,
+        limits=RequestLimits(
+            request_timeout_s=server.request_timeout_s,
+            max_in_flight=server.max_in_flight,
+            tls=server.certificates,
+        ),
+        rhythm=Rhythm(
+            recheck_s=server.recheck_s,
+            liveness_s=server.liveness_s,
+            prove_again_s=server.prove_again_s,
+            refused_again_s=server.refused_again_s,
+        ),
         shadow_rate=server.shadow_rate,
         registry=registry,
     )

@@ -1,14 +1,15 @@
-"""How far a long piece of work is: a callback that library code calls and commands show."""
+"""What library code does with the progress callback of its caller."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-T = TypeVar("T")
+from ..contract import Progress
 
-Progress = Callable[[str, float | None], None]
-"""Called with the name of a stage and the share of it that is done, 0 to 1; None if that is unknown."""
+__all__ = ["Progress", "counted", "no_progress"]
+
+T = TypeVar("T")
 
 
 def no_progress(stage: str, done: float | None) -> None:

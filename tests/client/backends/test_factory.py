@@ -39,7 +39,7 @@ from support.exports import save_for_insightface
 from .conftest import Make
 
 
-@pytest.mark.parametrize("backend_type", ["pytorch", "onnxruntime"])
+@pytest.mark.parametrize("backend_type", ["insightface", "onnxruntime"])
 def test_it_embeds_as_the_source_model_does(backend_type: str, make: Make, built: Path) -> None:
     crops = face_crops()
     expected = ReferenceEmbedder(OnnxFile(built / "source-0.onnx").load()).embed(crops)
@@ -77,7 +77,7 @@ def test_onnxruntime_says_what_runs(make: Make, built: Path) -> None:
     assert (said["sm"], said["vram_mb"]) == (None, None)
 
 
-@pytest.mark.parametrize("backend_type", ["pytorch", "onnxruntime"])
+@pytest.mark.parametrize("backend_type", ["insightface", "onnxruntime"])
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [

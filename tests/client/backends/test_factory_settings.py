@@ -23,9 +23,9 @@ def test_the_file_says_the_backend_and_an_argument_goes_before_it(make: Make, tm
         embedder.ensure_ready()
         return embedder.diagnostics().backend
 
-    assert backend(make()) == "pytorch"
+    assert backend(make()) == "insightface"
     assert backend(make(config=config)) == "onnxruntime"
-    assert backend(make("pytorch", config=str(config))) == "pytorch"
+    assert backend(make("pytorch", config=str(config))) == "insightface"
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_the_file_says_the_backend_and_an_argument_goes_before_it(make: Make, tm
     [
         (
             {"backend_type": "torch"},
-            "backend_type is 'torch'; expected one of pytorch, tensorrt, onnxruntime",
+            "backend_type is 'torch'; expected one of insightface, tensorrt, onnxruntime",
         ),
         ({"device": "mps"}, "device is 'mps'; expected 'cpu'"),
         ({"triton_ulr": "x"}, "There is no setting 'triton_ulr'; known ones: embedding_backend, "),
@@ -75,7 +75,7 @@ def test_device_and_fallback_are_settings_too(
     assert [refusal.candidate for refusal in served.refusals] == ["small_onnx on CUDAExecutionProvider"]
 
     monkeypatch.setenv("ARCFACE_EMBEDDING_ALLOW_CPU_FALLBACK", "false")
-    with pytest.raises(DeploymentError, match="without CUDAExecutionProvider"):
+    with pytest.raises(DeploymentError, match="lacks CUDAExecutionProvider"):
         make("onnxruntime").ensure_ready()
     make("onnxruntime", allow_cpu_fallback=True).ensure_ready()
 
@@ -83,7 +83,7 @@ def test_device_and_fallback_are_settings_too(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"validation_max_drift_cosine": "small"}, "max_drift_cosine is 'small'; expected a number"),
+        ({"validation_max_drift_cosine": "small"}, "max_drift_cosine is 'small'; expected a valid number"),
         ({"config": "/nowhere.yaml"}, r"Cannot read the configuration file /nowhere\.yaml"),
         ({"backend_type": "tensorrt", "tensorrt_config": "/no.yaml"}, r"configuration file /no\.yaml"),
         ({"backend_type": "triton", "triton_url": "http://localhost:8000"}, "expected host:port"),
