@@ -27,8 +27,7 @@ from .check.accuracy import check_onnx_model
 from .graph.serving import serving_graph
 from .repository.config import ServingOptions, config_text, onnx_config
 from .repository.manifest import tool_versions
-from .repository.names import check_name
-from .repository.publish import ModelRepository
+from .repository.publish import ModelRepository, check_name
 from .source.load import Source
 from .source.reference import ReferenceEmbedder
 

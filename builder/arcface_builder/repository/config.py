@@ -1,9 +1,11 @@
-"""Write Triton's ``config.pbtxt`` as a protobuf message, so that every name in it is checked."""
+"""Triton's ``config.pbtxt``, written as a protobuf message so that every name in it is checked."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from google.protobuf import text_format
@@ -12,29 +14,33 @@ from tritonclient.grpc import model_config_pb2
 from arcface_client.contract import CROP_SHAPE, EMBEDDING_DIM, INPUT_NAME, OUTPUT_NAME
 from arcface_client.models.manifest import MODEL_FILE
 
-from ..errors import OptionError
+from ..errors import OptionError, RepositoryError
 
 CONFIG_FILE: Final = "config.pbtxt"
 
 VERSIONS_SERVED: Final = 2
-"""The newest version and the one before: a client can stay on the last release until the new one has
-proved itself. Memory is the price of each further one."""
+"""The newest version and the one before, so that a client can stay on the last release until the new one has
+proved itself. Each further version costs memory."""
 
 MOST_INSTANCES: Final = 64
+
+DEFAULT_PLAN_INSTANCES: Final = 2
+"""Copies of a plan on each GPU: one copies its input while the other computes."""
 
 Device = Literal["cpu", "gpu"]
 
 _KINDS: Final[dict[str, str]] = {"cpu": "KIND_CPU", "gpu": "KIND_GPU"}
+_FULL_BATCH: Final = "full_batch"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServingOptions:
-    """What an operator may choose about a served model.
+    """What an operator may choose about a served ONNX model.
 
     Attributes:
         max_batch_size: Largest batch that Triton hands to the model, 1 to 1024.
-        max_queue_delay_us: How long Triton holds a request back to fill a batch. 0 still merges what
-            is waiting already.
+        max_queue_delay_us: How long Triton holds a request back to fill a batch. With 0, Triton still merges
+            the requests that are waiting.
         device: Where ONNX Runtime computes: "cpu", or "gpu" for one set of instances on each GPU.
         instances: Copies of the model that run side by side (on each GPU).
         intra_op_threads: Threads of each instance inside one operator; 0 is one per physical core.
@@ -58,18 +64,17 @@ class ServingOptions:
             raise OptionError(f"device is {self.device!r}; expected one of {', '.join(_KINDS)}.")
 
     def arguments(self) -> list[str]:
-        """The arguments of ``arcface-builder build`` that say the same; none for defaults."""
-        chosen = {field.name: getattr(self, field.name) for field in fields(self)}
+        """The arguments of ``arcface-builder build`` for these options; none for defaults."""
         return [
             text
             for field in fields(self)
-            if chosen[field.name] != field.default
-            for text in (f"--{field.name.replace('_', '-')}", str(chosen[field.name]))
+            if getattr(self, field.name) != field.default
+            for text in (f"--{field.name.replace('_', '-')}", str(getattr(self, field.name)))
         ]
 
 
 def onnx_config(model: str, options: ServingOptions) -> Any:
-    """Make the complete configuration of an ONNX Runtime model, nothing left to auto-completion.
+    """Make the complete configuration of an ONNX Runtime model, with nothing left to auto-completion.
 
     Args:
         model: Name of the model, which is the name of its folder.
@@ -78,33 +83,97 @@ def onnx_config(model: str, options: ServingOptions) -> Any:
     Returns:
         A ``model_config_pb2.ModelConfig``.
     """
-    pb = model_config_pb2
-    config = pb.ModelConfig(
-        name=model,
-        platform="onnxruntime_onnx",
-        backend="onnxruntime",
-        default_model_filename=MODEL_FILE,
-        max_batch_size=options.max_batch_size,
-    )
-    config.input.add(name=INPUT_NAME, data_type=pb.TYPE_UINT8, dims=CROP_SHAPE)
-    config.output.add(name=OUTPUT_NAME, data_type=pb.TYPE_FP32, dims=[EMBEDDING_DIM])
-    # Set even if it is 0: the message being there is what switches batching on.
+    config = _config_of(model, platform="onnxruntime_onnx", backend="onnxruntime")
+    config.default_model_filename = MODEL_FILE
+    config.max_batch_size = options.max_batch_size
     config.dynamic_batching.max_queue_delay_microseconds = options.max_queue_delay_us
     config.instance_group.add(name=options.device, kind=_KINDS[options.device], count=options.instances)
     config.version_policy.latest.num_versions = VERSIONS_SERVED
     config.parameters["intra_op_thread_count"].string_value = str(options.intra_op_threads)
-    # A model becomes ready only after it has embedded one crop: the first caller does not pay for
-    # memory and kernels being set up, and a model that loads but cannot run is not offered.
-    warmup = config.model_warmup.add(name="one_crop", batch_size=1)
-    warmup.inputs[INPUT_NAME].data_type = pb.TYPE_UINT8
-    warmup.inputs[INPUT_NAME].dims.extend(CROP_SHAPE)
-    warmup.inputs[INPUT_NAME].random_data = True
     return config
+
+
+def plan_config(
+    model: str,
+    *,
+    filenames: Mapping[str, str],
+    versions: Sequence[int],
+    max_batch_size: int,
+    profiles: int,
+    instances: int | None = None,
+    old: Any | None = None,
+) -> Any:
+    """Make the complete configuration of a model of TensorRT plans.
+
+    There is no ``default_model_filename``: Triton then looks for ``model.plan``, which never exists, so that
+    a GPU outside the map fails to load and clients use the ONNX sibling.
+
+    Args:
+        model: Name of the model, which is the name of its folder.
+        filenames: Plan's file name by compute capability, for example "8.6"; all versions share the map.
+        versions: The versions to serve.
+        max_batch_size: Largest batch that all their plans take.
+        profiles: Optimisation profiles that all plans have; Triton takes the one whose tuned batch is
+            nearest.
+        instances: Copies on each GPU; None keeps the number of the old configuration, or is 2.
+        old: The present configuration, if there is one. What does not follow from the plans stays as the
+            operator left it.
+
+    Returns:
+        A ``model_config_pb2.ModelConfig``.
+    """
+    config = model_config_pb2.ModelConfig()
+    config.CopyFrom(_plan_defaults(model) if old is None else old)
+    config.max_batch_size = max_batch_size
+    config.cc_model_filenames.clear()
+    config.cc_model_filenames.update(filenames)
+    config.version_policy.specific.versions[:] = sorted(versions)
+    for group in config.instance_group:
+        group.profile[:] = map(str, range(profiles))
+        if instances is not None:
+            group.count = instances
+    for warmup in config.model_warmup:
+        if warmup.name == _FULL_BATCH:
+            warmup.batch_size = max_batch_size
+    return config
+
+
+def losses(old: Any, new: Any) -> list[str]:
+    """Sentences on what all plans of a model lose because a new one has less of it."""
+    sentences = []
+    if new.max_batch_size < old.max_batch_size:
+        sentences.append(
+            f"The largest batch on all GPUs is now {new.max_batch_size}, not {old.max_batch_size}: not every "
+            "plan takes more."
+        )
+    few, many = (
+        min((len(group.profile) for group in config.instance_group), default=0) for config in (new, old)
+    )
+    if few < many:
+        sentences.append("The profile for small batches is no longer used on any GPU: not every plan has it.")
+    return sentences
 
 
 def config_text(config: Any) -> str:
     """Write a ``ModelConfig`` as the text that Triton reads."""
     return str(text_format.MessageToString(config))
+
+
+def read_config(path: Path) -> Any | None:
+    """Read a model's ``config.pbtxt``: a ``ModelConfig``; None if there is none.
+
+    Raises:
+        RepositoryError: Triton could not read it either.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+    except text_format.ParseError as error:
+        raise RepositoryError(
+            f"{path} is not a Triton configuration ({error}); correct it, or remove it and run the command "
+            "again."
+        ) from error
 
 
 def config_changes(old: str, new: str) -> str:
@@ -117,3 +186,36 @@ def check_range(name: str, value: int, low: int, high: int) -> None:
     """Check a setting; raises OptionError."""
     if not low <= value <= high:
         raise OptionError(f"{name} is {value}; expected {low} to {high}.", name)
+
+
+def _config_of(model: str, *, platform: str, backend: str) -> Any:
+    """What the configurations of all models have in common."""
+    pb = model_config_pb2
+    config = pb.ModelConfig(name=model, platform=platform, backend=backend)
+    config.input.add(name=INPUT_NAME, data_type=pb.TYPE_UINT8, dims=CROP_SHAPE)
+    config.output.add(name=OUTPUT_NAME, data_type=pb.TYPE_FP32, dims=[EMBEDDING_DIM])
+    # The message switches batching on, even with a delay of 0.
+    config.dynamic_batching.max_queue_delay_microseconds = 0
+    # A model becomes ready only after it has embedded one crop: the first caller does not wait for memory and
+    # kernels to be set up, and a model that loads but cannot run is not offered.
+    _add_warmup(config, "one_crop")
+    return config
+
+
+def _plan_defaults(model: str) -> Any:
+    """What does not follow from the plans."""
+    config = _config_of(model, platform="tensorrt_plan", backend="tensorrt")
+    config.instance_group.add(name="gpu", kind="KIND_GPU", count=DEFAULT_PLAN_INSTANCES)
+    # A CUDA graph is recorded for batch 1 and for the largest; other sizes run without. The largest does not
+    # fit the profile for small batches: Triton logs that at each start, and serves.
+    config.optimization.cuda.graphs = True
+    config.optimization.cuda.output_copy_stream = True
+    _add_warmup(config, _FULL_BATCH)
+    return config
+
+
+def _add_warmup(config: Any, name: str) -> None:
+    warmup = config.model_warmup.add(name=name, batch_size=1)
+    warmup.inputs[INPUT_NAME].data_type = model_config_pb2.TYPE_UINT8
+    warmup.inputs[INPUT_NAME].dims.extend(CROP_SHAPE)
+    warmup.inputs[INPUT_NAME].random_data = True

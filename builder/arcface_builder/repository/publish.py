@@ -1,12 +1,9 @@
-"""The model repository on disk: versions appear whole or not at all, and are never changed.
+"""The model repository on disk: a version appears whole or not at all, and is never changed.
 
-A build writes into a staging folder, flushes it to the disk, and renames the finished version into
-place; that rename is the moment from which the version exists. Where the configuration changes too, the
-whole model is put together from hard links and changes places with the old one, so that both switch at
-once; a file system without that switches the configuration first. What dies before leaves the models as
-they were, and at most the record of a version that never was: its number is not used again. A file lock
-makes publishing one builder's business at a time, and a lock on each staging folder tells the next
-builder which ones nobody will finish.
+A version is written into a staging folder, flushed to the disk, and renamed into place: from that rename on
+it exists. A new configuration then replaces the old one by a second rename. A build that dies before leaves
+at most a manifest without a version, whose number is not used again. One lock serialises publishing; a lock
+on each staging folder tells the next build which ones belong to a dead build.
 """
 
 from __future__ import annotations
@@ -15,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,17 +20,21 @@ from pathlib import Path
 from typing import Final
 
 from arcface_client.models import manifest as manifests
+from arcface_client.models.naming import family, onnx_model, plan_model
 from arcface_client.models.repository import LocalModels
 
-from ..errors import RepositoryError
+from ..errors import OptionError, RepositoryError
 from .config import CONFIG_FILE, config_changes
 from .disk import NO_SPACE, flush, locked
-from .exchange import exchange
-from .staging import staging_folder, sweep
 
 _log = logging.getLogger(__name__)
 
 LOCK_FILE: Final = ".lock"
+_OWNER_FILE: Final = ".owner"
+_PROBE_FILE: Final = ".probe"
+
+# What Triton, a file system, an object store and a shell all accept.
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,21 @@ class ModelRepository:
         return LocalModels(self.root).versions(model)
 
     def manifest_path(self, model: str, version: int) -> Path:
-        """Where the record of a version is: a plain file in the root, which Triton passes over."""
+        """Where the manifest of a version is: a plain file in the root, which Triton passes over."""
         return manifests.manifest_path(self.root, model, version)
 
     @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the lock on what is published."""
+        descriptor = locked(self.root / LOCK_FILE)
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
     def staging(self) -> Iterator[Path]:
-        """Give an empty folder to build a version in; it is gone afterwards, whatever happens.
+        """Give an empty folder to build a version in, which is removed afterwards in any case.
 
         Raises:
             RepositoryError: The disk is full, or the repository cannot be written.
@@ -71,8 +82,9 @@ class ModelRepository:
         with os_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             with self.lock():
-                sweep(self.root)
-                folder, owner = staging_folder(self.root)
+                self._remove_dead_staging()
+                folder = self._make_staging()
+                owner = locked(folder / _OWNER_FILE)
         try:
             content = folder / "version"
             with os_errors(self.root):
@@ -97,7 +109,7 @@ class ModelRepository:
             model: Name of the model.
             content: The staged folder with the version's files.
             config: Text of the model's ``config.pbtxt``, which all versions share.
-            manifest: Gives the text of the version's record.
+            manifest: Gives the text of the version's manifest.
             keep_config: Leave the configuration as it is if the model has one.
 
         Raises:
@@ -107,87 +119,105 @@ class ModelRepository:
             version = self._next_version(model)
             folder, record = self.root / model, self.manifest_path(model, version)
             path = folder / str(version)
-            old = _bytes(folder / CONFIG_FILE)
-            # Triton reloads every version when the file is touched: leave it alone if it is the same.
-            kept = old is not None and (keep_config or old == config.encode())
-            for file in content.iterdir():
-                flush(file)
+            for staged in content.iterdir():
+                flush(staged)
             flush(content)
             replace_text(record, manifest(version), via=content.parent)
             try:
-                self._switch(folder, version, content, None if kept else config)
+                place(content, path, config)
             finally:
                 if not path.is_dir():
                     record.unlink(missing_ok=True)
-            if old is not None and not kept:
-                changes = config_changes(old.decode(errors="replace"), config)
-                _log.warning("%s of all versions changes: %s", CONFIG_FILE, changes)
             try:
+                # Triton reloads every version when the file is touched.
+                if old is not None and old != config and not keep_config:
+                    replace_text(file, config, via=content.parent)
+                    _log.warning("%s of all versions changes: %s", CONFIG_FILE, config_changes(old, config))
                 flush(folder)
                 flush(self.root)
             except OSError as error:
                 raise RepositoryError(
-                    f"Version {version} is published in {path}, but may not survive a power cut ({error}); "
-                    "mend the disk and check the version's SHA-256 against its manifest."
+                    f"Version {version} is published in {path}, but the disk failed after that ({error}): "
+                    f"{CONFIG_FILE} may be the old one. Check the disk and build again."
                 ) from error
         return Published(version, path)
 
+    def _replace_config(self, path: Path, config: str, keep: bool, *, via: Path) -> None:
+        """Replace a configuration that differs: Triton reloads every version when the file is touched."""
+        old = path.read_text("utf-8", "replace") if path.is_file() else None
+        if old == config or (keep and old is not None):
+            return
+        replace_text(path, config, via=via)
+        if old is not None:
+            _log.warning("%s of all versions changes: %s", CONFIG_FILE, config_changes(old, config))
+
     def _next_version(self, model: str) -> int:
-        """One more than any version that is, or that a record says was: a number never changes meaning."""
+        """One more than any version on disk or in a manifest: a number never changes its meaning."""
         records = re.compile(rf"{re.escape(model)}-(\d+)\.manifest\.json")
         recorded = [int(match[1]) for path in self.root.iterdir() if (match := records.fullmatch(path.name))]
         return max([0, *self.versions(model), *recorded]) + 1
 
-    def _switch(self, folder: Path, version: int, content: Path, config: str | None) -> None:
-        """Put a version into place, and with it a new configuration, if there is one."""
-        if config is None:
-            content.rename(folder / str(version))
-            return
-        whole = content.parent / "model"
-        if not folder.is_dir():
-            # A server that polls must not see a model without its configuration or version.
-            whole.mkdir()
-            content.rename(whole / str(version))
-            replace_text(whole / CONFIG_FILE, config, via=content.parent)
-            flush(whole)
-            whole.rename(folder)
-            return
-        try:
-            shutil.copytree(folder, whole, symlinks=True, copy_function=os.link)
-            shutil.copytree(content, whole / str(version), copy_function=os.link)
-            replace_text(whole / CONFIG_FILE, config, via=content.parent)
-            flush(whole)
-            exchange(whole, folder)
-        except OSError as error:
-            _log.info("Configuration and version switch one after the other (%s)", error)
-            replace_text(folder / CONFIG_FILE, config, via=content.parent)
-            content.rename(folder / str(version))
+    def _make_staging(self) -> Path:
+        """Make a staging folder beside the repository.
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the lock on what is published."""
-        descriptor = locked(self.root / LOCK_FILE)
+        In the repository Triton would take even a hidden folder for a model. It lies there only where a file
+        cannot be renamed into the repository from outside, as when that is a mount of its own.
+        """
+        folder: Path | None = None
         try:
-            yield
-        finally:
-            os.close(descriptor)
+            folder = Path(tempfile.mkdtemp(prefix=self._staging_prefix, dir=self.root.parent))
+            (folder / _PROBE_FILE).touch()
+            (folder / _PROBE_FILE).replace(self.root / _PROBE_FILE)
+            (self.root / _PROBE_FILE).unlink()
+        except OSError as error:
+            if folder:
+                shutil.rmtree(folder, ignore_errors=True)
+            if error.errno in NO_SPACE:
+                raise
+            return Path(tempfile.mkdtemp(prefix=self._staging_prefix, dir=self.root))
+        return folder
+
+    def _remove_dead_staging(self) -> None:
+        """Remove the staging folders whose lock is free: their builds died."""
+        for parent in {self.root, self.root.parent}:
+            for folder in parent.glob(f"{self._staging_prefix}*"):
+                try:
+                    owner = locked(folder / _OWNER_FILE, wait=False)
+                except OSError:
+                    continue
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(owner)
+
+    @property
+    def _staging_prefix(self) -> str:
+        return f".{self.root.name}-staging-"
+
+
+def place(content: Path, version: Path, config: str) -> None:
+    """Rename a staged folder into a model; a new model appears with its configuration in the same rename."""
+    model = version.parent
+    if model.is_dir():
+        content.rename(version)
+        return
+    whole = content.parent / "model"
+    whole.mkdir()
+    content.rename(whole / version.name)
+    replace_text(whole / CONFIG_FILE, config, via=content.parent)
+    flush(whole)
+    whole.rename(model)
 
 
 def replace_text(path: Path, text: str, *, via: Path) -> None:
-    """Write a file so that it is the old one or the new one at any moment."""
+    """Replace a file by one rename; ``via`` is a folder of the same file system for the new one."""
     temporary = via / "replacement"
     temporary.write_text(text, encoding="utf-8")
     flush(temporary)
     temporary.replace(path)
 
 
-def _bytes(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
-
-
 @contextmanager
 def os_errors(root: Path) -> Iterator[None]:
-    """Raise what the system refuses as a ``RepositoryError``."""
+    """Raise an OSError as a ``RepositoryError``."""
     try:
         yield
     except OSError as error:
@@ -199,3 +229,22 @@ def os_errors(root: Path) -> Iterator[None]:
         raise RepositoryError(
             f"Cannot write the model repository {root} ({error}); nothing was published."
         ) from error
+
+
+def check_name(name: str) -> str:
+    """Check the name of a family of models and return it.
+
+    Raises:
+        OptionError: It has characters that a folder or Triton cannot take, or is the name of a model.
+    """
+    if not _NAME.fullmatch(name):
+        raise OptionError(
+            f"Model name {name!r} cannot be used; expected up to 100 letters, digits, '_', '-' and '.', "
+            "starting with a letter or digit, for example arcface_r100."
+        )
+    if name != family(name):
+        raise OptionError(
+            f"{name!r} is the name of a model; expected the name that it shares with its siblings, "
+            f"{family(name)!r}, for {onnx_model(family(name))} and {plan_model(family(name))}."
+        )
+    return name

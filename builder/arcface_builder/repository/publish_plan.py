@@ -15,18 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
-
 from arcface_client.models.naming import plan_model
 
-from ..errors import PlanDamagedError, RepositoryError
+from ..errors import PlanDamagedError
 from ..store import StoredPlan
 from ..store.plan_manifest import check_plan
-from .config import CONFIG_FILE, config_changes, config_text
+from .config import CONFIG_FILE, config_changes, config_text, losses, plan_config, read_config
 from .disk import flush
-from .plan_config import plan_config, what_shrinks
-from .publish import ModelRepository, os_errors, replace_text
+from .publish import ModelRepository, os_errors, place, replace_text
 from .published import Plans, check_alike, check_unchanged, manifest_path, published_plans
 from .version_policy import names, serving, why_not
 
@@ -103,7 +99,7 @@ def add_plans(
             check_alike([manifest.identity for manifest in (*there.values(), *wanted.values())], folder)
             recorded = dict(there)
             there.update(wanted)
-            old = _config(model_folder / CONFIG_FILE)
+            old = read_config(model_folder / CONFIG_FILE)
             before = set(old.cc_model_filenames) if old else set()
             filenames, served = serving(plans, before)
             config = _configured(model, plans, filenames, served, instances, old)
@@ -130,7 +126,7 @@ def add_plans(
     if old is not None and config != old:
         changes = config_changes(config_text(old), text)
         _log.info("%s of all versions of %s changes: %s", CONFIG_FILE, model, changes)
-        for sentence in what_shrinks(old, config):
+        for sentence in losses(old, config):
             _log.warning("%s", sentence)
     if lost := before - filenames.keys():
         _log.warning(
@@ -161,18 +157,6 @@ def add_plans(
     ]
 
 
-def _config(path: Path) -> Any | None:
-    """The model's configuration as it is, a ``ModelConfig``, if there is one."""
-    if not path.is_file():
-        return None
-    try:
-        return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
-    except text_format.ParseError as error:
-        raise RepositoryError(
-            f"{path} is no configuration of Triton ({error}); mend it, or remove it to have it written anew."
-        ) from error
-
-
 def _configured(
     model: str,
     plans: Plans,
@@ -194,21 +178,12 @@ def _configured(
 
 
 def _place(staged: Path, version: Path, config: str) -> None:
-    """Move staged plans to where they belong, with whatever of the folders is still missing."""
-    model = version.parent
-    if version.is_dir():
-        for plan in sorted(staged.iterdir()):
-            if not (version / plan.name).is_file():
-                plan.rename(version / plan.name)
-        flush(version)
+    """Move staged plans into their version; a missing version or model appears by one rename."""
+    if not version.is_dir():
+        flush(staged)
+        place(staged, version, config)
         return
-    flush(staged)
-    if model.is_dir():
-        staged.rename(version)
-        return
-    # A server that polls must not see a model without its configuration or version.
-    whole = staged.parent / "model"
-    whole.mkdir()
-    staged.rename(whole / version.name)
-    replace_text(whole / CONFIG_FILE, config, via=staged.parent)
-    whole.rename(model)
+    for plan in sorted(staged.iterdir()):
+        if not (version / plan.name).is_file():
+            plan.rename(version / plan.name)
+    flush(version)

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from arcface_client.models.repository import LocalModels
 
-from ..repository.names import check_name
-from ..repository.publish import ModelRepository
+from ..repository.publish import ModelRepository, check_name
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from arcface_builder.errors import PlanDamagedError, PlanManifestError, RepositoryError
-from arcface_builder.repository.config import config_text
-from arcface_builder.repository.plan_config import plan_config
+from arcface_builder.repository.config import config_text, plan_config
 from arcface_builder.repository.publish import ModelRepository, replace_text
 from arcface_builder.repository.publish_plan import AddedPlan, add_plan, add_plans
 from arcface_builder.store import StoredPlan
@@ -331,9 +330,7 @@ def test_what_an_operator_set_stays_when_a_plan_is_added(
         "full_batch": 16,
     }
     told, warned = caplog.messages
-    assert warned == (
-        "Batches of up to 16 are served from now on, not 32, on all GPUs: not every plan takes more."
-    )
+    assert warned == ("The largest batch on all GPUs is now 16, not 32: not every plan takes more.")
     assert "config.pbtxt of all versions of m_trt changes: - max_batch_size: 32, + max_batch_size: 16" in told
     edited.cc_model_filenames["9.0"] = "m-fp16-sm90.plan"
     edited.max_batch_size = edited.model_warmup[1].batch_size = 16
@@ -355,7 +352,7 @@ def test_that_the_profile_for_few_crops_is_lost_to_all_is_said(
     add_plan(repository, with_profiles(stored_plan(tmp_path, "90"), False), version=1)
 
     (warned,) = caplog.messages
-    assert warned == "The profile for few crops is not used any more, on all GPUs: not every plan has it."
+    assert warned == "The profile for small batches is no longer used on any GPU: not every plan has it."
 
 
 def test_instances_are_changed_when_they_are_given(repository: ModelRepository, tmp_path: Path) -> None:
@@ -368,7 +365,7 @@ def test_a_configuration_that_triton_cannot_read_is_named(repository: ModelRepos
     path = add(repository, "80").path.parent.parent / "config.pbtxt"
     path.write_text("max_batch_size: many")
 
-    with pytest.raises(RepositoryError, match=rf"^{path} is no configuration of Triton"):
+    with pytest.raises(RepositoryError, match=rf"^{path} is not a Triton configuration"):
         add(repository, "90")
 
 
