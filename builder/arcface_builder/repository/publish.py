@@ -129,10 +129,7 @@ class ModelRepository:
                 if not path.is_dir():
                     record.unlink(missing_ok=True)
             try:
-                # Triton reloads every version when the file is touched.
-                if old is not None and old != config and not keep_config:
-                    replace_text(file, config, via=content.parent)
-                    _log.warning("%s of all versions changes: %s", CONFIG_FILE, config_changes(old, config))
+                self._replace_config(folder / CONFIG_FILE, config, keep_config, via=content.parent)
                 flush(folder)
                 flush(self.root)
             except OSError as error:
