@@ -15,8 +15,7 @@ from arcface_builder.source.load import Synthetic
 from arcface_client.cli.bars import progress
 from arcface_server import LocalTriton
 from arcface_server.perf.binary import find_perf_analyzer
-from arcface_server.perf.input_data import write_input_data
-from arcface_server.perf.measurement import Load, measure
+from arcface_server.perf.measurement import Load, measure, write_input_data
 from serving import machine
 from workers import Worker, triton
 

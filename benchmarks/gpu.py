@@ -25,7 +25,6 @@ from arcface_builder.trt.gpu import Gpu, gpu_at_hand
 from arcface_builder.trt.options import BuildOptions
 from arcface_client.cli.commandline import FAILED
 from arcface_client.errors import ArcFaceError
-from arcface_server.perf.levels import parse_levels
 from gpu_engines import cpu, make_plan, plan_repository, rebuild_s, serving_model, tensorrt
 from gpu_report import Figure, Findings
 from gpu_serving import served
@@ -33,6 +32,11 @@ from gpu_serving import served
 PARTS: Final = ("rates", "torch", "cpu", "engines", "rebuild", "serving")
 PRECISIONS: Final = ("fp32", "tf32", "fp16", "int8")
 _NOT_FOR_TORCH: Final = ("PYTHONPATH", "PYTHONHOME")  # another interpreter's packages
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Read a list of whole numbers: "1,8,32"."""
+    return tuple(map(int, text.split(",")))
 
 
 def main() -> int:
@@ -165,7 +169,7 @@ def _parser() -> argparse.ArgumentParser:
         ("--concurrency", "1,2,4,8", "requests under way at a time, through Triton"),
     ):
         parser.add_argument(
-            flag, type=parse_levels, default=default, metavar="N,...", help=f"{what} (default: %(default)s)"
+            flag, type=numbers, default=default, metavar="N,...", help=f"{what} (default: %(default)s)"
         )
     parser.add_argument("--opt-batch-size", type=int, metavar="N", help="what to tune for (default: largest)")
     parser.add_argument(

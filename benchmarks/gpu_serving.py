@@ -13,8 +13,7 @@ from typing import Any, Final
 from arcface_builder.source.onnx_version import OnnxVersion
 from arcface_server import LocalTriton
 from arcface_server.perf.binary import find_perf_analyzer
-from arcface_server.perf.input_data import load_crops, write_input_data
-from arcface_server.perf.measurement import Load, SharedMemory, measure
+from arcface_server.perf.measurement import Load, SharedMemory, load_crops, measure, write_input_data
 from workers import Worker, pipeline
 
 _CLIENT_CROPS: Final = 16_384

@@ -15,7 +15,7 @@ import yaml
 
 from arcface_client.settings import TensorRtSettings, variable
 from arcface_server import LocalTriton
-from arcface_server.flags import FLAGS
+from arcface_server.installation import FLAGS
 from support.tiny import write_tiny_repository
 
 ROOT = Path(__file__).parents[1]

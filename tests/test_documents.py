@@ -8,8 +8,10 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from arcface_server.installation import CONTAINER_COMMAND
 
@@ -34,9 +36,15 @@ def test_what_a_page_links_to_is_there(page: Path) -> None:
 
 @pytest.mark.parametrize(("program", "arguments"), sorted(set(commands())), ids=" ".join)
 def test_a_command_of_the_documentation_is_understood(program: str, arguments: str) -> None:
-    package = program.replace("-", "_")
-    module = f"{package}.cli" if program == "arcface-server" else f"{package}.cli.app"
-    importlib.import_module(module)._parser().parse_args(shlex.split(arguments))
+    package, words = program.replace("-", "_"), shlex.split(arguments)
+    module = importlib.import_module(f"{package}.cli")
+    if not hasattr(module, "app") or not callable(module.app):
+        module = importlib.import_module(f"{package}.cli.app")
+    if hasattr(module, "app"):
+        group: Any = typer.main.get_command(module.app)
+        group.commands[words[0]].make_context(words[0], words[1:])
+    else:
+        module._parser().parse_args(words)
 
 
 def servers() -> Iterator[list[str]]:

@@ -2,27 +2,182 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
+import dataclasses
+import json
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
 
-from arcface_client.cli.commandline import add_version, run
+import typer
 
-from .commands.perf import add_perf
-from .commands.run import add_run
+from arcface_client.cli.output import check_output, replace_text
+from arcface_client.cli.terminal import DONE, examples, new_app, run
+
+from .errors import FlagError
+from .launch import LOCALHOST
+from .local import LocalTriton
+from .perf.binary import find_perf_analyzer
+from .perf.measurement import Load, SharedMemory, load_crops, measure, write_input_data
+from .perf.report import HEADER, NOT_SETTLED_NOTE, Measurement
+
+app = new_app(
+    "Run the real Triton Inference Server without its container, and measure a server.",
+    epilog=examples(
+        "arcface-server run --model-repository model_repository --grpc-port 8001 -- --log-verbose=1",
+        "arcface-server perf --model arcface_r100_onnx --batch-size 1,8 --output perf.json",
+    ),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0 done, 1 failed, 2 wrong usage."""
-    return run("arcface-server", _parser, argv)
+    """Run the command line and return its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    return run(app, "arcface-server", argv)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="arcface-server",
-        description="Run the real Triton Inference Server without its container, and measure a server.",
-    )
-    add_version(parser)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    add_run(commands)
-    add_perf(commands)
-    return parser
+Port: TypeAlias = Annotated[int | None, typer.Option(metavar="N", help="Default: a free one.")]
+
+
+@app.command("run")
+def run_server(
+    model_repository: Annotated[str, typer.Option(metavar="DIR", help="Folder of models, or a URL.")],
+    flags: Annotated[
+        list[str] | None, typer.Argument(metavar="-- FLAG", help="Further flags for tritonserver.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 or :: is every address.")
+    ] = LOCALHOST,
+    http_port: Annotated[
+        int | None, typer.Option(metavar="N", help="Port for HTTP; default a free one.")
+    ] = None,
+    grpc_port: Annotated[
+        int | None, typer.Option(metavar="N", help="Port for gRPC; default a free one.")
+    ] = None,
+    metrics_port: Port = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the addresses as JSON.")] = False,
+) -> int:
+    """Run tritonserver in the foreground until Ctrl-C or SIGTERM.
+
+    When it is ready, one line with its addresses goes to standard output. Its log goes to standard error.
+    """
+    try:
+        server = LocalTriton(
+            model_repository,
+            host=host.strip("[]"),  # the form of IPv6 before a port
+            http_port=http_port,
+            grpc_port=grpc_port,
+            metrics_port=metrics_port,
+            flags=flags or (),
+            log_to_stderr=True,
+        )
+    except FlagError as error:
+        raise typer.BadParameter(str(error)) from error
+    # Ctrl-C, SIGTERM and a closed terminal are the usual end of a server, but not of its start.
+    with server, suppress(KeyboardInterrupt):
+        urls = {"grpc_url": server.grpc_url, "http_url": server.http_url, "metrics_url": server.metrics_url}
+        if as_json:
+            print(json.dumps({**urls, "pid": server.pid}), flush=True)
+        else:
+            print(
+                "Triton is ready: gRPC {grpc_url}, HTTP {http_url}, metrics {metrics_url}".format_map(urls),
+                flush=True,
+            )
+        server.wait()
+    return DONE
+
+
+def parse_levels(text: str) -> tuple[int, ...]:
+    """Read a list of concurrencies or batch sizes.
+
+    Args:
+        text: ``1,8,32`` is these three, ``1:16`` is 1 doubled until 16, ``2:8:3`` is 2, 5 and 8.
+
+    Returns:
+        The numbers in ascending order, each once.
+
+    Raises:
+        typer.BadParameter: The text is not such a list, or a number is less than 1.
+    """
+    try:
+        levels = {level for part in text.split(",") for level in _levels(*map(int, part.split(":")))}
+    except (TypeError, ValueError) as error:  # too many numbers, or none
+        raise typer.BadParameter(
+            f"{text!r} is not a list of numbers from 1 up; expected, for example, 4 or 1,8,32 or "
+            "1:16 (1 doubled until 16) or 2:8:3 (from 2 to 8 in steps of 3)"
+        ) from error
+    return tuple(sorted(levels))
+
+
+def _levels(first: int, last: int | None = None, step: int | None = None) -> Iterable[int]:
+    last = first if last is None else last
+    if not 1 <= first <= last or (step is not None and step < 1):
+        raise ValueError
+    if step is not None:
+        return range(first, last + 1, step)
+    doublings = (last // first).bit_length()
+    return [*(first << doubling for doubling in range(doublings)), last]
+
+
+@app.command()
+def perf(
+    model: Annotated[str, typer.Option(metavar="NAME", help="Model to measure.")],
+    version: Annotated[int | None, typer.Option(metavar="N", help="Its version; default the newest.")] = None,
+    url: Annotated[str, typer.Option(metavar="HOST:PORT", help="gRPC address.")] = "127.0.0.1:8001",
+    concurrency: Annotated[
+        Any,
+        typer.Option(parser=parse_levels, metavar="N", help="Requests under way at a time; a list."),
+    ] = "1:16",
+    batch_size: Annotated[
+        Any, typer.Option(parser=parse_levels, metavar="N", help="Crops in a request; a list.")
+    ] = "1,8,32",
+    shared_memory: Annotated[
+        SharedMemory,
+        typer.Option(help="Where crops for a server on this machine are, if not in the request."),
+    ] = "none",
+    images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Face crops to send; default colours.")
+    ] = None,
+    requests: Annotated[int, typer.Option(metavar="N", min=1, help="Requests in a window.")] = 50,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the figures as JSON too.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON object; the table goes to standard error.")
+    ] = False,
+) -> int:
+    """Measure a model over gRPC with NVIDIA's perf_analyzer: the one on the PATH, or one downloaded once.
+
+    A list of numbers: 1,8,32 is these three, 1:16 is 1 doubled until 16, 2:8:3 is 2, 5 and 8.
+    """
+    from arcface_client import EmbeddingClient  # imports gRPC, which `--help` does not need
+
+    if output is not None:
+        check_output(output)
+    with EmbeddingClient(url, model, version) as client:
+        client.ensure_ready()
+    about = {"model": model, "version": version, "url": url, "shared_memory": shared_memory}
+    table = sys.stderr if as_json else sys.stdout
+    figures: list[Measurement] = []
+    perf_analyzer = find_perf_analyzer()
+    with tempfile.TemporaryDirectory(prefix="arcface-perf-") as scratch:
+        load = Load(url, model, version, Path(scratch, "crops.json"), shared_memory, requests)
+        write_input_data(load_crops(images), load.input_data)
+        for batch, level in ((batch, level) for batch in batch_size for level in concurrency):
+            figure = measure(perf_analyzer, load, batch, level)
+            if not figures:
+                print(HEADER, file=table)
+            print(figure.row(), file=table, flush=True)
+            figures.append(figure)
+            if output is not None:  # each time, so that a later failure does not lose the figures before it
+                replace_text(output, _report(about, figures) + "\n")
+    if not all(figure.settled for figure in figures):
+        print(NOT_SETTLED_NOTE, file=table)
+    if as_json:
+        print(_report(about, figures))
+    return DONE
+
+
+def _report(about: dict[str, Any], figures: Sequence[Measurement]) -> str:
+    return json.dumps({**about, "measurements": [dataclasses.asdict(figure) for figure in figures]}, indent=2)

@@ -4,13 +4,13 @@
 
     ArcFaceError
     └── LocalServerError
-        ├── FlagError (InputError)                     a flag for tritonserver that this package sets itself
+        ├── FlagError (InputError)                     a flag that this package sets itself
         ├── TritonNotInstalledError (DeploymentError)  this machine has no tritonserver to run
         ├── RepositoryError (DeploymentError)          the model repository is missing or holds no model
         ├── PortError (DeploymentError)                a port is in use, or the address cannot be listened on
-        ├── TritonStartError (DeploymentError)         it ended, or took too long, before it was ready
+        ├── TritonStartError (DeploymentError)         it ended, or was not ready in time
         ├── TritonDiedError (DeploymentError)          it ended on its own while it served
-        └── PerfAnalyzerError (DeploymentError)        perf_analyzer cannot be had, or did not measure
+        └── PerfAnalyzerError (DeploymentError)        perf_analyzer cannot be found, or failed
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class LocalServerError(ArcFaceError):
 
 
 class TritonNotInstalledError(LocalServerError, DeploymentError):
-    """This machine or this environment has no tritonserver that could be run."""
+    """This machine or environment has no tritonserver to run."""
 
 
 class FlagError(LocalServerError, InputError):
-    """A flag for tritonserver is one that this package sets itself."""
+    """This package sets one of the flags for tritonserver itself."""
 
 
 class RepositoryError(LocalServerError, DeploymentError):
@@ -39,7 +39,7 @@ class PortError(LocalServerError, DeploymentError):
 
 
 class TritonStartError(LocalServerError, DeploymentError):
-    """The tritonserver process ended, or took too long, before it was ready."""
+    """The tritonserver process ended, or was not ready in time."""
 
 
 class TritonDiedError(LocalServerError, DeploymentError):
@@ -47,4 +47,4 @@ class TritonDiedError(LocalServerError, DeploymentError):
 
 
 class PerfAnalyzerError(LocalServerError, DeploymentError):
-    """The program perf_analyzer cannot be had, or it did not measure."""
+    """The program perf_analyzer cannot be found, or it failed."""

@@ -1,6 +1,6 @@
 """Where the installed ``nvidia-pytriton`` keeps the real tritonserver.
 
-PyTriton itself is never imported: only the files it carries are wanted, not its Python API.
+PyTriton itself is never imported; only the files that it carries are used.
 """
 
 from __future__ import annotations
@@ -12,23 +12,25 @@ import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from .errors import TritonNotInstalledError
-from .flags import FLAGS
 
-INSTALL_COMMAND = "pip install 'arcface-triton[server]'"
-CONTAINER_COMMAND = (
+FLAGS: Final = ("--disable-auto-complete-config", "--exit-on-error=false", "--strict-readiness=false")
+"""How this project starts every tritonserver: a model that cannot load does not stop the others, and
+configurations are used as the builder writes them."""
+
+CONTAINER_COMMAND: Final = (
     "docker run --rm --gpus all -p 127.0.0.1:8000-8002:8000-8002 -v $PWD/model_repository:/models:ro "
     f"nvcr.io/nvidia/tritonserver:<YY.MM>-py3 tritonserver --model-repository=/models {' '.join(FLAGS)}"
 )
-
-_FIRST_GLIBC = (2, 35)
-_LAST_PYTHON = (3, 12)
+_FIRST_GLIBC: Final = (2, 35)
+_LAST_PYTHON: Final = (3, 12)
 
 
 @dataclass(frozen=True)
 class Installation:
-    """The files of Triton that a server is assembled from.
+    """The files that a server is assembled from.
 
     Attributes:
         tritonserver: The server's program.
@@ -47,10 +49,10 @@ def find_installation() -> Installation:
     """Find the Triton that this environment's ``nvidia-pytriton`` carries.
 
     Raises:
-        TritonNotInstalledError: There is none; the message says how to get one, or which container
-            to run where there is no wheel.
+        TritonNotInstalledError: There is none; the message says how to install it, or which container to run
+            on a machine without a wheel.
     """
-    obstacle = find_obstacle()
+    obstacle = _find_obstacle()
     if obstacle is not None:
         raise TritonNotInstalledError(
             f"nvidia-pytriton, which carries tritonserver, has no wheel for {obstacle}. "
@@ -60,7 +62,7 @@ def find_installation() -> Installation:
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
         raise TritonNotInstalledError(
-            f"No tritonserver in this environment; install it with: {INSTALL_COMMAND}"
+            "No tritonserver in this environment; install it with: pip install 'arcface-triton[server]'"
         )
     package = Path(spec.submodule_search_locations[0])
     version = _python_version()
@@ -74,14 +76,14 @@ def find_installation() -> Installation:
     for file in (installation.tritonserver, installation.stub):
         if not file.is_file():
             raise TritonNotInstalledError(
-                f"The installed nvidia-pytriton has no {file}; install it anew with: "
-                f"pip install --force-reinstall nvidia-pytriton"
+                f"The installed nvidia-pytriton lacks {file}; reinstall it with: "
+                "pip install --force-reinstall nvidia-pytriton"
             )
     return installation
 
 
-def find_obstacle() -> str | None:
-    """Say what about this machine rules out a wheel of ``nvidia-pytriton``, or None."""
+def _find_obstacle() -> str | None:
+    """What about this machine rules out a wheel of ``nvidia-pytriton``, or None."""
     if sys.platform != "linux":
         return platform.system() or sys.platform
     if platform.machine() not in ("x86_64", "AMD64"):
@@ -90,9 +92,8 @@ def find_obstacle() -> str | None:
     if library != "glibc":
         return f"Linux without glibc ({library or 'unknown C library'})"
     if tuple(int(part) for part in version.split(".")[:2]) < _FIRST_GLIBC:
-        return f"glibc {version} (it wants {_FIRST_GLIBC[0]}.{_FIRST_GLIBC[1]} or later)"
-    if sys.version_info[:2] > _LAST_PYTHON:
-        # numpy < 2, which it wants, has none.
+        return f"glibc {version} (it needs {_FIRST_GLIBC[0]}.{_FIRST_GLIBC[1]} or later)"
+    if sys.version_info[:2] > _LAST_PYTHON:  # it needs numpy < 2, which has no wheel for a later one
         return f"Python {_python_version()} (the last is {'.'.join(map(str, _LAST_PYTHON))})"
     return None
 
@@ -102,12 +103,12 @@ def _python_version() -> str:
 
 
 def _libpython_dirs(version: str) -> tuple[Path, ...]:
-    """Folder of the running interpreter's own libpython, which the stub is linked against.
+    """Folder of the running interpreter's libpython, which the stub is linked to; empty if the system has it.
 
     Raises:
         TritonNotInstalledError: The interpreter is built without one, and the system has none.
     """
-    # LIBDIR is where the interpreter was built to be; one that was moved has its library beside itself.
+    # LIBDIR is where the interpreter was built to be installed; the second is where it is.
     for folder in (Path(sysconfig.get_config_var("LIBDIR") or ""), Path(sys.base_prefix, "lib")):
         if (folder / f"libpython{version}.so.1.0").is_file():
             return (folder,)

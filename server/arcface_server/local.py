@@ -1,9 +1,11 @@
-"""A tritonserver of this environment, started and ended from Python."""
+"""LocalTriton: the tritonserver of this environment, started and stopped from Python."""
 
 from __future__ import annotations
 
 import http.client
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -11,14 +13,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from .backend_directory import assemble_backends
 from .errors import RepositoryError, TritonDiedError, TritonStartError
-from .flags import check_flags
-from .folder import server_folder
 from .installation import find_installation
-from .launch import LOCALHOST, Addresses, server_command, server_environment
-from .ports import reserve_ports
-from .process import TetheredProcess
+from .launch import (
+    LOCALHOST,
+    check_flags,
+    reserve_addresses,
+    server_command,
+    server_environment,
+    write_backends,
+)
+from .process import SupervisedProcess
 
 _POLL_INTERVAL_S: Final = 0.02
 _REQUEST_TIMEOUT_S: Final = 5.0
@@ -33,8 +38,8 @@ class LocalTriton:
         with LocalTriton("model_repository") as server:
             client = EmbeddingClient(server.grpc_url, model="arcface_r100_onnx")
 
-    Inside the ``with`` block the server runs and every model has been loaded, or has failed to load.
-    The server ends with the block, and at the latest with this process, however that ends.
+    Inside the ``with`` block the server runs, and every model has been loaded or has failed to load. The
+    server ends with the block, or with this process, however that ends.
 
     Args:
         model_repository: Folder of models, or a URL that Triton reads (``s3://...``).
@@ -49,7 +54,7 @@ class LocalTriton:
         stop_timeout_s: Time allowed for requests in flight when the server is ended.
 
     Raises:
-        FlagError: A flag is one that is set from the other arguments, or by this class.
+        FlagError: This class sets one of the flags itself.
     """
 
     def __init__(
@@ -101,12 +106,12 @@ class LocalTriton:
 
     @property
     def http_url(self) -> str:
-        """Address of HTTP, as ``host:port``."""
+        """Address of HTTP: ``host:port``."""
         return self._url(self._addresses.http_port)
 
     @property
     def grpc_url(self) -> str:
-        """Address of gRPC, as ``host:port``."""
+        """Address of gRPC: ``host:port``."""
         return self._url(self._addresses.grpc_port)
 
     @property
@@ -123,7 +128,7 @@ class LocalTriton:
         """Wait until the server ends on its own.
 
         Raises:
-            TritonDiedError: It has ended, which it does not do unless something is wrong.
+            TritonDiedError: It has ended, which always means that something is wrong.
         """
         code = self._process.wait()
         raise TritonDiedError(f"tritonserver {_describe_exit(code)} while it served.{self._log_tail()}")
@@ -135,24 +140,31 @@ class LocalTriton:
         if "://" not in self._repository:
             check_repository(Path(self._repository))
         installation = find_installation()
-        self._addresses = Addresses(self._host, *reserve_ports(self._host, self._wanted_ports))
-        folder = stack.enter_context(server_folder())
+        self._addresses = reserve_addresses(self._host, self._wanted_ports)
+        folder = Path(tempfile.mkdtemp(prefix="arcface-server-"))
+        stack.callback(self._remove, folder, os.getpid())
         backends = folder / "backends"
-        assemble_backends(installation, backends)
+        write_backends(installation, backends)
         log = None
         if not self._log_to_stderr:
             self._log_file = self._log_path or folder / "tritonserver.log"
             log = stack.enter_context(self._log_file.open("wb"))
         command = server_command(installation, self._repository, backends, self._addresses, self._flags)
-        self._process = TetheredProcess(command, server_environment(installation, os.environ), log)
+        environment = server_environment(installation, os.environ)
+        self._process = SupervisedProcess(command, environment, folder, log)
         stack.callback(self._process.stop, self._stop_timeout_s)
         self._wait_until_ready()
+
+    @staticmethod
+    def _remove(folder: Path, owner_pid: int) -> None:
+        if os.getpid() == owner_pid:  # a forked process leaves it to the server
+            shutil.rmtree(folder)
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self._ready_timeout_s
         http_port, metrics_port = self._addresses.http_port, self._addresses.metrics_port
-        # Triton opens its ports after it has loaded the models, that of the metrics last. Whether it runs is
-        # asked after that, too: what answers may be another server that was quicker to take the port.
+        # Triton opens its ports after it has loaded the models, the one of the metrics last. Then it is asked
+        # whether it still runs: another server may have been quicker to take the port, and answer.
         ready = False
         while not ready:
             ready = self._answers(http_port, "/v2/health/ready") and self._answers(metrics_port, "/metrics")
@@ -163,8 +175,8 @@ class LocalTriton:
                 )
             if not ready and time.monotonic() > deadline:
                 raise TritonStartError(
-                    f"tritonserver was not ready within {self._ready_timeout_s:g} s; allow more time, "
-                    f"or see what it is waiting for.{self._log_tail()}"
+                    f"tritonserver was not ready within {self._ready_timeout_s:g} s; set ready_timeout_s "
+                    f"higher, or see what it is waiting for.{self._log_tail()}"
                 )
             if not ready:
                 time.sleep(_POLL_INTERVAL_S)
@@ -184,7 +196,7 @@ class LocalTriton:
         if self._log_to_stderr:
             return " Its log is above."
         lines = self._log_file.read_text(errors="replace").splitlines()
-        said = [line for line in lines if line.strip() and line[0] not in "+|"]  # not Triton's tables
+        said = [line for line in lines if line.strip() and line[0] not in "+|"]  # without Triton's tables
         return "\n".join([" The end of its log:", *said[-_LOG_TAIL_LINES:]])
 
 
@@ -192,11 +204,11 @@ def check_repository(repository: Path) -> None:
     """Check that a folder holds at least one model, before a server is started for it.
 
     Raises:
-        RepositoryError: It is missing, no folder, or empty.
+        RepositoryError: It is missing, not a folder, or empty.
     """
-    advice = "expected a folder with one folder for each model, as `arcface-builder build` writes it"
+    advice = "expected a folder with one folder for each model; `arcface-builder build` writes one"
     if not repository.is_dir():
-        problem = "is no folder" if repository.exists() else "does not exist"
+        problem = "is not a folder" if repository.exists() else "does not exist"
         raise RepositoryError(f"The model repository {repository} {problem}; {advice}.")
     if not any(entry.is_dir() and not entry.name.startswith(".") for entry in repository.iterdir()):
         raise RepositoryError(f"The model repository {repository} holds no model; {advice}.")

@@ -1,4 +1,4 @@
-"""One real server for all tests that only ask it things."""
+"""One real server for all tests that only send it requests."""
 
 from __future__ import annotations
 
@@ -40,6 +40,13 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(repository: Path) -> Iterator[LocalTriton]:
     with LocalTriton(repository, stop_timeout_s=1) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def small_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small_repository")
+    write_tiny_repository(folder)
+    return folder
 
 
 @pytest.fixture

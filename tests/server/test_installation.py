@@ -34,7 +34,7 @@ def test_the_installed_triton_is_found_without_importing_pytriton() -> None:
     ],
     ids=["macOS", "arm64", "old glibc", "musl", "Python 3.13"],
 )
-def test_where_there_is_no_wheel_the_container_is_named(
+def test_on_a_machine_without_a_wheel_the_error_names_the_container(
     monkeypatch: pytest.MonkeyPatch, change: Change, named: str
 ) -> None:
     change(monkeypatch)
@@ -46,13 +46,13 @@ def test_where_there_is_no_wheel_the_container_is_named(
     assert "\n" not in message
 
 
-def test_where_it_is_not_installed_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_installation_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(TritonNotInstalledError, match=r"pip install 'arcface-triton\[server\]'"):
         find_installation()
 
 
-def test_an_installation_with_files_missing_is_to_be_installed_anew(
+def test_an_installation_that_lacks_files_has_to_be_reinstalled(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     spec = importlib.util.spec_from_loader("pytriton", loader=None, is_package=True)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import socket
 import sys
 import threading
 import urllib.request
@@ -12,16 +13,8 @@ import pytest
 from arcface_server import LocalTriton
 from arcface_server.errors import FlagError, PortError, TritonDiedError, TritonStartError
 from arcface_server.installation import find_installation
-from arcface_server.launch import server_environment
+from arcface_server.launch import reserve_addresses, server_environment
 from support.processes import group_members, wait_until
-from support.tiny import write_tiny_repository
-
-
-@pytest.fixture(scope="module")
-def small_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("small_repository")
-    write_tiny_repository(folder)
-    return folder
 
 
 def is_ready(http_url: str) -> bool:
@@ -47,7 +40,7 @@ def test_two_servers_of_one_repository_run_at_once(small_repository: Path, tmp_p
     assert "successfully loaded 'tiny_onnx'" in log.read_text()
 
 
-def test_a_server_can_be_started_anew_and_from_a_thread_that_ends(small_repository: Path) -> None:
+def test_a_server_can_be_started_again_and_from_a_thread_that_ends(small_repository: Path) -> None:
     server = LocalTriton(small_repository)
     starter = threading.Thread(target=server.__enter__)
     starter.start()
@@ -68,30 +61,45 @@ def test_a_server_that_is_killed_is_reported_with_its_last_log_lines(small_repos
             server.wait()
 
 
-def test_a_server_that_ends_at_once_is_an_error_with_its_last_log_lines(small_repository: Path) -> None:
+def test_a_server_that_cannot_start_is_an_error_with_its_last_log_lines(small_repository: Path) -> None:
     server = LocalTriton(small_repository, flags=["--model-control-mode=sometimes"])
     with pytest.raises(TritonStartError, match=r"(?s)exit code 1 before it was ready.*control-mode"), server:
         pass
 
 
-def test_a_server_that_is_late_is_ended(small_repository: Path) -> None:
+def test_a_server_that_is_not_ready_in_time_is_stopped(small_repository: Path) -> None:
     server = LocalTriton(small_repository, ready_timeout_s=0.01)
     with pytest.raises(TritonStartError, match=r"not ready within 0\.01 s"), server:
         pass
     assert group_members(server.pid) == []
 
 
-def test_a_flag_that_would_move_the_server_is_refused(small_repository: Path) -> None:
+def test_a_flag_that_the_package_sets_itself_is_refused(small_repository: Path) -> None:
     with pytest.raises(FlagError, match="--grpc-port"):
         LocalTriton(small_repository, flags=["--grpc-port", "1"])
 
 
-def test_an_address_of_another_machine_is_refused(small_repository: Path) -> None:
+def test_free_ports_differ_and_given_ones_are_kept() -> None:
+    given = reserve_addresses("127.0.0.1", [None, None, None]).http_port
+    addresses = reserve_addresses("127.0.0.1", [None, given, None])
+    assert addresses.grpc_port == given
+    assert len({addresses.http_port, given, addresses.metrics_port}) == 3
+    with pytest.raises(PortError, match=f"Port {given} on 127.0.0.1 is in use"):
+        reserve_addresses("127.0.0.1", [given, given, None])
+
+
+def test_an_address_that_cannot_be_listened_on_is_named(small_repository: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(PortError, match=f"Port {port} on 127.0.0.1 is in use"):
+            LocalTriton(small_repository, http_port=port).__enter__()
+    with pytest.raises(PortError, match=r"Cannot listen on 127\.0\.0\.1:70000"):
+        LocalTriton(small_repository, http_port=70000).__enter__()
     with pytest.raises(PortError, match=r"Cannot listen on 192\.0\.2\.1:0"):
         LocalTriton(small_repository, host="192.0.2.1").__enter__()
 
 
-def test_the_server_gets_this_interpreter_and_no_import_path() -> None:
+def test_the_backends_run_in_this_interpreters_environment() -> None:
     environment = server_environment(find_installation(), {"PATH": "/bin", "LD_LIBRARY_PATH": "/opt/lib"})
     assert environment["PATH"] == os.pathsep.join([str(Path(sys.executable).parent), "/bin"])
     assert environment["LD_LIBRARY_PATH"].endswith(":/opt/lib")

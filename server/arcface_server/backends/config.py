@@ -1,8 +1,4 @@
-"""The fields of a model's configuration that a backend reads; Triton's core acts on the others itself.
-
-Triton hands a Python-based backend the configuration as JSON, with every field present and numbers
-of 64 bits as text.
-"""
+"""The fields of a model's configuration that a backend reads; Triton's core acts on the others itself."""
 
 from __future__ import annotations
 
@@ -18,15 +14,14 @@ from arcface_client.errors import ConfigError
 
 @dataclass(frozen=True)
 class InstanceConfig:
-    """What one instance of a model is to load, and where.
+    """What one instance of a model loads, and where.
 
     Attributes:
         version_folder: Folder of the version to load.
-        filename: The model's file in it, where one serves every device; empty if the configuration
-            names none.
-        cc_filenames: Its files by the compute capability that they are for ("8.6").
+        filename: The file in it that serves every device; empty if the configuration names none.
         device: ``"CPU"`` or ``"GPU"``.
         device_id: Number of the GPU; 0 for a CPU.
+        cc_filenames: The files by compute capability ("8.6").
         parameters: The configuration's free parameters.
     """
 
@@ -38,14 +33,14 @@ class InstanceConfig:
     parameters: Mapping[str, str] = field(default_factory=dict)
 
     def with_prefix(self, prefix: str) -> dict[str, str]:
-        """The parameters whose names begin so, such as ONNX Runtime's own ``session.`` entries."""
+        """The parameters whose names begin with a prefix, such as ONNX Runtime's ``session.`` entries."""
         return {name: value for name, value in self.parameters.items() if name.startswith(prefix)}
 
     def integer(self, name: str, *, default: int) -> int:
         """A parameter that is a number.
 
         Raises:
-            ConfigError: It is none.
+            ConfigError: Its value is not a number.
         """
         text = self.parameters.get(name)
         if text is None:
@@ -57,10 +52,7 @@ class InstanceConfig:
 
 
 def read_instance_config(args: Mapping[str, str]) -> InstanceConfig:
-    """Read what Triton hands to ``TritonPythonModel.initialize``.
-
-    Args:
-        args: Triton's arguments.
+    """Read the arguments of ``TritonPythonModel.initialize``: the configuration is JSON with every field.
 
     Raises:
         ContractError: The configuration declares other tensors than the contract's.
@@ -82,5 +74,5 @@ def read_instance_config(args: Mapping[str, str]) -> InstanceConfig:
 
 
 def _spec(tensor: Mapping[str, Any]) -> TensorSpec:
-    dims = tuple(int(dim) for dim in tensor["dims"])
+    dims = tuple(int(dim) for dim in tensor["dims"])  # numbers of 64 bits are text in Triton's JSON
     return tensor["name"], tensor["data_type"].removeprefix("TYPE_"), dims

@@ -1,8 +1,8 @@
-"""Where perf_analyzer comes from: the PATH, or a wheel of NVIDIA's that carries it.
+"""Where perf_analyzer comes from: the PATH, or one of NVIDIA's wheels.
 
-NVIDIA's SDK container has it on the PATH. On PyPI the wheels of tritonclient carried it up to 2.60;
-2.51.0 is the last whose program runs with the C library of Debian 12. Two shared libraries that it
-wants, and such systems lack, are in the wheel of nvidia-pytriton.
+NVIDIA's SDK container has it on the PATH. The wheels of tritonclient carried it up to 2.60; the one in
+2.51.0 is the last that runs with the C library of Debian 12. It needs two shared libraries that such
+systems lack, and nvidia-pytriton's wheel has them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WHEEL_SHA256: Final = "c485bb0123bdf310f90bc8b03d3489b28df2ffed55b30c7eee0b795b4
 PROGRAM_SHA256: Final = "a8e3fa6d2fcd535770f18fa3c9baf21aee85697352637d24c6b2818401c95a34"
 
 _MEMBER: Final = f"tritonclient-{VERSION}.data/data/bin/perf_analyzer"
-# The names that the program asks for, and the files in the wheel, whose names carry a hash.
+# The names that the program loads, and the files in the wheel, whose names have a hash in them.
 _LIBRARIES: Final = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12*"}
 _ELSEWHERE: Final = (
     "Or run `arcface-server perf` where perf_analyzer is on the PATH, as in NVIDIA's container "
@@ -62,7 +62,7 @@ def find_perf_analyzer() -> PerfAnalyzer:
     """Find perf_analyzer on the PATH, else in the cache, where it is downloaded to once.
 
     Raises:
-        PerfAnalyzerError: It is nowhere, and cannot be downloaded.
+        PerfAnalyzerError: It is not found and cannot be downloaded.
     """
     on_path = shutil.which("perf_analyzer")
     if on_path is not None:
@@ -93,11 +93,11 @@ def _install(folder: Path) -> None:
         program.chmod(0o755)
         for name, file in libraries.items():
             shutil.copyfile(file, staged / "lib" / name)
-        shutil.rmtree(folder, ignore_errors=True)  # a damaged one
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged copy
         try:
             staged.rename(folder)
         except OSError:
-            if not _is_genuine(folder):  # otherwise another process was quicker
+            if not _is_genuine(folder):  # if it is, another process was quicker
                 raise
 
 
@@ -105,7 +105,7 @@ def download_wheel(folder: Path) -> Path:
     """Download the wheel with pip, so that the user's index, proxy and certificates apply.
 
     Raises:
-        PerfAnalyzerError: There is no pip, pip failed, or the file is not the one that is expected.
+        PerfAnalyzerError: There is no pip, pip failed, or the file has another SHA-256.
     """
     if importlib.util.find_spec("pip") is None:
         raise PerfAnalyzerError(
@@ -114,7 +114,7 @@ def download_wheel(folder: Path) -> Path:
         )
     requirement = f"tritonclient=={VERSION}"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    # Its program needs no Python; without these two, pip would refuse a wheel for another one.
+    # The program needs no Python. Without these options, pip would refuse a wheel for another Python.
     command += ["--platform=manylinux1_x86_64", "--python-version=3.10", f"--dest={folder}", requirement]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
@@ -140,5 +140,5 @@ def _find_libraries() -> dict[str, Path]:
     found = {name: next(folder.glob(pattern), None) for name, pattern in _LIBRARIES.items()}
     missing = [name for name, file in found.items() if file is None]
     if missing:
-        raise PerfAnalyzerError(f"{folder} has no {' and no '.join(missing)}. {_ELSEWHERE}")
+        raise PerfAnalyzerError(f"{folder} lacks {' and '.join(missing)}. {_ELSEWHERE}")
     return {name: file for name, file in found.items() if file is not None}

@@ -1,8 +1,10 @@
-"""One figure: a model under a batch size and a concurrency, as perf_analyzer measures it."""
+"""Measure a model under one batch size and concurrency with perf_analyzer."""
 
 from __future__ import annotations
 
-import csv
+import base64
+import itertools
+import json
 import os
 import subprocess
 import tempfile
@@ -10,15 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+import numpy as np
+
+from arcface_client.contract import CROP_SHAPE, CROP_SIZE, INPUT_NAME, Crops
+from arcface_client.errors import ImageFileError
+from arcface_client.evaluation.images import find_images, read_crop
+
 from ..errors import PerfAnalyzerError
 from .binary import PerfAnalyzer
+from .report import STABILITY_PERCENT, Measurement, parse_report
 
 SharedMemory = Literal["none", "system"]
 
-STABILITY_PERCENT: Final = 10
-"""Three windows in a row must lie this close together for a figure to be settled; perf_analyzer's default."""
+CROP_COUNT: Final = 32
+"""How many different crops are sent in turn; at most so many are read from a folder."""
 
-_NOT_SETTLED: Final = 2  # perf_analyzer's exit code: pa::STABILITY_ERROR
+_CELL: Final = 8
+_NOT_SETTLED: Final = 2  # perf_analyzer's exit code STABILITY_ERROR
 _ANY_SPREAD_PERCENT: Final = 100_000
 
 
@@ -31,8 +41,8 @@ class Load:
         model: Name of the model.
         version: Its version; None is the newest.
         input_data: File that ``write_input_data`` wrote.
-        shared_memory: How crops reach a server on the same machine: inside the request, or beside it.
-        requests: Requests in each window, of which there are three to ten.
+        shared_memory: Whether crops reach a server on this machine inside the request or in shared memory.
+        requests: Requests in each window; three to ten windows are measured.
     """
 
     url: str
@@ -43,31 +53,31 @@ class Load:
     requests: int
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """A figure. Times are those of one request, which carries a whole batch.
+def load_crops(folder: Path | None) -> Crops:
+    """Read crops from a folder, or draw patches of colour if there is none.
 
-    Attributes:
-        batch_size: Crops in a request.
-        concurrency: Requests that are under way at a time.
-        faces_per_s: Crops embedded a second.
-        p50_ms: Median time of a request, as the client sees it; p95 and p99 likewise.
-        p95_ms: 95th percentile.
-        p99_ms: 99th percentile.
-        queue_ms: Mean time in the server's queue.
-        compute_ms: Mean time in the backend, its input and output included.
-        settled: Whether three windows agreed; without it the figure is a rough one.
+    What a crop shows does not change a network's speed. They differ so that a response cache cannot answer.
+
+    Raises:
+        ImageFileError: The folder has no image, or an image that is not a crop.
     """
+    if folder is None:
+        cells = CROP_SIZE // _CELL
+        patches = np.random.default_rng(0).integers(0, 256, (CROP_COUNT, cells, cells, 3), np.uint8)
+        return patches.repeat(_CELL, axis=1).repeat(_CELL, axis=2)
+    crops = [read_crop(file) for file in itertools.islice(find_images([folder]), CROP_COUNT)]
+    if not crops:
+        raise ImageFileError(f"There is no image in {folder}; expected face crops of 112x112.")
+    return np.stack(crops)
 
-    batch_size: int
-    concurrency: int
-    faces_per_s: float
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
-    queue_ms: float
-    compute_ms: float
-    settled: bool
+
+def write_input_data(crops: Crops, file: Path) -> None:
+    """Write crops in perf_analyzer's form; it builds its batches from them in turn."""
+    steps = [
+        {INPUT_NAME: {"b64": base64.b64encode(crop.tobytes()).decode("ascii"), "shape": list(CROP_SHAPE)}}
+        for crop in crops
+    ]
+    file.write_text(json.dumps({"data": steps}))
 
 
 def measure(
@@ -75,15 +85,15 @@ def measure(
 ) -> Measurement:
     """Measure one figure.
 
-    Of a figure that does not settle perf_analyzer reports nothing, so that it is measured once more
+    perf_analyzer reports nothing about a figure that does not settle. Such a figure is measured once more
     with any spread allowed, and marked.
 
     Args:
         perf_analyzer: The program.
         load: What to send, and where.
         batch_size: Crops in a request.
-        concurrency: Requests that are under way at a time.
-        settle: Try for a settled figure first; without it three windows are taken as they are.
+        concurrency: Requests under way at a time.
+        settle: Try for a settled figure first; without it the first three windows are taken.
 
     Raises:
         PerfAnalyzerError: perf_analyzer failed; the message has its own reason.
@@ -91,14 +101,9 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="arcface-perf-") as scratch:
         report = Path(scratch, "report.csv")
         for stability_percent in (STABILITY_PERCENT, _ANY_SPREAD_PERCENT)[0 if settle else 1 :]:
-            command = [
-                str(perf_analyzer.program),
-                *arguments(load, batch_size, concurrency, stability_percent),
-                "-f",
-                str(report),
-            ]
+            flags = _flags(load, batch_size, concurrency, stability_percent)
             result = subprocess.run(
-                command,
+                [str(perf_analyzer.program), *flags, "-f", str(report)],
                 env=perf_analyzer.environment(os.environ),
                 capture_output=True,
                 text=True,
@@ -115,41 +120,14 @@ def measure(
     )
 
 
-def arguments(load: Load, batch_size: int, concurrency: int, stability_percent: int) -> list[str]:
-    """The flags for one figure."""
+def _flags(load: Load, batch_size: int, concurrency: int, stability_percent: int) -> list[str]:
     flags = ["-m", load.model, "-u", load.url, "-i", "grpc", "-b", str(batch_size)]
     flags += [] if load.version is None else ["-x", str(load.version)]
     flags += ["--concurrency-range", str(concurrency), "--input-data", str(load.input_data)]
     flags += ["--shared-memory", load.shared_memory, "--stability-percentage", str(stability_percent)]
-    # Windows of a fixed length hold too few requests of a slow model to agree with each other.
+    # Windows of a fixed time would hold too few requests of a slow model to agree with each other.
     flags += ["--measurement-mode", "count_windows", "--measurement-request-count", str(load.requests)]
     return flags
-
-
-def parse_report(text: str, batch_size: int, concurrency: int, *, settled: bool) -> Measurement:
-    """Read perf_analyzer's CSV; its times are in microseconds.
-
-    Raises:
-        PerfAnalyzerError: It has another form.
-    """
-    try:
-        (row,) = csv.DictReader(text.splitlines())
-        compute_us = sum(float(row[f"Server Compute {part}"]) for part in ("Input", "Infer", "Output"))
-        return Measurement(
-            batch_size=batch_size,
-            concurrency=concurrency,
-            faces_per_s=float(row["Inferences/Second"]),
-            p50_ms=float(row["p50 latency"]) / 1000,
-            p95_ms=float(row["p95 latency"]) / 1000,
-            p99_ms=float(row["p99 latency"]) / 1000,
-            queue_ms=float(row["Server Queue"]) / 1000,
-            compute_ms=compute_us / 1000,
-            settled=settled,
-        )
-    except (KeyError, ValueError) as error:
-        raise PerfAnalyzerError(
-            f"perf_analyzer's report has another form than expected ({error!r}): {text.strip()!r}"
-        ) from error
 
 
 def _last_line(text: str) -> str:

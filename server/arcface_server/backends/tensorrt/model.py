@@ -1,7 +1,7 @@
-"""Triton's ``tensorrt`` backend, where the native one is not at hand.
+"""Triton's ``tensorrt`` backend, where the native backend is not installed.
 
-Triton copies nothing but this file beside its Python backend, so all it holds is the shape that
-Triton wants; the rest is imported from the installed packages.
+This file alone is copied beside Triton's Python backend, so it only has the form that Triton expects. The
+rest is imported from the installed packages.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import triton_python_backend_utils as pb_utils
 
 from arcface_server.backends.config import read_instance_config
 from arcface_server.backends.plans import load_plan
-from arcface_server.backends.responses import respond
+from arcface_server.backends.requests import respond
 
 
 class TritonPythonModel:
     """One instance of a model, on one GPU."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Load the plan for this GPU; an error here is the reason that Triton's repository index shows."""
+        """Load the plan for this GPU; Triton's repository index shows an error as the reason."""
         self._runtime = load_plan(args["model_name"], read_instance_config(args))
 
     def execute(self, requests: Sequence[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
         """Answer the requests that Triton has batched."""
-        return respond(self._runtime.embed, requests)
+        return respond(pb_utils, self._runtime.embed, requests)
 
     def finalize(self) -> None:
         """Free the plan."""

@@ -57,7 +57,7 @@ def test_each_version_serves_its_own_graph(
         ("m_trt", "instance group gpu of model m_trt has kind KIND_GPU but no GPUs are available"),
     ],
 )
-def test_a_model_that_cannot_load_says_why_and_does_not_stop_the_others(
+def test_a_model_that_cannot_load_has_its_reason_in_the_index_and_does_not_stop_the_others(
     client: grpcclient.InferenceServerClient, crops: Crops, model: str, reason: str
 ) -> None:
     index = {entry.name: entry for entry in client.get_model_repository_index().models}
@@ -83,7 +83,7 @@ def test_requests_are_merged_into_one_run_and_each_gets_its_own_rows(
     assert after.execution_count - before.execution_count < 3
 
 
-def test_a_request_that_the_model_fails_on_is_answered_alone_with_its_own_error(
+def test_only_the_request_that_the_model_fails_on_gets_an_error(
     client: grpcclient.InferenceServerClient, crops: Crops
 ) -> None:
     poisoned = crops.copy()
@@ -94,7 +94,7 @@ def test_a_request_that_the_model_fails_on_is_answered_alone_with_its_own_error(
     assert isinstance(good, np.ndarray)
 
 
-def test_a_request_of_the_wrong_shape_is_refused_with_both_shapes(
+def test_the_error_about_a_wrong_shape_has_both_shapes(
     client: grpcclient.InferenceServerClient, crops: Crops
 ) -> None:
     with pytest.raises(grpcclient.InferenceServerException, match=r"\[-1,112,112,3\], got \[3,100,112,3\]"):
@@ -111,7 +111,7 @@ def test_two_instances_share_the_requests(
     assert all(cpu_seconds(pid) > start for pid, start in zip(instances, before, strict=True))
 
 
-def test_the_thread_count_of_the_configuration_is_used(server: LocalTriton) -> None:
+def test_the_configurations_thread_count_is_used(server: LocalTriton) -> None:
     (one,) = stubs_of(server, "patient")
     (four,) = stubs_of(server, "threads")
     assert thread_count(four) - thread_count(one) == 3

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import base64
 import hashlib
 import importlib.util
@@ -15,13 +14,12 @@ import pytest
 from arcface_client.contract import CROP_SHAPE, INPUT_NAME
 from arcface_client.errors import ImageFileError
 from arcface_server import LocalTriton
-from arcface_server.cli import main
+from arcface_server.cli import main, parse_levels
 from arcface_server.errors import PerfAnalyzerError
-from arcface_server.perf import binary, table
+from arcface_server.perf import binary
 from arcface_server.perf.binary import PerfAnalyzer, download_wheel, find_perf_analyzer
-from arcface_server.perf.input_data import load_crops, write_input_data
-from arcface_server.perf.levels import parse_levels
-from arcface_server.perf.measurement import Load, measure, parse_report
+from arcface_server.perf.measurement import Load, load_crops, measure, write_input_data
+from arcface_server.perf.report import HEADER, NOT_SETTLED_NOTE, parse_report
 
 REPORT = """\
 Concurrency,Inferences/Second,Client Send,Network+Server Send/Recv,Server Queue,Server Compute Input,\
@@ -54,16 +52,12 @@ def test_levels_are_lists_doublings_and_steps(text: str, levels: tuple[int, ...]
 
 
 @pytest.mark.parametrize("text", ["", "0", "1,", "8:1", "1:2:0", "1:2:3:4", "many", "-1"])
-def test_what_is_no_list_of_levels_is_wrong_usage(text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(argparse.ArgumentTypeError):
-        parse_levels(text)
-    with pytest.raises(SystemExit) as ended:
-        main(["perf", "--model", "tiny_onnx", f"--concurrency={text}"])
-    assert ended.value.code == 2
-    assert f"{text!r} is no list of numbers from 1 up" in capsys.readouterr().err
+def test_other_texts_are_wrong_usage(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["perf", "--model", "tiny_onnx", f"--concurrency={text}"]) == 2
+    assert f"{text!r} is not a list of" in " ".join(capsys.readouterr().err.split())
 
 
-def test_the_crops_sent_are_the_ones_of_the_folder(tmp_path: Path) -> None:
+def test_the_crops_of_the_folder_are_sent(tmp_path: Path) -> None:
     from PIL import Image
 
     pixels = np.random.default_rng(0).integers(0, 256, CROP_SHAPE, np.uint8)
@@ -89,13 +83,13 @@ def test_drawn_crops_differ() -> None:
     assert len({crop.tobytes() for crop in crops}) == len(crops)
 
 
-def test_a_report_is_read_in_milliseconds_and_told_settled_or_not() -> None:
+def test_a_report_is_read_in_milliseconds_and_marked_if_not_settled() -> None:
     figure = parse_report(REPORT, 8, 2, settled=False)
     assert figure.faces_per_s == 5873.79
     assert (figure.p50_ms, figure.p99_ms, figure.queue_ms) == (2.568, 5.165, 0.851)
     assert figure.compute_ms == pytest.approx(1.583)
-    assert "5873.8 * " in table.row(figure)
-    assert len(table.row(figure)) == len(table.HEADER)
+    assert "5873.8 * " in figure.row()
+    assert len(figure.row()) == len(HEADER)
     with pytest.raises(PerfAnalyzerError, match="another form"):
         parse_report("Concurrency\n2\n", 8, 2, settled=True)
 
@@ -119,17 +113,17 @@ def test_a_server_is_measured_with_real_crops(
 
     told = capsys.readouterr()
     header, row, *note = (told.err if more else told.out).splitlines()
-    assert header == table.HEADER
+    assert header == HEADER
     assert row.split()[:2] == ["2", "2"]
     written = json.loads(report.read_text())
     assert not more or json.loads(told.out) == written
     (figure,) = written["measurements"]
     assert figure["faces_per_s"] > 0
     assert 0 < figure["p50_ms"] <= figure["p95_ms"] <= figure["p99_ms"]
-    assert note == ([] if figure["settled"] else [table.NOT_SETTLED_NOTE])
+    assert note == ([] if figure["settled"] else [NOT_SETTLED_NOTE])
 
 
-def test_a_report_that_cannot_be_written_is_said_before_the_measurement(
+def test_an_output_that_cannot_be_written_is_an_error_before_the_measurement(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["perf", "--model", "tiny_onnx", "--url", "127.0.0.1:1", "--output", str(tmp_path)]) == 1
@@ -162,7 +156,7 @@ def test_perf_analyzers_own_reason_is_shown(
         measure(perf_analyzer, load, batch_size=64, concurrency=1)
 
 
-def test_no_server_and_no_such_model_are_one_line(
+def test_a_missing_server_or_model_is_one_line(
     server: LocalTriton, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["perf", "--model", "nope", "--url", server.grpc_url]) == 1
@@ -173,7 +167,7 @@ def test_no_server_and_no_such_model_are_one_line(
     assert error.count("\n") == 1
 
 
-def test_what_was_downloaded_is_not_downloaded_again_unless_it_is_damaged(
+def test_perf_analyzer_is_downloaded_again_only_if_the_copy_is_damaged(
     perf_analyzer: PerfAnalyzer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def no_download(folder: Path) -> Path:
@@ -193,7 +187,7 @@ def test_what_was_downloaded_is_not_downloaded_again_unless_it_is_damaged(
         find_perf_analyzer()
 
 
-def test_without_pip_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_pip_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(PerfAnalyzerError, match=r"-m ensurepip\. Or run .* -py3-sdk|-m ensurepip"):
         download_wheel(tmp_path)
@@ -208,9 +202,7 @@ def test_pips_own_reason_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         download_wheel(tmp_path)
 
 
-def test_another_file_under_the_wheels_name_is_not_run(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_wheel_with_another_checksum_is_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def fake_pip(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         assert command[0] == sys.executable
         (tmp_path / "tritonclient-2.51.0-py3-none-manylinux1_x86_64.whl").write_bytes(b"another")

@@ -1,1 +1,0 @@
-"""The commands of ``arcface-server``, one module each."""
