@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from .backends.triton import TritonBackend
     from .failover.intervals import Rhythm
     from .failover.server import RequestLimits
-    from .observability.diagnostics import Diagnostics
-    from .observability.served import Served
+    from .observability.diagnostics import Diagnostics, Served
     from .triton.aio import AsyncConnection, AsyncEmbeddingClient
     from .triton.channel import Connection
     from .triton.client import EmbeddingClient
@@ -60,7 +59,7 @@ _MODULES = {
     "EmbeddingClient": "triton.client",
     "RequestLimits": "failover.server",
     "Rhythm": "failover.intervals",
-    "Served": "observability.served",
+    "Served": "observability.diagnostics",
     "Tls": "triton.limits",
     "TritonBackend": "backends.triton",
     "errors": "errors",

@@ -1,21 +1,71 @@
-"""What a backend says of itself."""
+"""What a backend says of itself, and of how it served a call."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from ..contract import EMBEDDING_DIM
+
+HERE: Final = "this process"
+"""Where a source in this process is."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A candidate that embedded crops of a call.
+
+    Attributes:
+        backend: "triton", "tensorrt", "onnxruntime" or "insightface".
+        model: The model's name.
+        version: Its version; None if it has none.
+        where: ``host:port`` of the server, or "this process".
+        crops: How many crops of the call it embedded.
+    """
+
+    backend: str
+    model: str
+    version: int | None
+    where: str
+    crops: int
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A candidate that did not serve, and why."""
+
+    candidate: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Served:
+    """How a call was served.
+
+    Attributes:
+        sources: The candidates that embedded its crops, in order of use; several only if one failed in the
+            middle of the call.
+        refusals: The candidates that are preferred to the last source, and why they were not used.
+    """
+
+    sources: tuple[Source, ...]
+    refusals: tuple[Refusal, ...] = ()
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether another candidate than the first choice embedded some of the crops."""
+        return bool(self.refusals) or len(self.sources) > 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """What was proved of the one that serves.
+    """What was proved of the model that serves.
 
     Attributes:
-        drift_vs_reference: Largest 1 - cosine similarity of the golden crops against the reference.
-        reference: What the reference is: "manifest", "onnx sibling" or "itself".
-        regression_test: "passed" or "failed"; None when it did not run.
+        drift_vs_reference: Largest cosine distance of the golden crops' embeddings from the reference
+            embeddings.
+        reference: Where the reference embeddings come from: "manifest", "onnx sibling" or "itself".
+        regression_test: "passed" or "failed"; None if it did not run.
     """
 
     drift_vs_reference: float | None = None
@@ -28,11 +78,11 @@ class CandidateReport:
     """One candidate, as diagnostics list it.
 
     Attributes:
-        candidate: Its name, such as "arcface_r100_trt:3 at localhost:8001".
-        state: "serving", "standing by", "refused", "failing" (its breaker is open, or this process could
-            not load it) or "settling".
+        candidate: Its name, for example "arcface_r100_trt:3 at localhost:8001".
+        state: "serving", "standing by", "refused", "failing" (in cooldown, or not loaded in this process) or
+            "settling".
         reason: Why it does not serve; None for the one that does.
-        drift: Largest drift of the golden crops; None when not measured.
+        drift: Largest drift of the golden crops; None if it was not measured.
     """
 
     candidate: str
@@ -43,7 +93,7 @@ class CandidateReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnostics:
-    """A backend's state, as ``diagnostics()`` gives it; what is not known is None.
+    """A backend's state, as ``diagnostics()`` returns it; what is not known is None.
 
     Attributes:
         backend: "triton", "tensorrt", "onnxruntime" or "insightface".
@@ -51,16 +101,16 @@ class Diagnostics:
         version: Its version.
         engine_path: File of the model, or the server's URL and model.
         precision: Of the plan or file.
-        sm: Architecture of the GPU, as "90".
-        provider: What ONNX Runtime really runs on.
+        sm: Architecture of the GPU, for example "90".
+        provider: The execution provider that ONNX Runtime uses.
         batch_size: Largest batch of one run.
-        throughput_fps: Faces a second over the last calls.
+        throughput_fps: Faces a second while calls were under way, over the last calls.
         latency_ms: Median time of the last calls.
-        vram_mb: What loading the model took of the GPU's memory, in MiB; not exact while others load, too.
+        vram_mb: GPU memory that loading the model took, in MiB; not exact while other processes load models.
         validation: What was proved.
         candidates: Every candidate, in order of preference.
         counters: Calls and faces by the candidate that served them, fallbacks by reason, errors.
-        shadow: Drift of live crops between plan and ONNX model; None when they are not compared.
+        shadow: Drift of live crops between plan and ONNX model; None if they are not compared.
     """
 
     backend: str
@@ -81,5 +131,5 @@ class Diagnostics:
     shadow: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The same as plain values, for JSON."""
         return asdict(self)

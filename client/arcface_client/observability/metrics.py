@@ -1,28 +1,63 @@
-"""What an embedder counts of itself, and how Prometheus gets it."""
+"""Counters and speed of a backend's calls, and how Prometheus reads them."""
 
 from __future__ import annotations
 
 import bisect
 import itertools
+import statistics
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from ..errors import ArcFaceError, InputError, require
 from ..triton.embed_request import EmbedRequest
-from .diagnostics import CandidateReport
-from .served import Served, Source
+from .diagnostics import CandidateReport, Served, Source
 
 LATENCY_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Upper bounds of the histogram's buckets, in seconds; one more has the rest."""
+"""Upper bounds of the histogram's buckets, in seconds; one more bucket has the rest."""
 
 _SOURCE_LABELS: Final = ("backend", "model", "version", "where")
+_RECENT_CALLS: Final = 256
+
+
+class Meter:
+    """How fast the last calls were. Safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._calls: deque[tuple[float, float, int]] = deque(maxlen=_RECENT_CALLS)
+        self._lock = threading.Lock()
+
+    def record(self, faces: int, seconds: float) -> None:
+        """Record a call that ends now."""
+        now = time.monotonic()
+        with self._lock:
+            self._calls.append((now - seconds, now, faces))
+
+    @property
+    def throughput_fps(self) -> float | None:
+        """Faces a second of wall-clock time in which calls were under way; None before the first call."""
+        busy_s, busy_until = 0.0, -1.0
+        calls = self._last()
+        for start, end, _ in sorted(calls):
+            busy_s += max(0.0, end - max(start, busy_until))
+            busy_until = max(busy_until, end)
+        return sum(faces for _, _, faces in calls) / busy_s if busy_s else None
+
+    @property
+    def latency_ms(self) -> float | None:
+        """Median time of a call in milliseconds; None before the first call."""
+        calls = self._last()
+        return 1e3 * statistics.median(end - start for start, end, _ in calls) if calls else None
+
+    def _last(self) -> list[tuple[float, float, int]]:
+        with self._lock:
+            return list(self._calls)
 
 
 class Metrics:
-    """Plain counters of an embedder's calls. Safe to share between threads."""
+    """Counters of a backend's calls. Safe to share between threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -62,12 +97,12 @@ class Metrics:
             self._seconds += seconds
 
     def failed(self, error: ArcFaceError) -> None:
-        """Count a call that was not."""
+        """Count a call that ended in an error."""
         with self._lock:
             self._errors[type(error).__name__] += 1
 
     def fell_back(self, reason: str) -> None:
-        """Count that a call was left to the next candidate."""
+        """Count that a candidate left a call to the next one."""
         with self._lock:
             self._fallbacks[reason] += 1
 
@@ -86,25 +121,23 @@ class Metrics:
             }
 
     def histogram(self) -> tuple[list[tuple[str, float]], float]:
-        """Calls by time taken, cumulated by upper bound as Prometheus has them, and the sum in seconds."""
+        """Calls by time, cumulated by upper bound as Prometheus has them, and the sum in seconds."""
         with self._lock:
-            counts, seconds = list(self._buckets), self._seconds
-        bounds = [*map(str, LATENCY_BOUNDS_S), "+Inf"]
-        cumulated = [sum(counts[: place + 1]) for place in range(len(counts))]
-        return list(zip(bounds, map(float, cumulated), strict=True)), seconds
+            counts, seconds = itertools.accumulate(self._buckets), self._seconds
+            return list(zip([*map(str, LATENCY_BOUNDS_S), "+Inf"], map(float, counts), strict=True)), seconds
 
 
 class PrometheusExporter:
-    """Gives the counters to a Prometheus registry when it is scraped; calls pay nothing for it.
+    """Gives the counters to a Prometheus registry when it is scraped; calls cost nothing more.
 
     Args:
         metrics: The counters.
-        reports: Gives every candidate's state.
-        registry: The registry; one embedder for each, since two would give the same series twice.
-        shadow: Gives what shadow traffic found; None when there is none.
+        reports: Returns every candidate's state.
+        registry: The registry; each backend needs its own, since two would export the same series.
+        shadow: Returns what shadow traffic found; None without shadow traffic.
 
     Raises:
-        InputError: It is no registry, or has another embedder's.
+        InputError: It is not a registry, or has another backend's metrics.
         MissingExtraError: prometheus-client is not installed.
     """
 
@@ -126,7 +159,7 @@ class PrometheusExporter:
             registry.register(self)
         except ValueError as error:
             raise InputError(
-                "The registry has the metrics of another embedder already; give each a registry of its own."
+                "The registry already has the metrics of another backend; give each backend its own registry."
             ) from error
 
     def close(self) -> None:
@@ -134,14 +167,14 @@ class PrometheusExporter:
         self._registry.unregister(self)
 
     def describe(self) -> Iterator[Any]:
-        """Yield a family, by which a registry tells that it has two embedders'."""
+        """Yield one family, by which the registry recognises a second backend."""
         yield self._core.CounterMetricFamily("arcface_client_calls", "Calls of encode.")
 
     def collect(self) -> Iterator[Any]:
         """Yield the metric families; called by the registry."""
         core, counters = self._core, self._metrics.snapshot()
         calls = core.CounterMetricFamily(
-            "arcface_client_calls", "Calls of encode that a source had a part in.", labels=_SOURCE_LABELS
+            "arcface_client_calls", "Calls of encode in which a source embedded crops.", labels=_SOURCE_LABELS
         )
         faces = core.CounterMetricFamily("arcface_client_faces", "Faces embedded.", labels=_SOURCE_LABELS)
         for source in counters["sources"]:
@@ -149,11 +182,13 @@ class PrometheusExporter:
             calls.add_metric(labels, source["calls"])
             faces.add_metric(labels, source["faces"])
         fallbacks = core.CounterMetricFamily(
-            "arcface_client_fallbacks", "Times that a call was left to the next candidate.", labels=["reason"]
+            "arcface_client_fallbacks",
+            "Calls that a candidate left to the next one.",
+            labels=["reason"],
         )
         yield core.CounterMetricFamily(
             "arcface_client_calls_fell_back",
-            "Calls that did not wholly come from the first choice.",
+            "Calls of which another candidate than the first choice embedded crops.",
             value=counters["calls_fell_back"],
         )
         errors = core.CounterMetricFamily(
@@ -171,7 +206,7 @@ class PrometheusExporter:
         )
         states = core.GaugeMetricFamily(
             "arcface_client_candidate",
-            "1 for the state that each candidate is in.",
+            "1 for the state of each candidate.",
             labels=["candidate", "state"],
         )
         for report in self._reports():
@@ -184,7 +219,7 @@ class PrometheusExporter:
     def _of_shadow(self, shadow: Mapping[str, Any]) -> Iterator[Any]:
         crops = self._core.CounterMetricFamily(
             "arcface_client_shadow_crops",
-            "Live crops for the sibling, by the result.",
+            "Live crops for the comparison, by result.",
             labels=["result"],
         )
         for result, count in shadow["crops"].items():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -9,9 +10,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from arcface_client.backends.triton import TritonBackend
 from arcface_client.errors import InputError, MissingExtraError, NoCandidateNowError
-from arcface_client.observability.diagnostics import CandidateReport
-from arcface_client.observability.metrics import LATENCY_BOUNDS_S, Metrics, PrometheusExporter
-from arcface_client.observability.served import Served, Source
+from arcface_client.observability.diagnostics import CandidateReport, Served, Source
+from arcface_client.observability.metrics import LATENCY_BOUNDS_S, Meter, Metrics, PrometheusExporter
 from support.fake_triton import FakeTriton, served
 
 PLAN = Source("triton", "arcface_trt", 3, "localhost:8001", 30)
@@ -30,7 +30,7 @@ def filled() -> Metrics:
     return metrics
 
 
-def test_calls_and_faces_are_counted_by_who_served_them() -> None:
+def test_calls_and_faces_are_counted_by_source() -> None:
     snapshot = filled().snapshot()
     labels = {"backend": "triton", "model": "arcface_trt", "version": "3", "where": "localhost:8001"}
     assert snapshot["sources"][0] == labels | {"calls": 2, "faces": 60}
@@ -64,7 +64,7 @@ def test_no_count_is_lost_between_threads() -> None:
     assert metrics.snapshot()["sources"][0]["calls"] == 2000
 
 
-def test_prometheus_reads_them_when_it_scrapes() -> None:
+def test_prometheus_reads_the_counters_when_it_scrapes() -> None:
     registry = CollectorRegistry()
     candidate = CandidateReport(candidate="arcface_trt:3 at localhost:8001", state="failing")
     exporter = PrometheusExporter(filled(), lambda: [candidate], registry)
@@ -81,16 +81,16 @@ def test_prometheus_reads_them_when_it_scrapes() -> None:
     assert "arcface_client" not in generate_latest(registry).decode()
 
 
-def test_two_embedders_do_not_share_a_registry() -> None:
+def test_two_backends_do_not_share_a_registry() -> None:
     registry = CollectorRegistry()
     exporter = PrometheusExporter(Metrics(), list, registry)
-    with pytest.raises(InputError, match="has the metrics of another embedder already"):
+    with pytest.raises(InputError, match="already has the metrics of another backend"):
         PrometheusExporter(Metrics(), list, registry)
     exporter.close()
     PrometheusExporter(Metrics(), list, registry)
 
 
-def test_what_is_no_registry_is_said() -> None:
+def test_a_registry_must_be_one_of_prometheus_client() -> None:
     with pytest.raises(InputError, match="registry is 5; expected a prometheus_client"):
         PrometheusExporter(Metrics(), list, 5)
 
@@ -121,3 +121,25 @@ def test_without_prometheus_client_the_extra_is_named(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "prometheus_client.core", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'arcface-triton\[metrics\]'"):
         TritonBackend("localhost:1", registry=CollectorRegistry())
+
+
+def test_a_meter_knows_nothing_before_the_first_call() -> None:
+    assert (Meter().throughput_fps, Meter().latency_ms) == (None, None)
+
+
+def test_calls_at_the_same_time_add_up_in_the_throughput() -> None:
+    meter = Meter()
+    for _ in range(8):
+        meter.record(1, 0.1)
+    assert meter.throughput_fps == pytest.approx(80, rel=0.05)
+    assert meter.latency_ms == pytest.approx(100)
+
+
+def test_a_pause_between_calls_is_not_part_of_the_throughput(monkeypatch: pytest.MonkeyPatch) -> None:
+    meter, now = Meter(), 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    meter.record(1, 99.0)  # forgotten after 256 others
+    for faces, seconds in [(8, 0.1), (32, 0.3)] * 128:
+        now += 60
+        meter.record(faces, seconds)
+    assert meter.throughput_fps == pytest.approx(40 / 0.4)
