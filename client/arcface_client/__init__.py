@@ -13,12 +13,10 @@
 
 from __future__ import annotations
 
-# Type checkers take it for true by its name. Nothing is imported here: it would meet Ctrl-C with a traceback,
-# before a command can see to that.
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
     from . import errors
     from .backends.aio import AsyncEmbeddingBackend
     from .backends.base import EmbeddingBackend
@@ -68,10 +66,8 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    # gRPC takes a fifth of a second to import; who needs only the contract does not wait for it.
+    # Imported on first use: gRPC alone takes a fifth of a second.
     if name in _MODULES:
-        from importlib import import_module
-
         module = import_module(f".{_MODULES[name]}", __name__)
         return module if name == "errors" else getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

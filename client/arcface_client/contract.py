@@ -1,8 +1,8 @@
 """The contract between serving graph, server and client; see ``docs/design.md``.
 
-A model of this project takes face crops as every pipeline has them in hand and gives unit vectors.
-Everything between (cast, normalisation, channel order, layout, the network, L2 normalisation) is in
-the graph, so that two backends or two clients cannot differ in it.
+A model of this project takes face crops as a pipeline has them and returns unit vectors. Everything between
+(cast, normalisation, channel order, layout, the network, L2 normalisation) is in the graph, so that two
+backends or two clients cannot differ in it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from .errors import ContractError, ServerError
 
 INPUT_NAME: Final = "image"
-"""uint8, [N, 112, 112, 3], BGR: as OpenCV reads it and InsightFace aligns it."""
+"""uint8, [N, 112, 112, 3], BGR, as OpenCV and InsightFace give it."""
 
 OUTPUT_NAME: Final = "embedding"
 """float32, [N, 512], rows of length one."""
@@ -27,7 +27,7 @@ CROP_BYTES: Final = CROP_SIZE * CROP_SIZE * 3
 EMBEDDING_DIM: Final = 512
 
 LENGTH_TOLERANCE: Final = 0.01
-"""How far from one an embedding's length may be; a model in float16 rounds it."""
+"""How far an embedding's length may be from one; float16 rounds it."""
 
 Crops = npt.NDArray[np.uint8]
 """A batch of face crops, uint8 [N, 112, 112, 3], BGR."""
@@ -36,7 +36,7 @@ Embeddings = npt.NDArray[np.float32]
 """A batch of embeddings, float32 [N, 512]."""
 
 Progress = Callable[[str, float | None], None]
-"""Called by a long task with its stage, and the share done, 0 to 1; None where the share is not known."""
+"""Called by a long task with its stage and the share done, 0 to 1; None if the share is not known."""
 
 TensorSpec = tuple[str, str, tuple[int, ...]]
 """Name, Triton data type and dimensions of a tensor, without the batch dimension."""
@@ -49,7 +49,7 @@ def check_tensors(model: str, inputs: Sequence[TensorSpec], outputs: Sequence[Te
     """Check that a model has the contract's tensors and no others.
 
     Args:
-        model: The model as a person would name it, for the message.
+        model: The model, as a message names it.
         inputs: Its inputs, data types as Triton writes them ("UINT8"), shapes without batch.
         outputs: Its outputs, likewise.
 
@@ -66,25 +66,25 @@ def check_tensors(model: str, inputs: Sequence[TensorSpec], outputs: Sequence[Te
 
 
 def check_shape(model: str, shape: tuple[int, ...] | None, count: int) -> None:
-    """Check the shape of what a model answered with.
+    """Check the shape of a model's embeddings.
 
     Args:
-        model: The model as a person would name it, for the message.
-        shape: The shape; None when the output is not there at all.
-        count: How many crops it was given.
+        model: The model, as a message names it.
+        shape: The shape; None if the output is missing.
+        count: How many crops the model was given.
 
     Raises:
-        ServerError: It is not [count, 512].
+        ServerError: The shape is not [count, 512].
     """
     if shape != (count, EMBEDDING_DIM):
         raise ServerError(f"{model} answered with shape {shape}; expected {(count, EMBEDDING_DIM)}.")
 
 
 def check_finite(model: str, embeddings: Embeddings) -> None:
-    """Check the values that a model answered with.
+    """Check the values of a model's embeddings.
 
     Raises:
-        ServerError: One of them is NaN or infinite.
+        ServerError: A value is NaN or infinite.
     """
     if not np.isfinite(embeddings).all():
         raise ServerError(f"{model} answered with NaN or infinite values; compare the model with its source.")

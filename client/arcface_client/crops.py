@@ -1,4 +1,4 @@
-"""Turn what a pipeline has in hand into one batch of crops, or say why that cannot be done."""
+"""A pipeline's crops as one batch, or an error that says what to change."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ CropsLike = npt.NDArray[Any] | Sequence[npt.NDArray[Any]]
 
 
 def as_batch(crops: CropsLike, *, color: Color = "bgr") -> Crops:
-    """Check crops and give them back as one BGR batch.
+    """Check crops and return them as one BGR batch.
 
-    An array that already is such a batch is passed through without a copy; read-only and
-    non-contiguous arrays are fine.
+    An array that is such a batch already is returned without a copy. Read-only and non-contiguous arrays
+    are accepted.
 
     Args:
         crops: uint8 [N, 112, 112, 3], or a list of uint8 [112, 112, 3]; N may be 0.
@@ -38,8 +38,8 @@ def as_batch(crops: CropsLike, *, color: Color = "bgr") -> Crops:
         raise CropError(f"color is {color!r}; expected 'bgr' (as OpenCV reads) or 'rgb' (as Pillow reads).")
     if not isinstance(crops, (np.ndarray, list, tuple)):
         raise CropError(
-            f"crops is {type(crops).__name__}; expected an array or a list of arrays. Put crops that come "
-            "one by one into a list, or pass them to `EmbeddingClient.stream`, which takes any number."
+            f"crops is {type(crops).__name__}; expected an array or a list of arrays. Collect "
+            "crops in a list, or pass an iterator to `EmbeddingClient.stream`."
         )
     batch = _check_array(crops) if isinstance(crops, np.ndarray) else _stack(crops)
     if color == "rgb":
@@ -80,21 +80,20 @@ def _check_dtype(array: npt.NDArray[Any], name: str) -> Crops:
     if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
         problem += " and holds NaN or infinite values"
     raise CropError(
-        f"{problem}; expected uint8 with values 0 to 255. Pass the crop as it was cut from the image: "
-        "normalisation is part of the model."
+        f"{problem}; expected uint8 with values 0 to 255. Pass the crop as it was cut from the image; "
+        "the model normalises it."
     )
 
 
 def _shape_hint(shape: tuple[int, ...]) -> str:
+    grey = " ArcFace needs three channels; repeat a grey one: np.repeat(crop[..., None], 3, -1)."
     if len(shape) == 3 and shape[1:] == CROP_SHAPE[:2] and shape[0] != 3:
-        return (
-            " ArcFace wants three channels; grey crops are stacked with np.repeat(crops[..., None], 3, -1)."
-        )
+        return grey
     image = shape[-3:]
     if image[-1:] == (4,):
         return " Drop the alpha channel first: crop[..., :3]."
     if image[:1] == (3,):
-        return " This looks like channels first; pass height, width, channels: crop.transpose(1, 2, 0)."
+        return " These are channels first; pass height, width, channels: crop.transpose(1, 2, 0)."
     if len(shape) == 2 or image[-1:] == (1,):
-        return " ArcFace wants three channels; a grey crop is stacked with np.repeat(crop[..., None], 3, -1)."
+        return grey
     return " Align faces to 112x112 first, with insightface.utils.face_align.norm_crop."

@@ -18,7 +18,7 @@ def test_a_list_of_crops_is_stacked_in_order() -> None:
 
 
 @pytest.mark.parametrize("crops", [[], BATCH[:0]], ids=["empty list", "empty array"])
-def test_no_crops_are_a_batch_of_none(crops: NDArray[np.uint8]) -> None:
+def test_no_crops_make_an_empty_batch(crops: NDArray[np.uint8]) -> None:
     assert as_batch(crops).shape == (0, 112, 112, 3)
 
 
@@ -52,13 +52,15 @@ def test_read_only_and_strided_arrays_are_fine() -> None:
         ([BATCH[0].astype(np.float16)], r"crops\[0\] has dtype float16"),
         ([BATCH[0], "face.png"], r"crops\[1\] is str; expected a numpy array"),
         (np.zeros((2, 0), np.uint8), r"shape \(2, 0\)"),
-        (np.zeros((2, 112, 112), np.uint8), r"grey crops are stacked"),
+        (np.zeros((2, 112, 112), np.uint8), r"repeat a grey one"),
         (None, r"crops is NoneType; expected an array or a list"),
-        (iter(BATCH), r"pass them to `EmbeddingClient.stream`"),
+        (iter(BATCH), r"pass an iterator to `EmbeddingClient.stream`"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_no_batch_of_crops_is_refused_with_what_to_do(crops: NDArray[np.uint8], message: str) -> None:
+def test_an_array_that_is_not_a_batch_of_crops_is_refused_with_what_to_do(
+    crops: NDArray[np.uint8], message: str
+) -> None:
     with pytest.raises(CropError, match=message):
         as_batch(crops)
 

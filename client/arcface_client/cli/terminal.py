@@ -23,8 +23,8 @@ from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColu
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from ..contract import Progress
 from ..errors import ArcFaceError
-from ..observability.progress import Progress, no_progress
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -176,7 +176,7 @@ def progress(title: str, *, quiet: bool = False) -> Iterator[Progress]:
         The callback. On a terminal it draws a bar; elsewhere it writes a line when a stage begins.
     """
     if quiet:
-        yield no_progress
+        yield lambda stage, done: None
     elif not _stderr.is_terminal:
         yield _lines(title)
     else:
