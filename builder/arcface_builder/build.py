@@ -24,11 +24,10 @@ from arcface_client.models.naming import onnx_model
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 
 from .check.accuracy import check_onnx_model
-from .graph.serving import serving_graph
 from .repository.config import ServingOptions, config_text, onnx_config
 from .repository.manifest import tool_versions
 from .repository.publish import ModelRepository, check_name
-from .source.load import Source
+from .source.load import Source, build_arguments
 from .source.reference import ReferenceEmbedder
 
 _log = logging.getLogger(__name__)
@@ -81,12 +80,12 @@ def build(
     loaded = source.load()
     origin = loaded.origin
     if origin.synthetic:
-        _log.warning("%s holds synthetic weights: it recognises nobody", origin.name)
-    for finding in loaded.findings:
-        _log.info("Found: %s", finding)
+        _log.warning("%s holds synthetic weights: it recognises no one", origin.name)
+    for issue in loaded.issues:
+        _log.info("Found: %s", issue)
     _log.info("Building the serving graph of %s: pixels as %s", origin.name, loaded.normalisation)
     metadata = {"source": origin.name, "source_sha256": origin.sha256, **origin.labels()}
-    graph = serving_graph(loaded.mended, loaded.normalisation, metadata=metadata)
+    graph = loaded.serving_graph(metadata)
 
     with target.staging() as staged:
         path = staged / MODEL_FILE
@@ -102,14 +101,14 @@ def build(
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             source=SourceInfo(**asdict(origin)),
             source_location=source.location(),
-            repairs=tuple(str(finding) for finding in loaded.findings),
+            repairs=tuple(str(issue) for issue in loaded.issues),
             model_file=ModelFile(
                 name=MODEL_FILE, bytes=len(content), sha256=hashlib.sha256(content).hexdigest()
             ),
             preprocessing=Preprocessing(
                 mean=loaded.normalisation.mean,
                 std=loaded.normalisation.std,
-                channels=loaded.prefix.input_channels,
+                channels=loaded.preprocessing.input_channels,
                 found_in=loaded.caller_from,
             ),
             compared_with=reference.runs,
@@ -132,4 +131,4 @@ def build(
 def _command(source: Source, name: str, repository: Path, options: ServingOptions | None) -> str:
     where = ["--name", name, "--repository", str(repository)]
     serving = options.arguments() if options else []
-    return shlex.join(["arcface-builder", "build", *where, *source.arguments(), *serving])
+    return shlex.join(["arcface-builder", "build", *where, *build_arguments(source), *serving])

@@ -12,10 +12,9 @@ import onnx
 import pytest
 
 from arcface_builder.build import build
-from arcface_builder.graph.serving import serving_graph
 from arcface_builder.source import iresnet, synthetic
 from arcface_builder.source.load import OnnxFile, Synthetic
-from arcface_builder.source.source_model import SourceModel
+from arcface_builder.source.model import SourceModel
 from support.exports import small_arcface
 from support.s3_server import S3Server
 
@@ -37,7 +36,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def r18_graph(r18: SourceModel) -> bytes:
     """The serving graph of a synthetic IResNet-18."""
-    return bytes(serving_graph(r18.mended, r18.normalisation, metadata={}).SerializeToString())
+    return bytes(r18.serving_graph().SerializeToString())
 
 
 @pytest.fixture(scope="session")
@@ -49,8 +48,7 @@ def small_source(built: Path) -> SourceModel:
 @pytest.fixture(scope="session")
 def small_graph(small_source: SourceModel) -> bytes:
     """Its serving graph."""
-    graph = serving_graph(small_source.mended, small_source.normalisation, metadata={})
-    return bytes(graph.SerializeToString())
+    return bytes(small_source.serving_graph().SerializeToString())
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,16 @@ from arcface_builder.build import build
 from arcface_builder.cli.app import main
 from arcface_builder.cli.sources import add_sources, source_from
 from arcface_builder.errors import NotArcFaceError
-from arcface_builder.source.load import Checkpoint, InsightFacePack, OnnxFile, Source, Synthetic, located
-from arcface_builder.source.normalisation import Normalisation
+from arcface_builder.source.load import (
+    Checkpoint,
+    InsightFacePack,
+    OnnxFile,
+    Source,
+    Synthetic,
+    build_arguments,
+    located,
+)
+from arcface_builder.source.preprocessing import Normalisation
 from arcface_builder.source.reference import ReferenceEmbedder
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from photograph import face_crops
@@ -134,7 +142,7 @@ def test_the_arguments_and_the_location_of_a_source_lead_back_to_it(source: Sour
     parser = argparse.ArgumentParser()
     add_sources(parser)
 
-    assert source_from(parser.parse_args(source.arguments())) == source
+    assert source_from(parser.parse_args(build_arguments(source))) == source
     assert located(json.loads(json.dumps(source.location()))) == source
 
 
@@ -154,7 +162,7 @@ def test_a_location_is_the_same_from_everywhere_and_gives_no_consent(source: Sou
     add_sources(parser)
 
     assert located(source.location()) == lasting
-    assert source_from(parser.parse_args(source.arguments())) == lasting
+    assert source_from(parser.parse_args(build_arguments(source))) == lasting
 
 
 def test_a_build_without_serving_flags_keeps_how_the_model_is_served(
@@ -178,7 +186,7 @@ def test_the_result_says_if_the_source_itself_was_not_run(
     onnx.save_model(mxnet_broken(small_arcface()), source)
 
     assert main(arguments(source)) == 0
-    assert "of its source's mended copy: the source file itself was not run" in capsys.readouterr().out
+    assert "of its source's fixed copy: the source file itself was not run" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["inspect", "build", "compile", "engines"])

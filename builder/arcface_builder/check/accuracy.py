@@ -50,7 +50,7 @@ class AccuracyReport:
         crops: Number of crops.
         batch_sizes: Batch sizes that the model was run with.
         controls: Largest drift that each perturbation causes.
-        compared_with: What computed the reference embeddings: "source file", "mended copy" (the source with
+        compared_with: What computed the reference embeddings: "source file", "fixed copy" (the source with
             its issues fixed), or "served ONNX model".
         worst_crops: Indices of the crops with the largest drift, the worst first.
     """

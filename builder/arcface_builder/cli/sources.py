@@ -12,7 +12,7 @@ from ..errors import OptionError
 from ..source.insightface_pack import DEFAULT_ROOT
 from ..source.iresnet import BLOCKS
 from ..source.load import Checkpoint, InsightFacePack, OnnxFile, Source, Synthetic
-from ..source.normalisation import Normalisation
+from ..source.preprocessing import Normalisation
 
 _BELONGS_TO: Final = {
     "normalisation": "onnx_path",

@@ -1,4 +1,4 @@
-"""Small questions and edits that the graph modules share, over onnx_ir's use and definition chains."""
+"""Questions and edits that all graph code shares, over onnx_ir's use and definition chains."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ from arcface_client.contract import CROP_SHAPE, CROP_SIZE
 
 from ..errors import NotArcFaceError
 
-# Sources that declare a fixed batch make ONNX Runtime warn on every run, and its errors are raised as well.
+OPSET: Final = 17
+"""The newest opset that TensorRT 8.5's parser knows."""
+
+IR_VERSION: Final = 8
+"""The IR version that came with opset 17."""
+
+BATCH: Final = "N"
+"""Name of the batch dimension of input and output."""
+
+# A source with a fixed batch makes ONNX Runtime warn on every run; its errors are raised anyway.
 _FATAL_ONLY: Final = 4
 
 
@@ -24,7 +33,7 @@ def first_line(error: Exception) -> str:
 
 
 def constant(value: ir.Value | None) -> npt.NDArray[Any] | None:
-    """The array behind a value, or None if it is computed."""
+    """The array of a value; None if it is computed."""
     if value is None:
         return None
     tensor = ir.convenience.get_const_tensor(value)
@@ -38,12 +47,12 @@ def image_dims(image: ir.Value) -> tuple[int, int, int]:
 
 
 def numpy_dtype(value: ir.Value) -> np.dtype[Any]:
-    """The dtype of the arrays to feed a graph input with."""
+    """The dtype of the arrays that a graph input takes."""
     return np.dtype(np.float32) if value.dtype is None else value.dtype.numpy()
 
 
 def sole_consumer(value: ir.Value) -> ir.Node | None:
-    """The one node that uses a value; None if others or the graph's caller do too."""
+    """The one node that uses a value; None if there are others, or the value is an output."""
     uses = value.uses()
     return next(iter(uses)).node if len(uses) == 1 and not value.is_graph_output() else None
 
@@ -55,7 +64,7 @@ def set_constant(node: ir.Node, index: int, array: npt.NDArray[Any], suffix: str
     if graph is None:
         raise ValueError(f"Node {node.name} is in no graph.")
     name = f"{old.name if old is not None else node.name}.{suffix}"
-    while name in graph.initializers:  # two nodes that shared the old one
+    while name in graph.initializers:  # two nodes shared the old one
         name += "_"
     value = ir.Value(
         name=name,
@@ -79,7 +88,7 @@ def bypass(node: ir.Node) -> None:
 
 
 def first_convolution(model: ir.Model) -> ir.Node:
-    """The convolution that the image meets first.
+    """The first convolution that the image goes through.
 
     Raises:
         NotArcFaceError: There is none, or its weights are computed.
@@ -105,7 +114,7 @@ def session(model: ir.Model | bytes) -> onnxruntime.InferenceSession:
 
 
 def tidy(model: ir.Model) -> None:
-    """Drop what nothing uses, and the shapes that other batch sizes make untrue."""
+    """Drop what nothing uses, and shapes that hold for one batch size only."""
     for node in model.graph:
         for value in node.outputs:
             if not value.is_graph_output():

@@ -1,36 +1,55 @@
-"""Write a precision into a serving graph: uint8 in and float32 out as before, the network between in it.
+"""Write a precision into a serving graph: uint8 in and float32 out as before, the network in between in it.
 
-From TensorRT 10 on a network is strongly typed: what the graph says is what runs. TensorRT 8.5 has FP16 and
-INT8 flags instead and takes the types of the graph as leave rather than as law; the same graphs suit it, but
-for INT8, where it wants everything around the quantised layers in float32 and picks FP16 itself.
+From TensorRT 10 on networks are strongly typed: the types of the graph are the types that run. TensorRT 8.5
+has FP16 and INT8 flags instead and takes the graph's types as permission; the same graphs suit it, except
+for INT8, where everything around the quantised layers has to be float32.
 
-The last step, the division by the length, stays in float32 always: it costs nothing and decides over
-the contract's "unit length".
+The last step, the division by the length, always stays in float32: it costs nothing, and the contract's
+unit length depends on it.
+
+INT8 graphs have Q/DQ pairs, written by ONNX Runtime's static quantiser. Where the pairs are decides the
+speed: in front of the convolutions alone, on input and weights, so that a convolution runs in int8 and
+PRelu, batch norm and Add in the wider type. The first convolution, with three channels, and the Gemm at the
+end, which is bound by memory, stay wide. The ranges leave out one value in ten thousand, since the few
+largest values would make the steps of all others coarser.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+from onnxruntime.quantization.quant_utils import add_infer_metadata, add_pre_process_metadata
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from arcface_client.contract import Crops
+from arcface_client.contract import INPUT_NAME, Crops
 from arcface_client.models.embedding_space import PRECISIONS
 
 from ..errors import OptionError, PrecisionError
 from .batchnorm import affine
-from .edit import set_constant
-from .quantisation import quantise
+from .edit import first_convolution, set_constant
 
 _NEXT: Final = {"int8": "fp16", "fp16": "tf32", "bf16": "tf32", "tf32": "fp32"}
 """The next more exact precision; fp32 has none."""
 
 _FROM_AMPERE: Final = {"tf32": "fp32", "bf16": "fp16"}
-"""What only GPUs from Ampere on compute in, and what to use on older ones."""
+"""Precisions that need an Ampere GPU, and what to use on older ones."""
 
 _AMPERE: Final = 80
 
@@ -40,6 +59,22 @@ _FLOAT32_OPS: Final = ["ReduceL2", "Div"]
 _PER_CHANNEL: Final = (13, 7)  # ... Q/DQ have a scale for each channel
 _HALF_SCALES: Final = (19, 9)  # ... the scales of Q/DQ can be float16
 _BFLOAT_CONV: Final = (22, 10)  # ... a convolution takes bfloat16
+
+_BATCH: Final = 8  # calibration crops at a time, whose feature maps are in memory at once
+_FEW: Final = 100
+
+_QUANTISER_OPTIONS: Final = {
+    "ActivationSymmetric": True,  # the only kind that TensorRT has
+    "WeightSymmetric": True,
+    "OpTypesToExcludeOutputQuantization": ["Conv"],
+    # TensorRT quantises the weights itself and adds the bias in the accumulator's precision.
+    "AddQDQPairToWeight": True,
+    "QuantizeBias": False,
+    "CalibPercentile": 99.99,
+    "CalibStridedMinMax": 1,  # a histogram after each batch; all batches at once would fill the memory
+}
+
+_log = logging.getLogger(__name__)
 
 
 def typed_graph(
@@ -55,8 +90,8 @@ def typed_graph(
         serving_graph: An ONNX file with the contract's tensors.
         precision: One of ``PRECISIONS``. fp32 and tf32 are the same graph: TF32 is a way to multiply
             float32 numbers, and a flag in every TensorRT.
-        calibration: Crops that tell int8 the ranges of its tensors.
-        strongly_typed: Whether the TensorRT that reads it types networks strongly.
+        calibration: Crops for the ranges of int8, uint8 [N, 112, 112, 3], BGR.
+        strongly_typed: Whether the TensorRT that reads the graph types networks strongly.
 
     Raises:
         OptionError: The precision is unknown, or int8 has no calibration crops.
@@ -64,10 +99,10 @@ def typed_graph(
     if precision not in PRECISIONS:
         raise OptionError(f"Precision {precision!r} is unknown; expected {', '.join(PRECISIONS)}.")
     model = ir.from_proto(onnx.load_model_from_string(serving_graph))
-    passes.NameFixPass()(model)  # exporters may leave nodes without a name; what follows names them
+    passes.NameFixPass()(model)  # exporters may leave nodes without a name, and the quantiser needs names
     _plain_batch_norms(model)
     if precision == "int8":
-        model = quantise(_in_opset(model, *_PER_CHANNEL), calibration_crops(calibration))
+        model = _quantise(_in_opset(model, *_PER_CHANNEL), calibration_crops(calibration))
         if strongly_typed:
             model = _half(_in_opset(model, *_HALF_SCALES))
     elif precision == "fp16":
@@ -81,7 +116,7 @@ def typed_graph(
 
 
 def fallbacks(precision: str, sm: str) -> list[str]:
-    """The more exact precisions that a GPU of an architecture, as "86", has; the next one first."""
+    """The more exact precisions that a GPU architecture, for example "86", has; the next one first."""
     more_exact = []
     while precision in _NEXT:
         precision = _NEXT[precision]
@@ -90,26 +125,22 @@ def fallbacks(precision: str, sm: str) -> list[str]:
 
 
 def check_gpu_has(precision: str, sm: str) -> None:
-    """Check that a GPU of an architecture, as "86", computes in a precision.
+    """Check that a GPU architecture, for example "86", computes in a precision.
 
-    TensorRT builds tf32 for any GPU and runs it as fp32 on an old one, and its inspector does not tell.
+    TensorRT builds tf32 for any GPU and runs it as fp32 on an old one, and its inspector does not show it.
 
     Raises:
         PrecisionError: It does not.
     """
     if not _gpu_has(precision, sm):
         raise PrecisionError(
-            f"{precision} needs a GPU of sm{_AMPERE} or newer, and this one is of sm{sm}; "
+            f"{precision} needs a GPU of sm{_AMPERE} or newer, and this one is sm{sm}; "
             f"use {_FROM_AMPERE[precision]}."
         )
 
 
-def _gpu_has(precision: str, sm: str) -> bool:
-    return precision not in _FROM_AMPERE or int(sm) >= _AMPERE
-
-
 def calibration_crops(calibration: Crops | None) -> Crops:
-    """Return the crops that int8 cannot do without.
+    """Return the crops that int8 needs.
 
     Raises:
         OptionError: There are none.
@@ -122,8 +153,12 @@ def calibration_crops(calibration: Crops | None) -> Crops:
     return calibration
 
 
+def _gpu_has(precision: str, sm: str) -> bool:
+    return precision not in _FROM_AMPERE or int(sm) >= _AMPERE
+
+
 def _plain_batch_norms(model: ir.Model) -> None:
-    """Leave scale and shift alone in each batch norm: a variance may be beyond what 16 bits hold."""
+    """Reduce each batch norm to scale and shift: a variance may be too large for 16 bits."""
     for norm in model.graph:
         parameters = affine(norm) if norm.op_type == "BatchNormalization" else None
         if parameters is None:
@@ -143,20 +178,20 @@ def _half(model: ir.Model) -> ir.Model:
     typed: ir.Model = ir.from_proto(converted)
     typed.graph.sort()  # the converter puts its casts at the end
     _drop_detours(typed)
-    # Older converters cast a value anew for each node that reads it.
+    # Older converters cast a value again for each node that reads it.
     passes.CommonSubexpressionEliminationPass()(typed)
     return typed
 
 
 def _drop_detours(model: ir.Model) -> None:
-    """Drop float32 -> float16 -> float32, which the converter leaves between two nodes kept in float32."""
+    """Drop float32 -> float16 -> float32, which the converter leaves between two float32 nodes."""
     for cast in [node for node in model.graph if node.op_type == "Cast"]:
         narrow = cast.inputs[0].producer() if cast.inputs[0] is not None else None
         if narrow is None or narrow.op_type != "Cast" or _target(cast) != ir.DataType.FLOAT:
             continue
         source = narrow.inputs[0]
         if source is None or source.dtype not in (ir.DataType.FLOAT, None):
-            continue  # None: the converter does not say the type of what it adds
+            continue  # None: the converter does not declare the type of what it adds
         output = cast.outputs[0]
         if output.is_graph_output():
             # The producer takes over the output's name, which is part of the contract.
@@ -198,3 +233,55 @@ def _in_opset(model: ir.Model, opset: int, ir_version: int) -> ir.Model:
     converted.ir_version = max(ir_version, model.ir_version)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(converted)
     return converted
+
+
+def _quantise(model: ir.Model, crops: Crops) -> ir.Model:
+    """Put Q/DQ pairs around the convolutions of a float32 graph, with ranges from calibration crops."""
+    if len(crops) < _FEW:
+        _log.warning("The ranges of int8 come from %d crops; a few hundred are usual.", len(crops))
+    proto = onnx.shape_inference.infer_shapes(ir.to_proto(model))
+    # Without these marks the quantiser asks on the root logger for a preprocessed model.
+    add_infer_metadata(proto)
+    add_pre_process_metadata(proto)
+    metadata = dict(model.metadata_props)
+    # The calibrator prints its progress, and standard output may be JSON for a program.
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        path = Path(folder) / "int8.onnx"
+        quantize_static(
+            proto,
+            path,
+            _Reader(crops),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv"],
+            nodes_to_exclude=[first_convolution(model).name],
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.Percentile,
+            calibration_providers=["CPUExecutionProvider"],
+            extra_options=_QUANTISER_OPTIONS,
+        )
+        quantised = ir.from_proto(onnx.load_model(path))
+    quantised.metadata_props.clear()
+    quantised.metadata_props.update(metadata)
+    return quantised
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    """Gives the quantiser the crops, a batch at a time."""
+
+    def __init__(self, crops: Crops) -> None:
+        self._batches = [crops[start : start + _BATCH] for start in range(0, len(crops), _BATCH)]
+        self._left: Iterator[Crops] = iter(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """Give these batches next."""
+        self._left = iter(self._batches[start_index:end_index])
+
+    def get_next(self) -> dict[str, Crops] | None:
+        """The next batch; None at the end."""
+        batch = next(self._left, None)
+        return None if batch is None else {INPUT_NAME: batch}

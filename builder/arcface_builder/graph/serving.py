@@ -1,14 +1,14 @@
-"""Turn a mended source graph into the serving graph: crops in, unit vectors out.
+"""Turn a fixed source graph into the serving graph: crops in, unit vectors out.
 
-The contract is ``arcface_client.contract``. The image path is Cast, Sub and Transpose; division by
-std and the turn from BGR to RGB go into the first convolution's weights, which is exact because its
-padding is zero on either side of a factor. The subtraction cannot go there: with zero padding the
-border would see another mean. In FP16 it is exact, since x - 127.5 has at most eight binary digits.
+The contract is ``arcface_client.contract``. The preprocessing is Cast, Sub and Transpose. Division by std
+and the order of the channels go into the weights of the first convolution, which is exact because its
+padding is zero with any factor. The subtraction cannot go there: at the border the mean would be another
+one. In FP16 it is exact, since x - 127.5 has at most eight binary digits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -20,11 +20,10 @@ from arcface_client.contract import CROP_SHAPE, EMBEDDING_DIM, INPUT_NAME, OUTPU
 from arcface_client.runtimes.onnxruntime import RUN_ERRORS
 
 from ..errors import NotArcFaceError
-from ..source.fixes import BATCH
-from ..source.iresnet import IR_VERSION
-from ..source.normalisation import Normalisation
-from .batchnorm import fold_batch_norms
+from .batchnorm import fold_batch_norms, fold_preactivations
 from .edit import (
+    BATCH,
+    IR_VERSION,
     bypass,
     constant,
     first_convolution,
@@ -36,50 +35,53 @@ from .edit import (
     sole_consumer,
     tidy,
 )
-from .preactivation import fold_preactivations
 
-CONTRACT_KEY: Final = "arcface.contract"
+_CONTRACT_KEY: Final = "arcface.contract"
 """Metadata key that marks a serving graph of this project; its value is the contract's version."""
 
-CONTRACT_VERSION: Final = "1"
-
-_UNIT_TOLERANCE = 1e-3
+_CONTRACT_VERSION: Final = "1"
+_UNIT_TOLERANCE: Final = 1e-3
 
 
 def serving_graph(
-    source: ir.Model, normalisation: Normalisation, *, metadata: Mapping[str, str]
+    source: ir.Model, mean: Sequence[float], std: Sequence[float], *, metadata: Mapping[str, str]
 ) -> onnx.ModelProto:
     """Build the serving graph.
 
     Args:
-        source: A mended source graph; it is left as it is.
-        normalisation: Everything between the pixels and the first convolution: the caller's part and
-            the graph's own together.
+        source: A source graph whose issues are fixed; it is left as it is.
+        mean: Subtracted from R, G and B, in pixel values, before the first convolution.
+        std: What R, G and B are divided by then.
         metadata: What to write into the file beside the contract's mark.
 
     Raises:
-        NotArcFaceError: The graph is written in a way that this cannot be done to.
+        NotArcFaceError: The graph is written in a way that does not allow it.
     """
     model = source.clone()
     model.graph.name = "arcface"
     model.producer_name, model.producer_version, model.doc_string = "arcface-builder", None, None
     model.ir_version = IR_VERSION
     _embed_two(model)  # or it cannot be served in batches
-    _replace_prefix(model, normalisation)
+    _replace_preprocessing(model, mean, std)
     fold_batch_norms(model)
     fold_preactivations(model)
     _end_with_unit_vectors(model)
     tidy(model)
     passes.ClearMetadataAndDocStringPass()(model)
     model.metadata_props.clear()
-    model.metadata_props.update({CONTRACT_KEY: CONTRACT_VERSION, **metadata})
+    model.metadata_props.update({_CONTRACT_KEY: _CONTRACT_VERSION, **metadata})
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto, full_check=True)
     return proto
 
 
+def is_serving_graph(proto: onnx.ModelProto) -> bool:
+    """Whether a file is a serving graph of this project."""
+    return any(entry.key == _CONTRACT_KEY for entry in proto.metadata_props)
+
+
 def is_unit_length(model: ir.Model) -> bool:
-    """Whether a mended graph normalises its output itself, found by running it on two images.
+    """Whether a graph with a free batch normalises its output itself, found by running it on two images.
 
     Raises:
         NotArcFaceError: ONNX Runtime cannot run it on a batch of two.
@@ -88,7 +90,7 @@ def is_unit_length(model: ir.Model) -> bool:
 
 
 def _embed_two(model: ir.Model) -> Embeddings:
-    """Run a mended graph on a batch of two, which it may say that it takes and not take."""
+    """Run a graph on a batch of two, which it may declare and not support."""
     image = model.graph.inputs[0]
     shape = (2, *image_dims(image))
     # Values of 0, 1 and 2 suit bytes, normalised pixels and anything between.
@@ -107,7 +109,7 @@ def _embed_two(model: ir.Model) -> Embeddings:
     return np.asarray(embeddings)
 
 
-def _replace_prefix(model: ir.Model, normalisation: Normalisation) -> None:
+def _replace_preprocessing(model: ir.Model, mean: Sequence[float], std: Sequence[float]) -> None:
     graph, convolution = model.graph, first_convolution(model)
     weight, seen = constant(convolution.inputs[1]), convolution.inputs[0]
     if weight is None or seen is None or sole_consumer(seen) is not convolution:
@@ -116,8 +118,7 @@ def _replace_prefix(model: ir.Model, normalisation: Normalisation) -> None:
         )
 
     image = ir.val(INPUT_NAME, ir.DataType.UINT8, (BATCH, *CROP_SHAPE))
-    mean = normalisation.mean[::-1]  # of B, G, R along the last axis
-    mean_array = np.array(mean[0] if len({*mean}) == 1 else mean, np.float32)
+    mean_array = np.array(mean[0] if len({*mean}) == 1 else mean[::-1], np.float32)  # B, G, R
     mean_value = ir.Value(name="pixel_mean", const_value=ir.tensor(mean_array, name="pixel_mean"))
     mean_value.dtype, mean_value.shape = ir.DataType.FLOAT, ir.Shape(mean_array.shape)
     tape = ir.tape.Tape()
@@ -125,7 +126,7 @@ def _replace_prefix(model: ir.Model, normalisation: Normalisation) -> None:
     pixels = tape.op("Cast", [image], {"to": ir.DataType.FLOAT}, name="pixels")
     centred = tape.op("Sub", [pixels, mean_value], name="centred")
     planes = tape.op("Transpose", [centred], {"perm": [0, 3, 1, 2]}, name="planes")
-    scaled = weight / np.array(normalisation.std).reshape(1, 3, 1, 1)
+    scaled = weight / np.array(std).reshape(1, 3, 1, 1)
     set_constant(convolution, 1, np.ascontiguousarray(scaled[:, ::-1]).astype(np.float32), "bgr")
     graph.insert_before(convolution, tape.nodes)
     convolution.replace_input_with(0, planes)
@@ -137,12 +138,12 @@ def _replace_prefix(model: ir.Model, normalisation: Normalisation) -> None:
 def _end_with_unit_vectors(model: ir.Model) -> None:
     """End with a division by the length, which stays exact in every precision.
 
-    A source may end with one of its own, written in some way of which a part would run in float16.
+    A source may already end with a normalisation, of which a part could run in float16.
     """
     graph = model.graph
     last = graph.outputs[0].producer()
     if last is not None and last.op_type == "LpNormalization":
-        # TensorRT 8.5 hands it to a library that is not always there; ReduceL2 and Div it does itself.
+        # TensorRT 8.5 needs a plugin library for it; ReduceL2 and Div are built in.
         bypass(last)
     embedding = graph.outputs[0]
     tape = ir.tape.Tape()

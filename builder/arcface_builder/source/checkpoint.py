@@ -1,4 +1,4 @@
-"""Read IResNet state dicts of arcface_torch and tell their depth."""
+"""Read IResNet state dicts of arcface_torch and find their depth."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def read_checkpoint(path: Path) -> tuple[str, StateDict]:
 
     Raises:
         CheckpointError: The file is unreadable, holds code, or is not the state dict of an IResNet.
-        MissingExtraError: It takes torch to read it, and torch is not installed.
+        MissingExtraError: Reading it needs torch, which is not installed.
     """
     if not path.is_file():
         raise CheckpointError(f"No checkpoint at {path}; expected a .pth or .safetensors file.")
     tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    # DistributedDataParallel puts "module." before each name; PyTorch counts batches nobody needs.
+    # DistributedDataParallel puts "module." before each name; the batch counters are not needed.
     state = {name.removeprefix("module."): array for name, array in tensors.items()}
     state = {name: array for name, array in state.items() if not name.endswith("num_batches_tracked")}
     depth = depth_of(state)
@@ -46,7 +46,7 @@ def read_checkpoint(path: Path) -> tuple[str, StateDict]:
 
 
 def depth_of(names: Mapping[str, object]) -> str:
-    """Tell the depth by the residual blocks that the parameters belong to.
+    """Find the depth by the residual blocks that the parameters belong to.
 
     Raises:
         CheckpointError: No IResNet has these blocks.
@@ -77,7 +77,7 @@ def _check(state: Mapping[str, npt.NDArray[np.float32]], depth: str, path: Path)
     texts = [f"{problem} {_some(names)}" for problem, names in problems.items() if names]
     if texts:
         raise CheckpointError(
-            f"{path.name} is no state dict of an IResNet {depth}: it {'; it '.join(texts)}."
+            f"{path.name} is not a state dict of an IResNet {depth}: it {'; it '.join(texts)}."
         )
     broken = [name for name, array in state.items() if not np.isfinite(array).all()]
     if broken:
@@ -98,7 +98,7 @@ def _read_safetensors(path: Path) -> StateDict:
         return dict(safetensors_numpy.load_file(path))
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} is no safetensors file, or is cut short ({error}); fetch it again."
+            f"{path} is not a safetensors file, or is cut short ({error}); fetch it again."
         ) from error
 
 
@@ -107,15 +107,15 @@ def _read_torch(path: Path) -> StateDict:
         "torch", extra="torch", purpose="Reading a .pth checkpoint (a .safetensors needs no torch)"
     )
     try:
-        # weights_only refuses whatever is no tensor, so nothing in the file can run.
+        # weights_only refuses everything but tensors, so nothing in the file can run.
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} holds more than weights, or is no checkpoint; nothing in it was run. Save the "
+            f"{path} holds more than weights, or is not a checkpoint; nothing in it was run. Save the "
             "backbone's state dict alone: torch.save(backbone.state_dict(), 'backbone.pth')."
         ) from error
     except (OSError, EOFError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is no checkpoint, or is cut short; fetch it again.") from error
+        raise CheckpointError(f"{path} is not a checkpoint, or is cut short; fetch it again.") from error
     if not isinstance(loaded, Mapping) or not all(
         isinstance(value, torch.Tensor) for value in loaded.values()
     ):

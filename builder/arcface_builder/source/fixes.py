@@ -1,13 +1,14 @@
-"""Mend a copy of a source graph: what exporters get wrong, put right without changing what it computes.
+"""Fix a copy of a source graph: what exporters get wrong, corrected without changing what it computes.
 
-Each repair looks for one fault, removes it, and says so; ``inspect`` shows what they say and ``build``
-serves what they leave. The result runs in ONNX Runtime and TensorRT at any batch size.
+Each fix looks for one issue, removes it, and reports it; ``inspect`` shows the issues, and ``build`` serves
+the fixed graph. It runs in ONNX Runtime and TensorRT at any batch size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Literal
 
 import numpy as np
 import onnx
@@ -18,57 +19,81 @@ from onnx_ir.passes import common as passes
 from arcface_client.contract import EMBEDDING_DIM
 
 from ..errors import NotArcFaceError
-from ..graph.edit import bypass, constant, first_line, image_dims, set_constant, tidy
-from .io_signature import check_ends, is_size
-from .iresnet import IR_VERSION, OPSET
-from .source_finding import SourceFinding
+from ..graph.edit import (
+    BATCH,
+    IR_VERSION,
+    OPSET,
+    bypass,
+    constant,
+    first_line,
+    image_dims,
+    set_constant,
+    tidy,
+)
+from .onnx_file import check_io_signature, is_size
 
-BATCH: Final = "N"
-"""Name of the batch dimension at both ends."""
+
+@dataclass(frozen=True)
+class Issue:
+    """An issue of a source file, and what the build does about it.
+
+    Attributes:
+        problem: The issue.
+        remedy: What the build does.
+        when_run: What the issue does when the file is run as it is: nothing ("sound"); it keeps runtimes from
+            running it; or it rounds to float16 what the build computes in float32.
+    """
+
+    problem: str
+    remedy: str
+    when_run: Literal["sound", "may fail", "rounds"] = "sound"
+
+    def __str__(self) -> str:
+        return f"{self.problem}: {self.remedy}"
 
 
-def repair(proto: onnx.ModelProto) -> tuple[ir.Model, list[SourceFinding]]:
-    """Mend a copy of a model.
+def fix_issues(proto: onnx.ModelProto) -> tuple[ir.Model, list[Issue]]:
+    """Fix a copy of a model.
 
     Returns:
-        The mended model (opset 17, batch dimension free, float32, no leftovers), and what was found.
+        The fixed model (opset 17, free batch dimension, float32, nothing unused), and its issues.
 
     Raises:
-        NotArcFaceError: The model has not one image as input and one embedding as output, or is written
-            in a way that cannot be mended.
+        NotArcFaceError: The model does not take one image and give one embedding, or is written in a way that
+            cannot be fixed.
     """
     model = ir.from_proto(proto)
-    findings = [finding for fix in _BEFORE_CONVERSION for finding in fix(model)]
-    check_ends(model)
+    issues = [issue for fix in _BEFORE_CONVERSION for issue in fix(model)]
+    check_io_signature(model)
     model, converted = _convert_opset(model)
-    findings += converted
-    findings += [finding for fix in _AFTER_CONVERSION for finding in fix(model)]
+    issues += converted
+    issues += [issue for fix in _AFTER_CONVERSION for issue in fix(model)]
     tidy(model)
-    return model, findings
+    return model, issues
 
 
-def _inline_functions(model: ir.Model) -> Iterator[SourceFinding]:
+def _inline_functions(model: ir.Model) -> Iterator[Issue]:
     if model.functions:
         passes.InlinePass()(model)
-        yield SourceFinding("parts of the graph are written as ONNX functions", "they are put in place")
+        yield Issue("parts of the graph are written as ONNX functions", "they are inlined")
 
 
-def _initialisers_as_inputs(model: ir.Model) -> Iterator[SourceFinding]:
+def _initialisers_as_inputs(model: ir.Model) -> Iterator[Issue]:
     listed = [value for value in model.graph.inputs if value.name in model.graph.initializers]
     if listed:
         passes.RemoveInitializersFromInputsPass()(model)
-        yield SourceFinding(
+        yield Issue(
             f"{len(listed)} weights are listed as graph inputs, which keeps runtimes from folding them",
             "they become constants",
         )
 
 
-def _lift_constants(model: ir.Model) -> Iterable[SourceFinding]:
+def _lift_constants(model: ir.Model) -> Iterable[Issue]:
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     return ()
 
 
-def _spatial_batch_norms(model: ir.Model) -> Iterator[SourceFinding]:
+def _spatial_batch_norms(model: ir.Model) -> Iterator[Issue]:
     count = 0
     for node in model.graph:
         if node.op_type != "BatchNormalization" or "spatial" not in node.attributes:
@@ -82,20 +107,20 @@ def _spatial_batch_norms(model: ir.Model) -> Iterator[SourceFinding]:
                 )
             count += 1
     if count:
-        yield SourceFinding(
+        yield Issue(
             f"{count} batch norms say spatial=0 but hold one value for each channel (MXNet's exporter)",
             "the attribute is dropped",
             "may fail",
         )
 
 
-def _convert_opset(model: ir.Model) -> tuple[ir.Model, list[SourceFinding]]:
+def _convert_opset(model: ir.Model) -> tuple[ir.Model, list[Issue]]:
     opset = model.graph.opset_imports.get("", 1)
     if opset == OPSET:
         model.ir_version = IR_VERSION
         return model, []
     proto = ir.to_proto(model)
-    # The converter wants the oldest graphs' weights listed as inputs, unless the file is a newer one.
+    # The converter expects the weights of IR versions below 4 among the inputs.
     proto.ir_version = max(proto.ir_version, 4)
     try:
         proto = version_converter.convert_version(proto, OPSET)
@@ -106,7 +131,7 @@ def _convert_opset(model: ir.Model) -> tuple[ir.Model, list[SourceFinding]]:
         ) from error
     proto.ir_version = IR_VERSION
     return ir.from_proto(proto), [
-        SourceFinding(
+        Issue(
             f"opset {opset}",
             f"converted to {OPSET}, which TensorRT 8.5 and ONNX Runtime both know",
             "may fail" if opset > OPSET else "sound",
@@ -114,8 +139,8 @@ def _convert_opset(model: ir.Model) -> tuple[ir.Model, list[SourceFinding]]:
     ]
 
 
-def _halves(model: ir.Model) -> Iterator[SourceFinding]:
-    """Compute in float32 what the file computes in float16; its weights keep their exact values."""
+def _halves(model: ir.Model) -> Iterator[Issue]:
+    """Compute in float32 instead of float16; the weights keep their exact values."""
     count = 0
     for value in model.graph.initializers.values():
         array = constant(value)
@@ -136,14 +161,14 @@ def _halves(model: ir.Model) -> Iterator[SourceFinding]:
     for value in (*model.graph.inputs, *computed):
         if value.dtype == ir.DataType.FLOAT16:
             value.dtype = ir.DataType.FLOAT
-    yield SourceFinding(
+    yield Issue(
         f"it computes in float16 ({count} weights)",
         "computed in float32; the weights keep their values",
         "rounds",
     )
 
 
-def _prelu_slopes(model: ir.Model) -> Iterator[SourceFinding]:
+def _prelu_slopes(model: ir.Model) -> Iterator[Issue]:
     count = 0
     for node in model.graph:
         if node.op_type == "PRelu":
@@ -152,8 +177,8 @@ def _prelu_slopes(model: ir.Model) -> Iterator[SourceFinding]:
                 set_constant(node, 1, slope.reshape(-1, 1, 1), "by_channel")
                 count += 1
     if count:
-        yield SourceFinding(
-            f"{count} PRelu slopes are [C], which would go along the width",
+        yield Issue(
+            f"{count} PRelu slopes are [C], which broadcast along the width",
             "they become [C, 1, 1]",
             "may fail",
         )
@@ -170,21 +195,21 @@ def _is_map(value: ir.Value | None) -> bool:
     return False
 
 
-def _passing_nodes(model: ir.Model) -> Iterable[SourceFinding]:
-    """Dropout in inference, and Identity, pass on what they get."""
+def _passing_nodes(model: ir.Model) -> Iterable[Issue]:
+    """Remove Dropout and Identity, which pass on their input in inference."""
     for node in [node for node in model.graph if node.op_type in ("Dropout", "Identity")]:
         if not any(mask.uses() for mask in node.outputs[1:]):
             bypass(node)
     return ()
 
 
-def _reshapes(model: ir.Model) -> Iterator[SourceFinding]:
-    """Let the batch through reshapes that were exported with a batch of one."""
+def _reshapes(model: ir.Model) -> Iterator[Issue]:
+    """Free the batch of reshapes that were exported with a batch of one."""
     fixed = 0
     for node in [node for node in model.graph if node.op_type == "Reshape"]:
         shape = constant(node.inputs[1])
         if _makes_matrix(node):
-            # Flatten says the same for any batch, and needs no second input.
+            # Flatten does the same for any batch.
             flatten = ir.node("Flatten", [node.inputs[0]], {"axis": 1}, name=f"{node.name}.flatten")
             model.graph.insert_before(node, flatten)
             node.replace_input_with(0, flatten.outputs[0])
@@ -194,13 +219,11 @@ def _reshapes(model: ir.Model) -> Iterator[SourceFinding]:
             set_constant(node, 1, np.concatenate([[0], shape[1:]]).astype(np.int64), "any_batch")
             fixed += 1
     if fixed:
-        yield SourceFinding(
-            f"{fixed} Reshape nodes fix the batch to a number", "they take it from their input"
-        )
+        yield Issue(f"{fixed} Reshape nodes fix the batch to a number", "they take it from their input")
 
 
 def _makes_matrix(node: ir.Node) -> bool:
-    """Whether a Reshape puts all of an image into one row; any other two numbers are its own business."""
+    """Whether a Reshape puts all of an image into one row; any other matrix is left as it is."""
     shape = constant(node.inputs[1])
     if shape is not None:
         return shape.size == 2 and shape[0] in (1, 0, -1)
@@ -208,32 +231,30 @@ def _makes_matrix(node: ir.Node) -> bool:
     return producer is not None and producer.op_type == "Concat" and len(producer.inputs) == 2
 
 
-def _batch_dimension(model: ir.Model) -> Iterator[SourceFinding]:
-    for end, value in (("input", model.graph.inputs[0]), ("output", model.graph.outputs[0])):
+def _batch_dimension(model: ir.Model) -> Iterator[Issue]:
+    for side, value in (("input", model.graph.inputs[0]), ("output", model.graph.outputs[0])):
         dim = value.shape[0] if value.shape is not None else None
         if is_size(dim):
-            yield SourceFinding(f"the {end}'s batch dimension is fixed to {dim}", f"it becomes {BATCH!r}")
+            yield Issue(f"the {side}'s batch dimension is fixed to {dim}", f"it becomes {BATCH!r}")
         elif dim is None or isinstance(dim, int):
-            yield SourceFinding(
-                f"the {end}'s batch dimension is {dim}, which ONNX does not know", f"it becomes {BATCH!r}"
+            yield Issue(
+                f"the {side}'s batch dimension is {dim}, which ONNX does not know", f"it becomes {BATCH!r}"
             )
         elif dim.value != BATCH:
-            yield SourceFinding(
-                f"the {end}'s batch dimension is called {dim.value!r}", f"it becomes {BATCH!r}"
-            )
+            yield Issue(f"the {side}'s batch dimension is called {dim.value!r}", f"it becomes {BATCH!r}")
     image, embedding = model.graph.inputs[0], model.graph.outputs[0]
     image.shape, embedding.shape = ir.Shape((BATCH, *image_dims(image))), ir.Shape((BATCH, EMBEDDING_DIM))
 
 
-Repair = Callable[[ir.Model], Iterable[SourceFinding]]
+_Fix = Callable[[ir.Model], Iterable[Issue]]
 
-_BEFORE_CONVERSION: Final[tuple[Repair, ...]] = (
+_BEFORE_CONVERSION: Final[tuple[_Fix, ...]] = (
     _inline_functions,
     _initialisers_as_inputs,
     _lift_constants,
     _spatial_batch_norms,
 )
-_AFTER_CONVERSION: Final[tuple[Repair, ...]] = (
+_AFTER_CONVERSION: Final[tuple[_Fix, ...]] = (
     _halves,
     _passing_nodes,
     _prelu_slopes,

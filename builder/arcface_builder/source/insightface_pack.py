@@ -16,9 +16,8 @@ from arcface_client.errors import require
 from arcface_client.models.home import expanded
 
 from ..errors import NotArcFaceError, PackError, SourceError
-from .io_signature import check_ends
-from .known_files import PACK_TERMS
-from .onnx_io import read_onnx
+from .model import PACK_TERMS
+from .onnx_file import check_io_signature, read_onnx
 
 _log = logging.getLogger(__name__)
 
@@ -26,10 +25,10 @@ DEFAULT_ROOT = Path("~/.insightface")
 
 
 def recognition_model(pack: str, *, root: Path = DEFAULT_ROOT, accept_license: bool = False) -> Path:
-    """Give the path of a pack's recognition model, told by what its graph takes and gives.
+    """Give the path of a pack's recognition model, which is found by its I/O signature.
 
     Args:
-        pack: Name of the pack, such as "buffalo_l".
+        pack: Name of the pack, for example "buffalo_l".
         root: InsightFace's folder; packs are in its ``models``.
         accept_license: Download a missing pack: the user accepts its terms.
 
@@ -39,7 +38,7 @@ def recognition_model(pack: str, *, root: Path = DEFAULT_ROOT, accept_license: b
     models = expanded(root) / "models"
     folder = models / pack
     if Path(pack).name != pack or pack in ("", ".", ".."):
-        raise PackError(f"Pack name {pack!r} is no plain name; expected e.g. buffalo_l.")
+        raise PackError(f"Pack name {pack!r} is not a plain name; expected for example buffalo_l.")
     if not any(folder.rglob("*.onnx")):
         if not accept_license:
             raise PackError(
@@ -60,7 +59,7 @@ def recognition_model(pack: str, *, root: Path = DEFAULT_ROOT, accept_license: b
 
 def _is_recognition(path: Path) -> bool:
     try:
-        check_ends(ir.from_proto(read_onnx(path)[0]))
+        check_io_signature(ir.from_proto(read_onnx(path)[0]))
     except NotArcFaceError:
         return False
     except SourceError as error:

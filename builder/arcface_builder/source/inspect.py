@@ -1,9 +1,9 @@
-"""Say what an ONNX file is, what its callers must do, and what a build would mend."""
+"""Say what an ONNX file is, what its callers must do, and what a build would fix."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from dataclasses import fields as dataclass_fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,15 +11,21 @@ import onnx
 import onnx_ir as ir
 
 from ..errors import NotArcFaceError
-from ..graph.serving import is_unit_length, serving_graph
-from .io_signature import describe_shape
-from .known_files import AMBIGUOUS_NAMES, KNOWN_FILES
-from .load import is_serving_graph
-from .normalisation import RAW
-from .onnx_io import has_external_data, read_onnx
+from ..graph.serving import is_serving_graph, is_unit_length
+from .fixes import Issue
+from .model import KNOWN_FILES, Origin, SourceModel
+from .onnx_file import describe_shape, has_external_data, read_onnx
+from .preprocessing import RAW
 from .reference import ReferenceEmbedder
-from .source_finding import SourceFinding
-from .source_model import Origin, SourceModel
+
+_AMBIGUOUS_NAMES: Final[Mapping[str, str]] = {
+    "glintr100.onnx": "InsightFace's antelopev2 and fal's AuraFace publish different weights under this name",
+    "w600k_mbf.onnx": "files with other contents than the pack's are published under this name",
+    "w600k_r50.onnx": "the pack's own file has another SHA-256; converted copies often keep the name",
+    "arcface_r100_v1.onnx": "several conversions from MXNet are published under this name",
+    "model.onnx": "any model may have this name",
+}
+"""File names that do not say which weights are inside, with the reason."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,9 @@ class Tensor:
     name: str
     dtype: str
     shape: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype} {self.shape}"
 
 
 @dataclass(frozen=True)
@@ -50,21 +59,30 @@ class Pixels:
     unit_length: bool
 
 
+_SERVED: Final = Pixels(
+    graph_normalises="all that its source model wants",
+    caller_normalises="nothing: uint8 crops as OpenCV gives them",
+    caller_from="the contract that its metadata names",
+    channels="BGR",
+    unit_length=True,
+)
+"""A serving graph of this project, whatever it was made from."""
+
+
 @dataclass(frozen=True)
 class Inspection:
     """What is known of a file.
 
     Attributes:
         path: The file.
-        origin: What it is: its SHA-256, the published file that it is and its terms, whether its weights
-            are synthetic.
-        inputs: Its inputs, weights left out.
+        origin: Its SHA-256, the published file that it is with its terms, whether its weights are synthetic.
+        inputs: Its inputs, without weights.
         outputs: Its outputs.
         batch: Batch dimension as declared, at input and output.
         opset: Version of ONNX's operators.
         ir_version: Version of the file format.
         pixels: What happens to the pixels; None if a build refuses the file before that is known.
-        findings: Problems, and what the build does about each.
+        issues: Issues, and what the build does about each.
     """
 
     path: str
@@ -75,29 +93,31 @@ class Inspection:
     opset: int
     ir_version: int
     pixels: Pixels | None
-    findings: list[SourceFinding]
+    issues: list[Issue]
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the fields as JSON takes them, all on one level but tensors and findings."""
-        fields = asdict(self)
-        origin, pixels = fields.pop("origin"), fields.pop("pixels")
-        named = {name: origin[name] for name in _OF_ORIGIN}
+        """Give the fields as JSON takes them, all on one level except tensors and issues."""
+        values = asdict(self)
+        origin, pixels, issues = (values.pop(name) for name in ("origin", "pixels", "issues"))
+        names = ("sha256", "known_file", "terms", "synthetic", "depth", "seed")
         return {
-            **fields,
-            **named,
-            **(pixels or dict.fromkeys(field.name for field in dataclass_fields(Pixels))),
+            **values,
+            "findings": issues,
+            **{name: origin[name] for name in names},
+            **(pixels or dict.fromkeys(field.name for field in fields(Pixels))),
         }
 
     def to_text(self) -> str:
-        """Give the fields as a person reads them."""
+        """Give the fields as text for people."""
         origin, pixels = self.origin, self.pixels
+        weights = f"synthetic {origin.depth or ''}, seed {origin.seed}: they recognise no one"
         rows = {
             "file": self.path,
             "SHA-256": origin.sha256,
             "known as": f"{origin.known_file} ({origin.terms})" if origin.known_file else "-",
-            "weights": _weights(origin),
-            "input": _listed(self.inputs),
-            "output": _listed(self.outputs),
+            "weights": weights if origin.synthetic else "-",
+            "input": ", ".join(map(str, self.inputs)) or "nothing",
+            "output": ", ".join(map(str, self.outputs)) or "nothing",
             "batch": f"{self.batch[0]} in, {self.batch[1]} out",
             "opset": f"{self.opset}, IR version {self.ir_version}",
         }
@@ -109,7 +129,7 @@ class Inspection:
                 "unit length": "yes" if pixels.unit_length else "no: the build adds the L2 normalisation",
             }
         lines = [f"{label:<12}{text}" for label, text in rows.items()]
-        lines += ["", *(f"! {finding}" for finding in self.findings)] if self.findings else []
+        lines += ["", *(f"! {issue}" for issue in self.issues)] if self.issues else []
         return "\n".join(lines)
 
 
@@ -124,7 +144,7 @@ def inspect(path: Path) -> Inspection:
     inputs = [value for value in declared.graph.inputs if value.name not in declared.graph.initializers]
     outputs = list(declared.graph.outputs)
     source = SourceModel(proto, Origin.of_file("onnx", path.name, proto, sha256))
-    pixels, findings = (_SERVED, []) if is_serving_graph(proto) else _tried(source)
+    pixels, issues = (_SERVED, []) if is_serving_graph(proto) else _try_to_build(source)
     return Inspection(
         path=str(path),
         origin=source.origin,
@@ -134,79 +154,55 @@ def inspect(path: Path) -> Inspection:
         opset=declared.graph.opset_imports.get("", 1),
         ir_version=proto.ir_version,
         pixels=pixels,
-        findings=[*_file_findings(path, proto, sha256), *findings],
+        issues=[*_file_issues(path, proto, sha256), *issues],
     )
 
 
-_OF_ORIGIN: Final = ("sha256", "known_file", "terms", "synthetic", "depth", "seed")
-
-_SERVED: Final = Pixels(
-    graph_normalises="all that its source model wants",
-    caller_normalises="nothing: uint8 crops as OpenCV gives them",
-    caller_from="the contract that its metadata names",
-    channels="BGR",
-    unit_length=True,
-)
-"""A serving graph of this project, whatever it was made from."""
-
-
-def _tried(source: SourceModel) -> tuple[Pixels | None, list[SourceFinding]]:
-    """Do what a build does, up to the comparison; so the two cannot disagree on what is refused."""
-    pixels, findings = None, []
+def _try_to_build(source: SourceModel) -> tuple[Pixels | None, list[Issue]]:
+    """Do what a build does, up to the comparison, so that both refuse the same files."""
+    pixels, issues = None, []
     try:
-        findings = source.findings
-        graph = source.prefix.normalisation
+        issues = source.issues
+        graph = source.preprocessing.normalisation
         pixels = Pixels(
             graph_normalises="nothing" if graph == RAW else str(graph),
             caller_normalises=str(source.caller),
             caller_from=source.caller_from,
-            channels=source.prefix.input_channels,
-            unit_length=is_unit_length(source.mended),
+            channels=source.preprocessing.input_channels,
+            unit_length=is_unit_length(source.fixed),
         )
-        serving_graph(source.mended, source.normalisation, metadata={})
+        source.serving_graph()
         ReferenceEmbedder(source)
     except NotArcFaceError as error:
-        return pixels, [*findings, SourceFinding("a build refuses it", str(error))]
-    return pixels, findings
+        return pixels, [*issues, Issue("a build refuses it", str(error))]
+    return pixels, issues
 
 
-def _file_findings(path: Path, proto: onnx.ModelProto, sha256: str) -> list[SourceFinding]:
-    """What the file says apart from its graph."""
-    findings = []
+def _file_issues(path: Path, proto: onnx.ModelProto, sha256: str) -> list[Issue]:
+    """Issues of the file apart from its graph."""
+    issues = []
     if is_serving_graph(proto):
-        findings.append(
-            SourceFinding(
+        issues.append(
+            Issue(
                 "this is a serving graph that arcface-builder wrote: BGR order is in its weights",
                 "the build refuses it; build from the file it was made from, which its manifest names",
             )
         )
-    if sha256 not in KNOWN_FILES and path.name in AMBIGUOUS_NAMES:
-        findings.append(
-            SourceFinding(
-                f"the name {path.name} does not tell which weights these are: {AMBIGUOUS_NAMES[path.name]}",
+    if sha256 not in KNOWN_FILES and path.name in _AMBIGUOUS_NAMES:
+        issues.append(
+            Issue(
+                f"the name {path.name} does not say which weights these are: {_AMBIGUOUS_NAMES[path.name]}",
                 "the manifest records the SHA-256; compare it with the publisher's",
             )
         )
     if has_external_data(path):
-        findings.append(
-            SourceFinding("the weights lie in files of their own", "they go into the one served file")
-        )
-    return findings
+        issues.append(Issue("the weights are in files of their own", "they go into the one served file"))
+    return issues
 
 
 def _tensor(value: ir.Value) -> Tensor:
     return Tensor(str(value.name), str(value.dtype), describe_shape(value))
 
 
-def _listed(tensors: list[Tensor]) -> str:
-    return ", ".join(f"{tensor.name} {tensor.dtype} {tensor.shape}" for tensor in tensors) or "nothing"
-
-
 def _batch(values: list[ir.Value]) -> str:
     return str(values[0].shape[0]) if values and values[0].shape else "?"
-
-
-def _weights(origin: Origin) -> str:
-    if not origin.synthetic:
-        return "-"
-    return f"synthetic {origin.depth or ''}, seed {origin.seed}: they recognise nobody"

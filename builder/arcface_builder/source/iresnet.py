@@ -16,6 +16,8 @@ import onnx_ir as ir
 
 from arcface_client.contract import CROP_SIZE, EMBEDDING_DIM
 
+from ..graph.edit import IR_VERSION, OPSET
+
 BLOCKS: Final[Mapping[str, tuple[int, int, int, int]]] = {
     "r18": (2, 2, 2, 2),
     "r34": (3, 4, 6, 3),
@@ -29,12 +31,6 @@ CHANNELS: Final = (64, 128, 256, 512)
 
 EPSILON: Final = 1e-5
 FLAT_SIZE: Final = CHANNELS[-1] * (CROP_SIZE // 16) ** 2
-
-OPSET: Final = 17
-"""The newest opset that TensorRT 8.5's parser knows; everything here has been in ONNX since then."""
-
-IR_VERSION: Final = 8
-"""The IR version that came with opset 17."""
 
 Weights = Mapping[str, npt.NDArray[np.float32]]
 """Parameters by their name in the state dict."""
@@ -148,7 +144,7 @@ def parameter(tape: ir.tape.Tape, weights: Weights, name: str) -> ir.Value:
 
 
 def model_of(tape: ir.tape.Tape, image: ir.Value, outputs: list[ir.Value], *, name: str) -> ir.Model:
-    """Wrap what a tape recorded into a model of this project's opset."""
+    """Make a model of this project's opset from a tape's nodes."""
     graph = ir.Graph(
         [image],
         outputs,

@@ -1,4 +1,4 @@
-"""The four things that a build can start from."""
+"""The four kinds of source that a build can start from."""
 
 from __future__ import annotations
 
@@ -8,25 +8,32 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol, TypeAlias
 
-import onnx
 import onnx_ir as ir
 
 from arcface_client.models.home import expanded
 
 from ..errors import NotArcFaceError, OptionError
-from ..graph.serving import CONTRACT_KEY
+from ..graph.serving import is_serving_graph
 from .checkpoint import read_checkpoint
 from .insightface_pack import DEFAULT_ROOT, recognition_model
 from .iresnet import BLOCKS, iresnet_model
-from .normalisation import PYTORCH, Normalisation
-from .onnx_io import read_onnx
-from .source_model import Origin, SourceKind, SourceModel
+from .model import Origin, SourceKind, SourceModel
+from .onnx_file import read_onnx
+from .preprocessing import PYTORCH, Normalisation
 from .synthetic import synthetic_weights
 
 Location: TypeAlias = Mapping[str, str | int]
-"""What a source needs to be opened again, but for the consent to a licence: that is given anew each time."""
+"""What a source needs to be opened again, except the consent to a licence, which is given each time."""
 
 _AS_TRAINED: Final = (PYTORCH, "arcface_torch, which trains so")
+
+_FLAGS: Final[Mapping[str, Mapping[str, str]]] = {
+    "onnx": {"path": "--onnx-path", "normalisation": "--normalisation"},
+    "insightface": {"pack": "--insightface-pack", "root": "--insightface-root"},
+    "checkpoint": {"path": "--checkpoint"},
+    "synthetic": {"depth": "--synthetic", "seed": "--seed"},
+}
+"""The flag of ``arcface-builder build`` for each part of a location, by kind."""
 
 
 class Source(Protocol):
@@ -34,9 +41,6 @@ class Source(Protocol):
 
     def load(self) -> SourceModel:
         """Read or make the source model; raises SourceError, PackError or MissingExtraError."""
-
-    def arguments(self) -> list[str]:
-        """The arguments of ``arcface-builder build`` that name this source, from whatever folder."""
 
     def location(self) -> Location:
         """Where it is, as a manifest holds it; ``located`` gives the source back."""
@@ -58,12 +62,6 @@ class OnnxFile:
         """Read the file; raises NotOnnxError or NotArcFaceError."""
         return _read(self.path, "onnx", self.normalisation)
 
-    def arguments(self) -> list[str]:
-        """See ``Source``."""
-        # With "=", since a mean below zero looks like a flag.
-        stated = [f"--normalisation={self.normalisation.to_argument()}"] if self.normalisation else []
-        return ["--onnx-path", str(self.path.absolute()), *stated]
-
     def location(self) -> Location:
         """See ``Source``."""
         stated = {"normalisation": self.normalisation.to_argument()} if self.normalisation else {}
@@ -75,7 +73,7 @@ class InsightFacePack:
     """The recognition model of an InsightFace pack.
 
     Attributes:
-        pack: Name of the pack, such as "buffalo_l".
+        pack: Name of the pack, for example "buffalo_l".
         root: InsightFace's folder.
         accept_license: Download the pack if it is missing: the user accepts its terms.
     """
@@ -88,13 +86,6 @@ class InsightFacePack:
         """Find, perhaps fetch, and read the model; raises PackError, NotOnnxError or NotArcFaceError."""
         path = recognition_model(self.pack, root=self.root, accept_license=self.accept_license)
         return _read(path, "insightface", None)
-
-    def arguments(self) -> list[str]:
-        """See ``Source``."""
-        root = (
-            ["--insightface-root", str(expanded(self.root).absolute())] if self.root != DEFAULT_ROOT else []
-        )
-        return ["--insightface-pack", self.pack, *root]
 
     def location(self) -> Location:
         """See ``Source``."""
@@ -119,10 +110,6 @@ class Checkpoint:
         origin = Origin("checkpoint", self.path.name, sha256, depth=depth)
         return SourceModel(ir.to_proto(iresnet_model(depth, weights)), origin, _AS_TRAINED)
 
-    def arguments(self) -> list[str]:
-        """See ``Source``."""
-        return ["--checkpoint", str(self.path.absolute())]
-
     def location(self) -> Location:
         """See ``Source``."""
         return {"kind": "checkpoint", "path": str(self.path.absolute())}
@@ -130,7 +117,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Synthetic:
-    """An IResNet with seeded random weights: it computes like a real one and recognises nobody.
+    """An IResNet with seeded random weights: it computes like a real one and recognises no one.
 
     Attributes:
         depth: "r18", "r34", "r50" or "r100".
@@ -154,38 +141,40 @@ class Synthetic:
         sha256 = hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
         return SourceModel(proto, replace(origin, sha256=sha256), _AS_TRAINED)
 
-    def arguments(self) -> list[str]:
-        """See ``Source``."""
-        return ["--synthetic", self.depth, "--seed", str(self.seed)]
-
     def location(self) -> Location:
         """See ``Source``."""
         return {"kind": "synthetic", "depth": self.depth, "seed": self.seed}
 
 
 def located(location: object) -> Source:
-    """The source at a manifest's ``source_location``; a pack that is missing is not downloaded.
+    """The source at a manifest's ``source_location``; a missing pack is not downloaded.
 
     Raises:
-        OptionError: It is no location.
+        OptionError: It is not a location.
     """
     match location:
-        case {"kind": "onnx", "path": str(path), "normalisation": str(stated)}:
-            return OnnxFile(Path(path), Normalisation.parse(stated))
-        case {"kind": "onnx", "path": str(path)}:
-            return OnnxFile(Path(path))
-        case {"kind": "insightface", "pack": str(pack), "root": str(root)}:
-            return InsightFacePack(pack, Path(root))
-        case {"kind": "insightface", "pack": str(pack)}:
-            return InsightFacePack(pack)
+        case {"kind": "onnx", "path": str(path), **rest}:
+            stated = rest.get("normalisation")
+            return OnnxFile(Path(path), Normalisation.parse(str(stated)) if stated else None)
+        case {"kind": "insightface", "pack": str(pack), **rest}:
+            return InsightFacePack(pack, Path(str(rest.get("root", DEFAULT_ROOT))))
         case {"kind": "checkpoint", "path": str(path)}:
             return Checkpoint(Path(path))
         case {"kind": "synthetic", "depth": str(depth), "seed": int(seed)}:
             return Synthetic(depth, seed)
-    raise OptionError(f"{location!r:.200} is no place of a source model.")
+    raise OptionError(f"{location!r:.200} is not the location of a source model.")
 
 
-def _read(path: Path, kind: SourceKind, override: Normalisation | None) -> SourceModel:
+def build_arguments(source: Source) -> list[str]:
+    """The arguments of ``arcface-builder build`` that name a source from any folder."""
+    location = source.location()
+    # With "=", since a mean below zero looks like a flag.
+    return [
+        f"{flag}={location[part]}" for part, flag in _FLAGS[str(location["kind"])].items() if part in location
+    ]
+
+
+def _read(path: Path, kind: SourceKind, stated: Normalisation | None) -> SourceModel:
     proto, sha256 = read_onnx(path)
     if is_serving_graph(proto):
         raise NotArcFaceError(
@@ -193,9 +182,4 @@ def _read(path: Path, kind: SourceKind, override: Normalisation | None) -> Sourc
             "which its manifest names."
         )
     origin = Origin.of_file(kind, path.name, proto, sha256)
-    return SourceModel(proto, origin, (override, "the command line") if override else None)
-
-
-def is_serving_graph(proto: onnx.ModelProto) -> bool:
-    """Whether a file is a serving graph of this project."""
-    return any(entry.key == CONTRACT_KEY for entry in proto.metadata_props)
+    return SourceModel(proto, origin, (stated, "the command line") if stated else None)

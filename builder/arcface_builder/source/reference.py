@@ -15,11 +15,11 @@ from arcface_client.runtimes.onnxruntime import RUN_ERRORS
 from ..errors import NotArcFaceError
 from ..graph.edit import first_line, numpy_dtype, session
 from .load import Source
-from .source_model import SourceModel
+from .model import SourceModel
 
 _log = logging.getLogger(__name__)
 
-Reference = Literal["source file", "mended copy"]
+Reference = Literal["source file", "fixed copy"]
 """What computes the reference embeddings; manifests hold these words."""
 
 
@@ -41,7 +41,7 @@ class ReferenceEmbedder:
     def __init__(self, source: SourceModel) -> None:
         self._source = source
         self.runs: Reference = "source file"
-        issues = {finding.when_run: finding.problem for finding in source.findings}
+        issues = {issue.when_run: issue.problem for issue in source.issues}
         if "rounds" in issues:
             self._run_fixed_copy(issues["rounds"])
             return
@@ -58,11 +58,11 @@ class ReferenceEmbedder:
 
     def embed(self, crops: Crops) -> Embeddings:
         """Embed BGR crops: uint8 [N, 112, 112, 3] in, float32 [N, 512] unit rows out."""
-        source, image = self._source, self._source.mended.graph.inputs[0]
+        source, image = self._source, self._source.fixed.graph.inputs[0]
         pixels = source.caller.apply(crops)
-        if source.prefix.input_channels == "BGR":
+        if source.preprocessing.input_channels == "BGR":
             pixels = pixels[:, ::-1]
-        if source.prefix.channels_last:
+        if source.preprocessing.channels_last:
             pixels = pixels.transpose(0, 2, 3, 1)
         pixels = np.ascontiguousarray(pixels.astype(numpy_dtype(image)))
         rows = [self._session.run(None, {image.name: row[np.newaxis]})[0].reshape(-1) for row in pixels]
@@ -72,8 +72,8 @@ class ReferenceEmbedder:
 
     def _run_fixed_copy(self, issue: str) -> None:
         _log.warning("The source file itself was not run (%s); its fixed copy is the reference", issue)
-        self.runs = "mended copy"
-        self._session = session(self._source.mended)
+        self.runs = "fixed copy"
+        self._session = session(self._source.fixed)
 
 
 def source_embedder(source: Source | None, sha256: str) -> tuple[Embed, str] | None:

@@ -1,9 +1,9 @@
-"""IResNets with seeded random weights: they recognise nobody, but compute like the real ones.
+"""IResNets with seeded random weights: they recognise no one, but compute like the real ones.
 
 Weights drawn at random alone would not do. Activations would grow from block to block beyond what
 FP16 holds, and every image would land in the same corner of the embedding space, so that no
-comparison of two runtimes could fail. Both are cured as training cures them, by batch-norm
-statistics: one forward pass over generated crops measures them.
+comparison of two runtimes could fail. Batch-norm statistics prevent both, as in training: one forward
+pass over generated crops measures them.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import onnxruntime
 from arcface_client.contract import CROP_SIZE
 from arcface_client.runtimes.base import physical_cores
 
-from ..check import crops as faces
+from ..check.crops import face_like, noise, texture
 from .iresnet import CHANNELS, EPSILON, flat_features, model_of, parameter_shapes
-from .normalisation import PYTORCH
+from .preprocessing import PYTORCH
 
 _PRELU_SLOPE = 0.25
 _FACES, _TEXTURES, _NOISES = 90, 40, 8  # crops of the calibration pass
 _MOST_TEXTURE = 0.6  # of a face's pixels
 _COMMON_DIRECTIONS = 64
 
-# Keeps the calibration crops apart from those that tests and parity checks draw with small seeds: the
-# network has been fitted to the former, so it embeds them less sharply.
+# Keeps the calibration crops apart from those that tests and accuracy checks draw with small seeds, since
+# the network is fitted to the calibration crops.
 _SEED_OFFSET = 1_000_000_007
 
 _Array = npt.NDArray[np.float32]
@@ -76,11 +76,11 @@ def _calibration_batch(seed: int) -> _Array:
     Drawn faces alone are more alike than photographs are, and smoother.
     """
     seed = (seed + _SEED_OFFSET) % 2**32
-    textures = faces.texture(_FACES + _TEXTURES, seed)
+    textures = texture(_FACES + _TEXTURES, seed)
     share = np.random.RandomState(seed).uniform(0, _MOST_TEXTURE, (_FACES, 1, 1, 1))
-    blend = faces.face_like(_FACES, seed) * (1 - share) + textures[:_FACES] * share
+    blend = face_like(_FACES, seed) * (1 - share) + textures[:_FACES] * share
     seen = np.asarray(np.rint(blend), np.uint8)
-    return PYTORCH.apply(np.concatenate([seen, textures[_FACES:], faces.noise(_NOISES, seed)]))
+    return PYTORCH.apply(np.concatenate([seen, textures[_FACES:], noise(_NOISES, seed)]))
 
 
 def _measure(depth: str, weights: dict[str, _Array], batch: _Array) -> tuple[dict[str, _Array], _Array]:

@@ -19,8 +19,8 @@ from arcface_builder.check.controls import another_model
 from arcface_builder.check.crops import comparison_crops
 from arcface_builder.errors import ParityError, ServedModelError
 from arcface_builder.graph.precision import typed_graph
+from arcface_builder.source.model import SourceModel
 from arcface_builder.source.reference import ReferenceEmbedder
-from arcface_builder.source.source_model import SourceModel
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.runtimes.base import Embed
 from photograph import face_crops

@@ -13,7 +13,6 @@ from arcface_builder.check import crops as faces
 from arcface_builder.errors import CompileError, OptionError
 from arcface_builder.graph.edit import session
 from arcface_builder.graph.precision import check_gpu_has, fallbacks, typed_graph
-from arcface_builder.graph.serving import serving_graph
 from arcface_builder.source.load import OnnxFile
 from arcface_client.contract import INPUT_NAME, OUTPUT_NAME, Crops, Embeddings
 from arcface_client.models.embedding_space import PRECISIONS
@@ -60,7 +59,7 @@ def test_embeddings_have_unit_length_however_the_source_normalises(
 ) -> None:
     onnx.save_model(EXPORTS[export](small_arcface()), tmp_path / "source.onnx")
     source = OnnxFile(tmp_path / "source.onnx").load()
-    graph = serving_graph(source.mended, source.normalisation, metadata={}).SerializeToString()
+    graph = source.serving_graph().SerializeToString()
 
     embeddings = embed(typed_graph(graph, precision), crops())
 

@@ -15,10 +15,9 @@ from arcface_builder.check.accuracy import TOLERANCE, check_onnx_model
 from arcface_builder.check.crops import face_like, noise
 from arcface_builder.errors import NotArcFaceError, ParityError
 from arcface_builder.graph.edit import session
-from arcface_builder.graph.serving import serving_graph
 from arcface_builder.source.load import OnnxFile
+from arcface_builder.source.model import SourceModel
 from arcface_builder.source.reference import ReferenceEmbedder
-from arcface_builder.source.source_model import SourceModel
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.runtimes.base import Embed
 from photograph import face_crops
@@ -42,7 +41,7 @@ OWN_NORMALISATION = {
 
 
 def serve(source: SourceModel) -> onnx.ModelProto:
-    return serving_graph(source.mended, source.normalisation, metadata={})
+    return source.serving_graph()
 
 
 def embedder(graph: onnx.ModelProto) -> Embed:
@@ -69,7 +68,7 @@ def test_embeddings_equal_the_source_models_however_it_was_exported(export: str,
     parity = check_onnx_model(reference.embed, embedder(serve(source)))
 
     assert parity.max_abs_difference <= TOLERANCE
-    assert reference.runs == ("mended copy" if export in EMBED_ONLY_IN_COPY else "source file")
+    assert reference.runs == ("fixed copy" if export in EMBED_ONLY_IN_COPY else "source file")
     assert (tmp_path / "source.onnx").read_bytes() == before
 
 
@@ -168,7 +167,7 @@ def test_a_source_that_does_not_run_is_no_reference(tmp_path: Path) -> None:
         ReferenceEmbedder(source)
 
 
-def test_it_is_a_warning_that_the_mended_copy_stands_in(
+def test_it_is_a_warning_that_the_fixed_copy_is_the_reference(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     ReferenceEmbedder(written(EXPORTS["mxnet_broken"](small_arcface()), tmp_path / "source.onnx"))

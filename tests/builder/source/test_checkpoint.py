@@ -18,7 +18,7 @@ from arcface_builder.graph.edit import constant
 from arcface_builder.source.checkpoint import depth_of
 from arcface_builder.source.iresnet import BLOCKS, parameter_shapes
 from arcface_builder.source.load import Checkpoint
-from arcface_builder.source.source_model import SourceModel
+from arcface_builder.source.model import SourceModel
 from arcface_builder.source.synthetic import synthetic_weights
 from arcface_client.errors import MissingExtraError
 
@@ -80,7 +80,7 @@ def test_missing_keys_are_named(state: StateDict, tmp_path: Path) -> None:
     state = {name: array for name, array in state.items() if not name.startswith("fc.")}
 
     with pytest.raises(
-        CheckpointError, match=r"no state dict of an IResNet r18: it misses fc\.weight, fc\.bias"
+        CheckpointError, match=r"not a state dict of an IResNet r18: it misses fc\.weight, fc\.bias"
     ):
         saved(state, tmp_path).load()
 

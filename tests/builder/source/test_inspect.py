@@ -12,10 +12,10 @@ from onnx import TensorProto, helper
 from arcface_builder.build import build
 from arcface_builder.cli.app import main
 from arcface_builder.errors import NotArcFaceError, NotOnnxError, OptionError
+from arcface_builder.source.fixes import Issue
 from arcface_builder.source.inspect import Inspection, Tensor, inspect
 from arcface_builder.source.load import OnnxFile
-from arcface_builder.source.normalisation import Normalisation
-from arcface_builder.source.source_finding import SourceFinding
+from arcface_builder.source.preprocessing import Normalisation
 from support.exports import EXPORTS, small_arcface
 
 
@@ -25,7 +25,7 @@ def inspected(export: str, folder: Path, name: str = "model.onnx") -> Inspection
 
 
 def problems(inspection: Inspection) -> str:
-    return "\n".join(map(str, inspection.findings))
+    return "\n".join(map(str, inspection.issues))
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_weights_in_other_files_are_read_and_pointed_out(tmp_path: Path) -> None
         small_arcface(), path, save_as_external_data=True, location="weights.bin", size_threshold=0
     )
 
-    assert "the weights lie in files of their own" in problems(inspect(path))
+    assert "the weights are in files of their own" in problems(inspect(path))
 
     (tmp_path / "weights.bin").unlink()
     with pytest.raises(NotOnnxError, match="keeps its weights in other files"):
@@ -252,7 +252,7 @@ def refusal(model: onnx.ModelProto, folder: Path) -> str:
     with pytest.raises(NotArcFaceError) as error:
         build(OnnxFile(folder / "model.onnx"), name="m", repository=folder / "models")
 
-    assert inspection.findings[-1] == SourceFinding("a build refuses it", str(error.value))
+    assert inspection.issues[-1] == Issue("a build refuses it", str(error.value))
     return problems(inspection)
 
 
@@ -262,7 +262,7 @@ def test_a_graph_that_does_more_than_normalise_is_refused(tmp_path: Path) -> Non
     pool = helper.make_node("AveragePool", ["data"], ["blurred"], kernel_shape=[3, 3], pads=[1] * 4)
     model.graph.node.insert(0, pool)
 
-    assert "is no normalisation by channel" in refusal(model, tmp_path)
+    assert "is not a normalisation by channel" in refusal(model, tmp_path)
 
 
 def test_a_normalisation_that_fits_no_customary_input_is_refused_unless_it_is_stated(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import pytest
 from arcface_builder.check.crops import noise
 from arcface_builder.errors import CheckpointError
 from arcface_builder.graph.edit import session
-from arcface_builder.graph.serving import serving_graph
 from arcface_builder.source.iresnet import BLOCKS
 from arcface_builder.source.load import Checkpoint
 from arcface_builder.source.reference import ReferenceEmbedder
@@ -37,7 +36,7 @@ def test_a_state_dict_gives_pytorchs_embeddings(depth: str, tmp_path: Path) -> N
 
     expected = raw / np.linalg.norm(raw, axis=1, keepdims=True)
     np.testing.assert_allclose(ReferenceEmbedder(source).embed(crops), expected, rtol=0, atol=1e-5)
-    served = serving_graph(source.mended, source.normalisation, metadata={}).SerializeToString()
+    served = source.serving_graph().SerializeToString()
     (embeddings,) = session(served).run(None, {"image": crops})
     np.testing.assert_allclose(embeddings, expected, rtol=0, atol=1e-5)
 

@@ -15,11 +15,10 @@ from arcface_builder.check.crops import face_like, noise
 from arcface_builder.cli.app import main
 from arcface_builder.errors import OptionError
 from arcface_builder.graph.edit import session
-from arcface_builder.graph.serving import serving_graph
 from arcface_builder.source.inspect import inspect
 from arcface_builder.source.load import OnnxFile, Synthetic
+from arcface_builder.source.model import SourceModel
 from arcface_builder.source.reference import ReferenceEmbedder
-from arcface_builder.source.source_model import SourceModel
 from arcface_client.contract import Crops
 from photograph import face_crops
 from support.exports import small_arcface
@@ -54,7 +53,7 @@ def test_a_seed_gives_the_same_embeddings_on_every_machine(r18: SourceModel) -> 
 
 
 def test_activations_and_weights_stay_far_inside_fp16(r18: SourceModel) -> None:
-    model = r18.mended.clone()
+    model = r18.fixed.clone()
     activations = [node.outputs[0] for node in model.graph]
     for value in activations:
         value.dtype = ir.DataType.FLOAT
@@ -79,7 +78,7 @@ def test_what_is_built_of_it_is_labelled_and_the_same_for_a_seed(
     assert origin["sha256"] != Synthetic("r18", seed=1).load().origin.sha256
     assert report["compared_with"] == "source file"
     assert inspect(Path(report["path"], "model.onnx")).origin.synthetic
-    assert "it recognises nobody" in caplog.text
+    assert "it recognises no one" in caplog.text
 
 
 def test_its_file_keeps_the_label(r18: SourceModel, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -91,10 +90,10 @@ def test_its_file_keeps_the_label(r18: SourceModel, tmp_path: Path, caplog: pyte
     inspection = inspect(tmp_path / "source.onnx")
     built = build(OnnxFile(tmp_path / "source.onnx"), name="m", repository=tmp_path / "models")
 
-    assert "weights     synthetic r18, seed 0: they recognise nobody" in inspection.to_text()
+    assert "weights     synthetic r18, seed 0: they recognise no one" in inspection.to_text()
     assert inspection.to_dict()["synthetic"] is True
     assert built.manifest.source.synthetic
-    assert "it recognises nobody" in caplog.text
+    assert "it recognises no one" in caplog.text
 
 
 def test_the_serving_graph_equals_insightface_on_the_saved_source(r18: SourceModel, tmp_path: Path) -> None:
@@ -104,7 +103,7 @@ def test_the_serving_graph_equals_insightface_on_the_saved_source(r18: SourceMod
     raw = insightface.get_feat(list(crops))
     expected = raw / np.linalg.norm(raw, axis=1, keepdims=True)
 
-    graph = serving_graph(r18.mended, r18.normalisation, metadata={})
+    graph = r18.serving_graph()
     (embeddings,) = session(graph.SerializeToString()).run(None, {"image": crops})
 
     np.testing.assert_allclose(embeddings, expected, rtol=0, atol=TOLERANCE)

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 
+from arcface_builder.graph.batchnorm import fold_preactivations
 from arcface_builder.graph.edit import session
-from arcface_builder.graph.preactivation import fold_preactivations
 
 CHANNELS = 4
 Array = npt.NDArray[np.float32]
