@@ -24,7 +24,7 @@ examples:
   arcface-builder build --name arcface_r50 --onnx-path w600k_r50.onnx
       the next version of model_repository/arcface_r50_onnx
   arcface-builder build --name demo --synthetic r18
-      random weights, to try everything without a download; it recognises nobody
+      random weights, to try everything without a download; it recognises no one
 
 exit codes: 0 done, 1 failed (one line says why, nothing was published), 2 wrong usage
 """

@@ -40,7 +40,7 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
     sources.add_argument(
         "--synthetic",
         choices=BLOCKS,
-        help="seeded random weights: computes like the real one, recognises nobody",
+        help="seeded random weights: computes like the real one, recognises no one",
     )
     details = parser.add_argument_group("details of the source")
     details.add_argument(
