@@ -17,78 +17,7 @@ from .plan_header import plan_version
 ENDING: Final = ".json"
 """What a manifest's name has after its plan's."""
 
-<<<<<<< HEAD
 __all__ = ["ENDING", "Parity", "PlanManifest"]
-=======
-_MOST_BYTES: Final = 1 << 40
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parity:
-    """How far the plan's embeddings are from the source model's, or from what stood for it.
-
-    Attributes:
-        largest_drift_cosine: The largest 1 - cosine similarity over all crops.
-        max_drift_cosine: The largest that was allowed.
-        crops: How many crops were compared.
-        compared_with: What stood for the source model: "source file", "fixed copy", or "served ONNX model".
-        details: What else the gate found, in its own words.
-    """
-
-    largest_drift_cosine: float
-    max_drift_cosine: float
-    crops: int
-    compared_with: str
-    details: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanManifest:
-    """What is kept beside a plan, as JSON; without it a plan does not exist.
-
-    Attributes:
-        identity: What the plan was built from and for.
-        plan_sha256: SHA-256 of the plan's bytes.
-        plan_bytes: How many they are.
-        created: When it was built, ISO 8601 with its offset from UTC.
-        gpu_name: The GPU that it was built on.
-        driver_version: The newest CUDA that its driver knows, as "13.0".
-        precisions_used: How many layers run in which precision, as the engine inspector says.
-        parity: The proof that let it be stored.
-        rebuild_command: The command that builds it again, with the settings that have no flag before it.
-        tools: Versions of what built it.
-        notes: What deserves to be known of the build: a workspace that was halved, its time.
-        refusals: In a repository's record: why more compact precisions were not taken; empty in a store.
-        schema_version: Version of this record's fields.
-    """
-
-    identity: PlanIdentity
-    plan_sha256: str
-    plan_bytes: int
-    created: str
-    gpu_name: str
-    driver_version: str
-    precisions_used: Mapping[str, int]
-    parity: Parity
-    rebuild_command: str
-    tools: Mapping[str, str]
-    notes: tuple[str, ...] = ()
-    refusals: tuple[str, ...] = ()
-    schema_version: int = SCHEMA_VERSION
-
-    @property
-    def created_at(self) -> datetime:
-        """When it was built."""
-        return datetime.fromisoformat(self.created)
-
-    def has_refused(self, precision: str) -> bool:
-        """Whether it is there in place of a plan of that precision."""
-        return any(refusal.startswith(refusal_of(precision, "")) for refusal in self.refusals)
-
-    def to_json(self) -> str:
-        """Write the record as JSON."""
-        return json.dumps(asdict(self), indent=2) + "\n"
->>>>>>> 5f83da9 (Source and graph: fewer modules, issues and fixes, input preprocessing; graph no longer imports source)
 
 
 def refusal_of(precision: str, reason: str) -> str:

@@ -353,7 +353,7 @@ class PlanParity:
         largest_drift_cosine: The largest cosine distance over all crops.
         max_drift_cosine: The largest that was allowed.
         crops: How many crops were compared.
-        compared_with: What stood for the source model: "source file", "mended copy", or "served ONNX model".
+        compared_with: What stood for the source model: "source file", "fixed copy", or "served ONNX model".
         details: What else was measured.
     """
 
