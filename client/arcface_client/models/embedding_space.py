@@ -1,4 +1,4 @@
-"""What makes two embeddings comparable: the weights, what happens to the pixels, and how exactly."""
+"""The embedding space: what two embeddings must share to be comparable, in one gallery."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 PrecisionClass = Literal["float", "int8"]
-"""fp32, tf32, fp16 and bf16 are one class: they agree within the tolerance. int8 is another."""
+"""fp32, tf32, fp16 and bf16 agree within the tolerance and are one class; int8 is another."""
 
 PRECISIONS: Final[Mapping[str, PrecisionClass]] = {
     "fp32": "float",
@@ -16,12 +16,12 @@ PRECISIONS: Final[Mapping[str, PrecisionClass]] = {
     "bf16": "float",
     "int8": "int8",
 }
-"""Every precision that a plan can have, and its class."""
+"""The precisions of a plan, each with its class."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingSpace:
-    """Embeddings of one identity may lie in one gallery; those of two may not. None is unknown.
+    """What makes embeddings comparable. None is unknown, and conflicts with nothing.
 
     Attributes:
         source_sha256: SHA-256 of the source model's file.
@@ -34,18 +34,18 @@ class EmbeddingSpace:
     precision_class: PrecisionClass | None = None
 
     def conflict(self, other: EmbeddingSpace) -> str | None:
-        """What speaks against one gallery for both, in words; None if nothing that is known does."""
+        """The first known difference, in words; None if there is none."""
         if _differ(self.source_sha256, other.source_sha256):
             theirs, ours = _short(other.source_sha256), _short(self.source_sha256)
             return f"another source model, SHA-256 {theirs}, not {ours}"
         if _differ(self.preprocessing, other.preprocessing):
             return f"another preprocessing, {other.preprocessing}, not {self.preprocessing}"
         if _differ(self.precision_class, other.precision_class):
-            return f"another class of precision, {other.precision_class}, not {self.precision_class}"
+            return f"another precision class, {other.precision_class}, not {self.precision_class}"
         return None
 
     def completed(self, other: EmbeddingSpace) -> EmbeddingSpace:
-        """With what the other knows, and this does not."""
+        """Fill what is unknown here from the other."""
         return EmbeddingSpace(
             source_sha256=self.source_sha256 or other.source_sha256,
             preprocessing=self.preprocessing or other.preprocessing,

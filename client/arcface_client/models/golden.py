@@ -1,12 +1,12 @@
-"""The golden crops: through them it shows what a model really computes, whatever its name says.
+"""The golden crops: a model's embeddings of them show what it computes, whatever its name says.
 
-They are drawn, nobody's faces, and come with the package. ``arcface_builder`` made them::
+They are drawn, not photographs of people, and come with the package. ``arcface_builder`` made them::
 
     import numpy
-    from arcface_builder.faces import face_like
+    from arcface_builder.check.crops import face_like
     numpy.savez_compressed("client/arcface_client/models/golden.npz", crops=face_like(8, seed=114))
 
-The file is what counts: another machine's arithmetic may round a pixel otherwise.
+The file counts: the arithmetic of another machine may round a pixel differently.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ GOLDEN_COUNT: Final = 8
 
 @dataclass(frozen=True, eq=False)
 class GoldenReference:
-    """What the golden crops' embeddings have to be.
+    """The embeddings that a model must give for the golden crops.
 
     Attributes:
         embeddings: float32 [8, 512], unit rows.
@@ -54,17 +54,17 @@ def golden_crops() -> Crops:
 
 @cache
 def golden_sha256() -> str:
-    """SHA-256 of the golden crops' bytes, by which a manifest says which ones it is about."""
+    """SHA-256 of the golden crops' bytes; a manifest names its crops by it."""
     return hashlib.sha256(golden_crops().tobytes()).hexdigest()
 
 
 def drifts(
     left: Embeddings | npt.NDArray[np.float64], right: Embeddings | npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """The drift between rows of two sets of unit embeddings [N, 512]: float64 [N]; NaN if a number is.
+    """The drift between rows of two sets of unit embeddings [N, 512]: float64 [N]; NaN where a number is.
 
-    Drift is 1 - cosine similarity. It is computed as half the squared distance, which is the same for
-    rows of length one, exact for small drifts, and does not overlook a row of another length.
+    Drift is the cosine distance. It is computed as half the squared distance, which is the same for rows of
+    length one, is exact for small drifts, and notices a row of another length.
     """
     difference = left.astype(np.float64) - right.astype(np.float64)
     squares: npt.NDArray[np.float64] = np.einsum("nd,nd->n", difference, difference)
@@ -77,13 +77,13 @@ def largest_drift(left: Embeddings, right: Embeddings) -> float:
 
 
 def drift_error(drift: float, max_drift: float, whose: str, reference: str) -> DriftError | None:
-    """What speaks against embeddings that drift; None when the tolerance allows it. It never allows NaN.
+    """The error for embeddings that drift; None within the tolerance. NaN is never within it.
 
     Args:
         drift: Their largest drift.
         max_drift: The tolerance.
-        whose: Which embeddings, for the message, as "its golden embeddings".
-        reference: What they were compared with, likewise.
+        whose: Which embeddings, for the message, for example "its golden embeddings".
+        reference: What they were compared with, for the message.
     """
     if drift <= max_drift:
         return None

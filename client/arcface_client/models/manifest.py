@@ -8,86 +8,49 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
-from pydantic import (
-    AfterValidator,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 from typing_extensions import Self
 
 from ..contract import INPUT_SPEC, OUTPUT_SPEC, Embeddings
-from ..errors import DeploymentError, ManifestError, ManifestSchemaError
+from ..errors import DeploymentError
 from .embedding_space import PRECISIONS, EmbeddingSpace, PrecisionClass, describe_preprocessing
 from .golden import from_text, golden_sha256
+from .schema import (
+    SCHEMA_VERSION,
+    STRICT,
+    Drift,
+    Family,
+    Moment,
+    Precision,
+    Sha256,
+    Sm,
+    TensorRtVersion,
+    parse,
+    read_file,
+    to_json,
+)
 
 MODEL_FILE: Final = "model.onnx"
 """What Triton's onnxruntime backend looks for in a version's folder."""
 
-SCHEMA_VERSION: Final = 1
-"""Of the fields of both manifests."""
-
 Setting: TypeAlias = str | int | float | bool | None
 """A value of a plan's settings."""
 
-_SchemaVersion: TypeAlias = Literal[1]
+_BUILD: Final = "Run `arcface-builder build` again."
+_COMPILE: Final = "Run `arcface-builder compile` again."
 _ENDING: Final = "manifest.json"
-_STRICT: Final = ConfigDict(strict=True)
 _DIGEST_LENGTH: Final = 12
 
 
-def _matching(pattern: str, expected: str) -> AfterValidator:
-    def check(value: str) -> str:
-        if not re.fullmatch(pattern, value, re.ASCII):
-            raise ValueError(expected)
-        return value
-
-    return AfterValidator(check)
-
-
-def _moment(value: str) -> str:
-    try:
-        if datetime.fromisoformat(value).tzinfo is not None:
-            return value
-    except ValueError:
-        pass
-    raise ValueError("ISO 8601 with an offset, for example 2026-11-22T20:00:00+00:00")
-
-
-def _one_of_the_precisions(value: str) -> str:
-    if value not in PRECISIONS:
-        raise ValueError(f"one of {', '.join(PRECISIONS)}")
-    return value
-
-
-_Sha256: TypeAlias = Annotated[str, _matching(r"[0-9a-f]{64}", "64 lower-case hexadecimal digits")]
-_Moment: TypeAlias = Annotated[str, AfterValidator(_moment)]
-_Drift: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-_Family: TypeAlias = Annotated[
-    str, _matching(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", "up to 100 letters, digits, '_', '-' and '.'")
-]
-_TensorRtVersion: TypeAlias = Annotated[
-    str,
-    _matching(
-        r"\d+(\.\d+){2,3}((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?", "a full version, for example 10.16.1.11"
-    ),
-]
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class SourceInfo:
     """Where a source model comes from.
 
@@ -104,7 +67,7 @@ class SourceInfo:
 
     kind: str
     name: str
-    sha256: _Sha256
+    sha256: Sha256
     known_file: str | None = None
     terms: str | None = None
     synthetic: bool = False
@@ -112,16 +75,16 @@ class SourceInfo:
     seed: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ModelFile:
     """The served file: its name in the version's folder, size and SHA-256."""
 
     name: str
     bytes: int
-    sha256: _Sha256
+    sha256: Sha256
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Preprocessing:
     """What the serving graph does to the pixels before the network.
 
@@ -141,7 +104,7 @@ class Preprocessing:
         return describe_preprocessing(self.mean, self.std, self.channels)
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ModelParity:
     """How exactly the served file gives the source's embeddings.
 
@@ -157,18 +120,18 @@ class ModelParity:
         worst_crops: Indices of the crops with the largest drift, the worst first.
     """
 
-    max_abs_difference: _Drift
-    largest_drift_cosine: _Drift
+    max_abs_difference: Drift
+    largest_drift_cosine: Drift
     controls: Mapping[str, float]
     crops: int
     batch_sizes: tuple[int, ...]
-    max_drift_cosine: _Drift | None = None
-    between_batches: _Drift | None = None
+    max_drift_cosine: Drift | None = None
+    between_batches: Drift | None = None
     compared_with: str | None = None
     worst_crops: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Golden:
     """The source model's embeddings of the golden crops.
 
@@ -177,7 +140,7 @@ class Golden:
         embeddings: Base64 of float32 [8, 512], little-endian, unit rows.
     """
 
-    crops_sha256: _Sha256
+    crops_sha256: Sha256
     embeddings: str
 
     @field_validator("embeddings")
@@ -188,7 +151,7 @@ class Golden:
         return text
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ModelManifest:
     """The manifest of a version of an ONNX model.
 
@@ -212,7 +175,7 @@ class ModelManifest:
 
     model: str
     version: int
-    created: _Moment
+    created: Moment
     source: SourceInfo
     source_location: Mapping[str, str | int]
     repairs: tuple[str, ...] = ()
@@ -226,7 +189,7 @@ class ModelManifest:
         default_factory=lambda: {"input": INPUT_SPEC, "output": OUTPUT_SPEC, "channels": "BGR", "length": 1}
     )
     tools: Mapping[str, str] = Field(default_factory=dict)
-    schema_version: _SchemaVersion = SCHEMA_VERSION
+    schema_version: Literal[1] = SCHEMA_VERSION
 
     @cached_property
     def golden_embeddings(self) -> Embeddings | None:
@@ -243,15 +206,15 @@ class ModelManifest:
 
     def to_json(self) -> str:
         """Write the manifest as JSON."""
-        return _to_json(self)
+        return to_json(self)
 
     @classmethod
     def read(cls, path: Path) -> ModelManifest:
         """Read a manifest's file; raises ManifestError."""
-        return _read(ModelManifest, path, "Run `arcface-builder build` again.")
+        return read_file(ModelManifest, path, _BUILD)
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class PlanKey:
     """What a plan is built from and for; two builds with equal keys are interchangeable.
 
@@ -269,17 +232,17 @@ class PlanKey:
         max_drift_cosine: The largest drift that was allowed; None in older manifests.
     """
 
-    model: _Family
-    onnx_sha256: _Sha256
-    tensorrt_version: _TensorRtVersion
-    sm: Annotated[str, _matching(r"[1-9]\d{1,2}", "digits alone, for example 86")]
-    precision: Annotated[str, AfterValidator(_one_of_the_precisions)]
+    model: Family
+    onnx_sha256: Sha256
+    tensorrt_version: TensorRtVersion
+    sm: Sm
+    precision: Precision
     min_batch_size: int
     opt_batch_size: int
     max_batch_size: int
     settings: Mapping[str, Setting] = Field(default_factory=dict)
-    graph_sha256: _Sha256 | None = None
-    max_drift_cosine: _Drift | None = None
+    graph_sha256: Sha256 | None = None
+    max_drift_cosine: Drift | None = None
 
     @model_validator(mode="after")
     def _check_batches(self) -> Self:
@@ -345,7 +308,7 @@ class PlanKey:
         return [f"{name} {there}, not {here}" for name, here, there in pairs if here != there]
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class PlanParity:
     """How far a plan's embeddings are from the source model's, or from what stood for it.
 
@@ -357,8 +320,8 @@ class PlanParity:
         details: What else was measured.
     """
 
-    largest_drift_cosine: _Drift
-    max_drift_cosine: _Drift
+    largest_drift_cosine: Drift
+    max_drift_cosine: Drift
     crops: int
     compared_with: str
     details: Mapping[str, Any] = Field(default_factory=dict)
@@ -370,7 +333,7 @@ class PlanParity:
         return self
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class PlanManifest:
     """The manifest of a TensorRT plan, in a repository or in a store.
 
@@ -393,9 +356,9 @@ class PlanManifest:
     """
 
     identity: PlanKey
-    plan_sha256: _Sha256
+    plan_sha256: Sha256
     plan_bytes: Annotated[int, Field(ge=1, le=1 << 40)]
-    created: _Moment
+    created: Moment
     gpu_name: str
     driver_version: str
     precisions_used: Mapping[str, int]
@@ -406,7 +369,7 @@ class PlanManifest:
     refusals: tuple[str, ...] = ()
     build_seconds: float | None = None
     timing_cache: str | None = None
-    schema_version: _SchemaVersion = SCHEMA_VERSION
+    schema_version: Literal[1] = SCHEMA_VERSION
 
     @property
     def created_at(self) -> datetime:
@@ -437,12 +400,12 @@ class PlanManifest:
 
     def to_json(self) -> str:
         """Write the manifest as JSON."""
-        return _to_json(self)
+        return to_json(self)
 
     @classmethod
     def read(cls, path: Path) -> PlanManifest:
         """Read a manifest's file; raises ManifestError."""
-        return _read(PlanManifest, path, _COMPILE)
+        return read_file(PlanManifest, path, _COMPILE)
 
     @classmethod
     def parse(cls, text: str | bytes, where: str) -> PlanManifest:
@@ -452,7 +415,7 @@ class PlanManifest:
             ManifestSchemaError: Another version of this project wrote it.
             ManifestError: A field is missing or wrong.
         """
-        return _parse(PlanManifest, text, where, _COMPILE)
+        return parse(PlanManifest, text, where, _COMPILE)
 
 
 def manifest_path(root: Path, model: str, version: int, sm: str | None = None) -> Path:
@@ -464,55 +427,3 @@ def manifest_path(root: Path, model: str, version: int, sm: str | None = None) -
 def plan_manifest_paths(root: Path, model: str, version: int) -> list[Path]:
     """The manifests of all plans of a version."""
     return sorted(root.glob(f"{model}-{version}-sm*.{_ENDING}"))
-
-
-_COMPILE: Final = "Run `arcface-builder compile` again."
-_EXPECTED: Final = {
-    "string_type": "a text",
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "tuple_type": "a list",
-    "mapping_type": "an object",
-    "dict_type": "an object",
-    "dataclass_type": "an object",
-}
-
-_Manifest = TypeVar("_Manifest")
-
-
-def _to_json(manifest: ModelManifest | PlanManifest) -> str:
-    return json.dumps(asdict(manifest), indent=2) + "\n"
-
-
-def _read(kind: type[_Manifest], path: Path, remedy: str) -> _Manifest:
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise ManifestError(f"Cannot read the manifest {path}: {error.strerror}. {remedy}") from error
-    return _parse(kind, text, str(path), remedy)
-
-
-def _parse(kind: type[_Manifest], text: str | bytes, where: str, remedy: str) -> _Manifest:
-    try:
-        return TypeAdapter(kind).validate_json(text)
-    except ValidationError as error:
-        problems = error.errors(include_url=False)
-    for problem in problems:
-        if problem["loc"] == ("schema_version",):
-            raise ManifestSchemaError(
-                f"{where} has schema_version {problem['input']!r:.80}; expected {SCHEMA_VERSION}. "
-                f"Another version of arcface-triton wrote it. {remedy}"
-            )
-    problem = problems[0]
-    field = ".".join(map(str, problem["loc"]))
-    if problem["type"] == "json_invalid":
-        raise ManifestError(f"{where} is not JSON ({problem['ctx']['error']}). {remedy}")
-    if problem["type"] == "missing":
-        raise ManifestError(f"{where} lacks {field}. {remedy}")
-    expected = _EXPECTED.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
-    expected = expected.removeprefix("Input should be ")
-    raise ManifestError(
-        f"{where}{':' * bool(field)} {field or 'the manifest'} is {problem['input']!r:.80}; "
-        f"expected {expected}. {remedy}"
-    )

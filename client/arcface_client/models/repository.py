@@ -1,4 +1,4 @@
-"""A model repository on this machine: which models are there, and what is recorded of them."""
+"""A model repository on this machine, read only: versions, plans and reference embeddings."""
 
 from __future__ import annotations
 
@@ -9,22 +9,16 @@ from ..errors import DeploymentError, ManifestError, ModelNotFoundError
 from .checksum import sha256_of
 from .embedding_space import EmbeddingSpace, PrecisionClass
 from .golden import GoldenReference
-from .manifest import (
-    MODEL_FILE,
-    ModelManifest,
-    PlanManifest,
-    manifest_path,
-    plan_manifest_paths,
-)
+from .manifest import MODEL_FILE, ModelManifest, PlanManifest, manifest_path, plan_manifest_paths
 from .naming import onnx_model, plan_model, sibling_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalOnnx:
-    """A version of an ONNX model, whose file is the one that was recorded.
+    """A version of an ONNX model; its file has the SHA-256 of its manifest.
 
     Attributes:
-        model: The model, as "arcface_r100_onnx".
+        model: The model, for example "arcface_r100_onnx".
         version: Its version.
         path: Its file.
         manifest: Its manifest.
@@ -38,14 +32,14 @@ class LocalOnnx:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalPlan:
-    """A plan, whose bytes are still to be held against its manifest.
+    """A plan, whose SHA-256 is compared with its manifest's when it is loaded.
 
     Attributes:
-        model: The model, as "arcface_r100_trt".
+        model: The model, for example "arcface_r100_trt".
         version: Its version.
         path: Its file.
         manifest: Its manifest.
-        onnx: What is recorded of the ONNX model that it was built from.
+        onnx: The manifest of the ONNX model that it was built from.
     """
 
     model: str
@@ -56,7 +50,7 @@ class LocalPlan:
 
 
 class LocalModels:
-    """The models of a repository, and their records.
+    """The models of a repository and their manifests.
 
     Args:
         root: The repository's folder; it need not exist.
@@ -72,16 +66,16 @@ class LocalModels:
         return sorted(int(name) for name in names if name.isdecimal())
 
     def onnx(self, name: str, version: int | None = None, space: EmbeddingSpace | None = None) -> LocalOnnx:
-        """A version of ``{name}_onnx``.
+        """Find a version of ``{name}_onnx``.
 
         Args:
             name: Name of the family of models.
             version: Its version; None is the newest.
-            space: What the newest must not conflict with; None lets any be the newest.
+            space: The embedding space that the newest must not conflict with; None allows any.
 
         Raises:
-            ModelNotFoundError: There is none.
-            ManifestError: Nothing is recorded of it, or the file is another than the one recorded.
+            ModelNotFoundError: There is no such version.
+            ManifestError: Its manifest is missing or wrong, or its file has another SHA-256.
         """
         model = onnx_model(name)
         versions = self.versions(model)
@@ -93,29 +87,29 @@ class LocalModels:
             )
         refused = []
         for number in reversed(versions) if version is None else (version,):
-            path = self.root / model / str(number) / MODEL_FILE
             manifest = ModelManifest.read(manifest_path(self.root, model, number))
             conflict = space.conflict(manifest.embedding_space()) if space and version is None else None
             if conflict is None:
+                path = self.root / model / str(number) / MODEL_FILE
                 _check_sha256(path, manifest.model_file.sha256)
                 return LocalOnnx(model=model, version=number, path=path, manifest=manifest)
-            refused.append(f"version {number} is of {conflict}")
+            refused.append(f"version {number} has {conflict}")
         raise ModelNotFoundError(
-            f"No version of {model} in {self.root.absolute()} belongs to the embeddings so far: "
-            f"{'; '.join(refused)}. Their embeddings do not go together: make a new backend."
+            f"No version of {model} in {self.root.absolute()} has the embedding space in use: "
+            f"{'; '.join(refused)}. Make a new backend; its embeddings need a new gallery."
         )
 
     def plan(self, name: str, sm: str, space: EmbeddingSpace | None = None) -> LocalPlan:
-        """The newest plan for a GPU architecture that serves a gallery.
+        """Find the newest plan for a GPU architecture in an embedding space.
 
         Args:
             name: Name of the family of models.
-            sm: The GPU's architecture, as "90".
-            space: The gallery's; None is that of the newest ``{name}_onnx``.
+            sm: The GPU's architecture, for example "90".
+            space: The embedding space; None is that of the newest ``{name}_onnx``.
 
         Raises:
-            ModelNotFoundError: There is none.
-            ManifestError: What is recorded of it cannot be true.
+            ModelNotFoundError: There is no such plan.
+            ManifestError: A manifest is missing or wrong.
         """
         model = plan_model(name)
         wanted = space or self._newest_space(name)
@@ -136,7 +130,7 @@ class LocalModels:
             if conflict is None:
                 file = self.root / model / str(version) / f"{name}-{manifest.identity.precision}-sm{sm}.plan"
                 return LocalPlan(model=model, version=version, path=file, manifest=manifest, onnx=onnx)
-            refused.append(f"version {version} is of {conflict}")
+            refused.append(f"version {version} has {conflict}")
         raise ModelNotFoundError(
             f"There is no plan of {name} for sm{sm} in {self.root.absolute()}"
             f"{''.join(f'; {reason}' for reason in refused)}. Run `arcface-builder compile --name {name}` on "
@@ -144,37 +138,24 @@ class LocalModels:
         )
 
     def golden(self, model: str, version: int) -> GoldenReference | None:
-        """What a version's embeddings of the golden crops have to be.
-
-        A ``_trt`` model is held against what its ``_onnx`` sibling of the same version was built from.
+        """The reference embeddings of a version; those of a plan are its ONNX sibling's.
 
         Returns:
-            None when nothing is recorded here.
+            None when there is no manifest here, or it is about other golden crops.
 
         Raises:
-            ManifestError: What is recorded cannot be true.
+            ManifestError: A manifest is wrong.
         """
         sibling = sibling_of(model)
         path = manifest_path(self.root, sibling or model, version)
-        if not path.is_file():
-            return None
-        manifest = ModelManifest.read(path)
-        if manifest.golden_embeddings is None:
+        manifest = ModelManifest.read(path) if path.is_file() else None
+        if manifest is None or manifest.golden_embeddings is None:
             return None
         precision_class = self._precision_class(model, version) if sibling else "float"
         return GoldenReference(manifest.golden_embeddings, manifest.embedding_space(precision_class))
 
-    def only_plan(self, model: str, version: int) -> PlanManifest | None:
-        """What is recorded of a version's plan; None when none is here, or several of which any may serve.
-
-        Raises:
-            ManifestError: What is recorded cannot be true.
-        """
-        paths = plan_manifest_paths(self.root, model, version)
-        return PlanManifest.read(paths[0]) if len(paths) == 1 else None
-
     def golden_of_source(self, name: str, source_sha256: str) -> GoldenReference | None:
-        """A source model's embeddings of the golden crops, if a ``{name}_onnx`` was built from it."""
+        """The reference embeddings of a source model, if a ``{name}_onnx`` was built from it."""
         model = onnx_model(name)
         for version in reversed(self.versions(model)):
             reference = self.golden(model, version)
@@ -182,17 +163,25 @@ class LocalModels:
                 return reference
         return None
 
+    def only_plan(self, model: str, version: int) -> PlanManifest | None:
+        """The manifest of a version's plan; None when it has no plan, or several of which any may serve.
+
+        Raises:
+            ManifestError: The manifest is wrong.
+        """
+        paths = plan_manifest_paths(self.root, model, version)
+        return PlanManifest.read(paths[0]) if len(paths) == 1 else None
+
     def _newest_space(self, name: str) -> EmbeddingSpace | None:
-        """Of the newest ``{name}_onnx``, in any class of precision; None when there is none."""
+        """That of the newest ``{name}_onnx``, for any class of precision; None when there is no version."""
         model = onnx_model(name)
-        releases = self.versions(model)
-        if not releases:
+        versions = self.versions(model)
+        if not versions:
             return None
-        manifest = ModelManifest.read(manifest_path(self.root, model, releases[-1]))
-        return manifest.embedding_space(precision_class=None)
+        return ModelManifest.read(manifest_path(self.root, model, versions[-1])).embedding_space(None)
 
     def _precision_class(self, model: str, version: int) -> PrecisionClass | None:
-        """Of all plans of a version; None when there are none, or of both classes."""
+        """That of all plans of a version; None when there are none, or plans of both classes."""
         paths = plan_manifest_paths(self.root, model, version)
         classes = {PlanManifest.read(path).precision_class for path in paths}
         return classes.pop() if len(classes) == 1 else None

@@ -22,7 +22,7 @@ from arcface_builder.store.identity import PLATFORM, SMALL_BATCH_PROFILE
 from support import children
 from support.engines import stored_plan
 
-GOLDEN = Path(__file__).parent / "arcface_r100_trt.pbtxt"
+GOLDEN = Path(__file__).parents[1] / "repository/arcface_r100_trt.pbtxt"
 
 
 @pytest.fixture

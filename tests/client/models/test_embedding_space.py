@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from arcface_client.models.embedding_space import EmbeddingSpace, describe_preprocessing
 
 OURS = EmbeddingSpace(
@@ -7,27 +9,32 @@ OURS = EmbeddingSpace(
 )
 
 
-def test_what_is_not_known_speaks_against_nothing() -> None:
+def test_what_is_unknown_conflicts_with_nothing() -> None:
     assert OURS.conflict(OURS) is None
     assert OURS.conflict(EmbeddingSpace()) is None
     assert EmbeddingSpace().conflict(OURS) is None
 
 
-def test_another_source_preprocessing_or_class_of_precision_is_another_gallery() -> None:
-    assert OURS.conflict(EmbeddingSpace(source_sha256="b" * 64)) == (
-        "another source model, SHA-256 bbbbbbbbbbbb..., not aaaaaaaaaaaa..."
-    )
-    assert OURS.conflict(EmbeddingSpace(preprocessing="RGB, mean 127.5, std 128")) == (
-        "another preprocessing, RGB, mean 127.5, std 128, not RGB, mean 127.5, std 127.5"
-    )
-    assert OURS.conflict(EmbeddingSpace(precision_class="int8")) == (
-        "another class of precision, int8, not float"
-    )
+@pytest.mark.parametrize(
+    ("other", "conflict"),
+    [
+        (
+            EmbeddingSpace(source_sha256="b" * 64),
+            "another source model, SHA-256 bbbbbbbbbbbb..., not aaaaaaaaaaaa...",
+        ),
+        (
+            EmbeddingSpace(preprocessing="RGB, mean 127.5, std 128"),
+            "another preprocessing, RGB, mean 127.5, std 128, not RGB, mean 127.5, std 127.5",
+        ),
+        (EmbeddingSpace(precision_class="int8"), "another precision class, int8, not float"),
+    ],
+)
+def test_a_difference_is_named(other: EmbeddingSpace, conflict: str) -> None:
+    assert OURS.conflict(other) == conflict
 
 
-def test_what_is_not_known_is_completed_and_what_is_known_stays() -> None:
+def test_only_what_is_unknown_is_filled_in() -> None:
     assert EmbeddingSpace().completed(OURS) == OURS
-    assert OURS.completed(EmbeddingSpace()) == OURS
     other = EmbeddingSpace(source_sha256="b" * 64, preprocessing="mean 0", precision_class="int8")
     assert OURS.completed(other) == OURS
 
