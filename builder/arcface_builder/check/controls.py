@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from arcface_client.contract import Crops, Embeddings
-from arcface_client.evaluation.perturbations import FAULTS, control_rows
+from arcface_client.evaluation.controls import PERTURBATIONS, control_rows
 from arcface_client.models.golden import largest_drift
 from arcface_client.runtimes.base import Embed, in_batches
 
@@ -39,7 +39,7 @@ def run_controls(
         Largest drift by perturbation.
     """
     few, right = control_rows(crops), control_rows(reference)
-    wrong = {name: in_batches(served, alter(few), _BATCH) for name, alter in FAULTS.items()}
+    wrong = {name: in_batches(served, alter(few), _BATCH) for name, alter in PERTURBATIONS.items()}
     if another is not None:
         wrong[ANOTHER_MODEL] = in_batches(another, few, _BATCH)
     return {name: largest_drift(right, embeddings) for name, embeddings in wrong.items()}

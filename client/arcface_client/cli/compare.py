@@ -27,7 +27,7 @@ examples:
   arcface-client compare arcface_r100_onnx:1 arcface_r100_trt:1 --images crops/ --report out.html
   arcface-client compare --reference glintr100.onnx arcface_r100_trt:2 --pairs lfw.bin --json
 
-exit codes: 0 passed, 1 failed, or blind to a fault that it must see, 2 wrong usage
+exit codes: 0 passed, 1 failed or inconclusive (a negative control was not seen), 2 wrong usage
 """
 
 _DEFAULT_THRESHOLD: Final = 0.3
@@ -84,12 +84,12 @@ def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         metavar="N",
         help="crops in a batch (default: %(default)s)",
     )
-    judging = compare.add_argument_group("verdict and verification")
+    judging = compare.add_argument_group("tolerance and verification")
     judging.add_argument(
         "--max-drift-cosine",
         type=_number(0, 2),
         metavar="DRIFT",
-        help="largest 1 - cosine similarity that passes (default: validation.max_drift_cosine)",
+        help="largest cosine distance that passes (default: validation.max_drift_cosine)",
     )
     judging.add_argument(
         "--threshold",
@@ -118,7 +118,7 @@ def _compare(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
     specs = [*arguments.models, *arguments.more_models]
     if len(specs) == 1 and arguments.reference is None:
         parser.error(f"{specs[0]} is compared with nothing; name a second model, or --reference FILE")
-    from ..evaluation.command import Options, run  # brings gRPC, for which `--help` need not wait
+    from ..evaluation.comparison import Options, compare  # brings gRPC, for which `--help` need not wait
 
     if arguments.report is not None:
         from ..evaluation.page import check_extra, to_html
@@ -140,13 +140,11 @@ def _compare(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
         command=arguments.command_line,
     )
     with stages("compare") as progress:
-        report = run(options, settings, progress)
+        report = compare(options, settings, progress)
     if arguments.json:
         print(json.dumps(report.to_dict(), indent=2))
     else:
-        from ..evaluation.text import to_text
-
-        print(to_text(report))
+        print(report.to_text())
     if arguments.report is not None:
         replace_text(arguments.report, to_html(report))
     return DONE if report.passed else FAILED

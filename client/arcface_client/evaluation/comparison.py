@@ -1,138 +1,190 @@
-"""A comparison: what is measured of each embedder, of each against the baseline, and what comes of it."""
+"""One comparison: open the systems, measure them, close them, report."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
-from ..contract import Crops, Progress
-from .controls import Control, run_controls
-from .embedders import Embedder
-from .measuring import Runs, Speed, measure, speeds
-from .statistics import Agreement, Flips, agreement, flips, norms, similarities_of_all_pairs
-from .verdict import Verdict, judge
+from ..contract import Progress
+from ..errors import InputError, require
+from ..observability.progress import no_progress
+from .controls import run_controls
+from .measure import measure, speeds
+from .pairs import read_pair_file, score_pairs
+from .report import FLIP_CROPS, Difference, Report, SystemReport, result_of, versions
+from .samples import Samples, generated_samples, samples_from
+from .scores import agreement, flips, norms, similarities_of_all_pairs
+from .systems import System, is_file, open_reference, open_systems, siblings_on
 
-FLIP_CROPS: Final = 1000
-"""Of how many crops at most every two are taken for a pair; their number grows with the square."""
+if TYPE_CHECKING:
+    from ..settings import PipelineSettings
+    from ..triton.client import EmbeddingClient
 
-
-@dataclass(frozen=True, kw_only=True)
-class EmbedderReport:
-    """What was measured of one embedder.
-
-    Attributes:
-        name: What it is called.
-        kind: "served", "in process" or "reference".
-        where: The server's address, or the file.
-        norm_min: Least length of an embedding.
-        norm_max: Greatest length.
-        drift_between_batches: Largest drift of a crop between its places in batches, and alone.
-        speed: By batch size.
-    """
-
-    name: str
-    kind: str
-    where: str
-    norm_min: float
-    norm_max: float
-    drift_between_batches: float
-    speed: Sequence[Speed]
+DEFAULT_THRESHOLD: Final = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairReport:
-    """One embedder against the baseline.
+class Options:
+    """What to compare, and on which crops.
 
     Attributes:
-        baseline: Name of the baseline.
-        other: Name of the other.
-        agreement: Crop by crop.
-        flips: Pairs of the crops that change sides of the threshold.
+        models: Models and files; none means every ready version of the settings' model.
+        reference: ONNX file or pack that InsightFace runs; None compares without InsightFace.
+        control_models: Models of another source, which the comparison must tell apart.
+        images: Folder of face crops; None generates crops.
+        n_samples: Number of crops.
+        resize: Scale crops of another size.
+        batch_size: Crops in a batch.
+        threshold: Cosine similarity from which two crops count as one person.
+        pairs: Verification set; None verifies nothing.
+        mirrored: Add the mirrored crop's embedding in the verification.
+        command: The command line, for the report.
     """
 
-    baseline: str
-    other: str
-    agreement: Agreement
-    flips: Flips
+    models: Sequence[str] = ()
+    reference: str | None = None
+    control_models: Sequence[str] = ()
+    images: Path | None = None
+    n_samples: int = 100
+    resize: bool = False
+    batch_size: int = 32
+    threshold: float = DEFAULT_THRESHOLD
+    pairs: Path | None = None
+    mirrored: bool = False
+    command: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Everything that a comparison found; the first embedder is the baseline.
-
-    Attributes:
-        embedders: Each by itself.
-        pairs: Each other one against the baseline.
-        controls: Faults that must be seen.
-        verdict: What comes of it.
-        runs: The embeddings themselves, in the order of ``embedders``.
-    """
-
-    embedders: Sequence[EmbedderReport]
-    pairs: Sequence[PairReport]
-    controls: Sequence[Control]
-    verdict: Verdict
-    runs: Sequence[Runs]
-
-
-def compare(
-    embedders: Sequence[Embedder],
-    crops: Crops,
-    *,
-    batch_size: int,
-    max_drift_cosine: float,
-    threshold: float,
-    other_models: Sequence[Embedder] = (),
-    progress: Progress = lambda stage, done: None,
-) -> Comparison:
-    """Compare embedders with the first of them.
+def compare(options: Options, settings: PipelineSettings, progress: Progress = no_progress) -> Report:
+    """Compare models of a server, ONNX files, and InsightFace.
 
     Args:
-        embedders: Two or more.
-        crops: uint8 [N, 112, 112, 3], N at least 2.
-        batch_size: Crops in a batch; fewer when there are not so many.
-        max_drift_cosine: The largest drift that passes.
-        threshold: Cosine similarity from which two crops count as one person.
-        other_models: Models of another source, as controls.
-        progress: Is called for each batch.
+        options: What to compare, and on which crops.
+        settings: The server, the model, and the tolerance.
+        progress: Called as the work goes on.
 
     Raises:
-        ArcFaceError: One of them failed.
+        ArcFaceError: Something that was named is missing, or failed.
     """
-    size = min(batch_size, len(crops))
-    runs = measure(embedders, crops, size, progress)
-    reports = [_report(embedder, own, runs[0]) for embedder, own in zip(embedders, runs, strict=True)]
-    similar = [similarities_of_all_pairs(own.embeddings[:FLIP_CROPS]) for own in runs]
-    pairs = [
-        PairReport(
-            baseline=embedders[0].name,
-            other=embedders[index].name,
-            agreement=agreement(runs[0].embeddings, runs[index].embeddings),
-            flips=flips(similar[0], similar[index], threshold),
+    # Files are checked first, because models may take minutes to load.
+    if options.images or options.pairs:
+        require("PIL", extra="cli", purpose="Reading images")
+    pair_file = None if options.pairs is None else read_pair_file(options.pairs)
+    if options.images is None:
+        samples = generated_samples(options.n_samples)
+    else:
+        samples = samples_from(options.images, options.n_samples, resize=options.resize, progress=progress)
+
+    def connect(model: str, version: int | None) -> EmbeddingClient:
+        return settings.triton.model_copy(update={"model": model, "version": version}).client()
+
+    with ExitStack() as stack:
+        server, names = None, options.models
+        if not names or not all(map(is_file, [*names, *options.control_models])):
+            with settings.triton.client() as client:
+                server = client.status()
+            names = names or siblings_on(server, settings.embedding.model)
+        systems = [] if options.reference is None else [open_reference(options.reference, stack)]
+        systems += open_systems(names, connect, server, stack)
+        if len(systems) < 2:
+            raise InputError(
+                f"{systems[0].name} is the only model that is ready on {systems[0].where}; expected two or "
+                "more. Publish another version or sibling, or give --reference FILE."
+            )
+        others = open_systems(options.control_models, connect, server, stack)
+        report = compare_systems(
+            systems,
+            samples,
+            options,
+            max_drift_cosine=settings.embedding.max_drift_cosine,
+            control_models=others,
+            server_version=None if server is None else server.version,
+            progress=progress,
         )
-        for index in range(1, len(embedders))
+        if pair_file is None:
+            return report
+        return replace(
+            report,
+            verification=score_pairs(
+                systems,
+                pair_file,
+                batch_size=options.batch_size,
+                threshold=options.threshold,
+                mirrored=options.mirrored,
+                resize=options.resize,
+                progress=progress,
+            ),
+        )
+
+
+def compare_systems(
+    systems: Sequence[System],
+    samples: Samples,
+    options: Options,
+    *,
+    max_drift_cosine: float,
+    control_models: Sequence[System] = (),
+    server_version: str | None = None,
+    progress: Progress = no_progress,
+) -> Report:
+    """Compare open systems with the first of them, the baseline.
+
+    Args:
+        systems: Two or more.
+        samples: The crops, at least two.
+        options: Batch size, threshold and command; what they name is open already.
+        max_drift_cosine: The tolerance.
+        control_models: Models of another source, as controls.
+        server_version: Triton's version, for the report; None without a server.
+        progress: Called as the work goes on.
+
+    Raises:
+        ArcFaceError: A system failed.
+    """
+    crops, threshold = samples.crops, options.threshold
+    batch_size = min(options.batch_size, len(crops))
+    measured = measure(systems, crops, batch_size, progress)
+    baseline = measured[0]
+    reports = [
+        SystemReport(
+            name=system.name,
+            kind=system.kind,
+            where=system.where,
+            norm_min=float(norms(own.embeddings).min()),
+            norm_max=float(norms(own.embeddings).max()),
+            drift_between_batches=own.drift_between_batches,
+            speed=speeds(own, baseline),
+        )
+        for system, own in zip(systems, measured, strict=True)
     ]
+    similar = [similarities_of_all_pairs(own.embeddings[:FLIP_CROPS]) for own in measured]
+    differences = [
+        Difference(
+            baseline=systems[0].name,
+            other=system.name,
+            agreement=agreement(baseline.embeddings, own.embeddings),
+            flips=flips(similar[0], others, threshold),
+        )
+        for system, own, others in zip(systems[1:], measured[1:], similar[1:], strict=True)
+    ]
+    progress("running the negative controls", None)
     controls = run_controls(
-        embedders[0], other_models, crops, batch_size=size, max_drift_cosine=max_drift_cosine
+        systems[0], control_models, crops, batch_size=batch_size, max_drift_cosine=max_drift_cosine
     )
-    return Comparison(
-        embedders=reports,
-        pairs=pairs,
+    return Report(
+        systems=reports,
+        differences=differences,
         controls=controls,
-        verdict=judge(reports, pairs, controls, max_drift_cosine=max_drift_cosine),
-        runs=runs,
-    )
-
-
-def _report(embedder: Embedder, runs: Runs, baseline: Runs) -> EmbedderReport:
-    lengths = norms(runs.embeddings)
-    return EmbedderReport(
-        name=embedder.name,
-        kind=embedder.kind,
-        where=embedder.where,
-        norm_min=float(lengths.min()),
-        norm_max=float(lengths.max()),
-        drift_between_batches=runs.drift_between_batches,
-        speed=speeds(runs, baseline),
+        result=result_of(reports, differences, controls, max_drift_cosine),
+        samples=samples,
+        embeddings=[own.embeddings for own in measured],
+        batch_size=batch_size,
+        max_drift_cosine=max_drift_cosine,
+        threshold=threshold,
+        command=options.command,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        versions=versions(server_version),
     )

@@ -15,16 +15,16 @@ from ..contract import CROP_SIZE, Crops
 from ..errors import ImageFileError, require
 
 _MODES: Final = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"})
-"""Pillow's modes of 8 bits a channel at most, and of colours of 16 bits, of which it takes the upper 8 as
-OpenCV does. Grey of more bits it would clip to white on the way to RGB."""
+"""Pillow's modes with at most 8 bits a channel, and those of 16-bit colour, of which it takes the upper 8
+bits as OpenCV does. Grey with more bits would be clipped to white on the way to RGB."""
 
 SUFFIXES: Final = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-"""Files with these suffixes are images when a folder is searched; a file named outright is always read."""
+"""Files of a folder that are read as images; a file that is named itself is always read."""
 
 
 @dataclass
 class PassedOver:
-    """What a search of folders did not take for a face crop."""
+    """What a search of folders skipped."""
 
     other_files: int = 0
     linked_folders: int = 0
@@ -36,12 +36,12 @@ class PassedOver:
 def find_images(paths: Iterable[Path], passed_over: PassedOver | None = None) -> Iterator[str]:
     """Yield files as they are named, and the images below folders in the order of their names.
 
-    Links to files are followed, broken ones too, so that whoever reads them sees that they are; links to
-    folders are not.
+    Links to files are followed, also broken ones, so that reading them fails visibly. Links to folders are
+    not followed.
 
     Args:
         paths: Files and folders.
-        passed_over: What is to be told what was not taken.
+        passed_over: Counts what was skipped.
 
     Raises:
         ImageFileError: A path does not exist.
@@ -56,13 +56,13 @@ def find_images(paths: Iterable[Path], passed_over: PassedOver | None = None) ->
 
 
 def _search(top: Path, passed_over: PassedOver) -> Iterator[str]:
-    """Yield the images below a folder; as names, since pathlib's objects of a large folder take memory."""
+    """Yield the images below a folder as names, because a large folder's pathlib objects take much memory."""
     for parent, folders, names in os.walk(top, onerror=_refuse):
         folders.sort()
         passed_over.linked_folders += sum(os.path.islink(os.path.join(parent, name)) for name in folders)  # noqa: PTH114, PTH118
         for name in sorted(names):
             path = os.path.join(parent, name)  # noqa: PTH118
-            # A pipe of that name would keep its reader waiting for ever.
+            # Opening a pipe would wait for ever.
             is_file = os.path.isfile(path) or not os.path.exists(path)  # noqa: PTH110, PTH113
             if is_file and os.path.splitext(name)[1].lower() in SUFFIXES:  # noqa: PTH122
                 yield path
@@ -71,7 +71,7 @@ def _search(top: Path, passed_over: PassedOver) -> Iterator[str]:
 
 
 def _refuse(error: OSError) -> None:
-    # Left to itself, os.walk passes over what it cannot read, and crops would be missing unnoticed.
+    # By default os.walk skips folders that it cannot read, and crops would be missing unnoticed.
     raise ImageFileError(f"The folder {error.filename} cannot be read: {error.strerror}.") from error
 
 
@@ -79,7 +79,7 @@ def read_crop(path: str | Path, *, resize: bool = False) -> Crops:
     """Read one face crop.
 
     Args:
-        path: An image file of any format that Pillow reads.
+        path: An image file in any format that Pillow reads.
         resize: Scale an image of another size to 112x112 instead of refusing it.
 
     Returns:
@@ -96,8 +96,8 @@ def decode_crop(content: bytes, name: str, *, resize: bool = False) -> Crops:
     """Read one face crop from an encoded image in memory.
 
     Args:
-        content: A JPEG, PNG or whatever else Pillow reads.
-        name: What to call it in an error.
+        content: An image in any format that Pillow reads.
+        name: Its name in an error.
         resize: Scale an image of another size to 112x112 instead of refusing it.
 
     Returns:
@@ -118,7 +118,7 @@ def _read(source: str | Path | BinaryIO, name: str, resize: bool) -> Crops:
             if file.mode not in _MODES:
                 raise ImageFileError(
                     f"{name} is grey with more than 8 bits a pixel (Pillow's mode {file.mode}), which would "
-                    "be clipped; expected colours, or grey with 8 bits."
+                    "be clipped; expected colour, or grey with 8 bits."
                 )
             if not resize and file.size != (CROP_SIZE, CROP_SIZE):
                 raise ImageFileError(

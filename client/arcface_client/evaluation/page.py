@@ -1,23 +1,58 @@
-"""A report as one HTML page that stands alone: no network, no scripts, pictures within."""
+"""A report as one HTML page that stands alone: no network, no scripts, pictures inside."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from ..contract import Crops
 from ..errors import require
-from .comparison import FLIP_CROPS, PairReport
-from .report import Report
-from .statistics import direction_drifts, similarities_of_all_pairs
-from .text import percent
-from .verification import FALSE_ACCEPT_RATES
+from .report import FLIP_CROPS, Report, SystemReport, percent
+from .scores import FALSE_ACCEPT_RATES, Same, Values, drifts, flipped, similarities_of_all_pairs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_BLUE: Final = "#2563eb"
+_RED: Final = "#dc2626"
+_GREY: Final = "#64748b"
+_BARS: Final = ("#2563eb", "#93b4f5")
+
+_STYLE: Final[Any] = {
+    "axes.edgecolor": "#94a3b8",
+    "axes.grid": True,
+    "axes.labelcolor": "#334155",
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.axisbelow": True,
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "grid.color": "#e2e8f0",
+    "svg.fonttype": "none",  # text stays text, in the page's own font
+    "text.color": "#0f172a",
+    "xtick.color": "#475569",
+    "ytick.color": "#475569",
+}
 
 _WORST: Final = 8
+_LONGEST_NAME: Final = 32
+
+_LEAST_DRIFT: Final = 1e-15
+"""About the rounding of float32; a logarithmic axis cannot show 0."""
+
+
+def check_extra() -> None:
+    """Check that the packages for a page are installed.
+
+    Raises:
+        MissingExtraError: One of them is not.
+    """
+    for module in ("jinja2", "matplotlib", "PIL"):
+        require(module, extra="report", purpose="The HTML report")
 
 
 def to_html(report: Report) -> str:
@@ -30,8 +65,6 @@ def to_html(report: Report) -> str:
     import jinja2
     from markupsafe import Markup
 
-    from .figures import speed_bars, to_svg
-
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("arcface_client.evaluation", ""),
         autoescape=True,
@@ -39,79 +72,153 @@ def to_html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # Everything else is escaped.
-    environment.filters["svg"] = lambda figure: Markup(to_svg(figure))
+    environment.filters["svg"] = lambda figure: Markup(_svg(figure))  # all other text is escaped
     environment.filters["percent"] = percent
     return environment.get_template("page.html").render(
         report=report,
-        comparison=report.comparison,
         verification=report.verification,
         rates=FALSE_ACCEPT_RATES,
-        speed=speed_bars(report.comparison.embedders),
-        pairs=[_pair(report, number, pair) for number, pair in enumerate(report.comparison.pairs, start=1)],
+        speed=_speed_bars(report.systems),
+        details=[_details(report, number) for number in range(1, len(report.systems))],
     )
 
 
-def check_extra() -> None:
-    """Check that what a page needs is installed.
-
-    Raises:
-        MissingExtraError: It is not.
-    """
-    for module in ("jinja2", "matplotlib", "PIL"):
-        require(module, extra="report", purpose="The HTML report")
-
-
-def _pair(report: Report, number: int, pair: PairReport) -> Mapping[str, Any]:
-    """What the page shows of a pair; ``number`` is the other embedder's."""
-    from . import figures
-
-    runs, allowed = report.comparison.runs, report.max_drift_cosine
-    drift = direction_drifts(runs[0].embeddings, runs[number].embeddings)
+def _details(report: Report, number: int) -> Mapping[str, Any]:
+    """What the page shows of a system against the baseline, by the system's number."""
+    difference, allowed = report.differences[number - 1], report.max_drift_cosine
+    ours = [report.embeddings[index] for index in (0, number)]
+    drift = drifts(*ours)
     # Below the least drift that a figure shows, the order is that of rounding errors.
-    worst = [index for index in np.argsort(-drift)[:_WORST].tolist() if drift[index] > figures.LEAST_DRIFT]
-    names = (pair.baseline, pair.other)
-    similar = [similarities_of_all_pairs(runs[index].embeddings[:FLIP_CROPS]) for index in (0, number)]
+    worst = [index for index in np.argsort(-drift)[:_WORST].tolist() if drift[index] > _LEAST_DRIFT]
+    names = (difference.baseline, difference.other)
+    similar = [similarities_of_all_pairs(embeddings[:FLIP_CROPS]) for embeddings in ours]
     scatters = [
         (
-            f"Every two of the crops: {pair.flips.count} of {pair.flips.pairs} pairs flip",
-            figures.similarity_scatter(similar[0], similar[1], names, report.threshold, None),
+            f"Every two of the crops: {difference.flips.count} of {difference.flips.pairs} pairs flip",
+            _similarity_scatter(similar[0], similar[1], names, report.threshold, None),
         )
     ]
-    labelled = report.verification
-    if labelled is not None:
-        flips = labelled.flips[number - 1]
-        scatters.append(
-            (
-                f"{labelled.path.name}: {flips.count} of {flips.pairs} pairs flip",
-                figures.similarity_scatter(
-                    labelled.similarities[0],
-                    labelled.similarities[number],
-                    names,
-                    report.threshold,
-                    labelled.labels,
-                ),
-            )
-        )
+    scores = report.verification
+    if scores is not None:
+        flips, file = scores.flips[number - 1], scores.pair_file
+        left, right = scores.similarities[0], scores.similarities[number]
+        title = f"{file.path.name}: {flips.count} of {flips.pairs} pairs flip"
+        scatters.append((title, _similarity_scatter(left, right, names, report.threshold, file.same)))
+    samples = report.samples
     return {
-        "report": pair,
-        "histogram": figures.drift_histogram(drift, allowed),
-        "scatter": figures.drift_scatter(drift, worst, allowed),
+        "difference": difference,
+        "histogram": _drift_histogram(drift, allowed),
+        "scatter": _drift_scatter(drift, worst, allowed),
         "similarities": scatters,
-        "worst": _thumbnails(report, worst, drift.tolist()),
+        "worst": [
+            {"png": _png(samples.crops[index]), "name": samples.names[index], "drift": float(drift[index])}
+            for index in worst
+        ],
     }
 
 
-def _thumbnails(report: Report, worst: Sequence[int], drift: Sequence[float]) -> list[Mapping[str, Any]]:
-    samples = report.samples
-    return [
-        {"png": _png(samples.crops[index]), "name": samples.names[index], "drift": drift[index]}
-        for index in worst
-    ]
+def _drift_histogram(drift: Values, allowed: float) -> Figure:
+    """How many crops drift how far, on a logarithmic axis."""
+    shown = np.maximum(drift, _LEAST_DRIFT)
+    low, high = min(shown.min(), allowed) / 10, max(shown.max(), allowed) * 10
+    figure, axes = _figure("Drift of each crop (cosine distance)", "crops")
+    bins = np.geomspace(low, high, 61)
+    for kept, colour in ((shown <= allowed, _BLUE), (shown > allowed, _RED)):
+        axes.hist(shown[kept], bins, color=colour)
+    axes.set_xscale("log")
+    axes.margins(y=0.2)  # room for the legend
+    _draw_allowed(axes.axvline, allowed)
+    axes.legend(loc="upper left", frameon=False)
+    return figure
+
+
+def _drift_scatter(drift: Values, worst: Sequence[int], allowed: float) -> Figure:
+    """Every crop's drift; the worst crops have their rank beside them."""
+    shown = np.maximum(drift, _LEAST_DRIFT)
+    figure, axes = _figure("crop", "drift")
+    axes.scatter(np.arange(len(shown)), shown, s=14, color=[_RED if d > allowed else _BLUE for d in shown])
+    for rank, index in enumerate(worst, start=1):
+        axes.annotate(str(rank), (index, shown[index]), xytext=(4, 3), textcoords="offset points", fontsize=9)
+    axes.set_yscale("log")
+    _draw_allowed(axes.axhline, allowed)
+    axes.set_ylim(min(shown.min(), allowed) / 3, max(shown.max(), allowed) * 6)
+    axes.legend(loc="upper right", frameon=False)
+    return figure
+
+
+def _similarity_scatter(
+    left: Values, right: Values, names: tuple[str, str], threshold: float, same: Same | None
+) -> Figure:
+    """Similarity of each pair by the baseline against that by another system, flips in red."""
+    figure, axes = _figure(f"similarity by {_plain(names[0])}", f"by {_plain(names[1])}")
+    changed = flipped(left, right, threshold)
+    known = [("pairs of crops", np.ones(len(left), bool), _BLUE)]
+    if same is not None:
+        known = [("one person", same, _BLUE), ("two persons", ~same, _GREY)]
+    # Points become an image, because thousands of shapes would make the page heavy.
+    for label, which, colour in known:
+        kept = which & ~changed
+        axes.scatter(left[kept], right[kept], s=6, color=colour, alpha=0.5, label=label, rasterized=True)
+    axes.scatter(left[changed], right[changed], s=22, color=_RED, label=f"flips ({changed.sum()})")
+    axes.axvline(threshold, color=_GREY, linewidth=1, linestyle="--")
+    axes.axhline(threshold, color=_GREY, linewidth=1, linestyle="--")
+    axes.legend(loc="upper left", frameon=False)
+    return figure
+
+
+def _speed_bars(systems: Sequence[SystemReport]) -> Figure:
+    """Crops a second of each system, by batch size, with the speedup over the baseline."""
+    sizes = [speed.batch_size for speed in systems[0].speed]
+    figure, axes = _figure("faces a second", "", width=8, height=0.9 + 0.5 * len(systems))
+    height = 0.8 / len(sizes)
+    for number, size in enumerate(sizes):
+        speeds = [system.speed[number] for system in systems]
+        places = np.arange(len(systems)) + (number - (len(sizes) - 1) / 2) * height
+        widths = [speed.faces_per_s for speed in speeds]
+        bars = axes.barh(places, widths, height, label=f"batch {size}", color=_BARS[number])
+        labels = [f"{speed.faces_per_s:,.1f}  ({speed.speedup:.2f}x)" for speed in speeds]
+        axes.bar_label(bars, labels, padding=4, fontsize=9)
+    axes.set_yticks(np.arange(len(systems)), [_plain(system.name) for system in systems])
+    axes.invert_yaxis()
+    axes.margins(x=0.2)
+    axes.grid(axis="y", visible=False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return figure
+
+
+def _figure(x_label: str, y_label: str, *, width: float = 4.8, height: float = 3.4) -> tuple[Figure, Any]:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots()
+    axes.set(xlabel=x_label, ylabel=y_label)
+    return figure, axes
+
+
+def _draw_allowed(line: Any, allowed: float) -> None:
+    line(allowed, color=_RED, linewidth=1.2, linestyle="--", label=f"allowed: {allowed:g}")
+
+
+def _plain(name: str) -> str:
+    """Shorten a long name at its beginning, and escape dollars, which begin a formula in matplotlib."""
+    short = name if len(name) <= _LONGEST_NAME else "…" + name[-_LONGEST_NAME:]
+    return short.replace("$", r"\$")
+
+
+def _svg(figure: Figure) -> str:
+    from matplotlib import rc_context
+
+    with rc_context(_STYLE):
+        file = io.StringIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(file, format="svg", dpi=150, transparent=True, metadata=nothing)
+    return file.getvalue()[file.getvalue().index("<svg") :]
 
 
 def _png(crop: Crops) -> str:
-    """A crop as the address of a picture that holds it."""
+    """Write a crop as a data URL."""
     from PIL import Image
 
     file = io.BytesIO()

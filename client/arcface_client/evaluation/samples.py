@@ -1,4 +1,4 @@
-"""The crops that embedders are compared on: a person's own, or the golden crops in many variations."""
+"""The crops that systems are compared on: from a folder, or the golden crops in many variations."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ import numpy as np
 from ..contract import Crops, Progress
 from ..errors import ImageFileError
 from ..models.golden import golden_crops
+from ..observability.progress import counted, no_progress
 from .images import find_images, read_crop
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Samples:
-    """Crops, and where they are from.
+    """Crops, and where they come from.
 
     Attributes:
         crops: uint8 [N, 112, 112, 3], BGR.
-        names: A name for each.
-        origin: Where they are from, for a person to read.
+        names: One for each crop.
+        origin: Where they come from, for the report.
         skipped: Files that could not be used.
     """
 
@@ -34,17 +35,19 @@ class Samples:
     skipped: Sequence[str] = ()
 
 
-def samples_from(folder: Path, count: int, *, resize: bool = False, progress: Progress) -> Samples:
+def samples_from(
+    folder: Path, count: int, *, resize: bool = False, progress: Progress = no_progress
+) -> Samples:
     """Read crops from a folder.
 
     Args:
-        folder: Where to search, subfolders too.
-        count: How many to take; of more they are taken evenly, so that all its parts are seen.
-        resize: Scale crops of another size instead of passing them over.
-        progress: Is called for each file.
+        folder: Where to search, subfolders included.
+        count: How many files to take; they are taken evenly, so that all parts of the folder are seen.
+        resize: Scale crops of another size instead of skipping them.
+        progress: Called before each file.
 
     Raises:
-        ImageFileError: There are not two crops in it.
+        ImageFileError: The folder holds fewer than two crops.
         MissingExtraError: Pillow is not installed.
     """
     files = list(find_images([folder]))
@@ -53,8 +56,7 @@ def samples_from(folder: Path, count: int, *, resize: bool = False, progress: Pr
     chosen = [files[index] for index in np.linspace(0, len(files) - 1, min(count, len(files))).astype(int)]
     crops: dict[str, Crops] = {}
     skipped: list[str] = []
-    for done, file in enumerate(chosen):
-        progress("reading images", done / len(chosen))
+    for file in counted(chosen, progress, "reading images", len(chosen)):
         try:
             crops[file] = read_crop(file, resize=resize)
         except ImageFileError as error:
@@ -62,8 +64,8 @@ def samples_from(folder: Path, count: int, *, resize: bool = False, progress: Pr
             skipped.append(file)
     if len(crops) < 2:
         raise ImageFileError(
-            f"{len(crops)} of {len(chosen)} files in {folder} are face crops; expected two or more, since "
-            "one of the controls is another image."
+            f"{len(crops)} of {len(chosen)} files in {folder} are face crops; expected at least two, because "
+            "one of the negative controls is another image."
         )
     return Samples(
         crops=np.stack(list(crops.values())), names=list(crops), origin=str(folder), skipped=skipped
@@ -74,15 +76,15 @@ def generated_samples(count: int, seed: int = 0) -> Samples:
     """Vary the golden crops: mirrored, shifted, brighter or darker, with more or less contrast, and noisy.
 
     Args:
-        count: How many.
-        seed: Of the variations; the same seed gives the same crops.
+        count: How many crops to make.
+        seed: Seed of the variations; the same seed gives the same crops.
     """
-    random = np.random.RandomState(seed)  # the generator whose stream NumPy promises never to change
+    random = np.random.RandomState(seed)  # NumPy promises never to change this generator's stream
     golden = golden_crops()
     crops = np.empty((count, *golden.shape[1:]), np.uint8)
     for index in range(count):
         crop = golden[index % len(golden)].astype(np.float64)
-        if index >= len(golden):  # the first ones are the golden crops themselves
+        if index >= len(golden):  # the first crops are the golden crops themselves
             crop = crop[:, ::-1] if random.randint(2) else crop
             crop = np.roll(crop, random.randint(-6, 7, 2), axis=(0, 1))
             crop = (crop - 127.5) * random.uniform(0.6, 1.4) + 127.5 + random.uniform(-40, 40, 3)

@@ -11,9 +11,6 @@ from arcface_client.evaluation.samples import generated_samples, samples_from
 from arcface_client.models.golden import golden_crops
 
 
-def quiet(stage: str, done: float | None) -> None: ...
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for index in range(30):
@@ -38,27 +35,29 @@ def test_the_same_seed_gives_the_same_crops() -> None:
 @pytest.mark.parametrize(
     ("count", "reds"), [(2, [0, 29]), (4, [0, 9, 19, 29]), (30, list(range(30))), (99, list(range(30)))]
 )
-def test_of_a_larger_folder_crops_are_taken_evenly(folder: Path, count: int, reds: list[int]) -> None:
-    samples = samples_from(folder, count, progress=quiet)
+def test_crops_of_a_larger_folder_are_taken_evenly(folder: Path, count: int, reds: list[int]) -> None:
+    samples = samples_from(folder, count)
     assert samples.crops[:, 0, 0, 2].tolist() == reds
     assert samples.names == [str(folder / f"{red:02}.png") for red in reds]
 
 
-def test_what_is_no_crop_is_passed_over_and_said(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (folder / "03.png").write_bytes(b"no image")
+def test_a_file_that_is_not_a_crop_is_skipped_with_a_warning(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "03.png").write_bytes(b"not an image")
     Image.new("RGB", (64, 64)).save(folder / "04.png")
-    samples = samples_from(folder, 30, progress=quiet)
+    samples = samples_from(folder, 30)
     assert samples.skipped == [str(folder / "03.png"), str(folder / "04.png")]
     assert len(samples.crops) == 28
     assert caplog.text.count("with --resize.") == 1
-    assert samples_from(folder, 30, resize=True, progress=quiet).skipped == [str(folder / "03.png")]
+    assert samples_from(folder, 30, resize=True).skipped == [str(folder / "03.png")]
 
 
-def test_a_folder_without_images_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_folder_without_two_crops_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ImageFileError, match=r"There is no image in .*; give a folder of 112x112 face crops"):
-        samples_from(tmp_path, 10, progress=quiet)
+        samples_from(tmp_path, 10)
     with pytest.raises(ImageFileError, match="There is no file or folder"):
-        samples_from(tmp_path / "missing", 10, progress=quiet)
+        samples_from(tmp_path / "missing", 10)
     Image.new("RGB", (112, 112)).save(tmp_path / "only.png")
-    with pytest.raises(ImageFileError, match=r"1 of 1 files in .* are face crops; expected two or more"):
-        samples_from(tmp_path, 10, progress=quiet)
+    with pytest.raises(ImageFileError, match=r"1 of 1 files in .* are face crops; expected at least two"):
+        samples_from(tmp_path, 10)

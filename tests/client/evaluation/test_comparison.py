@@ -1,4 +1,4 @@
-"""``arcface-client compare`` as a person calls it, against a real Triton."""
+"""``arcface-client compare`` as a user calls it, against a real Triton."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from arcface_builder.build import build
 from arcface_builder.source.load import OnnxFile
 from arcface_client.cli.app import main
 from arcface_client.evaluation.images import decode_crop
-from arcface_client.evaluation.statistics import flips, similarities
+from arcface_client.evaluation.scores import flips, similarities
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_server import LocalTriton
 from support.exports import small_arcface
@@ -44,7 +44,7 @@ def compared(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int
 
 def test_equal_models_pass(url: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     found = compared(["face_onnx:1", "face_trt:1", *FEW, *url], capsys, 0)
-    assert found["verdict"] == {"outcome": "passed", "reasons": []}
+    assert found["result"] == {"outcome": "passed", "reasons": []}
     (pair,) = found["pairs"]
     assert (pair["baseline"], pair["other"]) == ("face_onnx:1", "face_trt:1")
     assert pair["drift_max"] < 1e-9
@@ -69,38 +69,42 @@ def test_equal_models_pass(url: list[str], capsys: pytest.CaptureFixture[str]) -
 
 def test_a_model_that_is_slightly_wrong_fails(url: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     found = compared(["face_onnx", "slight_trt", *FEW, *url], capsys, 1)
-    assert found["verdict"]["outcome"] == "failed"
+    assert found["result"]["outcome"] == "failed"
     assert 0.0015 < found["pairs"][0]["drift_max"] < 0.0035
-    (reason,) = found["verdict"]["reasons"]
+    (reason,) = found["result"]["reasons"]
     assert re.fullmatch(r"slight_trt:1 drifts by 0.00\d+ from face_onnx:1; expected at most 0.001\.", reason)
     tolerant = ["--max-drift-cosine", "0.01"]
     assert compared(["face_onnx", "slight_trt", *FEW, *tolerant, *url], capsys, 0)["max_drift_cosine"] == 0.01
 
 
-def test_the_tolerance_is_that_of_the_settings(
+def test_the_tolerance_comes_from_the_settings(
     url: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ARCFACE_VALIDATION_MAX_DRIFT_COSINE", "0.01")
     assert compared(["face_onnx", "slight_trt", *FEW, *url], capsys, 0)["max_drift_cosine"] == 0.01
 
 
-def test_another_model_fails_and_is_a_control(url: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_model_fails_and_can_be_a_negative_control(
+    url: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     found = compared(["face_onnx", "another_onnx", *FEW, *url], capsys, 1)
     assert found["pairs"][0]["drift_max"] > 0.3
     assert found["pairs"][0]["flips"]["count"] > 0
     controlled = ["face_onnx", "face_trt", "--control-model", "another_onnx:2"]
     controls = compared([*controlled, *FEW, *url], capsys, 0)["controls"]
-    assert {"fault": "another model: another_onnx:2", "required": True, "seen": True}.items() <= controls[
-        3
-    ].items()
+    assert {
+        "perturbation": "another model: another_onnx:2",
+        "required": True,
+        "seen": True,
+    }.items() <= controls[3].items()
 
 
-def test_a_control_that_is_not_seen_is_an_error_of_its_own(
+def test_a_negative_control_that_is_not_seen_makes_the_comparison_inconclusive(
     url: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = compared(["face_onnx", "face_trt", "--control-model", "face_trt", *FEW, *url], capsys, 1)
-    assert found["verdict"]["outcome"] == "blind"
-    assert "another model: face_trt:1 makes a drift of" in found["verdict"]["reasons"][0]
+    assert found["result"]["outcome"] == "inconclusive"
+    assert "another model: face_trt:1 causes a drift of" in found["result"]["reasons"][0]
 
 
 def test_without_models_every_ready_sibling_is_compared(
@@ -122,7 +126,7 @@ def test_a_file_in_this_process_is_compared_with_the_server(
     ]
 
 
-def test_insightface_and_what_was_built_from_its_file_agree_without_a_server(
+def test_insightface_and_the_model_built_from_its_file_agree_without_a_server(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = tmp_path / "source.onnx"
@@ -133,13 +137,13 @@ def test_insightface_and_what_was_built_from_its_file_agree_without_a_server(
     assert [backend["kind"] for backend in found["backends"]] == ["reference", "in process"]
     assert found["pairs"][0]["drift_max"] < 1e-6
     assert "triton" not in found["versions"]
-    assert [control["fault"] for control in found["controls"]][3:] == [
+    assert [control["perturbation"] for control in found["controls"]][3:] == [
         "not normalised",
         "divided by 128, not 127.5",
     ]
 
 
-def test_the_folder_of_images_is_what_is_compared_on(
+def test_crops_are_read_from_a_folder(
     url: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     crops = np.random.default_rng(3).integers(0, 256, (7, 112, 112, 3), np.uint8)
@@ -151,7 +155,7 @@ def test_the_folder_of_images_is_what_is_compared_on(
     assert found["samples"]["batch_size"] == 7
 
 
-def test_a_set_of_pairs_gives_accuracy_and_flips(
+def test_a_verification_set_gives_accuracy_and_flips(
     url: list[str], models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images, same = pairs(60)
@@ -162,7 +166,7 @@ def test_a_set_of_pairs_gives_accuracy_and_flips(
         OnnxRuntime(models / name / "model.onnx").embed(crops) for name in ("face_onnx/1", "another_onnx/2")
     ]
     similar = [similarities(own[0::2], own[1::2]) for own in embedded]
-    threshold = float(similar[0][1] + similar[1][1]) / 2  # between the two models' views of one pair
+    threshold = float(similar[0][1] + similar[1][1]) / 2  # between the two models' similarities of one pair
     flags = [*FEW, "--pairs", str(path), "--threshold", str(threshold), *url]
     arguments = ["face_onnx", "face_trt", "another_onnx", *flags]
     found = compared(arguments, capsys, 1)["verification"]
@@ -170,7 +174,7 @@ def test_a_set_of_pairs_gives_accuracy_and_flips(
     assert [own["name"] for own in found["backends"]] == ["face_onnx:1", "face_trt:1", "another_onnx:2"]
     for own in found["backends"]:
         assert own["accuracy_mean"] > 0.95
-        assert own["tar_at_far"] == {"0.001": None, "0.0001": None}  # 30 false pairs cannot say
+        assert own["tar_at_far"] == {"0.001": None, "0.0001": None}  # too few impostor pairs
     expected = flips(similar[0], similar[1], threshold).count
     assert expected > 0
     assert [own["count"] for own in found["flips"]] == [0, expected]
@@ -183,7 +187,7 @@ def test_a_set_by_python_2_is_verified(url: list[str], capsys: pytest.CaptureFix
     assert "2 pairs, 1 of one person" in capsys.readouterr().out
 
 
-def test_images_of_a_set_that_are_no_crops_are_scaled_when_told_to(
+def test_images_of_a_set_that_have_another_size_are_scaled_with_resize(
     url: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = [encode(np.full((96, 112, 3), shade, np.uint8)) for shade in (0, 80, 160, 240)]
@@ -197,12 +201,12 @@ def test_images_of_a_set_that_are_no_crops_are_scaled_when_told_to(
     assert main([*arguments, "--resize"]) == 0
 
 
-def test_an_image_of_a_set_that_is_none_is_named(
+def test_an_unreadable_image_of_a_set_is_named(
     url: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = encode(np.zeros((112, 112, 3), np.uint8))
     path = tmp_path / "broken.bin"
-    path.write_bytes(pickle.dumps(([good, b"no image", good, good], [True, False])))
+    path.write_bytes(pickle.dumps(([good, b"not an image", good, good], [True, False])))
     assert main(["compare", "face_onnx", "face_trt", *FEW, "--pairs", str(path), *url]) == 1
     error = capsys.readouterr().err
     assert f"arcface-client: {path}: image 1 cannot be read as an image" in error
@@ -224,11 +228,11 @@ def test_an_image_of_a_set_that_is_none_is_named(
             ["face_onnx", "face_trt", "--report", "missing/out.html"],
             "missing to write out.html to; make it first",
         ),
-        (["face_onnx", "models/a.plan"], "models/a.plan is no .onnx file"),
+        (["face_onnx", "models/a.plan"], "models/a.plan is not an .onnx file"),
         ([], "has no ready version of arcface_r100_onnx or arcface_r100_trt; ready there: another_onnx:2"),
     ],
 )
-def test_what_is_not_there_is_one_clear_line(
+def test_a_name_that_cannot_be_used_is_one_clear_line(
     url: list[str], arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["compare", *arguments, *FEW, *url]) == 1
@@ -237,15 +241,15 @@ def test_what_is_not_there_is_one_clear_line(
     assert error.count("\n") == 1
 
 
-def test_one_version_alone_is_compared_with_nothing(
+def test_one_version_alone_cannot_be_compared(
     url: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ARCFACE_EMBEDDING_MODEL", "slight")
     assert main(["compare", *FEW, *url]) == 1
-    assert "slight_trt:1 is all that is ready" in capsys.readouterr().err
+    assert "slight_trt:1 is the only model that is ready" in capsys.readouterr().err
 
 
-def test_no_server_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_server_that_does_not_answer_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", *FEW, "--url", "127.0.0.1:9"]) == 1
     assert capsys.readouterr().err.startswith("arcface-client: No Triton server is ready at 127.0.0.1:9")
 
@@ -270,7 +274,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
 
 
 class Page(html.parser.HTMLParser):
-    """Collects a page's tags, the addresses it names and what it says."""
+    """Collects a page's tags, the addresses it refers to and its text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -291,7 +295,7 @@ class Page(html.parser.HTMLParser):
         self.text += data
 
 
-def test_the_report_stands_alone_and_shows_everything(
+def test_the_html_report_stands_alone_and_shows_everything(
     url: list[str], models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     odd = tmp_path / "<b>$1$ & co.onnx"
@@ -325,7 +329,7 @@ def test_the_report_stands_alone_and_shows_everything(
     assert "slight_trt:1" in capsys.readouterr().out
 
 
-def test_equal_models_make_a_report_too(url: list[str], tmp_path: Path) -> None:
+def test_equal_models_have_an_html_report_too(url: list[str], tmp_path: Path) -> None:
     path = tmp_path / "out.html"
     assert main(["compare", "face_onnx", "face_trt", *FEW, *url, "--report", str(path)]) == 0
     text = path.read_text(encoding="utf-8")
@@ -333,7 +337,7 @@ def test_equal_models_make_a_report_too(url: list[str], tmp_path: Path) -> None:
     assert "passed" in text
 
 
-def test_a_page_says_what_it_needs_before_the_work(
+def test_a_missing_package_for_the_page_is_reported_before_the_work(
     url: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)

@@ -1,0 +1,290 @@
+"""Verification sets such as InsightFace's ``lfw.bin``, and what systems reach on them.
+
+A set is a pickle of a tuple: encoded images, two for each pair, and whether each pair is one person. Images
+are bytes, ``str`` of Python 2, or numpy arrays of bytes as OpenCV's ``imencode`` gives them. Labels are
+booleans, 0 and 1, or numpy's. Loading a pickle calls what it names. So here the few names that sets need give
+stand-ins, which only keep their arguments. Any other name is an error, and no code of a file ever runs.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import reprlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from ..contract import EMBEDDING_DIM, Progress
+from ..errors import PairFileError
+from ..observability.progress import no_progress
+from .images import decode_crop
+from .scores import Flips, Same, Values, Verification, flips, similarities, verify
+from .systems import System
+
+MAX_PAIRS: Final = 100_000
+"""The largest set that is read; the usual ones have 6,000 to 7,000 pairs."""
+
+_LABEL_TYPES: Final = ("b1", "u1", "i1", "i4", "i8")
+
+_PICKLE_ERRORS: Final = (
+    pickle.UnpicklingError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What pickle raises for bytes that are not a pickle."""
+
+
+@dataclass(frozen=True, eq=False)
+class PairFile:
+    """A verification set.
+
+    Attributes:
+        path: The file.
+        images: Encoded images; those of pair i are 2i and 2i + 1.
+        same: Whether each pair is one person, bool [pairs].
+    """
+
+    path: Path
+    images: Sequence[bytes]
+    same: Same
+
+
+def read_pair_file(path: Path) -> PairFile:
+    """Read a verification set.
+
+    Raises:
+        PairFileError: The file is missing, truncated, or not a set of pairs, or its pickle names code.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise PairFileError(f"{path} cannot be read: {error.strerror}.") from error
+    try:
+        loaded = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+    except _CodeFoundError as error:
+        raise PairFileError(
+            f"{path} holds code: its pickle names {error}, which a set of pairs does not need. Nothing of it "
+            "was run; do not load this file with Python's pickle."
+        ) from error
+    except _PICKLE_ERRORS as error:
+        why = " ".join(str(error).split())
+        raise PairFileError(
+            f"{path} cannot be read as a pickle ({why}); expected a whole set such as lfw.bin."
+        ) from error
+    images, labels = loaded if isinstance(loaded, (tuple, list)) and len(loaded) == 2 else (None, None)
+    if isinstance(labels, _Array):
+        labels = labels.values(*_LABEL_TYPES)
+    if not isinstance(images, (list, tuple)) or not isinstance(labels, (list, tuple)):
+        raise PairFileError(
+            f"{path} is a pickle of something else; expected (images, whether each pair is the same), as in "
+            "lfw.bin."
+        )
+    if not images or len(images) != 2 * len(labels) or len(labels) > MAX_PAIRS:
+        raise PairFileError(
+            f"{path} holds {len(images):,} images for {len(labels):,} pairs; expected two images for each "
+            f"pair, and 1 to {MAX_PAIRS:,} pairs."
+        )
+    encoded = [_image(path, index, image) for index, image in enumerate(images)]
+    return PairFile(path, encoded, np.array([_label(path, i, label) for i, label in enumerate(labels)]))
+
+
+def _image(path: Path, index: int, image: object) -> bytes:
+    content = image
+    if isinstance(image, _Text):
+        content = image.content
+    elif isinstance(image, _Array):
+        content = image.raw if image.dtype == "u1" else None
+    if not isinstance(content, bytes):
+        kind = "array" if isinstance(image, _Array) else type(image).__name__.strip("_").lower()
+        raise PairFileError(f"{path}: image {index} is of type {kind}; expected the bytes of a JPEG or PNG.")
+    return content
+
+
+def _label(path: Path, index: int, label: object) -> bool:
+    if isinstance(label, _Array):
+        values = label.values(*_LABEL_TYPES) or []
+        label = values[0] if len(values) == 1 else None
+    if label not in (0, 1):
+        shown = reprlib.repr(label)
+        raise PairFileError(f"{path}: the label of pair {index} is {shown}; expected true or false.")
+    return bool(label)
+
+
+class _CodeFoundError(Exception):
+    """The pickle names something that a set does not need."""
+
+
+class _StandIn:
+    """What a name in the pickle gives: keeps what it is called with, and the state that it is given."""
+
+    __slots__ = ("given", "state")
+    given: tuple[Any, ...]
+    state: object
+
+    def __new__(cls, *given: Any) -> _StandIn:
+        made = super().__new__(cls)
+        made.given, made.state = given, None
+        return made
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+
+class _Dtype(_StandIn):
+    """Stands in for ``numpy.dtype``."""
+
+
+class _Text(_StandIn):
+    """Stands in for ``_codecs.encode``: how Python 3 writes bytes for Python 2."""
+
+    @property
+    def content(self) -> bytes | None:
+        text, *encoding = self.given or (None,)
+        if not isinstance(text, str) or encoding not in (["latin1"], [b"latin1"]):
+            return None
+        try:
+            return text.encode("latin-1")
+        except UnicodeEncodeError:
+            return None
+
+
+class _Array(_StandIn):
+    """Stands in for a numpy array or number: a data type and bytes."""
+
+    def _parts(self) -> tuple[object, object]:
+        """The arguments of numpy's ``scalar``, or the state that ``_reconstruct`` makes an array from."""
+        if isinstance(self.state, tuple) and len(self.state) == 5:
+            return self.state[2], self.state[4]
+        return self.given[:2] if len(self.given) >= 2 else (None, None)
+
+    @property
+    def dtype(self) -> str | None:
+        dtype, _ = self._parts()
+        name = dtype.given[0] if isinstance(dtype, _Dtype) and dtype.given else None
+        if isinstance(name, bytes):  # of Python 2
+            name = name.decode("latin-1")
+        return name if isinstance(name, str) else None
+
+    @property
+    def raw(self) -> bytes | None:
+        _, raw = self._parts()
+        if isinstance(raw, _Text):
+            return raw.content
+        return bytes(raw) if isinstance(raw, (bytes, bytearray)) else None
+
+    def values(self, *dtypes: str) -> list[Any] | None:
+        """The values, flat, if they are of one of these data types."""
+        name, raw = self.dtype, self.raw
+        if name not in dtypes or raw is None or len(raw) % np.dtype(name).itemsize:
+            return None
+        return list(np.frombuffer(raw, name).tolist())
+
+
+class _BufferArray(_Array):
+    """Stands in for numpy's ``_frombuffer``, which has the bytes first."""
+
+    def _parts(self) -> tuple[object, object]:
+        return (self.given[1], self.given[0]) if len(self.given) >= 2 else (None, None)
+
+
+_NUMPY: Final = {
+    "multiarray._reconstruct": _Array,
+    "multiarray.scalar": _Array,
+    "numeric._frombuffer": _BufferArray,
+}
+
+_STAND_INS: Final[Mapping[str, type[_StandIn]]] = {
+    "_codecs.encode": _Text,
+    "numpy.dtype": _Dtype,
+    "numpy.ndarray": _Array,
+    **{f"numpy.core.{name}": stand_in for name, stand_in in _NUMPY.items()},
+    **{f"numpy._core.{name}": stand_in for name, stand_in in _NUMPY.items()},  # since numpy 2
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Gives stand-ins for the names that sets need, and refuses all others."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{module}.{name}"
+        if full not in _STAND_INS:
+            raise _CodeFoundError(full)
+        return _STAND_INS[full]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PairScores:
+    """What systems reach on a verification set; the first one is the baseline.
+
+    Attributes:
+        pair_file: The set.
+        mirrored: Whether each embedding is the sum of the crop's and its mirror image's.
+        verification: One for each system.
+        flips: One for each system but the baseline.
+        similarities: Of each pair, float64 [pairs], one for each system.
+    """
+
+    pair_file: PairFile
+    mirrored: bool
+    verification: Sequence[Verification]
+    flips: Sequence[Flips]
+    similarities: Sequence[Values]
+
+
+def score_pairs(
+    systems: Sequence[System],
+    pair_file: PairFile,
+    *,
+    batch_size: int,
+    threshold: float,
+    mirrored: bool = False,
+    resize: bool = False,
+    progress: Progress = no_progress,
+) -> PairScores:
+    """Embed a verification set with each system, and score the systems.
+
+    Args:
+        systems: What is compared; the first one is the baseline.
+        pair_file: The set.
+        batch_size: Crops in a batch.
+        threshold: Cosine similarity from which a pair counts as the same, for the flips.
+        mirrored: Add the mirrored crop's embedding, as InsightFace's verification.py does.
+        resize: Scale images of another size instead of refusing them.
+        progress: Called before each batch.
+
+    Raises:
+        ImageFileError: An image cannot be read.
+        ArcFaceError: A system failed.
+    """
+    embeddings = [np.empty((len(pair_file.images), EMBEDDING_DIM), np.float32) for _ in systems]
+    for start in range(0, len(pair_file.images), batch_size):
+        progress("embedding pairs", start / len(pair_file.images))
+        part = slice(start, start + batch_size)
+        crops = np.stack(
+            [
+                decode_crop(image, f"{pair_file.path}: image {start + index}", resize=resize)
+                for index, image in enumerate(pair_file.images[part])
+            ]
+        )
+        for system, own in zip(systems, embeddings, strict=True):
+            own[part] = system.embed(crops)
+            if mirrored:
+                own[part] += system.embed(np.ascontiguousarray(crops[:, :, ::-1]))
+    similar = [similarities(own[0::2], own[1::2]) for own in embeddings]
+    return PairScores(
+        pair_file=pair_file,
+        mirrored=mirrored,
+        verification=[verify(own, pair_file.same) for own in similar],
+        flips=[flips(similar[0], own, threshold) for own in similar[1:]],
+        similarities=similar,
+    )

@@ -1,0 +1,193 @@
+"""What can be compared: models of a Triton server, ONNX files in this process, and InsightFace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+import numpy as np
+
+from ..backends.insightface import InsightFaceRuntime, find_source
+from ..backends.onnxruntime import ENTRIES
+from ..contract import EMBEDDING_DIM, Crops, Embeddings
+from ..errors import DeploymentError, InputError, ModelNotFoundError, require
+from ..failover.discovery import Pin
+from ..models.naming import onnx_model, plan_model
+from ..runtimes.base import Embed, in_batches
+from ..triton.server_state import ServerStatus
+
+if TYPE_CHECKING:
+    from ..triton.client import EmbeddingClient
+
+_PURPOSE: Final = "The reference"
+
+Connect = Callable[[str, "int | None"], "EmbeddingClient"]
+"""Makes a client of a model and version."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class System:
+    """Something that turns crops into embeddings.
+
+    Attributes:
+        name: Its name in the report, for example "arcface_r100_trt:3".
+        kind: What runs it.
+        where: The server's address, or the file.
+        run: Embeds one batch.
+        run_normalised: Embeds one batch with another normalisation: crops, mean, divisor. None if the
+            normalisation cannot be changed.
+    """
+
+    name: str
+    kind: Literal["served", "in process", "reference"]
+    where: str
+    run: Embed
+    run_normalised: Callable[[Crops, float, float], Embeddings] | None = None
+
+    def embed(self, crops: Crops) -> Embeddings:
+        """Embed one batch: uint8 [N, 112, 112, 3] BGR in, float32 [N, 512] out.
+
+        Raises:
+            ArcFaceError: The system failed, or its answer is not a batch of embeddings.
+        """
+        embeddings, expected = self.run(crops), (len(crops), EMBEDDING_DIM)
+        if embeddings.shape != expected:
+            raise DeploymentError(f"{self.name} answered with shape {embeddings.shape}; expected {expected}.")
+        if not np.isfinite(embeddings).all() or not embeddings.any(axis=1).all():
+            raise DeploymentError(f"{self.name} answered with embeddings that are zero, NaN or infinite.")
+        return embeddings
+
+
+def is_file(name: str) -> bool:
+    """Whether a name means a file, and not a model of a server."""
+    return name.endswith(".onnx") or "/" in name
+
+
+def open_systems(
+    names: Sequence[str], connect: Connect, server: ServerStatus | None, stack: ExitStack
+) -> list[System]:
+    """Open models and files by name.
+
+    Args:
+        names: "model", "model:version" or "path/to/model.onnx", each.
+        connect: Makes clients of the server.
+        server: The server's status; None if only files are named.
+        stack: Closes the systems.
+
+    Raises:
+        InputError: A file is not an ONNX file, or a system is named twice.
+        ConfigError: A name is not that of a model.
+        ArcFaceError: A system is missing or not ready.
+    """
+    systems: dict[str, System] = {}
+    for name in names:
+        system = _open_file(name, stack) if is_file(name) else _open_served(name, connect, server, stack)
+        if system.name in systems:
+            raise InputError(f"{system.name} is named twice; name each model once.")
+        systems[system.name] = system
+    return list(systems.values())
+
+
+def _open_file(name: str, stack: ExitStack) -> System:
+    if not name.endswith(".onnx"):
+        raise InputError(f"{name} is not an .onnx file; to compare another model, name one of a server.")
+    require("onnxruntime", extra="onnxruntime", purpose="Running an ONNX file in this process")
+    from ..runtimes.onnxruntime import OnnxRuntime
+
+    runtime = OnnxRuntime(Path(name), entries=ENTRIES)
+    stack.callback(runtime.close)
+    return System(name=name, kind="in process", where=name, run=runtime.embed)
+
+
+def _open_served(name: str, connect: Connect, server: ServerStatus | None, stack: ExitStack) -> System:
+    pin, version = Pin.parse(name), Pin.parse(name).version
+    if version is None and server is not None:
+        ready = [model.version for model in server.models if model.name == pin.model and model.ready]
+        version = max(filter(None, ready), default=None)
+    client = stack.enter_context(connect(pin.model, version))
+    client.ensure_ready()  # without a version, its error says why
+    return System(
+        name=f"{pin.model}:{version}",
+        kind="served",
+        where="" if server is None else server.url,
+        run=client.encode,
+    )
+
+
+def open_reference(source: str, stack: ExitStack) -> System:
+    """Open InsightFace's own ``ArcFaceONNX.get_feat`` on the CPU, its features scaled to length one.
+
+    Args:
+        source: The source model's ONNX file, as InsightFace takes it, or the name of one of its packs.
+        stack: Closes the system.
+
+    Raises:
+        DeploymentError: The file is missing, or InsightFace cannot use it.
+        MissingExtraError: The insightface package is not installed.
+    """
+    require("insightface.model_zoo.arcface_onnx", extra="insightface", purpose=_PURPOSE)
+    require("onnxruntime", extra="onnxruntime", purpose=_PURPOSE)
+    from ..runtimes.onnxruntime import open_session
+
+    path = find_source(source)
+    runtime = _Reference(path, open_session(path, entries=ENTRIES))
+    stack.callback(runtime.close)
+    return System(
+        name=f"InsightFace {path.name}",
+        kind="reference",
+        where=str(path),
+        run=lambda crops: in_batches(runtime.embed, crops, runtime.batch_size),
+        run_normalised=runtime.embed_normalised if runtime.normalises else None,
+    )
+
+
+class _Reference(InsightFaceRuntime):
+    """InsightFace with a normalisation that can be changed."""
+
+    @property
+    def normalises(self) -> bool:
+        """Whether InsightFace normalises the pixels, and not the model file."""
+        return (self._model.input_mean, self._model.input_std) != (0, 1)
+
+    def embed_normalised(self, crops: Crops, mean: float, std: float) -> Embeddings:
+        """Embed with (pixel - mean) / std in place of InsightFace's normalisation."""
+        model = self._model
+        right = model.input_mean, model.input_std
+        model.input_mean, model.input_std = mean, std
+        try:
+            return in_batches(self.embed, crops, self.batch_size)
+        finally:
+            model.input_mean, model.input_std = right
+
+
+def siblings_on(server: ServerStatus, name: str) -> list[str]:
+    """Name every ready version of ``{name}_onnx`` and ``{name}_trt``, as ``open_systems`` takes them.
+
+    ONNX models come first, and the newest version first, so that the baseline is the newest ONNX model.
+
+    Args:
+        server: The server.
+        name: Name of the family, for example "arcface_r100".
+
+    Raises:
+        ModelNotFoundError: None of them is ready.
+    """
+    ready = [model for model in server.models if model.ready]
+    newest_first = sorted(ready, key=lambda model: -(model.version or 0))
+    siblings = (onnx_model(name), plan_model(name))
+    found = [
+        f"{model.name}:{model.version}"
+        for wanted in siblings
+        for model in newest_first
+        if model.name == wanted
+    ]
+    if not found:
+        others = ", ".join(f"{model.name}:{model.version}" for model in ready) or "none"
+        raise ModelNotFoundError(
+            f"{server.url} has no ready version of {' or '.join(siblings)}; ready there: {others}. "
+            "Name the models to compare, or set embedding.model."
+        )
+    return found

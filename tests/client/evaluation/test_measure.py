@@ -1,0 +1,158 @@
+"""Turns, batches and negative controls, with systems whose mistakes are known."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+
+from arcface_client.contract import Crops, Embeddings
+from arcface_client.errors import DeploymentError
+from arcface_client.evaluation.comparison import Options, compare_systems
+from arcface_client.evaluation.measure import measure, speeds
+from arcface_client.evaluation.report import Report
+from arcface_client.evaluation.samples import generated_samples
+from arcface_client.evaluation.systems import System
+from arcface_client.runtimes.base import Embed
+from arcface_client.runtimes.onnxruntime import OnnxRuntime
+from support.tiny import tiny_serving_graph
+
+SAMPLES = generated_samples(20)
+CROPS = SAMPLES.crops
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> System:
+    path = tmp_path_factory.mktemp("measure") / "model.onnx"
+    onnx.save(tiny_serving_graph(seed=1), path)
+    return System(name="tiny", kind="in process", where=str(path), run=OnnxRuntime(path).embed)
+
+
+def altered(name: str, inner: System, embed: Callable[[Embed, Crops], Embeddings]) -> System:
+    """A real system with something done to its input or output."""
+    return replace(inner, name=name, run=lambda crops: embed(inner.run, crops))
+
+
+def compared(*systems: System, crops: Crops = CROPS) -> Report:
+    samples = replace(SAMPLES, crops=crops)
+    return compare_systems(systems, samples, Options(batch_size=8), max_drift_cosine=0.001)
+
+
+def test_systems_embed_the_same_batches_in_turns(tiny: System) -> None:
+    order: list[tuple[str, int]] = []
+
+    def noting(name: str) -> System:
+        def embed(run: Embed, crops: Crops) -> Embeddings:
+            order.append((name, len(crops)))
+            return run(crops)
+
+        return altered(name, tiny, embed)
+
+    runs = measure([noting("first"), noting("second")], CROPS, 8)
+    warm_up, batches = [1, 8], [1] * 20 + 2 * [8, 8, 4]
+    for name in ("first", "second"):
+        assert [size for who, size in order if who == name] == warm_up + batches
+    turns = [[who for who, _ in order[start : start + 2]] for start in range(4, len(order), 2)]
+    assert turns == [["first", "second"], ["second", "first"]] * 13
+    assert {size: len(seconds) for size, seconds in runs[0].seconds.items()} == {1: 20, 8: 4}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 20])
+def test_embeddings_are_in_the_order_of_the_crops(tiny: System, batch_size: int) -> None:
+    (found,) = measure([tiny], CROPS, batch_size)
+    np.testing.assert_allclose(found.embeddings, tiny.embed(CROPS), atol=1e-6)
+    assert found.drift_between_batches < 1e-9
+    assert list(found.seconds) == sorted({1, batch_size})
+
+
+def test_speedup_compares_times_within_a_turn(tiny: System) -> None:
+    def slowly(run: Embed, crops: Crops) -> Embeddings:
+        started = time.perf_counter()
+        embeddings = run(crops)
+        while time.perf_counter() < started + 0.02:
+            pass
+        return embeddings
+
+    slow, fast = measure([altered("slow", tiny, slowly), tiny], CROPS, 8)
+    single, batched = speeds(fast, slow)
+    assert (single.batch_size, single.turns, batched.batch_size, batched.turns) == (1, 20, 8, 4)
+    assert single.speedup > 1.5 < batched.speedup
+    own = speeds(slow, slow)[1]
+    assert own.speedup == 1
+    assert own.latency_ms >= 20
+    assert own.faces_per_s == pytest.approx(8 * 1000 / own.latency_ms)
+
+
+def test_an_embedding_that_depends_on_its_place_in_a_batch_fails(tiny: System) -> None:
+    def with_neighbour(run: Embed, crops: Crops) -> Embeddings:
+        embeddings = run(crops)
+        return np.asarray(embeddings + 0.3 * np.roll(embeddings, 1, axis=0), np.float32)
+
+    result = compared(tiny, altered("mixing", tiny, with_neighbour)).result
+    assert result.outcome == "failed"
+    (reason,) = [reason for reason in result.reasons if "depends on its place in a batch" in reason]
+    assert reason.startswith("mixing gives a crop")
+
+
+def test_one_crop_that_drifts_fails_though_the_mean_is_small(tiny: System) -> None:
+    odd = CROPS[13].tobytes()
+
+    def one_wrong(run: Embed, crops: Crops) -> Embeddings:
+        embeddings = run(crops).copy()
+        for row, crop in zip(embeddings, crops, strict=True):
+            if crop.tobytes() == odd:
+                row[:40] += 0.02
+        return np.asarray(embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True), np.float32)
+
+    found = compared(tiny, altered("nearly right", tiny, one_wrong))
+    assert found.differences[0].agreement.drift_mean < 0.001 < found.differences[0].agreement.drift_max
+    assert found.result.outcome == "failed"
+
+
+def test_embeddings_of_another_length_fail(tiny: System) -> None:
+    doubled = altered("doubled", tiny, lambda run, crops: run(crops) * np.float32(2))
+    assert compared(tiny, doubled).result.reasons == [
+        "doubled gives embeddings of length 2 to 2; expected 1."
+    ]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0])
+def test_embeddings_without_a_direction_are_an_error(tiny: System, value: float) -> None:
+    broken = altered("broken", tiny, lambda run, crops: np.full_like(run(crops), value))
+    with pytest.raises(DeploymentError, match="broken answered with embeddings that are zero, NaN"):
+        compared(tiny, broken)
+
+
+def test_equal_systems_pass_and_every_perturbation_is_seen(tiny: System) -> None:
+    found = compared(tiny, replace(tiny, name="the same"))
+    assert (found.result.outcome, found.result.reasons) == ("passed", [])
+    assert {control.perturbation: control.seen for control in found.controls if control.required} == {
+        "red and blue swapped": True,
+        "pixels normalised twice": True,
+        "another image": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("crops", "perturbation"),
+    [
+        (np.repeat(CROPS[..., :1], 3, axis=-1), "red and blue swapped"),
+        (np.repeat(CROPS[:1], 20, axis=0), "another image"),
+    ],
+    ids=["grey crops", "one face"],
+)
+def test_crops_that_cannot_show_a_perturbation_are_inconclusive(
+    tiny: System, crops: Crops, perturbation: str
+) -> None:
+    result = compared(tiny, tiny, crops=crops).result
+    assert result.outcome == "inconclusive"
+    assert result.reasons[0].startswith(f"{perturbation} causes a drift of")
+
+
+def test_a_system_that_swaps_channels_fails_and_is_not_inconclusive(tiny: System) -> None:
+    swapped = altered("swapped", tiny, lambda run, crops: run(np.ascontiguousarray(crops[..., ::-1])))
+    assert compared(tiny, swapped).result.outcome == "failed"
