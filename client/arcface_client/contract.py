@@ -45,6 +45,10 @@ INPUT_SPEC: Final[TensorSpec] = (INPUT_NAME, "UINT8", CROP_SHAPE)
 OUTPUT_SPEC: Final[TensorSpec] = (OUTPUT_NAME, "FP32", (EMBEDDING_DIM,))
 
 
+def no_progress(stage: str, done: float | None) -> None:
+    """Ignore progress: the default callback."""
+
+
 def check_tensors(model: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
     """Check that a model has the contract's tensors and no others.
 

@@ -9,9 +9,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ..contract import Progress
+from ..contract import Progress, no_progress
 from ..errors import InputError, require
-from ..observability.progress import no_progress
 from .controls import run_controls
 from .measure import measure, speeds
 from .pairs import read_pair_file, score_pairs

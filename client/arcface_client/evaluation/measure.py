@@ -10,8 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from ..contract import EMBEDDING_DIM, Crops, Embeddings, Progress
-from ..observability.progress import no_progress
+from ..contract import EMBEDDING_DIM, Crops, Embeddings, Progress, no_progress
 from .scores import largest_drift
 from .systems import System
 

@@ -18,9 +18,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..contract import EMBEDDING_DIM, Progress
+from ..contract import EMBEDDING_DIM, Progress, no_progress
 from ..errors import PairFileError
-from ..observability.progress import no_progress
 from .images import decode_crop
 from .scores import Flips, Same, Values, Verification, flips, similarities, verify
 from .systems import System

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..contract import Crops, Progress
+from ..contract import Crops, Progress, no_progress
 from ..errors import ImageFileError
 from ..models.golden import golden_crops
-from ..observability.progress import counted, no_progress
 from .images import find_images, read_crop
 
 _log = logging.getLogger(__name__)
@@ -56,7 +55,8 @@ def samples_from(
     chosen = [files[index] for index in np.linspace(0, len(files) - 1, min(count, len(files))).astype(int)]
     crops: dict[str, Crops] = {}
     skipped: list[str] = []
-    for file in counted(chosen, progress, "reading images", len(chosen)):
+    for done, file in enumerate(chosen):
+        progress("reading images", done / len(chosen))
         try:
             crops[file] = read_crop(file, resize=resize)
         except ImageFileError as error:
