@@ -1,10 +1,12 @@
 """Build a model, serve it with a real Triton, embed a photograph's faces, compare with InsightFace.
 
-Run it with ``make demo``. Everything it makes lies in ``demo_output/``.
+Run it with ``make demo``, or with your own network: ``make demo ONNX=glintr100.onnx``. All that it makes is in
+``demo_output/``.
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +16,7 @@ import numpy as np
 from insightface.model_zoo.arcface_onnx import ArcFaceONNX
 
 from arcface_builder.build import build
-from arcface_builder.source.load import Synthetic
+from arcface_builder.source.load import OnnxFile, Source, Synthetic
 from arcface_client import EmbeddingClient
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
@@ -29,16 +31,20 @@ SPEED_CROPS = 48
 
 def main() -> None:
     """Run the demo."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--onnx-path", type=Path, help="your network (default: synthetic weights)")
+    path: Path | None = parser.parse_args().onnx_path
+    source: Source = Synthetic("r50") if path is None else OnnxFile(path)
     shutil.rmtree(OUTPUT, ignore_errors=True)
     OUTPUT.mkdir()
     crops = face_crops()
     many = np.resize(crops, (SPEED_CROPS, *crops.shape[1:]))
 
-    step("Building an IResNet-50 with synthetic weights into demo_output/model_repository")
-    source = Synthetic("r50")
+    what = "an IResNet-50 with synthetic weights" if path is None else str(path)
+    step(f"Building {what} into {OUTPUT / 'model_repository'}")
+    built = build(source, name="arcface", repository=OUTPUT / "model_repository")
     source_path = OUTPUT / "source.onnx"
     source.load().save(source_path)
-    built = build(source, name="arcface_r50", repository=OUTPUT / "model_repository")
 
     step("Embedding the faces in this process: InsightFace on the source, ONNX Runtime on the model built")
     insightface = ArcFaceONNX(str(source_path))
@@ -60,11 +66,12 @@ def main() -> None:
     picture = OUTPUT / "similarity.png"
     similarity_figure(crops, results["Triton"][0]).savefig(picture, dpi=120)
     print(f"The crops and their similarities: {picture}")
-    print("The weights are random: the figures show that all ways agree, not who is who.")
+    if path is None:
+        print("The weights are random: the figures show that all ways agree, not who is who.")
 
 
 def step(text: str) -> None:
-    """Say what comes next."""
+    """Print what comes next."""
     print(f"* {text}", flush=True)
 
 
@@ -74,7 +81,7 @@ def unit(features: Embeddings) -> Embeddings:
 
 
 def faces_per_second(run: Callable[[Crops], Embeddings], crops: Crops) -> float:
-    """Time one pass over the crops, after the warm-up that the comparison was."""
+    """Time one pass over the crops; the comparison before it was the warm-up."""
     started = time.perf_counter()
     run(crops)
     return len(crops) / (time.perf_counter() - started)

@@ -1,4 +1,4 @@
-"""The six faces of the photograph in InsightFace's wheel, aligned as ArcFace wants them."""
+"""The six faces of the photograph in InsightFace's wheel, aligned for ArcFace."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from insightface.utils.face_align import norm_crop
 
 from arcface_client.contract import CROP_SIZE, Crops
 
-# A detector gives these. InsightFace's wheel holds no detector weights, so they are marked by hand:
-# for each face, left to right, its eyes, nose and mouth corners (left in the image first), in pixels.
+# Usually a detector gives these points; see photographs.py. InsightFace's wheel has no detector weights, so
+# they were marked by hand: for each face, left to right, its eyes, nose and mouth corners (left in the
+# image first), in pixels.
 LANDMARKS = np.array(
     [
         [(87.4, 328.3), (130.7, 308.3), (120.3, 345.0), (114.3, 370.5), (148.0, 351.0)],
@@ -27,11 +28,13 @@ LANDMARKS = np.array(
 )
 
 
+PHOTOGRAPH = Path(insightface.__file__).parent / "data" / "images" / "t1.jpg"
+
+
 def face_crops() -> Crops:
     """Cut and align the faces: uint8 [6, 112, 112, 3], BGR."""
-    path = Path(insightface.__file__).parent / "data" / "images" / "t1.jpg"
-    image = cv2.imread(str(path))
+    image = cv2.imread(str(PHOTOGRAPH))
     with warnings.catch_warnings():
-        # InsightFace calls a function that scikit-image's newest release deprecates.
+        # InsightFace calls a function that the newest scikit-image deprecates.
         warnings.simplefilter("ignore", FutureWarning)
         return np.stack([norm_crop(image, points, image_size=CROP_SIZE) for points in LANDMARKS])

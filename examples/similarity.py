@@ -1,4 +1,4 @@
-"""A picture of crops and of how alike their embeddings are."""
+"""A picture of crops and the cosine similarity of their embeddings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from arcface_client.contract import Crops, Embeddings
 
 
 def similarity_figure(crops: Crops, embeddings: Embeddings) -> Figure:
-    """Draw the crops along both sides of their similarity matrix.
+    """Draw the crops along two sides of their similarity matrix.
 
     Args:
         crops: uint8 [N, 112, 112, 3], BGR.
