@@ -1,6 +1,6 @@
 """Build a model, serve it with a real Triton, embed a photograph's faces, compare with InsightFace.
 
-Run it with ``make demo``, or with your own network: ``make demo ONNX=glintr100.onnx``. All that it makes is in
+Run it with ``make demo``, or with your own network: ``make demo ONNX=glintr100.onnx``. The results are in
 ``demo_output/``.
 """
 

@@ -25,6 +25,7 @@ from arcface_client import EmbeddingBackend, get_embedding_backend
 from arcface_client.contract import CROP_SIZE
 from arcface_client.errors import ArcFaceError
 
+PACK = Path("~/.insightface/models/buffalo_l")
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 
 Detect = Callable[[Any], Iterable[Any]]
@@ -33,17 +34,10 @@ Detect = Callable[[Any], Iterable[Any]]
 
 def main() -> int:
     """Run the example and return its exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description="Embed every face in a folder of photographs.")
     parser.add_argument("photographs", type=Path, help="folder of photographs")
     parser.add_argument("output", type=Path, help=".npz file to write")
-    parser.add_argument(
-        "--pack",
-        type=Path,
-        default=Path("~/.insightface/models/buffalo_l"),
-        help="folder of an InsightFace pack",
-    )
+    parser.add_argument("--pack", type=Path, default=PACK, help="folder of an InsightFace pack")
     arguments = parser.parse_args()
     try:
         detect = detector(arguments.pack.expanduser())
@@ -94,9 +88,7 @@ def embed_photographs(folder: Path, output: Path, detect: Detect, backend: Embed
             paths.append(str(path))
             boxes.append(face.bbox)
     if not crops:
-        raise FileNotFoundError(
-            f"No face was found in {folder}; expected photographs ({', '.join(SUFFIXES)})."
-        )
+        raise FileNotFoundError(f"No face was found in {folder}; expected photographs with faces.")
     embeddings = backend.encode(np.stack(crops))
     np.savez(output, embeddings=embeddings, paths=np.array(paths), boxes=np.array(boxes, np.float32))
     return len(crops)

@@ -10,16 +10,20 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 
 import photographs
 import plain_grpc
 import plain_http
+from arcface_builder.build import build
+from arcface_builder.source.load import OnnxFile
 from arcface_client import EmbeddingBackend, get_embedding_backend
 from arcface_client.contract import CROP_SHAPE, Crops
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_server import LocalTriton
 from photograph import LANDMARKS, PHOTOGRAPH, face_crops
+from support.exports import small_arcface
 from support.tiny import write_tiny_repository
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -90,7 +94,9 @@ def test_the_web_service_embeds_and_answers_wrong_bodies_with_422(
 
 
 @pytest.mark.filterwarnings("ignore:`estimate` is deprecated:FutureWarning")  # InsightFace calls it
-def test_every_face_of_a_folder_of_photographs_is_embedded(repository: Path, tmp_path: Path) -> None:
+def test_every_face_of_a_folder_of_photographs_is_embedded(tmp_path: Path) -> None:
+    onnx.save_model(small_arcface(), tmp_path / "small.onnx")
+    build(OnnxFile(tmp_path / "small.onnx"), name="small", repository=tmp_path / "repository")
     folder = tmp_path / "photographs"
     folder.mkdir()
     (folder / "t1.jpg").write_bytes(PHOTOGRAPH.read_bytes())
@@ -99,7 +105,7 @@ def test_every_face_of_a_folder_of_photographs_is_embedded(repository: Path, tmp
     output = tmp_path / "faces.npz"
 
     with get_embedding_backend(
-        "onnxruntime", embedding_model="tiny", embedding_model_repository=repository
+        "onnxruntime", embedding_model="small", embedding_model_repository=tmp_path / "repository"
     ) as backend:
         count = photographs.embed_photographs(folder, output, lambda image: faces, backend)
         expected = backend.encode(face_crops())
@@ -115,7 +121,7 @@ def test_without_a_detector_the_example_says_where_to_get_one(tmp_path: Path) ->
     done = subprocess.run(
         [
             sys.executable,
-            ROOT / "examples/photographs.py",
+            EXAMPLES / "photographs.py",
             tmp_path,
             "faces.npz",
             "--pack",
@@ -132,10 +138,6 @@ def test_without_a_detector_the_example_says_where_to_get_one(tmp_path: Path) ->
 
 
 def test_the_demo_runs_with_ones_own_network(tmp_path: Path) -> None:
-    import onnx
-
-    from support.exports import small_arcface
-
     onnx.save_model(small_arcface(), tmp_path / "mine.onnx")
     done = subprocess.run(
         [sys.executable, EXAMPLES / "demo.py", "--onnx-path", "mine.onnx"],
