@@ -8,10 +8,10 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
+import typer.core
 
 from arcface_server.installation import CONTAINER_COMMAND
 
@@ -36,15 +36,21 @@ def test_what_a_page_links_to_is_there(page: Path) -> None:
 
 @pytest.mark.parametrize(("program", "arguments"), sorted(set(commands())), ids=" ".join)
 def test_a_command_of_the_documentation_is_understood(program: str, arguments: str) -> None:
-    package, words = program.replace("-", "_"), shlex.split(arguments)
-    module = importlib.import_module(f"{package}.cli")
-    if not hasattr(module, "app") or not callable(module.app):
-        module = importlib.import_module(f"{package}.cli.app")
-    if hasattr(module, "app"):
-        group: Any = typer.main.get_command(module.app)
-        group.commands[words[0]].make_context(words[0], words[1:])
-    else:
-        module._parser().parse_args(words)
+    package = program.replace("-", "_")
+    module = importlib.import_module(
+        f"{package}.cli" if program == "arcface-server" else f"{package}.cli.app"
+    )
+    if not hasattr(module, "app"):
+        module._parser().parse_args(shlex.split(arguments))
+        return
+    command = typer.main.get_command(module.app)
+    context = command.make_context(program, shlex.split(arguments))
+    while isinstance(command, typer.core.TyperGroup):
+        words = [*context._protected_args, *context.args]
+        name, found, words = command.resolve_command(context, words)
+        assert found is not None
+        command = found
+        context = command.make_context(name, words, parent=context)
 
 
 def servers() -> Iterator[list[str]]:

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
-from .commandline import add_version, run
-from .compare import add_compare
-from .embed import add_embed
-from .status import add_status
+from . import compare, embed, status
+from .terminal import examples, new_app, run
+
+app = new_app(
+    "Embed face crops through a Triton server that holds an ArcFace model repository.\n\n"
+    "Settings come from the flags, then from ARCFACE_* variables, then from config/pipeline/embedding.yaml.",
+    epilog=examples(
+        "arcface-client status --url localhost:8001",
+        "arcface-client embed crops/ --output embeddings.npz",
+        "arcface-client compare arcface_r100_onnx arcface_r100_trt --report out.html",
+    ),
+)
+app.command(epilog=embed.EPILOG)(embed.embed)
+app.command(epilog=status.EPILOG)(status.status)
+app.command(epilog=compare.EPILOG)(compare.compare)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0 done, 1 failed, 2 wrong usage."""
-    return run("arcface-client", _parser, argv)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="arcface-client",
-        description="Embed face crops through a Triton server that holds an ArcFace model repository.",
-        epilog="Settings come from the flags, then ARCFACE_* variables, then config/pipeline/embedding.yaml.",
-    )
-    add_version(parser)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    add_embed(commands)
-    add_status(commands)
-    add_compare(commands)
-    return parser
+    """Run the command line and return its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    return run(app, "arcface-client", argv)

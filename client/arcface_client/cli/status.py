@@ -2,73 +2,66 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
-import sys
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
 
 from ..errors import ArcFaceError, DeploymentError
-from ..models.golden import golden_crops
-from ..triton.server_state import ServerStatus
-from .commandline import DONE, FAILED
-from .connecting import add_connection_flags, settings_from
+from . import connection
+from .terminal import DONE, FAILED, examples, print_json, print_table, say
 
 if TYPE_CHECKING:
     from ..settings import PipelineSettings, TritonSettings
+    from ..triton.status import ServerStatus
 
 _TIMED_CALLS: Final = 5
 
-_DESCRIPTION: Final = """\
-Show the servers, their models and versions, and why one is not ready. With --json also the embedder that the
-settings make: who embeds, how fast, how exactly, and why not another; a few crops are embedded to know.
-"""
-
-_EPILOG: Final = """\
-example: arcface-client status --url localhost:8001 --backend triton --json
-
-exit codes:
-  0 a server has a model ready, even if others do not answer (with --json: somebody can embed)
-  1 none has (with --json: nobody can embed)
-  2 wrong usage
-"""
+EPILOG: Final = examples(
+    "arcface-client status --url localhost:8001",
+    "arcface-client status --backend triton --json",
+    exit_codes="0 a server has a model ready (with --json: the embedder works), 1 failed, 2 wrong usage",
+)
 
 
-def add_status(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command."""
-    status = commands.add_parser(
-        "status",
-        help="show the servers' models, and why one is not ready",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    status.add_argument("--json", action="store_true", help="report as JSON")
-    status.add_argument(
-        "--backend",
-        metavar="TYPE",
-        help="with --json, the embedder to report: pytorch, tensorrt, onnxruntime or triton (default: "
-        "embedding.backend)",
-    )
-    status.add_argument(
-        "--device", help="with --json, its device: cpu, cuda, cuda:N or auto (default: embedding.device)"
-    )
-    add_connection_flags(status)
-    status.set_defaults(run=partial(_status, status))
+def status(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON, the embedder too.")] = False,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE",
+            help="With --json: the embedder to report: insightface, tensorrt, onnxruntime or triton "
+            "(default: embedding.backend).",
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="With --json: its device: cpu, cuda, cuda:N or auto (default: embedding.device)."),
+    ] = None,
+    url: connection.Url = None,
+    timeout_s: connection.Timeout = None,
+    config: connection.Config = None,
+    root_certificates: connection.RootCertificates = None,
+    private_key: connection.PrivateKey = None,
+    certificate_chain: connection.CertificateChain = None,
+) -> int:
+    """Show the servers, their models and versions, and why one is not ready.
 
-
-def _status(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
-    if not arguments.json and (arguments.backend or arguments.device):
-        parser.error("--backend and --device say which embedder --json reports; give --json as well")
-    flags = {"embedding.backend": arguments.backend, "embedding.device": arguments.device}
-    settings = settings_from(arguments, **flags)
+    With --json also the embedder that the settings make: which model embeds, how fast, how exactly, and why
+    not another. A few crops are embedded to find out.
+    """
+    if not as_json and (backend or device):
+        raise typer.BadParameter(
+            "--backend and --device say which embedder --json reports; give --json as well."
+        )
+    flags = {"embedding.backend": backend, "embedding.device": device}
+    settings = connection.settings_of(context, **flags)
     triton = settings.triton
-    servers = [_ask(triton, url) for url in (triton.url if arguments.json else triton.required_urls())]
-    if arguments.json:
+    servers = [_ask(triton, url) for url in (triton.url if as_json else triton.required_urls())]
+    if as_json:
         embedder = _embedder(settings)
-        report = {"servers": [dataclasses.asdict(server) for server in servers], "embedder": embedder}
-        print(json.dumps(report, indent=2))
+        print_json({"servers": [dataclasses.asdict(server) for server in servers], "embedder": embedder})
         return DONE if embedder["problem"] is None else FAILED
     for server in servers:
         _show(server)
@@ -76,6 +69,8 @@ def _status(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> i
 
 
 def _ask(triton: TritonSettings, url: str) -> ServerStatus:
+    from ..triton.status import ServerStatus
+
     with triton.client(url) as client:
         try:
             return client.status()
@@ -85,23 +80,22 @@ def _ask(triton: TritonSettings, url: str) -> ServerStatus:
 
 def _show(server: ServerStatus) -> None:
     if server.problem:
-        print(f"arcface-client: {server.problem}", file=sys.stderr)
+        say(f"arcface-client: {server.problem}", style="red")
         return
     print(f"Triton {server.version} at {server.url}: {'ready' if server.ready else 'not ready'}")
-    for model in server.models:
-        version = "-" if model.version is None else str(model.version)
-        state = model.state or "NOT LOADED"
-        print(f"  {model.name:<28} {version:>3}  {state:<12} {model.reason}".rstrip())
+    rows = [(model.name, model.version, model.state or "NOT LOADED", model.reason) for model in server.models]
+    print_table(("model", "version", "state", "reason"), rows)
 
 
 def _embedder(settings: PipelineSettings) -> dict[str, Any]:
-    """What the embedder says of itself after a few real calls, and what kept it from them."""
+    """The embedder's diagnostics after a few real calls, and what went wrong."""
     from ..backends.factory import make_backend
+    from ..models.golden import golden_crops
 
     problem = None
     try:
         backend = make_backend(settings)
-    except DeploymentError as error:  # settings that leave nobody to embed
+    except DeploymentError as error:  # settings that leave no candidate
         return {"problem": str(error)}
     with backend as embedder:
         try:

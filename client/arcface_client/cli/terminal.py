@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Final, cast
+from typing import Annotated, Any, Final, TypeVar, cast
 
 import typer
 from rich.console import Console
@@ -26,10 +26,14 @@ from rich.table import Table
 from ..contract import Progress
 from ..errors import ArcFaceError
 
+T = TypeVar("T")
+
 DONE: Final = 0
 FAILED: Final = 1
 WRONG_USAGE: Final = 2
 INTERRUPTED: Final = 130  # what a shell gives for a program that Ctrl-C ended
+
+_LINE_EVERY_S: Final = 60.0  # of a stage that goes on, where there is no terminal
 
 UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
 """Wrong usage that is not of one parameter; Typer does not export the name."""
@@ -92,6 +96,7 @@ def run(app: typer.Typer, prog: str, argv: Sequence[str] | None = None) -> int:
     try:
         with _signals_interrupt():
             command = typer.main.get_command(app)
+            _join_lines(command)
             code = int(command.main(args=arguments, prog_name=prog, standalone_mode=False, obj=typed) or DONE)
             sys.stdout.flush()
     except (typer.Abort, KeyboardInterrupt):
@@ -115,6 +120,14 @@ def run(app: typer.Typer, prog: str, argv: Sequence[str] | None = None) -> int:
     if code == INTERRUPTED:
         say(f"{prog}: interrupted")
     return code
+
+
+def _join_lines(command: Any) -> None:
+    """Let a help text wrap where the terminal wraps it, not where the docstring's source does."""
+    paragraphs = (command.help or "").split("\n\n")
+    command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    for one in getattr(command, "commands", {}).values():
+        _join_lines(one)
 
 
 @contextmanager
@@ -173,7 +186,8 @@ def progress(title: str, *, quiet: bool = False) -> Iterator[Progress]:
         quiet: Show nothing.
 
     Yields:
-        The callback. On a terminal it draws a bar; elsewhere it writes a line when a stage begins.
+        The callback. On a terminal it draws a bar; elsewhere it writes a line when a stage begins,
+        and one every minute.
     """
     if quiet:
         yield lambda stage, done: None
@@ -200,15 +214,27 @@ def progress(title: str, *, quiet: bool = False) -> Iterator[Progress]:
 
 
 def _lines(title: str) -> Progress:
-    started = time.monotonic()
+    started = last = time.monotonic()
     told: set[str] = set()
 
     def show(stage: str, done: float | None) -> None:
-        if stage not in told:
-            told.add(stage)
-            say(f"{title}: {stage} (after {time.monotonic() - started:.0f} s)")
+        nonlocal last
+        now = time.monotonic()
+        if stage in told and now < last + _LINE_EVERY_S:
+            return
+        told.add(stage)
+        last = now
+        share = f", {done:.0%}" if done else ""
+        say(f"{title}: {stage}{share} (after {now - started:.0f} s)")
 
     return show
+
+
+def counted(items: Iterable[T], progress: Progress, stage: str, total: int) -> Iterator[T]:
+    """Yield the items, and report before each how many of ``total`` are done."""
+    for done, item in enumerate(items):
+        progress(stage, done / total)
+        yield item
 
 
 def utf8_path(text: str) -> Path:

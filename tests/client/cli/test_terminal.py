@@ -154,7 +154,7 @@ def test_progress_without_a_terminal_is_a_line_for_each_stage(capsys: pytest.Cap
         report("converting", None)
         report("building", 0.1)
         report("building", 0.2)
-    assert capsys.readouterr().err == "r18: converting (after 0 s)\nr18: building (after 0 s)\n"
+    assert capsys.readouterr().err == "r18: converting (after 0 s)\nr18: building, 10% (after 0 s)\n"
 
 
 def test_quiet_progress_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:

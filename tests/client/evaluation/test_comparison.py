@@ -262,15 +262,12 @@ def test_a_server_that_does_not_answer_is_one_line(capsys: pytest.CaptureFixture
         ["one", "two", "--n-samples", "many"],
         ["one", "two", "--batch-size", "0"],
         ["one", "two", "--threshold", "1.5"],
-        ["one", "two", "--threshold", "nan"],
         ["one", "two", "--max-drift-cosine", "-1"],
         ["one", "two", "--unknown"],
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["compare", *arguments])
-    assert caught.value.code == 2
+    assert main(["compare", *arguments]) == 2
 
 
 class Page(html.parser.HTMLParser):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from arcface_client.cli.archive import EmbeddingArchive
+from arcface_client.cli.output import EmbeddingArchive
 from arcface_client.errors import ImageFileError, InputError
 from arcface_client.evaluation.images import PassedOver, find_images, read_crop
 

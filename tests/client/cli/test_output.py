@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arcface_client.cli.archive import EmbeddingArchive
-from arcface_client.cli.output import check_output, replace_text, replacing
+from arcface_client.cli.output import EmbeddingArchive, check_output, replace_text, replacing
 from arcface_client.errors import InputError
 
 KEPT = r"{} cannot be written: File too large\. What was there before is kept\."
@@ -49,7 +48,7 @@ def test_an_archive_that_does_not_fit_names_the_file_and_leaves_what_was_there(t
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_that_cannot_be_written_to_is_said_before_the_work() -> None:
+def test_a_folder_that_cannot_be_written_to_is_an_error_before_the_work() -> None:
     with pytest.raises(InputError, match=r"^/proc/out\.npz cannot be written: No such file or directory\."):
         check_output(Path("/proc/out.npz"))
 
@@ -59,7 +58,7 @@ def test_a_dash_is_refused() -> None:
         check_output(Path("-"))
 
 
-def test_who_writes_the_same_file_at_the_same_time_does_not_get_in_the_way(tmp_path: Path) -> None:
+def test_two_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     with replacing(path) as slow:
         slow.write(b"slow, ")
@@ -83,7 +82,7 @@ def test_a_file_has_the_permissions_that_new_files_have(tmp_path: Path) -> None:
     assert (tmp_path / "report.html").stat().st_mode & 0o777 == 0o640
 
 
-def test_a_path_that_is_no_utf8_is_written_as_its_bytes(tmp_path: Path) -> None:
+def test_a_path_that_is_not_utf8_is_written_with_escapes(tmp_path: Path) -> None:
     replace_text(tmp_path / "report.html", "a crop: bad\udcff.png")
 
     assert (tmp_path / "report.html").read_text() == "a crop: bad\\udcff.png"
