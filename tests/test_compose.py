@@ -1,4 +1,4 @@
-"""docker-compose.yml without a container engine: its schema, its promises, and its server's arguments."""
+"""docker-compose.yml without a container engine: its schema, its services, and its server's arguments."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SERVERS = ("triton", "cpu")
 
 
 def resolve(text: str, **variables: str) -> str:
-    """Put variables or their defaults in, innermost first, as compose does."""
+    """Replace variables by their values or defaults, innermost first, as compose does."""
     variable = re.compile(r"(?<!\$)\$\{(\w+)(?::-([^${}]*))?\}")
     while variable.search(text):
         text = variable.sub(lambda match: variables.get(match[1]) or match[2] or "", text)
@@ -41,7 +41,7 @@ def check_schema(path: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_it_is_valid_by_the_compose_specifications_schema() -> None:
+def test_the_file_is_valid_by_the_compose_specification() -> None:
     done = check_schema(FILE)
     assert done.returncode == 0, done.stdout
 
@@ -50,7 +50,7 @@ def test_it_is_valid_by_the_compose_specifications_schema() -> None:
     ("right", "wrong"),
     [("restart: ", "restarts: "), ("read_only: true", "read_only: [perhaps]"), ("interval: 5s", "every: 5s")],
 )
-def test_the_schema_would_find_a_mistake(right: str, wrong: str, tmp_path: Path) -> None:
+def test_the_schema_finds_a_mistake(right: str, wrong: str, tmp_path: Path) -> None:
     broken = tmp_path / "docker-compose.yml"
     broken.write_text(FILE.read_text().replace(right, wrong))
     assert check_schema(broken).returncode == 1
@@ -68,7 +68,7 @@ def test_one_variable_sets_the_release_of_every_image() -> None:
     assert len({match and match[1] for match in defaults}) == 1
 
 
-def test_the_documentation_knows_the_release_and_the_variables() -> None:
+def test_the_documentation_has_the_release_and_the_variables() -> None:
     page = (ROOT / "docs/containers.md").read_text()
     release = services()["triton"]["image"].partition(":")[2].removesuffix("-py3")
     assert f"| `TRITON_RELEASE` | {release} |" in page
@@ -83,7 +83,7 @@ def test_only_the_server_and_the_builder_take_gpus() -> None:
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_a_server_is_reached_from_this_machine_only_and_cannot_change_the_models(name: str) -> None:
+def test_only_this_machine_reaches_a_server_and_it_cannot_change_the_models(name: str) -> None:
     service = services()[name]
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
     (mount,) = service["volumes"]
@@ -91,7 +91,7 @@ def test_a_server_is_reached_from_this_machine_only_and_cannot_change_the_models
     assert service["user"] == "1000:1000"
 
 
-def test_perf_makes_its_shared_memory_as_the_user_who_opens_it() -> None:
+def test_perf_creates_its_shared_memory_as_the_servers_user() -> None:
     perf, triton = services()["perf"], services()["triton"]
     assert perf["ipc"] == "service:triton"
     assert triton["ipc"] == "shareable"
@@ -99,14 +99,14 @@ def test_perf_makes_its_shared_memory_as_the_user_who_opens_it() -> None:
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_a_server_is_started_as_local_triton_starts_it(name: str) -> None:
+def test_a_server_has_the_flags_of_local_triton(name: str) -> None:
     program, repository, *flags = services()[name]["command"].split()
     assert (program, repository) == ("tritonserver", "--model-repository=/models")
     assert tuple(flags) == FLAGS
     assert services(TRITON_FLAGS="--allow-client-shm=true")[name]["command"].split()[-1].endswith("shm=true")
 
 
-def test_those_arguments_serve_beside_a_plan_that_cannot_be_loaded(tmp_path: Path) -> None:
+def test_with_these_flags_a_plan_that_cannot_be_loaded_does_not_stop_the_onnx_model(tmp_path: Path) -> None:
     write_tiny_repository(tmp_path)
     plan = tmp_path / "tiny_trt"
     (plan / "1").mkdir(parents=True)
@@ -135,7 +135,7 @@ def status(connection: http.client.HTTPConnection, path: str) -> int:
     return answer.status
 
 
-def test_the_builder_installs_the_project_and_hands_its_arguments_on(tmp_path: Path) -> None:
+def test_the_builder_installs_the_project_and_passes_its_arguments_on(tmp_path: Path) -> None:
     python = tmp_path / "python3"
     python.write_text('#!/bin/sh\nfor word; do echo "[$word]"; done\n')
     python.chmod(0o755)
@@ -151,7 +151,6 @@ def test_the_builder_installs_the_project_and_hands_its_arguments_on(tmp_path: P
 
     words = done.stdout.split("\n")
     assert words[:3] == ["[-m]", "[pip]", "[install]"]
-    # What `compile` needs: images of --calibration-dir and progress are of cli, CUDA for Python of tensorrt.
     assert "[/project[builder,cli,s3,tensorrt]]" in words
     assert words[-6:-1] == ["[-m]", "[arcface_builder]", "[build]", "[--name]", "[two words]"]
 
@@ -163,7 +162,7 @@ def test_the_builder_gets_every_setting_of_tensorrt() -> None:
     assert {variable(key) for key in keys} <= services()["builder"]["environment"].keys()
 
 
-def test_the_builder_may_write_models_and_plans_and_nothing_else() -> None:
+def test_the_builder_can_write_only_models_and_plans() -> None:
     mounts = {mount["target"]: mount for mount in services(HOME="/home/me")["builder"]["volumes"]}
     assert mounts["/project"]["read_only"] is True
     assert mounts["/cache"]["source"] == "/home/me/.cache/arcface-triton"
