@@ -1,4 +1,4 @@
-"""A real GPU with a real TensorRT, and what is built on it, once for all tests."""
+"""A real GPU with a real TensorRT, and the plans that all tests share."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def gpu(pytestconfig: pytest.Config) -> Gpu:
     try:
         return gpu_at_hand()
     except NoGpuError as error:
-        if pytestconfig.getoption("markexpr") == "gpu":  # `make test-gpu` must not pass without one
+        if pytestconfig.getoption("markexpr") == "gpu":  # `make test-gpu` must fail without one
             raise
         pytest.skip(f"needs a GPU and TensorRT: {error}")
 
@@ -49,9 +49,9 @@ def store(folder: Path) -> PlanStore:
 
 @pytest.fixture(scope="session")
 def small(folder: Path) -> Model:
-    """A network with every structure of an IResNet's, which builds in seconds."""
+    """A network with every structure of an IResNet, which builds in seconds."""
     onnx.save_model(small_arcface(), folder / "small.onnx")
-    # Of noise even so small a network tells crops apart.
+    # Even so small a network tells crops of noise apart.
     return publish(OnnxFile(folder / "small.onnx"), "small", folder / "small", faces.noise(256))
 
 

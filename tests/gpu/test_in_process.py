@@ -1,4 +1,4 @@
-"""TensorRT in this process, as a pipeline asks for it."""
+"""TensorRT in this process, through the pipeline's call."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from arcface_client.models.golden import golden_crops
 from support.gpu_models import Model
 
 
-def test_the_plan_serves_and_gives_what_its_source_gives(small: Model, small_plan: Compiled) -> None:
+def test_the_plan_gives_the_embeddings_of_its_onnx_sibling(small: Model, small_plan: Compiled) -> None:
     settings: dict[str, Any] = {
         "embedding_model": "small",
         "embedding_model_repository": small.repository.root,
@@ -35,7 +35,7 @@ def test_the_plan_serves_and_gives_what_its_source_gives(small: Model, small_pla
     assert diagnostics.validation.regression_test == "passed"
 
 
-def test_a_gpu_that_there_is_not_gives_way(small: Model, small_plan: Compiled) -> None:
+def test_a_missing_gpu_falls_back_to_the_onnx_model(small: Model, small_plan: Compiled) -> None:
     with get_embedding_backend(
         "tensorrt", "cuda:99", embedding_model="small", embedding_model_repository=small.repository.root
     ) as embedder:

@@ -20,12 +20,12 @@ def cuda_provider() -> None:
         pytest.skip("needs onnxruntime-gpu in place of onnxruntime")
 
 
-def test_the_gpu_computes_and_gives_what_the_cpu_gives(small: Model) -> None:
+def test_the_gpu_gives_the_embeddings_of_the_cpu(small: Model) -> None:
     settings: dict[str, Any] = {
         "embedding_model": "small",
         "embedding_model_repository": small.repository.root,
     }
-    crops = np.tile(golden_crops(), (5, 1, 1, 1))  # a whole batch, and one that is not
+    crops = np.tile(golden_crops(), (5, 1, 1, 1))  # a full batch, and a part of one
     with (
         get_embedding_backend("onnxruntime", "cuda:0", **settings) as gpu,
         get_embedding_backend("onnxruntime", "cpu", **settings) as cpu,
@@ -43,7 +43,7 @@ def test_the_gpu_computes_and_gives_what_the_cpu_gives(small: Model) -> None:
     ]
 
 
-def test_auto_takes_the_gpu(small: Model) -> None:
+def test_auto_chooses_the_gpu(small: Model) -> None:
     with get_embedding_backend(
         "onnxruntime", "auto", embedding_model="small", embedding_model_repository=small.repository.root
     ) as embedder:
@@ -53,7 +53,7 @@ def test_auto_takes_the_gpu(small: Model) -> None:
     assert states[f"small_onnx on {CUDA}"] == "serving"
 
 
-def test_a_gpu_that_there_is_not_gives_way_to_the_cpu_and_says_so(small: Model) -> None:
+def test_a_missing_gpu_falls_back_to_the_cpu_and_the_refusal_names_it(small: Model) -> None:
     settings: dict[str, Any] = {
         "embedding_model": "small",
         "embedding_model_repository": small.repository.root,

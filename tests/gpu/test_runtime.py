@@ -21,11 +21,15 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 
 
+def load(plan: Path, sha256: str | None = None) -> TensorRt:
+    from arcface_client.runtimes.tensorrt import TensorRt  # which only a machine with a GPU has to have
+
+    return TensorRt(plan, sha256=sha256)
+
+
 @pytest.fixture
 def runtime(small_plan: Compiled) -> Iterator[TensorRt]:
-    from arcface_client.runtimes.tensorrt import TensorRt
-
-    runtime = TensorRt(small_plan.added.path, sha256=small_plan.manifest.plan_sha256)
+    runtime = load(small_plan.added.path, small_plan.manifest.plan_sha256)
     yield runtime
     runtime.close()
 
@@ -36,10 +40,8 @@ def free_bytes() -> int:
     return cuda.free_bytes()
 
 
-def test_a_plan_that_is_closed_while_it_runs_ends_with_a_clear_error(small_plan: Compiled) -> None:
-    from arcface_client.runtimes.tensorrt import TensorRt
-
-    runtime = TensorRt(small_plan.added.path)
+def test_calls_that_run_while_the_plan_is_closed_get_a_clear_error(small_plan: Compiled) -> None:
+    runtime = load(small_plan.added.path)
     crops = faces.noise(8)
     expected = runtime.embed(crops)
 
@@ -59,22 +61,20 @@ def test_a_plan_that_is_closed_while_it_runs_ends_with_a_clear_error(small_plan:
         runtime.close()
         for future in running:
             future.result()
-    runtime.close()  # again does nothing
+    runtime.close()  # a second time does nothing
 
 
-def test_a_batch_that_the_plan_does_not_take_is_refused(runtime: TensorRt) -> None:
+def test_a_batch_larger_than_the_plan_takes_is_refused(runtime: TensorRt) -> None:
     for count in (0, 9):
         with pytest.raises(InputError, match=f"The batch has {count} crops; the plan takes 1 to 8"):
             runtime.embed(np.zeros((count, 112, 112, 3), np.uint8))
 
 
-def test_a_cuda_graph_gives_the_very_bits_of_a_run_without(r18_plan: Compiled) -> None:
-    from arcface_client.runtimes.tensorrt import TensorRt
-
+def test_a_cuda_graph_gives_the_same_bits_as_a_run_without_one(r18_plan: Compiled) -> None:
     crops = faces.face_like(32, seed=4)
-    plain, recorded = (TensorRt(r18_plan.added.path) for _ in range(2))
+    plain, recorded = (load(r18_plan.added.path) for _ in range(2))
     for count in (1, 4, 7, 32):  # the first two run in the profile for few crops
-        expected = plain.embed(crops[:count])  # each size comes twice here, which no graph replays yet
+        expected = plain.embed(crops[:count])  # each size comes twice here, so no graph is replayed
         for _ in range(3):  # the second run records, the third replays
             np.testing.assert_array_equal(recorded.embed(crops[:count]), expected)
         # A graph copies what is in the buffers now, not what was there when it was recorded.
@@ -83,7 +83,7 @@ def test_a_cuda_graph_gives_the_very_bits_of_a_run_without(r18_plan: Compiled) -
     recorded.close()
 
 
-def test_a_batch_leaves_the_threads_gpu_as_it_was(runtime: TensorRt) -> None:
+def test_a_call_leaves_the_threads_current_gpu_as_it_was(runtime: TensorRt) -> None:
     from cuda.bindings import driver
 
     def current() -> int:
@@ -95,14 +95,14 @@ def test_a_batch_leaves_the_threads_gpu_as_it_was(runtime: TensorRt) -> None:
         return before, current()
 
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(in_a_new_thread).result() == (0, 0)  # it uses no GPU, and that stays so
+        assert pool.submit(in_a_new_thread).result() == (0, 0)  # it had no GPU, and still has none
     free_bytes()  # starts CUDA in this thread
     before = current()
     runtime.embed(faces.noise(2))
     assert current() == before != 0
 
 
-def test_where_no_graph_can_be_recorded_batches_run_without(
+def test_batches_run_without_a_graph_if_none_can_be_recorded(
     runtime: TensorRt, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from cuda.bindings import runtime as cudart
@@ -133,10 +133,8 @@ def test_ten_thousand_calls_leak_nothing(runtime: TensorRt) -> None:
 
 
 def test_loading_and_closing_leaks_nothing(small_plan: Compiled) -> None:
-    from arcface_client.runtimes.tensorrt import TensorRt
-
     def cycle() -> int:
-        runtime = TensorRt(small_plan.added.path)
+        runtime = load(small_plan.added.path)
         for _ in range(2):
             runtime.embed(faces.noise(3))
         runtime.close()
@@ -149,7 +147,7 @@ def test_loading_and_closing_leaks_nothing(small_plan: Compiled) -> None:
     assert before - after <= 8 * MIB
 
 
-def test_threads_may_share_a_plan(runtime: TensorRt) -> None:
+def test_threads_can_share_a_plan(runtime: TensorRt) -> None:
     batches = [faces.noise(1 + index % 8, seed=index) for index in range(32)]
     expected = [runtime.embed(batch) for batch in batches]
 
@@ -160,23 +158,19 @@ def test_threads_may_share_a_plan(runtime: TensorRt) -> None:
 
 
 def test_a_plan_that_was_changed_never_reaches_tensorrt(small_plan: Compiled, tmp_path: Path) -> None:
-    from arcface_client.runtimes.tensorrt import TensorRt
-
     content = bytearray(small_plan.added.path.read_bytes())
     content[-1] ^= 1
     (tmp_path / "changed.plan").write_bytes(content)
 
     with pytest.raises(DeploymentError, match="its manifest says"):
-        TensorRt(tmp_path / "changed.plan", sha256=small_plan.manifest.plan_sha256)
+        load(tmp_path / "changed.plan", small_plan.manifest.plan_sha256)
 
 
 def test_a_plan_cut_short_is_refused_with_tensorrts_reason(small_plan: Compiled, tmp_path: Path) -> None:
-    from arcface_client.runtimes.tensorrt import TensorRt
-
     (tmp_path / "short.plan").write_bytes(small_plan.added.path.read_bytes()[:1000])
 
     with pytest.raises(DeploymentError, match=r"TensorRT [\d.]+ cannot load .*short\.plan: (?!no reason)"):
-        TensorRt(tmp_path / "short.plan")
+        load(tmp_path / "short.plan")
 
 
 def test_a_tensorrt_that_does_not_start_is_a_clear_error(
@@ -184,11 +178,9 @@ def test_a_tensorrt_that_does_not_start_is_a_clear_error(
 ) -> None:
     import tensorrt
 
-    from arcface_client.runtimes.tensorrt import TensorRt
-
     def null(_: object) -> None:
         raise TypeError("pybind11::init(): factory function returned nullptr")  # as for a driver too old
 
     monkeypatch.setattr(tensorrt, "Runtime", null)
     with pytest.raises(DeploymentError, match=r"TensorRT [\d.]+ does not start: "):
-        TensorRt(small_plan.added.path)
+        load(small_plan.added.path)
