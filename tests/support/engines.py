@@ -90,3 +90,6 @@ def stored_plan(
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(data)
     return StoredPlan(path, manifest(data, of))
+
+
+KEY, plan_key = IDENTITY, identity

@@ -33,7 +33,7 @@ from arcface_client.observability.served import Served
 from arcface_client.runtimes.base import COREML, CPU, CUDA, read_device
 from arcface_server import LocalTriton
 from photograph import face_crops
-from support.engines import identity, manifest
+from support.engines import manifest, plan_key
 from support.exports import save_for_insightface
 
 from .conftest import Make
@@ -310,7 +310,7 @@ def stand_in_for_a_plan(models: Path) -> None:
     config = models / "small_trt" / "config.pbtxt"
     config.write_text(config.read_text().replace("small_onnx", "small_trt"))
     sha256 = hashlib.sha256((models / "small_onnx" / "1" / "model.onnx").read_bytes()).hexdigest()
-    record = manifest(of=identity(model="small", onnx_sha256=sha256, sm="90"), plan_sha256=sha256)
+    record = manifest(of=plan_key(model="small", onnx_sha256=sha256, sm="90"), plan_sha256=sha256)
     (models / "small_trt-1-sm90.manifest.json").write_text(record.to_json())
 
 

@@ -13,7 +13,7 @@ from arcface_builder.source.reference import ReferenceEmbedder
 from arcface_client.errors import ManifestError, ModelNotFoundError
 from arcface_client.models.golden import golden_crops
 from arcface_client.models.repository import LocalModels, file_sha256
-from support.engines import identity, manifest
+from support.engines import manifest, plan_key
 from support.exports import save_for_insightface
 
 
@@ -27,7 +27,7 @@ def write_plan(
     onnx_sha256 = file_sha256(models / f"small_onnx/{version}/model.onnx")
     key = {"model": "small", "onnx_sha256": onnx_sha256, "sm": sm, "precision": precision} | changes
     record = models / f"small_trt-{version}-sm{sm}.manifest.json"
-    record.write_text(manifest(b"plan", identity(**key)).to_json())
+    record.write_text(manifest(b"plan", plan_key(**key)).to_json())
     return path
 
 
