@@ -1,56 +1,62 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from arcface_builder.errors import OptionError
-from arcface_builder.repository.config import ServingOptions, config_text, onnx_config
+from arcface_builder.repository.config import ServingOptions, config_text, onnx_config, plan_config
 
-GOLDEN = Path(__file__).parent / "arcface_r100_onnx.pbtxt"
+ONNX = onnx_config("arcface_r100_onnx", ServingOptions())
+PLANS = plan_config(
+    "arcface_r100_trt",
+    filenames={"8.0": "arcface_r100-fp16-sm80.plan", "12.0": "arcface_r100-fp16-sm120.plan"},
+    versions=[2, 1],
+    max_batch_size=32,
+    profiles=2,
+)
 
 
-def test_the_default_configuration_is_the_golden_file() -> None:
-    assert config_text(onnx_config("arcface_r100_onnx", ServingOptions())) == GOLDEN.read_text()
+@pytest.mark.parametrize("config", [ONNX, PLANS], ids=["onnx", "plans"])
+def test_the_configuration_is_the_golden_file(config: Any) -> None:
+    golden = (Path(__file__).parent / f"{config.name}.pbtxt").read_text()
+    assert config_text(config) == golden
+    assert text_format.Parse(golden, model_config_pb2.ModelConfig()) == config
+    # Triton batches requests only if this is set, even with a delay of 0.
+    assert config.WhichOneof("scheduling_choice") == "dynamic_batching"
 
 
-def test_the_text_reads_back_as_the_same_message() -> None:
+def test_the_operators_choices_are_in_the_configuration() -> None:
     options = ServingOptions(
         max_batch_size=64, max_queue_delay_us=200, device="gpu", instances=2, intra_op_threads=4
     )
     config = onnx_config("arcface_r100_onnx", options)
 
-    assert text_format.Parse(config_text(config), model_config_pb2.ModelConfig()) == config
+    assert config.max_batch_size == 64
     assert config.dynamic_batching.max_queue_delay_microseconds == 200
     assert config.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
     assert config.instance_group[0].count == 2
     assert config.parameters["intra_op_thread_count"].string_value == "4"
 
 
-def test_dynamic_batching_is_on_even_without_delay() -> None:
-    config = text_format.Parse(
-        config_text(onnx_config("m", ServingOptions())), model_config_pb2.ModelConfig()
-    )
-
-    assert config.WhichOneof("scheduling_choice") == "dynamic_batching"
-
-
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("max_batch_size", 0), ("max_queue_delay_us", -1), ("instances", 0), ("intra_op_threads", -1)],
+    [
+        ("max_batch_size", 0),
+        ("max_queue_delay_us", -1),
+        ("instances", 0),
+        ("intra_op_threads", -1),
+        ("device", "tpu"),
+    ],
 )
-def test_an_option_out_of_range_is_refused_by_name(option: str, value: int) -> None:
-    with pytest.raises(OptionError, match=f"{option} is {value}; expected"):
-        ServingOptions(**{option: value})  # type: ignore[arg-type]
+def test_an_option_out_of_range_is_refused_by_name(option: str, value: Any) -> None:
+    with pytest.raises(OptionError, match=f"{option} is {value!r}; expected"):
+        ServingOptions(**{option: value})
 
 
-def test_an_unknown_device_is_refused() -> None:
-    with pytest.raises(OptionError, match="device is 'tpu'; expected one of cpu, gpu"):
-        ServingOptions(device="tpu")  # type: ignore[arg-type]
-
-
-def test_the_arguments_name_what_is_not_a_default() -> None:
+def test_the_arguments_are_those_that_are_not_defaults() -> None:
     assert ServingOptions().arguments() == []
     assert ServingOptions(instances=2, device="gpu").arguments() == ["--device", "gpu", "--instances", "2"]

@@ -49,7 +49,7 @@ def test_each_version_is_the_next_and_stays_as_it_is(repository: ModelRepository
     assert repository.manifest_path("m", 2).read_text() == "2"
 
 
-def test_triton_finds_no_folder_but_the_models(repository: ModelRepository) -> None:
+def test_triton_finds_only_the_models_folders(repository: ModelRepository) -> None:
     publish(repository)
 
     assert [path.name for path in repository.root.iterdir() if path.is_dir()] == ["m"]
@@ -69,7 +69,7 @@ def test_the_configuration_is_touched_only_if_it_changes(repository: ModelReposi
     assert config.read_text() == "another"
 
 
-def test_nothing_is_left_of_a_build_that_fails(repository: ModelRepository) -> None:
+def test_a_build_that_fails_leaves_nothing(repository: ModelRepository) -> None:
     with pytest.raises(ZeroDivisionError), repository.staging() as staged:
         (staged / "model.onnx").write_text("half")
         raise ZeroDivisionError
@@ -88,7 +88,7 @@ def test_the_staging_folder_of_a_live_builder_is_left_alone(repository: ModelRep
 @pytest.mark.parametrize(
     "name", ["", ".", "a/b", "../up", "a b", "-x", ".hidden", "ünïcode", "a\n", "x" * 101]
 )
-def test_a_name_that_no_folder_can_take_is_refused(name: str) -> None:
+def test_a_name_that_cannot_be_a_folder_is_refused(name: str) -> None:
     with pytest.raises(OptionError, match="cannot be used; expected"):
         check_name(name)
 
@@ -100,7 +100,7 @@ def test_a_repository_that_is_a_file_is_refused(tmp_path: Path) -> None:
         publish(ModelRepository(tmp_path / "models"))
 
 
-def test_a_full_disk_is_one_clear_line_and_leaves_nothing(source: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line_and_leaves_nothing(source: Path, tmp_path: Path) -> None:
     root = tmp_path / "models"
     # A limit on the size of files makes the kernel refuse the write, as a full disk does.
     limit = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (100_000, 100_000)); "
@@ -120,7 +120,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(source: Path, tmp_path
     assert hidden(tmp_path) == []
 
 
-def test_two_builds_at_once_both_succeed(source: Path, tmp_path: Path) -> None:
+def test_concurrent_builds_get_different_versions(source: Path, tmp_path: Path) -> None:
     root = tmp_path / "models"
     command = [*COMMAND, str(source), "--repository", str(root)]
 
@@ -225,7 +225,7 @@ def test_a_version_is_there_whole_or_not_at_all_whatever_step_a_build_stops_at(
         assert hidden == []
 
 
-def test_a_version_that_was_removed_is_never_another_one(repository: ModelRepository) -> None:
+def test_the_number_of_a_removed_version_is_not_used_again(repository: ModelRepository) -> None:
     publish(repository)
     publish(repository)
     shutil.rmtree(repository.root / "m/2")
@@ -234,7 +234,7 @@ def test_a_version_that_was_removed_is_never_another_one(repository: ModelReposi
     assert repository.manifest_path("m", 2).read_text() == "2"
 
 
-def test_a_mount_of_its_own_is_staged_in(
+def test_a_version_is_staged_inside_a_repository_that_is_a_mount(
     repository: ModelRepository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = Path.replace
@@ -250,7 +250,7 @@ def test_a_mount_of_its_own_is_staged_in(
     assert hidden(repository.root) == [".lock"]
 
 
-def test_an_existing_configuration_is_kept_unless_another_is_asked_for(
+def test_a_configuration_changed_by_hand_is_kept_unless_options_are_given(
     repository: ModelRepository, caplog: pytest.LogCaptureFixture
 ) -> None:
     publish(repository, config="count: 1")

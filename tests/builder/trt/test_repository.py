@@ -14,15 +14,12 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from arcface_builder.errors import PlanDamagedError, PlanManifestError, RepositoryError
-from arcface_builder.repository.config import config_text, plan_config
 from arcface_builder.repository.publish import ModelRepository, replace_text
 from arcface_builder.repository.publish_plan import AddedPlan, add_plan, add_plans
 from arcface_builder.store import StoredPlan
 from arcface_builder.store.identity import PLATFORM, SMALL_BATCH_PROFILE
 from support import children
 from support.engines import stored_plan
-
-GOLDEN = Path(__file__).parents[1] / "repository/arcface_r100_trt.pbtxt"
 
 
 @pytest.fixture
@@ -41,16 +38,6 @@ def add(
 def config(repository: ModelRepository) -> model_config_pb2.ModelConfig:
     text = (repository.root / "m_trt/config.pbtxt").read_text()
     return text_format.Parse(text, model_config_pb2.ModelConfig())
-
-
-def test_the_configuration_is_the_golden_file() -> None:
-    filenames = {"8.0": "arcface_r100-fp16-sm80.plan", "12.0": "arcface_r100-fp16-sm120.plan"}
-    written = plan_config(
-        "arcface_r100_trt", filenames=filenames, versions=[2, 1], max_batch_size=32, profiles=2
-    )
-
-    assert config_text(written) == GOLDEN.read_text()
-    assert text_format.Parse(GOLDEN.read_text(), model_config_pb2.ModelConfig()) == written
 
 
 def test_a_plan_gets_its_version_map_and_record(repository: ModelRepository) -> None:

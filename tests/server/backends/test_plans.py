@@ -8,7 +8,7 @@ import pytest
 from arcface_client.errors import ConfigError, DeploymentError, ManifestError, MissingExtraError
 from arcface_server.backends.config import InstanceConfig
 from arcface_server.backends.plans import load_plan, plan_for, plan_manifest
-from support.engines import identity, manifest
+from support.engines import manifest, plan_key
 
 MODEL = "arcface_trt"
 PLANS = {"8.0": "arcface-fp16-sm80.plan", "9.0": "arcface-fp16-sm90.plan"}
@@ -50,7 +50,7 @@ def test_a_tensorrt_without_its_libraries_is_reported(
 
 def test_the_manifest_beside_the_models_is_checked(config: InstanceConfig, tmp_path: Path) -> None:
     path = tmp_path / "arcface_trt-3-sm90.manifest.json"
-    path.write_text(manifest(of=identity(model="arcface", tensorrt_version="8.5.3.1", sm="90")).to_json())
+    path.write_text(manifest(of=plan_key(model="arcface", tensorrt_version="8.5.3.1", sm="90")).to_json())
     plan = config.version_folder / PLANS["9.0"]
 
     published = plan_manifest(plan)
