@@ -9,10 +9,12 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from rich.console import Console
+from rich.progress import track
+
 from arcface_builder.build import build
 from arcface_builder.check.crops import face_like
 from arcface_builder.source.load import Synthetic
-from arcface_client.cli.bars import progress
 from arcface_server import LocalTriton
 from arcface_server.perf.binary import find_perf_analyzer
 from arcface_server.perf.measurement import Load, measure, write_input_data
@@ -66,7 +68,7 @@ def compare(load: Load, crops: int, turns: int) -> dict[str, object]:
     with Worker(triton, load.url, load.model) as client:
         client.seconds(crops, 1)
         ours, theirs = [], [rival(best)]
-        for _ in progress(range(turns), unit="turn"):
+        for _ in track(range(turns), "turns", console=Console(stderr=True)):
             ours.append(crops / client.seconds(crops, 1))
             theirs.append(rival(best))
     # The machine's speed drifts: each call is held against the turns of the rival around it.

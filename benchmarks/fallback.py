@@ -17,9 +17,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
+from rich.console import Console
+from rich.progress import track
+
 from arcface_builder.build import build
 from arcface_builder.source.load import Synthetic
-from arcface_client.cli.bars import progress
 from arcface_server import LocalTriton
 from outages import to_the_next_server, to_this_process_and_back
 from serving import machine, measure
@@ -96,7 +98,7 @@ def overhead(repository: Path, model: str, batches: Sequence[int], turns: int) -
 def outages(repository: Path, repeats: int) -> dict[str, list[float]]:
     """Seconds of every outage, by kind."""
     seconds: dict[str, list[float]] = {NEXT: [], HUNG: [], AWAY: [], BACK: []}
-    for _ in progress(range(repeats), unit="outage"):
+    for _ in track(range(repeats), "outages", console=Console(stderr=True)):
         seconds[NEXT].append(to_the_next_server(repository, "arcface", signal.SIGKILL))
         seconds[HUNG].append(to_the_next_server(repository, "arcface", signal.SIGSTOP))
         away_s, back_s = to_this_process_and_back(repository, "arcface")

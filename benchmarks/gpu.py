@@ -23,7 +23,7 @@ from arcface_builder.errors import BuilderError
 from arcface_builder.source.iresnet import BLOCKS
 from arcface_builder.trt.gpu import Gpu, gpu_at_hand
 from arcface_builder.trt.options import BuildOptions
-from arcface_client.cli.commandline import FAILED
+from arcface_client.cli.terminal import FAILED
 from arcface_client.errors import ArcFaceError
 from gpu_engines import cpu, make_plan, plan_repository, rebuild_s, serving_model, tensorrt
 from gpu_report import Figure, Findings

@@ -18,9 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from rich.console import Console
+from rich.progress import track
+
 from arcface_builder.build import build
 from arcface_builder.source.load import Synthetic
-from arcface_client.cli.bars import progress
 from arcface_server import LocalTriton
 from workers import Worker, insightface, onnxruntime, triton
 
@@ -89,7 +91,7 @@ def measure(
         repeats = max(1, round(TURN_S / rivals[base].seconds(batch, 1)))
         speeds: dict[str, list[float]] = {name: [] for name in rivals}
         names = list(rivals)
-        for turn in progress(range(turns), unit="turn"):
+        for turn in track(range(turns), "turns", console=Console(stderr=True)):
             # Who begins changes, so that nobody always follows the same rival.
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
                 speeds[name].append(batch * repeats / rivals[name].seconds(batch, repeats))

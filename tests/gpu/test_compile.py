@@ -24,7 +24,7 @@ from arcface_builder.source.load import OnnxFile
 from arcface_builder.store import LocalStore, PlanStore
 from arcface_builder.trt.gpu import Gpu
 from arcface_builder.trt.options import BuildOptions
-from arcface_client.cli.commandline import FAILED
+from arcface_client.cli.terminal import FAILED
 from support.exports import small_arcface
 from support.gpu_models import Model, build_seconds, publish
 
