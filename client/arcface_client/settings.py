@@ -10,13 +10,12 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from .errors import ConfigError
@@ -58,14 +57,12 @@ def _family(text: str) -> str:
 
 
 def _enabled(value: object) -> object:
-    word = str(value).lower()
-    if word in ("auto", "required"):
-        return word
-    if word in ("true", "1", "yes", "on"):
-        return "required"
-    if word in ("false", "0", "no", "off"):
-        return "off"
-    raise ValueError("expected auto, true or false")
+    if value in ("auto", "required"):
+        return value
+    try:
+        return "required" if TypeAdapter(bool).validate_python(value) else "off"
+    except ValidationError:
+        raise ValueError("expected auto, true or false") from None
 
 
 _Text = Annotated[str, Field(min_length=1)]
@@ -218,20 +215,16 @@ class PipelineSettings(BaseSettings):
         cls, settings_cls: type[BaseSettings], init_settings: Any, *others: Any, **more: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Take the layers that were read; settings that are constructed read nothing."""
-        layers = init_settings.init_kwargs.get("layers")
-        if layers is None:
-            return (init_settings,)
+        layers = init_settings.init_kwargs.get("layers", [init_settings.init_kwargs])
         return tuple(InitSettingsSource(settings_cls, layer) for layer in layers)
 
 
-def _keys(section: type[BaseModel], prefix: str) -> Iterator[str]:
-    for name, field in section.model_fields.items():
-        if field.annotation is TlsSettings:
-            yield from _keys(TlsSettings, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
+_SECTIONS: Final[Mapping[str, type[_Section]]] = {
+    "embedding": EmbeddingSettings,
+    "triton": TritonSettings,
+    "triton.tls": TlsSettings,
+    "tensorrt": TensorRtSettings,
+}
 _MOVED: Final = {
     "embedding.max_drift_cosine": "validation.max_drift_cosine",
     "tensorrt.max_drift_cosine": "validation.max_drift_cosine",
@@ -239,12 +232,19 @@ _MOVED: Final = {
 }
 """Fields whose key in the files is another one."""
 
-_PIPELINE: Final = (*_keys(EmbeddingSettings, "embedding."), *_keys(TritonSettings, "triton."))
-_TENSORRT: Final = tuple(_keys(TensorRtSettings, "tensorrt."))
+_FIELDS: Final = tuple(
+    f"{name}.{field}"
+    for name, section in _SECTIONS.items()
+    for field in section.model_fields
+    if f"{name}.{field}" not in _SECTIONS
+)
+_TENSORRT: Final = tuple(field for field in _FIELDS if field.startswith("tensorrt."))
+_PIPELINE: Final = tuple(field for field in _FIELDS if field not in _TENSORRT)
 
-KEYS: Final = tuple(dict.fromkeys(_MOVED.get(field, field) for field in (*_PIPELINE, *_TENSORRT)))
+KEYS: Final = tuple(dict.fromkeys(_MOVED.get(field, field) for field in _FIELDS))
 """Every key of the two files."""
 
+_NAMED: Final = "embedding.tensorrt_config"
 _WITHOUT_EFFECT: Final = "triton.shared_memory"
 _KUBERNETES: Final = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_[A-Z]+(_\w+)?)=|_PORT=\w+://")
 """Variables that pods find for each service, for example for one named arcface-triton."""
@@ -271,13 +271,10 @@ def load_pipeline_settings(
     Raises:
         ConfigError: A file is missing or not YAML, a key is unknown, or a value cannot be used.
     """
-    layers = [*_above_files(arguments, environment), _from_file(path, PIPELINE_PATH, _PIPELINE)]
-    given = (
-        layer["embedding.tensorrt_config"].value for layer in layers if "embedding.tensorrt_config" in layer
-    )
-    tensorrt = Path(str(next(given, TENSORRT_PATH)))
-    layers.append(_from_file(None if tensorrt == TENSORRT_PATH else tensorrt, TENSORRT_PATH, _TENSORRT))
-    settings = _validated(layers)
+    layers = [*_above_files(arguments, environment, _FIELDS), _from_file(path, PIPELINE_PATH, _PIPELINE)]
+    named = next((layer[_NAMED] for layer in layers if _NAMED in layer), TENSORRT_PATH)
+    layers.append(_from_file(None if named == TENSORRT_PATH else named, TENSORRT_PATH, _TENSORRT))
+    settings = _merged(layers)
     triton = settings.triton
     _ = triton.certificates  # certificates that cannot be used are an error now, not at the first call
     if triton.model is None:
@@ -292,42 +289,43 @@ def load_tensorrt_settings(
     arguments: Mapping[str, object] | None = None,
 ) -> TensorRtSettings:
     """Read the settings of TensorRT alone; arguments and errors are those of ``load_pipeline_settings``."""
-    layers = [
-        {field: given for field, given in layer.items() if field in _TENSORRT}
-        for layer in _above_files(arguments, environment)
-    ]
-    return _validated([*layers, _from_file(path, TENSORRT_PATH, _TENSORRT)]).tensorrt
+    layers = _above_files(arguments, environment, _TENSORRT)
+    return _merged([*layers, _from_file(path, TENSORRT_PATH, _TENSORRT)]).tensorrt
 
 
-@dataclass(frozen=True)
-class _Given:
-    """A value as it was given, and by what: "FILE: ", "VARIABLE: ", or "" for an argument."""
-
-    value: object
-    by: str
-
-
-_Layer = dict[str, _Given]
+_Layer = dict[str, Any]
 """The values of one source, by field."""
 
 
-def _fields(key: str, fields: Iterable[str] = (*_PIPELINE, *_TENSORRT)) -> list[str]:
-    """The fields that a key sets."""
-    return [field for field in fields if _MOVED.get(field, field) == key]
+def _values(key: str, given: object, by: str, fields: tuple[str, ...]) -> _Layer:
+    """The fields that a key sets, with what its value means; ``by`` says what gave it, for the message."""
+    layer = {}
+    for field in fields:
+        if _MOVED.get(field, field) == key:
+            section, _, name = field.rpartition(".")
+            try:
+                layer[field] = getattr(_SECTIONS[section].model_validate({name: given}), name)
+            except ValidationError as error:
+                message = error.errors()[0]["msg"]
+                expected = re.sub("^(Value error, .*?expected|Input should be) ", "", message).rstrip(".")
+                raise ConfigError(f"{by}{key} is {given!r}; expected {expected}.") from error
+    return layer
 
 
-def _above_files(arguments: Mapping[str, object] | None, environment: Mapping[str, str]) -> list[_Layer]:
+def _above_files(
+    arguments: Mapping[str, object] | None, environment: Mapping[str, str], fields: tuple[str, ...]
+) -> list[_Layer]:
     """The layers of the arguments and of the environment."""
     variables = {variable(key): key for key in KEYS}
     layers: list[_Layer] = [{}, {}]
     for key, value in (arguments or {}).items():
         if value is not None:
-            layers[0] |= dict.fromkeys(_fields(key), _Given(value, ""))
+            layers[0] |= _values(key, value, "", fields)
     for name, text in environment.items():
         if not text or not name.startswith("ARCFACE_"):
             continue
         if name in variables:
-            layers[1] |= dict.fromkeys(_fields(variables[name]), _Given(text, f"{name}: "))
+            layers[1] |= _values(variables[name], text, f"{name}: ", fields)
         elif name == variable(_WITHOUT_EFFECT):
             _warn_without_effect(name)
         elif name != "ARCFACE_CACHE_DIR" and not _KUBERNETES.search(f"{name}={text}"):
@@ -349,7 +347,7 @@ def _from_file(path: Path | None, usual_path: Path, fields: tuple[str, ...]) -> 
     layer: _Layer = {}
     keys = [_MOVED.get(field, field) for field in fields]
     for key, value in _flatten(content, keys, path):
-        layer |= dict.fromkeys(_fields(key, fields), _Given(value, f"{path}: "))
+        layer |= _values(key, value, f"{path}: ", fields)
     return layer
 
 
@@ -390,25 +388,15 @@ def _warn_without_effect(name: str) -> None:
     _log.warning("%s has no effect any more: crops go by gRPC alone; remove it", name)
 
 
-def _validated(layers: list[_Layer]) -> PipelineSettings:
-    try:
-        return PipelineSettings.model_validate({"layers": [_nested(layer) for layer in layers]})
-    except ValidationError as error:
-        first = error.errors()[0]
-        parts = [str(part) for part in first["loc"]]
-        fields = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
-        given, field = next((layer[field], field) for field in fields for layer in layers if field in layer)
-        expected = re.sub("^(Value error, .*?expected|Input should be) ", "", first["msg"]).rstrip(".")
-        key = _MOVED.get(field, field)
-        raise ConfigError(f"{given.by}{key} is {given.value!r}; expected {expected}.") from error
-
-
-def _nested(layer: _Layer) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for field, given in layer.items():
-        *sections, name = field.split(".")
-        place = nested
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[name] = given.value
-    return nested
+def _merged(layers: list[_Layer]) -> PipelineSettings:
+    """The settings of some layers, of which the first has precedence."""
+    nested: list[dict[str, Any]] = []
+    for layer in layers:
+        nested.append({})
+        for field, value in layer.items():
+            *sections, name = field.split(".")
+            place = nested[-1]
+            for section in sections:
+                place = place.setdefault(section, {})
+            place[name] = value
+    return PipelineSettings.model_validate({"layers": nested})

@@ -116,7 +116,7 @@ def test_any_certificate_turns_tls_on() -> None:
         ("triton: {url: [{a: 1}]}", r"triton\.url is \[{'a': 1}\]; expected a valid string"),
         ("triton: {url: 'a:1,,b:2'}", r"triton\.url is 'a:1,,b:2'; "),
         ("triton: {tls: {root_certificates: /nowhere.pem}}", r"tls\.root_certificates is /nowhere\.pem"),
-        ("triton: {tls: {private_key: embedding.yaml}}", r"needs both tls\.private_key and"),
+        ("triton: {tls: {private_key: embedding.yaml}}", r"tls\.private_key is embedding\.yaml"),
         ("embedding: {backend: torch}", r"backend is 'torch'; expected 'insightface', 'tensorrt', "),
         ("embedding: {device: mps}", r"embedding\.device is 'mps'; expected 'cpu', 'cuda', 'cuda:N' for"),
         ("embedding: {allow_cpu_fallback: 2}", r"allow_cpu_fallback is 2; expected a valid boolean"),
