@@ -1,4 +1,4 @@
-"""The client against what the server can do: one ``encode`` of many crops beside perf_analyzer's best."""
+"""The client against the server's limit: one ``encode`` of many crops against perf_analyzer at its best."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def main() -> None:
         with LocalTriton(folder / "repository") as server:
             data = folder / "crops.json"
             write_input_data(face_like(64), data)
-            # perf_analyzer's three windows together embed as many crops as one call of ours.
+            # perf_analyzer's three windows together embed as many crops as one call of the client.
             requests = max(1, arguments.crops // (WINDOWS * BATCH))
             load = Load(server.grpc_url, built.model, None, data, "none", requests)
             figures = compare(load, arguments.crops, arguments.turns)
@@ -71,7 +71,7 @@ def compare(load: Load, crops: int, turns: int) -> dict[str, object]:
         for _ in track(range(turns), "turns", console=Console(stderr=True)):
             ours.append(crops / client.seconds(crops, 1))
             theirs.append(rival(best))
-    # The machine's speed drifts: each call is held against the turns of the rival around it.
+    # The machine's speed drifts, so each call is compared with the rival's turns before and after it.
     ratios = [
         2 * own / (before + after) for own, before, after in zip(ours, theirs, theirs[1:], strict=False)
     ]

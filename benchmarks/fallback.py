@@ -1,7 +1,7 @@
-"""What it costs that another candidate stands by, and how long it takes until that one serves.
+"""What a call with fallback costs, and how long it takes until another replica serves.
 
-The overhead: this project's embedder and a bare loop of tritonclient take turns on the same server, each in a
-process of its own. The outages: servers are killed while calls are under way.
+The overhead: this project's backend and a bare loop of tritonclient take turns on the same server, each in
+a process of its own. The outages: servers are killed while calls run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from workers import Worker, bare, selecting, triton
 BARE: Final = "bare tritonclient loop"
 AGAIN: Final = "the same, a second time"
 CLIENT: Final = "EmbeddingClient"
-EMBEDDER: Final = "embedder with selection, breaker and counters"
+EMBEDDER: Final = "backend with selection, cooldown and counters"
 
 NEXT: Final = "killed, another server is there: first embedding by it"
 HUNG: Final = "stopped (SIGSTOP), another server is there: first embedding by it"
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def overhead(repository: Path, model: str, batches: Sequence[int], turns: int) -> list[dict[str, Any]]:
-    """Time of a call over that of the bare loop in the same turn, less one."""
+    """How much longer a call takes than the bare loop in the same turn."""
     with ExitStack() as stack:
         url = stack.enter_context(LocalTriton(repository)).grpc_url
         makers = {BARE: (bare, model), AGAIN: (bare, model), CLIENT: (triton, model)}
@@ -111,20 +111,19 @@ def page(report: Mapping[str, Any]) -> str:
     """The page for the documentation."""
     network = f"IResNet-{report['depth'].removeprefix('r')}"
     count = len(report["outages_s"][NEXT])
-    return f"""# Fallback: what it costs, and how soon it comes
+    return f"""# Fallback: its cost, and its delay
 
 ## Time of a call
 
-{network} with synthetic weights on one Triton server, one call of one request at a time; in brackets what
-it takes more than a bare loop of tritonclient. Medians of alternating turns in one run, each rival in a
-process of its own. The loop is measured twice: what it differs from itself is noise.
+{network} with synthetic weights on one Triton server, one call of one request at a time. In brackets is the
+difference to a bare loop of tritonclient. Medians of alternating turns in one run, each rival in a process
+of its own. The loop is measured twice; the difference between the two is noise.
 
 {overhead_table(report["overhead"])}
 
 ## Outages
 
-The same network, the default settings, calls of one crop under way all the time; {count} outages of each
-kind.
+The same network, the default settings, calls of one crop all the time; {count} outages of each kind.
 
 {outage_table(report["outages_s"])}
 
@@ -137,7 +136,7 @@ Made by `{report["command"]} --output docs/benchmarks`
 
 
 def overhead_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A line a rival, a column a batch size."""
+    """A row for each rival, a column for each batch size."""
     batches = sorted({row["batch"] for row in rows})
     lines = [
         "| | " + " | ".join(f"batch {batch}" for batch in batches) + " |",
@@ -151,7 +150,7 @@ def overhead_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def outage_table(outages_s: Mapping[str, Sequence[float]]) -> str:
-    """A line a kind of outage, with the median and the worst."""
+    """A row for each kind of outage, with the median and the worst."""
     lines = ["| the server is | median | worst |", "|---|---|---|"]
     for kind, seconds in outages_s.items():
         lines.append(f"| {kind} | {statistics.median(seconds):.2f} s | {max(seconds):.2f} s |")

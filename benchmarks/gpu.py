@@ -1,7 +1,8 @@
 """TensorRT plans on this GPU against PyTorch and ONNX Runtime, alone and through Triton.
 
-Everything takes about an hour. It can be done in pieces, each of which adds to the JSON file that is there:
---networks, --precisions and --parts say what a piece measures; --work keeps models and plans between them.
+The whole benchmark takes about an hour. It can be run in parts, each of which adds to the JSON file:
+--networks, --precisions and --parts choose what to measure, and --work keeps models and plans for the next
+run.
 """
 
 from __future__ import annotations
@@ -40,14 +41,14 @@ def numbers(text: str) -> tuple[int, ...]:
 
 
 def main() -> int:
-    """Run the benchmark, or a piece of it."""
+    """Run the benchmark, or parts of it."""
     arguments = _parser().parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     findings = gpu_report.load(arguments.output)
     try:
         with _work(arguments.work) as work:
             for _ in measure(arguments, findings, work):
-                gpu_report.save(findings, arguments.output)  # so that a piece that is cut off loses little
+                gpu_report.save(findings, arguments.output)  # so that an interrupted run loses little
     except ArcFaceError as error:
         print(f"benchmarks/gpu.py: {error}", file=sys.stderr)
         return FAILED
@@ -56,7 +57,7 @@ def main() -> int:
 
 
 def measure(arguments: argparse.Namespace, findings: Findings, work: Path) -> Iterator[None]:
-    """Measure what the arguments name; yields whenever there is something new to keep."""
+    """Measure what the arguments choose; yields when there is something new to save."""
     gpu = None
     if {"engines", "rebuild", "serving"} & set(arguments.parts):
         gpu = gpu_at_hand()
@@ -91,9 +92,9 @@ def _plan(
     gpu: Gpu | None,
     work: Path,
 ) -> None:
-    """Make a plan and measure it, alone and through Triton."""
+    """Build a plan and measure it, alone and through Triton."""
     if gpu is None:
-        raise ValueError("There is no GPU.")
+        raise ValueError("There is no GPU; expected one.")
     options = BuildOptions(
         precision=precision,
         max_batch_size=max(arguments.batches),
@@ -171,22 +172,21 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(
             flag, type=numbers, default=default, metavar="N,...", help=f"{what} (default: %(default)s)"
         )
-    parser.add_argument("--opt-batch-size", type=int, metavar="N", help="what to tune for (default: largest)")
+    parser.add_argument("--opt-batch-size", type=int, metavar="N", help="to tune for (default: largest)")
     parser.add_argument(
         "--max-drift",
         type=float,
         default=0.5,
-        help="largest drift of a plan that is measured; far above what is served, to see what int8 is worth "
-        "(default: %(default)s)",
+        help="largest drift of a measured plan, far above the gate's (default: %(default)s)",
     )
-    parser.add_argument("--torch-python", default=sys.executable, metavar="PYTHON", help="one with PyTorch")
+    parser.add_argument("--torch-python", default=sys.executable, metavar="PYTHON", help="has PyTorch")
     parser.add_argument(
         "--timing-cache",
         type=Path,
         metavar="FILE",
-        help="kernel timings, of all networks (default: one for each precision, in --work)",
+        help="kernel timings of all networks (default: one file for each precision in --work)",
     )
-    parser.add_argument("--work", type=Path, metavar="DIR", help="keep models and plans for the next piece")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="keep models and plans for the next run")
     parser.add_argument(
         "--output", type=Path, default=Path("docs/benchmarks"), metavar="DIR", help="default: %(default)s"
     )

@@ -22,7 +22,6 @@ from arcface_builder.source.onnx_version import OnnxVersion, find_onnx
 from arcface_builder.store import LocalStore, PlanStore
 from arcface_builder.trt.gpu import Gpu
 from arcface_builder.trt.options import BuildOptions
-from arcface_client.contract import Crops
 from arcface_client.errors import ModelNotFoundError
 from arcface_client.models.golden import largest_drift
 from arcface_client.runtimes.base import in_batches
@@ -34,13 +33,13 @@ if TYPE_CHECKING:
 
 _SECONDS: Final = 1.0
 _LEAST_CALLS: Final = 3
-_HELD_OUT: Final = 64  # crops that no range was calibrated on
+_HELD_OUT: Final = 64  # crops that were not used for calibration
 
 Call = Callable[[], object]
 
 
 def serving_model(network: str, work: Path) -> OnnxVersion:
-    """The ONNX model of a network, built unless an earlier piece did."""
+    """The ONNX model of a network, built unless an earlier run did."""
     name, folder = f"arcface_{network}", work / network
     try:
         return find_onnx(ModelRepository(folder), name)
@@ -50,17 +49,17 @@ def serving_model(network: str, work: Path) -> OnnxVersion:
 
 
 def plan_repository(network: str, precision: str, work: Path) -> Path:
-    """Where a plan is served from; each has a repository of its own."""
+    """The repository that a plan is served from; each plan has its own."""
     return work / "served" / f"{network}-{precision}"
 
 
 def make_plan(
     onnx: OnnxVersion, options: BuildOptions, gpu: Gpu, work: Path, *, repository: Path, max_drift: float
 ) -> Compiled:
-    """Build a plan, unless an earlier piece did.
+    """Build a plan, unless an earlier run did.
 
     Raises:
-        BuilderError: It cannot be built, or drifts by more than is allowed.
+        BuilderError: The plan cannot be built, or its drift is above ``max_drift``.
     """
     calibration = faces.face_like(256, seed=9) if options.precision == "int8" else None
     request = PlanRequest(onnx=onnx, options=options, max_drift_cosine=max_drift, calibration=calibration)
@@ -68,7 +67,7 @@ def make_plan(
 
 
 def rebuild_s(onnx: OnnxVersion, options: BuildOptions, gpu: Gpu, *, max_drift: float) -> float:
-    """Seconds that the plan's build takes once more, with the timing cache that is there now."""
+    """Seconds of a second build of the plan, with the timing cache of the first."""
     with tempfile.TemporaryDirectory(prefix="arcface-bench-") as name:
         work = Path(name)
         again = make_plan(onnx, options, gpu, work, repository=work / "models", max_drift=max_drift)
@@ -94,7 +93,8 @@ def tensorrt(onnx: OnnxVersion, compiled: Compiled, batches: Sequence[int]) -> I
         drift = max(manifest.parity.largest_drift_cosine, _held_out_drift(onnx, plan))
         for batch in batches:
             p50_ms, p99_ms = latency_ms(lambda count=batch: plan.embed(crops[:count]))  # type: ignore[misc]
-            faces_per_s = batch / _back_to_back_s(plan, crops[:batch], p50_ms / 1e3)
+            repeats = max(5, round(_SECONDS * 1e3 / p50_ms))
+            faces_per_s = batch / plan.back_to_back_s(crops[:batch], repeats)
             yield Figure(
                 network=onnx.name.removeprefix("arcface_"),
                 runtime=f"TensorRT {manifest.identity.tensorrt_version}",
@@ -148,20 +148,3 @@ def _held_out_drift(onnx: OnnxVersion, plan: TensorRt) -> float:
     with closing(OnnxRuntime(onnx.path)) as exact:
         expected = in_batches(exact.embed, crops, 8)
     return largest_drift(expected, in_batches(plan.embed, crops, min(_HELD_OUT, plan.max_batch_size)))
-
-
-def _back_to_back_s(plan: TensorRt, crops: Crops, expected_s: float) -> float:
-    """Seconds for a batch when the device never waits for the host; the runtime has no call for that."""
-    from cuda.bindings import runtime as cudart
-
-    from arcface_client.runtimes.cuda import check
-
-    repeats = max(5, round(_SECONDS / expected_s))
-    plan.embed(crops)
-    with plan._lock:
-        check(cudart.cudaStreamSynchronize(plan._stream))
-        started = time.perf_counter()
-        for _ in range(repeats):
-            plan._launch(len(crops))
-        check(cudart.cudaStreamSynchronize(plan._stream))
-        return (time.perf_counter() - started) / repeats

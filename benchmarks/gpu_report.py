@@ -1,4 +1,4 @@
-"""What the GPU benchmark found: a JSON file that pieces are merged into, and the page made from it."""
+"""The GPU benchmark's results: a JSON file that runs are merged into, and the page made from it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ class Figure:
     """One runtime at one batch size.
 
     Attributes:
-        network: A depth, as "r100".
-        runtime: What ran it, with its version.
-        precision: In what.
-        tuned_for: The batch size that the plan is tuned for; 0 where nothing is tuned.
+        network: A depth, for example "r100".
+        runtime: The runtime with its version.
+        precision: Its precision.
+        tuned_for: The batch size that the plan is tuned for; 0 without tuning.
         batch: Crops in a call.
-        p50_ms: Median time from crops in host memory to embeddings in host memory; p99 likewise.
+        p50_ms: Median time from crops in host memory to embeddings in host memory.
         p99_ms: 99th percentile.
-        faces_per_s: Crops a second when calls follow one another on the device without the host in between.
+        faces_per_s: Crops per second when the device never waits for the host.
         device_mb: Memory on the device, in MiB.
-        build_s: How long the plan took to build, and with which timing cache.
-        timing_cache: See ``BuiltPlan``.
+        build_s: Time of the plan's build.
+        timing_cache: Whether the build had timings: "warm", "cold" or "none".
         plan_mb: The plan's size, in MiB.
         drift: The largest 1 - cosine similarity to the float32 model in ONNX Runtime.
     """
@@ -52,16 +52,16 @@ class Figure:
 
 @dataclass
 class Findings:
-    """Everything that was measured, over all pieces.
+    """Everything that was measured, in all runs.
 
     Attributes:
         machine: The GPU, its driver, TensorRT, PyTorch.
-        matrix_tflops: What PyTorch's matrix product does in each precision.
+        matrix_tflops: Rate of PyTorch's matrix product in each precision.
         figures: The runtimes alone.
         served: Through Triton: the figures of perf_analyzer and of the client.
         rebuilds: Seconds of a plan's second build, with the timing cache that the first one left.
-        refused: Plans that could not be made, and why.
-        remarks: What a reader has to know besides, written by hand into the JSON file.
+        refused: Plans that could not be built, and why.
+        remarks: Further notes for the reader, written by hand into the JSON file.
     """
 
     machine: dict[str, str] = field(default_factory=dict)
@@ -73,12 +73,12 @@ class Findings:
     remarks: list[str] = field(default_factory=list)
 
     def add(self, figures: Iterable[Figure]) -> None:
-        """Take figures in, in place of older ones of the same runtime and batch."""
+        """Add figures; they replace older ones of the same runtime and batch."""
         keys = ("network", "runtime", "precision", "tuned_for", "batch")
         self.figures = _merged(self.figures, [asdict(figure) for figure in figures], keys)
 
     def add_served(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Take figures through Triton in, likewise."""
+        """Add figures through Triton, which replace older ones too."""
         keys = ("network", "precision", "caller", "shared_memory", "batch_size", "concurrency")
         self.served = _merged(self.served, [dict(row) for row in rows], keys)
 
@@ -91,7 +91,7 @@ def _merged(
 
 
 def load(folder: Path) -> Findings:
-    """Read what earlier pieces found."""
+    """Read the results of earlier runs."""
     path = folder / f"{NAME}.json"
     return Findings(**json.loads(path.read_text())) if path.is_file() else Findings()
 
@@ -126,7 +126,7 @@ def page(findings: Findings) -> str:
         parts += ["## Through Triton", "", _SERVED_HEADER, *map(_served_line, findings.served), ""]
     if findings.rebuilds:
         lines = [f"- {what}: {seconds:.0f} s" for what, seconds in findings.rebuilds.items()]
-        parts += ["## Built once more, with the timing cache of the first build", "", *lines, ""]
+        parts += ["## Second build, with the timing cache of the first", "", *lines, ""]
     if findings.refused:
         parts += ["## Refused", "", *(f"- {what}: {why}" for what, why in findings.refused.items()), ""]
     rates = ", ".join(f"{name} {rate:.0f}" for name, rate in sorted(findings.matrix_tflops.items()))
@@ -140,14 +140,14 @@ def page(findings: Findings) -> str:
 
 _HEAD: Final = """# TensorRT on a GPU
 
-Networks with synthetic weights. Latency is from crops in host memory to embeddings in host memory, one call
-at a time. Faces a second are those of calls that follow one another on the device, copies included. "Share"
-is of the rate that PyTorch's matrix product reaches in the same precision. Drift is the largest 1 - cosine
-similarity to the float32 model in ONNX Runtime. PyTorch's network has weights of its own, and so no drift.
-A plan takes the memory that its largest batch needs, whatever the batch.
+The networks have synthetic weights. Latency is the time from crops in host memory to embeddings in host
+memory, one call at a time. Faces per second are measured with calls back to back on the device, copies
+included. "Share" is the part of the rate that PyTorch's matrix product reaches in the same precision. Drift
+is the largest 1 - cosine similarity to the float32 model in ONNX Runtime. PyTorch's network has other
+weights, and so no drift. A plan needs the memory of its largest batch, whatever the batch.
 
-Made by `benchmarks/gpu.py`; as data: [gpu.json](gpu.json). `make bench-gpu` measures all of this at once, and
-also serves every plan and builds it once more.
+Made by `benchmarks/gpu.py`; as data: [gpu.json](gpu.json). `make bench-gpu` measures all of this in one
+run, and also serves every plan and builds it a second time.
 """
 _HEADER: Final = (
     "| | batch | p50 ms | p99 ms | faces/s | TFLOP/s | share | device MB | build s | plan MB | drift |\n"

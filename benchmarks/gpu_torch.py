@@ -1,7 +1,7 @@
 """PyTorch's part of the GPU benchmark, run by an interpreter that has PyTorch: prints JSON.
 
-It imports nothing of this project but the network, because TensorRT 8.5 lives in CPython 3.10 and a
-PyTorch for the same GPU elsewhere.
+It imports only the network of this project, because TensorRT 8.5 needs CPython 3.10, which may not have
+PyTorch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from iresnet_torch import iresnet
 
 _SECONDS = 1.0
-_SIZE = 8192  # of the matrices whose product gives the card's rate
+_SIZE = 8192  # of the matrices whose product gives the GPU's rate
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--blocks", help="residual blocks in each stage: 3,13,30,3")
     parser.add_argument("--batches", default="1,8,32,64,128,256")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)  # copies in host memory wait for every thread, up to 4 ms on a busy machine
+    torch.set_num_threads(1)  # with more, a copy in host memory waits up to 4 ms on a busy machine
     report: dict[str, Any] = {"torch": torch.__version__, "gpu": torch.cuda.get_device_name(0)}
     if arguments.blocks:
         free, _ = torch.cuda.mem_get_info()
@@ -45,7 +45,7 @@ def measure(network: Any, batch: int, free: int) -> dict[str, float]:
         batch: Crops in a call.
         free: Bytes that were free before the network was there.
     """
-    torch.cuda.empty_cache()  # what another batch size left
+    torch.cuda.empty_cache()  # frees what another batch size left
     crops = torch.randint(0, 256, (batch, 112, 112, 3), dtype=torch.uint8)
     host_in, host_out = crops.pin_memory(), torch.empty(batch, 512).pin_memory()
     device = crops.cuda()
@@ -103,7 +103,7 @@ def timed(call: Any) -> list[float]:
 
 
 def rates() -> dict[str, float]:
-    """What the card's matrix units do in each precision, in TFLOP/s (int8: TOP/s)."""
+    """Rate of the GPU's matrix products in each precision, in TFLOP/s (int8: TOP/s)."""
     random = torch.randn(_SIZE, _SIZE, device="cuda")
     whole = torch.randint(-128, 128, (_SIZE, _SIZE), device="cuda", dtype=torch.int8)
     half = random.half()

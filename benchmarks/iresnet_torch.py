@@ -1,4 +1,4 @@
-"""The network as arcface_torch defines it, written out plainly in PyTorch: nothing else is imported."""
+"""arcface_torch's network in plain PyTorch, without other imports."""
 
 from __future__ import annotations
 

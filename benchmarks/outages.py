@@ -1,4 +1,4 @@
-"""How long an embedder with the default settings takes to get over the death of a server."""
+"""How long a backend with the default settings takes to recover from the death of a server."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from arcface_client.observability.served import HERE
 from arcface_server import LocalTriton
 
 _CALM_S = 1.0
-"""How long everything is well before the fault, in seconds: calls are under way when it comes."""
+"""Seconds of normal calls before the fault."""
 
 
 def to_the_next_server(repository: Path, name: str, fault: signal.Signals) -> float:
-    """Seconds from a signal to one of two servers until the first embedding by the other."""
+    """Seconds from a signal to one of two servers to the first embedding by the other."""
     with ExitStack() as stack:
         servers = [stack.enter_context(_server(repository)) for _ in range(2)]
         embedder = stack.enter_context(_embedder(repository, name, [server.grpc_url for server in servers]))
@@ -30,7 +30,7 @@ def to_the_next_server(repository: Path, name: str, fault: signal.Signals) -> fl
 
 
 def to_this_process_and_back(repository: Path, name: str) -> tuple[float, float]:
-    """Seconds from the death of the only server until the first embedding here, and back once it is there."""
+    """Seconds from the only server's death to the first embedding here, and from its return to its own."""
     with ExitStack() as stack:
         with _server(repository) as server:
             url = server.grpc_url
@@ -56,7 +56,7 @@ def _embedder(repository: Path, name: str, urls: Sequence[str]) -> EmbeddingBack
 
 
 def _seconds_until(where: str, embedder: EmbeddingBackend, happens: Callable[[], object]) -> float:
-    """Let something happen while calls of one crop are under way; seconds until a place serves the first."""
+    """Call ``happens`` while calls of one crop run; seconds until ``where`` serves the first one."""
     happened_at: list[float] = []
 
     def happen() -> None:

@@ -1,7 +1,7 @@
 """Serving against running in process: InsightFace, ONNX Runtime and this client through Triton.
 
-All rivals take turns on the same machine, each in a process of its own; a figure is the median of its
-turns, a ratio the median of the ratios within a turn, so that a slow moment of the machine hits both.
+All rivals take turns on the same machine, each in a process of its own. A figure is the median of its
+turns. A ratio is the median of the ratios within a turn, so that a slow moment of the machine affects both.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Row:
     batch: int
     faces_per_s: float
     ratio: float
-    """Speed over that of the rival that all are compared with, in the same turn."""
+    """Speed relative to the rival that all are compared with, in the same turn."""
 
 
 def main() -> None:
@@ -85,14 +85,14 @@ def main() -> None:
 def measure(
     rivals: Mapping[str, Worker], batches: Sequence[int], turns: int, base: str = ONNXRUNTIME
 ) -> list[Row]:
-    """Let the rivals take turns at every batch size; ratios are to the one called ``base``."""
+    """Let the rivals take turns at every batch size; ratios are to the rival ``base``."""
     rows: list[Row] = []
     for batch in batches:
         repeats = max(1, round(TURN_S / rivals[base].seconds(batch, 1)))
         speeds: dict[str, list[float]] = {name: [] for name in rivals}
         names = list(rivals)
         for turn in track(range(turns), "turns", console=Console(stderr=True)):
-            # Who begins changes, so that nobody always follows the same rival.
+            # The order rotates, so that no rival always follows the same one.
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
                 speeds[name].append(batch * repeats / rivals[name].seconds(batch, repeats))
         for name in rivals:
@@ -102,7 +102,7 @@ def measure(
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The table: a line a rival, a column a batch size, faces a second and the ratio."""
+    """The table: a row for each rival, a column for each batch size, faces per second and the ratio."""
     batches = sorted({row.batch for row in rows})
     lines = [
         "| | " + " | ".join(f"batch {batch}" for batch in batches) + " |",
@@ -132,7 +132,7 @@ Made by `{command} --output docs/benchmarks` (`make bench`); the same as data: [
 
 
 def machine() -> str:
-    """The processor, as a person would name it."""
+    """The processor's name, the system and Python's version."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

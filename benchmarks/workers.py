@@ -1,4 +1,4 @@
-"""Rivals, each in a process of its own: two thread pools in one process would measure their quarrel."""
+"""Rivals, each in a process of its own, because two thread pools in one process disturb each other."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def bare(url: str, model: str) -> Embed:
 
 
 def selecting(url: str, name: str) -> Embed:
-    """This project's embedder: selection, breaker, counters, and the threads in the background."""
+    """This project's backend: selection, cooldown, counters, and the threads in the background."""
     from arcface_client.backends.triton import TritonBackend
 
     return TritonBackend(url, name).encode
