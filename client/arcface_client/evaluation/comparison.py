@@ -14,7 +14,7 @@ from ..errors import InputError, require
 from .controls import run_controls
 from .measure import measure, speeds
 from .pairs import read_pair_file, score_pairs
-from .report import FLIP_CROPS, Difference, Report, SystemReport, result_of, versions
+from .report import FLIP_CROPS, Report, SystemReport, result_of, versions
 from .samples import Samples, generated_samples, samples_from
 from .scores import agreement, flips, norms, similarities_of_all_pairs
 from .systems import System, is_file, open_reference, open_systems, siblings_on
@@ -160,14 +160,15 @@ def compare_systems(
         for system, own in zip(systems, measured, strict=True)
     ]
     similar = [similarities_of_all_pairs(own.embeddings[:FLIP_CROPS]) for own in measured]
-    differences = [
-        Difference(
-            baseline=systems[0].name,
-            other=system.name,
-            agreement=agreement(baseline.embeddings, own.embeddings),
-            flips=flips(similar[0], others, threshold),
+    agreements = [
+        agreement(
+            systems[0].name,
+            system.name,
+            baseline.embeddings,
+            own.embeddings,
+            flips(similar[0], of_pairs, threshold),
         )
-        for system, own, others in zip(systems[1:], measured[1:], similar[1:], strict=True)
+        for system, own, of_pairs in zip(systems[1:], measured[1:], similar[1:], strict=True)
     ]
     progress("running the negative controls", None)
     controls = run_controls(
@@ -175,9 +176,9 @@ def compare_systems(
     )
     return Report(
         systems=reports,
-        differences=differences,
+        agreements=agreements,
         controls=controls,
-        result=result_of(reports, differences, controls, max_drift_cosine),
+        result=result_of(reports, agreements, controls, max_drift_cosine),
         samples=samples,
         embeddings=[own.embeddings for own in measured],
         batch_size=batch_size,

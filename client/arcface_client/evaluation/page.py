@@ -11,8 +11,8 @@ import numpy as np
 
 from ..contract import Crops
 from ..errors import require
-from .report import FLIP_CROPS, Report, SystemReport, percent
-from .scores import FALSE_ACCEPT_RATES, Same, Values, drifts, flipped, similarities_of_all_pairs
+from .report import FLIP_CROPS, Report, SystemReport
+from .scores import Same, Values, drifts, flipped, similarities_of_all_pairs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,11 +73,8 @@ def to_html(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters["svg"] = lambda figure: Markup(_svg(figure))  # all other text is escaped
-    environment.filters["percent"] = percent
     return environment.get_template("page.html").render(
         report=report,
-        verification=report.verification,
-        rates=FALSE_ACCEPT_RATES,
         speed=_speed_bars(report.systems),
         details=[_details(report, number) for number in range(1, len(report.systems))],
     )
@@ -85,16 +82,16 @@ def to_html(report: Report) -> str:
 
 def _details(report: Report, number: int) -> Mapping[str, Any]:
     """What the page shows of a system against the baseline, by the system's number."""
-    difference, allowed = report.differences[number - 1], report.max_drift_cosine
+    agreement, allowed = report.agreements[number - 1], report.max_drift_cosine
     ours = [report.embeddings[index] for index in (0, number)]
     drift = drifts(*ours)
     # Below the least drift that a figure shows, the order is that of rounding errors.
     worst = [index for index in np.argsort(-drift)[:_WORST].tolist() if drift[index] > _LEAST_DRIFT]
-    names = (difference.baseline, difference.other)
+    names = (agreement.baseline, agreement.other)
     similar = [similarities_of_all_pairs(embeddings[:FLIP_CROPS]) for embeddings in ours]
     scatters = [
         (
-            f"Every two of the crops: {difference.flips.count} of {difference.flips.pairs} pairs flip",
+            f"Every two of the crops: {agreement.flips.count} of {agreement.flips.pairs} pairs flip",
             _similarity_scatter(similar[0], similar[1], names, report.threshold, None),
         )
     ]
@@ -106,7 +103,7 @@ def _details(report: Report, number: int) -> Mapping[str, Any]:
         scatters.append((title, _similarity_scatter(left, right, names, report.threshold, file.same)))
     samples = report.samples
     return {
-        "difference": difference,
+        "agreement": agreement,
         "histogram": _drift_histogram(drift, allowed),
         "scatter": _drift_scatter(drift, worst, allowed),
         "similarities": scatters,

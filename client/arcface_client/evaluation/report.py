@@ -13,7 +13,7 @@ from .controls import Control
 from .measure import Speed
 from .pairs import PairScores
 from .samples import Samples
-from .scores import FALSE_ACCEPT_RATES, Agreement, Flips
+from .scores import FALSE_ACCEPT_RATES, FOLDS, Agreement
 
 FLIP_CROPS: Final = 1000
 """From how many crops at most every two are taken as a pair; the number of pairs grows with the square."""
@@ -45,23 +45,6 @@ class SystemReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
-    """One system against the baseline.
-
-    Attributes:
-        baseline: Name of the baseline.
-        other: Name of the other system.
-        agreement: Crop by crop.
-        flips: Pairs of crops that change sides of the threshold.
-    """
-
-    baseline: str
-    other: str
-    agreement: Agreement
-    flips: Flips
-
-
-@dataclass(frozen=True, kw_only=True)
 class Result:
     """What a comparison found.
 
@@ -81,7 +64,7 @@ class Report:
 
     Attributes:
         systems: Each by itself.
-        differences: Each other system against the baseline.
+        agreements: Each other system against the baseline.
         controls: The negative controls.
         result: What the comparison found.
         samples: The crops.
@@ -96,7 +79,7 @@ class Report:
     """
 
     systems: Sequence[SystemReport]
-    differences: Sequence[Difference]
+    agreements: Sequence[Agreement]
     controls: Sequence[Control]
     result: Result
     samples: Samples
@@ -126,11 +109,7 @@ class Report:
                 "batch_size": self.batch_size,
             },
             "backends": [asdict(system) for system in self.systems],
-            "pairs": [
-                {"baseline": one.baseline, "other": one.other, **asdict(one.agreement)}
-                | {"flips": asdict(one.flips)}
-                for one in self.differences
-            ],
+            "pairs": [asdict(agreement) for agreement in self.agreements],
             "controls": [asdict(control) for control in self.controls],
             "verification": None if self.verification is None else self._verification(self.verification),
             "versions": dict(self.versions),
@@ -154,81 +133,123 @@ class Report:
             ],
         }
 
+    def tables(self) -> list[Table]:
+        """The figures, as the text and the HTML page show them."""
+        tables = [self._agreements(), self._systems(), self._controls()]
+        return tables if self.verification is None else [*tables, self._scores(self.verification)]
+
     def to_text(self) -> str:
-        """Write the report as tables for a terminal; the outcome is the last line."""
-        sections = [self._differences_text(), self._systems_text(), self._controls_text()]
-        if self.verification is not None:
-            sections.append(self._verification_text(self.verification))
+        """Write the report for a terminal; the outcome is the last line."""
+        crops = f"{len(self.samples.crops)} crops ({self.samples.origin}), in batches of {self.batch_size}"
         last = f"{self.result.outcome}: the largest drift may be {self.max_drift_cosine:g}"
-        sections.append([*self.result.reasons, last])
-        return "\n\n".join("\n".join(lines) for lines in sections)
+        tables = [table.to_text() for table in self.tables()]
+        return "\n\n".join([crops, *tables, "\n".join([*self.result.reasons, last])])
 
-    def _differences_text(self) -> list[str]:
-        against = f"against {self.systems[0].name}"
-        rows = [[against, "drift max", "p99", "mean", "cosine min", "p1", "L2 max", "flips"]]
-        for one in self.differences:
-            a = one.agreement
+    def _agreements(self) -> Table:
+        columns = ["model", "drift max", "p99", "mean", "cosine min", "p1", "mean", "L2 max", "mean", "flips"]
+        rows = []
+        for a in self.agreements:
             drifts = [f"{value:.1e}" for value in (a.drift_max, a.drift_p99, a.drift_mean)]
-            cosines = [f"{a.cosine_min:.6f}", f"{a.cosine_p1:.6f}", f"{a.l2_max:.1e}"]
-            rows.append([one.other, *drifts, *cosines, f"{one.flips.count} of {one.flips.pairs}"])
-        return [
-            f"{len(self.samples.crops)} crops ({self.samples.origin}), in batches of {self.batch_size}",
-            *_table(rows),
-            "(Drift is the cosine distance of two embeddings of one crop. A flip is a pair of crops that",
-            f" only one of the two systems takes for one person, at cosine similarity {self.threshold:g}.)",
-        ]
+            cosines = [f"{value:.6f}" for value in (a.cosine_min, a.cosine_p1, a.cosine_mean)]
+            distances = [f"{value:.1e}" for value in (a.l2_max, a.l2_mean)]
+            flips = f"{a.flips.count} of {a.flips.pairs}"
+            passed = a.drift_max <= self.max_drift_cosine
+            rows.append(Row([a.other, *drifts, *cosines, *distances, flips], passed=passed))
+        return Table(
+            f"Against {self.systems[0].name}",
+            columns,
+            rows,
+            "Drift is the cosine distance of two embeddings of one crop. A flip is a pair of crops that only "
+            f"one of the two models takes for one person, at cosine similarity {self.threshold:g}.",
+        )
 
-    def _systems_text(self) -> list[str]:
-        header = ["", "between batches", "norm"]
+    def _systems(self) -> Table:
+        columns = ["model", "kind", "between batches", "norm"]
+        turns = []
         for speed in self.systems[0].speed:
-            header += [f"batch {speed.batch_size}: ms", "faces/s", "speedup"]
-        rows = [header]
+            columns += [f"batch {speed.batch_size}: ms", "faces/s", "speedup"]
+            turns.append(f"{speed.turns} of batch {speed.batch_size}")
+        rows = []
         for system in self.systems:
             norm = f"{system.norm_min:.4f} to {system.norm_max:.4f}"
-            row = [system.name, f"{system.drift_between_batches:.1e}", norm]
+            cells = [system.name, system.kind, f"{system.drift_between_batches:.1e}", norm]
             for speed in system.speed:
-                row += [f"{speed.latency_ms:.1f}", f"{speed.faces_per_s:.1f}", f"{speed.speedup:.2f}x"]
-            rows.append(row)
-        return _table(rows)
+                cells += [f"{speed.latency_ms:.1f}", f"{speed.faces_per_s:.1f}", f"{speed.speedup:.2f}x"]
+            rows.append(Row(cells, passed=system.drift_between_batches <= self.max_drift_cosine))
+        return Table(
+            "Each model by itself",
+            columns,
+            rows,
+            f"Medians of turns that alternate between the models: {', '.join(turns)}.",
+        )
 
-    def _controls_text(self) -> list[str]:
-        rows = [["negative control", "drift max", "seen"]]
+    def _controls(self) -> Table:
+        rows = []
         for control in self.controls:
-            seen = ("yes" if control.seen else "NO") if control.required else "not required"
-            rows.append([control.perturbation, f"{control.drift_max:.1e}", seen])
-        return _table(rows)
+            seen = ("yes" if control.seen else "no") + ("" if control.required else ", not required")
+            cells = [control.perturbation, f"{control.drift_max:.1e}", seen]
+            rows.append(Row(cells, passed=control.seen or not control.required))
+        return Table(
+            "Negative controls",
+            ["perturbation of the baseline", "drift max", "seen"],
+            rows,
+            "A comparison that does not see the required perturbations proves nothing.",
+        )
 
-    def _verification_text(self, scores: PairScores) -> list[str]:
+    def _scores(self, scores: PairScores) -> Table:
         same, path = scores.pair_file.same, scores.pair_file.path
         rates = [f"TAR at FAR {rate:g}" for rate in FALSE_ACCEPT_RATES]
-        rows = [["", "accuracy", "threshold", *rates, "flips"]]
         flips = ["-", *(str(own.count) for own in scores.flips)]
+        rows = []
         for system, own, count in zip(self.systems, scores.verification, flips, strict=True):
-            spread = "" if own.accuracy_std is None else f" +- {own.accuracy_std:.2%}"
+            spread = "" if own.accuracy_std is None else f" ± {own.accuracy_std:.2%}"
             threshold = "-" if own.threshold is None else f"{own.threshold:.3f}"
-            tar = map(percent, own.tar_at_far.values())
-            rows.append([system.name, percent(own.accuracy_mean) + spread, threshold, *tar, count])
-        return [f"{path}: {len(same)} pairs, {same.sum()} of one person", *_table(rows)]
+            tar = map(_percent, own.tar_at_far.values())
+            rows.append(Row([system.name, _percent(own.accuracy_mean) + spread, threshold, *tar, count]))
+        mirrored = " Each embedding is the crop's plus its mirror image's." if scores.mirrored else ""
+        return Table(
+            f"{path}: {len(same)} pairs, {same.sum()} of one person",
+            ["model", "accuracy", "threshold", *rates, "flips"],
+            rows,
+            f"Accuracy over {FOLDS} folds, each at the best threshold of the others.{mirrored}",
+        )
 
 
-def percent(share: float | None) -> str:
-    """Write a share as a percentage; a dash if it is unknown."""
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: its cells, and whether what it shows is within the tolerance."""
+
+    cells: Sequence[str]
+    passed: bool = True
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the report: its title, the names of its columns, its rows, and what they mean."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Row]
+    note: str
+
+    def to_text(self) -> str:
+        """Align the cells: the first column to the left, the others to the right."""
+        rows = [self.columns, *(row.cells for row in self.rows)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [self.title]
+        for first, *others in rows:
+            cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+            lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+        return "\n".join([*lines, f"({self.note})"])
+
+
+def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.2%}"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Align a table's cells: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *others in rows:
-        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
-    return lines
 
 
 def result_of(
     systems: Sequence[SystemReport],
-    differences: Sequence[Difference],
+    agreements: Sequence[Agreement],
     controls: Sequence[Control],
     max_drift_cosine: float,
 ) -> Result:
@@ -240,21 +261,18 @@ def result_of(
         for control in controls
         if control.required and not control.seen
     ]
-    failures = list(_failures(systems, differences, max_drift_cosine))
+    failures = list(_failures(systems, agreements, max_drift_cosine))
     outcome: Literal["passed", "failed", "inconclusive"]
     outcome = "inconclusive" if unseen else "failed" if failures else "passed"
     return Result(outcome=outcome, reasons=[*unseen, *failures])
 
 
 def _failures(
-    systems: Sequence[SystemReport], differences: Sequence[Difference], allowed: float
+    systems: Sequence[SystemReport], agreements: Sequence[Agreement], allowed: float
 ) -> Iterator[str]:
-    for one in differences:
-        if not one.agreement.drift_max <= allowed:
-            yield (
-                f"{one.other} drifts by {one.agreement.drift_max:.2g} from {one.baseline}; expected at most "
-                f"{allowed:g}."
-            )
+    for a in agreements:
+        if not a.drift_max <= allowed:
+            yield f"{a.other} drifts by {a.drift_max:.2g} from {a.baseline}; expected at most {allowed:g}."
     for system in systems:
         if not system.drift_between_batches <= allowed:
             yield (

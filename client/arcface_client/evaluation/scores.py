@@ -26,31 +26,6 @@ Same = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agreement:
-    """Two systems' embeddings of the same crops.
-
-    Attributes:
-        cosine_min: Least cosine similarity.
-        cosine_p1: First percentile of the cosine similarity.
-        cosine_mean: Mean cosine similarity.
-        drift_max: Largest drift, which is the cosine distance of two embeddings of one crop.
-        drift_p99: 99th percentile of the drift.
-        drift_mean: Mean drift.
-        l2_max: Largest Euclidean distance.
-        l2_mean: Mean Euclidean distance.
-    """
-
-    cosine_min: float
-    cosine_p1: float
-    cosine_mean: float
-    drift_max: float
-    drift_p99: float
-    drift_mean: float
-    l2_max: float
-    l2_mean: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class Flips:
     """Pairs of crops that only one of two systems takes for the same person.
 
@@ -63,6 +38,37 @@ class Flips:
     threshold: float
     count: int
     pairs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """A system's embeddings of the crops against the baseline's.
+
+    Attributes:
+        baseline: Name of the baseline.
+        other: Name of the other system.
+        cosine_min: Least cosine similarity.
+        cosine_p1: First percentile of the cosine similarity.
+        cosine_mean: Mean cosine similarity.
+        drift_max: Largest drift, which is the cosine distance of two embeddings of one crop.
+        drift_p99: 99th percentile of the drift.
+        drift_mean: Mean drift.
+        l2_max: Largest Euclidean distance.
+        l2_mean: Mean Euclidean distance.
+        flips: Pairs of crops that change sides of the threshold.
+    """
+
+    baseline: str
+    other: str
+    cosine_min: float
+    cosine_p1: float
+    cosine_mean: float
+    drift_max: float
+    drift_p99: float
+    drift_mean: float
+    l2_max: float
+    l2_mean: float
+    flips: Flips
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +113,12 @@ def norms(embeddings: Embeddings | Values) -> Values:
     return np.asarray(np.linalg.norm(embeddings.astype(np.float64), axis=1))
 
 
-def agreement(left: Embeddings, right: Embeddings) -> Agreement:
-    """Compare two systems' embeddings of the same crops: float32 [N, 512] each, N at least 1."""
-    drift = drifts(left, right)
-    distance = norms(left.astype(np.float64) - right)
+def agreement(baseline: str, other: str, left: Embeddings, right: Embeddings, flips: Flips) -> Agreement:
+    """Compare two systems, by name, from their embeddings of the same crops: float32 [N, 512] each."""
+    drift, distance = drifts(left, right), norms(left.astype(np.float64) - right)
     return Agreement(
+        baseline=baseline,
+        other=other,
         cosine_min=float(1 - drift.max()),
         cosine_p1=float(1 - np.percentile(drift, 99)),
         cosine_mean=float(1 - drift.mean()),
@@ -120,6 +127,7 @@ def agreement(left: Embeddings, right: Embeddings) -> Agreement:
         drift_mean=float(drift.mean()),
         l2_max=float(distance.max()),
         l2_mean=float(distance.mean()),
+        flips=flips,
     )
 
 

@@ -109,7 +109,7 @@ def test_one_crop_that_drifts_fails_though_the_mean_is_small(tiny: System) -> No
         return np.asarray(embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True), np.float32)
 
     found = compared(tiny, altered("nearly right", tiny, one_wrong))
-    assert found.differences[0].agreement.drift_mean < 0.001 < found.differences[0].agreement.drift_max
+    assert found.agreements[0].drift_mean < 0.001 < found.agreements[0].drift_max
     assert found.result.outcome == "failed"
 
 

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from arcface_client.contract import Embeddings
 from arcface_client.evaluation.scores import (
+    Agreement,
+    Flips,
     Same,
     Values,
     agreement,
@@ -36,6 +38,10 @@ def at_drift(left: Embeddings, drift: float) -> Embeddings:
     return np.asarray(cosine * left + np.sqrt(1 - cosine**2) * across, np.float32)
 
 
+def agree(left: Embeddings, right: Embeddings) -> Agreement:
+    return agreement("left", "right", left, right, Flips(threshold=0.3, count=0, pairs=0))
+
+
 @pytest.mark.parametrize("drift", [2e-6, 0.001, 0.3, 1.0, 1.9])
 def test_drift_is_one_minus_cosine_similarity(drift: float) -> None:
     left = rows(20)
@@ -47,14 +53,14 @@ def test_length_changes_the_euclidean_distance_and_not_the_drift(scale: float) -
     left = rows(3)
     scaled = np.asarray(left * scale, np.float32)
     assert largest_drift(left, scaled) < 1e-12
-    assert agreement(left, scaled).l2_max == pytest.approx(abs(scale - 1), rel=1e-3, abs=1e-6)
+    assert agree(left, scaled).l2_max == pytest.approx(abs(scale - 1), rel=1e-3, abs=1e-6)
 
 
 def test_one_crop_that_drifts_is_the_largest_drift_while_the_mean_hides_it() -> None:
     left = rows(200)
     right = left.copy()
     right[7] = at_drift(left, 0.3)[7]
-    found = agreement(left, right)
+    found = agree(left, right)
     assert found.drift_max == pytest.approx(0.3, rel=1e-4)
     assert found.drift_mean == pytest.approx(0.3 / 200, rel=1e-4)
     assert found.drift_p99 < 1e-3
