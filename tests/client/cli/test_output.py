@@ -87,3 +87,58 @@ def test_a_path_that_is_not_utf8_is_written_with_escapes(tmp_path: Path) -> None
 
     assert (tmp_path / "report.html").read_text() == "a crop: bad\\udcff.png"
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_an_archive_holds_what_was_added_to_it(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((5, 512)).astype(np.float32)
+    with EmbeddingArchive(tmp_path / "out.npz") as archive:
+        archive.add(["a", "b"], rows[:2])
+        archive.add(["c", "d", "é" * 30], rows[2:])
+    with np.load(tmp_path / "out.npz") as loaded:
+        np.testing.assert_array_equal(loaded["embeddings"], rows)
+        assert loaded["paths"].tolist() == ["a", "b", "c", "d", "é" * 30]
+    assert [path.name for path in tmp_path.iterdir()] == ["out.npz"]
+
+
+def test_an_empty_archive_can_be_loaded(tmp_path: Path) -> None:
+    with EmbeddingArchive(tmp_path / "out.npz"):
+        pass
+    with np.load(tmp_path / "out.npz") as loaded:
+        assert loaded["embeddings"].shape == (0, 512)
+        assert loaded["paths"].shape == (0,)
+
+
+def test_an_error_leaves_the_old_archive_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "out.npz").write_bytes(b"old")
+    with pytest.raises(RuntimeError), EmbeddingArchive(tmp_path / "out.npz") as archive:
+        archive.add(["a"], np.zeros((1, 512), np.float32))
+        raise RuntimeError
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("out.npz", b"old")]
+
+
+def test_an_archive_that_is_a_folder_is_refused_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is a folder; give the name of a file"):
+        EmbeddingArchive(tmp_path)
+
+
+def test_a_file_that_is_not_a_regular_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match=r"is not a regular file"):
+        EmbeddingArchive(tmp_path / "pipe")
+    with pytest.raises(InputError, match=r"is not a regular file"):
+        EmbeddingArchive(Path(os.devnull))
+
+
+def test_a_link_stays_and_its_target_is_written(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link.npz").symlink_to("data/real.npz")
+    with EmbeddingArchive(tmp_path / "link.npz") as archive:
+        archive.add(["a"], np.zeros((1, 512), np.float32))
+    assert (tmp_path / "link.npz").is_symlink()
+    with np.load(tmp_path / "data/real.npz") as loaded:
+        assert loaded["paths"].tolist() == ["a"]
+
+
+def test_an_archive_in_a_missing_folder_is_refused_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="There is no folder"):
+        EmbeddingArchive(tmp_path / "none" / "out.npz")
