@@ -74,7 +74,9 @@ def test_grey_of_sixteen_bits_is_refused_not_clipped(tmp_path: Path) -> None:
 def test_colours_of_sixteen_bits_become_their_upper_eight(tmp_path: Path) -> None:
     rgb = np.random.default_rng(2).integers(0, 2**16, (112, 112, 3), np.uint16)
     header = struct.pack(">2I5B", 112, 112, 16, 2, 0, 0, 0)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in rgb)  # each row begins with its filter, none
+    rows = b"".join(
+        b"\0" + row.astype(">u2").tobytes() for row in rgb
+    )  # each row begins with its filter, none
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
     packed = [
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
