@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from arcface_client.errors import require
-from arcface_client.models.home import expanded
+from arcface_client.models.files import expanded
 
 from ..errors import NotArcFaceError, PackError, SourceError
 from .model import PACK_TERMS

@@ -10,7 +10,7 @@ from typing import Final, Protocol, TypeAlias
 
 import onnx_ir as ir
 
-from arcface_client.models.home import expanded
+from arcface_client.models.files import expanded
 
 from ..errors import NotArcFaceError, OptionError
 from ..graph.serving import is_serving_graph

@@ -12,8 +12,8 @@ from google.protobuf.message import DecodeError
 from ..contract import CROP_SHAPE, CROP_SIZE, EMBEDDING_DIM, Crops, Embeddings
 from ..errors import ContractError, DeploymentError, ModelNotFoundError, require
 from ..models.embedding_space import EmbeddingSpace
-from ..models.home import expanded
-from ..models.repository import LocalModels, file_sha256
+from ..models.files import expanded, file_sha256
+from ..models.repository import LocalModels
 from .local_model import LocalCandidate, LocalModel
 from .onnxruntime import BATCH_SIZE, ENTRIES, provider_options
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import DeploymentError, ManifestError, ModelNotFoundError
-from .checksum import sha256_of
+from ..errors import ManifestError, ModelNotFoundError
 from .embedding_space import EmbeddingSpace, PrecisionClass
+from .files import file_sha256
 from .golden import GoldenReference
 from .manifest import MODEL_FILE, ModelManifest, PlanManifest, manifest_path, plan_manifest_paths
 from .naming import onnx_model, plan_model, sibling_of
@@ -185,18 +185,6 @@ class LocalModels:
         paths = plan_manifest_paths(self.root, model, version)
         classes = {PlanManifest.read(path).precision_class for path in paths}
         return classes.pop() if len(classes) == 1 else None
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file.
-
-    Raises:
-        DeploymentError: It cannot be read.
-    """
-    try:
-        return sha256_of(path)
-    except OSError as error:
-        raise DeploymentError(f"Cannot read {path}: {error.strerror}.") from error
 
 
 def _check_sha256(path: Path, expected: str) -> None:

@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from arcface_client.models.cache import cache_folder
-from arcface_client.models.checksum import sha256_of
+from arcface_client.models.files import cache_folder, sha256_of
 
 from ..errors import PerfAnalyzerError, TritonNotInstalledError
 from ..installation import find_installation

@@ -11,8 +11,9 @@ from arcface_builder.build import build
 from arcface_builder.source.load import OnnxFile
 from arcface_builder.source.reference import ReferenceEmbedder
 from arcface_client.errors import ManifestError, ModelNotFoundError
+from arcface_client.models.files import file_sha256
 from arcface_client.models.golden import golden_crops
-from arcface_client.models.repository import LocalModels, file_sha256
+from arcface_client.models.repository import LocalModels
 from support.engines import manifest, plan_key
 from support.exports import save_for_insightface
 
