@@ -13,7 +13,7 @@ from pathlib import Path
 from arcface_builder.check.crops import face_like
 from arcface_client.backends.base import EmbeddingBackend
 from arcface_client.backends.factory import get_embedding_backend
-from arcface_client.observability.served import HERE
+from arcface_client.observability.diagnostics import HERE
 from arcface_server import LocalTriton
 
 _CALM_S = 1.0

@@ -21,8 +21,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 from .errors import ConfigError
 from .models.naming import family, onnx_model
 from .runtimes.base import Device, read_device
-from .triton.limits import DEFAULT_MAX_DRIFT_COSINE, DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S
-from .triton.tls import Tls
+from .triton.limits import DEFAULT_MAX_DRIFT_COSINE, DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, Tls
 
 if TYPE_CHECKING:
     from .triton.client import EmbeddingClient

@@ -11,7 +11,7 @@ import numpy as np
 
 from arcface_client.contract import Embeddings
 from arcface_client.errors import ArcFaceError, DeadlineExceededError, NoCandidateError, NoCandidateNowError
-from arcface_client.observability.served import Served
+from arcface_client.observability.diagnostics import Served
 
 LATE_S = 1.5
 """How much later than its deadline a call may end, in seconds, while servers are started beside it."""

@@ -7,7 +7,7 @@ import pytest
 
 from arcface_client.contract import Embeddings
 from arcface_client.errors import ArcFaceError, DeadlineExceededError, NoCandidateNowError, ServerError
-from arcface_client.observability.served import Served, Source
+from arcface_client.observability.diagnostics import Served, Source
 from soak.tally import LATE_S, Tally, wrong_rows
 
 TRUTH: Embeddings = np.eye(4, 512, dtype=np.float32)

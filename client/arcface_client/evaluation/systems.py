@@ -17,7 +17,7 @@ from ..errors import DeploymentError, InputError, ModelNotFoundError, require
 from ..failover.discovery import Pin
 from ..models.naming import onnx_model, plan_model
 from ..runtimes.base import Embed, in_batches
-from ..triton.server_state import ServerStatus
+from ..triton.status import ServerStatus
 
 if TYPE_CHECKING:
     from ..triton.client import EmbeddingClient

@@ -15,7 +15,7 @@ from arcface_client.errors import DeploymentError, ModelNotFoundError
 from arcface_client.evaluation.controls import run_controls
 from arcface_client.evaluation.samples import generated_samples
 from arcface_client.evaluation.systems import is_file, open_reference, siblings_on
-from arcface_client.triton.server_state import ModelStatus, ServerStatus
+from arcface_client.triton.status import ModelStatus, ServerStatus
 from support.exports import Export, as_is, constant_reshape, mxnet, small_arcface
 from support.tiny import tiny_serving_graph
 
