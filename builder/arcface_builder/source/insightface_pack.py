@@ -69,19 +69,13 @@ def _is_recognition(path: Path) -> bool:
 
 
 def _download(pack: str, models: Path) -> None:
-    """Fetch a pack with InsightFace's own code, and put it in place only when it is whole.
+    """Fetch a pack with InsightFace's own code into a folder beside the packs, and move it when it is whole.
 
-    InsightFace takes any folder of the pack's name for the pack, half a download as well; so it
-    downloads into a folder beside the packs, and the finished pack is moved.
+    InsightFace would take a folder with half a download for the pack.
     """
     storage = require("insightface.utils.storage", extra="insightface", purpose="Downloading a pack")
     requests = require("requests", extra="insightface", purpose="Downloading a pack")
     folder = models / pack
-    if folder.is_dir() and any(folder.iterdir()):
-        raise PackError(
-            f"{folder} is in the way: it holds files, but no ONNX model. Move it away to have the pack "
-            "downloaded, or name a file with --onnx-path."
-        )
     _log.info("Downloading %s. %s.", pack, PACK_TERMS)
     staging: str | None = None
     try:
@@ -89,7 +83,7 @@ def _download(pack: str, models: Path) -> None:
         staging = tempfile.mkdtemp(prefix=f".{pack}-", dir=models)
         with redirect_stdout(sys.stderr):  # it prints where it puts the file
             storage.download("models", pack, root=staging)
-        Path(staging, "models", pack).replace(folder)  # takes the place of an empty one as well
+        Path(staging, "models", pack).replace(folder)  # refuses a folder that holds files
     except (requests.RequestException, RuntimeError, OSError, zipfile.BadZipFile) as error:
         reason = type(error).__name__ if isinstance(error, requests.RequestException) else error
         raise PackError(

@@ -27,6 +27,8 @@ _AMBIGUOUS_NAMES: Final[Mapping[str, str]] = {
 }
 """File names that do not say which weights are inside, with the reason."""
 
+_OF_ORIGIN: Final = ("sha256", "known_file", "terms", "synthetic", "depth", "seed")
+
 
 @dataclass(frozen=True)
 class Tensor:
@@ -98,14 +100,9 @@ class Inspection:
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as JSON takes them, all on one level except tensors and issues."""
         values = asdict(self)
-        origin, pixels, issues = (values.pop(name) for name in ("origin", "pixels", "issues"))
-        names = ("sha256", "known_file", "terms", "synthetic", "depth", "seed")
-        return {
-            **values,
-            "findings": issues,
-            **{name: origin[name] for name in names},
-            **(pixels or dict.fromkeys(field.name for field in fields(Pixels))),
-        }
+        origin, pixels, values["findings"] = (values.pop(name) for name in ("origin", "pixels", "issues"))
+        named = {name: origin[name] for name in _OF_ORIGIN}
+        return {**values, **named, **(pixels or dict.fromkeys(field.name for field in fields(Pixels)))}
 
     def to_text(self) -> str:
         """Give the fields as text for people."""

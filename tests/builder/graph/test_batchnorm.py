@@ -101,7 +101,7 @@ def check_folded(network: Network, folded: int) -> None:
 
 
 @pytest.mark.parametrize("shortcut", [None, 1])
-def test_a_block_loses_its_batch_norm_and_nothing_else(shortcut: int | None) -> None:
+def test_a_block_loses_only_its_batch_norm(shortcut: int | None) -> None:
     network = Network(shortcut=shortcut)
     before = len(network.model.graph)
 
@@ -110,46 +110,30 @@ def test_a_block_loses_its_batch_norm_and_nothing_else(shortcut: int | None) -> 
     assert len(network.model.graph) == before - 1
 
 
-def test_a_channel_that_training_has_switched_off_is_no_obstacle() -> None:
-    off = {"norm.gamma": np.array([1, 1e-30, 1, 1], np.float32), "norm.beta": np.zeros(CHANNELS, np.float32)}
-    off["norm.beta"][1] = 1e-30
-
-    check_folded(Network(changes=off), 1)
+def vector(*values: float) -> Array:
+    return np.array(values, np.float32)
 
 
-@pytest.mark.parametrize(("beta", "folded"), [(7.9, 1), (8.1, 0)])
-def test_a_shift_that_would_drown_the_signal_of_one_channel_stays(beta: float, folded: int) -> None:
-    large = {
-        "norm.gamma": np.ones(CHANNELS, np.float32),
-        "norm.beta": np.array([0, beta, 0, 0], np.float32),
-    }
-
-    check_folded(Network(changes=large), folded)
-
-
-def test_a_constant_channel_keeps_the_batch_norm() -> None:
-    constant = {"norm.gamma": np.array([1, 0, 1, 1], np.float32), "norm.beta": np.ones(CHANNELS, np.float32)}
-
-    check_folded(Network(changes=constant), 0)
-
-
-def test_a_batch_norm_that_gives_nothing_is_folded() -> None:
-    nothing = np.zeros(CHANNELS, np.float32)
-
-    check_folded(Network(changes={"norm.gamma": nothing, "norm.beta": nothing}), 1)
+@pytest.mark.parametrize(
+    ("gamma", "beta", "folded"),
+    [
+        pytest.param(vector(1, 1e-30, 1, 1), vector(0, 1e-30, 0, 0), 1, id="channel switched off"),
+        pytest.param(vector(1, 1, 1, 1), vector(0, 7.9, 0, 0), 1, id="large shift"),
+        pytest.param(vector(1, 1, 1, 1), vector(0, 8.1, 0, 0), 0, id="shift that 16 bits would drown in"),
+        pytest.param(vector(1, 0, 1, 1), vector(1, 1, 1, 1), 0, id="constant channel"),
+        pytest.param(vector(0, 0, 0, 0), vector(0, 0, 0, 0), 1, id="all zeros"),
+    ],
+)
+def test_scale_and_shift_decide_whether_a_batch_norm_is_folded(
+    gamma: Array, beta: Array, folded: int
+) -> None:
+    check_folded(Network(changes={"norm.gamma": gamma, "norm.beta": beta}), folded)
 
 
-def test_where_the_stream_comes_from_an_activation_the_batch_norm_stays() -> None:
-    check_folded(Network(between="Relu"), 0)
-
-
-def test_where_the_stream_is_an_output_the_batch_norm_stays() -> None:
-    check_folded(Network(returns_sum=True), 0)
-
-
-def test_where_the_shortcut_pads_the_batch_norm_stays() -> None:
-    check_folded(Network(shortcut=3), 0)
-
-
-def test_a_sum_that_spreads_one_channel_keeps_the_batch_norm() -> None:
-    check_folded(Network(first_channels=1), 0)
+@pytest.mark.parametrize(
+    "options",
+    [{"between": "Relu"}, {"returns_sum": True}, {"shortcut": 3}, {"first_channels": 1}],
+    ids=["after an activation", "sum is an output", "padded shortcut", "sum broadcasts one channel"],
+)
+def test_a_batch_norm_stays_where_the_stream_cannot_take_its_offset(options: dict[str, Any]) -> None:
+    check_folded(Network(**options), 0)

@@ -98,7 +98,7 @@ def test_bf16_rounds_the_weights_once_and_keeps_the_contract(small_graph: bytes)
 
 
 @pytest.mark.parametrize("strongly_typed", [False, True])
-def test_int8_puts_pairs_in_front_of_convolutions_alone(strongly_typed: bool, small_graph: bytes) -> None:
+def test_int8_puts_pairs_only_in_front_of_convolutions(strongly_typed: bool, small_graph: bytes) -> None:
     calibration = np.concatenate([face_crops(), faces.face_like(10, seed=5)])
 
     typed = typed_graph(small_graph, "int8", calibration=calibration, strongly_typed=strongly_typed)
@@ -111,7 +111,7 @@ def test_int8_puts_pairs_in_front_of_convolutions_alone(strongly_typed: bool, sm
     pairs = [node for node in nodes if node.op_type == "DequantizeLinear"]
     assert len(pairs) == 10  # input and weights of five convolutions; the first stays as it is
     seen_by = {pair.output[0]: sorted(user.op_type for user in users[pair.output[0]]) for pair in pairs}
-    # Who else reads a convolution's input sees its eight bits, too.
+    # Other readers of a convolution's input see its eight bits, too.
     assert seen_by.pop("sum2_DequantizeLinear_Output") == ["Add", "Conv"]
     assert seen_by.pop("prelu1_DequantizeLinear_Output") == ["BatchNormalization", "Conv"]
     assert list(seen_by.values()) == [["Conv"]] * 8
@@ -143,7 +143,7 @@ def test_int8_without_crops_is_refused(calibration: Crops | None, small_graph: b
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_nodes_without_names_are_told_apart(precision: str, small_graph: bytes) -> None:
+def test_nodes_without_names_are_converted(precision: str, small_graph: bytes) -> None:
     model = onnx.load_model_from_string(small_graph)
     for node in model.graph.node:
         node.name = ""

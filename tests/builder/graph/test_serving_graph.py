@@ -14,16 +14,15 @@ from onnx import helper, numpy_helper
 from arcface_builder.check.accuracy import TOLERANCE, check_onnx_model
 from arcface_builder.check.crops import face_like, noise
 from arcface_builder.errors import NotArcFaceError, ParityError
-from arcface_builder.graph.edit import session
 from arcface_builder.source.load import OnnxFile
 from arcface_builder.source.model import SourceModel
 from arcface_builder.source.reference import ReferenceEmbedder
-from arcface_client.contract import Crops, Embeddings
 from arcface_client.runtimes.base import Embed
 from photograph import face_crops
+from support.embedders import embedder
 from support.exports import EXPORTS, mxnet, pytorch_pack, small_arcface
 
-EMBED_ONLY_IN_COPY = {
+RUN_AS_FIXED_COPY = {
     "mxnet_broken",
     "spatial_at_any_opset",
     "half_weights",
@@ -40,18 +39,8 @@ OWN_NORMALISATION = {
 """What stays of exports that normalise their output themselves, before the normalisation of the contract."""
 
 
-def serve(source: SourceModel) -> onnx.ModelProto:
-    return source.serving_graph()
-
-
-def embedder(graph: onnx.ModelProto) -> Embed:
-    runtime = session(graph.SerializeToString())
-
-    def embed(crops: Crops) -> Embeddings:
-        (embeddings,) = runtime.run(["embedding"], {"image": crops})
-        return np.asarray(embeddings)
-
-    return embed
+def served(source: SourceModel) -> Embed:
+    return embedder(source.serving_graph().SerializeToString())
 
 
 def written(model: onnx.ModelProto, path: Path) -> SourceModel:
@@ -65,10 +54,10 @@ def test_embeddings_equal_the_source_models_however_it_was_exported(export: str,
     before = (tmp_path / "source.onnx").read_bytes()
 
     reference = ReferenceEmbedder(source)
-    parity = check_onnx_model(reference.embed, embedder(serve(source)))
+    parity = check_onnx_model(reference.embed, served(source))
 
     assert parity.max_abs_difference <= TOLERANCE
-    assert reference.runs == ("fixed copy" if export in EMBED_ONLY_IN_COPY else "source file")
+    assert reference.runs == ("fixed copy" if export in RUN_AS_FIXED_COPY else "source file")
     assert (tmp_path / "source.onnx").read_bytes() == before
 
 
@@ -82,12 +71,12 @@ def test_embeddings_of_real_faces_equal_insightfaces_own(export: object, tmp_pat
     raw = np.concatenate([insightface.get_feat(crop) for crop in crops])
     expected = raw / np.linalg.norm(raw, axis=1, keepdims=True)
 
-    np.testing.assert_allclose(embedder(serve(source))(crops), expected, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(served(source)(crops), expected, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("export", EXPORTS)
-def test_the_graph_holds_what_it_needs_and_nothing_else(export: str, tmp_path: Path) -> None:
-    graph = serve(written(EXPORTS[export](small_arcface()), tmp_path / "source.onnx")).graph
+def test_the_graph_has_only_the_nodes_it_needs(export: str, tmp_path: Path) -> None:
+    graph = written(EXPORTS[export](small_arcface()), tmp_path / "source.onnx").serving_graph().graph
 
     ops = Counter(node.op_type for node in graph.node)
     ops["Cast"] -= export == "half_output"  # to float32 now, which costs nothing
@@ -105,36 +94,22 @@ def test_the_graph_holds_what_it_needs_and_nothing_else(export: str, tmp_path: P
     assert [node.op_type for node in graph.node if "image" in node.input] == ["Cast"]
 
 
-@pytest.mark.parametrize("end", ["input", "output"])
-def test_the_batch_is_free_at_both_ends(end: str, tmp_path: Path) -> None:
-    graph = serve(written(EXPORTS["constant_reshape"](small_arcface()), tmp_path / "source.onnx")).graph
+def test_the_batch_is_free_and_tensorrt_8_5_reads_the_opset(tmp_path: Path) -> None:
+    for export in ("constant_reshape", "newest_opset"):
+        model = written(EXPORTS[export](small_arcface()), tmp_path / "source.onnx").serving_graph()
 
-    (value,) = getattr(graph, end)
-
-    assert value.type.tensor_type.shape.dim[0].dim_param == "N"
-
-
-def test_the_opset_is_one_that_tensorrt_8_5_reads(tmp_path: Path) -> None:
-    model = serve(written(EXPORTS["newest_opset"](small_arcface()), tmp_path / "source.onnx"))
-
-    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 17)]
-    assert model.ir_version == 8
+        for value in (model.graph.input[0], model.graph.output[0]):
+            assert value.type.tensor_type.shape.dim[0].dim_param == "N"
+        assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 17)]
+        assert model.ir_version == 8
 
 
-def test_the_parity_check_fails_for_127_5_against_128(tmp_path: Path) -> None:
+def test_a_graph_with_127_5_instead_of_128_is_refused(tmp_path: Path) -> None:
     source = written(small_arcface(), tmp_path / "source.onnx")
     other = written(mxnet(small_arcface()), tmp_path / "other.onnx")
 
     with pytest.raises(ParityError):
-        check_onnx_model(ReferenceEmbedder(source).embed, embedder(serve(other)))
-
-
-def test_the_parity_check_fails_for_another_model(tmp_path: Path) -> None:
-    source = written(small_arcface(seed=0), tmp_path / "source.onnx")
-    other = written(small_arcface(seed=1), tmp_path / "other.onnx")
-
-    with pytest.raises(ParityError):
-        check_onnx_model(ReferenceEmbedder(source).embed, embedder(serve(other)))
+        check_onnx_model(ReferenceEmbedder(source).embed, served(other))
 
 
 def reshaped(shape: list[int]) -> onnx.ModelProto:
@@ -150,17 +125,17 @@ def reshaped(shape: list[int]) -> onnx.ModelProto:
 def test_a_reshape_to_one_row_an_image_lets_any_batch_through(shape: list[int], tmp_path: Path) -> None:
     source = written(reshaped(shape), tmp_path / "source.onnx")
 
-    assert check_onnx_model(ReferenceEmbedder(source).embed, embedder(serve(source)))
+    assert check_onnx_model(ReferenceEmbedder(source).embed, served(source))
 
 
-def test_a_reshape_to_another_matrix_is_no_flattening(tmp_path: Path) -> None:
+def test_a_reshape_to_another_matrix_is_refused(tmp_path: Path) -> None:
     source = written(reshaped([392, -1]), tmp_path / "source.onnx")
 
     with pytest.raises(NotArcFaceError, match="cannot run"):
-        serve(source)
+        source.serving_graph()
 
 
-def test_a_source_that_does_not_run_is_no_reference(tmp_path: Path) -> None:
+def test_a_source_that_does_not_run_is_refused_as_reference(tmp_path: Path) -> None:
     source = written(reshaped([8, -1]), tmp_path / "source.onnx")
 
     with pytest.raises(NotArcFaceError, match="cannot run the source file on one crop"):

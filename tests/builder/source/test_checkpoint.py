@@ -54,7 +54,7 @@ def test_a_state_dict_gives_the_network_that_it_came_from(
 
 
 @pytest.mark.usefixtures("thin")
-def test_a_checkpoint_is_built_and_proved(tmp_path: Path) -> None:
+def test_a_checkpoint_is_built_and_compared_with_its_source(tmp_path: Path) -> None:
     checkpoint = saved(synthetic_weights("r18", seed=0), tmp_path)
 
     built = build(checkpoint, name="m", repository=tmp_path / "models")
@@ -65,7 +65,7 @@ def test_a_checkpoint_is_built_and_proved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("depth", BLOCKS)
-def test_the_depth_is_told_by_the_keys(depth: str) -> None:
+def test_the_depth_is_found_by_the_keys(depth: str) -> None:
     assert depth_of(parameter_shapes(depth)) == depth
 
 
@@ -76,39 +76,37 @@ def test_an_unknown_depth_is_refused() -> None:
         depth_of(names)
 
 
-def test_missing_keys_are_named(state: StateDict, tmp_path: Path) -> None:
-    state = {name: array for name, array in state.items() if not name.startswith("fc.")}
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"fc.weight": None, "fc.bias": None},
+            r"not a state dict of an IResNet r18: it misses fc\.weight, fc",
+        ),
+        ({"head.kernel": np.zeros(1, np.float32)}, r"has the unknown head\.kernel"),
+        (
+            {"conv1.weight": np.zeros((64, 1, 3, 3), np.float32)},
+            r"conv1\.weight \[64, 1, 3, 3\] instead of \[",
+        ),
+        ({"fc.bias": np.full(512, np.nan, np.float32)}, r"NaN or infinite values in fc\.bias"),
+    ],
+    ids=["missing", "unknown", "wrong shape", "not a number"],
+)
+def test_parameters_that_do_not_fit_are_named(
+    changes: dict[str, npt.NDArray[np.float32] | None], message: str, state: StateDict, tmp_path: Path
+) -> None:
+    changed = {name: array for name, array in {**state, **changes}.items() if array is not None}
 
-    with pytest.raises(
-        CheckpointError, match=r"not a state dict of an IResNet r18: it misses fc\.weight, fc\.bias"
-    ):
-        saved(state, tmp_path).load()
+    with pytest.raises(CheckpointError, match=message):
+        saved(changed, tmp_path).load()
 
 
-def test_unexpected_keys_are_named(state: StateDict, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"has the unknown head\.kernel"):
-        saved({**state, "head.kernel": np.zeros(1, np.float32)}, tmp_path).load()
-
-
-def test_wrong_shapes_are_named(state: StateDict, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"conv1\.weight \[64, 1, 3, 3\] instead of \[64, 3, 3, 3\]"):
-        saved({**state, "conv1.weight": np.zeros((64, 1, 3, 3), np.float32)}, tmp_path).load()
-
-
-def test_nan_weights_are_refused(state: StateDict, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"NaN or infinite values in fc\.bias"):
-        saved({**state, "fc.bias": np.full(512, np.nan, np.float32)}, tmp_path).load()
-
-
-def test_a_truncated_safetensors_file_is_refused(state: StateDict, tmp_path: Path) -> None:
+def test_a_truncated_or_missing_file_is_refused(state: StateDict, tmp_path: Path) -> None:
     checkpoint = saved(state, tmp_path)
     checkpoint.path.write_bytes(checkpoint.path.read_bytes()[:-1000])
 
     with pytest.raises(CheckpointError, match="is cut short"):
         checkpoint.load()
-
-
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="No checkpoint at"):
         Checkpoint(tmp_path / "nothing.pth").load()
 

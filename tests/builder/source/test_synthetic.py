@@ -47,7 +47,7 @@ def test_different_images_land_far_apart(crops: Crops, mean: float, r18: SourceM
 def test_a_seed_gives_the_same_embeddings_on_every_machine(r18: SourceModel) -> None:
     (embedding,) = ReferenceEmbedder(r18).embed(face_like(1, seed=77))
 
-    # Written down on one machine; whichever runs this test is another.
+    # Recorded on another machine.
     expected = [-0.010517764, 0.002078052, -0.065250389, -0.033071347, -0.054317452, 0.037981331]
     np.testing.assert_allclose(embedding[:6], expected, rtol=0, atol=1e-4)
 
@@ -66,7 +66,7 @@ def test_activations_and_weights_stay_far_inside_fp16(r18: SourceModel) -> None:
 
 
 @pytest.mark.usefixtures("thin")
-def test_what_is_built_of_it_is_labelled_and_the_same_for_a_seed(
+def test_what_is_built_from_it_is_labelled_and_the_same_for_a_seed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert main(["build", "--name", "m", "--repository", str(tmp_path), "--synthetic", "r18", "--json"]) == 0
