@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,7 @@ from arcface_client.runtimes.onnxruntime import RUN_ERRORS
 from ..graph.edit import first_line
 
 _LAYERS: Final = ("Conv", "PRelu", "Add", "Gemm", "MatMul")
+_TYPING: Final = {True: "--strongly-typed", False: "--fp16 --int8"}
 _CROPS: Final = 2  # the layers of one crop of an IResNet-100 take 90 MB
 _LEAST_LENGTH: Final = 1e-30  # of a layer that is all zeros
 
@@ -32,6 +34,7 @@ def keep_refusal(
     settings: Mapping[str, Any],
     crops: Crops,
     max_drift_cosine: float,
+    strongly_typed: bool = True,
 ) -> str:
     """Keep what a refused plan was made of, and say where it diverges.
 
@@ -45,6 +48,7 @@ def keep_refusal(
         settings: The plan's settings and its accuracy report, as JSON takes them.
         crops: uint8 [N, 112, 112, 3], those with the largest drift first.
         max_drift_cosine: The largest drift that is allowed.
+        strongly_typed: Whether TensorRT typed the network strongly, as it does from version 10 on.
 
     Returns:
         Sentences for the error message: the folder; the layer, or the command that finds it.
@@ -54,9 +58,10 @@ def keep_refusal(
     graph.write_bytes(converted)
     (folder / "settings.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     np.save(folder / "crops.npy", crops)
+    shape = ",".join(map(str, (_CROPS, *CROP_SHAPE)))
     command = (
-        f"polygraphy run '{graph}' --onnxrt --trt --onnx-outputs mark all --trt-outputs mark all "
-        f"--input-shapes {INPUT_NAME}:{[_CROPS, *CROP_SHAPE]} --fail-fast".replace(", ", ",")
+        f"polygraphy run {shlex.quote(str(graph))} --onnxrt --trt {_TYPING[strongly_typed]} --onnx-outputs mark "
+        f"all --trt-outputs mark all --input-shapes {INPUT_NAME}:[{shape}] --fail-fast"
     )
     kept = f"The converted graph, the settings and the worst crops are in {folder}."
     try:

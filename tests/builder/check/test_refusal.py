@@ -72,7 +72,7 @@ def test_a_sound_graph_leaves_tensorrts_build(small_graph: bytes, tmp_path: Path
     message = kept(tmp_path, typed_graph(small_graph, "fp16"), small_graph)
 
     assert "within the tolerance in ONNX Runtime, so the cause is TensorRT's build" in message
-    assert f"`polygraphy run '{tmp_path}/graph.onnx' --onnxrt --trt" in message
+    assert f"`polygraphy run {tmp_path}/graph.onnx --onnxrt --trt --strongly-typed" in message
 
 
 def test_a_graph_that_onnx_runtime_cannot_run_is_said_to_be_one(small_graph: bytes, tmp_path: Path) -> None:
@@ -89,5 +89,5 @@ def test_without_polygraphy_the_command_is_printed(
 
     message = kept(tmp_path, typed_graph(small_graph, "fp16"), small_graph)
 
-    assert "pip install 'arcface-triton[polygraphy]'; then run `polygraphy run '" in message
+    assert "pip install 'arcface-triton[polygraphy]'; then run `polygraphy run /" in message
     assert "--input-shapes image:[2,112,112,3] --fail-fast`" in message
