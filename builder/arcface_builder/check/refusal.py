@@ -60,8 +60,8 @@ def keep_refusal(
     np.save(folder / "crops.npy", crops)
     shape = ",".join(map(str, (_CROPS, *CROP_SHAPE)))
     command = (
-        f"polygraphy run {shlex.quote(str(graph))} --onnxrt --trt {_TYPING[strongly_typed]} --onnx-outputs mark "
-        f"all --trt-outputs mark all --input-shapes {INPUT_NAME}:[{shape}] --fail-fast"
+        f"polygraphy run {shlex.quote(str(graph))} --onnxrt --trt {_TYPING[strongly_typed]} "
+        f"--onnx-outputs mark all --trt-outputs mark all --input-shapes '{INPUT_NAME}:[{shape}]' --fail-fast"
     )
     kept = f"The converted graph, the settings and the worst crops are in {folder}."
     try:

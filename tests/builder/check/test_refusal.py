@@ -90,4 +90,4 @@ def test_without_polygraphy_the_command_is_printed(
     message = kept(tmp_path, typed_graph(small_graph, "fp16"), small_graph)
 
     assert "pip install 'arcface-triton[polygraphy]'; then run `polygraphy run /" in message
-    assert "--input-shapes image:[2,112,112,3] --fail-fast`" in message
+    assert "--input-shapes 'image:[2,112,112,3]' --fail-fast`" in message
