@@ -243,7 +243,6 @@ _PIPELINE: Final = tuple(field for field in _FIELDS if field not in _TENSORRT)
 KEYS: Final = tuple(dict.fromkeys(_MOVED.get(field, field) for field in _FIELDS))
 """Every key of the two files."""
 
-_NAMED: Final = "embedding.tensorrt_config"
 _WITHOUT_EFFECT: Final = "triton.shared_memory"
 _KUBERNETES: Final = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_[A-Z]+(_\w+)?)=|_PORT=\w+://")
 """Variables that pods find for each service, for example for one named arcface-triton."""
@@ -271,7 +270,7 @@ def load_pipeline_settings(
         ConfigError: A file is missing or not YAML, a key is unknown, or a value cannot be used.
     """
     layers = [*_above_files(arguments, environment, _FIELDS), _from_file(path, PIPELINE_PATH, _PIPELINE)]
-    named = next((layer[_NAMED] for layer in layers if _NAMED in layer), TENSORRT_PATH)
+    named = (layers[2] | layers[1] | layers[0]).get("embedding.tensorrt_config", TENSORRT_PATH)
     layers.append(_from_file(None if named == TENSORRT_PATH else named, TENSORRT_PATH, _TENSORRT))
     settings = _merged(layers)
     triton = settings.triton
@@ -292,8 +291,7 @@ def load_tensorrt_settings(
     return _merged([*layers, _from_file(path, TENSORRT_PATH, _TENSORRT)]).tensorrt
 
 
-_Layer = dict[str, Any]
-"""The values of one source, by field."""
+_Layer = dict[str, Any]  # the values of one source, by field
 
 
 def _values(key: str, given: object, by: str, fields: tuple[str, ...]) -> _Layer:

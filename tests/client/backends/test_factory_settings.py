@@ -9,13 +9,15 @@ import pytest
 
 from arcface_client import get_embedding_backend
 from arcface_client.backends.base import EmbeddingBackend
+from arcface_client.backends.factory import make_backend
 from arcface_client.contract import Crops
 from arcface_client.errors import ConfigError, DeploymentError, InputError
+from arcface_client.settings import EmbeddingSettings, PipelineSettings
 
 from .conftest import Make
 
 
-def test_the_file_says_the_backend_and_an_argument_goes_before_it(make: Make, tmp_path: Path) -> None:
+def test_an_argument_takes_precedence_over_the_files_backend(make: Make, tmp_path: Path) -> None:
     config = tmp_path / "embedding.yaml"
     config.write_text("embedding: {backend: onnxruntime}")
 
@@ -39,7 +41,7 @@ def test_the_file_says_the_backend_and_an_argument_goes_before_it(make: Make, tm
         ({"triton_ulr": "x"}, "There is no setting 'triton_ulr'; known ones: embedding_backend, "),
     ],
 )
-def test_what_there_is_not_is_refused_with_what_there_is(arguments: dict[str, Any], message: str) -> None:
+def test_an_unknown_name_is_refused_with_the_known_ones(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         get_embedding_backend(**arguments)
 
@@ -96,10 +98,22 @@ def test_a_setting_that_cannot_be_used_is_refused(arguments: dict[str, Any], mes
 
 
 @pytest.mark.parametrize(("enabled", "left"), [("true", "a_onnx"), ("false", "a_trt:1, b_trt")])
-def test_candidates_that_the_settings_of_tensorrt_keep_out_are_none(
+def test_tensorrt_settings_that_leave_no_candidate_are_refused(
     enabled: str, left: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ARCFACE_TENSORRT_ENABLED", enabled)
 
     with pytest.raises(ConfigError, match=rf"enabled is {enabled}, which leaves none of .* \({left}\)"):
         get_embedding_backend("triton", embedding_candidates=left)
+
+
+def test_settings_that_are_passed_are_all_that_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = PipelineSettings(embedding=EmbeddingSettings(backend="tensorrt", model_repository=tmp_path))
+    usual = tmp_path / "config/pipeline"
+    usual.mkdir(parents=True)
+    (usual / "arcface_tensorrt.yaml").write_text("this is: [not YAML")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ARCFACE_TENSORRT_ENABLED", "perhaps")
+    make_backend(settings).close()

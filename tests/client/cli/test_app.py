@@ -120,11 +120,6 @@ def test_status_shows_models_and_reasons(
     assert {"name": "tiny_onnx", "version": 2, "state": "READY", "reason": ""} in models
 
 
-def test_status_without_a_server_fails_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["status", "--url", "127.0.0.1:9"]) == 1
-    assert capsys.readouterr().err.count("\n") == 1
-
-
 def test_a_proxy_that_grpc_uses_is_named(
     triton: LocalTriton, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -251,13 +246,6 @@ def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
     assert main(arguments) == 2
 
 
-def test_a_config_with_an_unknown_key_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = tmp_path / "embedding.yaml"
-    config.write_text("triton: {modle: x}")
-    assert main(["status", "--config", str(config)]) == 1
-    assert "unknown key triton.modle; did you mean triton.model?" in capsys.readouterr().err
-
-
 def test_a_full_disk_leaves_the_old_file_and_one_line(
     triton: LocalTriton, folder: Path, tmp_path: Path
 ) -> None:
@@ -278,14 +266,6 @@ def test_a_full_disk_leaves_the_old_file_and_one_line(
     assert error.startswith(f"arcface-client: {output} cannot be written: File too large.")
     assert output.read_bytes() == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["crops", "out.npz"]
-
-
-def test_an_empty_url_is_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["status", "--url", ""]) == 1
-
-    assert capsys.readouterr().err == (
-        "arcface-client: triton.url is empty; expected one or more, for example localhost:8001.\n"
-    )
 
 
 def test_ctrl_c_leaves_nothing(triton: LocalTriton, folder: Path, tmp_path: Path) -> None:
