@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
@@ -180,15 +181,13 @@ class AsyncEmbeddingClient:
     async def _pipeline(self, arrays: Iterable[Crops], deadline: Deadline) -> AsyncIterator[Embeddings]:
         """Send batches, a few at a time, and yield their embeddings in order."""
         under_way: deque[asyncio.Task[Answer]] = deque()
-        target = self._target
+        source, target = iter(arrays), self._target
         try:
-            for crops in arrays:
-                if len(under_way) == self._max_in_flight:
-                    answer = await under_way.popleft()
-                    target = pinned(target, answer)
-                    yield answer.embeddings
-                under_way.append(asyncio.create_task(self._infer(crops, deadline, target)))
-            while under_way:
+            while True:
+                for crops in itertools.islice(source, self._max_in_flight - len(under_way)):
+                    under_way.append(asyncio.create_task(self._infer(crops, deadline, target)))
+                if not under_way:
+                    return
                 answer = await under_way.popleft()
                 target = pinned(target, answer)
                 yield answer.embeddings

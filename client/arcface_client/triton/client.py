@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -50,7 +51,7 @@ class EmbeddingClient:
         connection: A connection that other clients use too, and that this client does not close.
 
     Raises:
-        ConfigError: The URL or a certificate cannot be used. Nothing is call before the first call.
+        ConfigError: The URL or a certificate cannot be used. Nothing is sent before the first call.
         InputError: A limit is out of its range, or ``url`` or ``tls`` is given beside a connection.
     """
 
@@ -190,7 +191,7 @@ class EmbeddingClient:
         self.close()
 
     def _model(self, deadline: Deadline) -> int:
-        """How many crops the model takes at once; the server is call only once."""
+        """How many crops the model takes at once; the server is asked only once."""
         size = self._largest_batch  # another thread's failure may set it to None at any time
         if size is None:
             call = self._begin(deadline)
@@ -207,18 +208,17 @@ class EmbeddingClient:
         With ``salvage``, the other requests' answers are yielded before the error of a failed one is raised.
         """
         under_way: deque[tuple[Key, _Call]] = deque()
-        target = self._target
+        source, target = iter(keyed), self._target
         try:
-            for key, crops in keyed:
-                if len(under_way) == self._max_in_flight:
-                    done, answer = self._next(under_way)
-                    target = pinned(target, answer)
-                    yield done, answer.embeddings
-                under_way.append((key, self._send(crops, deadline, target)))
-            while under_way:
-                done, answer = self._next(under_way)
+            while True:
+                for key, crops in itertools.islice(source, self._max_in_flight - len(under_way)):
+                    under_way.append((key, self._send(crops, deadline, target)))
+                if not under_way:
+                    return
+                key, call = under_way.popleft()
+                answer = self._wait(call)
                 target = pinned(target, answer)
-                yield done, answer.embeddings
+                yield key, answer.embeddings
         except ArcFaceError as error:
             for key, call in under_way if salvage else ():
                 # A full queue refuses one request while it serves the others: those are worth a wait.
@@ -230,10 +230,6 @@ class EmbeddingClient:
         finally:
             for _, call in under_way:
                 call.cancel()
-
-    def _next(self, under_way: deque[tuple[Key, _Call]]) -> tuple[Key, Answer]:
-        key, call = under_way.popleft()
-        return key, self._wait(call)
 
     def _send(self, crops: Crops, deadline: Deadline, target: Target) -> _Call:
         """Send one batch without waiting for its answer."""
@@ -262,21 +258,18 @@ class EmbeddingClient:
         """Call one of tritonclient's methods; its errors become this project's."""
         try:
             return method(*arguments, **named)
-        except InferenceServerException as error:
-            # The server may have come back with another model of this name: ask for it again next time.
-            self._largest_batch = None
+        except (InferenceServerException, ValueError) as error:
             broken = self._connection.broken(call.client, call.target)
             if broken is not None:
                 raise broken from error
+            if isinstance(error, ValueError):
+                raise  # gRPC raises one for a closed channel, and this channel is open
+            # The server may have come back with another model of this name: ask for it again next time.
+            self._largest_batch = None
             reply = Reply(answers=True)
             if not is_timeout(error):
                 reply = self._connection.ask(call.deadline.remaining_s(PROBE_TIMEOUT_S))
             raise explain(error, call.target, reply, timeout_s=call.timeout_s) from error
-        except ValueError as error:  # how gRPC says that a channel is closed
-            broken = self._connection.broken(call.client, call.target)
-            if broken is None:
-                raise
-            raise broken from error
 
 
 @dataclass

@@ -10,9 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
-
-from tritonclient.utils import InferenceServerException
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import (
     ArcFaceError,
@@ -25,6 +23,9 @@ from ..errors import (
     ServerError,
     ServerUnavailableError,
 )
+
+if TYPE_CHECKING:
+    from tritonclient.utils import InferenceServerException
 
 PROBE_TIMEOUT_S: Final = 1.0
 """How long the question after a failure may take, in seconds."""
