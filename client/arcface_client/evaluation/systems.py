@@ -95,9 +95,9 @@ def _open_file(name: str, stack: ExitStack) -> System:
     if not name.endswith(".onnx"):
         raise InputError(f"{name} is not an .onnx file; to compare another model, name one of a server.")
     require("onnxruntime", extra="onnxruntime", purpose="Running an ONNX file in this process")
-    from ..runtimes.onnxruntime import OnnxRuntime
+    from ..runtimes.onnxruntime import OnnxRuntime, open_session
 
-    runtime = OnnxRuntime(Path(name), entries=ENTRIES)
+    runtime = OnnxRuntime(Path(name), open_session(Path(name), entries=ENTRIES))
     stack.callback(runtime.close)
     return System(name=name, kind="in process", where=name, run=runtime.embed)
 

@@ -6,7 +6,7 @@ import json
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Final
@@ -29,9 +29,6 @@ RUN_ERRORS: Final = (
 )
 """What ONNX Runtime raises; its exceptions have no base class of their own."""
 
-Provider = str | tuple[str, Mapping[str, str]]
-"""An execution provider, or one with its options."""
-
 _TRITON_TYPES: Mapping[str, str] = {"tensor(uint8)": "UINT8", "tensor(float)": "FP32"}
 
 
@@ -40,34 +37,15 @@ class OnnxRuntime:
 
     Args:
         model_path: ONNX file with the contract's tensors.
-        intra_op_threads: Threads inside one operator; 0 is one for each physical core.
-        inter_op_threads: Threads across operators; 0 is ONNX Runtime's choice.
-        providers: Execution providers in order of preference.
-        entries: Further entries of ONNX Runtime's session configuration ("session.force_spinning_stop").
-        session: The file's session if it is open already; the arguments above are then ignored.
+        session: The file's session; None opens it on the CPU.
 
     Raises:
         DeploymentError: The file is missing or ONNX Runtime cannot load it.
         ContractError: The model has other tensors.
     """
 
-    def __init__(
-        self,
-        model_path: str | Path,
-        *,
-        intra_op_threads: int = 0,
-        inter_op_threads: int = 0,
-        providers: Sequence[Provider] = (CPU,),
-        entries: Mapping[str, str] | None = None,
-        session: onnxruntime.InferenceSession | None = None,
-    ) -> None:
-        self._session = session or open_session(
-            Path(model_path),
-            intra_op_threads=intra_op_threads,
-            inter_op_threads=inter_op_threads,
-            providers=providers,
-            entries=entries,
-        )
+    def __init__(self, model_path: str | Path, session: onnxruntime.InferenceSession | None = None) -> None:
+        self._session = session or open_session(Path(model_path))
         check_tensors(
             str(model_path),
             [_spec(tensor) for tensor in self._session.get_inputs()],
@@ -96,7 +74,7 @@ def open_session(
     *,
     intra_op_threads: int = 0,
     inter_op_threads: int = 0,
-    providers: Sequence[Provider] = (CPU,),
+    provider: str | tuple[str, Mapping[str, str]] = CPU,
     entries: Mapping[str, str] | None = None,
     profile_prefix: Path | None = None,
 ) -> onnxruntime.InferenceSession:
@@ -106,8 +84,8 @@ def open_session(
         path: The file.
         intra_op_threads: Threads inside one operator; 0 is one for each physical core.
         inter_op_threads: Threads across operators; 0 is ONNX Runtime's choice.
-        providers: Execution providers in order of preference.
-        entries: Further entries of ONNX Runtime's session configuration.
+        provider: Execution provider, or one with its options.
+        entries: Further entries of the session's configuration, for example "session.force_spinning_stop".
         profile_prefix: Where to record which nodes run, until ``end_profiling``.
 
     Raises:
@@ -127,7 +105,7 @@ def open_session(
         options.profile_file_prefix = str(profile_prefix)
     try:
         # By default a failing provider is replaced by the CPU, with no more than a line on standard output.
-        session = onnxruntime.InferenceSession(path, options, providers=list(providers), enable_fallback=0)
+        session = onnxruntime.InferenceSession(path, options, providers=[provider], enable_fallback=0)
     except (*RUN_ERRORS, RuntimeError, ValueError) as error:
         raise DeploymentError(f"ONNX Runtime cannot load {path}: {error}") from error
     session.disable_fallback()
@@ -177,7 +155,7 @@ def open_on(
             onnxruntime.preload_dlls(directory="")
     with tempfile.TemporaryDirectory() as folder:
         prefix = Path(folder, "nodes")
-        session = open_session(path, providers=[(provider, options)], entries=entries, profile_prefix=prefix)
+        session = open_session(path, provider=(provider, options), entries=entries, profile_prefix=prefix)
         if provider not in session.get_providers():
             session.end_profiling()
             raise DeploymentError(

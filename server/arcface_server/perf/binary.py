@@ -7,7 +7,6 @@ systems lack, and nvidia-pytriton's wheel has them.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -26,7 +26,6 @@ from ..installation import find_installation
 
 VERSION: Final = "2.51.0"
 WHEEL_SHA256: Final = "c485bb0123bdf310f90bc8b03d3489b28df2ffed55b30c7eee0b795b48113d52"
-PROGRAM_SHA256: Final = "a8e3fa6d2fcd535770f18fa3c9baf21aee85697352637d24c6b2818401c95a34"
 
 _MEMBER: Final = f"tritonclient-{VERSION}.data/data/bin/perf_analyzer"
 # The names that the program loads, and the files in the wheel, whose names have a hash in them.
@@ -67,50 +66,34 @@ def find_perf_analyzer() -> PerfAnalyzer:
     if on_path is not None:
         return PerfAnalyzer(Path(on_path))
     folder = cache_folder() / "perf_analyzer" / VERSION
-    if not _is_genuine(folder):
+    if not folder.is_dir():
         _install(folder)
     return PerfAnalyzer(folder / "perf_analyzer", folder / "lib")
 
 
-def _is_genuine(folder: Path) -> bool:
-    program = folder / "perf_analyzer"
-    return program.is_file() and sha256_of(program) == PROGRAM_SHA256
-
-
 def _install(folder: Path) -> None:
-    """Write the program and its libraries, so that the folder appears whole or not at all."""
+    """Write the program and its libraries; the folder appears whole or not at all."""
     libraries = _find_libraries()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        wheel = download_wheel(Path(scratch))
         staged = Path(scratch) / "staged"
-        (staged / "lib").mkdir(parents=True)
-        with zipfile.ZipFile(wheel) as archive, archive.open(_MEMBER) as source:
-            program = staged / "perf_analyzer"
-            with program.open("wb") as target:
-                shutil.copyfileobj(source, target)
+        with zipfile.ZipFile(download_wheel(Path(scratch))) as archive:
+            program = Path(archive.extract(_MEMBER, scratch))
         program.chmod(0o755)
+        (staged / "lib").mkdir(parents=True)
+        program.rename(staged / "perf_analyzer")
         for name, file in libraries.items():
             shutil.copyfile(file, staged / "lib" / name)
-        shutil.rmtree(folder, ignore_errors=True)  # a damaged copy
-        try:
+        with suppress(OSError):  # another process was quicker
             staged.rename(folder)
-        except OSError:
-            if not _is_genuine(folder):  # if it is, another process was quicker
-                raise
 
 
 def download_wheel(folder: Path) -> Path:
-    """Download the wheel with pip, so that the user's index, proxy and certificates apply.
+    """Download the wheel with pip, which uses the user's index, proxy and certificates.
 
     Raises:
-        PerfAnalyzerError: There is no pip, pip failed, or the file has another SHA-256.
+        PerfAnalyzerError: pip failed, or the file has another SHA-256.
     """
-    if importlib.util.find_spec("pip") is None:
-        raise PerfAnalyzerError(
-            f"perf_analyzer is downloaded with pip, which {sys.executable} does not have; "
-            f"install it with: {sys.executable} -m ensurepip. {_ELSEWHERE}"
-        )
     requirement = f"tritonclient=={VERSION}"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     # The program needs no Python. Without these options, pip would refuse a wheel for another Python.

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import triton_python_backend_utils as pb_utils
 
 from arcface_client.errors import ConfigError
-from arcface_client.runtimes.onnxruntime import OnnxRuntime
+from arcface_client.runtimes.onnxruntime import OnnxRuntime, open_session
 from arcface_server.backends.config import read_instance_config
 from arcface_server.backends.requests import respond
 
@@ -27,12 +27,14 @@ class TritonPythonModel:
                 f"{args['model_name']} asks for KIND_{config.device}; this backend runs on the CPU. Set "
                 "`kind: KIND_CPU` in its instance_group, or serve it with NVIDIA's container."
             )
-        self._runtime = OnnxRuntime(
-            config.version_folder / (config.filename or "model.onnx"),
+        path = config.version_folder / (config.filename or "model.onnx")
+        session = open_session(
+            path,
             intra_op_threads=config.integer("intra_op_thread_count", default=0),
             inter_op_threads=config.integer("inter_op_thread_count", default=0),
             entries=config.with_prefix("session."),
         )
+        self._runtime = OnnxRuntime(path, session)
 
     def execute(self, requests: Sequence[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
         """Answer the requests that Triton has batched."""
