@@ -30,7 +30,7 @@ from workers import Worker, bare, selecting, triton
 BARE: Final = "bare tritonclient loop"
 AGAIN: Final = "the same, a second time"
 CLIENT: Final = "EmbeddingClient"
-EMBEDDER: Final = "backend with selection, cooldown and counters"
+EMBEDDER: Final = "embedder with replica pool and counters"
 
 NEXT: Final = "killed, another server is there: first embedding by it"
 HUNG: Final = "stopped (SIGSTOP), another server is there: first embedding by it"

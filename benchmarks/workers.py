@@ -55,8 +55,8 @@ def bare(url: str, model: str) -> Embed:
 
 
 def selecting(url: str, name: str) -> Embed:
-    """This project's backend: selection, cooldown, counters, and the threads in the background."""
-    from arcface_client.backends.triton import TritonBackend
+    """This project's embedder: replica pool, cooldowns, counters, and the threads in the background."""
+    from arcface_client.backends.pooled import TritonBackend
 
     return TritonBackend(url, name).encode
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from .backends.aio import AsyncEmbeddingBackend
     from .backends.base import EmbeddingBackend
     from .backends.factory import get_embedding_backend
-    from .backends.triton import TritonBackend
-    from .failover.intervals import Rhythm
+    from .backends.pooled import TritonBackend
+    from .failover.intervals import Intervals
     from .failover.server import RequestLimits
     from .observability.diagnostics import Diagnostics, Served
     from .triton.aio import AsyncConnection, AsyncEmbeddingClient
@@ -38,8 +38,8 @@ __all__ = [
     "Diagnostics",
     "EmbeddingBackend",
     "EmbeddingClient",
+    "Intervals",
     "RequestLimits",
-    "Rhythm",
     "Served",
     "Tls",
     "TritonBackend",
@@ -55,11 +55,11 @@ _MODULES = {
     "Diagnostics": "observability.diagnostics",
     "EmbeddingBackend": "backends.base",
     "EmbeddingClient": "triton.client",
+    "Intervals": "failover.intervals",
     "RequestLimits": "failover.server",
-    "Rhythm": "failover.intervals",
     "Served": "observability.diagnostics",
     "Tls": "triton.limits",
-    "TritonBackend": "backends.triton",
+    "TritonBackend": "backends.pooled",
     "errors": "errors",
     "get_embedding_backend": "backends.factory",
 }

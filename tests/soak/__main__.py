@@ -1,8 +1,8 @@
 """Load from several threads on two real servers, with random faults all the while.
 
-Two embedders, one with a last resort in this process and one without, share the servers. Every embedding is
-held against what it has to be; when everything is mended, both have to come back to their first choice. The
-exit code is 1 when anything is wrong.
+Two embedders, one with a model in this process as well and one without, share the servers. Every embedding is
+compared with what it must be; when every fault is over, both must come back to their first choice. The exit
+code is 1 when anything is wrong.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
-from arcface_client.backends.triton import TritonBackend
-from arcface_client.failover.intervals import BreakerLimits, Rhythm
+from arcface_client.backends.pooled import TritonBackend
+from arcface_client.failover.intervals import Intervals
 from support.processes import open_files, wait_until
-from support.siblings import NAME, InThisProcess, tiny_embeddings, write_siblings
+from support.siblings import NAME, local_tiny, tiny_embeddings, write_siblings
 
 from .load import Faces, Subject
 from .site import Site, trouble
@@ -38,12 +38,13 @@ USERS = 2
 OPEN_FILES = 3
 """How many more files and sockets may be open at the end: gRPC's own epoll and event descriptors."""
 
-BRISK = Rhythm(
+BRISK = Intervals(
     recheck_s=0.5,
     liveness_s=0.5,
     prove_again_s=10.0,
     refused_again_s=1.0,
-    breaker=BreakerLimits(wait_s=0.2, longest_wait_s=5.0, settle_s=1.0),
+    cooldown_s=1.0,
+    longest_cooldown_s=5.0,
 )
 """So that ten minutes see many turns."""
 
@@ -80,11 +81,11 @@ def soak(seconds: float, seed: int) -> Tally:
         open_before = open_files(os.getpid())
         with ExitStack() as embedders:
             subjects = []
-            for last_resort in (lambda identity: InThisProcess(folder), None):
+            for local in ([local_tiny(folder)], []):
                 embedder = embedders.enter_context(
-                    TritonBackend([site.url for site in sites], NAME, rhythm=BRISK, last_resort=last_resort)
+                    TritonBackend([site.url for site in sites], NAME, intervals=BRISK, local=local)
                 )
-                subjects.append(Subject(embedder, last_resort is not None, tally))
+                subjects.append(Subject(embedder, bool(local), tally))
                 embedder.ensure_ready()
             _run(sites, subjects, faces, tally, seconds, seed)
             for subject in subjects:
@@ -108,7 +109,7 @@ def _run(
     def make_trouble(number: int, site: Site) -> None:
         def noticed() -> None:
             for subject in subjects:
-                subject.notices_that_nobody_is_at(site.url)
+                subject.notices_that_it_is_gone(site.url)
 
         def tell(fault: str) -> None:
             print(f"{until - time.monotonic():6.1f} s left, server {number}: {fault}", file=sys.stderr)
@@ -117,7 +118,7 @@ def _run(
         trouble(site, random.Random(f"{seed} trouble {number}"), until=until, noticed=noticed, tell=tell)
 
     def use(subject: Subject, number: int) -> None:
-        subject.use(faces, random.Random(f"{seed} user {number} {subject.has_last_resort}"), ended.is_set)
+        subject.use(faces, random.Random(f"{seed} user {number} {subject.has_local}"), ended.is_set)
 
     with ThreadPoolExecutor(len(sites) + USERS * len(subjects)) as pool:
         troubles = [pool.submit(make_trouble, number, site) for number, site in enumerate(sites, 1)]

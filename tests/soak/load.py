@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from arcface_client.backends.triton import TritonBackend
+from arcface_client.backends.pooled import TritonBackend
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import ArcFaceError
 from support.processes import wait_until
@@ -24,7 +24,7 @@ NOTICED_S = 30.0
 """Time in which an embedder has to notice that a server is gone, in seconds."""
 
 BACK_S = 60.0
-"""Time in which an embedder has to be back at its first choice when everything is mended, in seconds."""
+"""Time in which an embedder has to be back at its first choice when every fault is over, in seconds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,12 +46,12 @@ class Subject:
 
     Attributes:
         embedder: The embedder.
-        has_last_resort: Whether it can embed in this process, and so has no excuse but a deadline.
+        has_local: Whether it can embed in this process, so that only a deadline excuses an error.
         tally: Counts what comes of the calls.
     """
 
     embedder: TritonBackend
-    has_last_resort: bool
+    has_local: bool
     tally: Tally
 
     def use(self, faces: Faces, chance: random.Random, ended: Callable[[], bool]) -> None:
@@ -64,14 +64,14 @@ class Subject:
                 embeddings, served = self.embedder.encode(crops, timeout_s=timeout_s, return_source=True)
             except ArcFaceError as error:
                 took_s, outcome = time.monotonic() - started, repr(error)
-                self.tally.failed(error, took_s, timeout_s, has_last_resort=self.has_last_resort)
+                self.tally.failed(error, took_s, timeout_s, has_local=self.has_local)
                 time.sleep(0.05)
             else:
                 took_s, outcome = time.monotonic() - started, repr(served)
                 self.tally.served(embeddings, truth, served)
             self.tally.ended(took_s, timeout_s, outcome)
 
-    def notices_that_nobody_is_at(self, url: str) -> None:
+    def notices_that_it_is_gone(self, url: str) -> None:
         """Wait until it does."""
         if not _within(NOTICED_S, lambda: not self._may_serve_at(url)):
             self.tally.bug(f"That {url} was gone was not noticed within {NOTICED_S:g} s.")
@@ -85,11 +85,11 @@ class Subject:
         embeddings, served = self.embedder.encode(faces.crops, return_source=True)
         self.tally.served(embeddings, faces.truth, served)
         if served.fell_back:
-            self.tally.bug(f"With everything mended, a call fell back: {served}")
+            self.tally.bug(f"With every fault over, a call fell back: {served}")
 
     def _may_serve_at(self, url: str) -> bool:
         return any(
-            candidate.endswith(f" at {url}") and state in ("serving", "standing by", "settling")
+            candidate.endswith(f" at {url}") and state in ("serving", "standing by", "cooling down")
             for candidate, state in self._states().items()
         )
 

@@ -155,7 +155,7 @@ def trouble(
     noticed: Callable[[], object],
     tell: Callable[[str], object],
 ) -> None:
-    """Let faults happen to a server, one after the other, and mend the last one.
+    """Let faults happen to a server, one after the other, and end the last one.
 
     Args:
         site: The server.

@@ -17,7 +17,7 @@ LATE_S = 1.5
 """How much later than its deadline a call may end, in seconds, while servers are started beside it."""
 
 LARGEST_DRIFT = 1e-5
-"""The same model gives the same embeddings, whoever runs it."""
+"""The same model gives the same embeddings wherever it runs."""
 
 
 @dataclass
@@ -72,14 +72,12 @@ class Tally:
             for source in served.sources:
                 self.sources[f"{source.model} at {source.where}"] += source.crops
 
-    def failed(
-        self, error: ArcFaceError, took_s: float, timeout_s: float | None, *, has_last_resort: bool
-    ) -> None:
-        """Count a call that was not served; whoever has a last resort may only be late."""
+    def failed(self, error: ArcFaceError, took_s: float, timeout_s: float | None, *, has_local: bool) -> None:
+        """Count a call that was not served; an embedder with a model in this process may only be late."""
         if isinstance(error, DeadlineExceededError):
             allowed = timeout_s is not None and took_s > 0.9 * timeout_s
         else:
-            allowed = isinstance(error, (NoCandidateNowError, NoCandidateError)) and not has_last_resort
+            allowed = isinstance(error, (NoCandidateNowError, NoCandidateError)) and not has_local
         with self._lock:
             self.errors[type(error).__name__] += 1
             if not allowed:

@@ -50,7 +50,7 @@ def test_a_report_that_accounts_for_other_crops_fails() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "took_s", "timeout_s", "has_last_resort", "allowed"),
+    ("error", "took_s", "timeout_s", "has_local", "allowed"),
     [
         (DeadlineExceededError("late"), 1.0, 1.0, True, True),
         (DeadlineExceededError("late"), 0.5, 1.0, False, False),
@@ -61,11 +61,11 @@ def test_a_report_that_accounts_for_other_crops_fails() -> None:
     ],
 )
 def test_only_errors_that_the_faults_explain_are_allowed(
-    error: ArcFaceError, took_s: float, timeout_s: float | None, has_last_resort: bool, allowed: bool
+    error: ArcFaceError, took_s: float, timeout_s: float | None, has_local: bool, allowed: bool
 ) -> None:
     tally = Tally()
     tally.served(TRUTH, TRUTH, served(4))
-    tally.failed(error, took_s, timeout_s, has_last_resort=has_last_resort)
+    tally.failed(error, took_s, timeout_s, has_local=has_local)
     assert tally.passed == allowed
 
 

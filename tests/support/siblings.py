@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +14,15 @@ import onnx
 from tritonclient import grpc as tritonclient
 
 from arcface_client.backends.base import EmbeddingBackend
+from arcface_client.backends.local import LocalModel, LocalOrigin
 from arcface_client.contract import Crops, Embeddings
-from arcface_client.failover.intervals import BreakerLimits, Rhythm
-from arcface_client.observability.diagnostics import Diagnostics
-from arcface_client.observability.served import Served, Source
+from arcface_client.failover.intervals import Intervals
+from arcface_client.models.embedding_space import EmbeddingSpace
+from arcface_client.models.golden import GoldenReference
+from arcface_client.models.manifest import PlanManifest
+from arcface_client.observability.diagnostics import Diagnostics, Served
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_client.triton import limits
-from arcface_client.triton.embed_request import EmbedRequest
 from arcface_server import LocalTriton
 from support.processes import wait_until
 from support.tiny import tiny_serving_graph, write_tiny_repository
@@ -30,19 +32,15 @@ Pair = tuple[LocalTriton, LocalTriton]
 NAME = "tiny"
 PLAN = "tiny_trt"
 ONNX = "tiny_onnx"
+LOCAL = "tiny_onnx in this process"
 EXPLICIT = ("--model-control-mode=explicit", "--load-model=*")
 """Flags of a server whose models can be loaded and unloaded."""
 
-QUICK = Rhythm(
-    recheck_s=0.1,
-    liveness_s=0.5,
-    refused_again_s=0.2,
-    breaker=BreakerLimits(wait_s=0.1, settle_s=0.3),
-)
-"""A rhythm that tests need not wait for."""
+QUICK = Intervals(recheck_s=0.1, liveness_s=0.5, refused_again_s=0.2, cooldown_s=0.3)
+"""Intervals that tests need not wait for."""
 
-SELDOM = Rhythm(recheck_s=600)
-"""A rhythm that looks at nothing again while a test runs."""
+SELDOM = Intervals(recheck_s=600)
+"""Intervals in which nothing is checked again while a test runs."""
 
 
 def write_siblings(repository: Path, **settings: Any) -> Path:
@@ -52,32 +50,16 @@ def write_siblings(repository: Path, **settings: Any) -> Path:
     return repository
 
 
-class InThisProcess(EmbeddingBackend):
-    """The tiny model of a release, in this process: what a last resort is."""
+def local_tiny(folder: Path, release: int = 1, *, skew: float = 0.0) -> LocalOrigin:
+    """The tiny model of a release in this process, as the last replica of a pool."""
 
-    def __init__(self, folder: Path, release: int = 1, *, skew: float = 0.0) -> None:
-        self.release = release
-        self.crops = 0
-        path = folder / f"last-resort-{self.release}-{skew}.onnx"
-        onnx.save(tiny_serving_graph(self.release, skew=skew), path)
-        self._runtime = OnnxRuntime(path)
+    def load(_: EmbeddingSpace | None) -> LocalModel:
+        path = folder / f"local-{release}-{skew}.onnx"
+        onnx.save(tiny_serving_graph(release, skew=skew), path)
+        known = Diagnostics(backend="onnxruntime", model=ONNX, version=release)
+        return LocalModel(OnnxRuntime(path), known, 32, EmbeddingSpace(), None)
 
-    def ensure_ready(self) -> None:
-        pass
-
-    def diagnostics(self) -> Diagnostics:
-        return Diagnostics(backend="onnxruntime", model=ONNX, version=self.release)
-
-    def close(self) -> None:
-        self._runtime.close()
-
-    def run(self, job: EmbedRequest) -> Served:
-        missing = job.missing
-        for part in job.parts(32):
-            job.deadline.remaining_s()
-            job.fill(part, self._runtime.embed(job.crops[part]))
-        self.crops += missing
-        return Served((Source("onnxruntime", ONNX, self.release, "this process", missing),))
+    return LocalOrigin(LOCAL, load)
 
 
 def tiny_embeddings(folder: Path, crops: Crops, seed: int = 1) -> Embeddings:
@@ -126,3 +108,16 @@ def in_the_middle(
         wait_until(lambda: answered(server) > before + 2 * limits.DEFAULT_MAX_IN_FLIGHT)
         os.kill(server.pid, happens)
         return call.result()
+
+
+class Recorded:
+    """Records of a model repository, as a function gives them."""
+
+    def __init__(self, golden: Callable[[str, int], GoldenReference | None]) -> None:
+        self._golden = golden
+
+    def golden(self, model: str, version: int) -> GoldenReference | None:
+        return self._golden(model, version)
+
+    def only_plan(self, model: str, version: int) -> PlanManifest | None:
+        return None

@@ -1,4 +1,4 @@
-"""An embedder for asyncio: the same calls, awaited, while threads do them."""
+"""An embedder for asyncio: the same calls, awaited, while threads run them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from types import TracebackType
 from typing import Final, Literal, overload
 
 from ..contract import Embeddings
-from ..crops import Color, CropsLike
+from ..crops import Color, CropsLike, as_batch
 from ..errors import ClientClosedError, DeadlineExceededError, InputError
-from ..observability.diagnostics import Diagnostics
-from ..observability.served import Served
-from ..triton.deadline import Deadline
-from ..triton.forks import MadeHere
+from ..observability.diagnostics import Diagnostics, Served
+from ..triton.embed_request import Deadline, EmbedRequest
+from ..triton.fork_guard import ForkGuard
 from .base import EmbeddingBackend
 
 DEFAULT_MAX_CALLS: Final = 8
@@ -43,7 +42,7 @@ class AsyncEmbeddingBackend:
         if max_calls < 1:
             raise InputError(f"max_calls is {max_calls}; expected 1 or more.")
         self._embedder = embedder
-        self._made_here = MadeHere("The embedder")
+        self._made_here = ForkGuard("The embedder")
         self._pool = ThreadPoolExecutor(max_calls, "arcface-asyncio")
 
     async def ensure_ready(self) -> None:
@@ -87,13 +86,13 @@ class AsyncEmbeddingBackend:
         deadline = Deadline(timeout_s)
         limit_s = deadline.remaining_s()
         try:
-            call = self._pool.submit(self._embedder.embed, crops, color, deadline)
+            call = self._pool.submit(self._embed, crops, color, deadline)
         except RuntimeError as error:  # the threads have ended
             raise ClientClosedError("The embedder is closed; make a new one.") from error
         waiting = asyncio.wrap_future(call)
         try:
             await asyncio.wait({waiting}, timeout=None if math.isinf(limit_s) else limit_s)
-            if call.cancel():  # it has not begun
+            if call.cancel():  # it had not begun
                 raise DeadlineExceededError(
                     f"The time allowed for the whole call, {deadline.timeout_s:g} s, was over before it had "
                     "its turn; allow more time, or more calls at a time (max_calls)."
@@ -120,6 +119,11 @@ class AsyncEmbeddingBackend:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    def _embed(self, crops: CropsLike, color: Color, deadline: Deadline) -> tuple[Embeddings, Served]:
+        request = EmbedRequest(as_batch(crops, color=color), deadline)
+        served = self._embedder.run(request)
+        return request.embeddings, served
 
     def _close(self) -> None:
         if self._made_here.is_forked:

@@ -1,4 +1,4 @@
-"""What a pipeline holds: an object that embeds, and always says which candidate did it and why no other."""
+"""What a pipeline holds: an object that embeds, and can say which candidate did it and why no other."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from typing import Literal, TypeVar, overload
 
 from ..contract import Embeddings
 from ..crops import Color, CropsLike, as_batch
-from ..observability.diagnostics import Diagnostics
-from ..observability.served import Served
-from ..triton.deadline import Deadline
-from ..triton.embed_request import EmbedRequest
+from ..observability.diagnostics import Diagnostics, Served
+from ..triton.embed_request import Deadline, EmbedRequest
 
 Backend = TypeVar("Backend", bound="EmbeddingBackend")
 
@@ -29,18 +27,18 @@ class EmbeddingBackend(ABC):
 
     @abstractmethod
     def diagnostics(self) -> Diagnostics:
-        """What serves, how fast, how exactly, and why not another; unknown is None, never invented."""
+        """What serves, how fast, how exactly, and why not another; what is unknown is None."""
 
     @abstractmethod
     def close(self) -> None:
         """Free what the backend holds; it cannot be used afterwards."""
 
     @abstractmethod
-    def run(self, job: EmbedRequest) -> Served:
-        """Embed what a job still misses, if anything.
+    def run(self, request: EmbedRequest) -> Served:
+        """Embed what a request still misses, if anything.
 
         Raises:
-            ArcFaceError: As ``encode``; what was embedded before stays in the job.
+            ArcFaceError: As ``encode``; what was embedded before stays in the request.
         """
 
     @overload
@@ -77,24 +75,19 @@ class EmbeddingBackend(ABC):
             crops: uint8 [N, 112, 112, 3], or a list of uint8 [112, 112, 3]; any N, 0 too.
             color: Channel order of the crops.
             timeout_s: Seconds that the whole call may take, all tries together; None is no limit.
-            return_source: Also say who served.
+            return_source: Also return which candidates served, and why others did not.
 
         Returns:
             float32 [N, 512], rows of length one; with ``return_source`` a ``Served`` beside it.
 
         Raises:
             InputError: The crops, or the backend (closed), cannot be used.
-            TransientError: Nobody could serve in time.
-            DeploymentError: Nobody can serve before something is mended.
+            TransientError: No candidate could serve in time.
+            DeploymentError: No candidate can serve before something is fixed.
         """
-        embeddings, served = self.embed(crops, color, Deadline(timeout_s))
-        return (embeddings, served) if return_source else embeddings
-
-    def embed(self, crops: CropsLike, color: Color, deadline: Deadline) -> tuple[Embeddings, Served]:
-        """Embed crops within a deadline of the caller's own, who may end it early; else as ``encode``."""
-        job = EmbedRequest(as_batch(crops, color=color), deadline)
-        served = self.run(job)
-        return job.embeddings, served
+        request = EmbedRequest(as_batch(crops, color=color), Deadline(timeout_s))
+        served = self.run(request)
+        return (request.embeddings, served) if return_source else request.embeddings
 
     def __enter__(self: Backend) -> Backend:
         return self

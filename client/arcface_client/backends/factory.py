@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from ..errors import ConfigError, InputError
-from ..failover.intervals import Rhythm
+from ..failover.intervals import Intervals
+from ..failover.replica import Origin
 from ..failover.server import RequestLimits
-from ..models.embedding_space import EmbeddingSpace
 from ..models.naming import is_plan, onnx_model, plan_model
 from ..models.repository import LocalModels
 from ..runtimes.base import CPU, read_device, switch_off_telemetry
 from ..settings import BACKEND_TYPES, KEYS, Enabled, PipelineSettings, load_pipeline_settings
 from .base import EmbeddingBackend
-from .in_process import InProcessBackend
-from .insightface import insightface_candidate
-from .local_model import LocalCandidate
-from .onnxruntime import onnx_candidate, provider_order
-from .tensorrt import plan_candidate, switched_off
+from .insightface import insightface_origin
+from .local import LocalOrigin, onnx_origin, plan_origin, provider_order, switched_off
+from .pooled import PooledBackend, TritonBackend
+from .shadow import ShadowBackend
 
 _log = logging.getLogger(__name__)
 
 _KEYS: Final = {key.replace(".", "_"): key for key in KEYS}
-"""Every setting as a keyword argument, as "triton_url" for triton.url."""
+"""Every setting as a keyword argument, for example "triton_url" for triton.url."""
 
 
 def get_embedding_backend(
@@ -51,21 +51,21 @@ def get_embedding_backend(
             ``embedding.backend``.
         device: Where to compute in this process: "cpu", "cuda", "cuda:N", or "auto" for the best provider of
             ONNX Runtime that is there. A TensorRT plan runs on a GPU whatever it says, the first unless it
-            names another. A server computes on what its own configuration says. None leaves it to
+            names another. A server computes where its own configuration says. None leaves it to
             ``embedding.device``.
         tensorrt_config: File of the settings of TensorRT; None leaves it to ``embedding.tensorrt_config``.
-        allow_cpu_fallback: Let ONNX Runtime on the CPU of this process stand in for what cannot be used;
-            never silently: a warning is logged, and ``encode(..., return_source=True)`` and ``diagnostics()``
-            say so. None leaves it to ``embedding.allow_cpu_fallback``.
+        allow_cpu_fallback: Let ONNX Runtime on the CPU of this process stand in for what cannot be used; a
+            warning is logged, and ``encode(..., return_source=True)`` and ``diagnostics()`` say so. None
+            leaves it to ``embedding.allow_cpu_fallback``.
         config: File of the settings; None takes ``config/pipeline/embedding.yaml`` where that exists.
-        registry: A Prometheus registry that is to have the counters (extra ``metrics``), as
-            ``prometheus_client.REGISTRY``; one embedder a registry.
-        **settings: Any setting, by its key with "_" for ".": ``triton_url="localhost:8001"``. It goes before
-            the environment and the file.
+        registry: A Prometheus registry for the counters (extra ``metrics``), for example
+            ``prometheus_client.REGISTRY``; one embedder for each registry.
+        **settings: Any setting, by its key with "_" for ".": ``triton_url="localhost:8001"``. It takes
+            precedence over the environment and the file.
 
     Raises:
-        InputError: There is no such type of backend, device or setting, a setting is out of its range, or
-            given twice.
+        InputError: The backend, device or setting does not exist, or a setting is out of its range or given
+            twice.
         ConfigError: A file or variable cannot be used.
         MissingExtraError: A registry was given, but prometheus-client is not installed, or the best
             provider is asked for (device "auto"), but ONNX Runtime is not.
@@ -102,17 +102,17 @@ def make_backend(settings: PipelineSettings, *, registry: Any = None) -> Embeddi
     switch_off_telemetry()
     embedding = settings.embedding
     if embedding.backend == "triton":
-        _say_what_is_not_used(settings)
+        _warn_of_unused(settings)
         return _triton(settings, registry)
-    return InProcessBackend(
+    return PooledBackend(
         embedding.backend,
-        _local_candidates(settings),
+        _local(settings),
         max_drift_cosine=embedding.max_drift_cosine,
         registry=registry,
     )
 
 
-def _say_what_is_not_used(settings: PipelineSettings) -> None:
+def _warn_of_unused(settings: PipelineSettings) -> None:
     embedding = settings.embedding
     given = {"embedding.providers": ", ".join(embedding.providers)}
     if embedding.device.kind != "cpu":
@@ -121,52 +121,55 @@ def _say_what_is_not_used(settings: PipelineSettings) -> None:
         if value:
             _log.warning(
                 "%s is %s, which backend triton does not use: each model's config.pbtxt says where the "
-                "server runs it, and what stands in for the server runs on the CPU",
+                "server runs it, and a model that stands in for the server runs on the CPU",
                 name,
                 value,
             )
 
 
 def _triton(settings: PipelineSettings, registry: Any) -> EmbeddingBackend:
-    from .triton import TritonBackend
-
     embedding, server = settings.embedding, settings.triton
     models = LocalModels(embedding.model_repository)
     if not models.root.is_dir():
         _log.warning(
-            "There is no folder %s (embedding.model_repository): the servers' models have no records here to "
-            "be held against",
+            "There is no folder %s (embedding.model_repository): the servers' models cannot be checked "
+            "against manifests",
             models.root.absolute(),
         )
-
-    def last_resort(identity: EmbeddingSpace | None) -> EmbeddingBackend:
-        candidate = onnx_candidate(models, embedding.model, CPU)
-        return InProcessBackend(
-            "onnxruntime", [candidate], identity=identity, max_drift_cosine=embedding.max_drift_cosine
-        )
-
     enabled = settings.tensorrt.enabled
     may_fall_back = embedding.allow_cpu_fallback and enabled != "required"
-    return TritonBackend(
-        server.url,
-        embedding.model,
-        _candidates(settings, enabled),
-        references=models.golden,
-        plans=models.only_plan,
-        max_drift_cosine=embedding.max_drift_cosine,
-        last_resort=last_resort if may_fall_back else None,
-        limits=RequestLimits(
-            request_timeout_s=server.request_timeout_s,
-            max_in_flight=server.max_in_flight,
-            tls=server.certificates,
-        ),
-        rhythm=Rhythm(
-            recheck_s=server.recheck_s,
-            liveness_s=server.liveness_s,
-            prove_again_s=server.prove_again_s,
-            refused_again_s=server.refused_again_s,
-        ),
-        shadow_rate=server.shadow_rate,
+
+    def backend(candidates: Sequence[str], local: Sequence[Origin], registry: Any) -> TritonBackend:
+        return TritonBackend(
+            server.url,
+            embedding.model,
+            candidates,
+            local=local,
+            records=models,
+            max_drift_cosine=embedding.max_drift_cosine,
+            limits=RequestLimits(
+                request_timeout_s=server.request_timeout_s,
+                max_in_flight=server.max_in_flight,
+                tls=server.certificates,
+            ),
+            intervals=Intervals(
+                recheck_s=server.recheck_s,
+                liveness_s=server.liveness_s,
+                prove_again_s=server.prove_again_s,
+                refused_again_s=server.refused_again_s,
+            ),
+            registry=registry,
+        )
+
+    candidates = _candidates(settings, enabled)
+    local = [onnx_origin(models, embedding.model, CPU)] if may_fall_back else []
+    if not server.shadow_rate:
+        return backend(candidates, local, registry)
+    return ShadowBackend(
+        backend(candidates, local, None),
+        backend([onnx_model(embedding.model)], [], None),
+        server.shadow_rate,
+        embedding.max_drift_cosine,
         registry=registry,
     )
 
@@ -188,22 +191,19 @@ def _candidates(settings: PipelineSettings, enabled: Enabled) -> tuple[str, ...]
     return left
 
 
-def _local_candidates(pipeline: PipelineSettings) -> list[LocalCandidate]:
+def _local(settings: PipelineSettings) -> list[LocalOrigin]:
     """What may embed in this process, in order of preference."""
-    settings = pipeline.embedding
-    models, name = LocalModels(settings.model_repository), settings.model
-    device, allow_cpu_fallback = settings.device, settings.allow_cpu_fallback
-    providers = provider_order(device, settings.providers, allow_cpu_fallback=allow_cpu_fallback)
-    if settings.backend == "insightface":
-        return [
-            insightface_candidate(models, name, settings.source, provider, device.index)
-            for provider in providers
-        ]
-    onnx = [onnx_candidate(models, name, provider, device.index) for provider in providers]
-    if settings.backend == "onnxruntime":
+    embedding, enabled = settings.embedding, settings.tensorrt.enabled
+    models, name, gpu = LocalModels(embedding.model_repository), embedding.model, embedding.device.index
+    providers = provider_order(
+        embedding.device, embedding.providers, allow_cpu_fallback=embedding.allow_cpu_fallback
+    )
+    if embedding.backend == "insightface":
+        return [insightface_origin(models, name, embedding.source, each, gpu) for each in providers]
+    onnx = [onnx_origin(models, name, each, gpu) for each in providers]
+    if embedding.backend == "onnxruntime":
         return onnx
-    enabled = pipeline.tensorrt.enabled
     if enabled == "required":
-        return [plan_candidate(models, name, device.index)]
-    plan = switched_off(name) if enabled == "off" else plan_candidate(models, name, device.index)
-    return [plan, *(onnx if allow_cpu_fallback else [])]
+        return [plan_origin(models, name, gpu)]
+    plan = switched_off(name) if enabled == "off" else plan_origin(models, name, gpu)
+    return [plan, *(onnx if embedding.allow_cpu_fallback else [])]

@@ -14,8 +14,8 @@ from ..errors import ContractError, DeploymentError, ModelNotFoundError, require
 from ..models.embedding_space import EmbeddingSpace
 from ..models.files import expanded, file_sha256
 from ..models.repository import LocalModels
-from .local_model import LocalCandidate, LocalModel
-from .onnxruntime import BATCH_SIZE, ENTRIES, provider_options
+from ..observability.diagnostics import Diagnostics
+from .local import BATCH_SIZE, ENTRIES, LocalModel, LocalOrigin, provider_options
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -35,7 +35,7 @@ class InsightFaceRuntime:
         session: The file, loaded with ONNX Runtime.
 
     Raises:
-        ContractError: It is no such model.
+        ContractError: It is not a recognition model.
     """
 
     def __init__(self, path: Path, session: onnxruntime.InferenceSession) -> None:
@@ -43,7 +43,7 @@ class InsightFaceRuntime:
         inputs, outputs = session.get_inputs(), session.get_outputs()
         if len(outputs) != 1 or not _takes_crops([tensor.shape for tensor in inputs]):
             raise ContractError(
-                f"{path} is no recognition model of InsightFace's: it has inputs "
+                f"{path} is not a recognition model of InsightFace: it has inputs "
                 f"{[tensor.shape for tensor in inputs]}; expected [N, 3, {CROP_SIZE}, {CROP_SIZE}]. Name "
                 "another file as embedding.source."
             )
@@ -73,49 +73,37 @@ class InsightFaceRuntime:
         del self._model
 
 
-def insightface_candidate(
-    models: LocalModels, name: str, source: str, provider: str, gpu: int
-) -> LocalCandidate:
-    """The reference on a provider; ``name`` tells the family of models whose reference it may be."""
-    return LocalCandidate(
-        f"{source} through InsightFace on {provider}",
-        lambda _: load_insightface(models, name, source, provider, gpu),
-    )
+def insightface_origin(models: LocalModels, name: str, source: str, provider: str, gpu: int) -> LocalOrigin:
+    """The reference on a provider; ``name`` is the family of models whose reference it may be."""
 
+    def load(_: EmbeddingSpace | None) -> LocalModel:
+        require("insightface.model_zoo.arcface_onnx", extra="insightface", purpose=_PURPOSE)
+        require("onnxruntime", extra="onnxruntime", purpose=_PURPOSE)
+        from ..runtimes.onnxruntime import open_on
 
-def load_insightface(models: LocalModels, name: str, source: str, provider: str, gpu: int) -> LocalModel:
-    """Load the reference.
+        path = find_source(source)
 
-    Raises:
-        InputError: There is no such provider.
-        DeploymentError: insightface is not installed, the model is not there, or does not run.
-    """
-    require("insightface.model_zoo.arcface_onnx", extra="insightface", purpose=_PURPOSE)
-    require("onnxruntime", extra="onnxruntime", purpose=_PURPOSE)
-    from ..runtimes.onnxruntime import open_on
+        def try_out(session: onnxruntime.InferenceSession) -> None:
+            InsightFaceRuntime(path, session).embed(np.zeros((1, *CROP_SHAPE), np.uint8))
 
-    path = find_source(source)
+        options = provider_options(provider, gpu)
+        session = open_on(provider, path, options=options, entries=ENTRIES, try_out=try_out)
+        runtime = InsightFaceRuntime(path, session)
+        sha256 = file_sha256(path)
+        reference = models.golden_of_source(name, sha256)
+        known = Diagnostics(
+            backend="insightface",
+            model=path.stem,
+            engine_path=str(path),
+            precision="fp32",
+            provider=provider,
+            batch_size=runtime.batch_size,
+        )
+        space = EmbeddingSpace(source_sha256=sha256, precision_class="float")
+        golden = None if reference is None else reference.embeddings
+        return LocalModel(runtime, known, runtime.batch_size, space, golden)
 
-    def try_out(session: onnxruntime.InferenceSession) -> None:
-        InsightFaceRuntime(path, session).embed(np.zeros((1, *CROP_SHAPE), np.uint8))
-
-    options = provider_options(provider, gpu)
-    session = open_on(provider, path, options=options, entries=ENTRIES, try_out=try_out)
-    runtime = InsightFaceRuntime(path, session)
-    sha256 = file_sha256(path)
-    reference = models.golden_of_source(name, sha256)
-    return LocalModel(
-        runtime=runtime,
-        backend="insightface",
-        model=path.stem,
-        version=None,
-        path=path,
-        batch_size=runtime.batch_size,
-        identity=EmbeddingSpace(source_sha256=sha256, precision_class="float"),
-        golden=None if reference is None else reference.embeddings,
-        precision="fp32",
-        provider=provider,
-    )
+    return LocalOrigin(f"{source} through InsightFace on {provider}", load)
 
 
 def find_source(source: str) -> Path:
@@ -140,8 +128,8 @@ def find_source(source: str) -> Path:
             f"{len(found)} recognition models ({names}) are in" if found else f"There is no pack {source} at"
         )
         raise ModelNotFoundError(
-            f"{there} {folder}. Set embedding.source to an ONNX file that you may use, or unpack a pack of "
-            "InsightFace's there (for non-commercial research only); other backends need neither."
+            f"{there} {folder}. Set embedding.source to an ONNX file that you may use, or unpack one of "
+            "InsightFace's packs there (for non-commercial research only); other backends need neither."
         )
     return found[0]
 
@@ -151,7 +139,7 @@ def _is_recognition(path: Path) -> bool:
     try:
         graph = onnx.load(path, load_external_data=False).graph
     except DecodeError:
-        _log.warning("%s is no ONNX file; it is passed over", path)
+        _log.warning("%s is not an ONNX file; it is ignored", path)
         return False
     weights = {tensor.name for tensor in graph.initializer}
     shapes = [

@@ -1,195 +1,210 @@
-"""Shadow traffic: a share of the live crops goes to the sibling as well, to see whether both agree."""
+"""Shadow traffic: a second backend embeds a share of the live crops as well, to see whether both agree."""
 
 from __future__ import annotations
 
+import bisect
 import logging
 import random
 import threading
 from collections import Counter, deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-import numpy as np
-
 from ..contract import Crops, Embeddings
 from ..errors import ArcFaceError, DriftError, InputError
-from ..failover.discovery import Candidate
-from ..failover.golden_check import Evidence
-from ..failover.pool import Selector
-from ..failover.repeater import Repeater
-from ..failover.replica import Contender
 from ..models.golden import drifts
 from ..models.naming import is_plan
-from ..observability.served import Served
-from ..triton.deadline import Deadline
-from ..triton.embed_request import EmbedRequest
-from .drift_record import DriftRecord
+from ..observability.diagnostics import Diagnostics, Served, Source
+from ..observability.metrics import PrometheusExporter
+from ..triton.embed_request import Deadline, EmbedRequest
+from .base import EmbeddingBackend
+from .pooled import PooledBackend
 
 QUEUE_CROPS: Final = 256
-"""Crops that wait at most; further ones are dropped."""
-
-WAIT_S: Final = 1.0
-"""How long to wait for a sample before it is seen whether there is still an embedder, in seconds."""
+"""Crops that wait to be compared; further ones are dropped."""
 
 LONGEST_SHADOW_S: Final = 10.0
-"""How long the sibling may take for a sample, in seconds."""
+"""How long the second backend may take for a sample, in seconds."""
+
+BOUNDS: Final = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+"""Upper bounds of the drift histogram's buckets; one more has the rest."""
+
+CASES: Final = 3
+"""So many crops beyond the tolerance take a plan out of service; a single one may not be a face at all."""
+
+AMONG: Final = 256
+"""They must be among so many crops that were compared one after the other."""
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, eq=False)
-class _Sample:
-    """Live crops, and what the one that served made of them."""
+@dataclass
+class _Drift:
+    """The drift of one candidate's live crops."""
 
-    by: Contender
-    crops: Crops
-    embeddings: Embeddings
+    count: int = 0
+    total: float = 0.0
+    largest: float = 0.0
+    beyond: int = 0
+
+    def __post_init__(self) -> None:
+        self.buckets = [0] * (len(BOUNDS) + 1)
+        self.last_beyond: deque[tuple[int, float]] = deque(maxlen=CASES)
+
+    def add(self, drift: float, max_drift: float) -> DriftError | None:
+        """Count a crop; returns an error when enough of the last ones were beyond the tolerance."""
+        self.count += 1
+        self.total += drift
+        self.largest = max(self.largest, drift)
+        self.buckets[bisect.bisect_left(BOUNDS, drift)] += 1
+        if drift <= max_drift:
+            return None
+        self.beyond += 1
+        self.last_beyond.append((self.count, drift))
+        among = self.count - self.last_beyond[0][0] + 1
+        if len(self.last_beyond) < CASES or among > AMONG:
+            return None
+        worst = max(drift for _, drift in self.last_beyond)
+        self.last_beyond.clear()
+        return DriftError(
+            f"{CASES} of the last {among} live crops that were compared drift up to {worst:.2g} from the "
+            f"ONNX model; max_drift_cosine allows {max_drift:g}. It stays out until ensure_ready().",
+            worst,
+        )
+
+    def snapshot(self) -> dict[str, Any]:
+        """For JSON: count, mean, max, sum, beyond, and the histogram by upper bound."""
+        bounds = [*map(str, BOUNDS), "+Inf"]
+        return {
+            "count": self.count,
+            "mean": self.total / self.count if self.count else None,
+            "max": self.largest if self.count else None,
+            "sum": self.total,
+            "beyond": self.beyond,
+            "histogram": dict(zip(bounds, self.buckets, strict=True)),
+        }
 
 
-class Shadow:
-    """Compares a plan with its ONNX sibling on live crops, in a thread of its own.
+class ShadowBackend(EmbeddingBackend):
+    """A backend whose plans are compared with a second backend on live crops, in a thread of its own.
 
-    A plan is what is judged, whichever of the two served: the ONNX model is what it was compiled from.
-    Where there is no such pair, nothing is sent.
+    Only crops of calls that a single plan served are compared. A plan that drifts beyond the limit is taken
+    out of service until ``ensure_ready``, and the primary backend falls back to its next replica.
 
     Args:
-        selector: Which candidate serves, and which others may; told of a plan that is wrong.
+        primary: Serves the calls; closed with this.
+        shadow: Embeds the share as well, for example the ONNX sibling; closed with this.
         rate: Share of the crops, 0 to 1.
-        max_drift: Largest drift that is allowed.
+        max_drift_cosine: Largest drift that is allowed.
+        registry: A Prometheus registry for the counters of the primary backend and the drift.
 
     Raises:
         InputError: The rate is out of its range.
     """
 
-    def __init__(self, selector: Selector, rate: float, max_drift: float) -> None:
+    def __init__(
+        self,
+        primary: PooledBackend,
+        shadow: EmbeddingBackend,
+        rate: float,
+        max_drift_cosine: float,
+        *,
+        registry: Any = None,
+    ) -> None:
         if not 0 <= rate <= 1:
             raise InputError(f"shadow_rate is {rate}; expected a share from 0 to 1.")
-        self._selector = selector
+        self._primary = primary
+        self._shadow = shadow
         self._rate = rate
-        self._max_drift = max_drift
-        self._changed = threading.Condition()
+        self._max_drift = max_drift_cosine
+        self._lock = threading.Lock()
         self._owed = 0.0
-        self._waiting: deque[_Sample] = deque()
+        self._waiting = 0
         self._results: Counter[str] = Counter(compared=0, dropped=0, failed=0)
-        self._records: dict[Contender, DriftRecord] = {}
-        self._repeater: Repeater | None = None
-        self._closed = False
+        self._drift: dict[str, _Drift] = {}
+        self._worker = ThreadPoolExecutor(1, "arcface-shadow")
+        self._exporter = None
+        if registry is not None:
+            self._exporter = PrometheusExporter(
+                primary.metrics, lambda: primary.diagnostics().candidates, registry, self._snapshot
+            )
 
-    def offer(self, job: EmbedRequest, served: Served) -> None:
-        """Take a share of the crops of a call that was served; never waits."""
-        count = self._due(len(job.crops)) if self._rate else 0
-        by = self._server_of(served) if count else None
-        if by is None or self._sibling(by) is None:
+    def ensure_ready(self) -> None:
+        """Check the primary backend; see ``EmbeddingBackend.ensure_ready``."""
+        self._primary.ensure_ready()
+
+    def diagnostics(self) -> Diagnostics:
+        """What the primary backend says, and the drift of live crops."""
+        return replace(self._primary.diagnostics(), shadow=self._snapshot())
+
+    def close(self) -> None:
+        """Close both backends; what waits is not compared any more."""
+        self._primary.close()
+        self._shadow.close()
+        self._worker.shutdown(cancel_futures=True)
+        if self._exporter is not None:
+            self._exporter.close()
+            self._exporter = None
+
+    def run(self, request: EmbedRequest) -> Served:
+        """Embed with the primary backend, and keep a share of the crops to compare; never waits for it."""
+        served = self._primary.run(request)
+        if len(served.sources) == 1 and is_plan(served.sources[0].model):
+            self._offer(request, served.sources[0])
+        return served
+
+    def _offer(self, request: EmbedRequest, source: Source) -> None:
+        with self._lock:
+            # So that it comes to the rate over time, whatever the size of the calls.
+            self._owed += len(request.crops) * self._rate
+            due = int(self._owed)
+            self._owed -= due
+            count = min(due, QUEUE_CROPS - self._waiting)
+            self._results["dropped"] += due - count
+            self._waiting += count
+        if not count:
             return
-        with self._changed:
-            room = max(0, QUEUE_CROPS - sum(len(sample.crops) for sample in self._waiting))
-            self._results["dropped"] += count - min(count, room)
-            if not room or self._closed:
-                return
-            # Copies, since both arrays are the caller's from now on.
-            rows = sorted(random.sample(range(len(job.crops)), min(count, room)))
-            self._waiting.append(_Sample(by, job.crops[rows], job.embeddings[rows]))
-            if self._repeater is None:
-                self._repeater = Repeater(self._compare_next, 0.0, "arcface-shadow")
-            self._changed.notify()
-
-    def snapshot(self) -> dict[str, Any] | None:
-        """What was found so far, for JSON; None when it is off."""
-        if not self._rate:
-            return None
-        with self._changed:
-            drift = {str(plan): record.snapshot() for plan, record in self._records.items()}
-            return {"rate": self._rate, "crops": dict(self._results), "drift": drift}
-
-    def close(self, timeout_s: float = 5.0) -> None:
-        """End the thread; what waits is not compared any more."""
-        with self._changed:
-            self._closed = True
-            self._waiting.clear()
-            self._changed.notify()
-        if self._repeater is not None:
-            self._repeater.close(timeout_s)
-
-    def _due(self, crops: int) -> int:
-        """How many of a call's crops are to be compared, so that it comes to the rate over time."""
-        with self._changed:
-            self._owed += crops * self._rate
-            count = int(self._owed)
-            self._owed -= count
-        return count
-
-    def _server_of(self, served: Served) -> Contender | None:
-        """The candidate that did all of a call; None when several shared it, or none did."""
-        if len(served.sources) != 1:
-            return None
-        source = served.sources[0]
-        candidate = Candidate(source.where, source.model, source.version)
-        # A pin without a version is known by the one that answered, as the source is.
-        ranking = self._selector.standing.ranking
-        return next(
-            (one for one in ranking if replace(one.candidate, version=one.version) == candidate), None
-        )
-
-    def _sibling(self, contender: Contender) -> Contender | None:
-        """The best candidate of the other kind."""
-        ranking = self._selector.standing.ranking
-        return next((other for other in ranking if _is_plan(other) != _is_plan(contender)), None)
-
-    def _compare_next(self) -> None:
-        """Wait for a sample, and compare it; without one for a while, do nothing."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed, WAIT_S)
-            if not self._waiting:
-                return
-            sample = self._waiting.popleft()
-        sibling = self._sibling(sample.by)
-        compared = 0
+        # Copies, since the caller may change both arrays from now on.
+        rows = sorted(random.sample(range(len(request.crops)), count))
         try:
-            compared = 0 if sibling is None else self._compare(sample, sibling)
-        finally:
-            with self._changed:
+            compare = self._worker.submit(
+                self._compare, source, request.crops[rows], request.embeddings[rows]
+            )
+        except RuntimeError:  # closed since the call was served
+            return
+
+        def done(future: Future[int]) -> None:
+            compared = 0 if future.cancelled() or future.exception() else future.result()
+            with self._lock:
+                self._waiting -= count
                 self._results["compared"] += compared
-                self._results["dropped" if sibling is None else "failed"] += len(sample.crops) - compared
+                self._results["failed"] += count - compared
 
-    def _compare(self, sample: _Sample, sibling: Contender) -> int:
-        """Let the sibling embed a sample and judge by it; returns for how many crops it had the time."""
-        server = sibling.server
-        client = server.client(sibling.candidate.model, sibling.version, modest=True)
-        job = EmbedRequest(sample.crops, Deadline(LONGEST_SHADOW_S))
+        compare.add_done_callback(done)
+
+    def _compare(self, source: Source, crops: Crops, embeddings: Embeddings) -> int:
+        """Embed a sample again and compare; returns how many crops were compared."""
+        request = EmbedRequest(crops, Deadline(LONGEST_SHADOW_S))
         try:
-            with server.call():
-                client.work(job)
+            served = self._shadow.run(request)
         except ArcFaceError as error:
-            # Calls find out whether it still serves; a shadow only asks what it can spare.
-            _log.debug("No shadow of %s, or of a part alone: %s", sibling, error)
-        there = job.mark()
-        plan, onnx = (sample.by, sibling) if _is_plan(sample.by) else (sibling, sample.by)
-        expected = job.embeddings if onnx is sibling else sample.embeddings
-        drift = drifts(sample.embeddings[there], job.embeddings[there])
-        self._judge(plan, onnx, sample.crops[there], expected[there], drift)
-        return len(drift)
+            _log.debug("A sample of %d crops was not compared: %s", len(crops), error)
+            return 0
+        if any(one.version != source.version for one in served.sources):
+            return 0  # Only models of one version come from the same source.
+        name = f"{source.model}:{source.version} at {source.where}"
+        with self._lock:
+            drift = self._drift.setdefault(name, _Drift())
+            found = [
+                drift.add(each, self._max_drift) for each in drifts(embeddings, request.embeddings).tolist()
+            ]
+        wrong = next((one for one in found if one is not None), None)
+        if wrong is not None:
+            self._primary.hold(source, wrong)
+        return len(crops)
 
-    def _judge(
-        self, plan: Contender, onnx: Contender, crops: Crops, expected: Embeddings, drift: Any
-    ) -> None:
-        with self._changed:
-            record = self._records.setdefault(plan, DriftRecord(self._max_drift))
-            for row, value in enumerate(drift.tolist()):
-                record.add(value, (crops[row], expected[row]))
-            proof = record.proof()
-        if proof is None:
-            return
-        evidence = Evidence(
-            np.stack([crop for crop, _ in proof.cases]),
-            np.stack([embedding for _, embedding in proof.cases]),
-            str(onnx),
-        )
-        message = (
-            f"{len(proof.cases)} of the last {proof.among} live crops that were compared drift up to "
-            f"{proof.largest:.2g} from {onnx}; max_drift_cosine allows {self._max_drift:g}"
-        )
-        self._selector.demote(plan, evidence, DriftError(message, proof.largest))
-
-
-def _is_plan(contender: Contender) -> bool:
-    return is_plan(contender.candidate.model)
+    def _snapshot(self) -> dict[str, Any]:
+        with self._lock:
+            drift = {name: one.snapshot() for name, one in self._drift.items()}
+            return {"rate": self._rate, "crops": dict(self._results), "drift": drift}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import numpy as np
 
 from ..backends.insightface import InsightFaceRuntime, find_source
-from ..backends.onnxruntime import ENTRIES
+from ..backends.local import ENTRIES
 from ..contract import EMBEDDING_DIM, Crops, Embeddings
 from ..errors import DeploymentError, InputError, ModelNotFoundError, require
 from ..failover.discovery import Pin

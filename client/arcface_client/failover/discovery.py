@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ..errors import ArcFaceError, ConfigError, ModelLoadingError, ModelNotFoundError, ModelNotReadyError
 from ..models.naming import onnx_model, plan_model
-from ..triton.server_state import ModelStatus
+
+if TYPE_CHECKING:
+    from ..triton.status import ModelStatus
 
 _PIN: Final = re.compile(r"(?P<model>[^\s:]+)(?::(?P<version>[1-9]\d*))?")
 
@@ -39,13 +41,13 @@ class Pin:
         """Read ``arcface_r100_trt:3`` or ``arcface_r100_onnx``.
 
         Raises:
-            ConfigError: It is neither.
+            ConfigError: The text is neither.
         """
         match = _PIN.fullmatch(text)
         if match is None:
             raise ConfigError(
-                f"The candidate {text!r} is no model; expected its name, as arcface_r100_onnx, or with a "
-                "version from 1, as arcface_r100_trt:3."
+                f"The candidate is {text!r}; expected a model's name, for example arcface_r100_onnx, or one "
+                "with a version from 1, for example arcface_r100_trt:3."
             )
         return cls(match["model"], None if match["version"] is None else int(match["version"]))
 
@@ -91,9 +93,9 @@ class Wanted:
         return model, -(candidate.version or 0), self.urls.index(candidate.url)
 
     def release(self, candidate: Candidate) -> tuple[int, ...]:
-        """What to sort candidates by, the one that settles the identity first: the newest release.
+        """What to sort candidates by, the one that settles the embedding space first: the newest release.
 
-        Pins are in the user's order, and so is what they settle.
+        With pins, it is the user's order.
         """
         preference = self.preference(candidate)
         return preference if self.pins else (preference[1], preference[0], preference[2])
@@ -103,7 +105,7 @@ class Wanted:
 
         Args:
             url: The server.
-            models: What it lists; None when it does not tell, and only pins can be gone by.
+            models: What it lists; None when it does not tell, so that only pins can be used.
 
         Raises:
             ModelNotFoundError: It has none of the models.
@@ -112,7 +114,7 @@ class Wanted:
             if not self.pins:
                 raise ModelNotFoundError(
                     "the server does not list its models (a restricted protocol); name them as candidates, "
-                    f"such as {self._models[0]}"
+                    f"for example {self._models[0]}"
                 )
             return [Sighting(Candidate(url, pin.model, pin.version)) for pin in self.pins]
         sightings = list(self._sight(url, models))
@@ -142,5 +144,5 @@ def _problem(status: ModelStatus) -> ArcFaceError | None:
     if status.ready:
         return None
     if status.state in ("LOADING", "UNLOADING"):
-        return ModelLoadingError(f"the server is just {status.state.lower()} it")
+        return ModelLoadingError(f"the server is {status.state.lower()} it")
     return ModelNotReadyError(f"not ready: {status.reason or 'the server has not loaded it'}")

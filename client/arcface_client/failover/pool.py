@@ -1,246 +1,349 @@
-"""The state of all candidates: which serve, in what order, and why the others do not."""
+"""The pool of replicas: which serve now, in what order, and why the others do not."""
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from ..errors import (
     ArcFaceError,
     DeadlineExceededError,
-    DriftError,
+    DeploymentError,
     ModelNotFoundError,
+    OtherEmbeddingSpaceError,
     ServerError,
     ServerUnavailableError,
+    TransientError,
+    detached,
 )
-from ..observability.diagnostics import CandidateReport
-from ..triton.deadline import Deadline
-from ..triton.status import PROBE_TIMEOUT_S, unanswered
-from .call import MARGIN_S
-from .discovery import Sighting, Wanted
-from .examiner import Examiner
-from .golden_check import Evidence, Finding, SettledIdentity
-from .intervals import Rhythm
-from .ranking import Standing, anything_at, log_change, report, standing
-from .reloads import reloaded
-from .replica import Contender
-from .roster import Roster
-from .server import RequestLimits, Server
+from ..observability.diagnostics import CandidateReport, Refusal, Source
+from .golden_check import Finding, SettledSpace, objection
+from .intervals import Intervals
+from .replica import Model, Replica
 
-LONGEST_LOOK_S: Final = 120.0
+LOG_INTERVAL_S: Final = 60.0
+"""How often the log may say that a replica left a call to the next one for the same reason, in seconds."""
+
+_log = logging.getLogger(__name__)
 
 
-class Selector:
-    """Finds the candidates, examines them, and keeps them in order.
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """What the pool knew at a moment; reading it costs a call nothing.
 
-    ``standing`` is there for every call, ready made. ``look`` brings it up to date; who calls it often is
-    not this class's matter.
-
-    Args:
-        wanted: What to look for.
-        examiner: Says what they are worth.
-        limits: Of requests.
-        rhythm: How often candidates are looked at.
+    Attributes:
+        replicas: Every replica, by preference.
+        serving: Those that may serve, best first; those in cooldown come last.
+        urls: The servers, by preference.
+        silent: Why no replica is known of a server, by its URL.
     """
 
-    def __init__(self, wanted: Wanted, examiner: Examiner, limits: RequestLimits, rhythm: Rhythm) -> None:
-        self.servers: Sequence[Server] = [Server(url, limits) for url in wanted.urls]
-        self.standing = Standing()
-        self.identity: SettledIdentity | None = None
-        self._wanted = wanted
-        self._examiner = examiner
-        self._examination_s = rhythm.examination_s
-        self._roster = Roster(self.servers, wanted, rhythm)
-        self._looks = {False: 0, True: 0}  # by whether they were afresh
-        self._looking = threading.Lock()
-        self._state = threading.Lock()
-
-    def look(
-        self, deadline: Deadline, *, afresh: bool = False, timeout_s: float = PROBE_TIMEOUT_S
-    ) -> Standing:
-        """Ask the servers for their models, examine what is new or due, and rank.
-
-        A thread that comes while another one looks waits for its result.
-
-        Args:
-            deadline: When to have ended.
-            afresh: Examine everybody that is out at once, whenever that would be due.
-            timeout_s: How long a server may take to list its models.
-
-        Raises:
-            DeadlineExceededError: The time is up; what is known is what was known before, at least.
-        """
-        looks = self._looks[afresh]
-        if self._looking.acquire(timeout=deadline.remaining_s(LONGEST_LOOK_S)):
-            try:
-                if looks == self._looks[afresh]:
-                    self._look(deadline, afresh, timeout_s)
-                    self._looks[False] += 1
-                    self._looks[True] += afresh
-            finally:
-                self._looking.release()
-        deadline.remaining_s()
-        return self.standing
+    replicas: tuple[Replica, ...] = ()
+    serving: tuple[Replica, ...] = ()
+    urls: tuple[str, ...] = ()
+    silent: Mapping[str, ArcFaceError] = field(default_factory=dict)
 
     @property
-    def has_looked(self) -> bool:
-        """Whether every server was given its time to say what it has."""
-        return self._looks[False] > 0
+    def first(self) -> Replica | None:
+        """The replica that gets every call it can take."""
+        return self.serving[0] if self.serving else None
 
-    def failed(self, contender: Contender, error: ArcFaceError) -> None:
-        """A call to a candidate failed, through no fault of the caller's."""
-        if isinstance(error, ServerUnavailableError):
-            self.gone(contender.server, error)
-            return
-        certain = not isinstance(error, (DeadlineExceededError, ServerError))
-        with self._state:
-            contender.failed(error, certain=certain)
-        self._rank()
+    @property
+    def refused(self) -> dict[str, ArcFaceError]:
+        """Why replicas and servers do not serve, by name."""
+        known = {replica.name: replica.error for replica in self.replicas if replica.error is not None}
+        return known | {anything_at(url): error for url, error in self.silent.items()}
 
-    def gone(self, server: Server, error: ServerUnavailableError) -> None:
-        """A server does not answer."""
-        with self._state:
-            for contender in self._roster.at(server):
-                contender.failed(error, certain=True)
-        self._rank()
+    def preferred_to(self, replica: Replica) -> tuple[Replica, ...]:
+        """Every replica that comes before another one by preference, whether it may serve or not."""
+        return tuple(other for other in self.replicas if other.preference < replica.preference)
 
-    def succeeded(self, contender: Contender) -> None:
-        """A call to a candidate succeeded."""
-        with self._state:
-            contender.breaker.succeeded()
+    def passed_over(self, by: Replica) -> tuple[Refusal, ...]:
+        """Whom a replica serves in place of, and why."""
+        place = self.urls.index(by.origin.where) if by.origin.where in self.urls else len(self.urls)
+        refusals = [
+            Refusal(anything_at(url), str(self.silent[url]))
+            for url in self.urls[:place]
+            if url in self.silent
+        ]
+        behind = [other.name for other in self.serving]
+        behind = behind[behind.index(by.name) :] if by.name in behind else []
+        for other in self.preferred_to(by):
+            if other.error is not None and not isinstance(other.error, OtherEmbeddingSpaceError):
+                refusals.append(Refusal(other.name, str(other.error)))
+            elif other.name in behind:
+                refusals.append(Refusal(other.name, "it failed a moment ago and is cooling down"))
+        return tuple(refusals)
 
-    def demote(self, contender: Contender, evidence: Evidence, error: DriftError) -> None:
-        """Live crops showed that a candidate is wrong: it is out until it gets them right."""
-        with self._state:
-            contender.evidence = evidence
-            contender.not_examined(error, time.monotonic())
-        self._rank()
 
-    def accept(self, name: str, finding: Finding) -> None:
-        """Let a way of embedding settle the identity, if nothing has yet, and else hold it to that.
+def anything_at(url: str) -> str:
+    """The name in reports for whatever a silent server may have."""
+    return f"any model at {url}"
 
-        Raises:
-            DeploymentError: It drifts, or is of another identity.
+
+class ReplicaPool:
+    """Keeps every replica of an embedder, and the embedding space that they share. Thread-safe.
+
+    ``ranking`` is replaced, never changed, so calls read it without a lock. The pool itself asks no server
+    and loads no model: ``Health`` does, and reports here.
+
+    Args:
+        local: Replicas in this process, by preference; they come after all servers'.
+        urls: The servers, by preference.
+        max_drift: Largest drift of the golden crops that is allowed.
+        intervals: How often replicas are checked.
+    """
+
+    def __init__(
+        self, local: Sequence[Replica], urls: tuple[str, ...], max_drift: float, intervals: Intervals
+    ) -> None:
+        self.ranking = Ranking(tuple(local), (), urls)
+        self.space: SettledSpace | None = None
+        self.has_local = bool(local)
+        self.intervals = intervals
+        self._max_drift = max_drift
+        self._lock = threading.Lock()
+        self._first: str | None = None
+        self._has_served = False
+        self._is_announced = False
+        self._closed = False
+        self._logged_at: dict[tuple[str, str], float] = {}
+
+    def get(self, name: str) -> Replica | None:
+        """A replica as it is now."""
+        return next((replica for replica in self.ranking.replicas if replica.name == name), None)
+
+    def listed(
+        self, url: str, seen: Sequence[tuple[Replica, ArcFaceError | None]], problem: ArcFaceError | None
+    ) -> None:
+        """Take what a server listed.
+
+        Args:
+            url: The server.
+            seen: The replicas there, as they would be if they were new, and why one is not ready.
+            problem: Why the server lists nothing; None if it does.
         """
-        with self._state:
-            problem = self._examiner.objection(finding, self.identity)
-            if problem is not None:
-                raise problem
-            self._settle(name, finding)
-        self._rank()
+        now = time.monotonic()
+
+        def change(known: dict[str, Replica]) -> Iterable[Replica]:
+            for new, error in seen:
+                replica = known.pop(new.name, new)
+                yield replica if error is None else replica.out(error, now)
+            for replica in known.values():
+                if replica.origin.where == url:
+                    gone = problem or ModelNotFoundError("the server does not list it any more")
+                    yield replica.out(gone, now)
+                else:
+                    yield replica
+
+        silent = {} if problem is None else {url: detached(problem)}
+        self._change(change, silent=dict(self._silent(url)) | silent)
+
+    def checked(self, name: str, model: Model, finding: Finding) -> DeploymentError | None:
+        """Take the result of a golden check; returns why the replica may not serve, None if it may.
+
+        The first replica that passes settles the embedding space.
+        """
+        now, problems = time.monotonic(), list[DeploymentError]()
+
+        def take(replica: Replica) -> Replica:
+            problem = objection(finding, self.space, self._max_drift)
+            if problem is None and not replica.held:
+                self.space = (self.space or SettledSpace(name, finding.reference)).completed(
+                    finding.reference
+                )
+                return replica.passed(model, finding, now, self.intervals)
+            if problem is None:
+                return replica
+            problems.append(problem)
+            # A model of another space stays one; a wrong one may be fixed.
+            steady = isinstance(problem, OtherEmbeddingSpaceError)
+            again_s = self.intervals.prove_again_s if steady else self.intervals.refused_again_s
+            return replace(replica.out(problem, now, check_at=now + again_s), finding=finding)
+
+        self._change_one(name, take, opened=model)
+        return problems[0] if problems else None
+
+    def unchecked(self, name: str, error: ArcFaceError) -> None:
+        """A golden check ended in an error."""
+        now = time.monotonic()
+        later = now + self.intervals.refused_again_s
+
+        def take(replica: Replica) -> Replica:
+            if isinstance(error, TransientError) and replica.model is not None:
+                # It was right a while ago, and calls will show whether it is still there.
+                return replace(replica, check_at=later)
+            # A replica that hangs would delay every round.
+            soon = isinstance(error, TransientError) and not isinstance(error, DeadlineExceededError)
+            return replica.out(error, now, check_at=-math.inf if soon else later)
+
+        self._change_one(name, take)
+
+    def succeeded(self, replica: Replica) -> None:
+        """A call to a replica succeeded."""
+        if replica.cooldown.failures or (self.get(replica.name) or replica).cooldown.failures:
+            self._change_one(replica.name, lambda known: replace(known, cooldown=known.cooldown.succeeded()))
+
+    def failed(self, replica: Replica, error: ArcFaceError) -> None:
+        """A call to a replica failed, and not because of the caller."""
+        if isinstance(error, ServerUnavailableError):
+            self.server_failed(replica.origin.where, error)
+            return
+        # A model in this process, and one whose server answers, may do better with the next crops.
+        certain = not (isinstance(error, (DeadlineExceededError, ServerError)) or replica.is_local)
+        now = time.monotonic()
+
+        def take(known: Replica) -> Replica:
+            return known if known.model is None else known.failed(error, now, certain=certain)
+
+        self._change_one(replica.name, take)
+
+    def server_failed(self, url: str, error: ArcFaceError) -> None:
+        """A server does not answer: none of its replicas can serve."""
+        now = time.monotonic()
+
+        def change(known: dict[str, Replica]) -> Iterable[Replica]:
+            for replica in known.values():
+                is_there = replica.origin.where == url and replica.model is not None
+                yield replica.failed(error, now, certain=True) if is_there else replica
+
+        self._change(change)
+
+    def hold(self, source: Source, error: ArcFaceError) -> None:
+        """Keep the replica that is a call's source out of service until ``release``."""
+        now = time.monotonic()
+        for replica in self.ranking.serving:
+            if replica.model is not None and replace(source, crops=0) == replica.model.source:
+                self._change_one(replica.name, lambda known: replace(known.out(error, now), held=True))
+
+    def release(self) -> None:
+        """End what holds replicas back; they still have to pass their golden check."""
+        now = time.monotonic()
+        self._change(
+            lambda known: [
+                replace(replica, held=False, cooldown=replica.cooldown.ended(now))
+                for replica in known.values()
+            ]
+        )
+
+    def free(self, replica: Replica) -> None:
+        """Free the model of a replica in this process, which is loaded again when it is needed."""
+        self._change_one(
+            replica.name, lambda known: replace(known, model=None, finding=None) if known.is_local else known
+        )
+
+    def left_a_call(self, replica: Replica, error: ArcFaceError) -> None:
+        """Log that a replica left a call to the next one, once a minute for each kind of error."""
+        key, now = (replica.name, type(error).__name__), time.monotonic()
+        with self._lock:
+            if now - self._logged_at.get(key, -LOG_INTERVAL_S) < LOG_INTERVAL_S:
+                return
+            self._logged_at[key] = now
+        _log.warning("%s leaves a call to the next candidate: %s", replica.name, error)
+
+    def rank(self) -> None:
+        """Rank anew, since cooldowns end. From the first time on, changes are logged."""
+        self._is_announced = True
+        self._change(lambda known: known.values())
 
     def reports(self) -> tuple[CandidateReport, ...]:
-        """Every candidate, by preference, and the servers of which none is known."""
-        with self._state:
-            first = self.standing.ranking[:1]
-            reports = [
-                report(contender, self._against(contender), serving=first == (contender,))
-                for contender in self._roster.by_preference()
-            ]
-            silent = [
-                CandidateReport(candidate=anything_at(url), state="refused", reason=str(error))
-                for url, error in self._roster.silences().items()
-            ]
-        return (*reports, *silent)
+        """Every replica, by preference, and the servers of which none is known."""
+        ranking, now = self.ranking, time.monotonic()
+        return tuple(_report(replica, ranking, now) for replica in ranking.replicas) + tuple(
+            CandidateReport(candidate=anything_at(url), state="failing", reason=str(error))
+            for url, error in ranking.silent.items()
+        )
 
     def close(self) -> None:
-        """End all connections; calls that are under way fail."""
-        for server in self.servers:
-            server.connection.close()
+        """Free every model; what is opened from now on is freed at once."""
+        with self._lock:
+            self._closed = True
+        self._change(lambda known: [replace(replica, model=None) for replica in known.values()])
 
-    def _look(self, deadline: Deadline, afresh: bool, timeout_s: float) -> None:
-        sightings = [found for server in self.servers for found in self._ask(server, deadline, timeout_s)]
-        # The newest release settles the identity, and records then tell which older ones are another's.
-        gone: dict[str, ArcFaceError] = {}
-        for sighting in sorted(sightings, key=lambda found: self._wanted.release(found.candidate)):
-            with self._state:
-                contender = self._roster.contender(sighting.candidate)
-            problem = sighting.problem or gone.get(contender.server.url)
-            if problem is not None:
-                with self._state:
-                    contender.withdrawn(problem)
-                continue
-            error = self._consider(contender, deadline, afresh)
-            self._rank()  # Calls need not wait for what may hang behind it.
-            if isinstance(error, ServerUnavailableError):
-                gone[contender.server.url] = error
-        self._rank()
+    def _silent(self, but: str) -> Iterable[tuple[str, ArcFaceError]]:
+        return ((url, why) for url, why in self.ranking.silent.items() if url != but)
 
-    def _ask(self, server: Server, deadline: Deadline, timeout_s: float) -> Sequence[Sighting]:
-        """Ask a server for its models, and withdraw what it does not list."""
-        asked_at = time.monotonic()
-        answer = server.connection.ask(deadline.remaining_s(timeout_s))
-        if not answer.answers:
-            if server.connection.answered_since(asked_at):
-                return ()
-            if deadline.is_over(MARGIN_S):
-                # The caller's time is over, which says nothing of the server.
-                raise DeadlineExceededError(f"{server.url} had no time to list its models.")
-        problem: ArcFaceError | None = None
-        sightings: Sequence[Sighting] = ()
-        if not answer.answers:
-            problem = unanswered(server.url, answer.said)
-        else:
-            try:
-                sightings = self._wanted.sight(server.url, answer.models)
-            except ModelNotFoundError as error:
-                problem = error
-        seen = {sighting.candidate for sighting in sightings}
-        with self._state:
-            self._roster.listed(server, seen, problem)
-        if seen:
-            self._notice_reloads(server, deadline, timeout_s)
-        return sightings
+    def _change_one(
+        self, name: str, take: Callable[[Replica], Replica], *, opened: Model | None = None
+    ) -> None:
+        self._change(
+            lambda known: [take(one) if one.name == name else one for one in known.values()], opened=opened
+        )
 
-    def _notice_reloads(self, server: Server, deadline: Deadline, timeout_s: float) -> None:
-        """Take out at once what the server has loaded anew: nobody knows yet what it is."""
-        with self._state:
-            here = self._roster.at(server)
-        for contender in reloaded(here, server.connection, deadline, timeout_s):
-            with self._state:
-                contender.loaded_anew()
-            self._rank()
+    def _change(
+        self,
+        change: Callable[[dict[str, Replica]], Iterable[Replica]],
+        *,
+        silent: Mapping[str, ArcFaceError] | None = None,
+        opened: Model | None = None,
+    ) -> None:
+        """Replace the ranking; models that no replica has any more are freed."""
+        with self._lock:
+            before = self.ranking
+            replicas = list(change({replica.name: replica for replica in before.replicas}))
+            if self._closed:
+                replicas = [replace(replica, model=None) for replica in replicas]
+            replicas.sort(key=lambda replica: replica.preference)
+            known = {replica.origin.where for replica in replicas}
+            why = before.silent if silent is None else silent
+            after = self.ranking = Ranking(
+                tuple(replicas),
+                _serving(replicas),
+                before.urls,
+                {url: error for url, error in why.items() if url not in known},
+            )
+            told = self._news(after) if self._is_announced and not self._closed else None
+        # Without the lock: freeing may take long, and a handler of the log may ask for the reports.
+        kept = {id(replica.model) for replica in replicas}
+        dropped = {id(one.model): one.model for one in before.replicas} | {id(opened): opened}
+        for model in dropped.values():
+            if model is not None and id(model) not in kept:
+                model.close()
+        if told is not None:
+            _log.log(*told)
 
-    def _consider(self, contender: Contender, deadline: Deadline, afresh: bool) -> ArcFaceError | None:
-        """Examine a candidate that its server has ready, if that is due, and return what ended it early."""
-        if not contender.wants_examination(time.monotonic(), afresh=afresh):
+    def _news(self, after: Ranking) -> tuple[int, str] | None:
+        """What to log of a change of the first replica, and how loudly."""
+        before, first = self._first, after.first
+        self._first = None if first is None else first.name
+        if self._first == before:
             return None
-        evidence = contender.evidence
-        limit = Deadline(deadline.remaining_s(self._examination_s))
-        try:
-            finding = self._examiner.examine(contender, self.identity, limit)
-        except ArcFaceError as error:
-            if isinstance(error, DeadlineExceededError) and deadline.is_over(MARGIN_S):
-                raise  # The caller's time is over, which says nothing of the candidate.
-            with self._state:
-                contender.not_examined(error, time.monotonic())
-            return error
-        with self._state:
-            if contender.evidence is not evidence:
-                return None  # It was demoted meanwhile.
-            problem = self._examiner.objection(finding, self.identity)
-            contender.found(finding, problem, time.monotonic())
-            if problem is None:
-                self._settle(str(contender), finding)
-        return None
+        if first is None:
+            reason = after.refused.get(before or "", "it is gone")
+            return logging.WARNING, f"No candidate serves now, not {before}: {reason}"
+        passed_over = after.passed_over(first)
+        had_served, self._has_served = self._has_served, True
+        if before is not None:
+            reason = after.refused.get(before, "the other is preferred")
+            return logging.WARNING, f"{first.name} serves now, not {before}: {reason}"
+        if passed_over:
+            why = "; ".join(f"{refusal.candidate} cannot: {refusal.reason}" for refusal in passed_over)
+            return logging.WARNING, f"{first.name} serves, since {why}"
+        return logging.WARNING if had_served else logging.INFO, f"{first.name} serves"
 
-    def _settle(self, name: str, finding: Finding) -> None:
-        """Take the identity of a candidate that passed for all, as far as it is not settled yet."""
-        identity = self.identity or SettledIdentity(name, finding.reference)
-        self.identity = identity.completed(finding.reference)
 
-    def _against(self, contender: Contender) -> ArcFaceError | None:
-        if contender.error is not None or contender.finding is None:
-            return contender.error
-        return self._examiner.objection(contender.finding, self.identity)
+def _serving(replicas: Sequence[Replica]) -> tuple[Replica, ...]:
+    now = time.monotonic()
+    good = [replica for replica in replicas if replica.model is not None]
+    return tuple(sorted(good, key=lambda replica: replica.cooldown.active(now)))  # stable
 
-    def _rank(self) -> None:
-        """Put the candidates in order, after every change."""
-        with self._state:
-            judged = [(contender, self._against(contender)) for contender in self._roster.by_preference()]
-            before, after = self.standing, standing(judged, self._roster.silences(), self._wanted.urls)
-            self.standing = after
-        # Not with the lock held: a handler of the log may ask for the reports.
-        log_change(before, after, is_first=not self.has_looked)
+
+def _report(replica: Replica, ranking: Ranking, now: float) -> CandidateReport:
+    is_cooling = replica.cooldown.active(now)
+    if replica.error is not None:
+        state = "failing" if isinstance(replica.error, (TransientError, ServerError)) else "refused"
+    elif ranking.first is replica:
+        state = "serving"
+    else:
+        state = "cooling down" if is_cooling else "standing by"
+    return CandidateReport(
+        candidate=replica.name,
+        state=state,
+        reason=None if replica.error is None else str(replica.error),
+        drift=None if replica.finding is None else replica.finding.drift,
+    )

@@ -1,121 +1,188 @@
-"""What is known of one candidate at this moment."""
+"""A replica: one way to embed, on a server or in this process, and what is known of it at this moment."""
 
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol
 
-from ..errors import (
-    ArcFaceError,
-    DeadlineExceededError,
-    DeploymentError,
-    DriftError,
-    ModelLoadingError,
-    OtherEmbeddingSpaceError,
-    TransientError,
-    detached,
-)
-from ..models.manifest import PlanManifest
-from .cooldown import Breaker
-from .discovery import Candidate
-from .golden_check import Evidence, Finding
-from .intervals import Rhythm
-from .loads import Loads
-from .server import Server
+from ..errors import ArcFaceError, detached
+from ..models.embedding_space import EmbeddingSpace
+from ..observability.diagnostics import HERE, Diagnostics
+from ..triton.embed_request import Deadline, EmbedRequest
+from .golden_check import Checkable, Finding
+from .intervals import Intervals
+
+FAILURES: Final = 3
+"""Failures in a row that put a replica into cooldown, where a single one leaves a doubt."""
+
+PEACE_S: Final = 60.0
+"""Seconds after a cooldown in which another failure doubles it."""
+
+LOCAL_COOLDOWN_S: Final = 60.0
+LONGEST_LOCAL_COOLDOWN_S: Final = 1800.0
+"""Loading a model costs more than asking a server, and what it needs is rarely there a second later."""
 
 
-class Contender:
-    """A candidate with its client, its breaker and what was found of it.
+class Model(Checkable, Protocol):
+    """A model that is ready to embed: one on a server, or one that is loaded into this process."""
 
-    Not thread-safe: its owner holds a lock.
+    def embed(self, request: EmbedRequest) -> None:
+        """Embed what a request still misses; what is done before an error stays done.
+
+        Raises:
+            ArcFaceError: It failed, or the request's time is up.
+        """
+        ...
+
+    def diagnostics(self) -> Diagnostics:
+        """What it is, without figures of calls."""
+        ...
+
+    def idle_s(self) -> float:
+        """Seconds since it was used last; 0 while it is in use."""
+        ...
+
+    def close(self) -> None:
+        """Free it as soon as no call uses it any more."""
+        ...
+
+
+class Origin(Protocol):
+    """Where a replica's model comes from."""
+
+    @property
+    def name(self) -> str:
+        """The replica's name, for example "arcface_r100_trt:3 at localhost:8001"."""
+        ...
+
+    @property
+    def where(self) -> str:
+        """``host:port`` of its server, or "this process"."""
+        ...
+
+    def open(self, space: EmbeddingSpace | None, deadline: Deadline) -> Model:
+        """Get the model ready; it has yet to pass the golden check.
+
+        Args:
+            space: The embedding space that it must be of; None allows any.
+            deadline: When to give up.
+
+        Raises:
+            ArcFaceError: It cannot be used, or not now.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Cooldown:
+    """How long a replica that failed comes after all others.
+
+    Attributes:
+        first_s: Length of the first cooldown, in seconds.
+        longest_s: It doubles with every failure soon after the last one, up to this.
+        failures: Failures in a row since the last cooldown.
+        wait_s: Length of the last cooldown.
+        until: When it ends, on the clock of ``time.monotonic``.
     """
 
-    def __init__(self, candidate: Candidate, server: Server, rhythm: Rhythm) -> None:
-        self.candidate = candidate
-        self.server = server
-        self.client = server.client(candidate.model, candidate.version)
-        self.version = candidate.version
-        """The version that was examined; for a pin without one, the one that answered."""
-        self.plan: PlanManifest | None = None
-        """What is recorded here of that version's plan."""
-        self.loads = Loads()
-        self.reloads = 0
-        """How often its server was seen to have loaded it anew."""
-        self.breaker = Breaker(rhythm.breaker)
-        self.finding: Finding | None = None
-        self.error: ArcFaceError | None = DeploymentError("not examined yet")
-        """Why it cannot serve, as far as this is not the finding's to say."""
-        self.evidence: Evidence | None = None
-        """Live crops that it was wrong on."""
-        self._rhythm = rhythm
-        self._examine_at = -math.inf
-        self._drifts = False
+    first_s: float
+    longest_s: float
+    failures: int = 0
+    wait_s: float = 0.0
+    until: float = -math.inf
 
-    def __str__(self) -> str:
-        return str(self.candidate)
+    def active(self, now: float) -> bool:
+        """Whether the replica is in cooldown."""
+        return now < self.until
 
-    def wants_examination(self, now: float, *, afresh: bool) -> bool:
-        """Whether the golden crops should be sent through it."""
-        if self.breaker.has_settled or (afresh and (self.error is not None or self._drifts)):
-            return True
-        return now >= self._examine_at and (self.breaker.state != "open" or self.breaker.due)
+    def failed(self, now: float, *, certain: bool) -> Cooldown:
+        """Count a failure; ``certain`` when there is no doubt that the next call would fail, too."""
+        failures = self.failures + 1
+        if not (certain or self.active(now) or failures >= FAILURES):
+            return replace(self, failures=failures)
+        again = now < self.until + PEACE_S
+        wait_s = min(2 * self.wait_s, self.longest_s) if again else self.first_s
+        return replace(self, failures=0, wait_s=wait_s, until=now + wait_s)
 
-    def found(self, finding: Finding, objection: ArcFaceError | None, now: float) -> None:
-        """Take the result of an examination, and what speaks against it."""
-        self.finding = finding
-        self.error = None
-        self.answered(len(finding.embeddings), self.loads.begin())
-        self._drifts = isinstance(objection, DriftError)
-        self.breaker.probed(good=objection is None)
-        # What belongs to another gallery does not change its mind as what is broken may.
-        steady = objection is None or isinstance(objection, OtherEmbeddingSpaceError)
-        self._examine_at = now + (self._rhythm.prove_again_s if steady else self._rhythm.refused_again_s)
+    def ended(self, now: float) -> Cooldown:
+        """End it early."""
+        return replace(self, until=now) if self.active(now) else self
 
-    def not_examined(self, error: ArcFaceError, now: float) -> None:
-        """Take the error that ended an examination."""
-        if isinstance(error, TransientError) and self.error is None:
-            # It was right a while ago, and calls will tell whether it is still there.
-            self._examine_at = now + self._rhythm.refused_again_s
-            return
-        # One that hangs would keep the others waiting at every look.
-        soon = isinstance(error, TransientError) and not isinstance(error, DeadlineExceededError)
-        self._examine_at = -math.inf if soon else now + self._rhythm.refused_again_s
-        self._out(error)
+    def succeeded(self) -> Cooldown:
+        """A call succeeded: the next failure is the first in a row."""
+        return replace(self, failures=0) if self.failures else self
 
-    def withdrawn(self, error: ArcFaceError) -> None:
-        """Its server says that it is not ready, or says nothing."""
-        self._examine_at = -math.inf
-        self._out(error)
 
-    def loaded_anew(self) -> None:
-        """Its server has loaded it again: it is out until it is proved, which counts as no failure."""
-        self._examine_at = -math.inf
-        if self.error is None:
-            self.error = ModelLoadingError("the server has loaded it anew; it has to be examined first")
-        # Only now: a call that begins behind it must find the error.
-        self.reloads += 1
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Replica:
+    """What is known of one replica. It is replaced when that changes.
 
-    def answered(self, crops: int, begun: int) -> None:
-        """Crops of a call, which began when ``loads`` said so, were embedded."""
-        batch_size = self.client.max_batch_size
-        if batch_size is not None:
-            self.loads.answered(math.ceil(crops / batch_size), begun)
+    Attributes:
+        origin: Where its model comes from.
+        preference: What to sort replicas by; the lowest is used first.
+        release: What to sort replicas by for the golden check; the lowest settles the embedding space.
+        cooldown: Whether it failed lately.
+        model: The model, while it may serve; None before its golden check and after a failure.
+        finding: What its last golden check found; None when it did not end.
+        error: Why it may not serve; None when nothing is known against it.
+        check_at: When the next golden check is due, on the clock of ``time.monotonic``.
+        held: Whether it stays out until ``ensure_ready``.
+    """
 
-    def failed(self, error: ArcFaceError, *, certain: bool) -> None:
-        """A call failed; ``certain`` when there is no doubt that the next one would, too."""
-        if self.error is not None:
-            return
-        self.breaker.failed(certain=certain)
-        if self.breaker.state == "open":
-            self.error = detached(error)
-            self.version = self.candidate.version
-            # Whatever comes back there has to be proved anew.
-            self._examine_at = -math.inf
+    origin: Origin
+    preference: tuple[int, ...]
+    release: tuple[int, ...] = ()
+    cooldown: Cooldown
+    model: Model | None = field(default=None, repr=False)
+    finding: Finding | None = field(default=None, repr=False)
+    error: ArcFaceError | None = None
+    check_at: float = -math.inf
+    held: bool = False
 
-    def _out(self, error: ArcFaceError) -> None:
-        if self.error is None:
-            self.breaker.failed(certain=True)
-        elif self.breaker.due:
-            self.breaker.probed(good=False)
-        self.error = detached(error)
-        self.finding = None
-        self.version = self.candidate.version
+    @property
+    def name(self) -> str:
+        """Its name in reports."""
+        return self.origin.name
+
+    @property
+    def is_local(self) -> bool:
+        """Whether its model runs in this process."""
+        return self.origin.where == HERE
+
+    def out(self, error: ArcFaceError, now: float, *, check_at: float = -math.inf) -> Replica:
+        """Take it out of service."""
+        cooldown = self.cooldown
+        # A server that is away for an hour has failed once; a failed attempt to load is a failure each time.
+        if self.model is not None or self.is_local:
+            cooldown = cooldown.failed(now, certain=True)
+        return replace(
+            self, model=None, finding=None, error=detached(error), cooldown=cooldown, check_at=check_at
+        )
+
+    def failed(self, error: ArcFaceError, now: float, *, certain: bool) -> Replica:
+        """A call failed."""
+        cooldown = self.cooldown.failed(now, certain=certain)
+        if cooldown.active(now):
+            # Whatever comes back has to pass the golden check again.
+            return replace(self, model=None, error=detached(error), cooldown=cooldown, check_at=-math.inf)
+        return replace(self, cooldown=cooldown)
+
+    def passed(self, model: Model, finding: Finding, now: float, intervals: Intervals) -> Replica:
+        """It passed the golden check. A model in this process does not change and needs no other."""
+        again = math.inf if self.is_local else now + intervals.prove_again_s
+        return replace(self, model=model, finding=finding, error=None, check_at=again)
+
+
+def local_replicas(origins: Sequence[Origin]) -> list[Replica]:
+    """Replicas in this process, by preference; they come after all servers'."""
+    return [
+        Replica(
+            origin=origin,
+            preference=(sys.maxsize, place),
+            cooldown=Cooldown(LOCAL_COOLDOWN_S, LONGEST_LOCAL_COOLDOWN_S),
+        )
+        for place, origin in enumerate(origins)
+    ]

@@ -1,209 +1,246 @@
-"""One call over the candidates: which are tried, what is tried again, and which does the rest."""
+"""One call over the ranking: which replicas are tried, what is tried again, and which one does the rest."""
 
 from __future__ import annotations
 
-import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Final
 
-from ..backends.last_resort import LastResort
 from ..errors import (
     ArcFaceError,
     CallCancelledError,
     DeadlineExceededError,
     InputError,
+    ModelLoadingError,
+    NoCandidateError,
     NoCandidateNowError,
     ServerBusyError,
     ServerError,
+    TransientError,
     detached,
 )
+from ..observability.diagnostics import Refusal, Served, Source
 from ..observability.metrics import Metrics
-from ..observability.served import HERE, Served
 from ..triton.embed_request import EmbedRequest
-from ..triton.status import PROBE_TIMEOUT_S
-from .attempt import Attempt
-from .call import Call, nobody
-from .pool import Selector
-from .replica import Contender
-from .throttle import Throttle
+from .health import Health
+from .pool import ReplicaPool
+from .replica import Replica
 
 BUSY_WAITS_S: Final = (0.05, 0.1, 0.2)
-"""Seconds between the tries of one candidate that is full, while it makes no headway."""
+"""Seconds between the tries of one replica whose queue is full, while it makes no progress."""
 
 SILENCE_S: Final = 1.0
-"""A candidate that uses up a call's time counts as failing when it was silent for so long, in seconds."""
+"""A replica that uses up a call's time counts as failing when it was silent for so long, in seconds."""
 
-FIRST_LOOK_S: Final = 2.0
-"""How long a server may take to list its models when nobody else serves meanwhile, in seconds."""
+RECONNECT_S: Final = 1.0
+"""How long a call without a deadline keeps asking when every server is gone, in seconds."""
 
-LOG_INTERVAL_S: Final = 60.0
-"""How often the log may say that a candidate left a call to the next for the same reason, in seconds."""
+MARGIN_S: Final = 0.02
+"""A request that is given the rest of a call's time may end this much before it."""
 
 _THE_CALLERS: Final = (InputError, CallCancelledError)
-"""Errors that no other candidate would do without."""
+"""Errors that every other replica would raise, too."""
 
 _FIRST_WAIT_S: Final = 0.1
 _LONGEST_WAIT_S: Final = 1.0
 
-_log = logging.getLogger(__name__)
 
+class Call:
+    """One call.
 
-class Fallback:
-    """Runs calls over a selection's ranking.
-
-    - The caller's errors (``InputError``), and that he cancelled the call, are raised at once.
-    - The moment's are tried again, then the next candidate is: a full queue a few times at once; a model that
-      loads or unloads after the others, since its breaker opens and it has to be examined.
-    - All others are the candidate's: the next one does what is missing.
+    - The caller's errors (``InputError``), and that the call was cancelled, are raised at once.
+    - A full queue is tried again a few times, then the next replica is used.
+    - All other errors are the replica's: the next one embeds what is missing.
 
     Args:
-        selector: Which candidates may serve.
-        last_resort: What serves when no candidate does; None where that is not allowed.
+        request: The crops; what is embedded before an error stays in it.
+        pool: The replicas.
+        health: Looks again, and loads models into this process.
         metrics: Counts what happens.
-        patience_s: How long a call waits without headway for what may soon be over, if it has no deadline.
+        patience_s: How long to wait without progress for what may soon be over, without a deadline.
         pause: Waits some seconds; raises when the embedder is closed meanwhile.
     """
 
     def __init__(
         self,
-        selector: Selector,
-        last_resort: LastResort | None,
+        request: EmbedRequest,
+        pool: ReplicaPool,
+        health: Health,
         metrics: Metrics,
         *,
         patience_s: float,
         pause: Callable[[float], None],
     ) -> None:
-        self._selector = selector
-        self._last_resort = last_resort
+        self._request = request
+        self._pool = pool
+        self._health = health
         self._metrics = metrics
         self._patience_s = patience_s
         self._pause = pause
-        self._log_throttle = Throttle(LOG_INTERVAL_S)
+        self._moved_at = time.monotonic()
+        self._credits: dict[Source, int] = {}
+        self._failures: dict[str, ArcFaceError] = {}
+        self._suspects: list[tuple[Replica, ArcFaceError]] = []
 
-    def run(self, job: EmbedRequest) -> Served:
-        """Embed what a job misses, by whichever candidate can.
+    def run(self) -> Served:
+        """Embed what is missing, with whichever replicas can.
 
         Raises:
             InputError: The crops, or the embedder (closed), cannot be used.
-            CallCancelledError: Nobody waits any more.
+            CallCancelledError: The caller does not wait any more.
             DeadlineExceededError: The call's time is up.
-            NoCandidateNowError: Nobody serves, but trying again may help.
-            NoCandidateError: Nobody serves before something is mended.
+            NoCandidateNowError: No replica serves, but trying again may help.
+            NoCandidateError: No replica can serve before something is fixed.
         """
-        call = Call(job, self._patience_s)
         wait_s, asked_again = _FIRST_WAIT_S, False
-        if not self._selector.has_looked:
-            self._look(call, timeout_s=FIRST_LOOK_S)
+        if not self._health.has_looked:
+            self._look(afresh=False)
         while True:
-            served = self._try_all(call)
+            served = self._try_all()
             if served is not None:
                 return served
-            reasons = call.reasons(self._selector.standing.refused)
-            patience_s = call.patience_s(reasons)
-            # All of it may have gone to a server that hung, while another one came back: ask once at least.
-            if call.stalled_s + wait_s > patience_s and (asked_again or not patience_s):
-                raise nobody(reasons)
-            if call.is_over:
-                raise call.too_late(nobody(reasons))
-            self._pause(min(wait_s, job.deadline.remaining_s()))
-            self._look(call, afresh=True)
+            self._pause(0.0)  # raises if the embedder was closed meanwhile
+            reasons = self._reasons()
+            patience_s = self._patience(reasons)
+            stalled_s = time.monotonic() - self._moved_at
+            # A server that hung may have used up the patience while another one came back: ask once more.
+            if stalled_s + wait_s > patience_s and (asked_again or not patience_s):
+                raise no_candidate(reasons)
+            if self._is_over:
+                raise self._too_late(no_candidate(reasons))
+            self._pause(min(wait_s, self._request.deadline.remaining_s()))
+            self._look(afresh=True)
             asked_again = True
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
-    def _look(self, call: Call, *, afresh: bool = False, timeout_s: float = PROBE_TIMEOUT_S) -> None:
-        try:
-            self._selector.look(call.job.deadline, afresh=afresh, timeout_s=timeout_s)
-        except DeadlineExceededError as error:
-            reasons = call.reasons(self._selector.standing.refused)
-            why = nobody(reasons) if reasons else NoCandidateNowError({})
-            raise call.too_late(why) from error
-
-    def _try_all(self, call: Call) -> Served | None:
-        """Let everybody have a go at what is missing, by preference; None when some still is."""
-        standing = self._selector.standing
-        for contender in standing.ranking:
-            # What another call met with meanwhile counts here, too.
-            if contender.error is None and self._try(contender, call):
-                preferred = standing.preferred_to(contender)
-                return call.served(str(contender), standing.passed_over[contender], preferred)
-        return None if self._last_resort is None else self._try_last_resort(self._last_resort, call)
-
-    def _try(self, contender: Contender, call: Call) -> bool:
-        """Let a candidate do what is missing; False when it did not all of it."""
-        job, waits = call.job, iter(BUSY_WAITS_S)
-        attempt = Attempt(contender, job)
+    def _try_all(self) -> Served | None:
+        """Let each replica embed what is missing, by preference; None when something still is."""
+        tried: set[str] = set()
         while True:
-            source, missing, started = attempt.source, job.missing, time.monotonic()
-            wait_s: float | None = None
-            known: ArcFaceError | None = None
-            try:
-                known = attempt.work()
-            except _THE_CALLERS:
-                raise
-            except ServerBusyError as error:
-                wait_s = 0.0 if job.missing < missing else next(waits, None)
-                failure: ArcFaceError = error
-            except ArcFaceError as error:
-                failure = error
-            else:
-                if known is None:
-                    self._selector.succeeded(contender)
-                    self._settle_suspicions(call, contender)
-                    return True
-                wait_s = 0.0 if contender.error is None else None  # It may have been proved again.
-                failure = known
-            finally:
-                call.credit(source, missing - job.missing)
-            if call.is_over:
-                silent = job.missing == missing and time.monotonic() - started >= SILENCE_S
-                if silent and known is None:
-                    self._selector.failed(contender, failure)
-                raise call.too_late(failure) from failure
+            # Read anew each time, since what other calls meet with counts here, too.
+            ranked = (one for one in self._pool.ranking.serving if one.name not in tried)
+            replica = next(ranked, None) or self._load(tried)
+            if replica is None:
+                return None
+            tried.add(replica.name)
+            if self._try(replica):
+                return self._served(replica)
+
+    def _try(self, replica: Replica) -> bool:
+        """Let a replica embed what is missing; False when it did not embed all of it."""
+        request, waits = self._request, iter(BUSY_WAITS_S)
+        while True:
+            missing, started = request.missing, time.monotonic()
+            failure, wait_s = self._attempt(replica, missing, waits)
+            if failure is None:
+                self._pool.succeeded(replica)
+                self._blame_suspects(replica)
+                return True
+            if self._is_over:
+                if request.missing == missing and time.monotonic() - started >= SILENCE_S:
+                    self._pool.failed(replica, failure)
+                raise self._too_late(failure) from failure
             if wait_s is None:
-                self._leave_to_the_next(contender, failure, call)
-                if known is None:
-                    self._blame(contender, failure, call)
+                self._leave(replica, failure)
                 return False
-            self._pause(min(wait_s, job.deadline.remaining_s()))
+            self._pause(min(wait_s, request.deadline.remaining_s()))
 
-    def _leave_to_the_next(self, contender: Contender, error: ArcFaceError, call: Call) -> None:
-        name, reason = str(contender), type(error).__name__
-        call.failures[name] = detached(error)
-        self._metrics.fell_back(reason)
-        if self._log_throttle.passes((name, reason)):
-            _log.warning("%s leaves a call to the next candidate: %s", name, error)
-
-    def _blame(self, contender: Contender, error: ArcFaceError, call: Call) -> None:
-        if isinstance(error, ServerError):
-            # The crops may be at fault; if another candidate serves them, they were not.
-            call.suspects.append((contender, detached(error)))
-        elif not isinstance(error, ServerBusyError):
-            self._selector.failed(contender, error)
-
-    def _try_last_resort(self, last_resort: LastResort, call: Call) -> Served | None:
-        if call.is_over:
-            raise call.too_late(nobody(call.reasons(self._selector.standing.refused)))
-        missing = call.job.missing
+    def _attempt(
+        self, replica: Replica, missing: int, waits: Iterator[float]
+    ) -> tuple[ArcFaceError | None, float | None]:
+        """Embed once; returns the failure, if any, and after how many seconds to try this replica again."""
+        assert replica.model is not None
         try:
-            served = last_resort.run(call.job)
+            replica.model.embed(self._request)
         except _THE_CALLERS:
             raise
+        except ServerBusyError as error:
+            return error, 0.0 if self._request.missing < missing else next(waits, None)
         except ArcFaceError as error:
-            if last_resort.source is not None:
-                call.credit(last_resort.source, missing - call.job.missing)
-            if call.is_over:
-                raise call.too_late(error) from error
-            call.failures[HERE] = detached(error)
-            return None
-        for source in served.sources:
-            call.credit(source, source.crops)
-        self._metrics.fell_back("LastResort")
-        self._settle_suspicions(call, None)
-        return call.served(HERE, (*self._selector.standing.refusals, *served.refusals), call.failures)
+            return error, None
+        finally:
+            self._credit(replica.model.source, missing - self._request.missing)
+        return None, None
 
-    def _settle_suspicions(self, call: Call, by: Contender | None) -> None:
-        """The crops were sound, since a candidate served them: those that failed on them have failed."""
-        for contender, error in call.suspects:
-            if contender is not by:
-                self._selector.failed(contender, error)
+    def _load(self, tried: set[str]) -> Replica | None:
+        """Load a model into this process that was not tried yet."""
+        if not self._pool.has_local:
+            return None
+        try:
+            return self._health.load(self._request.deadline, but=tried)
+        except DeadlineExceededError as error:
+            raise self._too_late(no_candidate(self._reasons())) from error
+
+    def _look(self, *, afresh: bool) -> None:
+        try:
+            self._health.look(self._request.deadline, afresh=afresh)
+        except DeadlineExceededError as error:
+            raise self._too_late(no_candidate(self._reasons())) from error
+
+    def _leave(self, replica: Replica, error: ArcFaceError) -> None:
+        """Leave the rest to the next replica."""
+        error = detached(error)
+        self._failures[replica.name] = error
+        self._metrics.fell_back(type(error).__name__)
+        self._pool.left_a_call(replica, error)
+        if isinstance(error, ServerError) or replica.is_local:
+            # The crops may be at fault; if another replica serves them, they are not.
+            self._suspects.append((replica, error))
+        elif not isinstance(error, ServerBusyError):
+            self._pool.failed(replica, error)
+
+    def _blame_suspects(self, by: Replica) -> None:
+        for replica, error in self._suspects:
+            if replica.name != by.name:
+                self._pool.failed(replica, error)
+
+    def _credit(self, source: Source, crops: int) -> None:
+        if crops:
+            self._moved_at = time.monotonic()
+            self._credits[source] = self._credits.get(source, 0) + crops
+
+    def _served(self, by: Replica) -> Served:
+        ranking = self._pool.ranking
+        preferred = {replica.name for replica in ranking.preferred_to(by)} - {by.name}
+        reasons = {refusal.candidate: refusal.reason for refusal in ranking.passed_over(by)}
+        # A replica that failed and then served after all is not among them.
+        reasons |= {name: str(error) for name, error in self._failures.items() if name in preferred}
+        return Served(
+            tuple(replace(source, crops=crops) for source, crops in self._credits.items()),
+            tuple(Refusal(name, reason) for name, reason in reasons.items()),
+        )
+
+    @property
+    def _is_over(self) -> bool:
+        return self._request.deadline.is_over(MARGIN_S)
+
+    def _too_late(self, error: ArcFaceError) -> DeadlineExceededError:
+        total, over = len(self._request.crops), self._request.deadline.spent_text
+        why = "" if str(error) == f"{over}." else f" {error}"
+        return DeadlineExceededError(
+            f"{over}; {total - self._request.missing} of {total} crops are embedded.{why}"
+        )
+
+    def _reasons(self) -> dict[str, ArcFaceError]:
+        """Why no replica serves, by name; what the pool knows is newer than what the call met with."""
+        return self._failures | self._pool.ranking.refused
+
+    def _patience(self, reasons: Mapping[str, ArcFaceError]) -> float:
+        """How many seconds without progress the call tries all replicas again."""
+        if not any(isinstance(error, TransientError) for error in reasons.values()):
+            return 0.0
+        if math.isfinite(self._request.deadline.timeout_s):
+            return math.inf  # the deadline says how long the caller wants to wait
+        if any(isinstance(error, (ServerBusyError, ModelLoadingError)) for error in reasons.values()):
+            return self._patience_s
+        # The server that embedded a part may be restarting, and the part is worth the wait.
+        return self._patience_s if self._credits else RECONNECT_S
+
+
+def no_candidate(reasons: Mapping[str, ArcFaceError]) -> NoCandidateNowError | NoCandidateError:
+    """The error that lists every candidate and why it does not serve."""
+    if not reasons or any(isinstance(error, TransientError) for error in reasons.values()):
+        return NoCandidateNowError(reasons)
+    return NoCandidateError(reasons)

@@ -79,8 +79,8 @@ class CandidateReport:
 
     Attributes:
         candidate: Its name, for example "arcface_r100_trt:3 at localhost:8001".
-        state: "serving", "standing by", "refused", "failing" (in cooldown, or not loaded in this process) or
-            "settling".
+        state: "serving"; "standing by"; "cooling down" (right again, but it failed a moment ago); "failing"
+            (it is away, or calls to it failed); "refused" (it cannot serve before something is fixed).
         reason: Why it does not serve; None for the one that does.
         drift: Largest drift of the golden crops; None if it was not measured.
     """

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from ..errors import ArcFaceError, InputError, require
-from ..triton.embed_request import EmbedRequest
 from .diagnostics import CandidateReport, Served, Source
 
 LATENCY_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -68,22 +67,6 @@ class Metrics:
         self._errors: Counter[str] = Counter()
         self._buckets = [0] * (len(LATENCY_BOUNDS_S) + 1)
         self._seconds = 0.0
-
-    def count(self, run: Callable[[EmbedRequest], Served], job: EmbedRequest) -> tuple[Served, float]:
-        """Do a call, and count it; returns how it was served, and the seconds that it took.
-
-        Raises:
-            ArcFaceError: What the call raises.
-        """
-        started = time.perf_counter()
-        try:
-            served = run(job)
-        except ArcFaceError as error:
-            self.failed(error)
-            raise
-        seconds = time.perf_counter() - started
-        self.served(served, seconds)
-        return served, seconds
 
     def served(self, served: Served, seconds: float) -> None:
         """Count a call that was served."""

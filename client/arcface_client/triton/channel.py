@@ -6,7 +6,6 @@ import json
 import math
 import threading
 import time
-from collections.abc import Mapping
 from typing import Any, Final
 
 from tritonclient import grpc as triton
@@ -124,17 +123,6 @@ class Connection:
         except ValueError:
             return True
         return True
-
-    def successes(self, timeout_s: float = PROBE_TIMEOUT_S) -> Mapping[tuple[str, int], int]:
-        """How many requests each version has served since its load; empty when the server does not say."""
-        try:
-            answer = self._questions.get_inference_statistics(client_timeout=timeout_s)
-        except (InferenceServerException, ValueError):
-            return {}
-        return {
-            (model.name, int(model.version)): model.inference_stats.success.count
-            for model in answer.model_stats
-        }
 
 
 def _close(*clients: triton.InferenceServerClient) -> None:

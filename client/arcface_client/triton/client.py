@@ -121,8 +121,6 @@ class EmbeddingClient:
         for part, embeddings in self._pipeline(keyed, request.deadline, salvage=True):
             request.fill(part, embeddings)
 
-    work = embed
-
     def stream(self, crops: Iterable[Any], *, color: Color = "bgr") -> Iterator[Embeddings]:
         """Embed crops as they come, however many, and hold only a few batches in memory.
 

@@ -12,7 +12,6 @@ from numbers import Real
 from typing import Final, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..contract import EMBEDDING_DIM, Crops, Embeddings
 from ..errors import ArcFaceError, CallCancelledError, DeadlineExceededError, InputError, detached
@@ -122,11 +121,3 @@ class EmbedRequest:
         """Store the checked embeddings of a part, float32 [n, 512]."""
         self.embeddings[part] = embeddings
         self._done[part] = True
-
-    def mark(self) -> NDArray[np.bool_]:
-        """Which rows are done now; for ``forget_since``."""
-        return self._done.copy()
-
-    def forget_since(self, mark: NDArray[np.bool_]) -> None:
-        """Count all rows that were filled since as missing again."""
-        self._done = mark

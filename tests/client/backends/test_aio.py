@@ -6,21 +6,21 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from arcface_client import AsyncEmbeddingBackend
-from arcface_client.backends.triton import TritonBackend
+from arcface_client.backends.base import EmbeddingBackend
+from arcface_client.backends.pooled import TritonBackend
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import ClientClosedError, CropError, DeadlineExceededError, InputError
-from arcface_client.observability.served import Served
+from arcface_client.observability.diagnostics import Diagnostics, Served
 from arcface_client.triton.embed_request import EmbedRequest
 from arcface_server import LocalTriton
 from support.processes import until
-from support.siblings import NAME, PLAN, InThisProcess, tiny_embeddings
+from support.siblings import NAME, PLAN, tiny_embeddings
 
 Pair = tuple[LocalTriton, LocalTriton]
 Call = Callable[[AsyncEmbeddingBackend], Coroutine[Any, Any, Any]]
@@ -94,27 +94,32 @@ def test_a_call_that_is_cancelled_ends_at_once_and_sends_no_more(pair: Pair, cro
     run(pair[0], call, max_calls=1)
 
 
-class Held(InThisProcess):
+class Held(EmbeddingBackend):
     """Embeds one crop when it may, and more never."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, release=1)
+    def __init__(self) -> None:
         self.goes_on = threading.Event()
         self.is_done = False
 
-    def run(self, job: EmbedRequest) -> Served:
-        while len(job.crops) > 1 or not self.goes_on.wait(0.001):
-            job.deadline.remaining_s()
-        served = super().run(job)
+    def ensure_ready(self) -> None:
+        pass
+
+    def diagnostics(self) -> Diagnostics:
+        return Diagnostics(backend="held")
+
+    def close(self) -> None:
+        pass
+
+    def run(self, request: EmbedRequest) -> Served:
+        while len(request.crops) > 1 or not self.goes_on.wait(0.001):
+            request.deadline.remaining_s()
         self.is_done = True
-        return served
+        return Served(())
 
 
-def test_no_call_is_cancelled_in_vain_however_soon_after_its_turn_has_come(
-    tmp_path: Path, crops: Crops
-) -> None:
+def test_a_call_can_be_cancelled_however_soon_after_its_turn_has_come(crops: Crops) -> None:
     async def cancel_after(turns_of_the_loop: int) -> None:
-        held = Held(tmp_path)
+        held = Held()
         async with AsyncEmbeddingBackend(held, max_calls=1) as embedder:
             first = asyncio.create_task(embedder.encode(crops[:1]))
             waiting = asyncio.create_task(embedder.encode(crops[:2], timeout_s=5))
@@ -160,7 +165,7 @@ def test_closing_fails_calls_under_way_and_waiting(pair: Pair, crops: Crops) -> 
     run(pair[0], call, max_calls=2)
 
 
-def test_errors_are_the_embedders(pair: Pair, crops: Crops) -> None:
+def test_errors_of_the_backend_are_raised(pair: Pair, crops: Crops) -> None:
     async def call(embedder: AsyncEmbeddingBackend) -> None:
         with pytest.raises(CropError):
             await embedder.encode(crops[0])
@@ -170,7 +175,7 @@ def test_errors_are_the_embedders(pair: Pair, crops: Crops) -> None:
     run(pair[0], call)
 
 
-def test_one_call_at_a_time_is_the_least(tmp_path: Path) -> None:
+def test_one_call_at_a_time_is_the_least() -> None:
     with (
         TritonBackend("localhost:8001", NAME) as embedder,
         pytest.raises(InputError, match="max_calls is 0"),

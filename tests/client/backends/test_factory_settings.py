@@ -89,7 +89,7 @@ def test_device_and_fallback_are_settings_too(
         ({"config": "/nowhere.yaml"}, r"Cannot read the configuration file /nowhere\.yaml"),
         ({"backend_type": "tensorrt", "tensorrt_config": "/no.yaml"}, r"configuration file /no\.yaml"),
         ({"backend_type": "triton", "triton_url": "http://localhost:8000"}, "expected host:port"),
-        ({"backend_type": "triton", "embedding_candidates": "a:b:c"}, "candidate 'a:b:c' is no model"),
+        ({"backend_type": "triton", "embedding_candidates": "a:b:c"}, "The candidate is 'a:b:c'; expected"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_refused(arguments: dict[str, Any], message: str) -> None:

@@ -12,7 +12,7 @@ import os, sys, tempfile
 from pathlib import Path
 import numpy as np
 from arcface_client import EmbeddingClient
-from arcface_client.backends.triton import TritonBackend
+from arcface_client.backends.pooled import TritonBackend
 from arcface_client.errors import InputError
 from arcface_server import LocalTriton
 from support.siblings import tiny_embeddings
@@ -45,10 +45,10 @@ import asyncio, os, signal, sys
 from pathlib import Path
 import numpy as np
 from arcface_client import AsyncEmbeddingBackend, EmbeddingClient, get_embedding_backend
-from arcface_client.backends.triton import TritonBackend
+from arcface_client.backends.pooled import TritonBackend
 from arcface_client.errors import InputError
 from arcface_server import LocalTriton
-from support.siblings import SELDOM, InThisProcess
+from support.siblings import SELDOM, local_tiny
 
 crops = np.zeros((2, 112, 112, 3), np.uint8)
 
@@ -73,15 +73,14 @@ with LocalTriton(sys.argv[1], stop_timeout_s=1) as server:
     url, here = server.grpc_url, Path(sys.argv[2])
     with (
         EmbeddingClient(url, "tiny_onnx") as client,
-        TritonBackend(url, "tiny", last_resort=lambda identity: InThisProcess(here)) as unused,
-        TritonBackend(url, "tiny", rhythm=SELDOM) as used,
+        TritonBackend(url, "tiny", local=[local_tiny(here)]) as unused,
+        TritonBackend(url, "tiny", intervals=SELDOM) as used,
     ):
         print(refused_in_child(client, client.status, client.ensure_ready))
         print(refused_in_child(unused, *calls(unused)))
         used.encode(crops)
-        # Not in the middle of a real look: gRPC itself may abort a child that is forked during a request.
-        with used._selector._looking, used._selector._state:
-            print(refused_in_child(used, *calls(used)))
+        # Not during a request in the background: gRPC itself may abort a child that is forked then.
+        print(refused_in_child(used, *calls(used)))
 settings = {"embedding_model": "small", "embedding_model_repository": sys.argv[3]}
 with get_embedding_backend("onnxruntime", "cpu", **settings) as in_process:
     twin = AsyncEmbeddingBackend(in_process)
@@ -118,7 +117,7 @@ def test_a_forked_process_does_not_write_into_its_parents_calls(tmp_path: Path) 
 
 
 def test_a_forked_process_is_told_so_whatever_its_parent_was_doing(tmp_path: Path, built: Path) -> None:
-    """With an embedder not used yet, with one whose locks are held, and with one in process."""
+    """With an embedder not used yet, with one in use, and with one of a model in this process."""
     repository = write_siblings(tmp_path / "repository")
     assert children.run(USE_IN_CHILD, repository, tmp_path, built / "models").split() == ["2", "3", "3", "4"]
 

@@ -9,7 +9,7 @@ import pytest
 
 from arcface_builder.source.load import OnnxFile
 from arcface_builder.source.reference import ReferenceEmbedder
-from arcface_client.errors import ContractError, ModelNotFoundError
+from arcface_client.errors import NoCandidateError
 from photograph import face_crops
 from support.exports import constant_reshape, save_for_insightface, small_arcface
 
@@ -51,7 +51,7 @@ def test_the_reference_is_found_in_insightfaces_own_folder(
 
     shutil.copy(built / "source-0.onnx", pack / "again.onnx")
     with pytest.raises(
-        ModelNotFoundError, match=r"2 recognition models \(again\.onnx, w600k_r50\.onnx\) are in"
+        NoCandidateError, match=r"2 recognition models \(again\.onnx, w600k_r50\.onnx\) are in"
     ):
         make("pytorch", embedding_source="buffalo_l").ensure_ready()
 
@@ -61,9 +61,9 @@ def test_a_pack_that_is_not_there_is_said_with_what_to_do(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
 
-    with pytest.raises(ModelNotFoundError, match=r"no pack buffalo_l at .*models/buffalo_l\. Set"):
+    with pytest.raises(NoCandidateError, match=r"no pack buffalo_l at .*models/buffalo_l\. Set"):
         make("pytorch", embedding_source="buffalo_l").ensure_ready()
-    with pytest.raises(ModelNotFoundError, match=r"There is no file gone\.onnx; set embedding\.source"):
+    with pytest.raises(NoCandidateError, match=r"There is no file gone\.onnx; set embedding\.source"):
         make("pytorch", embedding_source="gone.onnx").ensure_ready()
 
 
@@ -83,6 +83,6 @@ def test_a_reference_that_is_no_recognition_model_is_refused(make: Make, built: 
     serving = built / "models/small_onnx/1/model.onnx"
 
     with pytest.raises(
-        ContractError, match=r"no recognition model of InsightFace's: it has inputs \[\['N', 112"
+        NoCandidateError, match=r"is not a recognition model of InsightFace: it has inputs \[\['N', 112"
     ):
         make("pytorch", embedding_source=str(serving)).ensure_ready()

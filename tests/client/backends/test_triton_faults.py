@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,23 +16,23 @@ import onnx
 import pytest
 from tritonclient import grpc as tritonclient
 
-from arcface_client.backends.triton import TritonBackend
+from arcface_client.backends.pooled import TritonBackend
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import DeadlineExceededError, NoCandidateNowError
-from arcface_client.failover.intervals import BreakerLimits, Rhythm
+from arcface_client.failover.intervals import Intervals
 from arcface_client.failover.server import RequestLimits
 from arcface_server import LocalTriton
 from support.processes import wait_until
 from support.siblings import (
     EXPLICIT,
+    LOCAL,
     NAME,
     ONNX,
     PLAN,
     QUICK,
-    InThisProcess,
     Pair,
-    answered,
     in_the_middle,
+    local_tiny,
     serving,
     stopped,
     urls,
@@ -52,8 +53,8 @@ def test_killed_servers_leave_the_rest_to_the_next_and_then_to_this_process_and_
         TritonBackend(
             [first.grpc_url, second.grpc_url],
             NAME,
-            last_resort=lambda identity: InThisProcess(tmp_path),
-            rhythm=QUICK,
+            local=[local_tiny(tmp_path)],
+            intervals=QUICK,
         ) as embedder,
     ):
         embedder.ensure_ready()
@@ -71,7 +72,7 @@ def test_killed_servers_leave_the_rest_to_the_next_and_then_to_this_process_and_
         assert sum(source.crops for source in served.sources) == len(many)
         assert "No candidate serves now" in caplog.text
         assert embedder.diagnostics().backend == "onnxruntime"
-        assert serving(embedder) == "this process"
+        assert serving(embedder) == LOCAL
 
         port = int(first.grpc_url.rpartition(":")[2])
         with LocalTriton(tmp_path / "repository", grpc_port=port):
@@ -83,7 +84,7 @@ def test_killed_servers_leave_the_rest_to_the_next_and_then_to_this_process_and_
 
 def test_an_embedder_that_was_not_closed_ends_its_threads(pair: Pair, many: Crops) -> None:
     before = set(threading.enumerate())
-    embedder = TritonBackend(pair[0].grpc_url, NAME, rhythm=QUICK)
+    embedder = TritonBackend(pair[0].grpc_url, NAME, intervals=QUICK)
     embedder.encode(many[:32])
 
     del embedder
@@ -95,7 +96,7 @@ def test_an_embedder_that_was_not_closed_ends_its_threads(pair: Pair, many: Crop
 
 
 def test_one_deadline_holds_across_all_tries(pair: Pair, many: Crops) -> None:
-    with TritonBackend(urls(pair), NAME, rhythm=QUICK) as embedder:
+    with TritonBackend(urls(pair), NAME, intervals=QUICK) as embedder:
         embedder.ensure_ready()
         with stopped(pair[0]), stopped(pair[1]):
             started = time.monotonic()
@@ -108,38 +109,38 @@ def test_one_deadline_holds_across_all_tries(pair: Pair, many: Crops) -> None:
         assert embedder.encode(many[:3]).shape == (3, 512)
 
 
-def test_a_last_resort_of_another_source_model_is_refused(pair: Pair, many: Crops, tmp_path: Path) -> None:
+def test_a_local_model_of_another_source_is_refused(pair: Pair, many: Crops, tmp_path: Path) -> None:
     with TritonBackend(
         urls(pair),
         NAME,
         limits=RequestLimits(request_timeout_s=2),
-        rhythm=QUICK,
-        last_resort=lambda identity: InThisProcess(tmp_path, skew=0.2),
+        intervals=QUICK,
+        local=[local_tiny(tmp_path, skew=0.2)],
     ) as embedder:
         embedder.ensure_ready()
         with (
             stopped(pair[0]),
             stopped(pair[1]),
-            pytest.raises(NoCandidateNowError, match=r"this process: another source model, .* drift 0\.02"),
+            pytest.raises(NoCandidateNowError, match=rf"{LOCAL}: another source model, .* drift 0\.02"),
         ):
             embedder.encode(many[:3])
         (*_, here) = embedder.diagnostics().candidates
-        assert (here.candidate, here.state) == ("this process", "failing")
+        assert (here.candidate, here.state) == (LOCAL, "refused")
         assert here.reason is not None and here.reason.startswith("another source model")
 
 
-def test_a_last_resort_that_settled_the_identity_keeps_another_source_model_out(
+def test_a_local_model_that_settled_the_space_keeps_another_source_model_out(
     pair: Pair, many: Crops, tmp_path: Path
 ) -> None:
     with TritonBackend(
         pair[0].grpc_url,
         NAME,
-        rhythm=QUICK,
-        last_resort=lambda identity: InThisProcess(tmp_path, skew=0.2),
+        intervals=QUICK,
+        local=[local_tiny(tmp_path, skew=0.2)],
     ) as embedder:
         with stopped(pair[0]):
             embeddings = embedder.encode(many[:3])
-        wait_until(lambda: len(embedder.diagnostics().candidates) == 2)
+        wait_until(lambda: len(embedder.diagnostics().candidates) == 3)
         again, served = embedder.encode(many[:3], return_source=True)
     np.testing.assert_allclose(again, embeddings, atol=1e-6)
     assert [source.where for source in served.sources] == ["this process"]
@@ -160,7 +161,7 @@ def test_a_model_unloaded_under_load_is_replaced_and_used_again_once_it_is_back(
 
     with (
         tritonclient.InferenceServerClient(server.grpc_url) as control,
-        TritonBackend(server.grpc_url, NAME, rhythm=QUICK) as embedder,
+        TritonBackend(server.grpc_url, NAME, intervals=QUICK) as embedder,
         ThreadPoolExecutor(2) as pool,
     ):
         embedder.ensure_ready()
@@ -187,7 +188,7 @@ def test_a_plan_that_was_missing_at_first_is_used_when_it_is_there(pair: Pair, m
     server, _ = pair
     with (
         tritonclient.InferenceServerClient(server.grpc_url) as control,
-        TritonBackend(server.grpc_url, NAME, rhythm=QUICK) as embedder,
+        TritonBackend(server.grpc_url, NAME, intervals=QUICK) as embedder,
     ):
         control.unload_model(PLAN)
         try:
@@ -200,17 +201,17 @@ def test_a_plan_that_was_missing_at_first_is_used_when_it_is_there(pair: Pair, m
         wait_until(lambda: serving(embedder) == f"{PLAN}:1 at {server.grpc_url}")
 
 
-def test_a_version_that_was_changed_and_reloaded_in_place_is_found_out(
+def test_a_version_that_was_changed_and_reloaded_in_place_is_found_at_the_next_golden_check(
     tmp_path: Path, many: Crops, truth: Embeddings
 ) -> None:
     write_siblings(tmp_path)
+    intervals = replace(QUICK, prove_again_s=0.5)
     with (
         LocalTriton(tmp_path, flags=EXPLICIT, stop_timeout_s=1) as server,
         tritonclient.InferenceServerClient(server.grpc_url) as control,
-        TritonBackend(server.grpc_url, NAME, rhythm=QUICK) as embedder,
+        TritonBackend(server.grpc_url, NAME, intervals=intervals) as embedder,
     ):
         embedder.encode(many)
-        wait_until(lambda: answered(server) > 0)
         onnx.save(tiny_serving_graph(1, skew=0.3), tmp_path / PLAN / "1" / "model.onnx")
         control.load_model(PLAN)
         wait_until(lambda: "drift 0.04" in (embedder.diagnostics().candidates[0].reason or ""))
@@ -222,12 +223,12 @@ def test_a_version_that_was_changed_and_reloaded_in_place_is_found_out(
 
 def test_a_candidate_that_comes_and_goes_does_not_make_the_choice_flap(pair: Pair, many: Crops) -> None:
     server, _ = pair
-    # It is examined soon after it is back, and settling for longer than the test lasts.
-    rhythm = Rhythm(recheck_s=0.05, breaker=BreakerLimits(wait_s=0.05, settle_s=600))
+    # It is checked soon after it is back, and cools down for longer than the test lasts.
+    intervals = Intervals(recheck_s=0.05, cooldown_s=600, longest_cooldown_s=600)
     chosen: list[str | None] = []
     with (
         tritonclient.InferenceServerClient(server.grpc_url) as control,
-        TritonBackend(server.grpc_url, NAME, rhythm=rhythm) as embedder,
+        TritonBackend(server.grpc_url, NAME, intervals=intervals) as embedder,
     ):
 
         def state_of_plan() -> str:
@@ -244,7 +245,7 @@ def test_a_candidate_that_comes_and_goes_does_not_make_the_choice_flap(pair: Pai
             finally:
                 control.load_model(PLAN)
             wait_until(lambda: state_of_plan() not in ("failing", "refused"))
-            assert state_of_plan() == "settling"
+            assert state_of_plan() == "cooling down"
             _, served = embedder.encode(many[:1], return_source=True)
             assert served.sources[0].model == ONNX
             chosen.append(serving(embedder))

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arcface_client.backends.triton import TritonBackend
+from arcface_client.backends.pooled import TritonBackend
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import DeadlineExceededError
-from arcface_client.failover.intervals import BreakerLimits, Rhythm
+from arcface_client.failover.intervals import Intervals
 from arcface_client.failover.server import RequestLimits
 from arcface_server import LocalTriton
 from support.processes import wait_until
@@ -23,6 +23,7 @@ from support.siblings import (
     PLAN,
     QUICK,
     Pair,
+    Recorded,
     in_the_middle,
     serving,
     stopped,
@@ -36,7 +37,7 @@ pytestmark = pytest.mark.faults
 def test_a_server_that_hangs_does_not_hold_a_call_that_another_can_serve(
     pair: Pair, many: Crops, truth: Embeddings
 ) -> None:
-    with TritonBackend(urls(pair), NAME, rhythm=QUICK) as embedder:
+    with TritonBackend(urls(pair), NAME, intervals=QUICK) as embedder:
         embedder.ensure_ready()
         started = time.monotonic()
         try:
@@ -56,7 +57,7 @@ def test_a_server_that_hangs_does_not_hold_many_calls_that_begin_then(
 ) -> None:
     """More than its socket takes: what is stuck there has to end in time, too."""
     calls = 8
-    with TritonBackend(urls(pair), NAME, rhythm=QUICK) as embedder, ThreadPoolExecutor(calls) as pool:
+    with TritonBackend(urls(pair), NAME, intervals=QUICK) as embedder, ThreadPoolExecutor(calls) as pool:
         embedder.ensure_ready()
         started = time.monotonic()
         with stopped(pair[0]):
@@ -84,12 +85,12 @@ def test_many_calls_to_a_single_server_that_hangs_end_with_their_deadline(pair: 
 def test_a_server_that_is_back_is_asked_though_another_one_has_used_up_the_patience(
     tmp_path: Path, many: Crops, truth: Embeddings
 ) -> None:
-    seldom = Rhythm(recheck_s=60, liveness_s=0.5, breaker=BreakerLimits(wait_s=60))
+    seldom = Intervals(recheck_s=60, liveness_s=0.5)
     repository = write_tiny_repository(tmp_path / "repository").parent
     with LocalTriton(repository) as second, TritonBackend("localhost:1", NAME) as _:
         with LocalTriton(repository) as first:
             urls = [first.grpc_url, second.grpc_url]
-            embedder = TritonBackend(urls, NAME, rhythm=seldom, limits=RequestLimits(request_timeout_s=2))
+            embedder = TritonBackend(urls, NAME, intervals=seldom, limits=RequestLimits(request_timeout_s=2))
             embedder.ensure_ready()
         embedder.encode(many[:1])  # finds the first one gone
         with (
@@ -115,7 +116,7 @@ def test_a_server_that_hangs_while_it_is_examined_does_not_hold_the_first_call(
 
     time_of_stop: list[float] = []
     try:
-        with TritonBackend(urls(pair), NAME, references=stop, rhythm=QUICK) as embedder:
+        with TritonBackend(urls(pair), NAME, records=Recorded(stop), intervals=QUICK) as embedder:
             _, served = embedder.encode(many[:3], return_source=True)
             assert time.monotonic() - time_of_stop[0] < 8
     finally:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arcface_client.backends.triton import TritonBackend
+from arcface_client.backends.pooled import TritonBackend
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import NoCandidateError
 from arcface_server import LocalTriton
@@ -49,7 +49,7 @@ def test_a_server_killed_and_started_again_in_the_middle_costs_no_crop(
         first = victim.enter_context(LocalTriton(repository, stop_timeout_s=1))
         others = [stack.enter_context(LocalTriton(repository, stop_timeout_s=1)) for _ in range(servers - 1)]
         urls = [server.grpc_url for server in (first, *others)]
-        embedder = stack.enter_context(TritonBackend(urls, NAME, rhythm=QUICK))
+        embedder = stack.enter_context(TritonBackend(urls, NAME, intervals=QUICK))
         embedder.ensure_ready()
         call = pool.submit(embedder.encode, many, timeout_s=60, return_source=True)
         with victim:
@@ -71,7 +71,7 @@ def test_a_server_that_comes_back_with_another_model_in_the_middle_of_a_call_doe
     with ExitStack() as stack, ThreadPoolExecutor(1) as pool:
         with LocalTriton(repository, stop_timeout_s=1) as first:
             port = int(first.grpc_url.rpartition(":")[2])
-            embedder = stack.enter_context(TritonBackend(first.grpc_url, NAME, rhythm=QUICK))
+            embedder = stack.enter_context(TritonBackend(first.grpc_url, NAME, intervals=QUICK))
             embedder.ensure_ready()
             call = pool.submit(embedder.encode, many)
             wait_until(lambda: answered(first) > COUNT // 32 // 5)

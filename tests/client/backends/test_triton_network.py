@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arcface_client.backends.base import EmbeddingBackend
-from arcface_client.backends.triton import TritonBackend
+from arcface_client.backends.local import LocalModel, LocalOrigin
+from arcface_client.backends.pooled import TritonBackend
 from arcface_client.contract import CROP_SHAPE, Crops, Embeddings
 from arcface_client.errors import DeadlineExceededError, DeploymentError
 from arcface_client.models.embedding_space import EmbeddingSpace
-from arcface_client.observability.served import Served
+from arcface_client.observability.diagnostics import Served
 from arcface_server import LocalTriton
 from support.processes import wait_until
 from support.proxy import Proxy
-from support.siblings import NAME, PLAN, QUICK, InThisProcess, tiny_embeddings, write_siblings
+from support.siblings import LOCAL, NAME, PLAN, QUICK, local_tiny, tiny_embeddings, write_siblings
 
 pytestmark = pytest.mark.faults
 
@@ -44,7 +44,7 @@ def ways(server: LocalTriton) -> Iterator[Ways]:
 
 @pytest.fixture
 def embedder(ways: Ways) -> Iterator[TritonBackend]:
-    with TritonBackend([way.url for way in ways], NAME, rhythm=QUICK) as backend:
+    with TritonBackend([way.url for way in ways], NAME, intervals=QUICK) as backend:
         backend.ensure_ready()
         yield backend
 
@@ -122,7 +122,7 @@ def test_a_single_way_that_is_cut_for_a_moment_loses_nothing(
 def test_a_single_way_that_swallows_everything_is_waited_for_until_the_deadline(
     ways: Ways, crops: Crops
 ) -> None:
-    with TritonBackend(ways[0].url, NAME, rhythm=QUICK) as embedder:
+    with TritonBackend(ways[0].url, NAME, intervals=QUICK) as embedder:
         embedder.ensure_ready()
         started = time.monotonic()
         with (
@@ -140,8 +140,8 @@ def test_a_way_that_swallows_everything_leaves_the_rest_to_this_process(
     with TritonBackend(
         ways[0].url,
         NAME,
-        rhythm=QUICK,
-        last_resort=lambda identity: InThisProcess(tmp_path),
+        intervals=QUICK,
+        local=[local_tiny(tmp_path)],
     ) as embedder:
         embedder.ensure_ready()
         embeddings, served = in_the_middle(embedder, crops, ways[0], ways[0].black_hole)
@@ -176,16 +176,17 @@ def test_an_upload_longer_than_a_server_has_to_say_that_it_is_alive_is_no_reason
     assert not served.fell_back
 
 
-def test_a_last_resort_that_cannot_be_loaded_is_no_reason_to_leave_the_only_server(
+def test_a_local_model_that_cannot_be_loaded_is_no_reason_to_leave_the_only_server(
     ways: Ways, crops: Crops, truth: Embeddings
 ) -> None:
     tries: list[EmbeddingSpace | None] = []
 
-    def make(identity: EmbeddingSpace | None) -> EmbeddingBackend:
-        tries.append(identity)
+    def load(space: EmbeddingSpace | None) -> LocalModel:
+        tries.append(space)
         raise DeploymentError("there is no model repository here")
 
-    with TritonBackend(ways[0].url, NAME, rhythm=QUICK, last_resort=make) as embedder:
+    local = [LocalOrigin(LOCAL, load)]
+    with TritonBackend(ways[0].url, NAME, intervals=QUICK, local=local) as embedder:
         embedder.ensure_ready()
         with ThreadPoolExecutor(1) as pool:
             with ways[0].black_hole():

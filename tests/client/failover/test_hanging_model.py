@@ -12,18 +12,15 @@ import grpc
 import numpy as np
 import pytest
 
-from arcface_client.backends.base import EmbeddingBackend
-from arcface_client.backends.triton import TritonBackend
+from arcface_client.backends.pooled import TritonBackend
 from arcface_client.contract import CROP_SHAPE
 from arcface_client.errors import DeadlineExceededError
 from arcface_client.failover import run as fallback
-from arcface_client.failover.intervals import Rhythm
+from arcface_client.failover.intervals import Intervals
 from arcface_client.failover.server import RequestLimits
-from arcface_client.models.embedding_space import EmbeddingSpace
 from arcface_client.triton import client
-from arcface_client.triton.deadline import Deadline
 from support.fake_triton import FakeTriton, served
-from support.siblings import SELDOM, InThisProcess
+from support.siblings import SELDOM, local_tiny
 
 pytestmark = pytest.mark.faults
 
@@ -113,18 +110,18 @@ def test_the_question_after_a_failure_does_not_outlast_the_call(monkeypatch: pyt
             fake.lists.set()
 
 
-def test_a_model_that_hangs_at_its_examination_does_not_hide_the_others(servers: Servers) -> None:
+def test_a_model_that_hangs_at_its_golden_check_does_not_hide_the_others(servers: Servers) -> None:
     first, one, two = servers
     first.answers.clear()
-    with TritonBackend([one, two], "fake", rhythm=Rhythm(examination_s=0.3)) as embedder:
+    with TritonBackend([one, two], "fake", intervals=Intervals(check_s=0.3)) as embedder:
         started = time.monotonic()
         _, report = embedder.encode(CROPS, return_source=True)
         assert time.monotonic() - started < 10, "of 60 that a request has"
         assert [source.where for source in report.sources] == [two]
         assert "No answer" in report.refusals[0].reason
         asked = first.requests
-        embedder._selector.look(Deadline(None))
-        assert first.requests == asked, "the next looks leave it alone"
+        embedder.encode(CROPS)
+        assert first.requests == asked, "it is left alone"
 
 
 def test_an_examination_that_a_caller_had_no_time_for_says_nothing_of_the_candidate(
@@ -132,7 +129,7 @@ def test_an_examination_that_a_caller_had_no_time_for_says_nothing_of_the_candid
 ) -> None:
     first, one, _ = servers
     first.answers.clear()
-    with TritonBackend(one, "fake", rhythm=SELDOM) as embedder:
+    with TritonBackend(one, "fake", intervals=SELDOM) as embedder:
         with pytest.raises(DeadlineExceededError):
             embedder.encode(CROPS, timeout_s=0.2)
         first.answers.set()
@@ -142,7 +139,7 @@ def test_an_examination_that_a_caller_had_no_time_for_says_nothing_of_the_candid
 def test_a_caller_without_time_for_the_list_of_models_takes_nobody_out() -> None:
     fake = SecretiveTriton()
     limits = RequestLimits(request_timeout_s=0.2)
-    with served(fake) as url, TritonBackend(url, "fake", limits=limits, rhythm=SELDOM) as embedder:
+    with served(fake) as url, TritonBackend(url, "fake", limits=limits, intervals=SELDOM) as embedder:
         embedder.ensure_ready()
         fake.lists.clear()
         fake.answers.clear()
@@ -158,13 +155,10 @@ def test_a_caller_without_time_for_the_list_of_models_takes_nobody_out() -> None
 
 
 def test_a_first_caller_without_time_leaves_the_first_look_to_the_next(tmp_path: Path) -> None:
-    def last_resort(identity: EmbeddingSpace | None) -> EmbeddingBackend:
-        return InThisProcess(tmp_path)
-
     fake = SecretiveTriton()
     with (
         served(fake) as url,
-        TritonBackend(url, "fake", last_resort=last_resort, rhythm=SELDOM) as embedder,
+        TritonBackend(url, "fake", local=[local_tiny(tmp_path)], intervals=SELDOM) as embedder,
     ):
         fake.lists.clear()
         try:

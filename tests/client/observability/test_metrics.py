@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from arcface_client.backends.triton import TritonBackend
+from arcface_client.backends.pooled import TritonBackend
 from arcface_client.errors import InputError, MissingExtraError, NoCandidateNowError
 from arcface_client.observability.diagnostics import CandidateReport, Served, Source
 from arcface_client.observability.metrics import LATENCY_BOUNDS_S, Meter, Metrics, PrometheusExporter

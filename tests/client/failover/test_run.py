@@ -10,15 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from arcface_client.backends.base import EmbeddingBackend
-from arcface_client.backends.triton import TritonBackend
-from arcface_client.contract import CROP_SHAPE, EMBEDDING_DIM, Crops
+from arcface_client.backends.local import LocalModel, LocalOrigin
+from arcface_client.backends.pooled import TritonBackend
+from arcface_client.contract import CROP_SHAPE, EMBEDDING_DIM, Crops, Embeddings
 from arcface_client.errors import DeploymentError, NoCandidateError
 from arcface_client.failover.run import BUSY_WAITS_S
 from arcface_client.failover.server import RequestLimits
-from arcface_client.observability.diagnostics import Diagnostics
-from arcface_client.observability.served import HERE, Served, Source
-from arcface_client.triton.embed_request import EmbedRequest
+from arcface_client.models.embedding_space import EmbeddingSpace
+from arcface_client.observability.diagnostics import HERE, Diagnostics
 from support.fake_triton import FakeTriton, served
 
 FAILURES = (None, None, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE)
@@ -75,37 +74,37 @@ def test_what_was_answered_is_not_asked_again(fakes: list[tuple[FakeTriton, str]
     assert [refusal.candidate for refusal in report.refusals] == [f"fake_onnx:1 at {one}"]
 
 
-class FailsMidway(EmbeddingBackend):
-    """Embeds as the servers do, but of a call as many crops as it is told to."""
+class FailsMidway:
+    """A runtime that embeds as the servers do, but only eight crops of each call."""
 
-    crops = 8
+    def __init__(self) -> None:
+        self.left = 9  # the golden crops are embedded one by one, too
 
-    def ensure_ready(self) -> None:
-        pass
-
-    def diagnostics(self) -> Diagnostics:
-        return Diagnostics(backend="onnxruntime")
+    def embed(self, crops: Crops) -> Embeddings:
+        self.left -= 1
+        if not self.left:
+            self.left = 9
+            raise DeploymentError("it fails midway")
+        return np.asarray(np.eye(EMBEDDING_DIM)[crops[:, 0, 0, 0]], np.float32)
 
     def close(self) -> None:
         pass
 
-    def run(self, job: EmbedRequest) -> Served:
-        count = 0
-        for part in job.parts(1):
-            if count == self.crops:
-                raise DeploymentError("it fails midway")
-            job.fill(part, np.eye(EMBEDDING_DIM, dtype=np.float32)[job.crops[part, 0, 0, 0]])
-            count += 1
-        return Served((Source("onnxruntime", "fake_onnx", 1, HERE, count),))
 
-
-def test_what_the_last_resort_did_before_it_failed_is_its_own(fakes: list[tuple[FakeTriton, str]]) -> None:
+def test_what_a_model_in_this_process_did_before_it_failed_is_kept(
+    fakes: list[tuple[FakeTriton, str]],
+) -> None:
     fake, url = fakes[0]
-    limits = RequestLimits(max_in_flight=1)
-    with TritonBackend(url, "fake", last_resort=lambda identity: FailsMidway(), limits=limits) as embedder:
+    runtime = FailsMidway()
+    known = Diagnostics(backend="onnxruntime", model="fake_onnx", version=1)
+    local = LocalOrigin("here", lambda space: LocalModel(runtime, known, 1, EmbeddingSpace(), None))
+    with TritonBackend(url, "fake", local=[local], limits=RequestLimits(max_in_flight=1)) as embedder:
         embedder.ensure_ready()
         fake.failures = [grpc.StatusCode.UNAVAILABLE] * (1 + len(BUSY_WAITS_S))
         try:
+            embedder.encode(numbered(1))  # loads the model
+            runtime.left = 9
+            fake.failures = [grpc.StatusCode.UNAVAILABLE] * (1 + len(BUSY_WAITS_S))
             embeddings, report = embedder.encode(numbered(20), return_source=True)
         finally:
             fake.failures = []
@@ -168,8 +167,6 @@ def test_a_candidate_that_fails_where_another_serves_is_left_alone(
         asked = first.requests
         _, report = embedder.encode(numbered(1), return_source=True)
         states = {candidate.candidate: candidate.state for candidate in embedder.diagnostics().candidates}
-        kept = [error for _, error in embedder._selector.standing.refused]
-    assert all(error.__traceback__ is None and error.__cause__ is None for error in kept)
     assert first.requests == asked
     assert report.sources[0].where == two
     assert "told to fail" in report.refusals[0].reason

@@ -1,4 +1,4 @@
-"""Who serves, and why not the others; see test_triton_faults.py for servers that fail."""
+"""Which candidate serves, and why the others do not; see test_faults.py for servers that fail."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from arcface_client import EmbeddingClient
 from arcface_client.backends.base import EmbeddingBackend
-from arcface_client.backends.triton import TritonBackend
+from arcface_client.backends.pooled import TritonBackend
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import (
     ClientClosedError,
@@ -25,23 +25,23 @@ from arcface_client.errors import (
     NoCandidateNowError,
     ServerBusyError,
 )
-from arcface_client.failover.golden_check import References
+from arcface_client.failover.server import Records
 from arcface_client.models.golden import GoldenReference, golden_crops
 from arcface_client.observability.diagnostics import CandidateReport
 from arcface_client.triton.channel import Connection
 from arcface_server import LocalTriton
 from support.fake_triton import FakeTriton
 from support.fake_triton import served as fake_served
-from support.local_candidates import A, B
+from support.local_models import A, B
 from support.processes import wait_until
-from support.siblings import NAME, InThisProcess, tiny_embeddings, write_siblings
+from support.siblings import NAME, Recorded, answered, local_tiny, tiny_embeddings, write_siblings
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> References:
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Records:
     """A manifest for every model, which says that it is the tiny model of seed 1."""
     reference = tiny_embeddings(tmp_path_factory.mktemp("record"), golden_crops())
-    return lambda model, version: GoldenReference(reference, A)
+    return Recorded(lambda model, version: GoldenReference(reference, A))
 
 
 @pytest.fixture(scope="module")
@@ -97,14 +97,14 @@ def test_pins_override_the_order(crowd: LocalTriton, crops: Crops) -> None:
 )
 def test_a_candidate_serves_only_when_its_drift_is_within_the_tolerance(
     crowd: LocalTriton,
-    recorded: References,
+    recorded: Records,
     crops: Crops,
     truth: Embeddings,
     candidate: str,
     serves: bool,
     drift: float,
 ) -> None:
-    with TritonBackend(crowd.grpc_url, NAME, [candidate, "tiny_onnx"], references=recorded) as embedder:
+    with TritonBackend(crowd.grpc_url, NAME, [candidate, "tiny_onnx"], records=recorded) as embedder:
         embeddings, served = embedder.encode(crops, return_source=True)
         measured = report(embedder, f"{candidate}:1").drift
     assert served.sources[0].model == (candidate if serves else "tiny_onnx")
@@ -120,7 +120,7 @@ def test_a_drift_is_measured_against_the_onnx_sibling_when_nothing_is_recorded(
 ) -> None:
     with (
         TritonBackend(crowd.grpc_url, NAME, ["wrong_trt:1"]) as embedder,
-        pytest.raises(NoCandidateError, match="nothing proves it: no manifest is here"),
+        pytest.raises(NoCandidateError, match="Nothing to check the plan against: no manifest is here"),
     ):
         embedder.encode(crops[:1])
 
@@ -147,7 +147,7 @@ def test_a_record_tells_another_source_model_though_its_embeddings_agree(
     def records(model: str, version: int) -> GoldenReference:
         return GoldenReference(reference, A if model == "tiny_trt" else B)
 
-    with TritonBackend(crowd.grpc_url, NAME, references=records) as embedder:
+    with TritonBackend(crowd.grpc_url, NAME, records=Recorded(records)) as embedder:
         embedder.ensure_ready()
         assert "another source model, SHA-256 bbbb" in (report(embedder, "tiny_onnx:1").reason or "")
 
@@ -162,7 +162,7 @@ def test_records_that_conflict_do_not_serve_side_by_side_though_who_settled_the_
         return GoldenReference(reference, recorded[model]) if model in recorded else None
 
     candidates = ["tiny_onnx", "tiny_trt", "near_trt"]
-    with TritonBackend(crowd.grpc_url, NAME, candidates, references=records) as embedder:
+    with TritonBackend(crowd.grpc_url, NAME, candidates, records=Recorded(records)) as embedder:
         embedder.ensure_ready()
         states = {model: report(embedder, f"{model}:1").state for model in candidates}
         reason = report(embedder, "near_trt:1").reason
@@ -176,7 +176,7 @@ def test_a_manifest_that_lies_refuses_its_candidate(crowd: LocalTriton, crops: C
             raise ManifestError("tiny_trt-1.manifest.json is no JSON")
         return None
 
-    with TritonBackend(crowd.grpc_url, NAME, references=lying) as embedder:
+    with TritonBackend(crowd.grpc_url, NAME, records=Recorded(lying)) as embedder:
         _, served = embedder.encode(crops[:1], return_source=True)
     assert served.sources[0].model == "tiny_onnx"
     assert "is no JSON" in served.refusals[0].reason
@@ -265,9 +265,9 @@ def crowded(server: LocalTriton, model: str, crops: Crops) -> Iterator[None]:
 
 
 def test_a_full_queue_is_tried_again_and_then_left_to_the_next(
-    crowd: LocalTriton, recorded: References, crops: Crops, truth: Embeddings
+    crowd: LocalTriton, recorded: Records, crops: Crops, truth: Embeddings
 ) -> None:
-    with TritonBackend(crowd.grpc_url, NAME, ["full_trt", "tiny_onnx"], references=recorded) as embedder:
+    with TritonBackend(crowd.grpc_url, NAME, ["full_trt", "tiny_onnx"], records=recorded) as embedder:
         embedder.ensure_ready()
 
         def left_to_the_next() -> bool:
@@ -284,9 +284,9 @@ def test_a_full_queue_is_tried_again_and_then_left_to_the_next(
 
 
 def test_without_anybody_else_a_full_queue_is_waited_for_until_the_deadline(
-    crowd: LocalTriton, recorded: References, crops: Crops
+    crowd: LocalTriton, recorded: Records, crops: Crops
 ) -> None:
-    with TritonBackend(crowd.grpc_url, NAME, ["full_trt"], references=recorded) as embedder:
+    with TritonBackend(crowd.grpc_url, NAME, ["full_trt"], records=recorded) as embedder:
         embedder.ensure_ready()
         with pytest.raises(
             DeadlineExceededError, match=r"for the whole call, 0.5 s, is over; .* of 100 crops"
@@ -298,7 +298,7 @@ def test_without_anybody_else_a_full_queue_is_waited_for_until_the_deadline(
 def test_the_last_resort_serves_when_no_server_does_and_holds_to_the_identity(
     crops: Crops, truth: Embeddings, tmp_path: Path
 ) -> None:
-    with TritonBackend("127.0.0.1:9", NAME, last_resort=lambda identity: InThisProcess(tmp_path)) as embedder:
+    with TritonBackend("127.0.0.1:9", NAME, local=[local_tiny(tmp_path)]) as embedder:
         embedder.ensure_ready()
         embeddings, served = embedder.encode(crops, return_source=True)
         diagnostics = embedder.diagnostics()
@@ -319,10 +319,10 @@ def test_a_closed_backend_says_so(crowd: LocalTriton, crops: Crops) -> None:
     embedder = TritonBackend(crowd.grpc_url, NAME)
     embedder.encode(crops[:1])
     threads = {thread.name for thread in threading.enumerate()}
-    assert {"arcface-recheck", "arcface-liveness"} <= threads
+    assert {"arcface-health"} <= threads
     embedder.close()
     embedder.close()
-    assert not {"arcface-recheck", "arcface-liveness"} & {thread.name for thread in threading.enumerate()}
+    assert not {"arcface-health"} & {thread.name for thread in threading.enumerate()}
     for given in (crops[:1], crops[:0]):
         with pytest.raises(ClientClosedError):
             embedder.encode(given)
@@ -342,7 +342,7 @@ def test_arguments_that_cannot_be_used_are_refused() -> None:
         TritonBackend(["localhost:1", "http://localhost"])
     with pytest.raises(ConfigError, match="no server's URL"):
         TritonBackend([])
-    with pytest.raises(ConfigError, match="expected its name"):
+    with pytest.raises(ConfigError, match="expected a model's name"):
         TritonBackend("localhost:1", candidates=["arcface_r100_trt:new"])
 
 
@@ -370,14 +370,13 @@ def test_a_server_that_does_not_list_its_models_can_be_used_by_pins(
     assert diagnostics.engine_path == f"{server.grpc_url}/tiny_onnx/1"
 
 
-def test_closing_ends_a_call_in_another_thread(
-    crowd: LocalTriton, recorded: References, crops: Crops
-) -> None:
-    embedder = TritonBackend(crowd.grpc_url, NAME, ["full_trt"], references=recorded)
+def test_closing_ends_a_call_in_another_thread(crowd: LocalTriton, recorded: Records, crops: Crops) -> None:
+    embedder = TritonBackend(crowd.grpc_url, NAME, ["full_trt"], records=recorded)
     embedder.ensure_ready()
     with ThreadPoolExecutor(1) as pool:
+        before = answered(crowd)
         call = pool.submit(embedder.encode, crops)
-        wait_until(lambda: embedder._selector.servers[0].busy)
+        wait_until(lambda: answered(crowd) > before)
         embedder.close()
         with pytest.raises(ClientClosedError):
             call.result(timeout=10)

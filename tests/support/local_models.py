@@ -1,45 +1,37 @@
-"""Models in this process for tests: candidates of small files, some of which fail."""
+"""Models in this process for tests: replicas of small files, some of which fail."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-from arcface_client.backends.local_model import LocalCandidate, LocalModel
+from arcface_client.backends.local import LocalModel, LocalOrigin
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.models.embedding_space import EmbeddingSpace
+from arcface_client.observability.diagnostics import Diagnostics
 from arcface_client.runtimes.base import Runtime
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 
 A, B = EmbeddingSpace(source_sha256="a" * 64), EmbeddingSpace(source_sha256="b" * 64)
 
 
-def candidate(
+def local(
     path: Path,
     *,
-    identity: EmbeddingSpace = A,
+    space: EmbeddingSpace = A,
     golden: Embeddings | None = None,
     batch_size: int = 8,
     runtime: Callable[[Path], Runtime] = OnnxRuntime,
-) -> LocalCandidate:
+) -> LocalOrigin:
     def load(_: EmbeddingSpace | None) -> LocalModel:
-        return LocalModel(
-            runtime=runtime(path),
-            backend="onnxruntime",
-            model=path.stem,
-            version=1,
-            path=path,
-            batch_size=batch_size,
-            identity=identity,
-            golden=golden,
-            precision="fp32",
-        )
+        known = Diagnostics(backend="onnxruntime", model=path.stem, version=1, engine_path=str(path))
+        return LocalModel(runtime(path), known, batch_size, space, golden)
 
-    return LocalCandidate(path.stem, load)
+    return LocalOrigin(path.stem, load)
 
 
-def missing(name: str = "missing") -> LocalCandidate:
-    return candidate(Path(f"/nowhere/{name}.onnx"))
+def missing(name: str = "missing") -> LocalOrigin:
+    return local(Path(f"/nowhere/{name}.onnx"))
 
 
 def embed(path: Path, crops: Crops) -> Embeddings:
@@ -47,7 +39,7 @@ def embed(path: Path, crops: Crops) -> Embeddings:
 
 
 def poisoned(crops: Crops, at: int) -> Crops:
-    """Crops of which one alone lets a graph with poison fail."""
+    """Crops of which a single one makes a graph with poison fail."""
     safe = crops.copy()
     safe[:, 0, 0, 0] = 0
     safe[at, 0, 0, 0] = 255

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from arcface_client.errors import ConfigError, ModelLoadingError, ModelNotFoundError, ModelNotReadyError
 from arcface_client.failover.discovery import Candidate, Pin, Wanted
-from arcface_client.triton.server_state import ModelStatus
+from arcface_client.triton.status import ModelStatus
 
 WANTED = Wanted(("one:1", "two:2"), "arcface")
 
@@ -87,7 +87,7 @@ def test_a_server_that_lists_nothing_can_be_gone_by_pins_alone() -> None:
 
 @pytest.mark.parametrize("text", ["", ":3", "arcface:", "arcface:0", "arcface:x", "arcface:3:4", "a b"])
 def test_a_pin_that_cannot_be_read_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="expected its name"):
+    with pytest.raises(ConfigError, match="expected a model's name"):
         Pin.parse(text)
 
 

@@ -1,0 +1,275 @@
+"""Models in this process: where they come from, and how they embed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from ..contract import INPUT_NAME, Embeddings, check_finite, check_shape
+from ..errors import DeploymentError, MissingExtraError, ModelLoadingError, require
+from ..models.embedding_space import EmbeddingSpace
+from ..models.golden import golden_crops
+from ..models.naming import onnx_model, plan_model
+from ..models.repository import LocalModels
+from ..observability.diagnostics import HERE, Diagnostics, Source
+from ..runtimes.base import COREML, CPU, CUDA, Device, Runtime
+from ..triton.embed_request import Deadline, EmbedRequest
+
+BATCH_SIZE: Final = 32
+"""Crops of one run: enough to keep every core at work, few enough to keep to a deadline."""
+
+ENTRIES: Final = {"session.force_spinning_stop": "1"}
+"""ONNX Runtime's idle threads spin between the operators of a run, where it pays, and not between runs."""
+
+_RUNS: Final = 4
+
+_log = logging.getLogger(__name__)
+
+
+class LocalModel:
+    """A model that is loaded into this process; see ``failover.replica.Model``. Thread-safe.
+
+    Args:
+        runtime: Runs it.
+        known: What diagnostics say of it: backend, model, version and so on.
+        batch_size: Largest batch of one run.
+        space: Its embedding space.
+        golden: What the golden crops' embeddings must be, float32 [8, 512]; None when unknown.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        known: Diagnostics,
+        batch_size: int,
+        space: EmbeddingSpace,
+        golden: Embeddings | None,
+    ) -> None:
+        self.source = Source(known.backend, str(known.model), known.version, HERE, 0)
+        self.space = space
+        self.golden = golden
+        self._runtime = runtime
+        self._known = known
+        self._batch_size = batch_size
+        self._lock = threading.Lock()
+        self._calls = 0
+        self._closed = False
+        self._used_at = time.monotonic()
+        self._crop_s = deque([0.0], maxlen=_RUNS)
+
+    def embed(self, request: EmbedRequest) -> None:
+        """Embed what a request misses, batch by batch.
+
+        Batches become smaller towards the request's deadline: at the speed of the last runs, it is overrun
+        by no more than one crop takes. A run that has begun cannot be ended.
+
+        Raises:
+            TransientError: The time is up, or the model was freed.
+            DeploymentError: The model does not run, or its output is not a batch of embeddings.
+        """
+        with self._in_use():
+            for part in request.parts(self._batch_size):
+                start = part.start
+                while start < part.stop:
+                    size = min(self._affordable(request.deadline.remaining_s()), part.stop - start)
+                    rows = slice(start, start + size)
+                    started = time.perf_counter()
+                    embeddings = self._runtime.embed(request.crops[rows])
+                    self._crop_s.append((time.perf_counter() - started) / size)
+                    check_shape(self.source.model, embeddings.shape, size)
+                    check_finite(self.source.model, embeddings)
+                    request.fill(rows, embeddings)
+                    start = rows.stop
+
+    def embed_golden(self, deadline: Deadline) -> Embeddings:
+        """Embed the golden crops."""
+        request = EmbedRequest(golden_crops(), deadline)
+        self.embed(request)
+        return request.embeddings
+
+    def embed_golden_by_sibling(self, deadline: Deadline) -> Embeddings | None:
+        """A plan in this process is checked against its manifest only."""
+        return None
+
+    def diagnostics(self) -> Diagnostics:
+        """What it is."""
+        return self._known
+
+    def idle_s(self) -> float:
+        """Seconds since its last call; 0 while one is under way."""
+        with self._lock:
+            return 0.0 if self._calls else time.monotonic() - self._used_at
+
+    def close(self) -> None:
+        """Free it, or let the last call that uses it do so."""
+        with self._lock:
+            is_free, self._closed = not (self._closed or self._calls), True
+        if is_free:
+            self._free()
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        with self._lock:
+            if self._closed:
+                raise ModelLoadingError(f"{self.source.model} was freed a moment ago.")
+            self._calls += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._calls -= 1
+                self._used_at = time.monotonic()
+                is_last = self._closed and not self._calls
+            if is_last:
+                self._free()
+
+    def _affordable(self, remaining_s: float) -> int:
+        """The largest batch, or as many crops as there is time for, at least one."""
+        crop_s = max(self._crop_s.copy())
+        if self._batch_size * crop_s <= remaining_s:
+            return self._batch_size
+        return max(1, int(remaining_s / crop_s))
+
+    def _free(self) -> None:
+        try:
+            self._runtime.close()
+        except DeploymentError as error:  # for example of a GPU that has failed
+            _log.warning("%s was not freed: %s", self.source.model, error)
+
+
+@dataclass(frozen=True)
+class LocalOrigin:
+    """A model that can be loaded into this process, or cannot; see ``failover.replica.Origin``.
+
+    Attributes:
+        name: The replica's name, for example "arcface_r100_onnx on CPUExecutionProvider".
+        load: Loads the newest version of an embedding space (None: of any).
+    """
+
+    name: str
+    load: Callable[[EmbeddingSpace | None], LocalModel]
+
+    @property
+    def where(self) -> str:
+        """In this process."""
+        return HERE
+
+    def open(self, space: EmbeddingSpace | None, deadline: Deadline) -> LocalModel:
+        """Load it; that cannot be ended early."""
+        return self.load(space)
+
+
+def onnx_origin(models: LocalModels, name: str, provider: str, gpu: int = 0) -> LocalOrigin:
+    """``{name}_onnx`` of a model repository on one of ONNX Runtime's execution providers."""
+
+    def load(space: EmbeddingSpace | None) -> LocalModel:
+        require("onnxruntime", extra="onnxruntime", purpose="Embedding in this process")
+        from ..runtimes.onnxruntime import OnnxRuntime, open_on
+
+        found = models.onnx(name, space=space)
+        session = open_on(
+            provider,
+            found.path,
+            options=provider_options(provider, gpu),
+            entries=ENTRIES,
+            try_out=lambda session: session.run(None, {INPUT_NAME: np.asarray(golden_crops()[:1])}),
+        )
+        known = Diagnostics(
+            backend="onnxruntime",
+            model=found.model,
+            version=found.version,
+            engine_path=str(found.path),
+            precision="fp32",
+            provider=provider,
+            batch_size=BATCH_SIZE,
+        )
+        runtime = OnnxRuntime(found.path, session=session)
+        return LocalModel(
+            runtime, known, BATCH_SIZE, found.manifest.embedding_space(), found.manifest.golden_embeddings
+        )
+
+    return LocalOrigin(f"{onnx_model(name)} on {provider}", load)
+
+
+def plan_origin(models: LocalModels, name: str, gpu: int) -> LocalOrigin:
+    """The newest plan of ``{name}_trt`` for a GPU of this machine."""
+
+    def load(space: EmbeddingSpace | None) -> LocalModel:
+        try:
+            import tensorrt
+
+            from ..runtimes.cuda import compute_capability, device_count
+            from ..runtimes.tensorrt import TensorRt
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(
+                f"TensorRT in this process needs the package {error.name}, which is not installed: "
+                "pip install 'arcface-triton[tensorrt]', with the TensorRT version that built the plans, or "
+                "run in NVIDIA's tensorrt image."
+            ) from error
+        except (ImportError, OSError) as error:  # one of its libraries
+            raise MissingExtraError(f"TensorRT is installed, but cannot be loaded: {error}") from error
+        count = device_count()
+        if gpu >= count:
+            raise DeploymentError(
+                f"There is no GPU {gpu}: CUDA sees {count}. Name another device, or use backend onnxruntime."
+            )
+        sm = compute_capability(gpu).replace(".", "")
+        plan = models.plan(name, sm, space)
+        plan.manifest.check_loadable(plan.path, tensorrt.__version__)
+        runtime = TensorRt(plan.path, sha256=plan.manifest.plan_sha256, device=gpu)
+        known = Diagnostics(
+            backend="tensorrt",
+            model=plan.model,
+            version=plan.version,
+            engine_path=str(plan.path),
+            precision=plan.manifest.identity.precision,
+            sm=sm,
+            batch_size=runtime.max_batch_size,
+            vram_mb=round(runtime.vram_mb, 1) if runtime.vram_mb > 0 else None,
+        )
+        space_of_plan = plan.onnx.embedding_space(plan.manifest.precision_class)
+        return LocalModel(runtime, known, runtime.max_batch_size, space_of_plan, plan.onnx.golden_embeddings)
+
+    return LocalOrigin(f"{plan_model(name)} on cuda:{gpu}", load)
+
+
+def switched_off(name: str) -> LocalOrigin:
+    """Stands for the plan where the settings switch TensorRT off."""
+
+    def load(_: EmbeddingSpace | None) -> LocalModel:
+        raise DeploymentError("TensorRT is switched off: arcface_tensorrt.enabled is false; set it to auto.")
+
+    return LocalOrigin(plan_model(name), load)
+
+
+def provider_order(device: Device, providers: Sequence[str], *, allow_cpu_fallback: bool) -> list[str]:
+    """ONNX Runtime's execution providers that may be used, in order of preference.
+
+    Args:
+        device: Where to compute; "auto" is whichever of CUDA and CoreML is there, and otherwise the CPU.
+        providers: A list to use in place of that.
+        allow_cpu_fallback: Whether the CPU may stand in for something else that cannot be used.
+    """
+    if providers:
+        first, *others = dict.fromkeys([*providers, CPU])
+        return [first, *(name for name in others if name != CPU or allow_cpu_fallback)]
+    if device.kind == "cuda":
+        return [CUDA, CPU] if allow_cpu_fallback else [CUDA]
+    if device.kind == "cpu":
+        return [CPU]
+    available = require("onnxruntime", extra="onnxruntime", purpose="This backend").get_available_providers()
+    found = [provider for provider in (CUDA, COREML) if provider in available]
+    return [*found, CPU] if allow_cpu_fallback or not found else found
+
+
+def provider_options(provider: str, gpu: int) -> dict[str, str]:
+    """A provider's options: which GPU, and float32 instead of TF32."""
+    return {"device_id": str(gpu), "use_tf32": "0"} if provider == CUDA else {}

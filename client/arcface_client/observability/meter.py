@@ -1,3 +1,0 @@
-"""Moved to ``metrics``."""
-
-from .metrics import Meter as Meter

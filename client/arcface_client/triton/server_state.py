@@ -1,4 +1,0 @@
-"""Moved to ``status``."""
-
-from .status import ModelStatus as ModelStatus
-from .status import ServerStatus as ServerStatus

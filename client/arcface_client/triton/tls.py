@@ -1,3 +1,0 @@
-"""Moved to ``limits``."""
-
-from .limits import Tls as Tls
