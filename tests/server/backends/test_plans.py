@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
 from arcface_client.errors import ConfigError, DeploymentError, ManifestError, MissingExtraError
-from arcface_server.backends.config import InstanceConfig
+from arcface_server.backends.config import InstanceConfig, read_instance_config
 from arcface_server.backends.plans import load_plan, plan_for, plan_manifest
 from support.engines import manifest, plan_key
 
@@ -20,6 +21,26 @@ def config(tmp_path: Path) -> InstanceConfig:
     version.mkdir(parents=True)
     (version / PLANS["9.0"]).write_bytes(b"ftrt")
     return InstanceConfig(version, "", "GPU", 0, cc_filenames=PLANS)
+
+
+def test_the_configuration_that_triton_passes_names_the_plans() -> None:
+    model_config = {
+        "input": [{"name": "image", "data_type": "TYPE_UINT8", "dims": ["112", "112", "3"]}],
+        "output": [{"name": "embedding", "data_type": "TYPE_FP32", "dims": ["512"]}],
+        "default_model_filename": "other.plan",
+        "cc_model_filenames": PLANS,
+    }
+    arguments = {
+        "model_config": json.dumps(model_config),
+        "model_instance_device_id": "1",
+        "model_instance_kind": "GPU",
+        "model_name": MODEL,
+        "model_repository": "/models/arcface_trt",
+        "model_version": "3",
+    }
+    folder = Path("/models/arcface_trt/3")
+    expected = InstanceConfig(folder, "other.plan", "GPU", 1, cc_filenames=PLANS)
+    assert read_instance_config(arguments) == expected
 
 
 def test_the_plan_is_chosen_by_compute_capability(config: InstanceConfig) -> None:

@@ -16,7 +16,7 @@ from arcface_server.cli import main, parse_levels
 from arcface_server.errors import PerfAnalyzerError
 from arcface_server.perf import binary
 from arcface_server.perf.binary import PerfAnalyzer, download_wheel, find_perf_analyzer
-from arcface_server.perf.measurement import Load, load_crops, measure, write_input_data
+from arcface_server.perf.measurement import load_crops, write_input_data
 from arcface_server.perf.report import HEADER, NOT_SETTLED_NOTE, parse_report
 
 REPORT = """\
@@ -130,11 +130,12 @@ def test_an_output_that_cannot_be_written_is_an_error_before_the_measurement(
     )
 
 
-def test_a_run_that_fails_leaves_no_report_and_keeps_the_old_one(
+def test_a_failed_measurement_shows_perf_analyzers_reason_and_keeps_the_old_report(
     server: LocalTriton,
     perf_analyzer: PerfAnalyzer,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("PATH", str(perf_analyzer.program.parent), prepend=":")
     monkeypatch.setenv("LD_LIBRARY_PATH", str(perf_analyzer.library_dir or ""))
@@ -143,15 +144,9 @@ def test_a_run_that_fails_leaves_no_report_and_keeps_the_old_one(
     for name in ("new.json", "old.json"):
         assert main(["perf", *arguments, "--output", str(tmp_path / name)]) == 1
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("old.json", "yesterday's")]
-
-
-def test_perf_analyzers_own_reason_is_shown(
-    server: LocalTriton, perf_analyzer: PerfAnalyzer, tmp_path: Path
-) -> None:
-    write_input_data(load_crops(None), tmp_path / "crops.json")
-    load = Load(server.grpc_url, "tiny_onnx", None, tmp_path / "crops.json", "none", requests=5)
-    with pytest.raises(PerfAnalyzerError, match=r"batch 64 and concurrency 1: .*batch-size must be <= 32"):
-        measure(perf_analyzer, load, batch_size=64, concurrency=1)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "at batch 64 and concurrency 1: " in error
+    assert "batch-size must be <= 32" in error
 
 
 def test_a_missing_server_or_model_is_one_line(
