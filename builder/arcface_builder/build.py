@@ -1,4 +1,4 @@
-"""Build: a source model in, a proven version of a Triton model out."""
+"""Build: a source model in, a checked version of a Triton model out."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class BuiltModel:
     """A version that was published.
 
     Attributes:
-        model: Name of the model in the repository, as clients ask for it.
+        model: Name of the model in the repository.
         version: Its version.
         path: The version's folder.
-        manifest: The record that was written beside it.
+        manifest: What was written about it.
     """
 
     model: str
@@ -61,13 +61,13 @@ def build(
 ) -> BuiltModel:
     """Build the next version of the model ``{name}_onnx``.
 
-    Nothing is published unless the file gives the source model's embeddings; see ``parity``.
+    Nothing is published unless the file gives the source model's embeddings; see ``check.accuracy``.
 
     Args:
         source: What to build from.
-        name: Name of the family of models, such as "arcface_r100".
-        repository: Folder of the model repository; it is made if it is missing.
-        options: How to serve it, and all other versions of the model; by default as they are served now.
+        name: Name of the family of models, for example "arcface_r100".
+        repository: Folder of the model repository; a missing one is made.
+        options: How to serve all versions of the model; by default as they are served now.
 
     Raises:
         BuilderError: See ``errors``; the repository is as it was.

@@ -17,9 +17,9 @@ _Rows = npt.NDArray[np.float64]  # one value per crop, shaped to broadcast over 
 def face_like(count: int, seed: int = 0) -> Crops:
     """Draw crops with the layout of an aligned face: skin, hair, eyes, nose, mouth, light from a side.
 
-    Each crop has its own colours, proportions, background and sensor noise, so that two of them differ
-    about as strongly as two photographs do. The same seed gives the same crops on every machine:
-    ``RandomState`` is the generator whose stream NumPy promises never to change.
+    Each crop has its own colours, proportions, background and sensor noise, so that two crops differ about as
+    much as two photographs. The same seed gives the same crops on every machine, since NumPy promises never
+    to change the stream of ``RandomState``.
 
     Args:
         count: Number of crops N.
@@ -78,7 +78,7 @@ def face_like(count: int, seed: int = 0) -> Crops:
 
 
 def texture(count: int, seed: int = 0) -> Crops:
-    """Draw crops with the statistics of photographs: amplitude falls as 1/f, colours go together.
+    """Draw crops with the statistics of photographs: amplitude falls as 1/f, colours are correlated.
 
     Field 1987, "Relations between the statistics of natural images and the response properties of cortical
     cells".

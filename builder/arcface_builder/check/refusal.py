@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 import numpy as np
@@ -22,8 +23,6 @@ _LAYERS: Final = ("Conv", "PRelu", "Add", "Gemm", "MatMul")
 _TYPING: Final = {True: "--strongly-typed", False: "--fp16 --int8"}
 _CROPS: Final = 2  # the layers of one crop of an IResNet-100 take 90 MB
 _LEAST_LENGTH: Final = 1e-30  # of a layer that is all zeros
-
-_MODULES: Final = ("polygraphy.backend.onnx", "polygraphy.backend.onnxrt", "polygraphy.comparator")
 
 
 def keep_refusal(
@@ -96,26 +95,29 @@ def diverging_layer(converted: bytes, float32: bytes, crops: Crops, max_drift_co
     Raises:
         MissingExtraError: Polygraphy is not installed.
     """
-    onnx_loader, onnxrt, comparator = (
-        require(module, extra="polygraphy", purpose="A layer-by-layer comparison") for module in _MODULES
-    )
     exact, narrow = (onnx.load_model_from_string(graph) for graph in (float32, converted))
     layers = _layers(narrow.graph.node)
     shared = {output: name for output, name in _layers(exact.graph.node).items() if output in layers}
+    with _polygraphy("logger").G_LOGGER.verbosity():  # it would log on standard output
+        onnx_loader, onnxrt = _polygraphy("backend.onnx"), _polygraphy("backend.onnxrt")
 
-    def runner(model: onnx.ModelProto, name: str) -> Any:
-        marked = onnx_loader.ModifyOutputs(model, outputs=[*shared])
-        session = onnxrt.SessionFromOnnx(onnx_loader.BytesFromOnnx(marked), providers=["cpu"])
-        return onnxrt.OnnxrtRunner(session, name=name)
+        def runner(model: onnx.ModelProto, name: str) -> Any:
+            marked = onnx_loader.ModifyOutputs(model, outputs=[*shared])
+            session = onnxrt.SessionFromOnnx(onnx_loader.BytesFromOnnx(marked), providers=["cpu"])
+            return onnxrt.OnnxrtRunner(session, name=name)
 
-    (_, (wanted,)), (_, (got,)) = comparator.Comparator.run(
-        [runner(exact, "float32"), runner(narrow, "converted")], data_loader=[{INPUT_NAME: crops}]
-    )
+        (_, (wanted,)), (_, (got,)) = _polygraphy("comparator").Comparator.run(
+            [runner(exact, "float32"), runner(narrow, "converted")], data_loader=[{INPUT_NAME: crops}]
+        )
     for output, name in shared.items():
         drift = _drift(wanted[output], got[output])
         if not drift <= max_drift_cosine:  # so that NaN diverges
             return f"{name} (drift {drift:.2g})"
     return None
+
+
+def _polygraphy(module: str) -> ModuleType:
+    return require(f"polygraphy.{module}", extra="polygraphy", purpose="A layer-by-layer comparison")
 
 
 def _layers(nodes: Iterable[onnx.NodeProto]) -> dict[str, str]:

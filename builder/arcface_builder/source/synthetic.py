@@ -1,9 +1,8 @@
 """IResNets with seeded random weights: they recognise no one, but compute like the real ones.
 
-Weights drawn at random alone would not do. Activations would grow from block to block beyond what
-FP16 holds, and every image would land in the same corner of the embedding space, so that no
-comparison of two runtimes could fail. Batch-norm statistics prevent both, as in training: one forward
-pass over generated crops measures them.
+Random weights alone are not enough. Activations would grow from block to block beyond the range of FP16,
+and all images would have nearly the same embedding, so that no comparison of two runtimes could fail.
+Batch-norm statistics prevent both, as in training: one forward pass over generated crops measures them.
 """
 
 from __future__ import annotations
@@ -37,9 +36,8 @@ def synthetic_weights(depth: str, seed: int) -> dict[str, _Array]:
 
     Args:
         depth: A key of ``iresnet.BLOCKS``.
-        seed: The same seed gives the same weights on one machine, and embeddings that agree to 1e-4
-            on any: the draws are the same everywhere; the measured statistics differ as float32 sums
-            do that are taken in another order.
+        seed: The same seed gives the same weights on one machine, and embeddings that agree to 1e-4 on all:
+            the draws are the same everywhere; the statistics differ by the order of float32 sums.
 
     Returns:
         float32 parameters by their name in the state dict.
@@ -50,7 +48,7 @@ def synthetic_weights(depth: str, seed: int) -> dict[str, _Array]:
     weights = {name: _draw(random, name, shape) for name, shape in shapes.items()}
     statistics, flat = _measure(depth, weights, _calibration_batch(seed))
     weights.update(statistics)
-    weights["fc.weight"] = _blind_to_what_is_common(weights["fc.weight"], flat)
+    weights["fc.weight"] = _without_common_directions(weights["fc.weight"], flat)
     features = flat @ weights["fc.weight"].T
     weights["features.running_mean"] = features.mean(axis=0)
     weights["features.running_var"] = features.var(axis=0)
@@ -111,7 +109,7 @@ def _measure(depth: str, weights: dict[str, _Array], batch: _Array) -> tuple[dic
     model = model_of(tape, image, outputs, name="calibration")
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = physical_cores()  # which changes no bit of the sums
+    options.intra_op_num_threads = physical_cores()  # the sums do not depend on it
     session = onnxruntime.InferenceSession(
         ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
@@ -120,8 +118,8 @@ def _measure(depth: str, weights: dict[str, _Array], batch: _Array) -> tuple[dic
     return {name: value.reshape(-1) for name, value in zip(names, measured, strict=True)}, features
 
 
-def _blind_to_what_is_common(weight: _Array, flat: _Array) -> _Array:
-    """Make the last layer blind to what whole kinds of image share: light, contrast, texture, noise.
+def _without_common_directions(weight: _Array, flat: _Array) -> _Array:
+    """Make the last layer ignore what images of one kind share: light, contrast, texture, noise.
 
     Otherwise crops of one kind, such as the faces of one photograph, would all lie close together.
 
