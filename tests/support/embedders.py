@@ -1,4 +1,4 @@
-"""Embedders of crops for tests: a graph in ONNX Runtime, and one that tells nobody apart."""
+"""Embed functions for tests: a graph in ONNX Runtime, and one that gives all crops the same embedding."""
 
 from __future__ import annotations
 

@@ -7,23 +7,21 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from ..contract import Progress, no_progress
 from ..errors import InputError, require
 from .controls import run_controls
-from .measure import measure, speeds
+from .measure import measure
 from .pairs import read_pair_file, score_pairs
-from .report import FLIP_CROPS, Report, SystemReport, result_of, versions
+from .report import FLIP_CROPS, Report, result_of, versions
 from .samples import Samples, generated_samples, samples_from
-from .scores import agreement, flips, norms, similarities_of_all_pairs
+from .scores import agreement, flips, similarities_of_all_pairs
 from .systems import System, is_file, open_reference, open_systems, siblings_on
 
 if TYPE_CHECKING:
     from ..settings import PipelineSettings
     from ..triton.client import EmbeddingClient
-
-DEFAULT_THRESHOLD: Final = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +49,7 @@ class Options:
     n_samples: int = 100
     resize: bool = False
     batch_size: int = 32
-    threshold: float = DEFAULT_THRESHOLD
+    threshold: float = 0.3
     pairs: Path | None = None
     mirrored: bool = False
     command: str = ""
@@ -146,41 +144,27 @@ def compare_systems(
     crops, threshold = samples.crops, options.threshold
     batch_size = min(options.batch_size, len(crops))
     measured = measure(systems, crops, batch_size, progress)
-    baseline = measured[0]
-    reports = [
-        SystemReport(
-            name=system.name,
-            kind=system.kind,
-            where=system.where,
-            norm_min=float(norms(own.embeddings).min()),
-            norm_max=float(norms(own.embeddings).max()),
-            drift_between_batches=own.drift_between_batches,
-            speed=speeds(own, baseline),
-        )
-        for system, own in zip(systems, measured, strict=True)
-    ]
     similar = [similarities_of_all_pairs(own.embeddings[:FLIP_CROPS]) for own in measured]
     agreements = [
         agreement(
-            systems[0].name,
-            system.name,
-            baseline.embeddings,
+            measured[0].name,
+            own.name,
+            measured[0].embeddings,
             own.embeddings,
             flips(similar[0], of_pairs, threshold),
         )
-        for system, own, of_pairs in zip(systems[1:], measured[1:], similar[1:], strict=True)
+        for own, of_pairs in zip(measured[1:], similar[1:], strict=True)
     ]
     progress("running the negative controls", None)
     controls = run_controls(
         systems[0], control_models, crops, batch_size=batch_size, max_drift_cosine=max_drift_cosine
     )
     return Report(
-        systems=reports,
+        systems=measured,
         agreements=agreements,
         controls=controls,
-        result=result_of(reports, agreements, controls, max_drift_cosine),
+        result=result_of(measured, agreements, controls, max_drift_cosine),
         samples=samples,
-        embeddings=[own.embeddings for own in measured],
         batch_size=batch_size,
         max_drift_cosine=max_drift_cosine,
         threshold=threshold,

@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
 
 import numpy as np
 
 from ..contract import EMBEDDING_DIM, Crops, Embeddings, Progress, no_progress
-from .scores import largest_drift
+from .scores import largest_drift, norms
 from .systems import System
 
 SINGLE_CROPS: Final = 64
 """How many crops at most are also embedded one by one."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Measurement:
-    """What one system did.
-
-    Attributes:
-        embeddings: Of all crops, float32 [N, 512].
-        drift_between_batches: Largest drift of a crop from itself: alone, and at other places in batches.
-        seconds: Times of the full batches by batch size, in the order of the turns.
-    """
-
-    embeddings: Embeddings
-    drift_between_batches: float
-    seconds: Mapping[int, Sequence[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,19 +37,50 @@ class Speed:
     turns: int
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Measured:
+    """What was measured of one system.
+
+    Attributes:
+        name: The system's name.
+        kind: "served", "in process" or "reference".
+        where: The server's address, or the file.
+        norm_min: Least length of an embedding.
+        norm_max: Greatest length.
+        drift_between_batches: Largest drift of a crop from itself: alone, and at other places in batches.
+        speed: By batch size.
+        embeddings: Of all crops, float32 [N, 512].
+    """
+
+    name: str
+    kind: str
+    where: str
+    norm_min: float
+    norm_max: float
+    drift_between_batches: float
+    speed: Sequence[Speed]
+    embeddings: Embeddings
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give all fields but the embeddings, for JSON."""
+        values = asdict(self)
+        del values["embeddings"]
+        return values
+
+
 def measure(
     systems: Sequence[System], crops: Crops, batch_size: int, progress: Progress = no_progress
-) -> list[Measurement]:
+) -> list[Measured]:
     """Let systems embed crops one by one, in batches, and in other batches, in turns.
 
     Args:
-        systems: What is measured.
+        systems: What is measured; the first one is the baseline of the speedup.
         crops: uint8 [N, 112, 112, 3].
         batch_size: Crops in a batch, at most N.
         progress: Called before each turn.
 
     Returns:
-        One measurement for each system.
+        One for each system.
 
     Raises:
         ArcFaceError: A system failed.
@@ -95,27 +111,31 @@ def measure(
             if len(batch) == size:
                 seconds[index][size].append(took)
     own_order = np.argsort(places)
-    return [
-        Measurement(
-            embeddings=batched,
-            drift_between_batches=max(
-                largest_drift(batched, shifted[own_order]), largest_drift(batched[: len(single)], single)
-            ),
-            seconds=times,
+    measured = []
+    for system, (single, batched, shifted), times in zip(systems, embeddings, seconds, strict=True):
+        shift_drift = largest_drift(batched, shifted[own_order])
+        lengths = norms(batched)
+        measured.append(
+            Measured(
+                name=system.name,
+                kind=system.kind,
+                where=system.where,
+                norm_min=float(lengths.min()),
+                norm_max=float(lengths.max()),
+                drift_between_batches=max(shift_drift, largest_drift(batched[: len(single)], single)),
+                speed=[_speed(size, times[size], seconds[0][size]) for size in times],
+                embeddings=batched,
+            )
         )
-        for (single, batched, shifted), times in zip(embeddings, seconds, strict=True)
-    ]
+    return measured
 
 
-def speeds(own: Measurement, baseline: Measurement) -> tuple[Speed, ...]:
-    """Compute a system's speed by batch size, also relative to the baseline."""
-    return tuple(
-        Speed(
-            batch_size=size,
-            latency_ms=1000 * statistics.median(times),
-            faces_per_s=size / statistics.median(times),
-            speedup=statistics.median(b / a for a, b in zip(times, baseline.seconds[size], strict=True)),
-            turns=len(times),
-        )
-        for size, times in own.seconds.items()
+def _speed(batch_size: int, seconds: Sequence[float], baseline: Sequence[float]) -> Speed:
+    median = statistics.median(seconds)
+    return Speed(
+        batch_size=batch_size,
+        latency_ms=1000 * median,
+        faces_per_s=batch_size / median,
+        speedup=statistics.median(b / own for own, b in zip(seconds, baseline, strict=True)),
+        turns=len(seconds),
     )

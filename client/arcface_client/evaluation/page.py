@@ -11,7 +11,8 @@ import numpy as np
 
 from ..contract import Crops
 from ..errors import require
-from .report import FLIP_CROPS, Report, SystemReport
+from .measure import Measured
+from .report import FLIP_CROPS, Report
 from .scores import Same, Values, drifts, flipped, similarities_of_all_pairs
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def to_html(report: Report) -> str:
 def _details(report: Report, number: int) -> Mapping[str, Any]:
     """What the page shows of a system against the baseline, by the system's number."""
     agreement, allowed = report.agreements[number - 1], report.max_drift_cosine
-    ours = [report.embeddings[index] for index in (0, number)]
+    ours = [report.systems[index].embeddings for index in (0, number)]
     drift = drifts(*ours)
     # Below the least drift that a figure shows, the order is that of rounding errors.
     worst = [index for index in np.argsort(-drift)[:_WORST].tolist() if drift[index] > _LEAST_DRIFT]
@@ -163,7 +164,7 @@ def _similarity_scatter(
     return figure
 
 
-def _speed_bars(systems: Sequence[SystemReport]) -> Figure:
+def _speed_bars(systems: Sequence[Measured]) -> Figure:
     """Crops a second of each system, by batch size, with the speedup over the baseline."""
     sizes = [speed.batch_size for speed in systems[0].speed]
     figure, axes = _figure("faces a second", "", width=8, height=0.9 + 0.5 * len(systems))

@@ -27,7 +27,7 @@ from .systems import System
 MAX_PAIRS: Final = 100_000
 """The largest set that is read; the usual ones have 6,000 to 7,000 pairs."""
 
-_LABEL_TYPES: Final = ("b1", "u1", "i1", "i4", "i8")
+_TYPES: Final = ("b1", "u1", "i1", "i4", "i8")
 
 _PICKLE_ERRORS: Final = (
     pickle.UnpicklingError,
@@ -82,7 +82,7 @@ def read_pair_file(path: Path) -> PairFile:
         ) from error
     images, labels = loaded if isinstance(loaded, (tuple, list)) and len(loaded) == 2 else (None, None)
     if isinstance(labels, _Array):
-        labels = labels.values(*_LABEL_TYPES)
+        labels = labels.values()
     if not isinstance(images, (list, tuple)) or not isinstance(labels, (list, tuple)):
         raise PairFileError(
             f"{path} is a pickle of something else; expected (images, whether each pair is the same), as in "
@@ -98,25 +98,32 @@ def read_pair_file(path: Path) -> PairFile:
 
 
 def _image(path: Path, index: int, image: object) -> bytes:
-    content = image
-    if isinstance(image, _Text):
-        content = image.content
-    elif isinstance(image, _Array):
-        content = image.raw if image.dtype == "u1" else None
-    if not isinstance(content, bytes):
-        kind = "array" if isinstance(image, _Array) else type(image).__name__.strip("_").lower()
+    content = _bytes(image.raw if isinstance(image, _Array) and image.type == "u1" else image)
+    if content is None:
+        kind = "array" if isinstance(image, _Array) else type(image).__name__
         raise PairFileError(f"{path}: image {index} is of type {kind}; expected the bytes of a JPEG or PNG.")
     return content
 
 
 def _label(path: Path, index: int, label: object) -> bool:
     if isinstance(label, _Array):
-        values = label.values(*_LABEL_TYPES) or []
+        values = label.values() or []
         label = values[0] if len(values) == 1 else None
     if label not in (0, 1):
         shown = reprlib.repr(label)
         raise PairFileError(f"{path}: the label of pair {index} is {shown}; expected true or false.")
     return bool(label)
+
+
+def _bytes(value: object) -> bytes | None:
+    """The bytes that a value of the pickle is or stands for; None if it is something else."""
+    if isinstance(value, _Text) and value.given[1:] in (("latin1",), (b"latin1",)):
+        text = value.given[0]
+        try:
+            return text.encode("latin-1") if isinstance(text, str) else None
+        except UnicodeEncodeError:
+            return None
+    return bytes(value) if isinstance(value, (bytes, bytearray)) else None
 
 
 class _CodeFoundError(Exception):
@@ -146,54 +153,42 @@ class _Dtype(_StandIn):
 class _Text(_StandIn):
     """Stands in for ``_codecs.encode``: how Python 3 writes bytes for Python 2."""
 
-    @property
-    def content(self) -> bytes | None:
-        text, *encoding = self.given or (None,)
-        if not isinstance(text, str) or encoding not in (["latin1"], [b"latin1"]):
-            return None
-        try:
-            return text.encode("latin-1")
-        except UnicodeEncodeError:
-            return None
-
 
 class _Array(_StandIn):
     """Stands in for a numpy array or number: a data type and bytes."""
 
-    def _parts(self) -> tuple[object, object]:
-        """The arguments of numpy's ``scalar``, or the state that ``_reconstruct`` makes an array from."""
+    def parts(self) -> tuple[Any, ...]:
+        """The state that ``_reconstruct`` makes an array from, or the arguments of numpy's ``scalar``."""
         if isinstance(self.state, tuple) and len(self.state) == 5:
-            return self.state[2], self.state[4]
-        return self.given[:2] if len(self.given) >= 2 else (None, None)
+            return self.state[2::2]
+        return self.given[:2]
 
     @property
-    def dtype(self) -> str | None:
-        dtype, _ = self._parts()
+    def type(self) -> str | None:
+        """Numpy's name of the data type, if it is one that sets have."""
+        dtype = next(iter(self.parts()), None)
         name = dtype.given[0] if isinstance(dtype, _Dtype) and dtype.given else None
-        if isinstance(name, bytes):  # of Python 2
-            name = name.decode("latin-1")
-        return name if isinstance(name, str) else None
+        name = name.decode("latin-1") if isinstance(name, bytes) else name  # of Python 2
+        return name if isinstance(name, str) and name in _TYPES else None
 
     @property
     def raw(self) -> bytes | None:
-        _, raw = self._parts()
-        if isinstance(raw, _Text):
-            return raw.content
-        return bytes(raw) if isinstance(raw, (bytes, bytearray)) else None
+        """The bytes."""
+        return _bytes(self.parts()[-1])
 
-    def values(self, *dtypes: str) -> list[Any] | None:
-        """The values, flat, if they are of one of these data types."""
-        name, raw = self.dtype, self.raw
-        if name not in dtypes or raw is None or len(raw) % np.dtype(name).itemsize:
+    def values(self) -> list[Any] | None:
+        """The values, flat; None if the data type or the number of bytes is wrong."""
+        if self.type is None or (raw := self.raw) is None or len(raw) % np.dtype(self.type).itemsize:
             return None
-        return list(np.frombuffer(raw, name).tolist())
+        return list(np.frombuffer(raw, self.type).tolist())
 
 
 class _BufferArray(_Array):
     """Stands in for numpy's ``_frombuffer``, which has the bytes first."""
 
-    def _parts(self) -> tuple[object, object]:
-        return (self.given[1], self.given[0]) if len(self.given) >= 2 else (None, None)
+    def parts(self) -> tuple[Any, ...]:
+        """The data type and the bytes."""
+        return self.given[1::-1]
 
 
 _NUMPY: Final = {

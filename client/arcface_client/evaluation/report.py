@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final, Literal
 
-from ..contract import LENGTH_TOLERANCE, Embeddings
+from ..contract import LENGTH_TOLERANCE
 from .controls import Control
-from .measure import Speed
+from .measure import Measured
 from .pairs import PairScores
 from .samples import Samples
 from .scores import FALSE_ACCEPT_RATES, FOLDS, Agreement
@@ -19,29 +19,6 @@ FLIP_CROPS: Final = 1000
 """From how many crops at most every two are taken as a pair; the number of pairs grows with the square."""
 
 _PACKAGES: Final = ("arcface-triton", "numpy", "tritonclient", "onnxruntime", "insightface")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SystemReport:
-    """What was measured of one system.
-
-    Attributes:
-        name: Its name.
-        kind: "served", "in process" or "reference".
-        where: The server's address, or the file.
-        norm_min: Least length of an embedding.
-        norm_max: Greatest length.
-        drift_between_batches: Largest drift of a crop from itself: alone, and at other places in batches.
-        speed: By batch size.
-    """
-
-    name: str
-    kind: str
-    where: str
-    norm_min: float
-    norm_max: float
-    drift_between_batches: float
-    speed: Sequence[Speed]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +45,6 @@ class Report:
         controls: The negative controls.
         result: What the comparison found.
         samples: The crops.
-        embeddings: Of the crops, float32 [N, 512], one array for each system.
         batch_size: Crops in a batch.
         max_drift_cosine: The tolerance.
         threshold: Cosine similarity from which two crops count as one person.
@@ -78,12 +54,11 @@ class Report:
         verification: Scores on a verification set; None without one.
     """
 
-    systems: Sequence[SystemReport]
+    systems: Sequence[Measured]
     agreements: Sequence[Agreement]
     controls: Sequence[Control]
     result: Result
     samples: Samples
-    embeddings: Sequence[Embeddings]
     batch_size: int
     max_drift_cosine: float
     threshold: float
@@ -108,7 +83,7 @@ class Report:
                 "skipped": list(self.samples.skipped),
                 "batch_size": self.batch_size,
             },
-            "backends": [asdict(system) for system in self.systems],
+            "backends": [system.to_dict() for system in self.systems],
             "pairs": [asdict(agreement) for agreement in self.agreements],
             "controls": [asdict(control) for control in self.controls],
             "verification": None if self.verification is None else self._verification(self.verification),
@@ -248,7 +223,7 @@ def _percent(share: float | None) -> str:
 
 
 def result_of(
-    systems: Sequence[SystemReport],
+    systems: Sequence[Measured],
     agreements: Sequence[Agreement],
     controls: Sequence[Control],
     max_drift_cosine: float,
@@ -267,9 +242,7 @@ def result_of(
     return Result(outcome=outcome, reasons=[*unseen, *failures])
 
 
-def _failures(
-    systems: Sequence[SystemReport], agreements: Sequence[Agreement], allowed: float
-) -> Iterator[str]:
+def _failures(systems: Sequence[Measured], agreements: Sequence[Agreement], allowed: float) -> Iterator[str]:
     for a in agreements:
         if not a.drift_max <= allowed:
             yield f"{a.other} drifts by {a.drift_max:.2g} from {a.baseline}; expected at most {allowed:g}."

@@ -182,11 +182,6 @@ def test_a_verification_set_gives_accuracy_and_flips(
     assert mirrored["mirrored"]
 
 
-def test_a_set_by_python_2_is_verified(url: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", "face_onnx", "face_trt", *FEW, "--pairs", str(PYTHON_2), *url]) == 0
-    assert "2 pairs, 1 of one person" in capsys.readouterr().out
-
-
 def test_images_of_a_set_that_have_another_size_are_scaled_with_resize(
     url: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
