@@ -73,8 +73,8 @@ def _version(context: typer.Context, wanted: bool) -> None:
 
 
 def examples(*lines: str, exit_codes: str = "0 done, 1 failed, 2 wrong usage, 130 interrupted") -> str:
-    """Make an epilog that ``--help`` shows line by line."""
-    return "\n".join(["Examples:", *(f"  {line}" for line in lines), f"\nExit codes: {exit_codes}"])
+    """Make an epilog that ``--help`` shows line by line; Typer joins lines without a blank one between them."""
+    return "\n\n".join(["Examples:", *(f"  {line}" for line in lines), f"Exit codes: {exit_codes}"])
 
 
 def run(app: typer.Typer, prog: str, argv: Sequence[str] | None = None) -> int:
