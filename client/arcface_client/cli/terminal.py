@@ -73,7 +73,7 @@ def _version(context: typer.Context, wanted: bool) -> None:
 
 
 def examples(*lines: str, exit_codes: str = "0 done, 1 failed, 2 wrong usage, 130 interrupted") -> str:
-    """Make an epilog that ``--help`` shows line by line; Typer joins lines without a blank one between them."""
+    """Make an epilog that ``--help`` shows line by line; older Typers join lines without a blank one."""
     return "\n\n".join(["Examples:", *(f"  {line}" for line in lines), f"Exit codes: {exit_codes}"])
 
 
