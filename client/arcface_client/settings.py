@@ -126,7 +126,7 @@ class TritonSettings(_Section):
         request_timeout_s: Seconds that one request may take.
         max_in_flight: Requests that one call keeps with the server at a time.
         shadow_rate: Share of the live crops that the sibling embeds as well, to compare.
-        recheck_s: Seconds between two looks at what the servers list.
+        recheck_s: Seconds between two questions to the servers for their models.
         liveness_s: Seconds between two questions to a server in use whether it is alive.
         prove_again_s: Seconds between two golden checks of a model that passed.
         refused_again_s: Seconds between two golden checks of one that did not.
@@ -141,7 +141,7 @@ class TritonSettings(_Section):
     shadow_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
     recheck_s: _Seconds = 2
     liveness_s: _Seconds = 1
-    prove_again_s: _Seconds = 300
+    prove_again_s: _Seconds = 60
     refused_again_s: _Seconds = 30
     tls: TlsSettings = TlsSettings()
 

@@ -190,7 +190,7 @@ def test_the_clients_model_is_of_the_family_that_is_embedded_with() -> None:
 
 def test_how_often_servers_are_checked_is_set() -> None:
     triton = load("triton: {recheck_s: 5, liveness_s: 0.5}").triton
-    assert (triton.recheck_s, triton.liveness_s, triton.prove_again_s) == (5, 0.5, 300)
+    assert (triton.recheck_s, triton.liveness_s, triton.prove_again_s) == (5, 0.5, 60)
 
 
 def test_the_tensorrt_file_that_the_pipeline_names_is_read() -> None:

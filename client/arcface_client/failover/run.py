@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -130,14 +130,25 @@ class Call:
 
     def _try(self, replica: Replica) -> bool:
         """Let a replica embed what is missing; False when it did not embed all of it."""
-        request, waits = self._request, iter(BUSY_WAITS_S)
+        request, model, waits = self._request, replica.model, iter(BUSY_WAITS_S)
+        assert model is not None
         while True:
-            missing, started = request.missing, time.monotonic()
-            failure, wait_s = self._attempt(replica, missing, waits)
-            if failure is None:
+            missing, started, wait_s = request.missing, time.monotonic(), None
+            try:
+                model.embed(request)
+            except _THE_CALLERS:
+                raise
+            except ServerBusyError as error:
+                wait_s = 0.0 if request.missing < missing else next(waits, None)
+                failure: ArcFaceError = error
+            except ArcFaceError as error:
+                failure = error
+            else:
                 self._pool.succeeded(replica)
                 self._blame_suspects(replica)
                 return True
+            finally:
+                self._credit(model.source, missing - request.missing)
             if self._is_over:
                 if request.missing == missing and time.monotonic() - started >= SILENCE_S:
                     self._pool.failed(replica, failure)
@@ -146,23 +157,6 @@ class Call:
                 self._leave(replica, failure)
                 return False
             self._pause(min(wait_s, request.deadline.remaining_s()))
-
-    def _attempt(
-        self, replica: Replica, missing: int, waits: Iterator[float]
-    ) -> tuple[ArcFaceError | None, float | None]:
-        """Embed once; returns the failure, if any, and after how many seconds to try this replica again."""
-        assert replica.model is not None
-        try:
-            replica.model.embed(self._request)
-        except _THE_CALLERS:
-            raise
-        except ServerBusyError as error:
-            return error, 0.0 if self._request.missing < missing else next(waits, None)
-        except ArcFaceError as error:
-            return error, None
-        finally:
-            self._credit(replica.model.source, missing - self._request.missing)
-        return None, None
 
     def _load(self, tried: set[str]) -> Replica | None:
         """Load a model into this process that was not tried yet."""
