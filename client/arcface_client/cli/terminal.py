@@ -140,8 +140,10 @@ def _signals_interrupt() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    # SIGINT is among them because a shell starts background jobs with it ignored. Windows lacks SIGHUP.
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    # SIGINT is among them because a shell starts background jobs with it ignored.
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup leaves it
+        numbers.append(signal.SIGHUP)
     before = [signal.signal(number, interrupt) for number in numbers]
     try:
         yield

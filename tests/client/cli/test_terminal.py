@@ -130,6 +130,12 @@ def test_a_signal_ends_a_command_after_it_has_tidied_up(
     assert signal.getsignal(number) == before
 
 
+def test_nohup_keeps_a_command_running_when_the_terminal_closes() -> None:
+    body = "import os, signal; os.kill(os.getpid(), signal.SIGHUP); print('done')"
+    done = subprocess.run(["nohup", *program(body)], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "done\n")
+
+
 def test_a_command_runs_in_any_thread() -> None:
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(run, lambda: 0).result() == 0
