@@ -23,12 +23,11 @@ if TYPE_CHECKING:
     from .backends.factory import get_embedding_backend
     from .backends.pooled import TritonBackend
     from .failover.intervals import Intervals
-    from .failover.server import RequestLimits
     from .observability.diagnostics import Diagnostics, Served
     from .triton.aio import AsyncConnection, AsyncEmbeddingClient
     from .triton.channel import Connection
     from .triton.client import EmbeddingClient
-    from .triton.limits import Tls
+    from .triton.limits import RequestLimits, Tls
 
 __all__ = [
     "AsyncConnection",
@@ -56,7 +55,7 @@ _MODULES = {
     "EmbeddingBackend": "backends.base",
     "EmbeddingClient": "triton.client",
     "Intervals": "failover.intervals",
-    "RequestLimits": "failover.server",
+    "RequestLimits": "triton.limits",
     "Served": "observability.diagnostics",
     "Tls": "triton.limits",
     "TritonBackend": "backends.pooled",

@@ -42,7 +42,7 @@ class AsyncEmbeddingBackend:
         if max_calls < 1:
             raise InputError(f"max_calls is {max_calls}; expected 1 or more.")
         self._embedder = embedder
-        self._made_here = ForkGuard("The embedder")
+        self._fork_guard = ForkGuard("The embedder")
         self._pool = ThreadPoolExecutor(max_calls, "arcface-asyncio")
 
     async def ensure_ready(self) -> None:
@@ -82,7 +82,7 @@ class AsyncEmbeddingBackend:
         The crops must not change before it returns. ``timeout_s`` counts from now, the wait for a turn
         included.
         """
-        self._made_here.check()
+        self._fork_guard.check()
         deadline = Deadline(timeout_s)
         limit_s = deadline.remaining_s()
         try:
@@ -126,7 +126,7 @@ class AsyncEmbeddingBackend:
         return request.embeddings, served
 
     def _close(self) -> None:
-        if self._made_here.is_forked:
+        if self._fork_guard.is_forked:
             return  # the embedder and the threads are the parent's
         self._embedder.close()
         self._pool.shutdown()

@@ -10,11 +10,11 @@ from typing import Any, Final
 from ..errors import ConfigError, InputError
 from ..failover.intervals import Intervals
 from ..failover.replica import Origin
-from ..failover.server import RequestLimits
 from ..models.naming import is_plan, onnx_model, plan_model
 from ..models.repository import LocalModels
 from ..runtimes.base import CPU, read_device, switch_off_telemetry
 from ..settings import BACKEND_TYPES, KEYS, Enabled, PipelineSettings, load_pipeline_settings
+from ..triton.limits import RequestLimits
 from .base import EmbeddingBackend
 from .insightface import insightface_origin
 from .local import LocalOrigin, onnx_origin, plan_origin, provider_order, switched_off

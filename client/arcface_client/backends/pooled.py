@@ -19,12 +19,17 @@ from ..failover.intervals import Intervals
 from ..failover.pool import ReplicaPool
 from ..failover.replica import Origin, local_replicas
 from ..failover.run import Call, no_candidate
-from ..failover.server import Records, RequestLimits, Server
+from ..failover.server import Records, Server
 from ..observability.diagnostics import Diagnostics, Served, Source
-from ..observability.metrics import Meter, Metrics, PrometheusExporter
+from ..observability.metrics import Metrics, PrometheusExporter
 from ..triton.embed_request import Deadline, EmbedRequest
 from ..triton.fork_guard import ForkGuard
-from ..triton.limits import DEFAULT_MAX_DRIFT_COSINE, DEFAULT_REQUEST_TIMEOUT_S, check_max_drift_cosine
+from ..triton.limits import (
+    DEFAULT_MAX_DRIFT_COSINE,
+    DEFAULT_REQUEST_TIMEOUT_S,
+    RequestLimits,
+    check_max_drift_cosine,
+)
 from .base import EmbeddingBackend
 
 DEFAULT_NAME: Final = "arcface_r100"
@@ -67,8 +72,7 @@ class PooledBackend(EmbeddingBackend):
         intervals = intervals or Intervals()
         self.metrics = Metrics()
         self._backend = backend
-        self._made_here = ForkGuard("The embedder")
-        self._meter = Meter()
+        self._fork_guard = ForkGuard("The embedder")
         self._patience_s = patience_s
         urls = tuple(server.url for server in servers)
         self._pool = ReplicaPool(local_replicas(local), urls, max_drift_cosine, intervals)
@@ -88,7 +92,7 @@ class PooledBackend(EmbeddingBackend):
             NoCandidateNowError: None serves, but one may in a moment.
             NoCandidateError: None can serve; the message lists them all.
         """
-        self._made_here.check()
+        self._fork_guard.check()
         self._check_open()
         self._pool.release()
         self._health.look(Deadline(None), afresh=True)
@@ -100,7 +104,7 @@ class PooledBackend(EmbeddingBackend):
 
     def diagnostics(self) -> Diagnostics:
         """Which candidate serves, how fast, how exactly, and why no other; nothing is asked or loaded."""
-        self._made_here.check()
+        self._fork_guard.check()
         known = Diagnostics(backend=self._backend)
         ranking = self._pool.ranking
         if not self._closed.is_set():
@@ -113,8 +117,8 @@ class PooledBackend(EmbeddingBackend):
             known = replace(known, candidates=self._pool.reports())
         return replace(
             known,
-            throughput_fps=self._meter.throughput_fps,
-            latency_ms=self._meter.latency_ms,
+            throughput_fps=self.metrics.throughput_fps,
+            latency_ms=self.metrics.latency_ms,
             counters=self.metrics.snapshot(),
         )
 
@@ -123,7 +127,7 @@ class PooledBackend(EmbeddingBackend):
 
         Calls to a server that are under way fail; a model in this process is freed behind its last call.
         """
-        if self._made_here.is_forked or self._closed.is_set():
+        if self._fork_guard.is_forked or self._closed.is_set():
             return  # what there is to close is the parent's
         self._closed.set()
         self._pool.close()  # first, so that a model that is just being loaded is freed
@@ -133,7 +137,7 @@ class PooledBackend(EmbeddingBackend):
 
     def run(self, request: EmbedRequest) -> Served:
         """Embed what a request still misses; see ``EmbeddingBackend.run``."""
-        self._made_here.check()
+        self._fork_guard.check()
         self._check_open()
         if not request.missing:
             return Served(())
@@ -151,9 +155,7 @@ class PooledBackend(EmbeddingBackend):
         except ArcFaceError as error:
             self.metrics.failed(error)
             raise
-        seconds = time.perf_counter() - started
-        self.metrics.served(served, seconds)
-        self._meter.record(len(request.crops), seconds)
+        self.metrics.served(served, time.perf_counter() - started)
         return served
 
     def hold(self, source: Source, error: ArcFaceError) -> None:

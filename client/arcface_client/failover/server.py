@@ -17,29 +17,11 @@ from ..models.manifest import PlanManifest
 from ..models.naming import sibling_of
 from ..observability.diagnostics import Diagnostics, Source
 from ..triton.embed_request import Deadline, EmbedRequest
-from ..triton.limits import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, Tls, check_limits
+from ..triton.limits import RequestLimits
 from .discovery import Candidate, Sighting, Wanted
 
 if TYPE_CHECKING:
     from ..triton.client import EmbeddingClient
-
-
-@dataclass(frozen=True, kw_only=True)
-class RequestLimits:
-    """Limits and certificates of requests.
-
-    Attributes:
-        request_timeout_s: See ``EmbeddingClient``, also for the next two.
-        max_in_flight: Requests that one call keeps with the server at a time.
-        tls: Certificates.
-    """
-
-    request_timeout_s: float = DEFAULT_REQUEST_TIMEOUT_S
-    max_in_flight: int = DEFAULT_MAX_IN_FLIGHT
-    tls: Tls | None = None
-
-    def __post_init__(self) -> None:
-        check_limits(self.request_timeout_s, self.max_in_flight)
 
 
 class Records(Protocol):

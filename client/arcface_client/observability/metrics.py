@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 import statistics
 import threading
 import time
@@ -21,42 +22,8 @@ _SOURCE_LABELS: Final = ("backend", "model", "version", "where")
 _RECENT_CALLS: Final = 256
 
 
-class Meter:
-    """How fast the last calls were. Safe to share between threads."""
-
-    def __init__(self) -> None:
-        self._calls: deque[tuple[float, float, int]] = deque(maxlen=_RECENT_CALLS)
-        self._lock = threading.Lock()
-
-    def record(self, faces: int, seconds: float) -> None:
-        """Record a call that ends now."""
-        now = time.monotonic()
-        with self._lock:
-            self._calls.append((now - seconds, now, faces))
-
-    @property
-    def throughput_fps(self) -> float | None:
-        """Faces a second of wall-clock time in which calls were under way; None before the first call."""
-        busy_s, busy_until = 0.0, -1.0
-        calls = self._last()
-        for start, end, _ in sorted(calls):
-            busy_s += max(0.0, end - max(start, busy_until))
-            busy_until = max(busy_until, end)
-        return sum(faces for _, _, faces in calls) / busy_s if busy_s else None
-
-    @property
-    def latency_ms(self) -> float | None:
-        """Median time of a call in milliseconds; None before the first call."""
-        calls = self._last()
-        return 1e3 * statistics.median(end - start for start, end, _ in calls) if calls else None
-
-    def _last(self) -> list[tuple[float, float, int]]:
-        with self._lock:
-            return list(self._calls)
-
-
 class Metrics:
-    """Counters of a backend's calls. Safe to share between threads."""
+    """Counters of a backend's calls, and the speed of the last ones. Safe to share between threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -67,9 +34,12 @@ class Metrics:
         self._errors: Counter[str] = Counter()
         self._buckets = [0] * (len(LATENCY_BOUNDS_S) + 1)
         self._seconds = 0.0
+        # Begin and end of the last calls, in seconds, and their faces.
+        self._recent: deque[tuple[float, float, int]] = deque(maxlen=_RECENT_CALLS)
 
     def served(self, served: Served, seconds: float) -> None:
-        """Count a call that was served."""
+        """Count a call that was served, took ``seconds`` and ends now."""
+        now = time.monotonic()
         with self._lock:
             for source in served.sources:
                 labels = _labels(source)
@@ -78,6 +48,8 @@ class Metrics:
             self._calls_fell_back += served.fell_back
             self._buckets[bisect.bisect_left(LATENCY_BOUNDS_S, seconds)] += 1
             self._seconds += seconds
+            faces = sum(source.crops for source in served.sources)
+            self._recent.append((now - seconds, now, faces))
 
     def failed(self, error: ArcFaceError) -> None:
         """Count a call that ended in an error."""
@@ -88,6 +60,24 @@ class Metrics:
         """Count that a candidate left a call to the next one."""
         with self._lock:
             self._fallbacks[reason] += 1
+
+    @property
+    def throughput_fps(self) -> float | None:
+        """Faces a second of wall-clock time in which calls were under way; None before the first call."""
+        with self._lock:
+            calls = sorted(self._recent)
+        busy_s, busy_until = 0.0, -math.inf
+        for start, end, _ in calls:
+            busy_s += max(0.0, end - max(start, busy_until))
+            busy_until = max(busy_until, end)
+        return sum(faces for _, _, faces in calls) / busy_s if busy_s else None
+
+    @property
+    def latency_ms(self) -> float | None:
+        """Median time of the last calls in milliseconds; None before the first call."""
+        with self._lock:
+            seconds = [end - start for start, end, _ in self._recent]
+        return 1e3 * statistics.median(seconds) if seconds else None
 
     def snapshot(self) -> dict[str, Any]:
         """The counters as they are now, for JSON."""

@@ -305,7 +305,7 @@ def check_one_address(url: str | None, tls: Tls | None, connection: Any) -> None
     Raises:
         InputError: An address or certificates are given beside a connection.
     """
-    if connection is not None and (url not in (None, connection.url) or tls is not None):
+    if connection is not None and (url is not None or tls is not None):
         raise InputError(
             f"url or tls is given beside a connection to {connection.url}; give only the connection, which "
             "has both."

@@ -51,6 +51,27 @@ class Tls:
             raise ConfigError("Mutual TLS needs both tls.private_key and tls.certificate_chain; one is set.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class RequestLimits:
+    """Limits and certificates of requests.
+
+    Attributes:
+        request_timeout_s: Seconds that a single request may take, its wait in the server's queue included.
+        max_in_flight: Requests that one call keeps with the server at a time.
+        tls: Certificates; None connects without encryption.
+
+    Raises:
+        InputError: A limit is out of its range.
+    """
+
+    request_timeout_s: float = DEFAULT_REQUEST_TIMEOUT_S
+    max_in_flight: int = DEFAULT_MAX_IN_FLIGHT
+    tls: Tls | None = None
+
+    def __post_init__(self) -> None:
+        check_limits(self.request_timeout_s, self.max_in_flight)
+
+
 def check_max_drift_cosine(value: float) -> None:
     """Check the tolerance of drift.
 

@@ -247,7 +247,7 @@ def crowded(server: LocalTriton, model: str, crops: Crops) -> Iterator[None]:
     ended = threading.Event()
 
     def crowd_in() -> None:
-        client = EmbeddingClient(server.grpc_url, model, connection=connection)
+        client = EmbeddingClient(model=model, connection=connection)
         while not ended.is_set():
             with suppress(ServerBusyError):
                 client.encode(crops[:1])

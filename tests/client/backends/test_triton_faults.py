@@ -20,7 +20,7 @@ from arcface_client.backends.pooled import TritonBackend
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import DeadlineExceededError, NoCandidateNowError
 from arcface_client.failover.intervals import Intervals
-from arcface_client.failover.server import RequestLimits
+from arcface_client.triton.limits import RequestLimits
 from arcface_server import LocalTriton
 from support.processes import wait_until
 from support.siblings import (

@@ -17,8 +17,8 @@ from arcface_client.contract import CROP_SHAPE
 from arcface_client.errors import DeadlineExceededError
 from arcface_client.failover import run as fallback
 from arcface_client.failover.intervals import Intervals
-from arcface_client.failover.server import RequestLimits
 from arcface_client.triton import client
+from arcface_client.triton.limits import RequestLimits
 from support.fake_triton import FakeTriton, served
 from support.siblings import SELDOM, local_tiny
 

@@ -15,9 +15,9 @@ from arcface_client.backends.pooled import TritonBackend
 from arcface_client.contract import CROP_SHAPE, EMBEDDING_DIM, Crops, Embeddings
 from arcface_client.errors import DeploymentError, NoCandidateError
 from arcface_client.failover.run import BUSY_WAITS_S
-from arcface_client.failover.server import RequestLimits
 from arcface_client.models.embedding_space import EmbeddingSpace
 from arcface_client.observability.diagnostics import HERE, Diagnostics
+from arcface_client.triton.limits import RequestLimits
 from support.fake_triton import FakeTriton, served
 
 FAILURES = (None, None, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE)

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from arcface_client.backends.pooled import TritonBackend
 from arcface_client.errors import InputError, MissingExtraError, NoCandidateNowError
 from arcface_client.observability.diagnostics import CandidateReport, Served, Source
-from arcface_client.observability.metrics import LATENCY_BOUNDS_S, Meter, Metrics, PrometheusExporter
+from arcface_client.observability.metrics import LATENCY_BOUNDS_S, Metrics, PrometheusExporter
 from support.fake_triton import FakeTriton, served
 
 PLAN = Source("triton", "arcface_trt", 3, "localhost:8001", 30)
@@ -123,23 +123,27 @@ def test_without_prometheus_client_the_extra_is_named(monkeypatch: pytest.Monkey
         TritonBackend("localhost:1", registry=CollectorRegistry())
 
 
-def test_a_meter_knows_nothing_before_the_first_call() -> None:
-    assert (Meter().throughput_fps, Meter().latency_ms) == (None, None)
+def by(faces: int) -> Served:
+    return Served((Source("onnxruntime", "arcface_onnx", None, "this process", faces),))
+
+
+def test_the_speed_is_unknown_before_the_first_call() -> None:
+    assert (Metrics().throughput_fps, Metrics().latency_ms) == (None, None)
 
 
 def test_calls_at_the_same_time_add_up_in_the_throughput() -> None:
-    meter = Meter()
+    metrics = Metrics()
     for _ in range(8):
-        meter.record(1, 0.1)
-    assert meter.throughput_fps == pytest.approx(80, rel=0.05)
-    assert meter.latency_ms == pytest.approx(100)
+        metrics.served(by(1), 0.1)
+    assert metrics.throughput_fps == pytest.approx(80, rel=0.05)
+    assert metrics.latency_ms == pytest.approx(100)
 
 
 def test_a_pause_between_calls_is_not_part_of_the_throughput(monkeypatch: pytest.MonkeyPatch) -> None:
-    meter, now = Meter(), 100.0
+    metrics, now = Metrics(), 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    meter.record(1, 99.0)  # forgotten after 256 others
+    metrics.served(by(1), 99.0)  # forgotten after 256 others
     for faces, seconds in [(8, 0.1), (32, 0.3)] * 128:
         now += 60
-        meter.record(faces, seconds)
-    assert meter.throughput_fps == pytest.approx(40 / 0.4)
+        metrics.served(by(faces), seconds)
+    assert metrics.throughput_fps == pytest.approx(40 / 0.4)

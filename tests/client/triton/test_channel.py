@@ -82,7 +82,7 @@ def test_a_client_does_not_close_a_connection_that_it_shares(crops: Crops) -> No
 @pytest.mark.parametrize(
     ("client", "connection"), [(EmbeddingClient, Connection), (AsyncEmbeddingClient, AsyncConnection)]
 )
-@pytest.mark.parametrize("beside", [{"url": "a:8001"}, {"tls": Tls()}], ids=["url", "tls"])
+@pytest.mark.parametrize("beside", [{"url": "b:8002"}, {"tls": Tls()}], ids=["url", "tls"])
 def test_an_address_beside_a_connection_is_refused(client: Any, connection: Any, beside: Any) -> None:
     async def use() -> None:
         with pytest.raises(InputError, match="beside a connection to b:8002; give only the connection"):
