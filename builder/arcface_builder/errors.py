@@ -4,10 +4,10 @@
 
     ArcFaceError
     └── BuilderError
-        ├── SourceError (InputError)           mend or replace the source; nothing was written
-        │   ├── NotOnnxError                   a file that is no ONNX model, or a damaged one
-        │   ├── NotArcFaceError                an ONNX model that is no ArcFace, or cannot be served as one
-        │   └── CheckpointError                a state dict that is no IResNet's
+        ├── SourceError (InputError)           fix or replace the source; nothing was written
+        │   ├── NotOnnxError                   a file that is not an ONNX model, or is damaged
+        │   ├── NotArcFaceError                an ONNX model that cannot be served as an ArcFace
+        │   └── CheckpointError                a state dict that is not an IResNet's
         ├── OptionError (InputError)           a name or serving option out of its range
         ├── PackError (DeploymentError)        an InsightFace pack that is not there and cannot be fetched
         ├── RepositoryError (DeploymentError)  a repository that cannot be read or written
@@ -42,11 +42,11 @@ class SourceError(BuilderError, InputError):
 
 
 class NotOnnxError(SourceError):
-    """A file is no ONNX model, or a damaged one."""
+    """A file is not an ONNX model, or is damaged."""
 
 
 class NotArcFaceError(SourceError):
-    """An ONNX model is no ArcFace, or one that cannot be made into a serving graph."""
+    """An ONNX model is not an ArcFace, or cannot be made into a serving graph."""
 
 
 class CheckpointError(SourceError):

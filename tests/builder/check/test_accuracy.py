@@ -42,6 +42,11 @@ def reference(small_source: SourceModel, onnx_file: Path) -> ReferenceEmbeddings
     return reference_for_plans(onnx_file, (source.embed, source.runs), face_crops(), max_drift_cosine=0.001)
 
 
+@pytest.fixture
+def few_crops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arcface_builder.check.crops.LEAST_CROPS", 32)
+
+
 def test_an_fp16_plan_passes(reference: ReferenceEmbeddings, small_graph: bytes) -> None:
     report = reference.compare(embedder(typed_graph(small_graph, "fp16")), BATCH_SIZES)
 
@@ -128,6 +133,7 @@ def test_a_report_without_a_control_that_is_seen_never_passes(
         replace(report, controls={"another image": 0.0005}).check()
 
 
+@pytest.mark.usefixtures("few_crops")
 def test_an_onnx_model_that_is_not_its_source_is_refused_before_there_is_a_plan(
     small_source: SourceModel, small_graph: bytes, tmp_path: Path
 ) -> None:
@@ -140,13 +146,15 @@ def test_an_onnx_model_that_is_not_its_source_is_refused_before_there_is_a_plan(
         )
 
 
+@pytest.mark.usefixtures("few_crops")
 def test_crops_that_are_all_alike_make_the_check_blind(onnx_file: Path) -> None:
-    one_face = np.repeat(face_crops()[:1], 256, axis=0)
+    one_face = np.repeat(face_crops()[:1], 32, axis=0)
 
     with pytest.raises(ServedModelError, match="The accuracy check is blind: the control 'another image'"):
         reference_for_plans(onnx_file, None, one_face, max_drift_cosine=0.001)
 
 
+@pytest.mark.usefixtures("few_crops")
 def test_without_its_source_an_onnx_model_is_compared_with_itself(onnx_file: Path) -> None:
     reference = reference_for_plans(onnx_file, None, None, max_drift_cosine=0.001)
 

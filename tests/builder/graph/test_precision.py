@@ -41,12 +41,12 @@ def test_float32_graphs_compute_as_the_serving_graph_does(precision: str, small_
     np.testing.assert_allclose(embed(typed, crops()), embed(small_graph, crops()), rtol=0, atol=1e-6)
 
 
-def test_fp16_computes_in_halves_and_drifts_little(r18_graph: bytes) -> None:
-    typed = typed_graph(r18_graph, "fp16")
+def test_fp16_computes_in_halves_and_drifts_little(small_graph: bytes) -> None:
+    typed = typed_graph(small_graph, "fp16")
     embeddings = embed(typed, face_crops())
 
-    assert largest_drift(embeddings, embed(r18_graph, face_crops())) < 2e-5
-    assert len(typed) < 0.6 * len(r18_graph)
+    assert largest_drift(embeddings, embed(small_graph, face_crops())) < 2e-5
+    assert len(typed) < 0.6 * len(small_graph)
     # One cast for the pixels, one in front of the normalisation to unit length, and no detours.
     assert operators(typed)["Cast"] == 2
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=0, atol=1e-6)
