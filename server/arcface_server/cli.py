@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(app, "arcface-server", argv)
 
 
-Port: TypeAlias = Annotated[int | None, typer.Option(metavar="N", help="Default: a free one.")]
+Port: TypeAlias = Annotated[int | None, typer.Option(metavar="N", help="Port; default a free one.")]
 
 
 @app.command("run")
@@ -49,12 +49,8 @@ def run_server(
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 or :: is every address.")
     ] = LOCALHOST,
-    http_port: Annotated[
-        int | None, typer.Option(metavar="N", help="Port for HTTP; default a free one.")
-    ] = None,
-    grpc_port: Annotated[
-        int | None, typer.Option(metavar="N", help="Port for gRPC; default a free one.")
-    ] = None,
+    http_port: Port = None,
+    grpc_port: Port = None,
     metrics_port: Port = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the addresses as JSON.")] = False,
 ) -> int:
@@ -134,7 +130,7 @@ def perf(
     ] = "1,8,32",
     shared_memory: Annotated[
         SharedMemory,
-        typer.Option(help="Where crops for a server on this machine are, if not in the request."),
+        typer.Option(help="How crops reach the server: in the request, or in shared memory of this machine."),
     ] = "none",
     images: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Face crops to send; default colours.")
