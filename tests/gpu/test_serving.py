@@ -85,7 +85,7 @@ def test_compare_finds_a_plan_and_its_sibling_equal_and_says_which_is_faster(
         code = main(["compare", "r18_onnx", "r18_trt", "--url", server.grpc_url, "--json"])
     found = json.loads(capsys.readouterr().out)
 
-    assert code == 0, found["verdict"]
+    assert code == 0, found["result"]
     (pair,) = found["pairs"]
     assert (pair["baseline"], pair["other"]) == ("r18_onnx:1", "r18_trt:1")
     assert 0 < pair["drift_max"] < 2e-4

@@ -214,7 +214,7 @@ def test_an_unreadable_image_of_a_set_is_named(
         (["face_onnx", "face_onnx:1"], "face_onnx:1 is named twice"),
         (["face_onnx", "face_trt:9"], "There is no model face_trt version 9"),
         (["face_onnx", "missing"], "There is no model missing"),
-        (["face_onnx", "face_trt:new"], "'face_trt:new' is no model; expected its name"),
+        (["face_onnx", "face_trt:new"], "'face_trt:new'; expected a model's name"),
         (["face_onnx", "missing.onnx"], "No model file at missing.onnx"),
         (["face_onnx", "--reference", "missing.onnx"], "There is no file missing.onnx"),
         (["face_onnx", "face_trt", "--images", "missing"], "There is no file or folder missing"),
@@ -302,6 +302,7 @@ def test_the_html_report_stands_alone_and_shows_everything(
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
     assert not re.search(r"url\((?!#)|@import|<b>\$", text)
     assert str(odd) in page.text
+    assert text.count("<tr class=bad>") == 2  # both models drift
     assert page.tags.count("svg") == 1 + 2 * 4  # speed; drift twice and two sets of pairs for each pair
     assert page.tags.count("figure") == 16  # the worst eight crops of each pair
     for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
