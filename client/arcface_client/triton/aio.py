@@ -18,9 +18,9 @@ from ..crops import Color, CropsLike, as_batch
 from ..errors import ArcFaceError
 from ..models.naming import DEFAULT_MODEL
 from .channel import triton_arguments
-from .client import check_one_address
+from .client import ClientBase, check_one_address
 from .embed_request import Deadline, EmbedRequest
-from .limits import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, Tls, check_limits
+from .limits import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, RequestLimits, Tls
 from .protocol import Answer, batches, build, largest_batch, pinned, read
 from .status import (
     PROBE_TIMEOUT_S,
@@ -81,7 +81,7 @@ class AsyncConnection:
         return True
 
 
-class AsyncEmbeddingClient:
+class AsyncEmbeddingClient(ClientBase):
     """Embeds face crops with one model of one Triton server, for one event loop.
 
     ::
@@ -103,15 +103,11 @@ class AsyncEmbeddingClient:
         tls: Tls | None = None,
         connection: AsyncConnection | None = None,
     ) -> None:
-        check_limits(request_timeout_s, max_in_flight)
+        limits = RequestLimits(request_timeout_s=request_timeout_s, max_in_flight=max_in_flight, tls=tls)
         check_one_address(url, tls, connection)
         self._owns_connection = connection is None
         self._connection = connection or AsyncConnection(url or "", tls)
-        self._target = Target(self._connection.url, model, version)
-        self._request_timeout_s = request_timeout_s
-        self._max_in_flight = max_in_flight
-        self._largest_batch: int | None = None
-        self._answered_by: int | None = None
+        super().__init__(Target(self._connection.url, model, version), limits)
 
     async def encode(
         self, crops: CropsLike, *, color: Color = "bgr", timeout_s: float | None = None
@@ -151,16 +147,6 @@ class AsyncEmbeddingClient:
         if self._owns_connection:
             await self._connection.close()
 
-    @property
-    def max_batch_size(self) -> int | None:
-        """Crops that the model takes at once; None before the first call."""
-        return self._largest_batch
-
-    @property
-    def answered_by(self) -> int | None:
-        """The version that answered last; None before the first call, or if the server does not say."""
-        return self._answered_by
-
     async def __aenter__(self) -> AsyncEmbeddingClient:
         return self
 
@@ -184,7 +170,7 @@ class AsyncEmbeddingClient:
         source, target = iter(arrays), self._target
         try:
             while True:
-                for crops in itertools.islice(source, self._max_in_flight - len(under_way)):
+                for crops in itertools.islice(source, self._limits.max_in_flight - len(under_way)):
                     under_way.append(asyncio.create_task(self._infer(crops, deadline, target)))
                 if not under_way:
                     return
@@ -213,7 +199,7 @@ class AsyncEmbeddingClient:
         """Call one of tritonclient's methods; its errors become this project's."""
         if self._connection.closed:
             raise closed(target)
-        timeout_s = deadline.remaining_s(self._request_timeout_s)
+        timeout_s = deadline.remaining_s(self._limits.request_timeout_s)
         try:
             return await _result(method(*arguments, client_timeout=timeout_s, **named))
         except InferenceServerException as error:

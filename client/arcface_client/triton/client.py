@@ -18,7 +18,7 @@ from ..errors import ArcFaceError, InputError, ServerBusyError
 from ..models.naming import DEFAULT_MODEL
 from .channel import Connection
 from .embed_request import Deadline, EmbedRequest
-from .limits import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, Tls, check_limits
+from .limits import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, RequestLimits, Tls
 from .protocol import Answer, batches, build, largest_batch, pinned, read
 from .status import (
     PROBE_TIMEOUT_S,
@@ -33,7 +33,27 @@ from .status import (
 Key = TypeVar("Key")
 
 
-class EmbeddingClient:
+class ClientBase:
+    """What both clients of a model keep: where requests go, their limits, and the last answer."""
+
+    def __init__(self, target: Target, limits: RequestLimits) -> None:
+        self._target = target
+        self._limits = limits
+        self._largest_batch: int | None = None
+        self._answered_by: int | None = None
+
+    @property
+    def max_batch_size(self) -> int | None:
+        """Crops that the model takes at once; None before the first call."""
+        return self._largest_batch
+
+    @property
+    def answered_by(self) -> int | None:
+        """The version that answered last; None before the first call, or if the server does not say."""
+        return self._answered_by
+
+
+class EmbeddingClient(ClientBase):
     """Embeds face crops with one model of one Triton server. Safe to share between threads.
 
     ::
@@ -66,15 +86,11 @@ class EmbeddingClient:
         tls: Tls | None = None,
         connection: Connection | None = None,
     ) -> None:
-        check_limits(request_timeout_s, max_in_flight)
+        limits = RequestLimits(request_timeout_s=request_timeout_s, max_in_flight=max_in_flight, tls=tls)
         check_one_address(url, tls, connection)
         self._owns_connection = connection is None
         self._connection = connection or Connection(url or "", tls)
-        self._target = Target(self._connection.url, model, version)
-        self._request_timeout_s = request_timeout_s
-        self._max_in_flight = max_in_flight
-        self._largest_batch: int | None = None
-        self._answered_by: int | None = None
+        super().__init__(Target(self._connection.url, model, version), limits)
 
     def encode(self, crops: CropsLike, *, color: Color = "bgr", timeout_s: float | None = None) -> Embeddings:
         """Embed crops; the result has one row for each, in their order.
@@ -170,16 +186,6 @@ class EmbeddingClient:
         if self._owns_connection:
             self._connection.close()
 
-    @property
-    def max_batch_size(self) -> int | None:
-        """Crops that the model takes at once; None before the first call."""
-        return self._largest_batch
-
-    @property
-    def answered_by(self) -> int | None:
-        """The version that answered last; None before the first call, or if the server does not say."""
-        return self._answered_by
-
     def __enter__(self) -> EmbeddingClient:
         return self
 
@@ -209,7 +215,7 @@ class EmbeddingClient:
         source, target = iter(keyed), self._target
         try:
             while True:
-                for key, crops in itertools.islice(source, self._max_in_flight - len(under_way)):
+                for key, crops in itertools.islice(source, self._limits.max_in_flight - len(under_way)):
                     under_way.append((key, self._send(crops, deadline, target)))
                 if not under_way:
                     return
@@ -250,7 +256,9 @@ class EmbeddingClient:
     def _begin(self, deadline: Deadline, target: Target | None = None) -> _Call:
         target = target or self._target
         self._connection.check(target)
-        return _Call(target, deadline, deadline.remaining_s(self._request_timeout_s), self._connection.triton)
+        return _Call(
+            target, deadline, deadline.remaining_s(self._limits.request_timeout_s), self._connection.triton
+        )
 
     def _do(self, call: _Call, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Call one of tritonclient's methods; its errors become this project's."""

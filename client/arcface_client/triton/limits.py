@@ -69,7 +69,13 @@ class RequestLimits:
     tls: Tls | None = None
 
     def __post_init__(self) -> None:
-        check_limits(self.request_timeout_s, self.max_in_flight)
+        if not 0 < self.request_timeout_s <= LONGEST_REQUEST_S:
+            raise InputError(
+                f"request_timeout_s is {self.request_timeout_s:g}; expected a number of seconds above 0, "
+                f"at most {LONGEST_REQUEST_S:g}."
+            )
+        if self.max_in_flight < 1:
+            raise InputError(f"max_in_flight is {self.max_in_flight}; expected 1 or more.")
 
 
 def check_max_drift_cosine(value: float) -> None:
@@ -80,18 +86,3 @@ def check_max_drift_cosine(value: float) -> None:
     """
     if not value > 0:
         raise InputError(f"max_drift_cosine is {value}; expected a number above 0.")
-
-
-def check_limits(request_timeout_s: float, max_in_flight: int) -> None:
-    """Check a client's limits.
-
-    Raises:
-        InputError: One of them is out of its range.
-    """
-    if not 0 < request_timeout_s <= LONGEST_REQUEST_S:
-        raise InputError(
-            f"request_timeout_s is {request_timeout_s:g}; expected a number of seconds above 0, "
-            f"at most {LONGEST_REQUEST_S:g}."
-        )
-    if max_in_flight < 1:
-        raise InputError(f"max_in_flight is {max_in_flight}; expected 1 or more.")

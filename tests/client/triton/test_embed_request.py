@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arcface_client.contract import CROP_SHAPE, EMBEDDING_DIM
@@ -40,6 +40,7 @@ def test_a_timeout_must_be_positive(timeout_s: Any) -> None:
         Deadline(timeout_s)
 
 
+@settings(deadline=None)
 @given(st.lists(st.booleans(), max_size=40), st.integers(1, 9))
 def test_parts_are_exactly_the_missing_rows_in_order(done: list[bool], size: int) -> None:
     request = EmbedRequest(np.zeros((len(done), *CROP_SHAPE), np.uint8), Deadline(None))
