@@ -1,4 +1,4 @@
-"""A small ArcFace-like network, written to a file in all the ways that exporters have."""
+"""A small ArcFace-like network, written as different exporters write it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _FLAT = _CHANNELS * 7 * 7
 
 
 def small_arcface(seed: int = 0) -> onnx.ModelProto:
-    """A network with every structure of an IResNet's, of the size of a photograph: opset 11, batch free.
+    """A network with every structure of an IResNet, as small as a photograph: opset 11, free batch.
 
-    The stem, a block that shrinks the image and has a convolution beside it, one that has none, and the head.
+    The stem, a block with a convolution on its shortcut, a block without, and the head.
     float32 RGB [N, 3, 112, 112] in, raw float32 [N, 512] out.
     """
     random = np.random.RandomState(seed)
@@ -92,7 +92,7 @@ def pytorch_pack(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def constant_reshape(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A batch of one at both ends, and again in the middle."""
+    """A batch of one at input and output, and in a Reshape."""
     _fix_batch(model.graph.input[0])
     _fix_batch(model.graph.output[0])
     (flatten,) = (node for node in model.graph.node if node.op_type == "Flatten")
@@ -109,7 +109,7 @@ def negative_batch(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def mxnet(model: onnx.ModelProto) -> onnx.ModelProto:
-    """As MXNet's conversions are: bytes in, 127.5 and 1/128 in the graph, opset 8, weights as inputs."""
+    """As MXNet's converters write it: bytes in, 127.5 and 1/128 in the graph, opset 8, weights as inputs."""
     _prepend(
         model,
         [
@@ -130,7 +130,7 @@ def mxnet(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def mxnet_broken(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same with the faults that keep it from running: spatial=0, and PRelu slopes of [C]."""
+    """The same with the issues that keep it from running: spatial=0, and PRelu slopes of [C]."""
     model = mxnet(model)
     for node in model.graph.node:
         if node.op_type == "BatchNormalization":
@@ -166,7 +166,7 @@ def unit_range(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def gathered_channels(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph wants BGR and turns it round itself."""
+    """The graph takes BGR and reverses the channels itself."""
     node = helper.make_node("Gather", ["data", "bgr"], ["prepared"], axis=1)
     return _prepend(model, [node], {"bgr": np.array([2, 1, 0])})
 
@@ -266,7 +266,7 @@ def shapeless_output(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def spatial_at_any_opset(model: onnx.ModelProto) -> onnx.ModelProto:
-    """spatial=0 at an opset that does not know it any more, as MXNet's exporter writes it."""
+    """spatial=0 at an opset that no longer has it, as MXNet's exporter writes it."""
     for node in model.graph.node:
         if node.op_type == "BatchNormalization":
             node.attribute.append(helper.make_attribute("spatial", 0))
@@ -306,7 +306,7 @@ EXPORTS: Mapping[str, Export] = {
         newest_opset,
     )
 }
-"""Every way, by name."""
+"""All exports by name."""
 
 
 def _model(
