@@ -52,7 +52,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def triton(repository: Path) -> Iterator[LocalTriton]:
-    # Requests to slow_onnx that nobody waits for any more would hold its end up.
+    # A stop would otherwise wait for requests to slow_onnx whose callers have gone.
     with LocalTriton(repository, stop_timeout_s=1) as server:
         yield server
 

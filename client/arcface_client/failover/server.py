@@ -67,7 +67,7 @@ class Server:
             return wanted.sight(self.url, answer.models)
         if self.connection.answered_since(asked_at):
             return None
-        raise self.gone(answer.said)
+        raise self.gone(answer.problem)
 
     def is_hung(self, timeout_s: float) -> str | None:
         """Why the server counts as hung; None if a question or a request was answered in time."""

@@ -70,7 +70,7 @@ class AsyncConnection:
             index = await _result(self.triton.get_model_repository_index(client_timeout=timeout_s))
         except InferenceServerException as error:
             answers = not no_reply(error) or (may_be_restricted(error) and await self._is_live(timeout_s))
-            return Reply(answers, said=error.message() or "no message")
+            return Reply(answers, problem=error.message() or "no message")
         return Reply(answers=True, models=models_from_index(index))
 
     async def _is_live(self, timeout_s: float) -> bool:

@@ -109,9 +109,9 @@ class Connection:
             index = self._questions.get_model_repository_index(client_timeout=timeout_s)
         except InferenceServerException as error:
             answers = not no_reply(error) or (may_be_restricted(error) and self.is_live(timeout_s))
-            return Reply(answers, said=error.message() or "no message")
+            return Reply(answers, problem=error.message() or "no message")
         except ValueError:  # closed or dropped meanwhile
-            return Reply(answers=False, said="the connection was closed")
+            return Reply(answers=False, problem="the connection was closed")
         return Reply(answers=True, models=models_from_index(index))
 
     def is_live(self, timeout_s: float = PROBE_TIMEOUT_S) -> bool:

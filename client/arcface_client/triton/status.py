@@ -87,12 +87,12 @@ class Reply:
     Attributes:
         answers: Whether the server answered at all.
         models: Its models; None if it does not list them (a restricted protocol).
-        said: The error instead of them.
+        problem: The error instead of them.
     """
 
     answers: bool
     models: Sequence[ModelStatus] | None = None
-    said: str = field(default="", compare=False)
+    problem: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -141,12 +141,12 @@ def closed(target: Target) -> ClientClosedError:
     return ClientClosedError(f"The client for {target} is closed; make a new one.")
 
 
-def unanswered(url: str, said: str) -> ServerUnavailableError:
+def unanswered(url: str, problem: str) -> ServerUnavailableError:
     """The error for an address at which no server answers, or whose server is about to stop."""
     proxy = next((name for name in _PROXIES if os.environ.get(name)), None)
     hint = f" gRPC goes through the proxy of {proxy}, unless no_proxy names the host." if proxy else ""
     return ServerUnavailableError(
-        f"No Triton server is ready at {url}: {said}. Check that it runs, that this is its gRPC port, "
+        f"No Triton server is ready at {url}: {problem}. Check that it runs, that this is its gRPC port, "
         f"and that TLS is set as on the server.{hint}"
     )
 

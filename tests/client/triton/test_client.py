@@ -50,7 +50,7 @@ def test_any_number_of_crops_is_embedded_in_order(
     np.testing.assert_allclose(client.encode(list(crops[:count])), embeddings, atol=1e-7)
 
 
-def test_rgb_crops_give_what_their_bgr_twins_give(
+def test_rgb_crops_give_the_embeddings_of_the_same_bgr_crops(
     client: EmbeddingClient, crops: Crops, expected: Embeddings
 ) -> None:
     np.testing.assert_allclose(client.encode(crops[..., ::-1], color="rgb"), expected, atol=1e-6)

@@ -19,7 +19,7 @@ from arcface_client.triton.status import ModelStatus, Reply, Target, explain, no
 
 TARGET = Target("localhost:8001", "arcface", 2)
 SILENT = Reply(answers=False)
-DISCREET = Reply(answers=True)
+UNLISTED = Reply(answers=True)
 
 
 def model(state: str, version: int | None = 2, name: str = "arcface") -> Reply:
@@ -30,17 +30,17 @@ def model(state: str, version: int | None = 2, name: str = "arcface") -> Reply:
     ("status", "reply", "expected"),
     [
         ("UNAVAILABLE", SILENT, ServerUnavailableError),
-        ("UNAVAILABLE", DISCREET, ServerBusyError),
+        ("UNAVAILABLE", UNLISTED, ServerBusyError),
         ("UNAVAILABLE", model("READY"), ServerBusyError),
         ("UNAVAILABLE", model("UNAVAILABLE"), ModelNotReadyError),
         ("UNAVAILABLE", model("LOADING"), ModelLoadingError),
         ("UNAVAILABLE", model("UNLOADING"), ModelLoadingError),
-        ("NOT_FOUND", DISCREET, ModelNotFoundError),
+        ("NOT_FOUND", UNLISTED, ModelNotFoundError),
         ("NOT_FOUND", model("READY", version=1), ModelNotFoundError),
         ("NOT_FOUND", model("READY", name="other"), ModelNotFoundError),
-        ("DEADLINE_EXCEEDED", DISCREET, DeadlineExceededError),
+        ("DEADLINE_EXCEEDED", UNLISTED, DeadlineExceededError),
         ("INTERNAL", model("READY"), ServerError),
-        ("INTERNAL", SILENT, ServerError),  # it answered a moment ago, and said why it failed
+        ("INTERNAL", SILENT, ServerError),  # it had just answered with the error
         ("CANCELLED", model("READY"), ServerError),
     ],
 )
@@ -65,7 +65,7 @@ def test_status_and_reply_decide(status: str, reply: Reply, expected: type[ArcFa
         ),
         (
             "DEADLINE_EXCEEDED",
-            DISCREET,
+            UNLISTED,
             DeadlineExceededError,
             "No answer from the server at localhost:8001 ",
         ),
