@@ -10,18 +10,6 @@
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # as in arcface_client, and for the same reason
-if TYPE_CHECKING:
-    from typing import Any
-
-    from .local import LocalTriton
+from .local import LocalTriton
 
 __all__ = ["LocalTriton"]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "LocalTriton":
-        from .local import LocalTriton
-
-        return LocalTriton
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
