@@ -10,6 +10,18 @@
 
 from __future__ import annotations
 
-from .local import LocalTriton
+TYPE_CHECKING = False  # typing is not imported, as in arcface_client
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .local import LocalTriton
 
 __all__ = ["LocalTriton"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "LocalTriton":
+        from .local import LocalTriton
+
+        return LocalTriton
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
