@@ -1,15 +1,15 @@
-"""The entry of ``arcface-builder``: says what a small installation lacks before anything needs it."""
+"""Entry point of ``arcface-builder``."""
 
 from __future__ import annotations
 
 import sys
 
-from arcface_client.cli.starting import run_command
+from arcface_client.cli.entry_point import start
 
 
 def main() -> int:
-    """Run the command line and return its exit code: 0 done, 1 failed, 2 wrong usage."""
-    return run_command("arcface_builder.cli.app", extra="builder")
+    """Run the command line and return its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    return start("arcface_builder.cli.app", extra="builder,cli")
 
 
 if __name__ == "__main__":

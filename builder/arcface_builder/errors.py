@@ -13,24 +13,19 @@
         ├── RepositoryError (DeploymentError)  a repository that cannot be read or written
         ├── StoreError                         a place for plans that cannot be used
         │   ├── CacheError (DeploymentError)   the local cache cannot be read or written
-        │   ├── BucketError (DeploymentError)  the bucket is missing, forbidden or misnamed
-        │   └── BucketUnreachableError (TransientError)  nothing answers there, or it broke off
-        ├── PlanError (DeploymentError)        a plan that must not be loaded; have it built again
-        │   ├── PlanManifestError              its manifest is damaged, or lies
-        │   │   └── PlanSchemaError            another version of this project wrote it
-        │   └── PlanDamagedError               its bytes are not those of its manifest, or no plan's
-        ├── PlanGoneError (TransientError)     a plan that was removed or replaced since it was listed
+        │   └── BucketError (DeploymentError)  S3 refused a request, or did not answer
+        ├── PlanDamagedError (DeploymentError) a plan that must not be loaded; compile it again
         ├── CompileError (DeploymentError)     a plan could not be built, or must not be used
         │   ├── NoGpuError                     this machine cannot build plans
         │   ├── WorkspaceError                 TensorRT ran out of memory
-        │   └── PrecisionError                 a precision that is not to be had here, or not in the plan
+        │   └── PrecisionError                 a precision that the GPU or the plan does not have
         └── ParityError (DeploymentError)      a model's embeddings differ from its source's
             └── ServedModelError               the served ONNX model's do, so that no plan of it can pass
 """
 
 from __future__ import annotations
 
-from arcface_client.errors import ArcFaceError, DeploymentError, InputError, TransientError
+from arcface_client.errors import ArcFaceError, DeploymentError, InputError
 
 
 class BuilderError(ArcFaceError):
@@ -83,31 +78,11 @@ class CacheError(StoreError, DeploymentError):
 
 
 class BucketError(StoreError, DeploymentError):
-    """The bucket is missing, forbidden or misnamed, or there are no credentials for it."""
+    """S3 refused a request or did not answer; the message has the bucket, the key and S3's own words."""
 
 
-class BucketUnreachableError(StoreError, TransientError):
-    """Nothing answers where the bucket should be, or the connection broke off."""
-
-
-class PlanError(BuilderError, DeploymentError):
-    """A plan must not be loaded; have it built again."""
-
-
-class PlanManifestError(PlanError):
-    """A plan's manifest is damaged, of another schema, or says what is not so."""
-
-
-class PlanSchemaError(PlanManifestError):
-    """A plan's manifest was written by another version of this project; only that may remove it."""
-
-
-class PlanDamagedError(PlanError):
-    """A plan's bytes are not those of its manifest, or are no plan at all."""
-
-
-class PlanGoneError(BuilderError, TransientError):
-    """A plan was removed or replaced since it was listed; look again."""
+class PlanDamagedError(BuilderError, DeploymentError):
+    """A plan's bytes are not those of its manifest, or the manifest cannot be used."""
 
 
 class CompileError(BuilderError, DeploymentError):

@@ -15,7 +15,7 @@ from typing import Final
 import boto3
 from moto.server import ThreadedMotoServer
 
-from arcface_builder.store.s3 import S3Store
+from arcface_builder.store.bucket import Bucket
 
 _PIECE_BYTES: Final = 16384
 
@@ -188,6 +188,6 @@ class S3Server:
             pass
 
 
-def hasty(url: str) -> S3Store:
+def hasty(url: str) -> Bucket:
     """A bucket that gives up soon."""
-    return S3Store("plans", endpoint_url=url, connect_timeout_s=1, read_timeout_s=1, attempts=1)
+    return Bucket("plans", endpoint_url=url, connect_timeout_s=1, read_timeout_s=1, attempts=1)

@@ -1,1 +1,1 @@
-"""The sub-commands, a module each."""
+"""The command line, a module for each command."""

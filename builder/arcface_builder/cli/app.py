@@ -1,52 +1,72 @@
-"""The command line: ``arcface-builder inspect``, ``build``, ``compile`` and ``engines``."""
+"""``arcface-builder``: inspect, build, compile, and the stored plans (engines)."""
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
 
-from arcface_client.cli import commandline
+import typer
 
-from .build import add_build
-from .compile import add_compile
-from .engines import add_engines
-from .inspect import add_inspect
+from arcface_client.cli import terminal
 
-_DESCRIPTION = """\
-Build a Triton model repository from an ArcFace model, and prove that it gives the same embeddings.
-"""
+from ..source import inspect as inspection
+from .build import build
+from .compile import compile_
+from .engines import engines
+from .options import Json
 
-_EXAMPLES = """\
-examples:
-  arcface-builder inspect w600k_r50.onnx
-      what the file is, what its callers must do, what a build would mend
-  arcface-builder build --name arcface_r50 --onnx-path w600k_r50.onnx
-      the next version of model_repository/arcface_r50_onnx
-  arcface-builder build --name demo --synthetic r18
-      random weights, to try everything without a download; it recognises no one
-
-exit codes: 0 done, 1 failed (one line says why, nothing was published), 2 wrong usage
-"""
+app = terminal.new_app(
+    "Build a Triton model repository from an ArcFace model, and prove that it gives the same embeddings.",
+    epilog=terminal.examples(
+        "arcface-builder inspect w600k_r50.onnx",
+        "arcface-builder build --name arcface_r50 --onnx-path w600k_r50.onnx",
+        "arcface-builder build --name demo --synthetic r18",
+        "arcface-builder compile --name arcface_r50",
+    ),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    for talkative in ("onnx_ir", "botocore"):  # they tell all that they remove, and where credentials are
+    """Run the command line and return its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    for talkative in ("onnx_ir", "botocore"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns with a traceback of what is told anyway
-    return commandline.run("arcface-builder", _parser, argv)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it adds a traceback to what is reported
+    return terminal.run(app, "arcface-builder", argv)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "arcface-builder",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX file; it is not changed.")],
+    json: Json = False,
+) -> None:
+    """Say what an ONNX file is, what its callers must do, and what a build would fix.
+
+    What the graph does to the pixels is found by running it, not by its names.
+    """
+    found = inspection.inspect(file)
+    if json:
+        terminal.print_json(found.to_dict())
+    else:
+        print(found.to_text())
+
+
+app.command(
+    epilog=terminal.examples(
+        "arcface-builder build --name arcface_r100 --onnx-path glintr100.onnx",
+        "arcface-builder build --name arcface_r50 --insightface-pack buffalo_l --accept-license",
+        "arcface-builder build --name mine --checkpoint backbone.safetensors --device gpu --instances 2",
+        "arcface-builder build --name demo --synthetic r50 --seed 7",
     )
-    commandline.add_version(parser)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_inspect, add_build, add_compile, add_engines):
-        add(commands)
-    return parser
+)(build)
+app.command(
+    "compile",
+    epilog=terminal.examples(
+        "arcface-builder compile --name arcface_r100",
+        "arcface-builder compile --name arcface_r100 --precision int8 --calibration-dir crops/ "
+        "--fallback-precision",
+        "arcface-builder compile --name arcface_r100 --cc 8.0,8.6,9.0 --from-store",
+    ),
+)(compile_)
+app.add_typer(engines, name="engines")

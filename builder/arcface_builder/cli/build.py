@@ -2,91 +2,186 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-from dataclasses import asdict, fields
-from typing import Final
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
 
-from arcface_client.cli.commandline import DONE, utf8_path
+import typer
 
-from ..build import DEFAULT_REPOSITORY, build
+from arcface_client.cli.terminal import UsageError, print_json, utf8_path
+
+from ..build import DEFAULT_REPOSITORY
+from ..build import build as build_model
+from ..errors import OptionError
 from ..repository.config import ServingOptions
-from .sources import add_sources, source_from
+from ..source.insightface_pack import DEFAULT_ROOT
+from ..source.load import Checkpoint, InsightFacePack, OnnxFile, Source, Synthetic
+from ..source.normalisation import Normalisation
+from .options import Json, Name, Repository
 
-_DESCRIPTION: Final = """\
-Build the next version of the model NAME_onnx in a Triton model repository.
-It is published only if its embeddings equal the source model's to 1e-5.
-"""
-
-_SERVING: Final = """\
-Written to config.pbtxt, which all versions of the model share. A model that is there keeps
-its own unless one of these is given; then they all apply.
-"""
-
-_EPILOG: Final = """\
-examples:
-  arcface-builder build --name arcface_r100 --onnx-path glintr100.onnx
-  arcface-builder build --name arcface_r50 --insightface-pack buffalo_l --accept-license
-  arcface-builder build --name mine --checkpoint backbone.safetensors --device gpu --instances 2
-  arcface-builder build --name demo --synthetic r50 --seed 7
-"""
+_SOURCE: Final = "Source (exactly one)"
+_DETAILS: Final = "Details of the source"
+_SERVING: Final = "Serving (for all versions of the model; without any of these they stay as they are)"
+_DEFAULTS: Final = ServingOptions()
 
 
-def add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command."""
-    building = commands.add_parser(
-        "build",
-        help="build the next version of a served model",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def _normalisation(text: str) -> Normalisation:
+    try:
+        return Normalisation.parse(text)
+    except OptionError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def build(
+    name: Name,
+    repository: Repository = DEFAULT_REPOSITORY,
+    json: Json = False,
+    onnx_path: Annotated[
+        Path | None,
+        typer.Option(
+            parser=utf8_path, metavar="FILE", help="An ONNX file; it is not changed.", rich_help_panel=_SOURCE
+        ),
+    ] = None,
+    insightface_pack: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PACK", help="InsightFace's pack, for example buffalo_l.", rich_help_panel=_SOURCE
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            parser=utf8_path,
+            metavar="FILE",
+            help="arcface_torch's state dict: .pth (needs torch) or .safetensors.",
+            rich_help_panel=_SOURCE,
+        ),
+    ] = None,
+    synthetic: Annotated[
+        Literal["r18", "r34", "r50", "r100"] | None,
+        typer.Option(
+            help="Seeded random weights: computes like the real one and recognises no one.",
+            rich_help_panel=_SOURCE,
+        ),
+    ] = None,
+    normalisation: Annotated[
+        Normalisation | None,
+        typer.Option(
+            parser=_normalisation,
+            metavar="MEAN,STD",
+            help="With --onnx-path: what callers do to pixels 0 to 255, where the file leaves it open "
+            "(default: by its SHA-256, else by what the graph computes).",
+            rich_help_panel=_DETAILS,
+        ),
+    ] = None,
+    insightface_root: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help=f"With --insightface-pack; default: {DEFAULT_ROOT}.",
+            rich_help_panel=_DETAILS,
+        ),
+    ] = None,
+    accept_license: Annotated[
+        bool,
+        typer.Option(
+            "--accept-license",
+            help="With --insightface-pack: download a missing pack; InsightFace's packs are for "
+            "non-commercial research only.",
+            rich_help_panel=_DETAILS,
+        ),
+    ] = False,
+    seed: Annotated[
+        int | None, typer.Option(help="With --synthetic; default: 0.", rich_help_panel=_DETAILS)
+    ] = None,
+    device: Annotated[
+        Literal["cpu", "gpu"] | None,
+        typer.Option(help=f"Where to compute; default: {_DEFAULTS.device}.", rich_help_panel=_SERVING),
+    ] = None,
+    instances: Annotated[
+        int | None,
+        typer.Option(
+            help=f"Copies side by side, on each GPU; default: {_DEFAULTS.instances}.",
+            rich_help_panel=_SERVING,
+        ),
+    ] = None,
+    max_batch_size: Annotated[
+        int | None,
+        typer.Option(help=f"Largest batch; default: {_DEFAULTS.max_batch_size}.", rich_help_panel=_SERVING),
+    ] = None,
+    max_queue_delay_us: Annotated[
+        int | None,
+        typer.Option(
+            help="How long a request may wait for a batch to fill, in microseconds; default: "
+            f"{_DEFAULTS.max_queue_delay_us}.",
+            rich_help_panel=_SERVING,
+        ),
+    ] = None,
+    intra_op_threads: Annotated[
+        int | None,
+        typer.Option(
+            help="Threads of an instance; 0, the default, is one per physical core.", rich_help_panel=_SERVING
+        ),
+    ] = None,
+) -> None:
+    """Build the next version of the model NAME_onnx in a Triton model repository.
+
+    It is published only if its embeddings equal the source model's to 1e-5.
+    """
+    source = _source(
+        {"onnx_path": onnx_path, "insightface_pack": insightface_pack}
+        | {"checkpoint": checkpoint, "synthetic": synthetic},
+        {"normalisation": normalisation, "insightface_root": insightface_root}
+        | {"accept_license": accept_license or None, "seed": seed},
     )
-    building.add_argument("--name", required=True, help="name of the model, e.g. arcface_r100")
-    building.add_argument(
-        "--repository", type=utf8_path, default=DEFAULT_REPOSITORY, metavar="DIR", help="default: %(default)s"
-    )
-    building.add_argument("--json", action="store_true", help="print the manifest as a JSON object")
-    add_sources(building)
-    _add_serving_options(building)
-    building.set_defaults(run=_build)
-
-
-def _add_serving_options(parser: argparse.ArgumentParser) -> None:
-    defaults = ServingOptions()
-    group = parser.add_argument_group("serving", _SERVING)
-    group.add_argument("--device", choices=("cpu", "gpu"), help=f"default: {defaults.device}")
-    group.add_argument(
-        "--instances",
-        type=int,
-        help=f"copies side by side, on each GPU; default: {defaults.instances}",
-    )
-    group.add_argument("--max-batch-size", type=int, help=f"default: {defaults.max_batch_size}")
-    group.add_argument(
-        "--max-queue-delay-us",
-        type=int,
-        help="how long a request may wait for a batch to fill, in microseconds; "
-        f"default: {defaults.max_queue_delay_us}",
-    )
-    group.add_argument(
-        "--intra-op-threads",
-        type=int,
-        help="threads of an instance; 0, the default, is one per physical core",
-    )
-
-
-def _build(arguments: argparse.Namespace) -> int:
-    names = [field.name for field in fields(ServingOptions)]
-    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
-    options = ServingOptions(**given) if given else None
-    built = build(
-        source_from(arguments), name=arguments.name, repository=arguments.repository, options=options
-    )
-    if arguments.json:
-        print(json.dumps({"path": str(built.path), **asdict(built.manifest)}, indent=2))
-        return DONE
+    serving: dict[str, Any] = {
+        "device": device,
+        "instances": instances,
+        "max_batch_size": max_batch_size,
+        "max_queue_delay_us": max_queue_delay_us,
+        "intra_op_threads": intra_op_threads,
+    }
+    serving = {option: value for option, value in serving.items() if value is not None}
+    options = ServingOptions(**serving) if serving else None
+    built = build_model(source, name=name, repository=repository, options=options)
+    if json:
+        print_json({"path": str(built.path), **asdict(built.manifest)})
+        return
     drift = built.manifest.parity.max_abs_difference
     of = "its source"
     if built.manifest.compared_with != "source file":
         of = f"its source's {built.manifest.compared_with}: the source file itself was not run"
     print(f"{built.model} version {built.version} in {built.path}, within {drift:.1e} of {of}")
-    return DONE
+
+
+_BELONGS_TO: Final = {
+    "normalisation": "onnx_path",
+    "insightface_root": "insightface_pack",
+    "accept_license": "insightface_pack",
+    "seed": "synthetic",
+}
+
+
+def _source(sources: dict[str, Any], details: dict[str, Any]) -> Source:
+    """The source that the options name."""
+    given = {name: value for name, value in sources.items() if value is not None}
+    if len(given) != 1:
+        raise UsageError(f"Give exactly one of {', '.join(map(_flag, sources))}.")
+    ((kind, value),) = given.items()
+    details = {name: detail for name, detail in details.items() if detail is not None}
+    for name in details:
+        if _BELONGS_TO[name] != kind:
+            raise UsageError(f"{_flag(name)} belongs to {_flag(_BELONGS_TO[name])}.")
+    match kind:
+        case "onnx_path":
+            return OnnxFile(value, **details)
+        case "insightface_pack":
+            return InsightFacePack(value, details.pop("insightface_root", DEFAULT_ROOT), **details)
+        case "checkpoint":
+            return Checkpoint(value)
+        case _:
+            return Synthetic(value, **details)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -2,240 +2,296 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Final, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
-from arcface_client.cli.commandline import DONE, FAILED
-from arcface_client.models.embedding_space import PRECISIONS
+import typer
+
+from arcface_client.cli.terminal import DONE, FAILED, UsageError, examples, print_json, progress, say
 from arcface_client.settings import load_tensorrt_settings
+from arcface_client.observability.progress import Progress
 
-from ..errors import OptionError, PlanError, PlanGoneError, PlanSchemaError
-from ..store import DamagedManifest, LocalStore, PlanManifest, PlanStore
-from ..store.identity import GPU_MODEL, KEY_PARTS, key_parts
-from ..store.place import readable
-from ..store.pruning import PruneRule
-from .architectures import architecture
-from .outcomes import Outcome, tell
-from .storing import BUCKET_KEY, add_storing, store_from
+from ..errors import OptionError, PlanDamagedError
+from ..store import GPU, Entry, LocalStore, PlanStore, PruneRule, check_sm, open_store, sm_of
+from .options import BUCKET_KEY, Bucket, CacheDir, Config, EndpointUrl, Json, Precision
 
 if TYPE_CHECKING:  # boto3 is an extra
-    from ..store.s3 import S3Store
+    from ..store.bucket import Bucket as S3Bucket
 
-_EPILOG: Final = """\
-examples:
-  arcface-builder engines list --bucket plans
-  arcface-builder engines pull --bucket plans --sm 86 --tensorrt-version 11.1.0.106
-  arcface-builder engines prune --keep 2 --older-than-days 90 --dry-run
+_FILTERS: Final = "Only these plans"
+_OLD: Final = "made by an older version: build it again, or prune it"
 
-Credentials, region and endpoint of the bucket come from where boto3 looks for them: AWS_* variables,
-~/.aws, the machine's role.
-"""
-
-_DAMAGED: Final = "damaged"
-_MISSING: Final = "missing"
-_FOREIGN: Final = "left alone"
-
-_AnyPlace: TypeAlias = "LocalStore | S3Store"
+engines = typer.Typer(
+    no_args_is_help=True,
+    help="Stored TensorRT plans: those in the local cache, and those in a bucket.",
+    epilog=examples(
+        "arcface-builder engines list --bucket plans",
+        "arcface-builder engines pull --bucket plans --sm 86 --tensorrt-version 11.1.0.106",
+        "arcface-builder engines prune --keep 2 --older-than-days 90 --dry-run",
+    ),
+)
 
 
-def add_engines(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command."""
-    engines = commands.add_parser(
-        "engines",
-        help="list, pull, push, verify and prune stored TensorRT plans",
-        description="Stored TensorRT plans: those in the local cache, and those in a bucket.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    verbs = engines.add_subparsers(required=True, metavar="VERB")
-    _add(verbs, "list", _list, "say which plans there are, and where")
-    _add(verbs, "pull", _pull, "download plans from the bucket into the cache")
-    push = _add(verbs, "push", _push, "upload the cache's plans to the bucket")
-    push.add_argument("--overwrite", action="store_true", help="replace plans that the bucket has")
-    verify = _add(verbs, "verify", _verify, "compare every plan's bytes with its manifest")
-    prune = _add(verbs, "prune", _prune, "remove plans for which all conditions hold")
-    for verb in (verify, prune):
-        verb.add_argument("--remote", action="store_true", help="the bucket's plans instead of the cache's")
-    prune.add_argument("--keep", type=int, metavar="N", help="not among the N newest that can take its place")
-    prune.add_argument("--older-than-days", type=float, metavar="DAYS", help="built so long ago")
-    prune.add_argument("--dry-run", action="store_true", help="only say what would be removed")
-
-
-def _add(
-    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
-    name: str,
-    run: Callable[[argparse.Namespace], int],
-    about: str,
-) -> argparse.ArgumentParser:
-    verb = verbs.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
-    add_storing(verb)
-    verb.add_argument("--model", metavar="NAME", help="only plans of this model, e.g. arcface_r100")
-    verb.add_argument("--precision", choices=PRECISIONS, help="only plans of this precision")
-    verb.add_argument("--sm", type=architecture, help="only plans for this architecture, e.g. 86 (or 8.6)")
-    verb.add_argument("--tensorrt-version", metavar="VERSION", help="only plans by this TensorRT")
-    verb.add_argument("--json", action="store_true", help="print a JSON array")
-    verb.set_defaults(run=run, usage_error=verb.error)
-    return verb
-
-
-def _list(arguments: argparse.Namespace) -> int:
-    store = _open(arguments)
-    filters = _filters(arguments)
-    found = [
-        (manifest, ["cache" if place is store.local else "bucket" for place in places])
-        for manifest, places in store.where()
-        if _fits(manifest.identity.key, filters)
-    ]
-    if arguments.json:
-        records = [asdict(manifest) | {"places": there} for manifest, there in found]
-        print(json.dumps(records, indent=2))
-        return DONE
-    if not found:
-        places = [store.local, store.remote] if store.remote else [store.local]
-        _say_nothing(*places, such=bool(filters))
-    for manifest, there in sorted(found, key=lambda entry: entry[0].identity.key):
-        key, size_mb = manifest.identity.key, manifest.plan_bytes / 1e6
-        model = manifest.identity.settings.get(GPU_MODEL)
-        fits = f"{manifest.identity.platform}, {model}" if model else manifest.identity.platform
-        print(f"{key}  {fits}  {size_mb:,.1f} MB  {manifest.created_at:%Y-%m-%d}  {' and '.join(there)}")
-    return DONE
-
-
-def _pull(arguments: argparse.Namespace) -> int:
-    store = _open(arguments)
-    bucket = _bucket(store)
-    damaged = [there for there in store.local.manifests() if isinstance(there, DamagedManifest)]
-    foreign = {there.key: there.problem for there in damaged if there.is_foreign}
-
-    def pull(manifest: PlanManifest) -> str:
-        if problem := foreign.get(manifest.identity.key):
-            raise PlanSchemaError(problem)
-        if store.local.find(manifest.identity):
-            return "already there"
-        return "pulled" if store.pull(manifest.identity) else _MISSING
-
-    return _each(bucket, pull, arguments)
-
-
-def _push(arguments: argparse.Namespace) -> int:
-    store = _open(arguments)
-    _bucket(store)
-
-    def push(manifest: PlanManifest) -> str:
-        return "pushed" if store.push(manifest, overwrite=arguments.overwrite) else "already there"
-
-    return _each(store.local, push, arguments)
-
-
-def _verify(arguments: argparse.Namespace) -> int:
-    place = _place(arguments)
-
-    def verify(manifest: PlanManifest) -> str:
-        try:
-            place.check(manifest)
-        except PlanGoneError:
-            return "removed or replaced meanwhile"
-        return "whole"
-
-    return _each(place, verify, arguments)
-
-
-def _prune(arguments: argparse.Namespace) -> int:
+def _architecture(text: str) -> str:
     try:
-        rule = PruneRule(
-            keep=arguments.keep,
-            older_than_days=arguments.older_than_days,
-            tensorrt_version=arguments.tensorrt_version,
-        )
+        return sm_of(text) if "." in text else check_sm(text)
     except OptionError as error:
-        arguments.usage_error(str(error))
-    place = _place(arguments)
-    filters = _filters(arguments)
-    # The newest are counted over all versions of TensorRT.
-    counted = {name: value for name, value in filters.items() if name != "tensorrt_version"}
-    candidates = [manifest for manifest in readable(place) if _fits(manifest.identity.key, counted)]
-    chosen = rule.choose(candidates, datetime.now(timezone.utc))
+        raise typer.BadParameter(str(error)) from error
 
-    def removed() -> Iterator[Outcome]:
-        for manifest in chosen:
-            if arguments.dry_run:
-                result = "would be removed"
+
+Model = Annotated[str | None, typer.Option(metavar="NAME", help="Of this model.", rich_help_panel=_FILTERS)]
+OfPrecision = Annotated[Precision | None, typer.Option(help="Of this precision.", rich_help_panel=_FILTERS)]
+Sm = Annotated[
+    str | None,
+    typer.Option(
+        parser=_architecture,
+        metavar="SM",
+        help="For this architecture, for example 86 (or 8.6).",
+        rich_help_panel=_FILTERS,
+    ),
+]
+Version = Annotated[
+    str | None, typer.Option(metavar="VERSION", help="By this TensorRT.", rich_help_panel=_FILTERS)
+]
+Remote = Annotated[bool, typer.Option("--remote", help="The bucket's plans instead of the cache's.")]
+
+
+@engines.command("list")
+def list_(
+    model: Model = None,
+    precision: OfPrecision = None,
+    sm: Sm = None,
+    tensorrt_version: Version = None,
+    config: Config = None,
+    bucket: Bucket = None,
+    endpoint_url: EndpointUrl = None,
+    cache_dir: CacheDir = None,
+    json: Json = False,
+) -> None:
+    """List the stored plans, and where they are."""
+    wanted = _wanted(model, precision, sm, tensorrt_version)
+    with progress("engines list", quiet=True) as report:
+        store = _open(config, bucket, endpoint_url, cache_dir, report)
+        found = [
+            (entry, places) for entry, places in store.entries() if wanted.items() <= entry.labels.items()
+        ]
+    if json:
+        print_json([asdict(entry.manifest) | {"places": places} for entry, places in found if entry.manifest])
+        return
+    if not found:
+        say(f"The {store.places} has no {'such ' if wanted else ''}plan.")
+    for entry, places in sorted(found, key=lambda pair: pair[0].path):
+        if entry.manifest is None:
+            say(entry.problem)
+            continue
+        key, size_mb = entry.manifest.identity, entry.manifest.plan_bytes / 1e6
+        fits = f"{key.platform}, {key.settings[GPU]}" if GPU in key.settings else key.platform
+        line = f"{entry.path}  {fits}  {size_mb:,.1f} MB  {entry.manifest.created_at:%Y-%m-%d}  "
+        print(line + " and ".join(places) + (f"  ({_OLD})" if entry.is_old else ""))
+
+
+@engines.command()
+def pull(
+    model: Model = None,
+    precision: OfPrecision = None,
+    sm: Sm = None,
+    tensorrt_version: Version = None,
+    config: Config = None,
+    bucket: Bucket = None,
+    endpoint_url: EndpointUrl = None,
+    cache_dir: CacheDir = None,
+    json: Json = False,
+) -> int:
+    """Download plans from the bucket into the cache."""
+    with progress("engines pull") as report:
+        store = _open(config, bucket, endpoint_url, cache_dir, report)
+
+        def download(entry: Entry) -> str:
+            key = entry.usable_manifest().identity
+            if store.local.find(key):
+                return "already there"
+            return "pulled" if store.pull(key) else "missing"
+
+        wanted = _wanted(model, precision, sm, tensorrt_version)
+        return _each(_bucket(store), wanted, download, as_json=json)
+
+
+@engines.command()
+def push(
+    model: Model = None,
+    precision: OfPrecision = None,
+    sm: Sm = None,
+    tensorrt_version: Version = None,
+    config: Config = None,
+    bucket: Bucket = None,
+    endpoint_url: EndpointUrl = None,
+    cache_dir: CacheDir = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace plans that the bucket has.")
+    ] = False,
+    json: Json = False,
+) -> int:
+    """Upload the cache's plans to the bucket."""
+    with progress("engines push") as report:
+        store = _open(config, bucket, endpoint_url, cache_dir, report)
+        _bucket(store)
+
+        def upload(entry: Entry) -> str:
+            stored = store.local.check(entry)
+            return "pushed" if store.push(stored, overwrite=overwrite) else "already there"
+
+        wanted = _wanted(model, precision, sm, tensorrt_version)
+        return _each(store.local, wanted, upload, as_json=json)
+
+
+@engines.command()
+def verify(
+    model: Model = None,
+    precision: OfPrecision = None,
+    sm: Sm = None,
+    tensorrt_version: Version = None,
+    remote: Remote = False,
+    config: Config = None,
+    bucket: Bucket = None,
+    endpoint_url: EndpointUrl = None,
+    cache_dir: CacheDir = None,
+    json: Json = False,
+) -> int:
+    """Compare every plan's bytes with its manifest."""
+    with progress("engines verify") as report:
+        store = _open(config, bucket, endpoint_url, cache_dir, report, with_bucket=remote)
+        place = _bucket(store) if remote else store.local
+
+        def check(entry: Entry) -> str:
+            if isinstance(place, LocalStore):
+                place.check(entry)
             else:
-                result = "removed" if place.remove(manifest) else "replaced meanwhile, and left"
-            yield Outcome(manifest.identity.key, result)
+                with store.local.staging() as folder:
+                    place.download(entry, folder)
+            return "whole"
 
-    if not tell(removed(), as_json=arguments.json):
-        _say_nothing(place, such=bool(filters or candidates))
+        return _each(place, _wanted(model, precision, sm, tensorrt_version), check, as_json=json)
+
+
+@engines.command()
+def prune(
+    model: Model = None,
+    precision: OfPrecision = None,
+    sm: Sm = None,
+    tensorrt_version: Version = None,
+    keep: Annotated[
+        int | None,
+        typer.Option(
+            min=0, metavar="N", help="Not the N newest of the same model, precision and architecture."
+        ),
+    ] = None,
+    older_than_days: Annotated[
+        float | None, typer.Option(min=0, max=1e6, metavar="DAYS", help="Built at least so long ago.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    remote: Remote = False,
+    config: Config = None,
+    bucket: Bucket = None,
+    endpoint_url: EndpointUrl = None,
+    cache_dir: CacheDir = None,
+    json: Json = False,
+) -> int:
+    """Remove the plans for which all conditions hold; --tensorrt-version is one."""
+    try:
+        rule = PruneRule(keep=keep, older_than_days=older_than_days, tensorrt_version=tensorrt_version)
+    except OptionError as error:
+        raise UsageError(str(error)) from error
+    with progress("engines prune", quiet=True) as report:
+        store = _open(config, bucket, endpoint_url, cache_dir, report, with_bucket=remote)
+        place = _bucket(store) if remote else store.local
+        # The newest are counted over all versions of TensorRT.
+        counted = _wanted(model, precision, sm, None)
+        entries = {
+            entry.path: entry
+            for entry in place.entries()
+            if entry.manifest is not None and counted.items() <= entry.labels.items()
+        }
+        chosen = rule.choose(
+            [entry.manifest for entry in entries.values() if entry.manifest], datetime.now(timezone.utc)
+        )
+
+        def removed() -> Iterator[dict[str, Any]]:
+            for manifest in chosen:
+                entry = entries[manifest.identity.key]
+                if not dry_run:
+                    place.remove(entry)
+                yield _outcome(entry, "would be removed" if dry_run else "removed")
+
+        _tell(removed(), as_json=json)
+    if not chosen:
+        say(f"The {place.name} has no {'such ' if entries or counted else ''}plan.")
     return DONE
 
 
-def _open(arguments: argparse.Namespace, *, with_bucket: bool = True) -> PlanStore:
-    settings = load_tensorrt_settings(arguments.config, arguments={BUCKET_KEY: arguments.bucket})
-    if not with_bucket:
-        settings = settings.model_copy(update={"engine_s3_bucket": None})
-    return store_from(arguments, settings)
+def _open(
+    config: Path | None,
+    bucket: str | None,
+    endpoint_url: str | None,
+    cache_dir: Path | None,
+    report: Progress,
+    *,
+    with_bucket: bool = True,
+) -> PlanStore:
+    settings = load_tensorrt_settings(config, arguments={BUCKET_KEY: bucket})
+    name = settings.engine_s3_bucket if with_bucket else None
+    return open_store(name, endpoint_url=endpoint_url, cache_dir=cache_dir, progress=report)
 
 
-def _place(arguments: argparse.Namespace) -> _AnyPlace:
-    store = _open(arguments, with_bucket=arguments.remote)
-    return _bucket(store) if arguments.remote else store.local
-
-
-def _bucket(store: PlanStore) -> S3Store:
+def _bucket(store: PlanStore) -> S3Bucket:
     if store.remote is None:
         raise OptionError(f"There is no bucket; name one with --bucket or {BUCKET_KEY} of the settings.")
     return store.remote
 
 
-def _filters(arguments: argparse.Namespace) -> dict[str, str]:
-    """What wanted plans have, by the names of ``KEY_PARTS``."""
-    given = {name: getattr(arguments, name) for name in KEY_PARTS}
+def _wanted(
+    model: str | None, precision: str | None, sm: str | None, tensorrt_version: str | None
+) -> dict[str, str]:
+    given = {"model": model, "precision": precision, "sm": sm, "tensorrt_version": tensorrt_version}
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _fits(key: str, filters: Mapping[str, str]) -> bool:
-    return filters.items() <= key_parts(key).items()
+def _each(
+    place: LocalStore | S3Bucket, wanted: dict[str, str], action: Callable[[Entry], str], *, as_json: bool
+) -> int:
+    """Do something with every wanted plan of a place; a damaged one does not stop the others."""
 
-
-def _each(place: _AnyPlace, action: Callable[[PlanManifest], str], arguments: argparse.Namespace) -> int:
-    """Do something with every wanted engine of a place; one that is damaged does not stop the others."""
-    filters = _filters(arguments)
-
-    def outcomes() -> Iterator[Outcome]:
-        for manifest in place.manifests():
-            if isinstance(manifest, DamagedManifest):
-                if _fits(manifest.key, filters):
-                    result = _FOREIGN if manifest.is_foreign else _DAMAGED
-                    yield Outcome(manifest.key, result, manifest.problem)
-                continue
-            key = manifest.identity.key
-            if not _fits(key, filters):
+    def outcomes() -> Iterator[dict[str, Any]]:
+        for entry in place.entries():
+            if not wanted.items() <= entry.labels.items():
                 continue
             try:
-                yield Outcome(key, action(manifest))
-            except PlanGoneError as error:
-                yield Outcome(key, _MISSING, str(error))
-            except PlanSchemaError as error:
-                yield Outcome(key, _FOREIGN, str(error))
-            except PlanError as error:
-                yield Outcome(key, _DAMAGED, str(error))
+                yield _outcome(entry, action(entry))
+            except PlanDamagedError as error:
+                yield _outcome(entry, "damaged", str(error))
 
-    told = tell(outcomes(), as_json=arguments.json)
+    told = _tell(outcomes(), as_json=as_json)
     if not told:
-        _say_nothing(place, such=bool(filters))
-    failed = any(outcome.result in (_DAMAGED, _MISSING) for outcome in told) or (filters and not told)
+        say(f"The {place.name} has no {'such ' if wanted else ''}plan.")
+    failed = any(outcome["result"] in ("damaged", "missing") for outcome in told) or (wanted and not told)
     return FAILED if failed else DONE
 
 
-def _say_nothing(*places: _AnyPlace, such: bool) -> None:
-    """Say that places have no plan, or none such as was asked for."""
-    names = [
-        f"the {place.name} ({place.root})" if isinstance(place, LocalStore) else f"the {place.name}"
-        for place in places
-    ]
-    print(f"There is no {'such ' if such else ''}plan in {' or '.join(names)}.", file=sys.stderr)
+def _outcome(entry: Entry, result: str, problem: str | None = None) -> dict[str, Any]:
+    return {"key": entry.path, "result": result, "problem": problem}
+
+
+def _tell(outcomes: Iterator[dict[str, Any]], *, as_json: bool) -> list[dict[str, Any]]:
+    """Print outcomes as they come, or all of them as JSON, also where an error ends them early."""
+    told = []
+    try:
+        for outcome in outcomes:
+            told.append(outcome)
+            if not as_json:
+                print(f"{outcome['result']}: {outcome['problem'] or outcome['key']}", flush=True)
+    finally:
+        if as_json:
+            print_json(told)
+    return told

@@ -18,8 +18,7 @@ from typing import Any
 from arcface_client.models.naming import plan_model
 
 from ..errors import PlanDamagedError
-from ..store import StoredPlan
-from ..store.plan_manifest import check_plan
+from ..store import StoredPlan, check_plan
 from .config import CONFIG_FILE, config_changes, config_text, losses, plan_config, read_config
 from .disk import flush
 from .publish import ModelRepository, os_errors, place, replace_text
@@ -75,7 +74,7 @@ def add_plans(
         RepositoryError: The version has another plan for an architecture, or plans by another TensorRT or for
             another platform, or cannot be written.
         PlanDamagedError: A plan, there or from the store, is not what its manifest says.
-        PlanManifestError: The manifest of a plan that is there is damaged.
+        ManifestError: The manifest of a plan that is there is damaged.
     """
     wanted = {plan.manifest.identity.compute_capability: plan.manifest for plan in stored}
     model = plan_model(stored[0].manifest.identity.model)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,9 +11,7 @@ from arcface_client.models import manifest as manifests
 from arcface_client.models.naming import plan_model
 
 from ..errors import PlanDamagedError, RepositoryError
-from ..store import PlanIdentity, PlanManifest, StoredPlan, describe_plan
-from ..store.identity import TYPED_BY
-from ..store.plan_manifest import check_plan, parse_manifest
+from ..store import PlanKey, PlanManifest, StoredPlan, check_plan, describe_plan
 from .publish import ModelRepository
 
 Plans = dict[int, dict[str, PlanManifest]]
@@ -25,7 +22,7 @@ def published_plans(repository: ModelRepository, model: str) -> Plans:
     """The plans of a model, by the manifests whose files are there.
 
     Raises:
-        PlanManifestError: A manifest is damaged.
+        ManifestError: A manifest is damaged.
     """
     found: Plans = {}
     for version in repository.versions(model):
@@ -38,7 +35,7 @@ def published_plans(repository: ModelRepository, model: str) -> Plans:
 
 def _manifests(repository: ModelRepository, model: str, version: int) -> Iterator[PlanManifest]:
     for path in manifests.plan_manifest_paths(repository.root, model, version):
-        yield parse_manifest(path.read_bytes(), str(path))
+        yield PlanManifest.read(path)
 
 
 def manifest_path(repository: ModelRepository, model: str, version: int, sm: str) -> Path:
@@ -46,25 +43,22 @@ def manifest_path(repository: ModelRepository, model: str, version: int, sm: str
     return manifests.manifest_path(repository.root, model, version, sm)
 
 
-def plan_files(repository: ModelRepository, identity: PlanIdentity, version: int) -> list[Path]:
+def plan_files(repository: ModelRepository, identity: PlanKey, version: int) -> list[Path]:
     """What a version has for an architecture, whatever it is; one file at most, unless by hand."""
     folder = repository.root / plan_model(identity.model) / str(version)
     return sorted(folder.glob(f"*-sm{identity.sm}.plan"))
 
 
-def recorded_plan(repository: ModelRepository, identity: PlanIdentity, version: int) -> StoredPlan | None:
-    """The plan of that identity that a version has; None if it has none.
-
-    One that an ONNX Runtime of another version typed is as good here: a version's plan is never changed, and
-    this one was judged like any other.
+def recorded_plan(repository: ModelRepository, identity: PlanKey, version: int) -> StoredPlan | None:
+    """The plan with this key that a version has; None if it has none.
 
     Raises:
-        PlanManifestError: The record is damaged.
+        ManifestError: The record is damaged.
         PlanDamagedError: The plan is not as it was recorded.
     """
     model = plan_model(identity.model)
     manifest = published_plans(repository, model).get(version, {}).get(identity.compute_capability)
-    if manifest is None or _typed_by_any(manifest.identity) != _typed_by_any(identity):
+    if manifest is None or manifest.identity != identity:
         return None
     path = repository.root / model / str(version) / identity.filename
     try:
@@ -74,11 +68,7 @@ def recorded_plan(repository: ModelRepository, identity: PlanIdentity, version: 
     return StoredPlan(path, manifest)
 
 
-def _typed_by_any(identity: PlanIdentity) -> PlanIdentity:
-    return replace(identity, settings={**identity.settings, TYPED_BY: None})
-
-
-def check_alike(plans: Sequence[PlanIdentity], folder: Path) -> None:
+def check_alike(plans: Sequence[PlanKey], folder: Path) -> None:
     """Refuse plans of one version that no server can load together."""
     for one, other in pairwise(plans):
         if (one.tensorrt_version, one.platform) != (other.tensorrt_version, other.platform):
@@ -98,16 +88,12 @@ def taken(path: Path, why: str) -> RepositoryError:
     )
 
 
-def check_free(
-    repository: ModelRepository, identity: PlanIdentity, version: int, *, or_has: Iterable[str]
-) -> None:
+def check_free(repository: ModelRepository, identity: PlanKey, version: int) -> None:
     """Refuse, before minutes of building, a plan that could not be put into a version afterwards.
 
-    Args:
-        repository: The model repository.
-        identity: The plan's.
-        version: The version that it is for.
-        or_has: Precisions of which it may have a plan already, in place of one like this that was refused.
+    Raises:
+        RepositoryError: The repository cannot be written, or the version has another plan for the
+            architecture, or plans that no server can load beside this one.
     """
     if repository.root.exists() and not os.access(repository.root, os.W_OK):
         raise RepositoryError(
@@ -115,16 +101,9 @@ def check_free(
             "(--repository). Nothing was built."
         )
     model = plan_model(identity.model)
+    for path in plan_files(repository, identity, version):
+        raise taken(path, "and this one would have to be built")
     there = published_plans(repository, model).get(version, {})
-    published = there.get(identity.compute_capability)
-    in_its_place = (
-        published is not None
-        and published.identity.precision in or_has
-        and published.has_refused(identity.precision)
-    )
-    if not in_its_place:
-        for path in plan_files(repository, identity, version):
-            raise taken(path, "and this one would have to be built")
     identities = [manifest.identity for manifest in there.values()]
     check_alike([*identities, identity], repository.root / model / str(version))
 

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Set
 
-from ..store import PlanManifest
-from ..store.identity import release_of
+from ..store import PlanManifest, release_of
 from .config import VERSIONS_SERVED
 from .published import Plans
 

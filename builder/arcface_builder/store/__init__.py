@@ -1,25 +1,28 @@
-"""Where plans are kept: named, checked, cached on this machine, and shared through a bucket."""
+"""Where plans are kept: a cache on this machine, and a bucket that machines share."""
 
 from __future__ import annotations
 
-from .identity import PlanIdentity, check_sm, sm_of
+from arcface_client.models.manifest import PlanKey, PlanManifest
+
+from .key import GPU, check_sm, release_of, sm_of, this_platform
 from .local import LocalStore
-from .opening import open_store
-from .plan_manifest import Parity, PlanManifest, describe_plan
-from .store import PlanStore
-from .stored_plan import DamagedManifest, Objection, StoredPlan
+from .plan_store import PlanStore, PruneRule, open_store
+from .stored import Entry, StoredPlan, check_plan, describe_plan
 
 __all__ = [
-    "DamagedManifest",
+    "GPU",
+    "Entry",
     "LocalStore",
-    "Objection",
-    "Parity",
-    "PlanIdentity",
+    "PlanKey",
     "PlanManifest",
     "PlanStore",
+    "PruneRule",
     "StoredPlan",
+    "check_plan",
     "check_sm",
     "describe_plan",
     "open_store",
+    "release_of",
     "sm_of",
+    "this_platform",
 ]

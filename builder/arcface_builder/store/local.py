@@ -1,231 +1,202 @@
-"""The local cache of plans: a plan is there whole or not at all, and is checked whenever it is used.
+"""The cache of plans on this machine: a plan is there whole or not at all, and every read checks it.
 
-A plan and its manifest are written into a staging folder, flushed to the disk, the manifest last, and the
-folder is renamed to where its identity belongs. That rename is the moment from which the plan exists;
-it is never changed afterwards, so that a reader cannot see one builder's plan beside another's manifest.
+A plan and its manifest are written into a staging folder and flushed to the disk. One rename puts the folder
+in its place. From that moment on the plan exists, and it is never changed.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import logging
+import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from arcface_client.models.cache import cache_folder
+from arcface_client.models.manifest import PlanKey, PlanManifest
 
-from ..errors import CacheError, PlanError, PlanGoneError, PlanManifestError, PlanSchemaError
+from ..errors import CacheError, PlanDamagedError
 from ..repository.disk import flush
-from .cache_errors import cache_errors
-from .cached_files import cached_files, compare_plan, read_manifest_of, try_rename
-from .identity import PlanIdentity
-from .plan_manifest import ENDING, PlanManifest, check_plan
-from .stored_plan import DamagedManifest, Objection, StoredPlan, no_objection
+from .stored import MANIFEST_ENDING, Entry, StoredPlan, check_plan, read_manifest
 
 _log = logging.getLogger(__name__)
 
-_STAGING_LIFETIME_S: Final = 24 * 3600  # what is older was left by a process that was killed
+_STAGING_LIFETIME_S: Final = 24 * 3600  # an older folder was left by a process that was killed
 
 
 class LocalStore:
-    """Plans on this machine's disk.
+    """Plans in a folder on this machine.
 
     Args:
-        root: The cache's folder; None is ``cache_folder()``. It is made when something is stored.
+        root: The folder; None is ``cache_folder()``. It is made when something is stored.
     """
-
-    name = "local cache"
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = (root or cache_folder()).resolve()
+        self.name = f"cache {self.root}"
 
-    def find(self, identity: PlanIdentity) -> StoredPlan | None:
-        """Look for a plan and check all of it; one that is damaged is removed, with a warning.
-
-        Raises:
-            CacheError: The cache cannot be read.
-        """
-        plan = self.root / identity.key
-        while True:
-            with cache_errors(self.root, "read"):
-                try:
-                    return self._checked(plan, identity.key)
-                except FileNotFoundError:
-                    return None
-                except PlanSchemaError as error:
-                    raise CacheError(
-                        f"Cannot use the cache {self.root}: {error} Set ARCFACE_CACHE_DIR to another folder."
-                    ) from error
-                except PlanError as error:
-                    if self._discard_unless_good(plan, identity.key):
-                        _log.warning("Removed a plan from the cache, to be made again: %s", error)
-
-    def manifests(self, model: str = "") -> Iterator[PlanManifest | DamagedManifest]:
-        """Every plan's manifest, or what is wrong with it; of one model, if its name is given.
+    def find(self, key: PlanKey) -> StoredPlan | None:
+        """Look for a plan and check all its bytes; a damaged one is removed with a warning.
 
         Raises:
             CacheError: The cache cannot be read.
         """
-        beginning, ending = f"{model}-" if model else "", f".plan{ENDING}"
-        with cache_errors(self.root, "read"):
-            records = list(cached_files(self.root / "engines"))
-        for record in records:
-            if not (record.name.startswith(beginning) and record.name.endswith(ending)):
-                continue
-            plan = record.with_name(record.name.removesuffix(ENDING))
-            key = plan.relative_to(self.root).as_posix()
+        plan = self.root / key.key
+        with self._errors():
             try:
-                manifest: PlanManifest | DamagedManifest = read_manifest_of(plan, key)
+                return self.check(self._entry(plan))
             except FileNotFoundError:
-                continue  # removed meanwhile
-            except PlanManifestError as error:
-                manifest = DamagedManifest(key, str(error), is_foreign=isinstance(error, PlanSchemaError))
-            except OSError as error:
-                manifest = DamagedManifest(key, f"The manifest {record} cannot be read: {error.strerror}.")
-            yield manifest
+                return None
+            except PlanDamagedError as error:
+                _log.warning("Removed a plan from the cache: %s", error)
+                self._discard(plan.parent)
+                return None
 
-    def check(self, manifest: PlanManifest) -> StoredPlan:
+    def entries(self) -> Iterator[Entry]:
+        """List the plans by their manifests, damaged ones included.
+
+        Raises:
+            CacheError: The cache cannot be read.
+        """
+        with self._errors():
+            found = sorted((self.root / "engines").rglob(f"*.plan{MANIFEST_ENDING}"))
+            for record in found:
+                try:
+                    yield self._entry(record.with_name(record.name.removesuffix(MANIFEST_ENDING)))
+                except FileNotFoundError:
+                    continue  # another process has just removed it
+
+    def check(self, entry: Entry) -> StoredPlan:
         """Compare a plan's bytes with its manifest.
 
         Raises:
-            PlanGoneError: It is no longer the plan that was listed.
-            PlanError: They differ.
-            CacheError: The plan cannot be read.
+            PlanDamagedError: They differ, or the manifest cannot be used.
         """
-        plan = self.root / manifest.identity.key
-        with cache_errors(self.root, "read"):
-            try:
-                return compare_plan(plan, manifest)
-            except PlanError as error:
-                if not self._has(manifest):
-                    raise PlanGoneError(
-                        f"{plan} was removed or replaced while it was looked at; look again."
-                    ) from error
-            return compare_plan(plan, manifest)  # who took it away to judge it may have put it back
-
-    def add(self, plan: bytes, manifest: PlanManifest, objection: Objection = no_objection) -> StoredPlan:
-        """Store a plan, unless there is one of the same identity, which then is the one that counts.
-
-        Args:
-            plan: The plan.
-            manifest: Its manifest.
-            objection: What there is against a plan that is there, which then is replaced.
-
-        Raises:
-            PlanError: The plan is not what the manifest describes.
-            CacheError: The cache cannot be written, or the disk is full; nothing was stored.
-        """
-        check_plan(plan, manifest, where="The plan to be stored")
-        with self.staging() as folder:
-            with cache_errors(self.root, "write"):
-                (folder / manifest.identity.filename).write_bytes(plan)
-            return self.commit(folder, manifest, objection)
-
-    @contextmanager
-    def staging(self) -> Iterator[Path]:
-        """A folder to put a plan in, for ``commit``; it goes with the block.
-
-        Raises:
-            CacheError: The cache cannot be written, or the disk is full.
-        """
-        with ExitStack() as taken:
-            with cache_errors(self.root, "write"):
-                staging = self.root / "staging"
-                staging.mkdir(parents=True, exist_ok=True, mode=0o700)
-                for left in staging.iterdir():
-                    with suppress(FileNotFoundError):  # its process has just removed it
-                        if time.time() - left.stat().st_mtime > _STAGING_LIFETIME_S:
-                            shutil.rmtree(left, ignore_errors=True)
-                made = tempfile.TemporaryDirectory(dir=staging, ignore_cleanup_errors=True)
-                content = Path(taken.enter_context(made)) / "engine"
-                content.mkdir()
-            yield content
-
-    def commit(self, folder: Path, manifest: PlanManifest, objection: Objection = no_objection) -> StoredPlan:
-        """Publish a staging folder that holds a plan, which was checked; see ``add``.
-
-        Raises:
-            CacheError: The cache cannot be written, or the disk is full; nothing was stored.
-        """
-        plan = self.root / manifest.identity.key
-        with cache_errors(self.root, "write"):
-            flush(folder / plan.name)
-            record = folder / f"{plan.name}{ENDING}"
-            record.write_text(manifest.to_json(), encoding="utf-8")
-            flush(record)
-            flush(folder)
-            plan.parent.parent.mkdir(parents=True, exist_ok=True)
-            while not try_rename(folder, plan.parent):
-                there = self.find(manifest.identity)
-                if there and objection(there.manifest) is None:
-                    return there
-                # Or half a plan: somebody took a file out of it.
-                self._discard_unless_good(plan, manifest.identity.key, objection)
-            flush(plan.parent.parent)
+        plan, manifest = self.root / entry.path, entry.usable_manifest()
+        try:
+            check_plan(plan, manifest, where=str(plan))
+        except FileNotFoundError as error:
+            raise PlanDamagedError(f"{plan} is missing beside its manifest.") from error
         return StoredPlan(plan, manifest)
 
-    def remove(self, manifest: PlanManifest) -> bool:
-        """Remove a plan, unless another one has taken its place since it was listed.
+    def add(self, plan: Path, manifest: PlanManifest) -> StoredPlan:
+        """Store a plan, unless there is one with the same key, which then counts.
 
-        Returns:
-            Whether it was removed here.
+        Args:
+            plan: The plan's file in a ``staging`` folder, from which it is moved.
+            manifest: Its manifest.
+
+        Raises:
+            PlanDamagedError: The plan is not what the manifest describes.
+            CacheError: The cache cannot be written; nothing was stored.
+        """
+        key = manifest.identity
+        target = self.root / key.key
+        with self.staging() as folder, self._errors():
+            staged = folder / "plan" / target.name
+            staged.parent.mkdir()
+            plan.rename(staged)
+            check_plan(staged, manifest, where=str(plan))
+            record = staged.with_name(staged.name + MANIFEST_ENDING)
+            record.write_text(manifest.to_json(), encoding="utf-8")
+            for path in (staged, record, staged.parent):
+                flush(path)
+            target.parent.parent.mkdir(parents=True, exist_ok=True)
+            while True:
+                try:
+                    staged.parent.rename(target.parent)
+                    break
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
+                if found := self.find(key):
+                    return found
+                self._discard(target.parent)  # half a plan, which somebody took a file from
+            flush(target.parent.parent)
+        return StoredPlan(target, manifest)
+
+    def remove(self, entry: Entry) -> None:
+        """Remove a plan and its manifest.
 
         Raises:
             CacheError: The cache cannot be written.
         """
+        with self._errors():
+            self._discard((self.root / entry.path).parent)
 
-        def unwanted(found: PlanManifest) -> str | None:
-            return "It is the one to remove." if found.plan_sha256 == manifest.plan_sha256 else None
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """Give an empty folder on the cache's file system; it is removed after the block.
 
-        key = manifest.identity.key
-        with cache_errors(self.root, "write"):
-            return self._discard_unless_good(self.root / key, key, unwanted)
-
-    def _has(self, manifest: PlanManifest) -> bool:
-        """Whether the manifest that is there says the same bytes; raises a PlanManifestError if damaged."""
-        key = manifest.identity.key
-        try:
-            return read_manifest_of(self.root / key, key).plan_sha256 == manifest.plan_sha256
-        except FileNotFoundError:
-            return False
-
-    def _checked(self, plan: Path, key: str) -> StoredPlan:
-        return compare_plan(plan, read_manifest_of(plan, key))
-
-    def _discard_unless_good(self, plan: Path, key: str, objection: Objection = no_objection) -> bool:
-        """Remove a plan by a rename, so that nobody sees a part of it; a good one is put back.
-
-        Somebody may have mended it since it was judged.
-
-        Returns:
-            Whether it was removed here.
+        Raises:
+            CacheError: The cache cannot be written.
         """
-        if self._is_good(plan, key, objection):  # so that few that are good are ever taken away
-            return False
-        with self.staging() as folder:
-            taken = folder.with_name("discarded")
-            try:
-                plan.parent.rename(taken)
-            except FileNotFoundError:  # somebody else was faster
-                return False
-            try:
-                good = self._is_good(taken / plan.name, key, objection)
-            except BaseException:  # Ctrl-C, too: nothing is known of it
-                try_rename(taken, plan.parent)
-                raise
-            if not good:
-                return True
-            try_rename(taken, plan.parent)  # or else there is a newer one, as good
-            return False
-
-    def _is_good(self, plan: Path, key: str, objection: Objection) -> bool:
+        with self._errors():
+            staging = self.root / "staging"
+            staging.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for left in staging.iterdir():
+                with suppress(FileNotFoundError):  # another process has just removed it
+                    if time.time() - left.stat().st_mtime > _STAGING_LIFETIME_S:
+                        shutil.rmtree(left, ignore_errors=True)
+            folder = Path(tempfile.mkdtemp(dir=staging))
         try:
-            return objection(self._checked(plan, key).manifest) is None
-        except PlanSchemaError:  # another version of this project's
-            return True
-        except (FileNotFoundError, PlanError):
-            return False
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @contextmanager
+    def building(self, key: PlanKey) -> Iterator[None]:
+        """Hold this machine's lock on building a plan; it ends with the process at the latest.
+
+        Raises:
+            CacheError: The cache cannot be written.
+        """
+        with self._errors():
+            folder = self.root / "locks"
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            descriptor = os.open(folder / key.digest, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                _log.info("Another process is building %s; waiting for it.", key.filename)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def timing_cache(self, tensorrt: str, gpu: str) -> Path:
+        """Where TensorRT's measurements of kernels are kept, for one version of it and one model of GPU."""
+        return self.root / "timing" / f"{tensorrt}-{gpu.replace(' ', '-').replace('/', '-')}.cache"
+
+    def _entry(self, plan: Path) -> Entry:
+        record = plan.with_name(plan.name + MANIFEST_ENDING)
+        return read_manifest(
+            record.read_bytes(), path=plan.relative_to(self.root).as_posix(), place=self.name
+        )
+
+    def _discard(self, folder: Path) -> None:
+        """Remove a plan's folder by a rename first, so that a reader sees all of it or nothing."""
+        with self.staging() as staging:
+            try:
+                folder.rename(staging / "discarded")
+            except FileNotFoundError:  # another process removed it
+                return
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise CacheError(
+                f"Cannot use the {self.name} ({error}); make room, for example with `arcface-builder engines "
+                "prune`, or set ARCFACE_CACHE_DIR to another folder."
+            ) from error

@@ -1,7 +1,7 @@
 """What differs between TensorRT 8.5, 10, 11 and TensorRT-RTX, in one place.
 
-The TensorRT module is an argument everywhere: ``tensorrt`` in use, ``tensorrt_rtx`` (TensorRT 11's API,
-builds without a GPU) in tests. A flag is set only where a version needs it.
+The TensorRT module is an argument everywhere: ``tensorrt`` in use, ``tensorrt_rtx`` in tests, which has
+TensorRT 11's API, counts its versions from 1, and builds without a GPU.
 """
 
 from __future__ import annotations
@@ -16,11 +16,15 @@ from typing import Any, Final
 from arcface_client.runtimes.tensorrt_api import start
 
 from ..errors import CompileError, NoGpuError, PrecisionError
+from ..store import release_of
 
 _log = logging.getLogger(__name__)
 
-# "[file::function::line] Error Code 2: OutOfMemory (...)": the name is all that tells this failure from
-# others. The number, which is all that an error recorder gets, stands for INTERNAL_ERROR.
+_FIRST_OLD: Final = (8,)  # what is below is TensorRT-RTX
+_STRONGLY_TYPED: Final = (10,)
+_SAME_COMPUTE_CAPABILITY: Final = (10, 9)
+
+# "[file::function::line] Error Code 2: OutOfMemory (...)": only the name tells this failure from others.
 _ERROR: Final = re.compile(r"Error Code \d+: ([\w ]+?) \((.*)\)", re.DOTALL)
 
 
@@ -32,20 +36,40 @@ def find_tensorrt() -> ModuleType:
     """
     try:
         return importlib.import_module("tensorrt")
-    except (ImportError, OSError, RuntimeError) as error:  # whatever its own start runs into
+    except (ImportError, OSError, RuntimeError) as error:
         raise NoGpuError(
             f"TensorRT cannot be imported ({' '.join(str(error).split())}); use the image "
             "nvcr.io/nvidia/tensorrt of your Triton's release, or pip install the same version of tensorrt."
         ) from error
 
 
-def is_strongly_typed(trt: ModuleType) -> bool:
-    """Whether networks run as the graph says; before, a graph's types are hints and flags give leave."""
-    return hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+def is_strongly_typed(version: str) -> bool:
+    """Whether this TensorRT runs a network as its graph says; before 10, the graph's types are hints."""
+    return _is_from(version, _STRONGLY_TYPED)
+
+
+def can_be_hardware_compatible(version: str) -> bool:
+    """Whether this TensorRT can make a plan fit every GPU of its compute capability (from 10.9)."""
+    return _is_from(version, _SAME_COMPUTE_CAPABILITY)
+
+
+def _is_from(version: str, first: tuple[int, ...]) -> bool:
+    release = release_of(version)
+    return release >= first or release < _FIRST_OLD
+
+
+def check_knows(version: str, precision: str) -> None:
+    """Check that a TensorRT can build for a precision.
+
+    Raises:
+        PrecisionError: It cannot.
+    """
+    if precision == "bf16" and not is_strongly_typed(version):
+        raise PrecisionError(f"TensorRT {version} has no bf16; use fp16, or TensorRT 10 or newer.")
 
 
 def create_builder(trt: ModuleType, log: Any, messages: Messages) -> Any:
-    """Start TensorRT, with a logger that fills the messages.
+    """Start TensorRT's builder, with a logger that fills the messages.
 
     Raises:
         NoGpuError: It does not start, for want of a GPU or of memory on it.
@@ -54,7 +78,7 @@ def create_builder(trt: ModuleType, log: Any, messages: Messages) -> Any:
 
 
 def create_runtime(trt: ModuleType, log: Any, messages: Messages) -> Any:
-    """Start what loads plans, likewise."""
+    """Start TensorRT's runtime, which loads plans, likewise."""
     return _started(trt, trt.Runtime, log, messages)
 
 
@@ -69,30 +93,19 @@ def _started(trt: ModuleType, kind: Callable[[Any], Any], log: Any, messages: Me
 
 
 def create_network(trt: ModuleType, builder: Any) -> Any:
-    """Make an empty network, strongly typed where that exists."""
+    """Make an empty network, strongly typed from TensorRT 10 on."""
     flags = trt.NetworkDefinitionCreationFlag
-    flag = flags.STRONGLY_TYPED if is_strongly_typed(trt) else flags.EXPLICIT_BATCH
-    return builder.create_network(1 << int(flag))
-
-
-def check_knows(trt: ModuleType, precision: str) -> None:
-    """Check that a TensorRT can build for a precision.
-
-    Raises:
-        PrecisionError: It does not know it.
-    """
-    if precision == "bf16" and not is_strongly_typed(trt):
-        raise PrecisionError(
-            f"TensorRT {trt.__version__} does not know bf16; use fp16, or TensorRT 10 or newer."
-        )
+    name = "STRONGLY_TYPED" if is_strongly_typed(trt.__version__) else "EXPLICIT_BATCH"
+    flag = getattr(flags, name, None)  # a flag that a later TensorRT no longer has is always on there
+    return builder.create_network(0 if flag is None else 1 << int(flag))
 
 
 def set_precision(trt: ModuleType, config: Any, precision: str) -> None:
-    """Set the flags that a precision, which this TensorRT knows, needs beside its graph."""
+    """Set the flags that a precision needs beside its graph."""
     flags = trt.BuilderFlag
-    # On by default in every version, so that fp32 would not be what it says.
+    # On by default in every version, so that fp32 would not be what its name says.
     (config.set_flag if precision == "tf32" else config.clear_flag)(flags.TF32)
-    if is_strongly_typed(trt):
+    if is_strongly_typed(trt.__version__):
         return
     if precision in ("fp16", "int8"):
         config.set_flag(flags.FP16)
@@ -103,26 +116,20 @@ def set_precision(trt: ModuleType, config: Any, precision: str) -> None:
 def set_own_kernels(trt: ModuleType, config: Any) -> None:
     """Let TensorRT choose among its own kernels alone.
 
-    cuBLAS and cuDNN are not everywhere that TensorRT is, newer versions leave them out by default, and
-    a plan that needs them does not run without them.
+    A plan that uses cuBLAS or cuDNN does not run where these are missing; newer versions leave them out by
+    default.
     """
     sources = trt.TacticSource
     config.set_tactic_sources(1 << int(sources.EDGE_MASK_CONVOLUTIONS) | 1 << int(sources.JIT_CONVOLUTIONS))
-
-
-def can_be_hardware_compatible(trt: ModuleType) -> bool:
-    """Whether TensorRT can make a plan fit every GPU of its compute capability (from 10.9)."""
-    return hasattr(getattr(trt, "HardwareCompatibilityLevel", None), "SAME_COMPUTE_CAPABILITY")
 
 
 def set_hardware_compatible(trt: ModuleType, config: Any) -> bool:
     """Make the plan fit every GPU of its compute capability; False where TensorRT has no such level.
 
     Raises:
-        CompileError: It has the level and does not take it, as TensorRT-RTX, which only warns: the plan
-            would be stored as what it is not.
+        CompileError: TensorRT has the level and ignores it, as TensorRT-RTX does with only a warning.
     """
-    if not can_be_hardware_compatible(trt):
+    if not can_be_hardware_compatible(trt.__version__):
         return False
     level = trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
     config.hardware_compatibility_level = level
@@ -146,7 +153,7 @@ class Messages:
     Attributes:
         errors: Its errors, the first one first.
         warnings: Its warnings, likewise.
-        ran_out_of_memory: Whether one of them says so.
+        ran_out_of_memory: Whether an error says so.
     """
 
     def __init__(self) -> None:

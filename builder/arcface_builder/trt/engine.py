@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import onnx
 
-from arcface_client.cli.bars import Tell
 from arcface_client.contract import CROP_SHAPE, INPUT_NAME
+from arcface_client.observability.progress import Progress, no_progress
 
 from ..errors import CompileError, WorkspaceError
-from . import compat as toolkit
-from .options import LEAST_WORKSPACE_MB, MIN_BATCH_SIZE, SMALL_BATCH, BuildOptions
+from . import compat
+from .options import LEAST_WORKSPACE_MB, BuildOptions
 from .progress import Phases, monitor, run_interruptibly
-from .timing_cache import TimingCache
 
 _log = logging.getLogger(__name__)
 
@@ -33,15 +34,13 @@ class BuiltPlan:
         plan: Its bytes.
         workspace_size_mb: The workspace that it was built with, after halving.
         build_s: How long the build took.
-        timing_cache: What the timing cache was good for: "warm", "cold" and why, or "none".
-        timings: What TensorRT measured of kernels, for another build by it on this GPU.
+        timing_cache: "warm" if earlier measurements were used, else "cold".
     """
 
     plan: bytes
     workspace_size_mb: int
     build_s: float
     timing_cache: str
-    timings: bytes = field(repr=False)
 
 
 def build_plan(
@@ -49,37 +48,34 @@ def build_plan(
     typed_graph: bytes,
     options: BuildOptions,
     *,
-    report: Tell = lambda stage, done: None,
+    report: Progress = no_progress,
     target_sm: str | None = None,
     free_mb: Callable[[], int | None] = lambda: None,
-    timings: bytes = b"",
 ) -> BuiltPlan:
-    """Build a plan for the current GPU; Ctrl-C ends it and leaves nothing behind.
+    """Build a plan for the current GPU; Ctrl-C ends the build and leaves nothing behind.
 
     Args:
         trt: The TensorRT module.
         typed_graph: A serving graph with the precision written into it.
         options: The user's choices.
-        report: Is told the stage and how much is done.
-        target_sm: Build for another architecture; TensorRT-RTX alone can.
-        free_mb: Tells how much memory of the GPU is free, in MiB, or None where nobody knows.
-        timings: What a build before measured, in place of the timing cache's content.
+        report: Receives the stage and the share that is done.
+        target_sm: Build for another architecture; only TensorRT-RTX can.
+        free_mb: Gives the GPU's free memory in MiB, or None where it is unknown.
 
     Raises:
         CompileError: TensorRT cannot parse the graph or build it; the message has its own reason.
-        OptionError: The timing cache cannot be read.
-        WorkspaceError: It ran out of memory with the smallest workspace, too.
+        WorkspaceError: It ran out of memory even with the smallest workspace.
     """
-    toolkit.check_knows(trt, options.precision)
+    compat.check_knows(trt.__version__, options.precision)
     workspace_mb = options.workspace_size_mb
     while True:
-        messages = toolkit.Messages()
-        built = _attempt(trt, typed_graph, options, workspace_mb, messages, report, target_sm, timings)
+        messages = compat.Messages()
+        built = _attempt(trt, typed_graph, options, workspace_mb, messages, report, target_sm)
         if built is not None:
             return built
         free = free_mb()
         state = "" if free is None else f" The GPU has {free} MB of memory free."
-        # TensorRT does not always say that it was memory that it lacked.
+        # TensorRT does not always say that memory was what it lacked.
         if not messages.ran_out_of_memory and (free is None or free >= workspace_mb):
             reason = messages.to_text().rstrip(".")
             raise CompileError(f"TensorRT {trt.__version__} cannot build the plan: {reason}.{state}")
@@ -99,31 +95,29 @@ def _attempt(
     typed_graph: bytes,
     options: BuildOptions,
     workspace_mb: int,
-    messages: toolkit.Messages,
-    report: Tell,
+    messages: compat.Messages,
+    report: Progress,
     target_sm: str | None,
-    timings: bytes,
 ) -> BuiltPlan | None:
     """Build once; None if TensorRT could not."""
-    log = toolkit.logger(trt, messages)
-    builder = toolkit.create_builder(trt, log, messages)
-    network = toolkit.create_network(trt, builder)
+    log = compat.logger(trt, messages)
+    builder = compat.create_builder(trt, log, messages)
+    network = compat.create_network(trt, builder)
     parser = _parse(trt, network, typed_graph, log)
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mb << 20)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the inspector
-    toolkit.set_precision(trt, config, options.precision)
-    toolkit.set_own_kernels(trt, config)
+    compat.set_precision(trt, config, options.precision)
+    compat.set_own_kernels(trt, config)
     if target_sm is not None:
-        toolkit.set_target(trt, config, target_sm)
-    elif options.hardware_compatible and not toolkit.set_hardware_compatible(trt, config):
+        compat.set_target(trt, config, target_sm)
+    elif options.hardware_compatible and not compat.set_hardware_compatible(trt, config):
         _log.info(
             "TensorRT %s cannot make plans for a whole compute capability: this one is for this GPU model",
             trt.__version__,
         )
     _add_profiles(builder, config, options)
-    cache = TimingCache(trt, options.timing_cache, timings)
-    cache.attach(config)
+    timings, state = _timing_cache(config, options.timing_cache)
 
     phases, cancelled, start = Phases(), threading.Event(), time.monotonic()
     watcher = monitor(trt, phases, cancelled)
@@ -134,7 +128,7 @@ def _attempt(
         report(phases.current, phases.fraction if watcher is not None else None)
 
     serialized = run_interruptibly(
-        partial(_serialize, builder, network, config, parser),
+        partial(_serialize, builder, network, config, (parser, timings)),
         tick=tick,
         cancelled=cancelled,
         stoppable=watcher is not None,
@@ -142,19 +136,20 @@ def _attempt(
     build_s = time.monotonic() - start
     if serialized is None:
         return None
+    if options.timing_cache is not None:
+        _save(options.timing_cache, bytes(config.get_timing_cache().serialize()))
     return BuiltPlan(
         plan=bytes(serialized),
         workspace_size_mb=workspace_mb,
         build_s=build_s,
-        timing_cache=cache.state,
-        timings=cache.save(config),
+        timing_cache=state,
     )
 
 
-def _serialize(builder: Any, network: Any, config: Any, parser: Any) -> Any:
-    """Build; the parser owns the weights that the network points to, and has to live until the end.
+def _serialize(builder: Any, network: Any, config: Any, needed: object) -> Any:
+    """Build; the parser owns the network's weights, so that it has to live until the end, with the timings.
 
-    After Ctrl-C that is the end of the process: nobody but this thread holds the parser any more.
+    After Ctrl-C only the thread that runs this still holds them.
     """
     return builder.build_serialized_network(network, config)
 
@@ -174,10 +169,36 @@ def _parse(trt: ModuleType, network: Any, typed_graph: bytes, log: Any) -> Any:
 
 
 def _add_profiles(builder: Any, config: Any, options: BuildOptions) -> None:
-    batches = [(MIN_BATCH_SIZE, options.tuned_for, options.max_batch_size)]
-    if options.has_small_batch_profile:
-        batches.append((1, 1, min(SMALL_BATCH, options.max_batch_size)))
-    for sizes in batches:
+    for sizes in options.profiles:
         profile = builder.create_optimization_profile()
         profile.set_shape(INPUT_NAME, *((size, *CROP_SHAPE) for size in sizes))
         config.add_optimization_profile(profile)
+
+
+def _timing_cache(config: Any, path: Path | None) -> tuple[Any, str]:
+    """Give a build the measurements of earlier ones; TensorRT takes none of another version or GPU.
+
+    Returns:
+        The cache, which the build must not outlive, and "warm" if it has measurements, else "cold".
+    """
+    try:
+        blob = b"" if path is None else path.read_bytes()
+    except OSError:  # there is none yet, most often
+        blob = b""
+    cache = config.create_timing_cache(blob)
+    if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+        return cache, "warm" if blob else "cold"
+    cache = config.create_timing_cache(b"")
+    config.set_timing_cache(cache, ignore_mismatch=False)
+    return cache, "cold"
+
+
+def _save(path: Path, timings: bytes) -> None:
+    """Write the timing cache by one rename; a failure is a warning, since the plan is worth more."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
+            file.write(timings)
+        Path(file.name).replace(path)
+    except OSError as error:
+        _log.warning("Cannot write the timing cache %s (%s); the next build measures again", path, error)

@@ -1,4 +1,4 @@
-"""The GPU at hand: what plans are built for and tried on. CUDA and TensorRT are imported when asked for."""
+"""The GPU that plans are built for and tried on. CUDA and TensorRT are imported only when needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from arcface_client.runtimes.base import Runtime
 
 from ..errors import CompileError, NoGpuError
 from ..store import sm_of
-from . import compat as toolkit
+from . import compat
 from .inspect import LayerPrecisions, inspect_engine
 
 _WITHOUT_GPU: Final = "assemble stored plans with --cc ... --from-store."
@@ -39,23 +39,27 @@ class Gpu:
     target_sm: str | None = None
 
     def inspect(self, plan: bytes) -> tuple[LayerPrecisions, ...]:
-        """Say what each profile of a plan of this process's own runs; raises CompileError if none loads."""
-        messages = toolkit.Messages()
-        runtime = toolkit.create_runtime(self.trt, toolkit.logger(self.trt, messages), messages)
+        """Count each profile's layers by precision, in a plan that this process built.
+
+        Raises:
+            CompileError: TensorRT cannot load it.
+        """
+        messages = compat.Messages()
+        runtime = compat.create_runtime(self.trt, compat.logger(self.trt, messages), messages)
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise CompileError(f"TensorRT cannot load the plan that it built: {messages.to_text()}")
         return inspect_engine(self.trt, engine)
 
     def free_mb(self) -> int | None:
-        """Memory that is free on it, in MiB; None if CUDA does not say."""
+        """Its free memory in MiB; None if CUDA does not say."""
         if self.target_sm is not None:
             return None
         from arcface_client.runtimes import cuda
 
         try:
             return cuda.free_bytes() >> 20
-        except CudaError:  # such as what a build has left behind
+        except CudaError:  # a failed build may leave one
             return None
 
     @contextmanager
@@ -77,7 +81,7 @@ def gpu_at_hand() -> Gpu:
         NoGpuError: There is no GPU, no TensorRT, no ``cuda-bindings``, or too old a driver.
     """
     try:
-        trt = toolkit.find_tensorrt()
+        trt = compat.find_tensorrt()
     except NoGpuError as error:
         raise NoGpuError(f"{error} Without a GPU, {_WITHOUT_GPU}") from error
     try:
@@ -91,7 +95,7 @@ def gpu_at_hand() -> Gpu:
     try:
         if not cuda.device_count():
             raise NoGpuError(
-                "There is no GPU that CUDA can use, and plans are built on the GPU that they are for; "
+                "CUDA finds no GPU, and a plan is built on the GPU that it is for; "
                 f"run this on one, or {_WITHOUT_GPU}"
             )
         properties = cuda.check(cudart.cudaGetDeviceProperties(0))

@@ -1,8 +1,8 @@
-"""What a plan really runs, as TensorRT's engine inspector tells it, whatever was asked for.
+"""The precisions that a plan's layers really run in, as TensorRT's engine inspector reports them.
 
-The inspector's JSON has changed its keys over the versions: an 8.5 plan says ``"Weights": {"Type": "Half"}``
-for a convolution and, with dynamic shapes, "N/A" for its tensors' ``Format/Datatype``; later ones keep format
-and data type apart. So the words are looked for, not the keys.
+The inspector's JSON changed its keys over the versions: 8.5 gives ``"Weights": {"Type": "Half"}`` for a
+convolution and, with dynamic shapes, "N/A" for its tensors' ``Format/Datatype``; later versions keep format
+and data type apart. So this module looks for words, not for keys.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _FIRST_PROFILE: Final = "0"
 _TYPE_KEY: Final = re.compile(r"format|data_?type", re.IGNORECASE)
 
 _EXPECTED: Final = {"fp32": "fp32", "tf32": "fp32", "fp16": "fp16", "bf16": "bf16", "int8": "int8"}
-"""The type of the convolutions in a plan of each precision; TF32 numbers are float32 in memory, so that the
-inspector cannot tell tf32 from fp32. ``check_gpu_has`` sees to it that the GPU has it."""
+"""The type of the convolutions in a plan of each precision. TF32 numbers are float32 in memory: the inspector
+cannot tell tf32 from fp32, so ``check_gpu_has`` refuses tf32 where the GPU has none."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class LayerPrecisions:
     """How many layers run in which type.
 
     Attributes:
-        layers: All layers whose type is told, by type.
-        convolutions: The convolutions among them, which do the work.
+        layers: All layers whose type the inspector names, by type.
+        convolutions: The convolutions among them.
     """
 
     layers: Mapping[str, int]
@@ -60,16 +60,16 @@ def inspect_engine(trt: ModuleType, engine: Any) -> tuple[LayerPrecisions, ...]:
         engine: An engine that was built with detailed profiling verbosity.
 
     Returns:
-        Those of each optimisation profile that the inspector tells of.
+        One for each optimisation profile that the inspector lists.
 
     Raises:
         CompileError: There is no memory for an execution context.
     """
-    # In its first optimisation profile the context tells of all of them, in any other of none (8.5).
+    # In its first optimisation profile the context lists all of them, in any other none (8.5).
     context = engine.create_execution_context()
     if context is None:
         raise CompileError("TensorRT has no memory to inspect the plan; free memory on the GPU.")
-    # Without shapes the inspector says "N/A due to dynamic shapes" of every tensor; 8.5 does all the same.
+    # Without shapes the inspector reports "N/A due to dynamic shapes" for every tensor; 8.5 does so anyway.
     largest = engine.get_tensor_profile_shape(INPUT_NAME, 0)[2][0]
     context.set_input_shape(INPUT_NAME, (largest, *CROP_SHAPE))
     inspector = engine.create_engine_inspector()
@@ -78,15 +78,15 @@ def inspect_engine(trt: ModuleType, engine: Any) -> tuple[LayerPrecisions, ...]:
 
 
 def layer_precisions(inspector_json: str) -> tuple[LayerPrecisions, ...]:
-    """Count the layers of each type in what the inspector says, for each optimisation profile.
+    """Count the layers of each type in the inspector's report, for each optimisation profile.
 
     Raises:
-        CompileError: It is not what an inspector says.
+        CompileError: The report has no layers.
     """
     try:
         layers = json.loads(inspector_json)["Layers"]
     except (ValueError, KeyError, TypeError) as error:
-        raise CompileError(f"TensorRT's inspector says nothing of layers: {inspector_json[:80]!r}") from error
+        raise CompileError(f"TensorRT's inspector reports no layers: {inspector_json[:80]!r}") from error
     # Built without detailed verbosity, a layer is its name alone.
     detailed = [layer for layer in layers if isinstance(layer, dict)]
     profiles: dict[str, list[tuple[Mapping[str, Any], str]]] = {_FIRST_PROFILE: []}
@@ -114,13 +114,13 @@ def check_precision(found: LayerPrecisions, precision: str) -> None:
     needed = total if expected == "fp32" else total // 2 + 1
     if not total:
         raise PrecisionError(
-            f"TensorRT's inspector tells of no convolution in the plan named {precision}: nobody knows "
-            "what it runs in. It was not stored; please report this with TensorRT's version."
+            f"TensorRT's inspector lists no convolution in the plan named {precision}, so its precision is "
+            "unknown. It was not stored; please report this with TensorRT's version."
         )
     if right < needed:
         counts = ", ".join(f"{count} in {kind}" for kind, count in sorted(found.convolutions.items()))
         raise PrecisionError(
-            f"The plan named {precision} runs its convolutions otherwise: {counts}; "
+            f"The plan named {precision} runs its convolutions in other precisions: {counts}; "
             f"expected {'all' if expected == 'fp32' else 'most'} in {expected}. It was not stored; "
             "does this GPU have that precision?"
         )

@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import Final
 
 from arcface_client.models.embedding_space import PRECISIONS
+from arcface_client.settings import TensorRtSettings
 
 from ..errors import OptionError
-from ..store.identity import SMALL_BATCH_PROFILE, Setting
 
-BUILD_REVISION: Final = 3
-"""Part of a plan's identity, so that no plan of an older build is taken for the same. To be raised with every
-change that makes other plans of the same options: here, in ``builder`` and ``toolkit``, and in what types the
-graph, ``precision``, ``quantisation`` and the helpers of theirs that edit it."""
+BUILD_REVISION: Final = 4
+"""Part of a plan's key. Raise it with every change to ``engine`` or ``compat`` that makes another plan of the
+same graph and options, and with every change to int8's quantisation."""
 
-MIN_BATCH_SIZE: Final = 1
 LEAST_WORKSPACE_MB: Final = 256
 SMALL_BATCH: Final = 4
-"""The largest batch of the second optimisation profile: the faces of a picture, more often than not."""
+"""The largest batch of the second optimisation profile: a picture seldom has more faces."""
+
+MOST_CROPS: Final = 1024
+"""The largest ``max_batch_size``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +32,11 @@ class BuildOptions:
         max_batch_size: Largest batch of the optimisation profile; the smallest is 1.
         opt_batch_size: The batch that TensorRT tunes for; None is the largest.
         workspace_size_mb: Memory that a kernel may use beside its tensors, in MiB.
-        hardware_compatible: Fit every GPU of the compute capability, not the very model alone. TensorRT
-            has that from 10.9.
-        small_batch_profile: Tune kernels for a crop alone as well, in an optimisation profile of its own that
-            takes up to ``SMALL_BATCH`` crops.
-        timing_cache: File to read and write TensorRT's measurements of kernels.
+        hardware_compatible: Fit every GPU of the compute capability, not only this model. TensorRT has that
+            from 10.9.
+        small_batch_profile: Add a second optimisation profile, tuned for one crop, for up to ``SMALL_BATCH``.
+        timing_cache: File with TensorRT's measurements of kernels, to read and write; None is one in the
+            local cache.
 
     Raises:
         OptionError: A value is out of its range.
@@ -51,24 +52,34 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
-            raise OptionError(
-                f"Precision {self.precision!r} is unknown; expected {', '.join(PRECISIONS)}.", "precision"
-            )
-        if not 1 <= self.max_batch_size <= 1024:
-            raise OptionError(
-                f"max_batch_size is {self.max_batch_size}; expected 1 to 1024.", "max_batch_size"
-            )
+            raise OptionError(f"Precision {self.precision!r} is unknown; expected {', '.join(PRECISIONS)}.")
+        if not 1 <= self.max_batch_size <= MOST_CROPS:
+            raise OptionError(f"max_batch_size is {self.max_batch_size}; expected 1 to {MOST_CROPS}.")
         if not 1 <= self.tuned_for <= self.max_batch_size:
             raise OptionError(
-                f"opt_batch_size is {self.tuned_for}; expected 1 to max_batch_size, {self.max_batch_size}.",
-                "opt_batch_size",
-                "max_batch_size",
+                f"opt_batch_size is {self.tuned_for}; expected 1 to max_batch_size, {self.max_batch_size}."
             )
         if self.workspace_size_mb < LEAST_WORKSPACE_MB:
             raise OptionError(
-                f"workspace_size_mb is {self.workspace_size_mb}; expected {LEAST_WORKSPACE_MB} or more.",
-                "workspace_size_mb",
+                f"workspace_size_mb is {self.workspace_size_mb}; expected {LEAST_WORKSPACE_MB} or more."
             )
+
+    @classmethod
+    def from_settings(cls, settings: TensorRtSettings, timing_cache: Path | None = None) -> BuildOptions:
+        """Take what the settings say of a plan.
+
+        Raises:
+            OptionError: A value is out of its range.
+        """
+        return cls(
+            precision=settings.precision,
+            max_batch_size=settings.max_batch_size,
+            opt_batch_size=settings.opt_batch_size,
+            workspace_size_mb=settings.workspace_size_mb,
+            hardware_compatible=settings.hardware_compatible,
+            small_batch_profile=settings.small_batch_profile,
+            timing_cache=timing_cache,
+        )
 
     @property
     def tuned_for(self) -> int:
@@ -76,15 +87,9 @@ class BuildOptions:
         return self.max_batch_size if self.opt_batch_size is None else self.opt_batch_size
 
     @property
-    def has_small_batch_profile(self) -> bool:
-        """Whether there is a profile for few crops beside the one that every batch fits."""
-        return self.small_batch_profile and self.tuned_for > 1
-
-    def settings(self) -> dict[str, Setting]:
-        """What is part of a plan's identity beside precision and batch sizes."""
-        return {
-            "workspace_size_mb": self.workspace_size_mb,
-            "hardware_compatible": self.hardware_compatible,
-            "build_revision": BUILD_REVISION,
-            SMALL_BATCH_PROFILE: self.has_small_batch_profile,
-        }
+    def profiles(self) -> tuple[tuple[int, int, int], ...]:
+        """Smallest, tuned and largest batch of each optimisation profile."""
+        profiles = [(1, self.tuned_for, self.max_batch_size)]
+        if self.small_batch_profile and self.tuned_for > 1:
+            profiles.append((1, 1, min(SMALL_BATCH, self.max_batch_size)))
+        return tuple(profiles)

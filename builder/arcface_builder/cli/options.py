@@ -1,0 +1,46 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import typer
+
+from arcface_client.cli.terminal import utf8_path
+from arcface_client.settings import TENSORRT_PATH
+
+BUCKET_KEY: Final = "tensorrt.engine_s3_bucket"
+_STORE: Final = "Where plans are kept"
+
+Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Name = Annotated[str, typer.Option(help="Name that sibling models share, for example arcface_r100.")]
+Repository = Annotated[
+    Path, typer.Option(parser=utf8_path, metavar="DIR", help="Folder of the model repository.")
+]
+Config = Annotated[Path | None, typer.Option(metavar="FILE", help=f"Settings; default: {TENSORRT_PATH}.")]
+Bucket = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help=f"S3 bucket to share plans through; default: {BUCKET_KEY}. Credentials and region come from "
+        "where boto3 looks for them.",
+        rich_help_panel=_STORE,
+    ),
+]
+EndpointUrl = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="Another S3 service than Amazon's.", rich_help_panel=_STORE),
+]
+CacheDir = Annotated[
+    Path | None,
+    typer.Option(
+        parser=utf8_path,
+        metavar="DIR",
+        help="The local cache; default: $ARCFACE_CACHE_DIR, else arcface-triton in $XDG_CACHE_HOME or "
+        "~/.cache.",
+        rich_help_panel=_STORE,
+    ),
+]

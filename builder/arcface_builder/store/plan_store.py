@@ -1,0 +1,200 @@
+"""The store of plans: the cache of this machine, and behind it a bucket that machines share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from arcface_client.errors import require
+from arcface_client.models.manifest import PlanKey, PlanManifest
+from arcface_client.observability.progress import Progress, no_progress
+
+from ..errors import BucketError, OptionError, PlanDamagedError
+from .key import GPU
+from .local import LocalStore
+from .stored import Entry, StoredPlan
+
+if TYPE_CHECKING:  # boto3 is an extra
+    from .bucket import Bucket
+
+_log = logging.getLogger(__name__)
+
+
+def open_store(
+    bucket: str | None = None,
+    *,
+    endpoint_url: str | None = None,
+    cache_dir: Path | None = None,
+    progress: Progress = no_progress,
+) -> PlanStore:
+    """Open the cache and, if one is named, a bucket behind it.
+
+    Args:
+        bucket: A bucket's name; None uses the cache alone.
+        endpoint_url: Another service than Amazon's; None takes ``$AWS_ENDPOINT_URL`` or Amazon's.
+        cache_dir: Folder of the cache; None is ``cache_folder()``.
+        progress: Receives the name of a transfer and the share that is done.
+
+    Raises:
+        MissingExtraError: boto3 is not installed.
+        BucketError: The endpoint or region cannot be used.
+    """
+    local = LocalStore(cache_dir)
+    if not bucket:
+        return PlanStore(local)
+    require("boto3", extra="s3", purpose=f"The bucket {bucket!r}")
+    from .bucket import Bucket
+
+    return PlanStore(local, Bucket(bucket, endpoint_url=endpoint_url, progress=progress))
+
+
+class PlanStore:
+    """Where a plan is looked for before it is built, and kept afterwards.
+
+    Args:
+        local: The cache on this machine.
+        remote: The bucket, if there is one.
+    """
+
+    def __init__(self, local: LocalStore, remote: Bucket | None = None) -> None:
+        self.local = local
+        self.remote = remote
+
+    @property
+    def places(self) -> str:
+        """Where plans are looked for, for messages."""
+        return f"{self.local.name} and {self.remote.name}" if self.remote else self.local.name
+
+    def fetch(self, key: PlanKey) -> StoredPlan | None:
+        """Find a plan, checked byte for byte; a bucket that fails is a warning.
+
+        Raises:
+            CacheError: The cache cannot be used.
+        """
+        try:
+            return self.pull(key)
+        except (BucketError, PlanDamagedError) as error:
+            _log.warning("The bucket has no usable %s: %s", key.filename, error)
+            return None
+
+    def pull(self, key: PlanKey) -> StoredPlan | None:
+        """Find a plan in the cache, or download it from the bucket.
+
+        Raises:
+            PlanDamagedError: The bucket's plan is not what its manifest says.
+            StoreError: The bucket or the cache cannot be used.
+        """
+        if stored := self.local.find(key):
+            _log.info("Found %s in the %s", key.filename, self.local.name)
+            return stored
+        entry = self.remote.find(key) if self.remote else None
+        if self.remote is None or entry is None:
+            _log.info("%s is not in the %s", key.filename, self.places)
+            return None
+        with self.local.staging() as folder:
+            stored = self.local.add(self.remote.download(entry, folder), entry.usable_manifest())
+        _log.info("Downloaded %s from the %s", key.filename, self.remote.name)
+        return stored
+
+    def put(self, plan: Path, manifest: PlanManifest) -> StoredPlan:
+        """Store a plan in the cache and in the bucket; a bucket that fails is a warning.
+
+        Args:
+            plan: The plan's file in a ``staging`` folder of the cache, from which it is moved.
+            manifest: Its manifest.
+
+        Raises:
+            PlanDamagedError: The plan is not what the manifest describes.
+            CacheError: The cache cannot be used; nothing was stored.
+        """
+        stored = self.local.add(plan, manifest)
+        if self.remote:
+            try:
+                self.remote.upload(stored)
+            except BucketError as error:
+                _log.warning(
+                    "%s is in the cache only: %s. `arcface-builder engines push` uploads it later.",
+                    stored.path.name,
+                    error,
+                )
+        return stored
+
+    def entries(self) -> list[tuple[Entry, list[str]]]:
+        """List every plan with the places that have it, "cache" and "bucket".
+
+        Where two machines built one plan, their bytes differ, and it is listed twice.
+
+        Raises:
+            StoreError: The bucket or the cache cannot be used.
+        """
+        found: dict[tuple[str, str], tuple[Entry, list[str]]] = {}
+        places: list[tuple[str, LocalStore | Bucket]] = [("cache", self.local)]
+        if self.remote:
+            places.append(("bucket", self.remote))
+        for name, place in places:
+            for entry in place.entries():
+                content = entry.manifest.plan_sha256 if entry.manifest else name
+                found.setdefault((entry.path, content), (entry, []))[1].append(name)
+        return list(found.values())
+
+    def push(self, stored: StoredPlan, *, overwrite: bool = False) -> bool:
+        """Upload a plan of the cache, unless the bucket has one with the same key.
+
+        Returns:
+            Whether it was uploaded.
+
+        Raises:
+            BucketError: There is no bucket, or it cannot be used.
+        """
+        if self.remote is None:
+            raise BucketError("There is no bucket to push to; name one with --bucket.")
+        if self.remote.find(stored.manifest.identity) is not None and not overwrite:
+            return False
+        self.remote.upload(stored)
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneRule:
+    """Which plans may be removed; where several conditions are given, all must hold.
+
+    Attributes:
+        keep: The plan is not among this many newest for the same model, precision, architecture and platform.
+        older_than_days: It was built at least this long ago.
+        tensorrt_version: It was built by this TensorRT.
+
+    Raises:
+        OptionError: No condition is given, which would mean every plan.
+    """
+
+    keep: int | None = None
+    older_than_days: float | None = None
+    tensorrt_version: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.keep is None and self.older_than_days is None and self.tensorrt_version is None:
+            raise OptionError("Nothing to prune by; give --keep, --older-than-days or --tensorrt-version.")
+
+    def choose(self, manifests: Iterable[PlanManifest], now: datetime) -> list[PlanManifest]:
+        """Choose what may be removed, oldest first."""
+        newer: dict[tuple[object, ...], int] = {}
+        chosen = []
+        for manifest in sorted(manifests, key=lambda manifest: manifest.created_at, reverse=True):
+            key = manifest.identity
+            use = (key.filename, key.platform, key.settings.get(GPU), key.max_batch_size)
+            count = newer.setdefault(use, 0)
+            newer[use] += 1
+            if (
+                (self.keep is None or count >= self.keep)
+                and (
+                    self.older_than_days is None
+                    or now - manifest.created_at >= timedelta(days=self.older_than_days)
+                )
+                and self.tensorrt_version in (None, key.tensorrt_version)
+            ):
+                chosen.append(manifest)
+        return chosen[::-1]

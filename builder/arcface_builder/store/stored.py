@@ -1,0 +1,105 @@
+"""A plan and its manifest, wherever they are kept."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from arcface_client.errors import ManifestError
+from arcface_client.models.checksum import sha256_of
+from arcface_client.models.manifest import PlanManifest
+
+from ..errors import PlanDamagedError
+
+MANIFEST_ENDING: Final = ".json"
+"""What a manifest's name has after its plan's."""
+
+_PATH: Final = re.compile(
+    r"engines/trt-(?P<tensorrt_version>[^/]+)/.+/(?P<model>[^/]+)-(?P<precision>[^/-]+)-sm(?P<sm>\d+)\.plan"
+)
+
+
+@dataclass(frozen=True)
+class StoredPlan:
+    """A plan on this machine.
+
+    Attributes:
+        path: The plan's file; its SHA-256 was compared with the manifest's just now.
+        manifest: What the plan is.
+    """
+
+    path: Path
+    manifest: PlanManifest
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a store has in one place.
+
+    Attributes:
+        path: The plan's path below the store's root.
+        manifest: Its manifest; None if that cannot be used.
+        problem: Why it cannot.
+    """
+
+    path: str
+    manifest: PlanManifest | None
+    problem: str = ""
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What the path says: model, precision, sm, tensorrt_version."""
+        match = _PATH.fullmatch(self.path)
+        return match.groupdict() if match else {}
+
+    @property
+    def is_old(self) -> bool:
+        """Whether an older version of this project stored it, whose keys no build asks for any more."""
+        return self.manifest is not None and self.manifest.identity.graph_sha256 is None
+
+    def usable_manifest(self) -> PlanManifest:
+        """The manifest.
+
+        Raises:
+            PlanDamagedError: It cannot be used.
+        """
+        if self.manifest is None:
+            raise PlanDamagedError(self.problem)
+        return self.manifest
+
+
+def read_manifest(content: bytes, *, path: str, place: str) -> Entry:
+    """Read the manifest of the plan at a path below a store's root."""
+    where = f"The manifest of {path} in the {place}"
+    try:
+        manifest = PlanManifest.parse(content, where)
+    except ManifestError as error:
+        return Entry(path, None, str(error))
+    if manifest.identity.key != path:
+        return Entry(path, None, f"{where} belongs to another plan, {manifest.identity.key}.")
+    return Entry(path, manifest)
+
+
+def describe_plan(plan: Path) -> dict[str, Any]:
+    """The two fields that a plan's bytes give: ``PlanManifest(**describe_plan(plan), ...)``."""
+    return {"plan_sha256": sha256_of(plan), "plan_bytes": plan.stat().st_size}
+
+
+def check_plan(plan: Path, manifest: PlanManifest, *, where: str) -> None:
+    """Check that a plan's bytes are those that its manifest describes.
+
+    Raises:
+        PlanDamagedError: They are not.
+    """
+    found = describe_plan(plan)
+    if found["plan_bytes"] != manifest.plan_bytes:
+        raise PlanDamagedError(
+            f"{where} has {found['plan_bytes']:,} bytes; its manifest says {manifest.plan_bytes:,}."
+        )
+    if found["plan_sha256"] != manifest.plan_sha256:
+        raise PlanDamagedError(
+            f"{where} has SHA-256 {found['plan_sha256'][:12]}...; "
+            f"its manifest says {manifest.plan_sha256[:12]}..."
+        )

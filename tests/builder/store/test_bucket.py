@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import gc
+import socket
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from arcface_builder.errors import BucketError, PlanDamagedError
+from arcface_builder.store import Entry, StoredPlan
+from arcface_builder.store.bucket import Bucket
+from support.engines import KEY, manifest, plan, plan_key
+from support.s3_server import BadWire, S3Server, hasty
+
+CONTENT = plan(9_000_000)
+"""More than boto3 moves in one piece."""
+
+MANIFEST = manifest(CONTENT)
+MANIFEST_NAME = f"{KEY.key}.json"
+PLAN_NAME = f"engines/{KEY.prefix}/{MANIFEST.plan_sha256[:12]}/{KEY.filename}"
+ENTRY = Entry(KEY.key, MANIFEST)
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> StoredPlan:
+    path = tmp_path / "built" / KEY.filename
+    path.parent.mkdir()
+    path.write_bytes(CONTENT)
+    return StoredPlan(path, MANIFEST)
+
+
+@pytest.fixture
+def bucket(s3: S3Server) -> Bucket:
+    return Bucket("plans", endpoint_url=s3.url)
+
+
+@pytest.fixture
+def wire(s3: S3Server) -> Iterator[BadWire]:
+    with BadWire(s3.port) as wire:
+        yield wire
+    with warnings.catch_warnings():
+        # s3transfer leaves the answers that broke off to the garbage collector.
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+def test_an_uploaded_plan_is_downloaded_byte_for_byte(
+    s3: S3Server, bucket: Bucket, stored: StoredPlan, tmp_path: Path
+) -> None:
+    bucket.upload(stored)
+
+    assert s3.keys("plans") == [PLAN_NAME, MANIFEST_NAME]
+    assert bucket.find(KEY) == ENTRY
+    assert bucket.find(plan_key(sm="90")) is None
+    assert list(bucket.entries()) == [ENTRY]
+    assert bucket.download(ENTRY, tmp_path).read_bytes() == CONTENT
+    bucket.remove(ENTRY)
+    assert s3.keys("plans") == []
+
+
+def test_the_manifest_is_uploaded_last_and_progress_ends_with_1(
+    s3: S3Server, stored: StoredPlan, tmp_path: Path
+) -> None:
+    told: dict[str, list[float | None]] = {}
+
+    def watch(stage: str, done: float | None) -> None:
+        assert stage.startswith("down") or MANIFEST_NAME not in s3.keys("plans")
+        told.setdefault(stage, []).append(done)
+
+    bucket = Bucket("plans", endpoint_url=s3.url, progress=watch)
+    bucket.upload(stored)
+    bucket.download(ENTRY, tmp_path)
+
+    assert MANIFEST_NAME in s3.keys("plans")
+    assert list(told) == [f"up {KEY.filename}", f"down {KEY.filename}"]
+    assert all(max(share or 0 for share in shares) == 1 for shares in told.values())
+
+
+def test_two_machines_that_upload_one_plan_leave_one_that_is_whole(
+    bucket: Bucket, stored: StoredPlan, tmp_path: Path
+) -> None:
+    other = plan(seed=1)
+    (tmp_path / "other.plan").write_bytes(other)
+    bucket.upload(stored)
+    bucket.upload(StoredPlan(tmp_path / "other.plan", manifest(other)))
+
+    found = bucket.find(KEY)
+
+    assert found is not None
+    assert bucket.download(found, tmp_path).read_bytes() == other
+    assert bucket.download(ENTRY, tmp_path).read_bytes() == CONTENT  # for a reader of the first manifest
+
+
+def test_an_altered_plan_is_refused(
+    s3: S3Server, bucket: Bucket, stored: StoredPlan, tmp_path: Path
+) -> None:
+    bucket.upload(stored)
+    s3.client.put_object(Bucket="plans", Key=PLAN_NAME, Body=plan(len(CONTENT), seed=1))
+    with pytest.raises(PlanDamagedError, match=r"in the bucket 'plans' has SHA-256"):
+        bucket.download(ENTRY, tmp_path)
+    s3.client.delete_object(Bucket="plans", Key=PLAN_NAME)
+    with pytest.raises(PlanDamagedError, match="is missing from the bucket 'plans'"):
+        bucket.download(ENTRY, tmp_path)
+
+
+def test_a_manifest_of_another_plan_is_a_damaged_entry(s3: S3Server, bucket: Bucket) -> None:
+    lie = manifest(of=plan_key(sm="90")).to_json().encode()
+    s3.client.put_object(Bucket="plans", Key=MANIFEST_NAME, Body=lie)
+    found = bucket.find(KEY)
+    assert found is not None
+    assert "belongs to another plan" in found.problem
+    assert list(bucket.entries()) == [found]
+    with pytest.raises(PlanDamagedError, match="belongs to another plan"):
+        found.usable_manifest()
+
+
+def test_a_long_list_is_whole(s3: S3Server, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "2")
+    wanted = [manifest(of=plan_key(sm=str(sm))) for sm in range(80, 85)]
+    for record in wanted:
+        name = f"{record.identity.key}.json"
+        s3.client.put_object(Bucket="plans", Key=name, Body=record.to_json().encode())
+    assert len(s3.keys("plans")) == 2  # of one answer
+
+    assert {entry.labels["sm"] for entry in bucket.entries()} == {"80", "81", "82", "83", "84"}
+
+
+def test_a_connection_that_is_cut_is_tried_again(
+    wire: BadWire, bucket: Bucket, stored: StoredPlan, tmp_path: Path
+) -> None:
+    bucket.upload(stored)
+    wire.cut_after_bytes, wire.cuts = 2_000_000, 2
+    downloaded = Bucket("plans", endpoint_url=wire.url).download(ENTRY, tmp_path)
+    assert downloaded.read_bytes() == CONTENT
+    assert wire.was_cut == 2
+
+
+def test_a_connection_that_is_always_cut_is_one_line(
+    wire: BadWire, bucket: Bucket, stored: StoredPlan, tmp_path: Path
+) -> None:
+    bucket.upload(stored)
+    wire.cut_after_bytes = 2_000_000
+    with pytest.raises(BucketError, match=rf"^S3, bucket 'plans', key {PLAN_NAME}: ") as caught:
+        hasty(wire.url).download(ENTRY, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_upload_that_is_cut_is_one_line_and_leaves_nothing(
+    s3: S3Server, wire: BadWire, stored: StoredPlan
+) -> None:
+    wire.cut_upload_after_bytes = 2_000_000
+    with pytest.raises(BucketError, match=rf"^S3, bucket 'plans', key {PLAN_NAME}: "):
+        hasty(wire.url).upload(stored)
+    assert wire.was_cut
+    assert s3.keys("plans") == []
+    assert "Uploads" not in s3.client.list_multipart_uploads(Bucket="plans")
+
+
+def test_a_bucket_that_is_silent_is_given_up(wire: BadWire) -> None:
+    wire.bytes_per_s = 100
+    with pytest.raises(BucketError, match="Read timeout"):
+        hasty(wire.url).find(KEY)
+
+
+def test_an_endpoint_that_does_not_answer_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        free = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    with pytest.raises(BucketError, match=rf"^S3, bucket 'plans', key {MANIFEST_NAME}: .*{free}"):
+        hasty(free).find(KEY)
+
+
+def test_what_s3_refuses_is_passed_on(s3: S3Server, bucket: Bucket, stored: StoredPlan) -> None:
+    with pytest.raises(BucketError, match="^S3, bucket 'nowhere', key engines/: .*NoSuchBucket"):
+        list(Bucket("nowhere", endpoint_url=s3.url).entries())
+    s3.check_rights_from_now_on(True)
+    for use in (lambda: bucket.find(KEY), lambda: bucket.upload(stored), lambda: bucket.remove(ENTRY)):
+        with pytest.raises(BucketError, match=r"^S3, bucket 'plans', key engines/.* \((403|Invalid|Access)"):
+            use()
+
+
+@pytest.mark.parametrize(("name", "endpoint"), [("s3://plans", None), ("plans", "localhost")])
+def test_a_name_or_an_endpoint_that_cannot_be_used_is_one_line(
+    name: str, endpoint: str | None, s3: S3Server
+) -> None:
+    with pytest.raises(BucketError, match="^S3, bucket '.*plans'.*: Invalid"):
+        Bucket(name, endpoint_url=endpoint).find(KEY)
+
+
+def test_missing_credentials_are_passed_on(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(BucketError, match="Unable to locate credentials"):
+        Bucket("plans", endpoint_url=s3.url).find(KEY)
+
+
+def test_the_documentation_says_how_long_a_request_is_tried() -> None:
+    patience = Bucket.__init__.__kwdefaults__
+    assert patience
+    said = "{attempts} attempts, {connect_timeout_s:g} s to connect, {read_timeout_s:g} s without a byte"
+    page = Path(__file__).parents[3] / "docs/engines.md"
+    assert said.format(**patience) in page.read_text()

@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from arcface_builder.errors import CacheError, PlanDamagedError
+from arcface_builder.store import LocalStore, StoredPlan
+from support.children import run, start
+from support.engines import KEY, manifest, plan, plan_file, plan_key
+from support.processes import wait_until
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "cache")
+
+
+@pytest.fixture
+def add(store: LocalStore, tmp_path: Path) -> Callable[..., StoredPlan]:
+    def store_plan(content: bytes | None = None, **of: str) -> StoredPlan:
+        return store.add(plan_file(tmp_path / "built", content), manifest(content, plan_key(**of)))
+
+    return store_plan
+
+
+def files(store: LocalStore) -> list[str]:
+    found = (path.relative_to(store.root) for path in store.root.rglob("*") if path.is_file())
+    return sorted(str(path) for path in found if path.parts[0] != "locks")
+
+
+def test_a_stored_plan_is_found_byte_for_byte(store: LocalStore, add: Callable[..., StoredPlan]) -> None:
+    added = add()
+
+    assert store.find(KEY) == added == StoredPlan(store.root / KEY.key, manifest())
+    assert added.path.read_bytes() == plan()
+    assert files(store) == [KEY.key, f"{KEY.key}.json"]
+    assert store.find(plan_key(max_drift_cosine=0.0005)) is None
+
+
+def test_nothing_is_found_in_a_cache_that_does_not_exist(store: LocalStore) -> None:
+    assert store.find(KEY) is None
+    assert list(store.entries()) == []
+
+
+def test_a_plan_is_written_once(store: LocalStore, add: Callable[..., StoredPlan]) -> None:
+    first = add()
+
+    assert add(plan(seed=1)) == first
+    assert first.path.read_bytes() == plan()
+
+
+def test_bytes_that_the_manifest_does_not_describe_are_not_stored(store: LocalStore, tmp_path: Path) -> None:
+    with pytest.raises(PlanDamagedError, match="has SHA-256"):
+        store.add(plan_file(tmp_path, plan(seed=1)), manifest())
+    with pytest.raises(PlanDamagedError, match="has 1,999 bytes; its manifest says 2,000"):
+        store.add(plan_file(tmp_path, plan(1999)), manifest())
+    assert files(store) == []
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(content)
+
+
+def record_of(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "a bit of the plan": flip,
+    "the plan's end": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "the plan is missing": lambda path: path.unlink(),
+    "the manifest": lambda path: record_of(path).write_text("{"),
+    "another plan's manifest": lambda path: record_of(path).write_text(
+        manifest(of=plan_key(sm="90")).to_json()
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_plan_is_removed_with_a_warning_and_can_be_stored_again(
+    damage: str, store: LocalStore, add: Callable[..., StoredPlan], caplog: pytest.LogCaptureFixture
+) -> None:
+    DAMAGES[damage](add().path)
+
+    assert store.find(KEY) is None
+
+    (warning,) = caplog.messages
+    assert KEY.filename in warning
+    assert files(store) == []
+    assert add(plan(seed=1)).path.read_bytes() == plan(seed=1)
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, "the manifest is missing"])
+def test_a_damaged_plan_gives_way_to_a_good_one(
+    damage: str, store: LocalStore, add: Callable[..., StoredPlan]
+) -> None:
+    path = add().path
+    DAMAGES.get(damage, lambda path: record_of(path).unlink())(path)
+
+    assert add(plan(seed=1)).path.read_bytes() == plan(seed=1)
+    assert store.find(KEY) is not None
+
+
+def test_a_list_has_good_damaged_and_old_plans(
+    store: LocalStore, add: Callable[..., StoredPlan], tmp_path: Path
+) -> None:
+    good, altered, broken = add(), add(sm="89"), add(sm="90")
+    old = store.add(
+        plan_file(tmp_path), manifest(of=plan_key(sm="75", graph_sha256=None, max_drift_cosine=None))
+    )
+    flip(altered.path)
+    record_of(broken.path).write_text("[]")
+
+    entries = {entry.labels["sm"]: entry for entry in store.entries()}
+
+    assert {sm: entry.manifest for sm, entry in entries.items()} == {
+        "86": good.manifest,
+        "89": altered.manifest,
+        "90": None,
+        "75": old.manifest,
+    }
+    assert [sm for sm, entry in entries.items() if entry.is_old] == ["75"]
+    assert store.check(entries["86"]) == good
+    with pytest.raises(PlanDamagedError, match="SHA-256"):
+        store.check(entries["89"])
+    with pytest.raises(PlanDamagedError, match=broken.manifest.identity.key):
+        store.check(entries["90"])
+    for entry in entries.values():
+        store.remove(entry)
+    assert files(store) == []
+
+
+STORE = """
+import os, signal, sys
+from pathlib import Path
+from arcface_builder.store import LocalStore
+from support.engines import manifest, plan_file
+
+class Killed(Exception):
+    pass
+
+calls, last = 0, int(sys.argv[2])
+def step(event, arguments):
+    global calls
+    if event in ("open", "os.rename", "os.mkdir", "os.remove"):
+        calls += 1
+        if calls == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+store = LocalStore(Path(sys.argv[1]))
+built = plan_file(store.root / "built")
+sys.addaudithook(step)
+store.add(built, manifest())
+print("stored", flush=True)
+"""
+
+
+def test_a_plan_is_there_whole_or_not_at_all_whenever_its_process_is_killed(tmp_path: Path) -> None:
+    outcomes = []
+    for step in range(1, 40):
+        store = LocalStore(tmp_path / str(step))
+        finished = run(STORE, store.root, step) == "stored\n"
+        listed = list(store.entries())
+        found = store.find(KEY)
+        assert (found is not None) == bool(listed)
+        assert found is None or found.path.read_bytes() == plan()
+        outcomes.append(found is not None)
+        if finished:
+            break
+    assert outcomes == sorted(outcomes)
+    assert not outcomes[0]
+    assert outcomes[-1]
+
+
+def test_what_a_killed_process_left_is_removed_after_a_day(
+    store: LocalStore, add: Callable[..., StoredPlan]
+) -> None:
+    left, fresh = store.root / "staging" / "left", store.root / "staging" / "fresh"
+    for folder in (left, fresh):
+        folder.mkdir(parents=True)
+    os.utime(left, (0, 0))
+
+    add()
+
+    assert not left.exists()
+    assert fresh.exists()
+
+
+def test_many_writers_at_once_store_one_whole_plan(store: LocalStore, tmp_path: Path) -> None:
+    contents = [plan(200_000, seed=seed) for seed in range(8)]
+    writers = [
+        threading.Thread(
+            target=store.add, args=(plan_file(tmp_path / str(seed), content), manifest(content))
+        )
+        for seed, content in enumerate(contents)
+    ]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        found = store.find(KEY)
+        assert found is None or found.path.read_bytes() in contents
+    assert store.find(KEY) is not None
+    assert len(files(store)) == 2
+
+
+BUILD = """
+import sys
+from pathlib import Path
+from arcface_builder.store import PlanStore, LocalStore
+from support.engines import KEY, manifest, plan, plan_file
+number, store = int(sys.argv[1]), PlanStore(LocalStore(Path(sys.argv[2])))
+with store.local.building(KEY):
+    if store.fetch(KEY) is None:
+        print(number)
+        content = plan(seed=number)
+        with store.local.staging() as folder:
+            store.put(plan_file(folder, content), manifest(content))
+"""
+
+
+def test_parallel_builders_of_one_plan_build_it_once(tmp_path: Path) -> None:
+    builders = [start(BUILD, number, tmp_path) for number in range(4)]
+    (built,) = [printed for printed in (builder.communicate()[0] for builder in builders) if printed]
+
+    assert [builder.returncode for builder in builders] == [0] * 4
+    found = LocalStore(tmp_path).find(KEY)
+    assert found is not None
+    assert found.path.read_bytes() == plan(seed=int(built))
+
+
+def test_builders_of_one_plan_wait_and_say_so(store: LocalStore, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    entered = threading.Event()
+
+    def enter() -> None:
+        with store.building(KEY):
+            entered.set()
+
+    with store.building(KEY), store.building(plan_key(sm="90")):
+        second = threading.Thread(target=enter)
+        second.start()
+        wait_until(lambda: bool(caplog.messages))
+        assert not entered.is_set()
+    second.join()
+    assert entered.is_set()
+    assert caplog.messages == [f"Another process is building {KEY.filename}; waiting for it."]
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    code = """
+import errno, sys
+from pathlib import Path
+from arcface_builder.errors import CacheError
+from arcface_builder.store import LocalStore, local
+from support.engines import manifest, plan_file
+def full(path):
+    raise OSError(errno.ENOSPC, "No space left on device")
+local.flush = full
+root = Path(sys.argv[1])
+try:
+    LocalStore(root).add(plan_file(root), manifest())
+except CacheError as error:
+    print(error)
+"""
+    printed = run(code, tmp_path)
+    assert printed.startswith(f"Cannot use the cache {tmp_path} ([Errno 28] No space left on device); make room")
+    assert printed.count("\n") == 1
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_cache_that_is_a_file_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "cache").touch()
+    store = LocalStore(tmp_path / "cache")
+    for use in (lambda: store.find(KEY), lambda: store.staging().__enter__()):
+        with pytest.raises(CacheError, match=r"Cannot use the cache .*ARCFACE_CACHE_DIR"):
+            use()
