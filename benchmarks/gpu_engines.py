@@ -14,8 +14,7 @@ import onnxruntime
 
 from arcface_builder.build import build
 from arcface_builder.check import crops as faces
-from arcface_builder.compile import Compiled, compile_plan
-from arcface_builder.plan_request import PlanRequest
+from arcface_builder.compile import Compiled, PlanRequest, compile_plan
 from arcface_builder.repository.publish import ModelRepository
 from arcface_builder.source.load import Synthetic
 from arcface_builder.source.onnx_version import OnnxVersion, find_onnx

@@ -10,10 +10,9 @@ from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
 
-from arcface_client.contract import Crops
+from arcface_client.contract import Crops, Progress, no_progress
 from arcface_client.models.manifest import PlanKey, PlanManifest, PlanParity, Setting
 from arcface_client.models.naming import plan_model
-from arcface_client.observability.progress import Progress, no_progress
 from arcface_client.triton.limits import DEFAULT_MAX_DRIFT_COSINE
 
 from .check.accuracy import AccuracyReport, ReferenceEmbeddings, reference_for_plans

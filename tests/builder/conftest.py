@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -12,9 +13,16 @@ import onnx
 import pytest
 
 from arcface_builder.build import build
+from arcface_builder.check import crops
+from arcface_builder.compile import PlanRequest
+from arcface_builder.repository.publish import ModelRepository
 from arcface_builder.source import iresnet, synthetic
 from arcface_builder.source.load import OnnxFile, Synthetic
 from arcface_builder.source.model import SourceModel
+from arcface_builder.source.onnx_version import find_onnx
+from arcface_builder.store import LocalStore, PlanStore
+from arcface_builder.trt.options import BuildOptions
+from support.absent_gpu import AbsentGpu
 from support.exports import small_arcface
 from support.s3_server import S3Server
 
@@ -56,6 +64,53 @@ def trt() -> ModuleType:
     """TensorRT 11's API, which builds without a GPU."""
     reason = "tensorrt_rtx is not installed (it has wheels for Linux on x86-64 alone)"
     return pytest.importorskip("tensorrt_rtx", reason=reason)  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def few_crops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare plans on as many crops as the largest batch holds; the check's own tests use all of them."""
+    monkeypatch.setattr(crops, "LEAST_CROPS", 32)
+
+
+@pytest.fixture
+def source(built: Path, tmp_path: Path) -> Path:
+    shutil.copy(built / "source.onnx", tmp_path)
+    return tmp_path / "source.onnx"
+
+
+@pytest.fixture
+def repository(built: Path, source: Path, tmp_path: Path) -> ModelRepository:
+    """A repository of the test's own, as it would be had it been built of its own ``source``."""
+    shutil.copytree(built / "models", tmp_path / "models")
+    record = tmp_path / "models/small_onnx-1.manifest.json"
+    record.write_text(record.read_text().replace(str(built), str(source.parent)))
+    return ModelRepository(tmp_path / "models")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> PlanStore:
+    return PlanStore(LocalStore(tmp_path / "cache"))
+
+
+@pytest.fixture
+def gpu(trt: ModuleType, repository: ModelRepository) -> AbsentGpu:
+    graph = find_onnx(repository, "small").content
+    return AbsentGpu(trt, sm="86", name="absent", driver_version="13.0", target_sm="86", graph=graph)
+
+
+@pytest.fixture
+def request_(repository: ModelRepository, source: Path) -> PlanRequest:
+    return PlanRequest(
+        onnx=find_onnx(repository, "small"),
+        options=BuildOptions(),
+        calibration=crops.noise(32),
+        source=OnnxFile(source),
+    )
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> ModelRepository:
+    return ModelRepository(tmp_path / "elsewhere")
 
 
 @pytest.fixture

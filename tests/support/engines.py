@@ -89,6 +89,3 @@ def stored_plan(
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(data)
     return StoredPlan(path, manifest(data, of))
-
-
-KEY, plan_key = IDENTITY, identity

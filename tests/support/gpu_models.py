@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from arcface_builder.build import build
-from arcface_builder.compile import Compiled
-from arcface_builder.plan_request import PlanRequest
+from arcface_builder.compile import Compiled, PlanRequest
 from arcface_builder.repository.publish import ModelRepository
 from arcface_builder.source.load import Source
 from arcface_builder.source.onnx_version import OnnxVersion, find_onnx

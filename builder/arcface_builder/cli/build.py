@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 
 import typer
 
-from arcface_client.cli.terminal import UsageError, print_json, utf8_path
+from arcface_client.cli.terminal import UsageError, print_json
 
 from ..build import DEFAULT_REPOSITORY
 from ..build import build as build_model
@@ -16,8 +16,8 @@ from ..errors import OptionError
 from ..repository.config import ServingOptions
 from ..source.insightface_pack import DEFAULT_ROOT
 from ..source.load import Checkpoint, InsightFacePack, OnnxFile, Source, Synthetic
-from ..source.normalisation import Normalisation
-from .options import Json, Name, Repository
+from ..source.preprocessing import Normalisation
+from .options import Json, Name, Repository, recorded_path
 
 _SOURCE: Final = "Source (exactly one)"
 _DETAILS: Final = "Details of the source"
@@ -39,7 +39,10 @@ def build(
     onnx_path: Annotated[
         Path | None,
         typer.Option(
-            parser=utf8_path, metavar="FILE", help="An ONNX file; it is not changed.", rich_help_panel=_SOURCE
+            parser=recorded_path,
+            metavar="FILE",
+            help="An ONNX file; it is not changed.",
+            rich_help_panel=_SOURCE,
         ),
     ] = None,
     insightface_pack: Annotated[
@@ -51,7 +54,7 @@ def build(
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            parser=utf8_path,
+            parser=recorded_path,
             metavar="FILE",
             help="arcface_torch's state dict: .pth (needs torch) or .safetensors.",
             rich_help_panel=_SOURCE,

@@ -11,11 +11,10 @@ from typing import Annotated, Any, Final
 import numpy as np
 import typer
 
-from arcface_client.cli.terminal import UsageError, print_json, progress, say, utf8_path
-from arcface_client.contract import Crops
+from arcface_client.cli.terminal import UsageError, counted, print_json, progress, say
+from arcface_client.contract import Crops, Progress
 from arcface_client.evaluation.images import find_images, read_crop
 from arcface_client.models.naming import onnx_model
-from arcface_client.observability.progress import Progress, counted
 from arcface_client.settings import TensorRtSettings, load_tensorrt_settings, variable
 
 from ..build import DEFAULT_REPOSITORY
@@ -41,6 +40,7 @@ from .options import (
     Name,
     Precision,
     Repository,
+    recorded_path,
 )
 
 _MOST_CALIBRATION_CROPS: Final = 1024  # of a folder: more make no better ranges
@@ -122,7 +122,7 @@ def compile_(
     timing_cache: Annotated[
         Path | None,
         typer.Option(
-            parser=utf8_path,
+            parser=recorded_path,
             metavar="FILE",
             help="TensorRT's measurements of kernels, which make the next build shorter; default: a file in "
             "the local cache.",

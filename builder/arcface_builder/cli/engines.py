@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from arcface_client.cli.terminal import DONE, FAILED, UsageError, examples, print_json, progress, say
+from arcface_client.contract import Progress
 from arcface_client.settings import load_tensorrt_settings
-from arcface_client.observability.progress import Progress
 
 from ..errors import OptionError, PlanDamagedError
 from ..store import GPU, Entry, LocalStore, PlanStore, PruneRule, check_sm, open_store, sm_of

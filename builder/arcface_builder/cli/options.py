@@ -13,12 +13,18 @@ from arcface_client.settings import TENSORRT_PATH
 BUCKET_KEY: Final = "tensorrt.engine_s3_bucket"
 _STORE: Final = "Where plans are kept"
 
+
+def recorded_path(value: str | Path) -> Path:
+    """Read a path that goes into a manifest; Typer passes defaults through here, too."""
+    return utf8_path(str(value))
+
+
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Name = Annotated[str, typer.Option(help="Name that sibling models share, for example arcface_r100.")]
 Repository = Annotated[
-    Path, typer.Option(parser=utf8_path, metavar="DIR", help="Folder of the model repository.")
+    Path, typer.Option(parser=recorded_path, metavar="DIR", help="Folder of the model repository.")
 ]
 Config = Annotated[Path | None, typer.Option(metavar="FILE", help=f"Settings; default: {TENSORRT_PATH}.")]
 Bucket = Annotated[
@@ -37,7 +43,7 @@ EndpointUrl = Annotated[
 CacheDir = Annotated[
     Path | None,
     typer.Option(
-        parser=utf8_path,
+        parser=recorded_path,
         metavar="DIR",
         help="The local cache; default: $ARCFACE_CACHE_DIR, else arcface-triton in $XDG_CACHE_HOME or "
         "~/.cache.",

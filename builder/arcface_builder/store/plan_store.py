@@ -9,9 +9,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from arcface_client.contract import Progress, no_progress
 from arcface_client.errors import require
 from arcface_client.models.manifest import PlanKey, PlanManifest
-from arcface_client.observability.progress import Progress, no_progress
 
 from ..errors import BucketError, OptionError, PlanDamagedError
 from .key import GPU

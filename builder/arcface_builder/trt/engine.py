@@ -15,8 +15,7 @@ from typing import Any
 
 import onnx
 
-from arcface_client.contract import CROP_SHAPE, INPUT_NAME
-from arcface_client.observability.progress import Progress, no_progress
+from arcface_client.contract import CROP_SHAPE, INPUT_NAME, Progress, no_progress
 
 from ..errors import CompileError, WorkspaceError
 from . import compat

@@ -108,16 +108,17 @@ def run_interruptibly(
         finally:
             ended.set()
 
-    threading.Thread(target=body, name="tensorrt-build", daemon=True).start()
+    thread = threading.Thread(target=body, name="tensorrt-build", daemon=True)
     try:
+        thread.start()
         tick()
         while not ended.wait(_TICK_S):
             tick()
     except BaseException:
         cancelled.set()
         atexit.register(_end_process_unless, ended)
-        while stoppable and not ended.wait(_TICK_S):
-            pass
+        while stoppable and thread.is_alive():
+            ended.wait(_TICK_S)
         raise
     if failures:
         raise failures.pop()  # left in the list it would keep this frame alive, with TensorRT's objects

@@ -3,7 +3,7 @@ from __future__ import annotations
 import gc
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -93,9 +93,7 @@ def test_two_machines_that_upload_one_plan_leave_one_that_is_whole(
     assert bucket.download(ENTRY, tmp_path).read_bytes() == CONTENT  # for a reader of the first manifest
 
 
-def test_an_altered_plan_is_refused(
-    s3: S3Server, bucket: Bucket, stored: StoredPlan, tmp_path: Path
-) -> None:
+def test_an_altered_plan_is_refused(s3: S3Server, bucket: Bucket, stored: StoredPlan, tmp_path: Path) -> None:
     bucket.upload(stored)
     s3.client.put_object(Bucket="plans", Key=PLAN_NAME, Body=plan(len(CONTENT), seed=1))
     with pytest.raises(PlanDamagedError, match=r"in the bucket 'plans' has SHA-256"):
@@ -172,10 +170,15 @@ def test_an_endpoint_that_does_not_answer_is_one_line() -> None:
 
 
 def test_what_s3_refuses_is_passed_on(s3: S3Server, bucket: Bucket, stored: StoredPlan) -> None:
-    with pytest.raises(BucketError, match="^S3, bucket 'nowhere', key engines/: .*NoSuchBucket"):
+    with pytest.raises(BucketError, match=r"^S3, bucket 'nowhere', key engines/: .*NoSuchBucket"):
         list(Bucket("nowhere", endpoint_url=s3.url).entries())
     s3.check_rights_from_now_on(True)
-    for use in (lambda: bucket.find(KEY), lambda: bucket.upload(stored), lambda: bucket.remove(ENTRY)):
+    uses: list[Callable[[], object]] = [
+        lambda: bucket.find(KEY),
+        lambda: bucket.upload(stored),
+        lambda: bucket.remove(ENTRY),
+    ]
+    for use in uses:
         with pytest.raises(BucketError, match=r"^S3, bucket 'plans', key engines/.* \((403|Invalid|Access)"):
             use()
 
@@ -184,7 +187,7 @@ def test_what_s3_refuses_is_passed_on(s3: S3Server, bucket: Bucket, stored: Stor
 def test_a_name_or_an_endpoint_that_cannot_be_used_is_one_line(
     name: str, endpoint: str | None, s3: S3Server
 ) -> None:
-    with pytest.raises(BucketError, match="^S3, bucket '.*plans'.*: Invalid"):
+    with pytest.raises(BucketError, match=r"^S3, bucket '.*plans'.*: Invalid"):
         Bucket(name, endpoint_url=endpoint).find(KEY)
 
 

@@ -101,7 +101,10 @@ def test_a_damaged_plan_gives_way_to_a_good_one(
     damage: str, store: LocalStore, add: Callable[..., StoredPlan]
 ) -> None:
     path = add().path
-    DAMAGES.get(damage, lambda path: record_of(path).unlink())(path)
+    if damage in DAMAGES:
+        DAMAGES[damage](path)
+    else:
+        record_of(path).unlink()
 
     assert add(plan(seed=1)).path.read_bytes() == plan(seed=1)
     assert store.find(KEY) is not None
@@ -195,9 +198,7 @@ def test_what_a_killed_process_left_is_removed_after_a_day(
 def test_many_writers_at_once_store_one_whole_plan(store: LocalStore, tmp_path: Path) -> None:
     contents = [plan(200_000, seed=seed) for seed in range(8)]
     writers = [
-        threading.Thread(
-            target=store.add, args=(plan_file(tmp_path / str(seed), content), manifest(content))
-        )
+        threading.Thread(target=store.add, args=(plan_file(tmp_path / str(seed), content), manifest(content)))
         for seed, content in enumerate(contents)
     ]
     for writer in writers:
@@ -269,7 +270,9 @@ except CacheError as error:
     print(error)
 """
     printed = run(code, tmp_path)
-    assert printed.startswith(f"Cannot use the cache {tmp_path} ([Errno 28] No space left on device); make room")
+    assert printed.startswith(
+        f"Cannot use the cache {tmp_path} ([Errno 28] No space left on device); make room"
+    )
     assert printed.count("\n") == 1
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from arcface_builder.errors import NoGpuError
-from arcface_builder.trt import compat as toolkit
+from arcface_builder.trt import compat
 from arcface_builder.trt.gpu import gpu_at_hand
 
 
@@ -17,7 +17,7 @@ def cudart(trt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
     runtime = pytest.importorskip("cuda.bindings.runtime")
     if runtime.cudaDriverGetVersion()[1]:
         pytest.skip("has a driver")
-    monkeypatch.setattr(toolkit, "find_tensorrt", lambda: trt)
+    monkeypatch.setattr(compat, "find_tensorrt", lambda: trt)
     return runtime
 
 
@@ -25,12 +25,12 @@ def cudart(trt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_machine_without_a_driver_builds_no_plans() -> None:
     with pytest.raises(
         NoGpuError,
-        match=r"There is no GPU .* --from-store\.$|CUDA cannot be used: CUDA says ",
+        match=r"CUDA finds no GPU.* --from-store\.$|CUDA cannot be used: CUDA says ",
     ):
         gpu_at_hand()
 
 
-def test_without_tensorrt_the_way_without_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tensorrt_the_message_says_what_works_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
 
     with pytest.raises(NoGpuError, match=r"TensorRT cannot be imported .* --cc \.\.\. --from-store\.$"):
@@ -38,7 +38,7 @@ def test_without_tensorrt_the_way_without_a_gpu_is_named(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("failure", [ImportError, OSError, RuntimeError])
-def test_whatever_keeps_tensorrt_from_starting_is_said(
+def test_the_reason_why_tensorrt_cannot_be_imported_is_passed_on(
     failure: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(name: str) -> None:
@@ -47,10 +47,10 @@ def test_whatever_keeps_tensorrt_from_starting_is_said(
     monkeypatch.setattr("importlib.import_module", fail)
 
     with pytest.raises(NoGpuError, match=r"TensorRT cannot be imported \(libnvinfer is of another kind\)"):
-        toolkit.find_tensorrt()
+        compat.find_tensorrt()
 
 
-def test_a_driver_that_is_too_old_is_said(cudart: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_that_is_too_old_is_named(cudart: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # The error is CUDA's own: it has one for a driver that is too old and one that is not there.
     monkeypatch.setattr(cudart, "cudaDriverGetVersion", lambda: (cudart.cudaError_t.cudaSuccess, 11040))
 

@@ -1,13 +1,15 @@
-"""A long build beside the thread that waits for it: how far it is, and how it is stopped."""
+"""A long build in another thread: how far it is, and how it is stopped."""
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -16,11 +18,11 @@ import pytest
 
 from arcface_builder.graph.precision import typed_graph
 from arcface_builder.trt.progress import Phases, run_interruptibly
-from arcface_client.cli.commandline import INTERRUPTED
+from arcface_client.cli.terminal import INTERRUPTED
 from support import children
 
 
-def test_what_the_work_raises_is_raised_where_it_is_waited_for(capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_error_of_the_work_is_raised_where_it_is_waited_for(capfd: pytest.CaptureFixture[str]) -> None:
     def work() -> None:
         raise MemoryError("of the host")
 
@@ -48,13 +50,13 @@ import signal
 import sys
 from pathlib import Path
 import tensorrt_rtx as trt
-from arcface_builder.trt import engine as builder
+from arcface_builder.trt import engine
 from arcface_builder.trt.options import BuildOptions
-builder.monitor = lambda *_: None  # as with TensorRT 8.5
+engine.monitor = lambda *_: None  # as with TensorRT 8.5
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
 try:
     graph, options = Path(sys.argv[1]).read_bytes(), BuildOptions()
-    builder.build_plan(trt, graph, options, target_sm="86", report=lambda *_: print("builds", flush=True))
+    engine.build_plan(trt, graph, options, target_sm="86", report=lambda *_: print("builds", flush=True))
 except KeyboardInterrupt:
     sys.exit(130)
 """
@@ -77,68 +79,6 @@ def test_a_build_that_cannot_be_stopped_ends_with_the_process(
     _, said = child.communicate(timeout=60)
 
     assert (child.returncode, said) == (130, "")
-
-
-UNSTOPPABLE_WORK = """
-import signal
-import sys
-import threading
-from arcface_builder.trt.progress import run_interruptibly
-signal.signal(signal.SIGINT, signal.default_int_handler)
-never = threading.Event()
-print("said before")
-def work():
-    print("works", file=sys.stderr, flush=True)
-    never.wait()
-try:
-    run_interruptibly(work, tick=lambda: None, cancelled=threading.Event(), stoppable=False)
-except KeyboardInterrupt:
-    pass  # the exit code is then that of the end at once, or 0
-"""
-
-
-@pytest.mark.parametrize(
-    ("stdout", "printed"),
-    [("", "said before\n"), (">&-", ""), (">/dev/full", "")],
-    ids=["piped", "closed", "full disk"],
-)
-def test_work_that_cannot_be_stopped_ends_with_the_process_whatever_standard_output_is(
-    stdout: str, printed: str
-) -> None:
-    child = subprocess.Popen(
-        ["sh", "-c", f'exec "$0" "$@" {stdout}', sys.executable, "-c", UNSTOPPABLE_WORK],
-        env=os.environ | {"PYTHONUNBUFFERED": ""},  # something is to be flushed at the end
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert child.stderr is not None
-    assert child.stderr.readline() == "works\n"
-
-    child.send_signal(signal.SIGINT)
-    was_printed, said = child.communicate(timeout=60)
-
-    assert child.returncode == INTERRUPTED
-    assert was_printed == printed
-    assert said == ""
-
-
-def test_ctrl_c_while_the_work_is_started_lets_it_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
-    start, cancelled, done = threading.Thread.start, threading.Event(), []
-
-    def interrupted(thread: threading.Thread) -> None:
-        start(thread)
-        raise KeyboardInterrupt  # Python waits in there until the thread runs
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(threading.Thread, "start", interrupted)
-        run_interruptibly(lambda: done.append(1), tick=lambda: None, cancelled=cancelled, stoppable=True)
-
-    assert cancelled.is_set()
-    for thread in threading.enumerate():
-        if thread.name == "tensorrt-build":
-            thread.join(10)
-    assert not done
 
 
 def test_ctrl_c_in_the_works_first_moment_cancels_it() -> None:
@@ -221,3 +161,23 @@ def test_phases_change_while_they_are_asked() -> None:
     finally:
         sys.setswitchinterval(interval_s)
     asked.result()
+
+
+def test_a_build_that_failed_is_freed_with_its_error() -> None:
+    class Builder:
+        pass
+
+    left: list[weakref.ref[Builder]] = []
+
+    def fail() -> None:
+        builder = Builder()
+        left.append(weakref.ref(builder))
+        raise ValueError("no plan")
+
+    gc.disable()
+    try:
+        with pytest.raises(ValueError, match="no plan"):
+            run_interruptibly(fail, tick=lambda: None, cancelled=threading.Event(), stoppable=True)
+        assert left[0]() is None
+    finally:
+        gc.enable()

@@ -13,11 +13,11 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from arcface_builder.errors import PlanDamagedError, PlanManifestError, RepositoryError
+from arcface_builder.errors import PlanDamagedError, RepositoryError
 from arcface_builder.repository.publish import ModelRepository, replace_text
 from arcface_builder.repository.publish_plan import AddedPlan, add_plan, add_plans
 from arcface_builder.store import StoredPlan
-from arcface_builder.store.identity import PLATFORM, SMALL_BATCH_PROFILE
+from arcface_client.errors import ManifestError
 from support import children
 from support.engines import stored_plan
 
@@ -217,7 +217,7 @@ def test_a_record_that_cannot_be_true_is_named(
     record = repository.root / "m_trt-1-sm80.manifest.json"
     record.write_text(record.read_text().replace(old, new, 1))
 
-    with pytest.raises(PlanManifestError, match=f"^{record}:? {message}"):
+    with pytest.raises(ManifestError, match=f"^{record}:? {message}"):
         add(repository, "90")
 
 
@@ -327,7 +327,7 @@ def test_what_an_operator_set_stays_when_a_plan_is_added(
 def with_profiles(plan: StoredPlan, has_two: bool) -> StoredPlan:
     identity = replace(
         plan.manifest.identity,
-        settings={PLATFORM: plan.manifest.identity.platform, SMALL_BATCH_PROFILE: has_two},
+        settings={"platform": plan.manifest.identity.platform, "small_batch_profile": has_two},
     )
     return replace(plan, manifest=replace(plan.manifest, identity=identity))
 

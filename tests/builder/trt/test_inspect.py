@@ -11,11 +11,11 @@ from arcface_builder.errors import CompileError, PrecisionError
 from arcface_builder.trt.inspect import LayerPrecisions, check_precision, layer_precisions
 
 # Layers of each kind out of what TensorRT 8.5.3.1 said of an IResNet-18 in FP16 on an H200. With dynamic
-# shapes it tells no tensor's format, although the context had its shapes set; a convolution is known by the
-# type of its weights.
+# shapes it gives no tensor's format, although the context had its shapes set; a convolution has the type of
+# its weights.
 VERSION_8 = json.loads(Path(__file__).with_name("inspector-8.5.3.json").read_text())
 
-# Written after TensorRT's documentation; no inspector of TensorRT 10 or 11 was at hand.
+# Written after TensorRT's documentation; no inspector of TensorRT 10 or 11 was available.
 VERSION_11 = {
     "Layers": [
         {
@@ -63,8 +63,8 @@ def test_each_optimisation_profile_is_counted_by_itself() -> None:
 
 
 @pytest.mark.parametrize("said", ["", "[]", "{}", "null"])
-def test_what_is_no_inspector_output_is_refused(said: str) -> None:
-    with pytest.raises(CompileError, match="TensorRT's inspector says nothing of layers"):
+def test_a_report_without_layers_is_refused(said: str) -> None:
+    with pytest.raises(CompileError, match="TensorRT's inspector reports no layers"):
         layer_precisions(said)
 
 
@@ -78,7 +78,7 @@ def test_what_is_no_inspector_output_is_refused(said: str) -> None:
         ("int8", {"int8": 50, "fp16": 3}),
     ],
 )
-def test_a_plan_that_is_what_it_is_named_passes(precision: str, convolutions: dict[str, int]) -> None:
+def test_a_plan_that_runs_in_its_precision_passes(precision: str, convolutions: dict[str, int]) -> None:
     check_precision(LayerPrecisions(convolutions, convolutions), precision)
 
 
@@ -90,13 +90,13 @@ def test_a_plan_that_is_what_it_is_named_passes(precision: str, convolutions: di
         ("fp32", {"fp32": 52, "fp16": 1}, "1 in fp16, 52 in fp32"),
     ],
 )
-def test_a_plan_that_is_not_what_it_is_named_is_refused(
+def test_a_plan_that_runs_in_another_precision_is_refused(
     precision: str, convolutions: dict[str, int], found: str
 ) -> None:
     with pytest.raises(PrecisionError, match=f"The plan named {precision} .*: {found}; expected"):
         check_precision(LayerPrecisions(convolutions, convolutions), precision)
 
 
-def test_a_plan_of_whose_convolutions_nothing_is_told_is_refused() -> None:
-    with pytest.raises(PrecisionError, match="tells of no convolution in the plan named fp16"):
+def test_a_plan_without_known_convolutions_is_refused() -> None:
+    with pytest.raises(PrecisionError, match="lists no convolution in the plan named fp16"):
         check_precision(LayerPrecisions({"fp16": 3}, {}), "fp16")

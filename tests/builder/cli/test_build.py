@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,6 @@ import pytest
 
 from arcface_builder.build import build
 from arcface_builder.cli.app import main
-from arcface_builder.cli.sources import add_sources, source_from
 from arcface_builder.errors import NotArcFaceError
 from arcface_builder.source.load import (
     Checkpoint,
@@ -37,6 +36,28 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def asked_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], Source]:
+    """The source that arguments of the command name."""
+
+    class Asked(Exception):
+        pass
+
+    def ask(arguments: list[str]) -> Source:
+        sources: list[Source] = []
+
+        def note(source: Source, **_: object) -> None:
+            sources.append(source)
+            raise Asked
+
+        with monkeypatch.context() as patch, pytest.raises(Asked):
+            patch.setattr("arcface_builder.cli.build.build_model", note)
+            main(["build", "--name", "m", *arguments])
+        return sources[0]
+
+    return ask
+
+
 def arguments(source: Path, *more: str) -> list[str]:
     folder = str(source.parent / "models")
     return ["build", "--name", "small", "--repository", folder, "--onnx-path", str(source), *more]
@@ -52,7 +73,7 @@ def test_what_is_built_embeds_real_faces_as_the_source_does(source: Path, tmp_pa
     assert (built.model, built.version, built.path.name) == ("small_onnx", 1, "1")
 
 
-def test_the_manifest_tells_source_model_and_proof(source: Path) -> None:
+def test_the_manifest_has_the_source_the_file_and_the_comparison(source: Path) -> None:
     assert main(arguments(source)) == 0
 
     models = source.parent / "models"
@@ -138,11 +159,10 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     ],
     ids=str,
 )
-def test_the_arguments_and_the_location_of_a_source_lead_back_to_it(source: Source) -> None:
-    parser = argparse.ArgumentParser()
-    add_sources(parser)
-
-    assert source_from(parser.parse_args(build_arguments(source))) == source
+def test_the_arguments_and_the_location_of_a_source_lead_back_to_it(
+    source: Source, asked_for: Callable[[list[str]], Source]
+) -> None:
+    assert asked_for(build_arguments(source)) == source
     assert located(json.loads(json.dumps(source.location()))) == source
 
 
@@ -157,12 +177,11 @@ def test_the_arguments_and_the_location_of_a_source_lead_back_to_it(source: Sour
     ],
     ids=str,
 )
-def test_a_location_is_the_same_from_everywhere_and_gives_no_consent(source: Source, lasting: Source) -> None:
-    parser = argparse.ArgumentParser()
-    add_sources(parser)
-
+def test_a_location_is_absolute_and_does_not_accept_a_license(
+    source: Source, lasting: Source, asked_for: Callable[[list[str]], Source]
+) -> None:
     assert located(source.location()) == lasting
-    assert source_from(parser.parse_args(build_arguments(source))) == lasting
+    assert asked_for(build_arguments(source)) == lasting
 
 
 def test_a_build_without_serving_flags_keeps_how_the_model_is_served(
@@ -180,7 +199,7 @@ def test_a_build_without_serving_flags_keeps_how_the_model_is_served(
     assert "config.pbtxt of all versions changes: " in caplog.text
 
 
-def test_the_result_says_if_the_source_itself_was_not_run(
+def test_the_output_says_if_the_source_itself_was_not_run(
     source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     onnx.save_model(mxnet_broken(small_arcface()), source)
@@ -189,18 +208,24 @@ def test_the_result_says_if_the_source_itself_was_not_run(
     assert "of its source's fixed copy: the source file itself was not run" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["inspect", "build", "compile", "engines"])
-def test_no_line_of_the_help_is_wider_than_the_terminal(
-    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "command", [[], ["inspect"], ["build"], ["compile"], ["engines"], ["engines", "prune"]]
+)
+def test_the_help_has_every_option_and_examples(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "110")
 
-    with pytest.raises(SystemExit):
-        main([command, "--help"])
+    assert main([*command, "--help"]) == 0
 
-    usage, _, rest = capsys.readouterr().out.partition("\n\n")  # argparse does not break a choice of flags
-    assert usage.startswith("usage: ")
-    assert max(len(line) for line in rest.splitlines()) <= 110
+    shown = capsys.readouterr().out
+    assert max(len(line) for line in shown.splitlines()) <= 110
+    if command in ([], ["build"], ["compile"], ["engines"]):
+        assert "Examples:" in shown
+        assert "arcface-builder " in shown
+    if command == ["compile"]:
+        for panel in ("The plan", "Where plans are kept", "A fleet's plans, without a GPU"):
+            assert panel in shown
 
 
 @pytest.mark.parametrize(
@@ -224,10 +249,7 @@ def test_no_line_of_the_help_is_wider_than_the_terminal(
     ids=" ".join,
 )
 def test_wrong_usage_ends_with_2(wrong: list[str]) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        main(wrong)
-
-    assert exit_.value.code == 2
+    assert main(wrong) == 2
 
 
 @pytest.mark.parametrize(
@@ -239,11 +261,8 @@ def test_wrong_usage_ends_with_2(wrong: list[str]) -> None:
     ],
     ids=["repository", "source", "compile"],
 )
-def test_a_path_that_no_record_can_hold_is_wrong_usage(
+def test_a_path_that_is_not_utf8_is_wrong_usage(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        main(arguments)
-
-    assert exit_.value.code == 2
+    assert main(arguments) == 2
     assert "\\udcff" in capsys.readouterr().err
