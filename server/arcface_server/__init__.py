@@ -10,10 +10,9 @@
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # typing is not imported, as in arcface_client
-if TYPE_CHECKING:
-    from typing import Any
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
     from .local import LocalTriton
 
 __all__ = ["LocalTriton"]
