@@ -90,8 +90,8 @@ def test_the_plain_client_loads_grpc_and_numpy_but_nothing_heavier() -> None:
 @pytest.mark.parametrize(
     ("missing", "said"),
     [
-        ("onnx", "arcface-builder needs the package onnx: pip install 'arcface-triton[builder]'\n"),
-        ("fcntl", "arcface-builder needs Linux or macOS: this system has no file locks by fcntl\n"),
+        ("onnx", "arcface-builder needs the package onnx: pip install 'arcface-triton[builder,cli]'\n"),
+        ("fcntl", "arcface-builder needs Linux or macOS: Python has no module fcntl here\n"),
     ],
 )
 def test_the_builder_says_what_a_small_installation_or_its_system_lacks(missing: str, said: str) -> None:
