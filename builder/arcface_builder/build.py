@@ -25,8 +25,7 @@ from arcface_client.runtimes.onnxruntime import OnnxRuntime
 
 from .check.accuracy import check_onnx_model
 from .repository.config import ServingOptions, config_text, onnx_config
-from .repository.manifest import tool_versions
-from .repository.publish import ModelRepository, check_name
+from .repository.publish import ModelRepository, check_name, tool_versions
 from .source.load import Source, build_arguments
 from .source.reference import ReferenceEmbedder
 

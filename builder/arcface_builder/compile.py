@@ -19,10 +19,8 @@ from .check.accuracy import AccuracyReport, ReferenceEmbeddings, reference_for_p
 from .check.refusal import keep_refusal
 from .errors import ParityError, PrecisionError, ServedModelError
 from .graph.precision import check_gpu_has, fallbacks, typed_graph
-from .repository.manifest import tool_versions
-from .repository.publish import ModelRepository
-from .repository.publish_plan import AddedPlan, add_plan
-from .repository.published import check_free, published_plans, recorded_plan
+from .repository.plans import AddedPlan, add_plan, check_free, published_plans, recorded_plan
+from .repository.publish import ModelRepository, tool_versions
 from .source.load import Source
 from .source.onnx_version import OnnxVersion
 from .source.reference import source_embedder

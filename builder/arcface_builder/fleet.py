@@ -11,9 +11,8 @@ from arcface_client.models.naming import plan_model
 
 from .compile import PlanRequest, convert, plan_key
 from .errors import CompileError
+from .repository.plans import AddedPlan, add_plans, published_plans, recorded_plan
 from .repository.publish import ModelRepository
-from .repository.publish_plan import AddedPlan, add_plans
-from .repository.published import published_plans, recorded_plan
 from .store import GPU, PlanStore, StoredPlan, release_of, sm_of, this_platform
 from .trt.compat import is_strongly_typed
 

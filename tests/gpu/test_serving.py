@@ -14,14 +14,14 @@ import pytest
 
 from arcface_builder.check import crops as faces
 from arcface_builder.compile import Compiled
+from arcface_builder.repository.plans import add_plan
 from arcface_builder.repository.publish import ModelRepository
-from arcface_builder.repository.publish_plan import add_plan
-from arcface_builder.repository.published import manifest_path
 from arcface_builder.store import StoredPlan
 from arcface_builder.trt.gpu import Gpu
 from arcface_client import EmbeddingClient, get_embedding_backend
 from arcface_client.cli.app import main
 from arcface_client.errors import ArcFaceError
+from arcface_client.models.manifest import manifest_path
 from arcface_server import LocalTriton
 from support.gpu_models import Model
 
@@ -106,7 +106,7 @@ def corrupted(repository: ModelRepository, plan: Compiled) -> None:
 
 
 def of_another_tensorrt(repository: ModelRepository, plan: Compiled) -> None:
-    record = manifest_path(repository, "small_trt", 1, plan.manifest.identity.sm)
+    record = manifest_path(repository.root, "small_trt", 1, plan.manifest.identity.sm)
     manifest = json.loads(record.read_text())
     manifest["identity"]["tensorrt_version"] = "99.0.0.1"
     record.write_text(json.dumps(manifest))
@@ -115,7 +115,7 @@ def of_another_tensorrt(repository: ModelRepository, plan: Compiled) -> None:
 def of_another_gpu(repository: ModelRepository, plan: Compiled) -> None:
     """Leave nothing but a plan with another architecture's name."""
     shutil.rmtree(repository.root / "small_trt")
-    manifest_path(repository, "small_trt", 1, plan.manifest.identity.sm).unlink()
+    manifest_path(repository.root, "small_trt", 1, plan.manifest.identity.sm).unlink()
     other = "80" if plan.manifest.identity.sm != "80" else "90"
     identity = dataclasses.replace(plan.manifest.identity, sm=other)
     engine = StoredPlan(plan.added.path, dataclasses.replace(plan.manifest, identity=identity))

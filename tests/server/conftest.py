@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import tritonclient.grpc as grpcclient
 
+from arcface_builder.repository.plans import add_plan
 from arcface_builder.repository.publish import ModelRepository
-from arcface_builder.repository.publish_plan import add_plan
 from arcface_server import LocalTriton
 from support.engines import stored_plan
 from support.tiny import tiny_serving_graph, write_tiny_repository

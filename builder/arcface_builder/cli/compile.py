@@ -23,8 +23,8 @@ from ..errors import OptionError, RepositoryError
 from ..fleet import assemble
 from ..graph.precision import calibration_crops
 from ..repository.config import MOST_INSTANCES, check_range
+from ..repository.plans import AddedPlan
 from ..repository.publish import ModelRepository
-from ..repository.publish_plan import AddedPlan
 from ..source.load import Source, located
 from ..source.onnx_version import OnnxVersion, find_onnx
 from ..store import open_store, sm_of

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Final
 
@@ -23,15 +25,16 @@ from arcface_client.models import manifest as manifests
 from arcface_client.models.naming import family, onnx_model, plan_model
 from arcface_client.models.repository import LocalModels
 
+from ..disk import NO_SPACE, flush, locked
 from ..errors import OptionError, RepositoryError
 from .config import CONFIG_FILE, config_changes
-from .disk import NO_SPACE, flush, locked
 
 _log = logging.getLogger(__name__)
 
 LOCK_FILE: Final = ".lock"
 _OWNER_FILE: Final = ".owner"
 _PROBE_FILE: Final = ".probe"
+_TOOLS: Final = ("arcface-triton", "numpy", "onnx", "onnx-ir", "onnxruntime")
 
 # What Triton, a file system, an object store and a shell all accept.
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -245,3 +248,14 @@ def check_name(name: str) -> str:
             f"{family(name)!r}, for {onnx_model(family(name))} and {plan_model(family(name))}."
         )
     return name
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of what builds models, for the manifests."""
+    versions = {"python": platform.python_version()}
+    for package in _TOOLS:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+            versions[package] = "unknown"
+    return versions

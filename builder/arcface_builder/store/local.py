@@ -18,11 +18,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from arcface_client.models.cache import cache_folder
+from arcface_client.models.files import cache_folder
 from arcface_client.models.manifest import PlanKey, PlanManifest
 
+from ..disk import flush
 from ..errors import CacheError, PlanDamagedError
-from ..repository.disk import flush
 from .stored import MANIFEST_ENDING, Entry, StoredPlan, check_plan, read_manifest
 
 _log = logging.getLogger(__name__)

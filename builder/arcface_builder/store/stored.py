@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from arcface_client.errors import ManifestError
-from arcface_client.models.checksum import sha256_of
+from arcface_client.models.files import sha256_of
 from arcface_client.models.manifest import PlanManifest
 
 from ..errors import PlanDamagedError

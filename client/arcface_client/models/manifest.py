@@ -271,11 +271,6 @@ class PlanKey:
         return str(self.settings.get("platform"))
 
     @property
-    def kind(self) -> str:
-        """What a server needs to load it, for messages."""
-        return f"TensorRT {self.tensorrt_version} for {self.platform}"
-
-    @property
     def digest(self) -> str:
         """A short name for exactly this key; the same from one version of this project to the next."""
         fields = {name: value for name, value in asdict(self).items() if value is not None}
@@ -298,14 +293,6 @@ class PlanKey:
     def key(self) -> str:
         """Where a store keeps the plan, relative to its root."""
         return f"engines/{self.prefix}/{self.filename}"
-
-    def differences(self, other: PlanKey) -> list[str]:
-        """What to change in another key to get this one, a phrase for each field."""
-        ours, theirs = (asdict(one) | dict(one.settings) for one in (self, other))
-        names = [name for name in asdict(self) if name != "settings"]
-        names += sorted(self.settings.keys() | other.settings.keys())
-        pairs = [(name, ours.get(name), theirs.get(name)) for name in names]
-        return [f"{name} {there}, not {here}" for name, here, there in pairs if here != there]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

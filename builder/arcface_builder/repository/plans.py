@@ -1,0 +1,362 @@
+"""The plans of a repository's ``{name}_trt`` models: which there are, how one is added, what is served.
+
+Version N holds the plans of the ONNX sibling's version N, one for each GPU architecture. A plan is renamed
+into its version before the configuration names it, and is never changed.
+
+Triton keeps one map from compute capability to file name for all versions of a model. When a version that it
+is told to serve lacks one of the files, loading fails for all of them. Therefore:
+
+* The map is that of the newest version with a plan for every architecture in the present map. A new version
+  is left out until its last plan has come, and the one before serves on.
+* That version is served, and the newest one before it that has files of all these names.
+* An architecture leaves the map, with a warning, only when its plans are gone from the disk.
+* All plans served are by one TensorRT and for one platform, since no server loads others.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from arcface_client.models.manifest import PlanKey, PlanManifest, manifest_path, plan_manifest_paths
+from arcface_client.models.naming import plan_model
+
+from ..disk import flush
+from ..errors import PlanDamagedError, RepositoryError
+from ..store import StoredPlan, check_plan, describe_plan, release_of
+from .config import (
+    CONFIG_FILE,
+    VERSIONS_SERVED,
+    config_changes,
+    config_text,
+    losses,
+    plan_config,
+    read_config,
+)
+from .publish import ModelRepository, os_errors, place, replace_text
+
+_log = logging.getLogger(__name__)
+
+Plans = dict[int, dict[str, PlanManifest]]
+"""Manifests by version and compute capability."""
+
+
+@dataclass(frozen=True)
+class AddedPlan:
+    """A plan in the repository.
+
+    Attributes:
+        model: The model that has it.
+        version: The version that has it.
+        path: Its file.
+        served: The versions that Triton is told to serve now.
+        is_new: Whether it was not there before.
+        tensorrt_version: The TensorRT that it is by.
+        platform: The operating system and processor that it is for.
+    """
+
+    model: str
+    version: int
+    path: Path
+    served: tuple[int, ...]
+    is_new: bool
+    tensorrt_version: str
+    platform: str
+
+
+def published_plans(repository: ModelRepository, model: str) -> Plans:
+    """The plans of a model: the manifests whose files exist.
+
+    Raises:
+        ManifestError: A manifest is damaged.
+    """
+    found: Plans = {}
+    for version in repository.versions(model):
+        for path in plan_manifest_paths(repository.root, model, version):
+            manifest = PlanManifest.read(path)
+            if (repository.root / model / str(version) / manifest.identity.filename).is_file():
+                found.setdefault(version, {})[manifest.identity.compute_capability] = manifest
+    return found
+
+
+def recorded_plan(repository: ModelRepository, key: PlanKey, version: int) -> StoredPlan | None:
+    """The plan with this key that a version has; None if it has none.
+
+    Raises:
+        ManifestError: A manifest is damaged.
+        PlanDamagedError: The plan differs from its manifest.
+    """
+    model = plan_model(key.model)
+    manifest = published_plans(repository, model).get(version, {}).get(key.compute_capability)
+    if manifest is None or manifest.identity != key:
+        return None
+    path = repository.root / model / str(version) / key.filename
+    try:
+        check_plan(path, manifest, where=str(path))
+    except PlanDamagedError as error:
+        raise PlanDamagedError(f"{error} Remove it, and compile again.") from error
+    return StoredPlan(path, manifest)
+
+
+def check_free(repository: ModelRepository, key: PlanKey, version: int) -> None:
+    """Refuse, before minutes of building, a plan that could not be added to a version afterwards.
+
+    Raises:
+        RepositoryError: The repository cannot be written, or the version has another plan for the
+            architecture, or plans that no server can load beside this one.
+    """
+    if repository.root.exists() and not os.access(repository.root, os.W_OK):
+        raise RepositoryError(
+            f"Cannot write the model repository {repository.root}; make it writable, or name another "
+            "(--repository). Nothing was built."
+        )
+    model = plan_model(key.model)
+    folder = repository.root / model / str(version)
+    for path in _files_for(folder, key):
+        raise _taken(path, "and this one would have to be built")
+    there = published_plans(repository, model).get(version, {})
+    _check_alike([*(manifest.identity for manifest in there.values()), key], folder)
+
+
+def add_plan(
+    repository: ModelRepository, plan: StoredPlan, *, version: int, instances: int | None = None
+) -> AddedPlan:
+    """Add one stored plan to a version; see ``add_plans``."""
+    (added,) = add_plans(repository, [plan], version=version, instances=instances)
+    return added
+
+
+def add_plans(
+    repository: ModelRepository, stored: Sequence[StoredPlan], *, version: int, instances: int | None = None
+) -> list[AddedPlan]:
+    """Add stored plans of one model to a version of ``{name}_trt``: all of them, or none.
+
+    Args:
+        repository: The model repository.
+        stored: Plans from the store, each for another architecture.
+        version: The ONNX sibling's version that they were built from.
+        instances: Copies that Triton runs side by side on each GPU; None keeps the present number, or is 2.
+
+    Raises:
+        RepositoryError: The version has another plan for an architecture, or plans by another TensorRT or for
+            another platform, or cannot be written.
+        PlanDamagedError: A plan differs from its manifest.
+        ManifestError: The manifest of a published plan is damaged.
+    """
+    wanted = {plan.manifest.identity.compute_capability: plan.manifest for plan in stored}
+    model = plan_model(stored[0].manifest.identity.model)
+    folder = repository.root / model / str(version)
+    with repository.staging() as staged, os_errors(repository.root):
+        for plan in stored:
+            _copy(plan, staged)
+        with repository.lock():
+            plans = published_plans(repository, model)
+            there = plans.setdefault(version, {})
+            for capability, manifest in wanted.items():
+                _check_same(there.get(capability), manifest, folder)
+            _check_alike([manifest.identity for manifest in (*there.values(), *wanted.values())], folder)
+            changed = [
+                manifest for capability, manifest in wanted.items() if there.get(capability) != manifest
+            ]
+            there.update(wanted)
+            old = read_config(folder.parent / CONFIG_FILE)
+            before = set(old.cc_model_filenames) if old else set()
+            filenames, served = choose_served(plans, before)
+            config = _config(model, plans, filenames, served, instances, old)
+            added = [
+                AddedPlan(
+                    model=model,
+                    version=version,
+                    path=folder / manifest.identity.filename,
+                    served=served,
+                    is_new=not (folder / manifest.identity.filename).is_file(),
+                    tensorrt_version=manifest.identity.tensorrt_version,
+                    platform=manifest.identity.platform,
+                )
+                for manifest in wanted.values()
+            ]
+            _write(repository, staged, folder, changed, config, old)
+    _report_changes(model, old, config, before - filenames.keys())
+    for capability in wanted:
+        if version not in served or capability not in filenames:
+            why = _why_not_served(plans, filenames, version, max(served))
+            _log.warning(
+                "The plan of version %d of %s for %s is not served: %s", version, model, capability, why
+            )
+    return added
+
+
+def choose_served(plans: Plans, before: Set[str]) -> tuple[dict[str, str], tuple[int, ...]]:
+    """The file names of the map and the versions to serve; see the module's description.
+
+    Args:
+        plans: The published plans.
+        before: The compute capabilities in the present map.
+    """
+    leading = max(plans, key=lambda version: (len(before & plans[version].keys()), version))
+    filenames, kinds = _filenames(plans[leading]), _kinds(plans[leading])
+    complete = [
+        version
+        for version, there in sorted(plans.items())
+        if _filenames(there).items() >= filenames.items() and _kinds(there) == kinds
+    ]
+    return filenames, tuple(complete[-VERSIONS_SERVED:])
+
+
+def _copy(plan: StoredPlan, staged: Path) -> None:
+    """Copy a plan into the staging folder, and check the copy: it may have changed since it was found."""
+    copy = staged / plan.manifest.identity.filename
+    try:
+        shutil.copyfile(plan.path, copy)
+    except FileNotFoundError as error:
+        raise PlanDamagedError(f"{plan.path} was removed meanwhile; compile again.") from error
+    check_plan(copy, plan.manifest, where=str(plan.path))
+    flush(copy)
+
+
+def _write(
+    repository: ModelRepository,
+    staged: Path,
+    folder: Path,
+    changed: Iterable[PlanManifest],
+    config: Any,
+    old: Any | None,
+) -> None:
+    """Write manifests, then plans, then the configuration; a manifest without its plan is removed again."""
+    model_folder, text = folder.parent, config_text(config)
+    had_folder = model_folder.is_dir()
+    records = {
+        manifest_path(repository.root, model_folder.name, int(folder.name), manifest.identity.sm): manifest
+        for manifest in changed
+    }
+    try:
+        for path, manifest in records.items():
+            replace_text(path, manifest.to_json(), via=staged.parent)
+        _place(staged, folder, text)
+    finally:
+        for path, manifest in records.items():
+            if not (folder / manifest.identity.filename).is_file():
+                path.unlink(missing_ok=True)
+    if had_folder and config != old:  # Triton reloads every version when the file is touched
+        replace_text(model_folder / CONFIG_FILE, text, via=staged.parent)
+    flush(model_folder)
+    flush(repository.root)
+
+
+def _place(staged: Path, version: Path, config: str) -> None:
+    """Rename staged plans into their version; a missing version or model appears by one rename."""
+    if not version.is_dir():
+        flush(staged)
+        place(staged, version, config)
+        return
+    for plan in sorted(staged.iterdir()):
+        if not (version / plan.name).is_file():
+            plan.rename(version / plan.name)
+    flush(version)
+
+
+def _config(
+    model: str,
+    plans: Plans,
+    filenames: dict[str, str],
+    served: tuple[int, ...],
+    instances: int | None,
+    old: Any | None,
+) -> Any:
+    keys = [plans[version][capability].identity for version in served for capability in filenames]
+    return plan_config(
+        model,
+        filenames=filenames,
+        versions=served,
+        max_batch_size=min(key.max_batch_size for key in keys),
+        profiles=min(key.profiles for key in keys),
+        instances=instances,
+        old=old,
+    )
+
+
+def _report_changes(model: str, old: Any | None, config: Any, lost: Set[str]) -> None:
+    if old is not None and config != old:
+        changes = config_changes(config_text(old), config_text(config))
+        _log.info("%s of all versions of %s changes: %s", CONFIG_FILE, model, changes)
+        for sentence in losses(old, config):
+            _log.warning("%s", sentence)
+    if lost:
+        _log.warning(
+            "%s no longer has a plan for %s: no version has plans for all architectures served until now",
+            model,
+            ", ".join(sorted(lost)),
+        )
+
+
+def _why_not_served(plans: Plans, filenames: dict[str, str], version: int, leading: int) -> str:
+    if version < leading:
+        return f"version {leading} is; compile that"
+    missing = sorted(filenames.keys() - plans[version].keys(), key=release_of)
+    complete = [str(number) for number, there in sorted(plans.items()) if there.keys() >= {*missing}]
+    return (
+        f"version {leading} serves on until version {version} has plans for {', '.join(missing)} too; "
+        f"or remove version {', '.join(complete)} to give these architectures up"
+    )
+
+
+def _files_for(folder: Path, key: PlanKey) -> list[Path]:
+    return sorted(folder.glob(f"*-sm{key.sm}.plan"))
+
+
+def _check_same(recorded: PlanManifest | None, wanted: PlanManifest, folder: Path) -> None:
+    """Refuse another plan than the one there. The file decides: its manifest may be missing or wrong."""
+    for there in _files_for(folder, wanted.identity):
+        if (
+            there.name == wanted.identity.filename
+            and describe_plan(there)["plan_sha256"] == wanted.plan_sha256
+        ):
+            continue
+        differences = recorded and _differences(wanted.identity, recorded.identity)
+        raise _taken(there, differences or "of other bytes")
+
+
+def _taken(path: Path, why: str) -> RepositoryError:
+    sm = path.stem.rpartition("-sm")[2]
+    return RepositoryError(
+        f"{path.parent} has a plan for sm{sm} already, {path.name} ({why}). A version is never changed: run "
+        "`arcface-builder build` for the next one, and compile that."
+    )
+
+
+def _check_alike(keys: Iterable[PlanKey], folder: Path) -> None:
+    """Refuse plans of one version that no server can load together."""
+    for one, other in pairwise(keys):
+        if (one.tensorrt_version, one.platform) != (other.tensorrt_version, other.platform):
+            raise RepositoryError(
+                f"In {folder}, {one.filename} would be by {_kind(one)}, {other.filename} by {_kind(other)}; "
+                "no server loads both. For another TensorRT run `arcface-builder build` for the next "
+                "version, and compile that for every architecture. Another platform needs its own repository."
+            )
+
+
+def _kind(key: PlanKey) -> str:
+    """What a server needs to load a plan, for messages."""
+    return f"TensorRT {key.tensorrt_version} for {key.platform}"
+
+
+def _differences(wanted: PlanKey, there: PlanKey) -> str:
+    """The fields in which a published plan's key differs from the wanted one."""
+    ours, theirs = (asdict(key) | dict(key.settings) for key in (wanted, there))
+    names = [name for name in {**ours, **theirs} if name != "settings" and ours.get(name) != theirs.get(name)]
+    return ", ".join(f"{name} {theirs.get(name)}, not {ours.get(name)}" for name in names)
+
+
+def _filenames(plans: dict[str, PlanManifest]) -> dict[str, str]:
+    return {capability: manifest.identity.filename for capability, manifest in plans.items()}
+
+
+def _kinds(plans: dict[str, PlanManifest]) -> set[tuple[str, str]]:
+    keys = [manifest.identity for manifest in plans.values()]
+    return {(key.tensorrt_version, key.platform) for key in keys}

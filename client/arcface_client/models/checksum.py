@@ -1,3 +1,0 @@
-"""Moved to ``files``."""
-
-from .files import sha256_of as sha256_of
