@@ -11,8 +11,9 @@ from functools import cache
 from pathlib import Path
 
 from arcface_client.contract import Crops, Progress, no_progress
-from arcface_client.models.manifest import PlanKey, PlanManifest, PlanParity, Setting
+from arcface_client.models.manifest import PlanKey, PlanManifest, PlanParity
 from arcface_client.models.naming import plan_model
+from arcface_client.models.schema import Setting
 from arcface_client.triton.limits import DEFAULT_MAX_DRIFT_COSINE
 
 from .check.accuracy import AccuracyReport, ReferenceEmbeddings, reference_for_plans

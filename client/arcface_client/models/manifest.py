@@ -1,7 +1,6 @@
 """Manifests: what ``arcface_builder`` records of a model or a plan, as JSON, and this package reads.
 
-A manifest lies in the repository's root, which Triton passes over, beside the models' folders; that of a
-stored plan beside the plan. Fields that this version does not know are ignored.
+A manifest lies in the repository's root, which Triton passes over; that of a stored plan beside the plan.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from dataclasses import asdict
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic.dataclasses import dataclass
@@ -24,12 +23,12 @@ from ..errors import DeploymentError
 from .embedding_space import PRECISIONS, EmbeddingSpace, PrecisionClass, describe_preprocessing
 from .golden import from_text, golden_sha256
 from .schema import (
-    SCHEMA_VERSION,
     STRICT,
     Drift,
     Family,
     Moment,
     Precision,
+    Setting,
     Sha256,
     Sm,
     TensorRtVersion,
@@ -41,13 +40,7 @@ from .schema import (
 MODEL_FILE: Final = "model.onnx"
 """What Triton's onnxruntime backend looks for in a version's folder."""
 
-Setting: TypeAlias = str | int | float | bool | None
-"""A value of a plan's settings."""
-
-_BUILD: Final = "Run `arcface-builder build` again."
 _COMPILE: Final = "Run `arcface-builder compile` again."
-_ENDING: Final = "manifest.json"
-_DIGEST_LENGTH: Final = 12
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -100,9 +93,6 @@ class Preprocessing:
     channels: str
     found_in: str = "unknown"
 
-    def __str__(self) -> str:
-        return describe_preprocessing(self.mean, self.std, self.channels)
-
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ModelParity:
@@ -114,7 +104,7 @@ class ModelParity:
         controls: Largest drift that each negative control causes.
         crops: Number of crops compared.
         batch_sizes: Batch sizes that the serving graph was run with.
-        max_drift_cosine: The largest drift that was allowed; None in older manifests, as those that follow.
+        max_drift_cosine: The largest drift that was allowed. This and what follows is missing in older ones.
         between_batches: Largest drift between a crop embedded alone and in a larger batch.
         compared_with: What computed the reference embeddings.
         worst_crops: Indices of the crops with the largest drift, the worst first.
@@ -189,7 +179,7 @@ class ModelManifest:
         default_factory=lambda: {"input": INPUT_SPEC, "output": OUTPUT_SPEC, "channels": "BGR", "length": 1}
     )
     tools: Mapping[str, str] = Field(default_factory=dict)
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
 
     @cached_property
     def golden_embeddings(self) -> Embeddings | None:
@@ -198,9 +188,10 @@ class ModelManifest:
 
     def embedding_space(self, precision_class: PrecisionClass | None = "float") -> EmbeddingSpace:
         """The embedding space of this model, or of a plan of another class of precision."""
+        pixels = self.preprocessing
         return EmbeddingSpace(
             source_sha256=self.source.sha256,
-            preprocessing=str(self.preprocessing),
+            preprocessing=describe_preprocessing(pixels.mean, pixels.std, pixels.channels),
             precision_class=precision_class,
         )
 
@@ -211,7 +202,7 @@ class ModelManifest:
     @classmethod
     def read(cls, path: Path) -> ModelManifest:
         """Read a manifest's file; raises ManifestError."""
-        return read_file(ModelManifest, path, _BUILD)
+        return read_file(ModelManifest, path, "Run `arcface-builder build` again.")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -275,19 +266,13 @@ class PlanKey:
         """A short name for exactly this key; the same from one version of this project to the next."""
         fields = {name: value for name, value in asdict(self).items() if value is not None}
         canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:_DIGEST_LENGTH]
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
     @property
     def prefix(self) -> str:
         """The folder of a store that its plan lies in: readable, and with the digest."""
-        return "/".join(
-            (
-                f"trt-{self.tensorrt_version}",
-                f"onnx-{self.onnx_sha256[:_DIGEST_LENGTH]}",
-                f"batch-{self.min_batch_size}-{self.opt_batch_size}-{self.max_batch_size}",
-                self.digest,
-            )
-        )
+        batches = f"{self.min_batch_size}-{self.opt_batch_size}-{self.max_batch_size}"
+        return f"trt-{self.tensorrt_version}/onnx-{self.onnx_sha256:.12}/batch-{batches}/{self.digest}"
 
     @property
     def key(self) -> str:
@@ -325,7 +310,7 @@ class PlanManifest:
     """The manifest of a TensorRT plan, in a repository or in a store.
 
     Attributes:
-        identity: The plan's key: what it was built from and for.
+        identity: The plan's key.
         plan_sha256: SHA-256 of the plan's bytes.
         plan_bytes: How many they are.
         created: When it was built, ISO 8601 with its offset from UTC.
@@ -356,7 +341,7 @@ class PlanManifest:
     refusals: tuple[str, ...] = ()
     build_seconds: float | None = None
     timing_cache: str | None = None
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
 
     @property
     def created_at(self) -> datetime:
@@ -408,9 +393,9 @@ class PlanManifest:
 def manifest_path(root: Path, model: str, version: int, sm: str | None = None) -> Path:
     """Where a version's manifest is, or that of its plan for an SM."""
     plan = "" if sm is None else f"-sm{sm}"
-    return root / f"{model}-{version}{plan}.{_ENDING}"
+    return root / f"{model}-{version}{plan}.manifest.json"
 
 
 def plan_manifest_paths(root: Path, model: str, version: int) -> list[Path]:
     """The manifests of all plans of a version."""
-    return sorted(root.glob(f"{model}-{version}-sm*.{_ENDING}"))
+    return sorted(root.glob(f"{model}-{version}-sm*.manifest.json"))

@@ -17,6 +17,9 @@ from .embedding_space import PRECISIONS
 SCHEMA_VERSION: Final = 1
 """Of the fields of both manifests."""
 
+Setting: TypeAlias = str | int | float | bool | None
+"""A value of a plan's settings."""
+
 STRICT: Final = ConfigDict(strict=True)
 """No conversions: a text is not a number."""
 
