@@ -196,7 +196,7 @@ class ModelManifest:
         )
 
     def to_json(self) -> str:
-        """Write the manifest as JSON."""
+        """The manifest as JSON."""
         return to_json(self)
 
     @classmethod
@@ -371,7 +371,7 @@ class PlanManifest:
             )
 
     def to_json(self) -> str:
-        """Write the manifest as JSON."""
+        """The manifest as JSON."""
         return to_json(self)
 
     @classmethod
