@@ -141,8 +141,7 @@ class ReplicaPool:
                 else:
                     yield replica
 
-        silent = {} if problem is None else {url: detached(problem)}
-        self._change(change, silent=dict(self._silent(url)) | silent)
+        self._change(change, silent={url: None if problem is None else detached(problem)})
 
     def checked(self, name: str, model: Model, finding: Finding) -> DeploymentError | None:
         """Take the result of a golden check; returns why the replica may not serve, None if it may.
@@ -265,9 +264,6 @@ class ReplicaPool:
             self._closed = True
         self._change(lambda known: [replace(replica, model=None) for replica in known.values()])
 
-    def _silent(self, but: str) -> Iterable[tuple[str, ArcFaceError]]:
-        return ((url, why) for url, why in self.ranking.silent.items() if url != but)
-
     def _change_one(
         self, name: str, take: Callable[[Replica], Replica], *, opened: Model | None = None
     ) -> None:
@@ -279,7 +275,7 @@ class ReplicaPool:
         self,
         change: Callable[[dict[str, Replica]], Iterable[Replica]],
         *,
-        silent: Mapping[str, ArcFaceError] | None = None,
+        silent: Mapping[str, ArcFaceError | None] | None = None,
         opened: Model | None = None,
     ) -> None:
         """Replace the ranking; models that no replica has any more are freed."""
@@ -290,12 +286,12 @@ class ReplicaPool:
                 replicas = [replace(replica, model=None) for replica in replicas]
             replicas.sort(key=lambda replica: replica.preference)
             known = {replica.origin.where for replica in replicas}
-            why = before.silent if silent is None else silent
+            silences = dict(before.silent) | dict(silent or {})
             after = self.ranking = Ranking(
                 tuple(replicas),
                 _serving(replicas),
                 before.urls,
-                {url: error for url, error in why.items() if url not in known},
+                {url: why for url, why in silences.items() if why is not None and url not in known},
             )
             told = self._news(after) if self._is_announced and not self._closed else None
         # Without the lock: freeing may take long, and a handler of the log may ask for the reports.

@@ -175,7 +175,7 @@ def test_errors_of_the_backend_are_raised(pair: Pair, crops: Crops) -> None:
     run(pair[0], call)
 
 
-def test_one_call_at_a_time_is_the_least() -> None:
+def test_max_calls_must_be_at_least_one() -> None:
     with (
         TritonBackend("localhost:8001", NAME) as embedder,
         pytest.raises(InputError, match="max_calls is 0"),

@@ -23,8 +23,8 @@ from arcface_client.errors import (
     ArcFaceError,
     DeploymentError,
     InputError,
+    MissingExtraError,
     NoCandidateError,
-    NoCandidateNowError,
 )
 from arcface_client.observability.diagnostics import Diagnostics, Served
 from arcface_client.runtimes.base import COREML, CPU, CUDA, read_device
@@ -51,7 +51,7 @@ def test_it_embeds_as_the_source_model_does(backend_type: str, make: Make, built
     assert not served.fell_back
 
 
-def test_onnxruntime_says_what_runs(make: Make, built: Path) -> None:
+def test_diagnostics_say_what_runs(make: Make, built: Path) -> None:
     with make("onnxruntime") as embedder:
         embedder.ensure_ready()
         embedder.encode(face_crops())
@@ -86,7 +86,7 @@ def test_onnxruntime_says_what_runs(make: Make, built: Path) -> None:
     ],
     ids=["a provider that is not installed", "a provider that quietly leaves it to the CPU"],
 )
-def test_a_fallback_to_the_cpu_is_a_fallback_like_any_other(
+def test_a_fallback_to_the_cpu_is_never_silent(
     backend_type: str,
     settings: dict[str, Any],
     reason: str,
@@ -128,13 +128,7 @@ def test_calls_and_fallbacks_in_this_process_are_counted_too(make: Make, crops: 
         assert embedder.diagnostics().counters["errors"] == {"NoCandidateError": 1}
 
 
-def test_a_registry_is_passed_on_to_the_backend_of_servers(make: Make) -> None:
-    registry = CollectorRegistry()
-    with make("triton", triton_url="127.0.0.1:9", registry=registry):
-        assert list(registry.collect())
-
-
-def test_what_the_backend_of_servers_does_not_use_is_said(
+def test_settings_that_backend_triton_does_not_use_are_warned_of(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     make("triton").close()
@@ -144,7 +138,7 @@ def test_what_the_backend_of_servers_does_not_use_is_said(
     assert "embedding.providers is CUDAExecutionProvider, which backend triton does not" in caplog.text
 
 
-def test_a_repository_that_there_is_not_is_said_since_nothing_is_held_against_it(
+def test_a_missing_model_repository_is_warned_of(
     make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     make("triton", embedding_model_repository=tmp_path / "elsewhere").close()
@@ -152,7 +146,7 @@ def test_a_repository_that_there_is_not_is_said_since_nothing_is_held_against_it
     assert said.startswith(f"There is no folder {tmp_path / 'elsewhere'} (embedding.model_repository): ")
 
 
-def test_what_a_caller_names_is_had_from_the_package() -> None:
+def test_public_names_come_from_the_package_and_importing_it_is_light() -> None:
     code = "import sys, arcface_client as it; print(*sorted(sys.modules));"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"grpc", "numpy"} & set(done.stdout.split())
@@ -160,33 +154,7 @@ def test_what_a_caller_names_is_had_from_the_package() -> None:
     assert all(getattr(arcface_client, name) for name in arcface_client.__all__)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "AsyncConnection",
-        "Connection",
-        "RequestLimits",
-        "Intervals",
-        "Tls",
-        "TritonBackend",
-        "errors.InputError",
-    ],
-)
-def test_what_others_are_made_with_is_had_from_the_package_alone(name: str) -> None:
-    code = f"import arcface_client; print(arcface_client.{name}.__name__)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == name.rpartition(".")[2]
-
-
-def test_providers_are_used_in_the_order_of_the_settings(make: Make) -> None:
-    wanted = ["CUDAExecutionProvider", "AzureExecutionProvider", "CPUExecutionProvider"]
-    with make("onnxruntime", embedding_providers=wanted) as embedder:
-        embedder.ensure_ready()
-        names = [report.candidate for report in embedder.diagnostics().candidates]
-    assert names == [f"small_onnx on {provider}" for provider in wanted]
-
-
-def test_the_best_provider_that_is_there_is_no_fallback(make: Make, crops: Crops) -> None:
+def test_the_best_provider_that_is_there_is_not_a_fallback(make: Make, crops: Crops) -> None:
     with make("onnxruntime", "auto", allow_cpu_fallback=False) as embedder:
         _, served = embedder.encode(crops[:1], return_source=True)
     assert not served.fell_back
@@ -202,7 +170,7 @@ def test_the_best_provider_that_is_there_is_no_fallback(make: Make, crops: Crops
         ("cuda:0", False, [CUDA]),
     ],
 )
-def test_the_cpu_stands_in_for_another_provider_only_where_it_may(
+def test_the_cpu_stands_in_for_another_provider_only_if_allowed(
     device: str, allow_cpu_fallback: bool, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [COREML, CUDA, CPU])
@@ -210,58 +178,49 @@ def test_the_cpu_stands_in_for_another_provider_only_where_it_may(
     assert order == expected
 
 
-def test_a_provider_that_there_is_not_is_refused_by_name(make: Make) -> None:
+def test_an_unknown_provider_is_refused_by_name(make: Make) -> None:
     with pytest.raises(InputError, match="Execution provider 'Cuda' is unknown; ONNX Runtime knows"):
         make("onnxruntime", embedding_providers=["Cuda"]).ensure_ready()
 
 
 @pytest.mark.parametrize(
-    "statement",
-    ["raise ImportError('libnvinfer.so.8: no such file')", "import ctypes; ctypes.CDLL('libnvinfer.so.8')"],
+    ("statement", "reason"),
+    [
+        (None, r"package tensorrt, .*: pip install 'arcface-triton\[tensorrt\]'"),
+        ("import libs_of_tensorrt", "needs the package libs_of_tensorrt, which is not installed"),
+        (
+            "raise ImportError('libnvinfer.so.8: no such file')",
+            r"installed, but cannot be loaded: libnvinfer\.so\.8",
+        ),
+        (
+            "import ctypes; ctypes.CDLL('libnvinfer.so.8')",
+            r"installed, but cannot be loaded: libnvinfer\.so\.8",
+        ),
+    ],
+    ids=["missing", "lacks a package", "lacks a library", "lacks a library that it loads"],
 )
-def test_a_package_that_is_installed_but_cannot_be_loaded_is_said(
-    statement: str, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_tensorrt_that_cannot_be_used_is_explained(
+    statement: str | None, reason: str, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "tensorrt.py").write_text(statement)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
-
-    with pytest.raises(NoCandidateError, match=r"installed, but cannot be loaded: libnvinfer\.so\.8"):
+    if statement is not None:
+        (tmp_path / "tensorrt.py").write_text(statement)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    with pytest.raises(NoCandidateError, match=reason) as caught:
         make("tensorrt", allow_cpu_fallback=False).ensure_ready()
+    assert isinstance(caught.value.reasons["small_trt on cuda:0"], MissingExtraError)
+    monkeypatch.setenv("ARCFACE_TENSORRT_ENABLED", "true")
+    with pytest.raises(NoCandidateError, match=reason):
+        make("tensorrt").ensure_ready()
 
 
-def test_a_package_that_tensorrt_needs_is_named_as_it_is(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "tensorrt.py").write_text("import libs_of_tensorrt")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
-
-    with pytest.raises(NoCandidateError, match="needs the package libs_of_tensorrt, which is not installed"):
-        make("tensorrt", allow_cpu_fallback=False).ensure_ready()
-
-
-def test_tensorrt_gives_way_to_onnxruntime_where_it_cannot_run(make: Make, crops: Crops) -> None:
+def test_tensorrt_gives_way_to_onnxruntime(make: Make, crops: Crops) -> None:
     with make("tensorrt") as embedder:
         _, served = embedder.encode(crops[:2], return_source=True)
 
     assert [source.backend for source in served.sources] == ["onnxruntime"]
     assert served.refusals[0].candidate == "small_trt on cuda:0"
     assert "TensorRT in this process needs the package" in served.refusals[0].reason
-
-
-def test_tensorrt_without_a_fallback_says_what_is_missing(make: Make) -> None:
-    with pytest.raises(
-        NoCandidateError, match=r"package tensorrt, .*: pip install 'arcface-triton\[tensorrt\]'"
-    ):
-        make("tensorrt", allow_cpu_fallback=False).ensure_ready()
-
-
-def test_tensorrt_that_is_required_has_no_fallback(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ARCFACE_TENSORRT_ENABLED", "true")
-
-    with pytest.raises(NoCandidateError, match="needs the package tensorrt"):
-        make("tensorrt").ensure_ready()
 
 
 def test_tensorrt_that_is_switched_off_is_kept_out(make: Make, crops: Crops, tmp_path: Path) -> None:
@@ -276,14 +235,14 @@ def test_tensorrt_that_is_switched_off_is_kept_out(make: Make, crops: Crops, tmp
         make("tensorrt", tensorrt_config=settings, allow_cpu_fallback=False).ensure_ready()
 
 
-def test_a_model_that_lies_is_not_loaded(make: Make, models: Path) -> None:
+def test_a_model_with_a_broken_manifest_is_not_loaded(make: Make, models: Path) -> None:
     (models / "small_onnx-1.manifest.json").write_text("{}")
 
     with pytest.raises(NoCandidateError, match=r"small_onnx-1\.manifest\.json lacks model"):
         make("onnxruntime", embedding_model_repository=models).ensure_ready()
 
 
-def test_a_model_whose_manifest_tells_of_other_embeddings_is_refused_with_the_figure(
+def test_a_model_whose_manifest_records_other_embeddings_is_refused_with_the_figure(
     make: Make, models: Path, tmp_path: Path
 ) -> None:
     from arcface_builder.build import build
@@ -300,7 +259,7 @@ def test_a_model_whose_manifest_tells_of_other_embeddings_is_refused_with_the_fi
         make("onnxruntime", embedding_model_repository=models).ensure_ready()
 
 
-def test_importing_it_brings_nothing_heavy() -> None:
+def test_making_a_backend_in_this_process_imports_nothing_heavy() -> None:
     heavy = ("grpc", "tritonclient", "onnx", "onnxruntime", "insightface", "cv2", "tensorrt", "cuda")
     code = (
         "import sys; from arcface_client import get_embedding_backend; get_embedding_backend('pytorch');"
@@ -321,7 +280,7 @@ def stand_in_for_a_plan(models: Path) -> None:
     (models / "small_trt-1-sm90.manifest.json").write_text(record.to_json())
 
 
-def test_a_server_is_held_against_the_manifests_and_this_process_stands_in_when_it_is_gone(
+def test_a_server_is_checked_against_manifests_and_this_process_stands_in_when_it_is_gone(
     make: Make, models: Path, crops: Crops
 ) -> None:
     stand_in_for_a_plan(models)
@@ -350,15 +309,7 @@ def test_a_server_is_held_against_the_manifests_and_this_process_stands_in_when_
     np.testing.assert_allclose(by_process, by_server, atol=1e-6)
 
 
-def test_without_the_fallback_every_candidate_is_listed(make: Make) -> None:
-    with (
-        make("triton", triton_url="127.0.0.1:9", allow_cpu_fallback=False) as embedder,
-        pytest.raises(NoCandidateNowError, match=r"127\.0\.0\.1:9"),
-    ):
-        embedder.ensure_ready()
-
-
-def test_plans_that_are_required_are_not_replaced_by_their_sibling(
+def test_required_plans_are_not_replaced_by_their_sibling(
     make: Make, triton: LocalTriton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"triton_url": triton.grpc_url, "embedding_model": "tiny"}

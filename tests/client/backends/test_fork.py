@@ -116,7 +116,7 @@ def test_a_forked_process_does_not_write_into_its_parents_calls(tmp_path: Path) 
     assert children.run(ENCODE_IN_BOTH, repository, tmp_path) == "3 0 True\n"
 
 
-def test_a_forked_process_is_told_so_whatever_its_parent_was_doing(tmp_path: Path, built: Path) -> None:
+def test_a_forked_process_gets_an_error_that_says_so(tmp_path: Path, built: Path) -> None:
     """With an embedder not used yet, with one in use, and with one of a model in this process."""
     repository = write_siblings(tmp_path / "repository")
     assert children.run(USE_IN_CHILD, repository, tmp_path, built / "models").split() == ["2", "3", "3", "4"]

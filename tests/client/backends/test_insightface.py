@@ -16,7 +16,7 @@ from support.exports import constant_reshape, save_for_insightface, small_arcfac
 from .conftest import Make
 
 
-def test_the_reference_is_held_against_the_manifest_of_what_was_built_from_it(
+def test_the_reference_is_checked_against_the_manifest_of_what_was_built_from_it(
     make: Make, tmp_path: Path
 ) -> None:
     known = make("pytorch")
@@ -56,7 +56,7 @@ def test_the_reference_is_found_in_insightfaces_own_folder(
         make("pytorch", embedding_source="buffalo_l").ensure_ready()
 
 
-def test_a_pack_that_is_not_there_is_said_with_what_to_do(
+def test_a_missing_pack_is_reported_with_what_to_do(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -79,7 +79,7 @@ def test_a_reference_that_takes_one_crop_at_a_time_gets_them_so(make: Make, tmp_
     np.testing.assert_allclose(embeddings, expected, atol=1e-5)
 
 
-def test_a_reference_that_is_no_recognition_model_is_refused(make: Make, built: Path) -> None:
+def test_a_reference_that_is_not_a_recognition_model_is_refused(make: Make, built: Path) -> None:
     serving = built / "models/small_onnx/1/model.onnx"
 
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Which candidate serves, and why the others do not; see test_faults.py for servers that fail."""
+"""Which candidate serves, and why the others do not; test_pooled_faults.py has servers that fail."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_candidate_serves_only_when_its_drift_is_within_the_tolerance(
         assert f"drift {measured:.2g} from the reference (manifest)" in served.refusals[0].reason
 
 
-def test_a_drift_is_measured_against_the_onnx_sibling_when_nothing_is_recorded(
+def test_a_plan_without_a_manifest_and_without_an_onnx_sibling_is_refused(
     crowd: LocalTriton, crops: Crops
 ) -> None:
     with (
@@ -139,7 +139,7 @@ def test_only_the_newest_release_serves_and_another_source_model_never(
     assert not served.fell_back
 
 
-def test_a_record_tells_another_source_model_though_its_embeddings_agree(
+def test_a_manifest_of_another_source_model_is_refused_though_the_embeddings_agree(
     crowd: LocalTriton, crops: Crops, tmp_path: Path
 ) -> None:
     reference = tiny_embeddings(tmp_path, golden_crops())
@@ -152,7 +152,7 @@ def test_a_record_tells_another_source_model_though_its_embeddings_agree(
         assert "another source model, SHA-256 bbbb" in (report(embedder, "tiny_onnx:1").reason or "")
 
 
-def test_records_that_conflict_do_not_serve_side_by_side_though_who_settled_the_identity_had_none(
+def test_candidates_whose_manifests_conflict_never_serve_side_by_side(
     crowd: LocalTriton, tmp_path: Path
 ) -> None:
     reference = tiny_embeddings(tmp_path, golden_crops())
@@ -170,7 +170,7 @@ def test_records_that_conflict_do_not_serve_side_by_side_though_who_settled_the_
     assert "another source model, SHA-256 bbbb" in (reason or "")
 
 
-def test_a_manifest_that_lies_refuses_its_candidate(crowd: LocalTriton, crops: Crops) -> None:
+def test_a_broken_manifest_refuses_its_candidate(crowd: LocalTriton, crops: Crops) -> None:
     def lying(model: str, version: int) -> GoldenReference | None:
         if model == "tiny_trt":
             raise ManifestError("tiny_trt-1.manifest.json is no JSON")
@@ -196,7 +196,7 @@ def test_every_candidate_refused_is_one_error_that_lists_them_all(triton: LocalT
             assert "\n" not in text
 
 
-def test_a_server_without_such_models_is_said(crowd: LocalTriton, crops: Crops) -> None:
+def test_a_server_without_the_models_is_reported(crowd: LocalTriton, crops: Crops) -> None:
     with (
         TritonBackend(crowd.grpc_url, "arcface_r50") as embedder,
         pytest.raises(
@@ -206,7 +206,7 @@ def test_a_server_without_such_models_is_said(crowd: LocalTriton, crops: Crops) 
         embedder.encode(crops[:1])
 
 
-def test_the_http_port_is_said_to_be_none(crowd: LocalTriton, crops: Crops) -> None:
+def test_an_http_port_is_reported(crowd: LocalTriton, crops: Crops) -> None:
     with (
         TritonBackend(crowd.http_url, NAME) as embedder,
         pytest.raises(NoCandidateNowError, match="that this is its gRPC port"),
@@ -214,7 +214,7 @@ def test_the_http_port_is_said_to_be_none(crowd: LocalTriton, crops: Crops) -> N
         embedder.encode(crops[:1])
 
 
-def test_a_preferred_server_that_is_not_there_is_said_though_another_serves(
+def test_a_preferred_server_that_is_away_is_reported_though_another_serves(
     crowd: LocalTriton, crops: Crops
 ) -> None:
     with TritonBackend(["127.0.0.1:9", crowd.grpc_url, "127.0.0.1:10"], NAME) as embedder:
@@ -223,7 +223,7 @@ def test_a_preferred_server_that_is_not_there_is_said_though_another_serves(
     assert [refusal.candidate for refusal in served.refusals] == ["any model at 127.0.0.1:9"]
 
 
-def test_no_server_at_all_is_said_soon_and_listed(crops: Crops) -> None:
+def test_that_no_server_is_there_is_reported_soon_for_all_of_them(crops: Crops) -> None:
     with (
         TritonBackend(["127.0.0.1:9", "127.0.0.1:10"], NAME) as embedder,
         pytest.raises(
@@ -279,11 +279,11 @@ def test_a_full_queue_is_tried_again_and_then_left_to_the_next(
         with crowded(crowd, "full_trt", crops):
             wait_until(left_to_the_next)
         assert embedder.diagnostics().counters["fallbacks"]["ServerBusyError"] == 1
-        # A full queue is the moment's affair: it takes nobody out.
+        # A full queue takes no candidate out.
         assert report(embedder, "full_trt:1").state == "serving"
 
 
-def test_without_anybody_else_a_full_queue_is_waited_for_until_the_deadline(
+def test_a_call_waits_for_the_full_queue_of_the_only_candidate_until_its_deadline(
     crowd: LocalTriton, recorded: Records, crops: Crops
 ) -> None:
     with TritonBackend(crowd.grpc_url, NAME, ["full_trt"], records=recorded) as embedder:
@@ -295,7 +295,7 @@ def test_without_anybody_else_a_full_queue_is_waited_for_until_the_deadline(
         assert embedder.encode(crops[:4]).shape == (4, 512)
 
 
-def test_the_last_resort_serves_when_no_server_does_and_holds_to_the_identity(
+def test_a_model_in_this_process_serves_when_no_server_does(
     crops: Crops, truth: Embeddings, tmp_path: Path
 ) -> None:
     with TritonBackend("127.0.0.1:9", NAME, local=[local_tiny(tmp_path)]) as embedder:
@@ -308,14 +308,14 @@ def test_the_last_resort_serves_when_no_server_does_and_holds_to_the_identity(
     assert diagnostics.backend == "onnxruntime"
 
 
-def test_empty_input_asks_nobody(tmp_path: Path) -> None:
+def test_empty_input_asks_no_server(tmp_path: Path) -> None:
     with TritonBackend("127.0.0.1:9", NAME) as embedder:
         embeddings, served = embedder.encode([], return_source=True)
     assert embeddings.shape == (0, 512)
     assert served.sources == ()
 
 
-def test_a_closed_backend_says_so(crowd: LocalTriton, crops: Crops) -> None:
+def test_a_closed_backend_refuses_calls_and_ends_its_threads(crowd: LocalTriton, crops: Crops) -> None:
     embedder = TritonBackend(crowd.grpc_url, NAME)
     embedder.encode(crops[:1])
     threads = {thread.name for thread in threading.enumerate()}
@@ -382,7 +382,7 @@ def test_closing_ends_a_call_in_another_thread(crowd: LocalTriton, recorded: Rec
             call.result(timeout=10)
 
 
-def test_first_calls_of_many_threads_examine_a_candidate_once(crops: Crops) -> None:
+def test_first_calls_of_many_threads_check_a_candidate_once(crops: Crops) -> None:
     fake = FakeTriton(model="fake_onnx")
     with (
         fake_served(fake) as url,

@@ -46,13 +46,13 @@ def test_pins_override_the_order_and_everything_else_is_out() -> None:
     ]
 
 
-def test_the_newest_release_settles_the_identity_even_where_an_older_plan_is_preferred() -> None:
+def test_the_newest_release_settles_the_embedding_space_though_an_older_plan_is_preferred() -> None:
     candidates = found(WANTED, *ready("arcface_trt", 1), *ready("arcface_onnx", 1, 2))
     assert str(candidates[0]) == "arcface_trt:1 at one:1"
     assert str(min(candidates, key=WANTED.release)) == "arcface_onnx:2 at one:1"
 
 
-def test_what_is_not_ready_is_a_candidate_with_its_reason() -> None:
+def test_a_model_that_is_not_ready_is_a_candidate_with_its_reason() -> None:
     models = [
         ModelStatus("arcface_trt", 2, "UNAVAILABLE", "no plan for this GPU"),
         ModelStatus("arcface_trt", None, "", ""),
@@ -65,7 +65,7 @@ def test_what_is_not_ready_is_a_candidate_with_its_reason() -> None:
     assert isinstance(problems["arcface_onnx:2 at one:1"], ModelLoadingError)
 
 
-def test_a_pin_that_the_server_does_not_have_is_said_with_what_it_has() -> None:
+def test_a_pin_that_the_server_lacks_is_reported_with_what_it_has() -> None:
     wanted = Wanted(("one:1",), "arcface", (Pin("arcface_trt", 3), Pin("mine")))
     sightings = wanted.sight("one:1", ready("arcface_trt", 1, 2))
     assert [str(sighting.candidate) for sighting in sightings] == ["arcface_trt:3 at one:1", "mine at one:1"]
@@ -73,12 +73,12 @@ def test_a_pin_that_the_server_does_not_have_is_said_with_what_it_has() -> None:
     assert "no such model" in str(sightings[1].problem)
 
 
-def test_a_server_without_any_of_the_models_is_said_with_what_it_has() -> None:
+def test_a_server_without_any_of_the_models_is_reported_with_what_it_has() -> None:
     with pytest.raises(ModelNotFoundError, match="no arcface_trt or arcface_onnx; its models: resnet"):
         WANTED.sight("one:1", ready("resnet", 1))
 
 
-def test_a_server_that_lists_nothing_can_be_gone_by_pins_alone() -> None:
+def test_a_server_that_does_not_list_its_models_can_be_used_by_pins_only() -> None:
     with pytest.raises(ModelNotFoundError, match="name them as candidates"):
         WANTED.sight("one:1", None)
     pinned = Wanted(("one:1",), "arcface", (Pin("arcface_trt", 3),))

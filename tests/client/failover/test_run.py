@@ -43,7 +43,7 @@ failing = st.lists(st.sampled_from(FAILURES), max_size=6)
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(1, 40), st.integers(1, 8), failing, failing)
-def test_what_fails_is_done_by_the_next_and_nothing_is_lost_doubled_or_misplaced(
+def test_whatever_fails_nothing_is_lost_doubled_or_misplaced(
     fakes: list[tuple[FakeTriton, str]],
     count: int,
     max_in_flight: int,
@@ -132,7 +132,7 @@ def test_crops_that_every_candidate_fails_on_do_not_take_the_candidates_out(
     [(grpc.StatusCode.INTERNAL, "told to fail"), (grpc.StatusCode.UNAVAILABLE, "refused a request")],
     ids=["the server failed on it", "the queue is full"],
 )
-def test_who_leaves_a_call_to_the_next_but_keeps_his_place_is_in_the_log_once_a_minute(
+def test_a_fallback_within_a_call_is_logged_once_a_minute(
     fakes: list[tuple[FakeTriton, str]],
     caplog: pytest.LogCaptureFixture,
     status: grpc.StatusCode,

@@ -119,7 +119,7 @@ def test_a_single_way_that_is_cut_for_a_moment_loses_nothing(
         assert sum(embedder.diagnostics().counters["fallbacks"].values()) >= 1
 
 
-def test_a_single_way_that_swallows_everything_is_waited_for_until_the_deadline(
+def test_a_call_waits_for_a_single_way_that_swallows_everything_until_its_deadline(
     ways: Ways, crops: Crops
 ) -> None:
     with TritonBackend(ways[0].url, NAME, intervals=QUICK) as embedder:

@@ -1,4 +1,4 @@
-"""Servers that die, hang, and come back, while calls are under way."""
+"""Servers that die and come back, with the same model or another one, while calls are under way."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from tritonclient import grpc as tritonclient
 
 from arcface_client.backends.pooled import TritonBackend
 from arcface_client.contract import Crops, Embeddings
-from arcface_client.errors import DeadlineExceededError, NoCandidateNowError
+from arcface_client.errors import DeadlineExceededError, NoCandidateError, NoCandidateNowError
 from arcface_client.failover.intervals import Intervals
 from arcface_client.triton.limits import RequestLimits
 from arcface_server import LocalTriton
@@ -31,10 +32,12 @@ from support.siblings import (
     PLAN,
     QUICK,
     Pair,
+    answered,
     in_the_middle,
     local_tiny,
     serving,
     stopped,
+    tiny_embeddings,
     urls,
     write_siblings,
 )
@@ -184,23 +187,6 @@ def test_a_model_unloaded_under_load_is_replaced_and_used_again_once_it_is_back(
     assert not served.fell_back
 
 
-def test_a_plan_that_was_missing_at_first_is_used_when_it_is_there(pair: Pair, many: Crops) -> None:
-    server, _ = pair
-    with (
-        tritonclient.InferenceServerClient(server.grpc_url) as control,
-        TritonBackend(server.grpc_url, NAME, intervals=QUICK) as embedder,
-    ):
-        control.unload_model(PLAN)
-        try:
-            wait_until(lambda: not control.is_model_ready(PLAN))
-            _, served = embedder.encode(many[:1], return_source=True)
-            assert served.sources[0].model == ONNX
-            assert "unload" in served.refusals[0].reason
-        finally:
-            control.load_model(PLAN)
-        wait_until(lambda: serving(embedder) == f"{PLAN}:1 at {server.grpc_url}")
-
-
 def test_a_version_that_was_changed_and_reloaded_in_place_is_found_at_the_next_golden_check(
     tmp_path: Path, many: Crops, truth: Embeddings
 ) -> None:
@@ -252,7 +238,7 @@ def test_a_candidate_that_comes_and_goes_does_not_make_the_choice_flap(pair: Pai
     assert chosen == [f"{ONNX}:1 at {server.grpc_url}"] * 6
 
 
-def test_a_single_server_that_is_gone_is_said_soon_and_found_again(
+def test_a_single_server_that_is_gone_is_reported_soon_and_found_again(
     tmp_path: Path, many: Crops, truth: Embeddings
 ) -> None:
     write_tiny_repository(tmp_path)
@@ -267,3 +253,64 @@ def test_a_single_server_that_is_gone_is_said_soon_and_found_again(
             assert time.monotonic() - started < 10, "of 60 for which a full queue is waited for"
             with LocalTriton(tmp_path, grpc_port=port, stop_timeout_s=1):
                 np.testing.assert_allclose(embedder.encode(many), truth, atol=1e-6)
+
+
+COUNT = 5000
+
+
+@pytest.fixture(scope="module")
+def unlike() -> Crops:
+    """Crops of which no two have the same embedding."""
+    coarse = np.random.default_rng(11).integers(0, 256, (COUNT, 7, 7, 3), np.uint8)
+    return coarse.repeat(16, axis=1).repeat(16, axis=2)
+
+
+@pytest.fixture(scope="module")
+def unlike_truth(unlike: Crops, tmp_path_factory: pytest.TempPathFactory) -> Embeddings:
+    return tiny_embeddings(tmp_path_factory.mktemp("truth"), unlike)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_siblings(tmp_path_factory.mktemp("siblings"))
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+def test_a_server_killed_and_started_again_in_the_middle_costs_no_crop(
+    repository: Path, unlike: Crops, unlike_truth: Embeddings, servers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ExitStack() as stack, ThreadPoolExecutor(1) as pool:
+        victim = ExitStack()
+        first = victim.enter_context(LocalTriton(repository, stop_timeout_s=1))
+        others = [stack.enter_context(LocalTriton(repository, stop_timeout_s=1)) for _ in range(servers - 1)]
+        urls = [server.grpc_url for server in (first, *others)]
+        embedder = stack.enter_context(TritonBackend(urls, NAME, intervals=QUICK))
+        embedder.ensure_ready()
+        call = pool.submit(embedder.encode, unlike, timeout_s=60, return_source=True)
+        with victim:
+            wait_until(lambda: answered(first) > COUNT // 32 // 5)
+            os.kill(first.pid, signal.SIGKILL)
+        port = int(urls[0].rpartition(":")[2])
+        stack.enter_context(LocalTriton(repository, grpc_port=port, stop_timeout_s=1))
+        embeddings, served = call.result()
+    np.testing.assert_allclose(embeddings, unlike_truth, atol=1e-6)
+    assert sum(source.crops for source in served.sources) == COUNT
+    assert [source.where for source in served.sources] == urls
+    assert f"not {PLAN}:1 at {urls[0]}" in caplog.text
+
+
+def test_a_server_that_comes_back_with_another_model_does_not_go_on_with_a_call(
+    repository: Path, unlike: Crops, tmp_path: Path
+) -> None:
+    write_siblings(tmp_path, skew=0.1)
+    with ExitStack() as stack, ThreadPoolExecutor(1) as pool:
+        with LocalTriton(repository, stop_timeout_s=1) as first:
+            port = int(first.grpc_url.rpartition(":")[2])
+            embedder = stack.enter_context(TritonBackend(first.grpc_url, NAME, intervals=QUICK))
+            embedder.ensure_ready()
+            call = pool.submit(embedder.encode, unlike)
+            wait_until(lambda: answered(first) > COUNT // 32 // 5)
+            os.kill(first.pid, signal.SIGKILL)
+        stack.enter_context(LocalTriton(tmp_path, grpc_port=port, stop_timeout_s=1))
+        with pytest.raises(NoCandidateError, match=r"tiny_trt:1 .* another source model, .* drift 0\.00"):
+            call.result()
