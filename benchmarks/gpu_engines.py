@@ -15,9 +15,8 @@ import onnxruntime
 from arcface_builder.build import build
 from arcface_builder.check import crops as faces
 from arcface_builder.compile import Compiled, PlanRequest, compile_plan
-from arcface_builder.repository.publish import ModelRepository
+from arcface_builder.repository.publish import ModelRepository, OnnxVersion, find_onnx
 from arcface_builder.source.load import Synthetic
-from arcface_builder.source.onnx_version import OnnxVersion, find_onnx
 from arcface_builder.store import LocalStore, PlanStore
 from arcface_builder.trt.gpu import Gpu
 from arcface_builder.trt.options import BuildOptions

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from arcface_builder.source.onnx_version import OnnxVersion
+from arcface_builder.repository.publish import OnnxVersion
 from arcface_server import LocalTriton
 from arcface_server.perf.binary import find_perf_analyzer
 from arcface_server.perf.measurement import Load, SharedMemory, load_crops, measure, write_input_data

@@ -21,9 +21,8 @@ from .check.refusal import keep_refusal
 from .errors import ParityError, PrecisionError, ServedModelError
 from .graph.precision import check_gpu_has, fallbacks, typed_graph
 from .repository.plans import AddedPlan, add_plan, check_free, published_plans, recorded_plan
-from .repository.publish import ModelRepository, tool_versions
+from .repository.publish import ModelRepository, OnnxVersion, tool_versions
 from .source.load import Source
-from .source.onnx_version import OnnxVersion
 from .source.reference import source_embedder
 from .store import GPU, PlanStore, StoredPlan, describe_plan, this_platform
 from .trt.compat import can_be_hardware_compatible, check_knows, is_strongly_typed
@@ -268,6 +267,7 @@ def _build(
                 settings={"plan": asdict(key), "accuracy": accuracy.to_record()},
                 crops=reference().crops[list(accuracy.worst_crops)],
                 max_drift_cosine=request.max_drift_cosine,
+                strongly_typed=is_strongly_typed(trt.__version__),
             )
             raise ParityError(f"{error} Nothing was stored. {kept}") from error
         return store.put(path, _manifest(request, key, path, gpu, built, precisions[0], accuracy))

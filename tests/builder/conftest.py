@@ -15,11 +15,10 @@ import pytest
 from arcface_builder.build import build
 from arcface_builder.check import crops
 from arcface_builder.compile import PlanRequest
-from arcface_builder.repository.publish import ModelRepository
+from arcface_builder.repository.publish import ModelRepository, find_onnx
 from arcface_builder.source import iresnet, synthetic
 from arcface_builder.source.load import OnnxFile, Synthetic
 from arcface_builder.source.model import SourceModel
-from arcface_builder.source.onnx_version import find_onnx
 from arcface_builder.store import LocalStore, PlanStore
 from arcface_builder.trt.options import BuildOptions
 from support.absent_gpu import AbsentGpu

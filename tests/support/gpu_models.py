@@ -8,9 +8,8 @@ from typing import Any
 
 from arcface_builder.build import build
 from arcface_builder.compile import Compiled, PlanRequest
-from arcface_builder.repository.publish import ModelRepository
+from arcface_builder.repository.publish import ModelRepository, OnnxVersion, find_onnx
 from arcface_builder.source.load import Source
-from arcface_builder.source.onnx_version import OnnxVersion, find_onnx
 from arcface_builder.trt.options import BuildOptions
 from arcface_client.contract import Crops
 

@@ -24,9 +24,8 @@ from ..fleet import assemble
 from ..graph.precision import calibration_crops
 from ..repository.config import MOST_INSTANCES, check_range
 from ..repository.plans import AddedPlan
-from ..repository.publish import ModelRepository
+from ..repository.publish import ModelRepository, OnnxVersion, find_onnx
 from ..source.load import Source, located
-from ..source.onnx_version import OnnxVersion, find_onnx
 from ..store import open_store, sm_of
 from ..trt.gpu import gpu_at_hand
 from ..trt.options import LEAST_WORKSPACE_MB, MOST_CROPS, BuildOptions

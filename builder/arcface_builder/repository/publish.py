@@ -8,6 +8,7 @@ on each staging folder tells the next build which ones belong to a dead build.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import platform
@@ -191,6 +192,42 @@ class ModelRepository:
     @property
     def _staging_prefix(self) -> str:
         return f".{self.root.name}-staging-"
+
+
+@dataclass(frozen=True)
+class OnnxVersion:
+    """A version of the ONNX model that plans are built from.
+
+    Attributes:
+        name: Name of the family of models, for example "arcface_r100".
+        version: Its number, which its plans have too.
+        path: The file.
+        content: Its bytes.
+        source_sha256: SHA-256 of the source model that it was built from.
+    """
+
+    name: str
+    version: int
+    path: Path
+    content: bytes
+    source_sha256: str
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the file."""
+        return hashlib.sha256(self.content).hexdigest()
+
+
+def find_onnx(repository: ModelRepository, name: str, version: int | None = None) -> OnnxVersion:
+    """Find the ONNX model to compile; by default its newest version.
+
+    Raises:
+        OptionError: The name is not allowed.
+        ModelNotFoundError: There is no such model or version.
+        ManifestError: It has no manifest, or the file is not the one that the manifest describes.
+    """
+    found = LocalModels(repository.root).onnx(check_name(name), version)
+    return OnnxVersion(name, found.version, found.path, found.path.read_bytes(), found.manifest.source.sha256)
 
 
 def place(content: Path, version: Path, config: str) -> None:
