@@ -7,9 +7,7 @@ import socket
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Final
 
 import boto3
@@ -20,56 +18,6 @@ from arcface_builder.store.bucket import Bucket
 _PIECE_BYTES: Final = 16384
 
 
-@contextlib.contextmanager
-def redirecting(status: int) -> Iterator[str]:
-    """The URL of a server that sends every request to itself again."""
-
-    class Redirect(BaseHTTPRequestHandler):
-        def _answer(self) -> None:
-            self.send_response(status)
-            self.send_header("Location", "http://" + self.headers["Host"] + "/elsewhere")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        do_GET = do_HEAD = do_PUT = _answer
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with _serving(Redirect) as url:
-        yield url
-
-
-@contextlib.contextmanager
-def answering(status: int, body: bytes, headers: Mapping[str, str] = MappingProxyType({})) -> Iterator[str]:
-    """The URL of a server that gives every request the same answer."""
-
-    class Answer(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(body))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        do_PUT = do_GET
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with _serving(Answer) as url:
-        yield url
-
-
-@contextlib.contextmanager
-def _serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-
-
 class BadWire:
     """A TCP proxy between a client and a server; its faults are set while it runs.
 
@@ -78,7 +26,6 @@ class BadWire:
         cut_upload_after_bytes: They are cut once the client has said so much on one; None leaves them.
         cuts: How many connections may still be cut after what the server said; None is any number.
         bytes_per_s: How fast what the server says goes through; None is at once.
-        refuse: Whether to hang up on everybody.
     """
 
     def __init__(self, port: int) -> None:
@@ -86,7 +33,6 @@ class BadWire:
         self.cut_upload_after_bytes: int | None = None
         self.cuts: int | None = None
         self.bytes_per_s: float | None = None
-        self.refuse = False
         self.was_cut = 0
         self._server_port = port
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -108,9 +54,6 @@ class BadWire:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            if self.refuse:
-                client.close()
-                continue
             server = socket.create_connection(("127.0.0.1", self._server_port))
             threading.Thread(target=self._carry, args=(client, server), daemon=True).start()
             threading.Thread(target=self._answer, args=(server, client), daemon=True).start()

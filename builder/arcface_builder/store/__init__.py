@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from arcface_client.models.manifest import PlanKey, PlanManifest
 
-from .key import GPU, check_sm, release_of, sm_of, this_platform
 from .local import LocalStore
 from .plan_store import PlanStore, PruneRule, open_store
-from .stored import Entry, StoredPlan, check_plan, describe_plan
+from .stored import (
+    GPU,
+    Entry,
+    StoredPlan,
+    check_plan,
+    check_sm,
+    describe_plan,
+    release_of,
+    sm_of,
+    this_platform,
+)
 
 __all__ = [
     "GPU",

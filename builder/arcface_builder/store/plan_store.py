@@ -14,9 +14,8 @@ from arcface_client.errors import require
 from arcface_client.models.manifest import PlanKey, PlanManifest
 
 from ..errors import BucketError, OptionError, PlanDamagedError
-from .key import GPU
 from .local import LocalStore
-from .stored import Entry, StoredPlan
+from .stored import GPU, Entry, StoredPlan
 
 if TYPE_CHECKING:  # boto3 is an extra
     from .bucket import Bucket
