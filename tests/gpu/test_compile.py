@@ -1,4 +1,4 @@
-"""Plans that a real TensorRT builds on a real GPU: what passes the gate, and what must not."""
+"""Plans that a real TensorRT builds on a real GPU: which pass the accuracy check, and which do not."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_warm_timing_cache_makes_the_build_quick(
 
 
 def swapped(content: bytes) -> bytes:
-    """A serving graph that takes red for blue."""
+    """A serving graph with red and blue swapped."""
     model = ir.from_proto(onnx.load_model_from_string(content))
     convolution = first_convolution(model)
     weight = constant(convolution.inputs[1])
@@ -91,7 +91,7 @@ def swapped(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("wrong", ["swapped channels", "another ONNX's plan"])
-def test_a_plan_that_embeds_otherwise_is_refused_and_nothing_is_stored(
+def test_a_plan_with_other_embeddings_is_refused_and_nothing_is_stored(
     wrong: str, small: Model, small_options: BuildOptions, small_plan: Compiled, gpu: Gpu, tmp_path: Path
 ) -> None:
     if wrong == "swapped channels":
@@ -155,7 +155,9 @@ def test_ctrl_c_during_a_build_leaves_nothing(r18: Model, gpu: Gpu, tmp_path: Pa
     assert [path for path in cache.rglob("*") if path.is_file() and path.parent.name != "locks"] == []
 
 
-def test_a_full_gpu_is_one_clear_line_and_leaves_nothing(small: Model, gpu: Gpu, tmp_path: Path) -> None:
+def test_a_full_gpu_is_an_error_of_one_line_and_leaves_nothing(
+    small: Model, gpu: Gpu, tmp_path: Path
+) -> None:
     repository = tmp_path / "models"
     publish(small.source, "small", repository)
     before = sorted(repository.rglob("*"))

@@ -1,4 +1,4 @@
-"""Plans behind a real Triton, and the ONNX sibling where there is none."""
+"""Plans behind a real Triton, and the ONNX sibling if a plan cannot serve."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MIB = 1 << 20
 Damage = Callable[[ModelRepository, Compiled], None]
 
 
-def test_triton_serves_a_plan_with_the_runtimes_own_embeddings(r18: Model, r18_plan: Compiled) -> None:
+def test_triton_serves_the_embeddings_of_the_runtime(r18: Model, r18_plan: Compiled) -> None:
     from arcface_client.runtimes.tensorrt import TensorRt
 
     crops = faces.face_like(32, seed=6)
@@ -78,7 +78,7 @@ def test_every_gpu_serves(small: Model, small_plan: Compiled) -> None:
                 np.testing.assert_array_equal(got, expected)
 
 
-def test_compare_finds_a_plan_and_its_sibling_equal_and_says_which_is_faster(
+def test_compare_finds_the_plan_equal_to_its_onnx_sibling_and_faster(
     r18: Model, r18_plan: Compiled, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with LocalTriton(r18.repository.root) as server:
@@ -132,7 +132,7 @@ def of_another_gpu(repository: ModelRepository, plan: Compiled) -> None:
     ],
     ids=["removed", "corrupted", "another TensorRT", "another GPU"],
 )
-def test_where_the_plan_cannot_serve_the_reason_is_readable_and_the_onnx_sibling_serves(
+def test_if_the_plan_cannot_serve_its_reason_is_shown_and_the_onnx_sibling_serves(
     damage: Damage, reason: str, small: Model, small_plan: Compiled, gpu: Gpu, tmp_path: Path
 ) -> None:
     shutil.copytree(small.repository.root, tmp_path / "models")
