@@ -49,16 +49,7 @@ class CheckpointError(SourceError):
 
 
 class OptionError(BuilderError, InputError):
-    """A model name or a serving option is out of its range.
-
-    Args:
-        message: What is wrong, and what was expected.
-        options: Names of the options that it is about, if they are known.
-    """
-
-    def __init__(self, message: str, *options: str) -> None:
-        super().__init__(message)
-        self.options = options
+    """A model name or a serving option is out of its range."""
 
 
 class PackError(BuilderError, DeploymentError):

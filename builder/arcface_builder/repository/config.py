@@ -185,7 +185,7 @@ def config_changes(old: str, new: str) -> str:
 def check_range(name: str, value: int, low: int, high: int) -> None:
     """Check a setting; raises OptionError."""
     if not low <= value <= high:
-        raise OptionError(f"{name} is {value}; expected {low} to {high}.", name)
+        raise OptionError(f"{name} is {value}; expected {low} to {high}.")
 
 
 def _config_of(model: str, *, platform: str, backend: str) -> Any:
