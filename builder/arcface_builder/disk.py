@@ -1,11 +1,10 @@
-"""What the model repository and the cache of engines both ask of a disk."""
+"""Files that survive a crash: locks, flushing, replacing by one rename."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -13,26 +12,18 @@ NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a disk, a quota or a file that is full."""
 
 
-def locked(path: Path, *, wait: bool = True, tell: Callable[[], object] = lambda: None) -> int:
-    """Open and lock a file; the lock goes with the descriptor, so with the process at the latest.
+def locked(path: Path, *, wait: bool = True) -> int:
+    """Open and lock a file, which is made if it is missing.
 
-    Args:
-        path: The file, which is made if need be.
-        wait: Wait while somebody else holds the lock.
-        tell: Is called before such a wait.
+    Returns:
+        A descriptor. The lock ends when it is closed, at the latest with the process.
 
     Raises:
-        OSError: The file cannot be opened or locked, or is locked and is not waited for.
+        OSError: The file cannot be opened, or another process has the lock and ``wait`` is false.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not wait:
-                raise
-            tell()
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BaseException:
         os.close(descriptor)
         raise
@@ -40,9 +31,17 @@ def locked(path: Path, *, wait: bool = True, tell: Callable[[], object] = lambda
 
 
 def flush(path: Path) -> None:
-    """Have a file or a folder on the disk, not in its cache alone."""
+    """Write a file or a folder from the system's cache to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def replace_text(path: Path, text: str, *, via: Path) -> None:
+    """Replace a file by one rename; ``via`` is a folder of the same file system for the new one."""
+    temporary = via / "replacement"
+    temporary.write_text(text, encoding="utf-8")
+    flush(temporary)
+    temporary.replace(path)

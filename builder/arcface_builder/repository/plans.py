@@ -27,7 +27,7 @@ from typing import Any
 from arcface_client.models.manifest import PlanKey, PlanManifest, manifest_path, plan_manifest_paths
 from arcface_client.models.naming import plan_model
 
-from ..disk import flush
+from ..disk import flush, replace_text
 from ..errors import PlanDamagedError, RepositoryError
 from ..store import StoredPlan, check_plan, describe_plan, release_of
 from .config import (
@@ -39,7 +39,7 @@ from .config import (
     plan_config,
     read_config,
 )
-from .publish import ModelRepository, os_errors, place, replace_text
+from .publish import ModelRepository, os_errors, place
 
 _log = logging.getLogger(__name__)
 

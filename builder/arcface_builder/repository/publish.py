@@ -26,7 +26,7 @@ from arcface_client.models import manifest as manifests
 from arcface_client.models.naming import family, onnx_model, plan_model
 from arcface_client.models.repository import LocalModels
 
-from ..disk import NO_SPACE, flush, locked
+from ..disk import NO_SPACE, flush, locked, replace_text
 from ..errors import OptionError, RepositoryError
 from .config import CONFIG_FILE, config_changes
 
@@ -242,14 +242,6 @@ def place(content: Path, version: Path, config: str) -> None:
     replace_text(whole / CONFIG_FILE, config, via=content.parent)
     flush(whole)
     whole.rename(model)
-
-
-def replace_text(path: Path, text: str, *, via: Path) -> None:
-    """Replace a file by one rename; ``via`` is a folder of the same file system for the new one."""
-    temporary = via / "replacement"
-    temporary.write_text(text, encoding="utf-8")
-    flush(temporary)
-    temporary.replace(path)
 
 
 @contextmanager
