@@ -1,6 +1,6 @@
 """Manifests: what ``arcface_builder`` records of a model or a plan, as JSON, and this package reads.
 
-A manifest lies in the repository's root, which Triton passes over; that of a stored plan beside the plan.
+A model's manifest lies in the repository's root, which Triton passes over; a stored plan's beside the plan.
 """
 
 from __future__ import annotations
@@ -54,8 +54,7 @@ class SourceInfo:
         known_file: The published file that has this SHA-256.
         terms: What is known of its terms of use.
         synthetic: Whether the weights are random.
-        depth: "r18" to "r100", of a checkpoint or a synthetic model.
-        seed: Seed of a synthetic model.
+        depth: "r18" to "r100", of a checkpoint or a synthetic model; ``seed`` of the latter.
     """
 
     kind: str
