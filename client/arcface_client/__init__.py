@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from .backends.pooled import TritonBackend
     from .failover.intervals import Intervals
     from .observability.diagnostics import Diagnostics, Served
-    from .triton.aio import AsyncConnection, AsyncEmbeddingClient
-    from .triton.channel import Connection
+    from .triton.aio import AsyncEmbeddingClient
+    from .triton.channel import AsyncConnection, Connection
     from .triton.client import EmbeddingClient
     from .triton.limits import RequestLimits, Tls
 
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "AsyncConnection": "triton.aio",
+    "AsyncConnection": "triton.channel",
     "AsyncEmbeddingBackend": "backends.aio",
     "AsyncEmbeddingClient": "triton.aio",
     "Connection": "triton.channel",

@@ -10,17 +10,13 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from grpc.aio import UsageError
-from tritonclient.grpc import aio as triton
 from tritonclient.utils import InferenceServerException
 
 from ..contract import Crops, Embeddings
 from ..crops import Color, CropsLike, as_batch
-from ..errors import ArcFaceError
-from ..models.naming import DEFAULT_MODEL
-from .channel import triton_arguments
-from .client import ClientBase, check_one_address
+from .channel import AsyncConnection
+from .client import ClientBase
 from .embed_request import Deadline, EmbedRequest
-from .limits import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, RequestLimits, Tls
 from .protocol import Answer, batches, build, largest_batch, pinned, read
 from .status import (
     PROBE_TIMEOUT_S,
@@ -30,58 +26,13 @@ from .status import (
     closed,
     explain,
     is_timeout,
-    may_be_restricted,
     models_from_index,
-    no_reply,
 )
 
 T = TypeVar("T")
 
 
-class AsyncConnection:
-    """A connection to a server, which asyncio clients of several of its models may share.
-
-    Args:
-        url: ``host:port`` of the server's gRPC service.
-        tls: Certificates; None connects without encryption.
-        retries: Let gRPC itself repeat what the server did not take.
-
-    Attributes:
-        triton: tritonclient's client.
-
-    Raises:
-        ConfigError: The URL cannot be used.
-    """
-
-    def __init__(self, url: str, tls: Tls | None = None, *, retries: bool = True) -> None:
-        self.url = url
-        self.closed = False
-        self.triton = triton.InferenceServerClient(**triton_arguments(url, tls, retries=retries))
-
-    async def close(self) -> None:
-        """Close the connection; calls that are under way fail."""
-        if not self.closed:
-            self.closed = True
-            await self.triton.close()
-
-    async def ask(self, timeout_s: float = PROBE_TIMEOUT_S) -> Reply:
-        """Ask the server for its models."""
-        try:
-            index = await _result(self.triton.get_model_repository_index(client_timeout=timeout_s))
-        except InferenceServerException as error:
-            answers = not no_reply(error) or (may_be_restricted(error) and await self._is_live(timeout_s))
-            return Reply(answers, problem=error.message() or "no message")
-        return Reply(answers=True, models=models_from_index(index))
-
-    async def _is_live(self, timeout_s: float) -> bool:
-        try:
-            await _result(self.triton.is_server_live(client_timeout=timeout_s))
-        except InferenceServerException as error:
-            return not no_reply(error)
-        return True
-
-
-class AsyncEmbeddingClient(ClientBase):
+class AsyncEmbeddingClient(ClientBase[AsyncConnection]):
     """Embeds face crops with one model of one Triton server, for one event loop.
 
     ::
@@ -92,22 +43,7 @@ class AsyncEmbeddingClient(ClientBase):
     Arguments and errors are those of ``EmbeddingClient``; ``connection`` is an ``AsyncConnection``.
     """
 
-    def __init__(
-        self,
-        url: str | None = None,
-        model: str = DEFAULT_MODEL,
-        version: int | None = None,
-        *,
-        request_timeout_s: float = DEFAULT_REQUEST_TIMEOUT_S,
-        max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
-        tls: Tls | None = None,
-        connection: AsyncConnection | None = None,
-    ) -> None:
-        limits = RequestLimits(request_timeout_s=request_timeout_s, max_in_flight=max_in_flight, tls=tls)
-        check_one_address(url, tls, connection)
-        self._owns_connection = connection is None
-        self._connection = connection or AsyncConnection(url or "", tls)
-        super().__init__(Target(self._connection.url, model, version), limits)
+    _connection_type = AsyncConnection
 
     async def encode(
         self, crops: CropsLike, *, color: Color = "bgr", timeout_s: float | None = None
@@ -201,42 +137,17 @@ class AsyncEmbeddingClient(ClientBase):
             raise closed(target)
         timeout_s = deadline.remaining_s(self._limits.request_timeout_s)
         try:
-            return await _result(method(*arguments, client_timeout=timeout_s, **named))
+            return await method(*arguments, client_timeout=timeout_s, **named)
         except InferenceServerException as error:
-            raise await self._explained(error, timeout_s, deadline, target) from error
-        except UsageError as error:
-            raise closed(target) from error
-
-    async def _explained(
-        self, error: InferenceServerException, timeout_s: float, deadline: Deadline, target: Target
-    ) -> ArcFaceError:
-        self._largest_batch = None
-        if self._connection.closed:
-            return closed(target)
-        reply = Reply(answers=True)
-        if not is_timeout(error):
-            try:
+            self._largest_batch = None
+            reply = Reply(answers=True)
+            if not is_timeout(error):
                 reply = await self._connection.ask(deadline.remaining_s(PROBE_TIMEOUT_S))
-            except UsageError:
-                return closed(target)
-        return explain(error, target, reply, timeout_s=timeout_s)
-
-
-async def _result(call: Awaitable[T]) -> T:
-    """Await one of tritonclient's calls, and tell a closed channel from a cancelled task.
-
-    When a channel closes, gRPC cancels its calls, which looks to the task as if it had been cancelled itself.
-
-    Raises:
-        UsageError: The channel is closed, or was closed during the call.
-    """
-    task = asyncio.ensure_future(call)
-    try:
-        await asyncio.wait([task])
-    except asyncio.CancelledError:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        raise
-    if task.cancelled():
-        raise UsageError("The channel was closed.")
-    return task.result()
+            if self._connection.closed:
+                raise closed(target) from error
+            raise explain(error, target, reply, timeout_s=timeout_s) from error
+        except (UsageError, asyncio.CancelledError) as error:
+            # gRPC cancels the calls of a channel that closes.
+            if self._connection.closed:
+                raise closed(target) from error
+            raise

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import threading
 import time
 from typing import Any, Final
 
+from grpc.aio import UsageError
 from tritonclient import grpc as triton
+from tritonclient.grpc import aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
 from ..errors import ArcFaceError, ConfigError, ServerUnavailableError
 from .fork_guard import ForkGuard
 from .limits import Tls
-from .status import PROBE_TIMEOUT_S, Reply, Target, closed, may_be_restricted, models_from_index, no_reply
+from .status import PROBE_TIMEOUT_S, Reply, Target, answered, closed, is_unavailable, models_from_index
 
 _MAX_MESSAGE_BYTES: Final = 2**31 - 1
 _RETRY_BUFFER_BYTES: Final = 64 << 20
@@ -48,7 +51,7 @@ class Connection:
 
     def __init__(self, url: str, tls: Tls | None = None, *, retries: bool = True) -> None:
         self.url = url
-        self._arguments = triton_arguments(url, tls, retries=retries)
+        self._arguments = _triton_arguments(url, tls, retries=retries)
         self._fork_guard = ForkGuard(f"The client of {url}")
         self._lock = threading.Lock()
         self._closed = False
@@ -108,7 +111,7 @@ class Connection:
         try:
             index = self._questions.get_model_repository_index(client_timeout=timeout_s)
         except InferenceServerException as error:
-            answers = not no_reply(error) or (may_be_restricted(error) and self.is_live(timeout_s))
+            answers = answered(error) or (is_unavailable(error) and self.is_live(timeout_s))
             return Reply(answers, problem=error.message() or "no message")
         except ValueError:  # closed or dropped meanwhile
             return Reply(answers=False, problem="the connection was closed")
@@ -119,9 +122,56 @@ class Connection:
         try:
             self._questions.is_server_live(client_timeout=timeout_s)
         except InferenceServerException as error:
-            return not no_reply(error)
+            return answered(error)
         except ValueError:
             return True
+        return True
+
+
+class AsyncConnection:
+    """The asyncio twin of ``Connection``; clients of several models of one server may share it.
+
+    Args:
+        url: ``host:port`` of the server's gRPC service.
+        tls: Certificates; None connects without encryption.
+        retries: Let gRPC itself repeat what the server did not take.
+
+    Attributes:
+        triton: tritonclient's client.
+
+    Raises:
+        ConfigError: The URL cannot be used.
+    """
+
+    def __init__(self, url: str, tls: Tls | None = None, *, retries: bool = True) -> None:
+        self.url = url
+        self.closed = False
+        self.triton = triton_aio.InferenceServerClient(**_triton_arguments(url, tls, retries=retries))
+
+    async def close(self) -> None:
+        """Close the connection; calls that are under way fail."""
+        if not self.closed:
+            self.closed = True
+            await self.triton.close()
+
+    async def ask(self, timeout_s: float = PROBE_TIMEOUT_S) -> Reply:
+        """Ask the server for its models."""
+        try:
+            index = await self.triton.get_model_repository_index(client_timeout=timeout_s)
+        except InferenceServerException as error:
+            answers = answered(error) or (is_unavailable(error) and await self._is_live(timeout_s))
+            return Reply(answers, problem=error.message() or "no message")
+        except (UsageError, asyncio.CancelledError):
+            if not self.closed:
+                raise
+            return Reply(answers=False, problem="the connection was closed")
+        return Reply(answers=True, models=models_from_index(index))
+
+    async def _is_live(self, timeout_s: float) -> bool:
+        try:
+            await self.triton.is_server_live(client_timeout=timeout_s)
+        except InferenceServerException as error:
+            return answered(error)
         return True
 
 
@@ -134,7 +184,7 @@ def _close(*clients: triton.InferenceServerClient) -> None:
         thread.join(_CLOSE_S)
 
 
-def triton_arguments(url: str, tls: Tls | None, *, retries: bool = True) -> dict[str, Any]:
+def _triton_arguments(url: str, tls: Tls | None, *, retries: bool = True) -> dict[str, Any]:
     """Arguments for tritonclient's ``InferenceServerClient`` and its asyncio twin.
 
     Raises:

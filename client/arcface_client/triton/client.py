@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from tritonclient.utils import InferenceServerException
 
@@ -16,7 +17,7 @@ from ..contract import Crops, Embeddings
 from ..crops import Color, CropsLike, as_batch
 from ..errors import ArcFaceError, InputError, ServerBusyError
 from ..models.naming import DEFAULT_MODEL
-from .channel import Connection
+from .channel import AsyncConnection, Connection
 from .embed_request import Deadline, EmbedRequest
 from .limits import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, RequestLimits, Tls
 from .protocol import Answer, batches, build, largest_batch, pinned, read
@@ -31,14 +32,36 @@ from .status import (
 )
 
 Key = TypeVar("Key")
+AnyConnection = TypeVar("AnyConnection", Connection, AsyncConnection)
 
 
-class ClientBase:
-    """What both clients of a model keep: where requests go, their limits, and the last answer."""
+class ClientBase(Generic[AnyConnection]):
+    """What both clients of a model keep: the connection, where requests go, their limits, the last answer."""
 
-    def __init__(self, target: Target, limits: RequestLimits) -> None:
-        self._target = target
-        self._limits = limits
+    _connection_type: type[AnyConnection]
+
+    def __init__(
+        self,
+        url: str | None = None,
+        model: str = DEFAULT_MODEL,
+        version: int | None = None,
+        *,
+        request_timeout_s: float = DEFAULT_REQUEST_TIMEOUT_S,
+        max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
+        tls: Tls | None = None,
+        connection: AnyConnection | None = None,
+    ) -> None:
+        self._limits = RequestLimits(
+            request_timeout_s=request_timeout_s, max_in_flight=max_in_flight, tls=tls
+        )
+        if connection is not None and (url is not None or tls is not None):
+            raise InputError(
+                f"url or tls is given beside a connection to {connection.url}; give only the connection, "
+                "which has both."
+            )
+        self._owns_connection = connection is None
+        self._connection: AnyConnection = connection or self._connection_type(url or "", tls)
+        self._target = Target(self._connection.url, model, version)
         self._largest_batch: int | None = None
         self._answered_by: int | None = None
 
@@ -53,7 +76,7 @@ class ClientBase:
         return self._answered_by
 
 
-class EmbeddingClient(ClientBase):
+class EmbeddingClient(ClientBase[Connection]):
     """Embeds face crops with one model of one Triton server. Safe to share between threads.
 
     ::
@@ -75,22 +98,7 @@ class EmbeddingClient(ClientBase):
         InputError: A limit is out of its range, or ``url`` or ``tls`` is given beside a connection.
     """
 
-    def __init__(
-        self,
-        url: str | None = None,
-        model: str = DEFAULT_MODEL,
-        version: int | None = None,
-        *,
-        request_timeout_s: float = DEFAULT_REQUEST_TIMEOUT_S,
-        max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
-        tls: Tls | None = None,
-        connection: Connection | None = None,
-    ) -> None:
-        limits = RequestLimits(request_timeout_s=request_timeout_s, max_in_flight=max_in_flight, tls=tls)
-        check_one_address(url, tls, connection)
-        self._owns_connection = connection is None
-        self._connection = connection or Connection(url or "", tls)
-        super().__init__(Target(self._connection.url, model, version), limits)
+    _connection_type = Connection
 
     def encode(self, crops: CropsLike, *, color: Color = "bgr", timeout_s: float | None = None) -> Embeddings:
         """Embed crops; the result has one row for each, in their order.
@@ -128,9 +136,8 @@ class EmbeddingClient(ClientBase):
             # Without another thread, whose wake-up would cost a third of a millisecond.
             call = self._begin(request.deadline)
             crops = request.crops[parts[0]]
-            result = self._do(
-                call, call.client.infer, **build(call.target, crops), client_timeout=call.timeout_s
-            )
+            with self._explained(call):
+                result = call.client.infer(**build(call.target, crops), client_timeout=call.timeout_s)
             request.fill(parts[0], self._read(call, result, len(crops)).embeddings)
             return
         keyed = ((part, request.crops[part]) for part in parts)
@@ -176,9 +183,10 @@ class EmbeddingClient(ClientBase):
         """
         call = self._begin(Deadline(None), Target(self._target.url))
         client, timeout_s = call.client, call.timeout_s
-        metadata = self._do(call, client.get_server_metadata, client_timeout=timeout_s)
-        ready = self._do(call, client.is_server_ready, client_timeout=timeout_s)
-        index = self._do(call, client.get_model_repository_index, client_timeout=timeout_s)
+        with self._explained(call):
+            metadata = client.get_server_metadata(client_timeout=timeout_s)
+            ready = client.is_server_ready(client_timeout=timeout_s)
+            index = client.get_model_repository_index(client_timeout=timeout_s)
         return ServerStatus(call.target.url, metadata.version, ready, models_from_index(index))
 
     def close(self) -> None:
@@ -200,7 +208,8 @@ class EmbeddingClient(ClientBase):
         if size is None:
             call = self._begin(deadline)
             names = (call.target.model, call.target.version_text)
-            config = self._do(call, call.client.get_model_config, *names, client_timeout=call.timeout_s)
+            with self._explained(call):
+                config = call.client.get_model_config(*names, client_timeout=call.timeout_s)
             size = self._largest_batch = largest_batch(call.target, config)
         return size
 
@@ -226,26 +235,30 @@ class EmbeddingClient(ClientBase):
         except ArcFaceError as error:
             for key, call in under_way if salvage else ():
                 # A full queue refuses one request while it serves the others: those are worth a wait.
-                if call.is_answered(wait=isinstance(error, ServerBusyError)):
+                waits = isinstance(error, ServerBusyError)
+                if (waits or call.result.done()) and call.result.exception() is None:
                     answer = self._wait(call)
                     target = pinned(target, answer)
                     yield key, answer.embeddings
             raise
         finally:
             for _, call in under_way:
-                call.cancel()
+                call.handle.cancel()
 
     def _send(self, crops: Crops, deadline: Deadline, target: Target) -> _Call:
         """Send one batch without waiting for its answer."""
         call = self._begin(deadline, target)
         call.count = len(crops)
-        arguments = build(target, crops)
-        arguments |= {"callback": call.answered, "client_timeout": call.timeout_s}
-        call.handle = self._do(call, call.client.async_infer, **arguments)
+        with self._explained(call):
+            call.handle = call.client.async_infer(
+                **build(target, crops), callback=call.answered, client_timeout=call.timeout_s
+            )
         return call
 
     def _wait(self, call: _Call) -> Answer:
-        return self._read(call, self._do(call, call.result.result), call.count)
+        with self._explained(call):
+            result = call.result.result()
+        return self._read(call, result, call.count)
 
     def _read(self, call: _Call, result: Any, count: int) -> Answer:
         self._connection.answered()
@@ -256,14 +269,14 @@ class EmbeddingClient(ClientBase):
     def _begin(self, deadline: Deadline, target: Target | None = None) -> _Call:
         target = target or self._target
         self._connection.check(target)
-        return _Call(
-            target, deadline, deadline.remaining_s(self._limits.request_timeout_s), self._connection.triton
-        )
+        timeout_s = deadline.remaining_s(self._limits.request_timeout_s)
+        return _Call(target, deadline, timeout_s, self._connection.triton)
 
-    def _do(self, call: _Call, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        """Call one of tritonclient's methods; its errors become this project's."""
+    @contextmanager
+    def _explained(self, call: _Call) -> Iterator[None]:
+        """Turn tritonclient's errors into this project's."""
         try:
-            return method(*arguments, **named)
+            yield
         except (InferenceServerException, ValueError) as error:
             broken = self._connection.broken(call.client, call.target)
             if broken is not None:
@@ -297,24 +310,3 @@ class _Call:
             self.result.set_result(result)
         else:
             self.result.set_exception(error)
-
-    def is_answered(self, *, wait: bool) -> bool:
-        """Whether there is an answer and no error; with ``wait``, once the request has ended."""
-        return (wait or self.result.done()) and self.result.exception() is None
-
-    def cancel(self) -> None:
-        """Stop waiting for the answer."""
-        self.handle.cancel()
-
-
-def check_one_address(url: str | None, tls: Tls | None, connection: Any) -> None:
-    """Check that a client is given either an address or a connection.
-
-    Raises:
-        InputError: An address or certificates are given beside a connection.
-    """
-    if connection is not None and (url is not None or tls is not None):
-        raise InputError(
-            f"url or tls is given beside a connection to {connection.url}; give only the connection, which "
-            "has both."
-        )

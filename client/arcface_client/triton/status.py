@@ -151,13 +151,13 @@ def unanswered(url: str, problem: str) -> ServerUnavailableError:
     )
 
 
-def no_reply(error: InferenceServerException) -> bool:
-    """Whether an error means that no server answered, unless ``may_be_restricted``."""
-    return error.status() in (_UNAVAILABLE, _DEADLINE_EXCEEDED, _CANCELLED)
+def answered(error: InferenceServerException) -> bool:
+    """Whether an error comes from the server; one that ``is_unavailable`` may do so too."""
+    return error.status() not in (_UNAVAILABLE, _DEADLINE_EXCEEDED, _CANCELLED)
 
 
-def may_be_restricted(error: InferenceServerException) -> bool:
-    """Whether the server may be running all the same: Triton refuses a restricted protocol as unavailable."""
+def is_unavailable(error: InferenceServerException) -> bool:
+    """Whether the status is UNAVAILABLE: no server, a full queue, or a protocol that Triton restricts."""
     return bool(error.status() == _UNAVAILABLE)
 
 

@@ -202,28 +202,6 @@ def test_closing_ends_a_call_with_the_same_error(crops: Crops) -> None:
     run_on_hanging(close_during_call)
 
 
-@pytest.mark.parametrize("cancelled_first", [True, False])
-def test_a_cancelled_call_raises_cancelled_error_even_if_the_client_is_closed(
-    crops: Crops, cancelled_first: bool
-) -> None:
-    async def cancel_and_close(client: AsyncEmbeddingClient, fake: FakeTriton) -> None:
-        call = asyncio.create_task(client.encode(crops))
-        await until(lambda: fake.requests == 8)
-        if cancelled_first:
-            call.cancel()
-            await client.close()
-        else:
-            closing = asyncio.create_task(client.close())
-            await asyncio.sleep(0)
-            call.cancel()
-            await closing
-        with pytest.raises(asyncio.CancelledError):
-            await call
-        assert len(asyncio.all_tasks()) == 1
-
-    run_on_hanging(cancel_and_close)
-
-
 def test_a_stream_keeps_order(triton: LocalTriton, crops: Crops, expected: Embeddings) -> None:
     async def gather(client: AsyncEmbeddingClient) -> list[Embeddings]:
         return [embeddings async for embeddings in client.stream(iter(crops))]

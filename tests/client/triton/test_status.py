@@ -15,7 +15,7 @@ from arcface_client.errors import (
     ServerError,
     ServerUnavailableError,
 )
-from arcface_client.triton.status import ModelStatus, Reply, Target, explain, no_reply
+from arcface_client.triton.status import ModelStatus, Reply, Target, explain
 
 TARGET = Target("localhost:8001", "arcface", 2)
 SILENT = Reply(answers=False)
@@ -79,17 +79,3 @@ def test_a_question_about_the_server_is_not_about_a_model(
     explained = explain(error, Target("localhost:8001"), reply, timeout_s=1)
     assert type(explained) is expected
     assert str(explained).startswith(message)
-
-
-@pytest.mark.parametrize(
-    ("status", "expected"),
-    [
-        ("UNAVAILABLE", True),
-        ("DEADLINE_EXCEEDED", True),
-        ("CANCELLED", True),
-        ("UNIMPLEMENTED", False),
-        ("PERMISSION_DENIED", False),  # for example from a proxy
-    ],
-)
-def test_a_refused_question_is_a_reply_too(status: str, expected: bool) -> None:
-    assert no_reply(InferenceServerException("no", status=f"StatusCode.{status}")) == expected
