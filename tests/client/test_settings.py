@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from arcface_client.errors import ConfigError, InputError
-from arcface_client.runtimes.base import Device, read_device
+from arcface_client.errors import ConfigError
+from arcface_client.runtimes.base import Device
 from arcface_client.settings import PipelineSettings, load_pipeline_settings, load_tensorrt_settings
 
 SHIPPED = Path(__file__).parents[2] / "config/pipeline"
@@ -95,37 +95,22 @@ def test_any_certificate_turns_tls_on() -> None:
     [
         ("triton: {ulr: x}", r"embedding\.yaml has the unknown key triton\.ulr; did you mean triton\.url\?"),
         ("trition: {url: x}", r"unknown key trition; "),
-        ("triton: {x: 1}", r"unknown key triton\.x; "),
         ("wholly: different", r"unknown key wholly; known keys: embedding\.backend, "),
         ("triton: [1]", r"has \[1\] where triton should hold keys and values"),
-        ("- 1", r"where the file should hold keys"),
         ("triton: {url: 'x", r"is not YAML"),
         ("triton: {url: a:1}\ntriton: {url: b:1}", r"is not YAML: the key 'triton' comes twice"),
         ("triton: {url: a:1, url: b:1}", r"the key 'url' comes twice"),
         ("triton: {version: newest}", r"yaml: triton\.version is 'newest'; expected a valid integer"),
-        (
-            "triton: {request_timeout_s: soon}",
-            r"triton\.request_timeout_s is 'soon'; expected a valid number",
-        ),
         ("triton: {request_timeout_s: .inf}", r"triton\.request_timeout_s is inf; expected a finite number"),
         ("triton: {max_in_flight: 0}", r"max_in_flight is 0; expected greater than or equal to 1"),
-        ("triton: {max_in_flight: 2.5}", r"triton\.max_in_flight is 2\.5; expected a valid integer"),
-        ("triton: {shadow_rate: 2}", r"triton\.shadow_rate is 2; expected less than or equal to 1"),
         ("triton: {tls: {enabled: perhaps}}", r"triton\.tls\.enabled is 'perhaps'; expected a valid boolean"),
-        ("triton: {model: [a]}", r"triton\.model is \['a'\]; expected a valid string"),
-        ("triton: {url: [{a: 1}]}", r"triton\.url is \[{'a': 1}\]; expected a valid string"),
         ("triton: {url: 'a:1,,b:2'}", r"triton\.url is 'a:1,,b:2'; "),
         ("triton: {tls: {root_certificates: /nowhere.pem}}", r"tls\.root_certificates is /nowhere\.pem"),
-        ("triton: {tls: {private_key: embedding.yaml}}", r"tls\.private_key is embedding\.yaml"),
         ("embedding: {backend: torch}", r"backend is 'torch'; expected 'insightface', 'tensorrt', "),
         ("embedding: {device: mps}", r"embedding\.device is 'mps'; expected 'cpu', 'cuda', 'cuda:N' for"),
-        ("embedding: {allow_cpu_fallback: 2}", r"allow_cpu_fallback is 2; expected a valid boolean"),
-        ("embedding: {model: ''}", r"embedding\.model is ''; expected the name that models share"),
         ("embedding: {model: a_onnx}", r"embedding\.model is 'a_onnx'; expected .* without _onnx or _trt"),
         ("embedding: {tensorrt_config: no.yaml}", r"Cannot read the configuration file no\.yaml"),
-        ("validation: {max_drift_cosine: small}", r"validation\.max_drift_cosine is 'small'; expected a"),
         ("validation: {max_drift_cosine: 0}", r"max_drift_cosine is 0; expected greater than 0"),
-        ("validation: {max_drift_cosine: 1}", r"max_drift_cosine is 1; expected less than 1"),
         ("validation: {max_drift_cosine: .nan}", r"max_drift_cosine is nan; expected "),
     ],
 )
@@ -147,16 +132,18 @@ def test_a_bad_variable_is_named(environment: dict[str, str], message: str) -> N
         load(**environment)
 
 
-def test_a_bad_argument_is_refused() -> None:
-    with pytest.raises(
-        ConfigError, match=r"^validation\.max_drift_cosine is 'none'; expected a valid number"
-    ):
-        load_pipeline_settings(environment={}, arguments={"validation.max_drift_cosine": "none"})
-
-
-def test_a_file_that_is_named_must_exist() -> None:
-    with pytest.raises(ConfigError, match=r"none\.yaml: No such file"):
-        load_pipeline_settings(Path("none.yaml"), environment={})
+@pytest.mark.parametrize(
+    ("path", "arguments", "message"),
+    [
+        (Path("none.yaml"), {}, r"none\.yaml: No such file"),
+        (None, {"triton.version": "none"}, r"^triton\.version is 'none'; expected a valid integer"),
+    ],
+)
+def test_a_missing_file_and_a_bad_argument_are_refused(
+    path: Path | None, arguments: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_pipeline_settings(path, environment={}, arguments=arguments)
 
 
 def test_several_servers_are_a_list_or_a_text_with_commas() -> None:
@@ -176,21 +163,13 @@ def test_the_embedders_settings_come_from_the_same_file() -> None:
     assert (embedding.device, embedding.allow_cpu_fallback) == (Device("cuda", 1), False)
     assert embedding.model_repository == Path("/models")
     assert embedding.max_drift_cosine == 0.001
-
-
-def test_pytorch_is_an_alias_of_insightface() -> None:
-    assert load("embedding: {backend: pytorch}").embedding.backend == "insightface"
+    assert load("embedding: {backend: pytorch}").embedding.backend == "insightface"  # its former name
 
 
 def test_the_clients_model_is_of_the_family_that_is_embedded_with() -> None:
     text = "embedding: {model: arcface_r50}"
     assert load(text, TRITON_MODEL="").triton.model == "arcface_r50_onnx"
     assert load(text, TRITON_MODEL="other").triton.model == "other"
-
-
-def test_how_often_servers_are_checked_is_set() -> None:
-    triton = load("triton: {recheck_s: 5, liveness_s: 0.5}").triton
-    assert (triton.recheck_s, triton.liveness_s, triton.prove_again_s) == (5, 0.5, 60)
 
 
 def test_the_tensorrt_file_that_the_pipeline_names_is_read() -> None:
@@ -220,30 +199,11 @@ def test_the_builders_flags_go_before_the_environment_before_the_file() -> None:
     ("text", "enabled"),
     [
         ("auto", "auto"),
-        *((text, "required") for text in ("true", "1", "yes", "ON")),
-        *((text, "off") for text in ("False", "0", "no", "off")),
+        *((text, "required") for text in ("true", "1")),
+        *((text, "off") for text in ("False", "no")),
     ],
 )
 def test_tensorrt_is_used_if_there_or_required_or_off(text: str, enabled: str) -> None:
     Path("plans.yaml").write_text(f"arcface_tensorrt: {{enabled: {text}}}")
     assert load_tensorrt_settings(Path("plans.yaml"), environment={}).enabled == enabled
     assert load_tensorrt_settings(environment={"ARCFACE_TENSORRT_ENABLED": text}).enabled == enabled
-
-
-@pytest.mark.parametrize(
-    ("text", "device"),
-    [
-        ("cpu", Device("cpu")),
-        ("cuda", Device("cuda", 0)),
-        ("cuda:1", Device("cuda", 1)),
-        ("auto", Device("auto")),
-    ],
-)
-def test_devices_are_named_as_pytorch_names_them(text: str, device: Device) -> None:
-    assert read_device(text) == device
-
-
-@pytest.mark.parametrize("text", ["", "gpu", "mps", "CPU", "cuda:", "cuda:-1", "cuda:x", "cuda:0 ", 0, None])
-def test_any_other_device_is_refused_by_name(text: object) -> None:
-    with pytest.raises(InputError, match=rf"device is {text!r}; expected 'cpu', 'cuda', 'cuda:N'"):
-        read_device(text)

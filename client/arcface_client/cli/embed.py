@@ -57,7 +57,7 @@ def embed(
     file that is not a face crop is reported and skipped.
     """
     from ..evaluation.images import PassedOver, find_images, read_crop
-    from .output import EmbeddingArchive
+    from .output import embedding_archive
 
     require("PIL", extra="cli", purpose="Reading images")  # before a server is asked
     flags = {"triton.model": model, "triton.version": version}
@@ -70,7 +70,7 @@ def embed(
     names: list[str] = []
     skipped: list[str] = []
 
-    with progress("embed") as report, settings.client() as client, EmbeddingArchive(output) as archive:
+    with progress("embed") as report, settings.client() as client, embedding_archive(output) as add:
 
         def crops() -> Iterator[Crops]:
             for file in counted(files, report, f"embedding {len(files)} images", len(files)):
@@ -85,7 +85,7 @@ def embed(
 
         done = 0
         for embeddings in client.stream(crops()):
-            archive.add(names[done : done + len(embeddings)], embeddings)
+            add(names[done : done + len(embeddings)], embeddings)
             done += len(embeddings)
         if not done:
             raise ImageFileError(f"None of {len(files)} files is a face crop; {output} is not written.")

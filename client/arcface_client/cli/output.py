@@ -6,10 +6,9 @@ import secrets
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
 import numpy as np
@@ -25,13 +24,9 @@ def check_output(path: Path) -> None:
         InputError: There is no folder to write to, or nothing can be written to it, or something else has
             the file's name.
     """
-    if str(path) == "-":
-        raise InputError("- is not standard output here; give the name of a file to write.")
     path = path.resolve()
     if not path.parent.is_dir():
         raise InputError(f"There is no folder {path.parent} to write {path.name} to; make it first.")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give the name of a file in it.")
     if path.exists() and not path.is_file():
         raise InputError(f"{path} is not a regular file; give the name of a file to write.")
     with naming(path), tempfile.TemporaryFile(dir=path.parent):
@@ -83,51 +78,37 @@ def replace_text(path: Path, text: str) -> None:
         file.write(text.encode(errors="backslashreplace"))
 
 
-class EmbeddingArchive:
-    """Collects embeddings and the names of their crops, and writes ``path`` whole or not at all.
+@contextmanager
+def embedding_archive(path: Path) -> Iterator[Callable[[list[str], Embeddings], None]]:
+    """Collect embeddings and the names of their crops, and write them whole or not at all.
 
     ``np.load(path)`` then has ``embeddings``, float32 [N, 512], and ``paths``, N strings.
 
     Args:
         path: The file to write; it is replaced when the ``with`` block ends without an error.
 
+    Yields:
+        A function that appends a batch: the names, and a row of float32 [N, 512] for each.
+
     Raises:
-        InputError: There is no folder to write to; the methods raise it when the disk is full.
+        InputError: There is no folder to write to, or the disk is full.
     """
+    check_output(path)
+    names: list[str] = []
+    # The rows wait in a file, so that memory does not grow with them. It is beside the result, so that the
+    # disk which must hold the result is the one that fills up.
+    with naming(path), tempfile.TemporaryFile(dir=path.resolve().parent) as rows:
 
-    def __init__(self, path: Path) -> None:
-        path = path.resolve()  # a link stays, and what it points to is written
-        self._path = path
-        self._names: list[str] = []
-        check_output(path)
+        def add(batch: list[str], embeddings: Embeddings) -> None:
+            names.extend(batch)
+            rows.write(embeddings.astype("<f4", copy=False).tobytes())
 
-    def __enter__(self) -> EmbeddingArchive:
-        # Beside the result, so that the disk which must hold the result is the one that fills up.
-        with naming(self._path):
-            self._rows = tempfile.TemporaryFile(dir=self._path.parent)
-        return self
-
-    def add(self, names: list[str], embeddings: Embeddings) -> None:
-        """Append a batch: one name for each row of float32 [N, 512]."""
-        self._names += names
-        with naming(self._path):
-            self._rows.write(embeddings.astype("<f4", copy=False).tobytes())
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with naming(self._path), self._rows:
-            if kind is None:
-                self._rows.flush()
-                self._write()
-
-    def _write(self) -> None:
-        with replacing(self._path) as file, zipfile.ZipFile(file, "w") as archive:
+        yield add
+        rows.seek(0)
+        with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
             with archive.open("embeddings.npy", "w", force_zip64=True) as entry:
-                header = {"descr": "<f4", "fortran_order": False, "shape": (len(self._names), EMBEDDING_DIM)}
+                header = {"descr": "<f4", "fortran_order": False, "shape": (len(names), EMBEDDING_DIM)}
                 np.lib.format.write_array_header_1_0(entry, header)  # type: ignore[no-untyped-call]
-                self._rows.seek(0)
-                shutil.copyfileobj(self._rows, entry)
+                shutil.copyfileobj(rows, entry)
             with archive.open("paths.npy", "w", force_zip64=True) as entry:
-                names = np.array(self._names, np.str_)
-                np.lib.format.write_array(entry, names)  # type: ignore[no-untyped-call]
+                np.lib.format.write_array(entry, np.array(names, np.str_))  # type: ignore[no-untyped-call]

@@ -82,8 +82,7 @@ def run(app: typer.Typer, prog: str, argv: Sequence[str] | None = None) -> int:
 
     A command returns its exit code, or None for 0. It finds what was typed in ``typer.Context.obj``. An
     ``ArcFaceError`` and an error of the system become one line on standard error and exit code 1; anything
-    else is a bug and keeps its traceback. SIGTERM and a closed terminal end a command as Ctrl-C does, so that
-    it can tidy up.
+    else is a bug and keeps its traceback. SIGTERM ends a command as Ctrl-C does, so that it can tidy up.
 
     Args:
         app: The command line.
@@ -132,7 +131,7 @@ def _join_lines(command: Any) -> None:
 
 @contextmanager
 def _signals_interrupt() -> Iterator[None]:
-    """Let SIGTERM and a closed terminal raise KeyboardInterrupt, as Ctrl-C does."""
+    """Let SIGTERM raise KeyboardInterrupt, as Ctrl-C does."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Python takes signals in the main thread alone
         return
@@ -141,9 +140,7 @@ def _signals_interrupt() -> Iterator[None]:
         raise KeyboardInterrupt
 
     # SIGINT is among them because a shell starts background jobs with it ignored.
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup leaves it
-        numbers.append(signal.SIGHUP)
+    numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, interrupt) for number in numbers]
     try:
         yield

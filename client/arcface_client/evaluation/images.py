@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 import numpy as np
 
@@ -75,29 +75,12 @@ def _refuse(error: OSError) -> None:
     raise ImageFileError(f"The folder {error.filename} cannot be read: {error.strerror}.") from error
 
 
-def read_crop(path: str | Path, *, resize: bool = False) -> Crops:
+def read_crop(image: str | Path | bytes, *, name: str | None = None, resize: bool = False) -> Crops:
     """Read one face crop.
 
     Args:
-        path: An image file in any format that Pillow reads.
-        resize: Scale an image of another size to 112x112 instead of refusing it.
-
-    Returns:
-        uint8 [112, 112, 3], BGR.
-
-    Raises:
-        ImageFileError: The file is not an image, or has another size.
-        MissingExtraError: Pillow is not installed.
-    """
-    return _read(path, str(path), resize)
-
-
-def decode_crop(content: bytes, name: str, *, resize: bool = False) -> Crops:
-    """Read one face crop from an encoded image in memory.
-
-    Args:
-        content: An image in any format that Pillow reads.
-        name: Its name in an error.
+        image: An image file, or its bytes, in any format that Pillow reads.
+        name: What to call the image in an error; None is for the file's path.
         resize: Scale an image of another size to 112x112 instead of refusing it.
 
     Returns:
@@ -107,14 +90,11 @@ def decode_crop(content: bytes, name: str, *, resize: bool = False) -> Crops:
         ImageFileError: It is not an image, or has another size.
         MissingExtraError: Pillow is not installed.
     """
-    return _read(io.BytesIO(content), name, resize)
-
-
-def _read(source: str | Path | BinaryIO, name: str, resize: bool) -> Crops:
+    name = name or ("the image" if isinstance(image, bytes) else str(image))
     pillow = require("PIL.Image", extra="cli", purpose="Reading images")
     operations = require("PIL.ImageOps", extra="cli", purpose="Reading images")
     try:
-        with pillow.open(source) as file:
+        with pillow.open(io.BytesIO(image) if isinstance(image, bytes) else image) as file:
             if file.mode not in _MODES:
                 raise ImageFileError(
                     f"{name} is grey with more than 8 bits a pixel (Pillow's mode {file.mode}), which would "
@@ -128,13 +108,13 @@ def _read(source: str | Path | BinaryIO, name: str, resize: bool) -> Crops:
                 )
             # Cameras store the rotation beside the pixels; OpenCV applies it (for WebP from 4.13 on), Pillow
             # only when asked.
-            image = operations.exif_transpose(file).convert("RGB")
+            upright = operations.exif_transpose(file).convert("RGB")
     except ImageFileError:
         raise
     except pillow.UnidentifiedImageError as error:
         raise ImageFileError(f"{name} cannot be read as an image: its format is unknown.") from error
     except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
         raise ImageFileError(f"{name} cannot be read as an image: {error}") from error
-    if image.size != (CROP_SIZE, CROP_SIZE):
-        image = image.resize((CROP_SIZE, CROP_SIZE), pillow.Resampling.BILINEAR)
-    return np.ascontiguousarray(np.asarray(image, np.uint8)[..., ::-1])
+    if upright.size != (CROP_SIZE, CROP_SIZE):
+        upright = upright.resize((CROP_SIZE, CROP_SIZE), pillow.Resampling.BILINEAR)
+    return np.ascontiguousarray(np.asarray(upright, np.uint8)[..., ::-1])

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..contract import EMBEDDING_DIM, Progress, no_progress
 from ..errors import PairFileError
-from .images import decode_crop
+from .images import read_crop
 from .scores import Flips, Same, Values, Verification, flips, similarities, verify
 from .systems import System
 
@@ -266,7 +266,7 @@ def score_pairs(
         part = slice(start, start + batch_size)
         crops = np.stack(
             [
-                decode_crop(image, f"{pair_file.path}: image {start + index}", resize=resize)
+                read_crop(image, name=f"{pair_file.path}: image {start + index}", resize=resize)
                 for index, image in enumerate(pair_file.images[part])
             ]
         )

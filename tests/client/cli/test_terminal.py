@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import typer
@@ -106,12 +104,7 @@ def test_help_shows_the_examples_line_by_line(capsys: pytest.CaptureFixture[str]
     assert "Work on things." in lines
 
 
-def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(lambda: 0, "--version") == 0
-    assert capsys.readouterr().out.startswith("command ")
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_command_after_it_has_tidied_up(
     number: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,17 +121,6 @@ def test_a_signal_ends_a_command_after_it_has_tidied_up(
     assert tidied == [True]
     assert capsys.readouterr().err == "command: interrupted\n"
     assert signal.getsignal(number) == before
-
-
-def test_nohup_keeps_a_command_running_when_the_terminal_closes() -> None:
-    body = "import os, signal; os.kill(os.getpid(), signal.SIGHUP); print('done')"
-    done = subprocess.run(["nohup", *program(body)], stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "done\n")
-
-
-def test_a_command_runs_in_any_thread() -> None:
-    with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(run, lambda: 0).result() == 0
 
 
 @pytest.mark.parametrize("length", [1, 100_000], ids=["a line", "more than a buffer"])
@@ -162,12 +144,6 @@ def test_progress_without_a_terminal_is_a_line_for_each_stage(capsys: pytest.Cap
     assert capsys.readouterr().err == "r18: converting (after 0 s)\nr18: building, 10% (after 0 s)\n"
 
 
-def test_quiet_progress_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with terminal.progress("r18", quiet=True) as report:
-        report("converting", None)
-    assert capsys.readouterr() == ("", "")
-
-
 def test_progress_on_a_terminal_is_a_bar_with_log_lines_above_it() -> None:
     body = (
         "import logging\n    with progress('r18') as report:\n"
@@ -184,13 +160,6 @@ def test_progress_on_a_terminal_is_a_bar_with_log_lines_above_it() -> None:
     assert "r18: building" in shown
     assert "50%" in shown
     assert "a log line" in shown
-
-
-def test_log_lines_go_to_standard_error_unbroken(capsys: pytest.CaptureFixture[str]) -> None:
-    line = "a path that is long " * 10
-    handler = terminal._LogHandler()
-    handler.emit(logging.LogRecord("x", logging.INFO, "x.py", 1, line, (), None))
-    assert capsys.readouterr() == ("", line + "\n")
 
 
 def test_a_table_that_goes_into_a_file_has_a_line_for_each_row(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -71,21 +68,6 @@ def test_grey_of_sixteen_bits_is_refused_not_clipped(tmp_path: Path) -> None:
         read_crop(tmp_path / "crop.png")
 
 
-def test_colours_of_sixteen_bits_become_their_upper_eight(tmp_path: Path) -> None:
-    rgb = np.random.default_rng(2).integers(0, 2**16, (112, 112, 3), np.uint16)
-    header = struct.pack(">2I5B", 112, 112, 16, 2, 0, 0, 0)
-    rows = b"".join(
-        b"\0" + row.astype(">u2").tobytes() for row in rgb
-    )  # each row begins with its filter, none
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
-    packed = [
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        for name, data in chunks
-    ]
-    (tmp_path / "crop.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
-    np.testing.assert_array_equal(read_crop(tmp_path / "crop.png"), (rgb >> 8)[..., ::-1])
-
-
 def test_folders_are_searched_in_order_and_named_files_are_always_taken(tmp_path: Path) -> None:
     for name in ("b.jpg", "a.PNG", "notes.txt", "deep/c.webp"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -115,15 +97,3 @@ def test_links_to_files_are_followed_and_links_to_folders_are_counted(tmp_path: 
     assert passed_over == PassedOver(other_files=2, linked_folders=1)
     with pytest.raises(ImageFileError, match=r"broken\.png cannot be read as an image: .*No such file"):
         read_crop(found[0])
-
-
-def test_a_path_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ImageFileError, match="There is no file or folder"):
-        list(find_images([tmp_path / "none"]))
-
-
-def test_a_pipe_with_the_name_of_an_image_is_skipped(tmp_path: Path) -> None:
-    Image.fromarray(PIXELS).save(tmp_path / "a.png")
-    os.mkfifo(tmp_path / "b.png")
-
-    assert list(find_images([tmp_path])) == [str(tmp_path / "a.png")]

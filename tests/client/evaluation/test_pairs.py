@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from arcface_client.errors import PairFileError
-from arcface_client.evaluation.images import decode_crop
+from arcface_client.evaluation.images import read_crop
 from arcface_client.evaluation.pairs import MAX_PAIRS, read_pair_file
 from support.pair_files import PYTHON_2, PYTHON_2_TEXT, as_opencv, pairs
 
@@ -48,7 +48,7 @@ def test_a_set_is_read_in_every_protocol(tmp_path: Path, protocol: int, images: 
 def test_a_set_that_python_2_wrote_is_read(path: Path) -> None:
     found = read_pair_file(path)
     assert found.same.tolist() == [True, False]
-    colours = [decode_crop(image, "image")[0, 0].tolist() for image in found.images]
+    colours = [read_crop(image)[0, 0].tolist() for image in found.images]
     assert colours == [[30, 30, 200], [30, 40, 190], [200, 30, 30], [30, 200, 30]]
 
 

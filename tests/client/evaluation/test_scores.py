@@ -14,7 +14,6 @@ from arcface_client.evaluation.scores import (
     Same,
     Values,
     agreement,
-    drifts,
     flips,
     largest_drift,
     similarities,
@@ -42,12 +41,6 @@ def agree(left: Embeddings, right: Embeddings) -> Agreement:
     return agreement("left", "right", left, right, Flips(threshold=0.3, count=0, pairs=0))
 
 
-@pytest.mark.parametrize("drift", [2e-6, 0.001, 0.3, 1.0, 1.9])
-def test_drift_is_one_minus_cosine_similarity(drift: float) -> None:
-    left = rows(20)
-    np.testing.assert_allclose(drifts(left, at_drift(left, drift)), drift, rtol=1e-3)
-
-
 @given(st.floats(0.01, 100))
 def test_length_changes_the_euclidean_distance_and_not_the_drift(scale: float) -> None:
     left = rows(3)
@@ -67,12 +60,6 @@ def test_one_crop_that_drifts_is_the_largest_drift_while_the_mean_hides_it() -> 
     assert found.cosine_min == pytest.approx(0.7, rel=1e-4)
     assert found.cosine_p1 > 0.999
     assert found.l2_max == pytest.approx(np.sqrt(2 * 0.3), rel=1e-4)
-
-
-def test_nan_in_an_embedding_makes_the_drift_nan() -> None:
-    right = rows(3)
-    right[1, 5] = np.nan
-    assert np.isnan(largest_drift(rows(3), right))
 
 
 def test_all_pairs_are_every_two_different_rows() -> None:
@@ -143,7 +130,3 @@ def test_tar_at_far_counts_the_genuine_pairs_above_the_best_impostor_pairs() -> 
 def test_a_false_accept_rate_needs_enough_pairs(genuine: int, impostors: int, expected: float | None) -> None:
     same = np.arange(genuine + impostors) < genuine
     assert tar_at_far(np.where(same, 0.9, 0.1), same, 1e-3) == expected
-
-
-def test_equal_similarities_do_not_exceed_the_false_accept_rate() -> None:
-    assert tar_at_far(np.full(2000, 0.5), np.arange(2000) < 1000, 1e-3) == 0

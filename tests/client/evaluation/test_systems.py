@@ -14,7 +14,7 @@ from insightface.model_zoo.arcface_onnx import ArcFaceONNX
 from arcface_client.errors import DeploymentError, ModelNotFoundError
 from arcface_client.evaluation.controls import run_controls
 from arcface_client.evaluation.samples import generated_samples
-from arcface_client.evaluation.systems import is_file, open_reference, siblings_on
+from arcface_client.evaluation.systems import open_reference, siblings_on
 from arcface_client.triton.status import ModelStatus, ServerStatus
 from support.exports import Export, as_is, constant_reshape, mxnet, small_arcface
 from support.tiny import tiny_serving_graph
@@ -45,20 +45,6 @@ def test_siblings_are_the_ready_ones_with_the_newest_onnx_model_first() -> None:
 def test_the_error_for_no_ready_sibling_names_what_is_ready(name: str) -> None:
     with pytest.raises(ModelNotFoundError, match=r"face_onnx:1, face_onnx:2, face_trt:1, .*Name the models"):
         siblings_on(SERVER, name)
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("face_onnx", False),
-        ("face_trt:3", False),
-        ("model.onnx", True),
-        ("./model", True),
-        ("a/b.plan", True),
-    ],
-)
-def test_a_file_is_told_from_a_model(name: str, expected: bool) -> None:
-    assert is_file(name) is expected
 
 
 @pytest.fixture
