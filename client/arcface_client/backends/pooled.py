@@ -8,17 +8,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from ..errors import (
-    ArcFaceError,
-    ClientClosedError,
-    ConfigError,
-)
+from ..errors import ArcFaceError, ClientClosedError, ConfigError
+from ..failover.call import Call, no_candidate
 from ..failover.discovery import Pin, Wanted
 from ..failover.health import Health
 from ..failover.intervals import Intervals
 from ..failover.pool import ReplicaPool
 from ..failover.replica import Origin, local_replicas
-from ..failover.run import Call, no_candidate
 from ..failover.server import Records, Server
 from ..observability.diagnostics import Diagnostics, Served, Source
 from ..observability.metrics import Metrics, PrometheusExporter
@@ -151,12 +147,19 @@ class PooledBackend(EmbeddingBackend):
             pause=self._pause,
         )
         try:
-            served = call.run()
+            while True:
+                replica, model = call.next()
+                try:
+                    model.embed(request)
+                except ArcFaceError as error:
+                    call.failed(replica, model, error)
+                else:
+                    served = call.succeeded(replica, model)
+                    self.metrics.served(served, time.perf_counter() - started)
+                    return served
         except ArcFaceError as error:
             self.metrics.failed(error)
             raise
-        self.metrics.served(served, time.perf_counter() - started)
-        return served
 
     def hold(self, source: Source, error: ArcFaceError) -> None:
         """Take the replica that is the source of a call out of service until ``ensure_ready``."""

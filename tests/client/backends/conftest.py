@@ -79,4 +79,11 @@ def many(crops: Crops) -> Crops:
 
 @pytest.fixture(scope="module")
 def truth(many: Crops, tmp_path_factory: pytest.TempPathFactory) -> Embeddings:
-    return tiny_embeddings(tmp_path_factory.mktemp("truth"), many)
+    """The tiny model's embeddings of ``crops``."""
+    return tiny_embeddings(tmp_path_factory.mktemp("truth"), many[: len(many) // 2])
+
+
+@pytest.fixture(scope="module")
+def many_truth(truth: Embeddings) -> Embeddings:
+    """The tiny model's embeddings of ``many``."""
+    return np.concatenate([truth, truth[::-1]])

@@ -10,8 +10,7 @@ import pytest
 from arcface_client import get_embedding_backend
 from arcface_client.backends.base import EmbeddingBackend
 from arcface_client.backends.factory import make_backend
-from arcface_client.contract import Crops
-from arcface_client.errors import ConfigError, DeploymentError, InputError
+from arcface_client.errors import ConfigError, InputError
 from arcface_client.settings import EmbeddingSettings, PipelineSettings
 
 from .conftest import Make
@@ -66,20 +65,6 @@ def test_a_setting_that_is_given_twice_is_refused(
     short = {"embedding_backend": "backend_type"}.get(name, name.removeprefix("embedding_"))
     with pytest.raises(InputError, match=f"{message}; give one of them"):
         get_embedding_backend(**{short: argument}, **setting)
-
-
-def test_device_and_fallback_are_settings_too(
-    make: Make, monkeypatch: pytest.MonkeyPatch, crops: Crops
-) -> None:
-    monkeypatch.setenv("ARCFACE_EMBEDDING_DEVICE", "cuda:0")
-    with make("onnxruntime") as embedder:
-        _, served = embedder.encode(crops[:1], return_source=True)
-    assert [refusal.candidate for refusal in served.refusals] == ["small_onnx on CUDAExecutionProvider"]
-
-    monkeypatch.setenv("ARCFACE_EMBEDDING_ALLOW_CPU_FALLBACK", "false")
-    with pytest.raises(DeploymentError, match="lacks CUDAExecutionProvider"):
-        make("onnxruntime").ensure_ready()
-    make("onnxruntime", allow_cpu_fallback=True).ensure_ready()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ ENCODE_IN_BOTH = """
 import os, sys, tempfile
 from pathlib import Path
 import numpy as np
-from arcface_client import EmbeddingClient
+from arcface_client import EmbeddingClient, get_embedding_backend
 from arcface_client.backends.pooled import TritonBackend
 from arcface_client.errors import InputError
 from arcface_server import LocalTriton
@@ -21,17 +21,22 @@ crops = np.random.default_rng(0).integers(0, 256, (64, 112, 112, 3), np.uint8)
 expected = tiny_embeddings(Path(sys.argv[2]), crops)
 with LocalTriton(sys.argv[1], stop_timeout_s=1) as server:
     url = server.grpc_url
-    with TritonBackend(url, "tiny") as embedder, EmbeddingClient(url, "tiny_onnx") as client:
-        embedder.encode(crops), client.encode(crops)
+    settings = {"embedding_model": "small", "embedding_model_repository": sys.argv[3]}
+    with (
+        TritonBackend(url, "tiny") as embedder,
+        EmbeddingClient(url, "tiny_onnx") as client,
+        get_embedding_backend("onnxruntime", "cpu", **settings) as in_process,
+    ):
+        embedder.encode(crops), client.encode(crops), in_process.encode(crops)
         child = os.fork()
         refused = 0
-        for encode in (embedder.encode, client.encode):
+        for encode in (embedder.encode, client.encode, in_process.encode):
             try:
                 encode(crops[::-1])
             except InputError as error:
                 refused += "was made before this process was forked" in str(error)
         if not child:
-            embedder.close(), client.close()
+            embedder.close(), client.close(), in_process.close()
             with EmbeddingClient(url, "tiny_onnx") as own:
                 refused += np.allclose(own.encode(crops), expected, atol=1e-6)
             os._exit(refused)  # but for LocalTriton's end
@@ -40,58 +45,6 @@ with LocalTriton(sys.argv[1], stop_timeout_s=1) as server:
         print(status, refused, all(right))
 """
 
-USE_IN_CHILD = """
-import asyncio, os, signal, sys
-from pathlib import Path
-import numpy as np
-from arcface_client import AsyncEmbeddingBackend, EmbeddingClient, get_embedding_backend
-from arcface_client.backends.pooled import TritonBackend
-from arcface_client.errors import InputError
-from arcface_server import LocalTriton
-from support.siblings import SELDOM, local_tiny
-
-crops = np.zeros((2, 112, 112, 3), np.uint8)
-
-def refused_in_child(embedder, *calls):
-    child = os.fork()
-    if not child:
-        signal.alarm(20)
-        refused = 0
-        for call in calls:
-            try:
-                call()
-            except InputError as error:
-                refused += "was made before this process was forked" in str(error)
-        embedder.close()
-        os._exit(refused)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-def calls(embedder):
-    return lambda: embedder.encode(crops), embedder.ensure_ready, embedder.diagnostics
-
-with LocalTriton(sys.argv[1], stop_timeout_s=1) as server:
-    url, here = server.grpc_url, Path(sys.argv[2])
-    with (
-        EmbeddingClient(url, "tiny_onnx") as client,
-        TritonBackend(url, "tiny", local=[local_tiny(here)]) as unused,
-        TritonBackend(url, "tiny", intervals=SELDOM) as used,
-    ):
-        print(refused_in_child(client, client.status, client.ensure_ready))
-        print(refused_in_child(unused, *calls(unused)))
-        used.encode(crops)
-        # Not during a request in the background: gRPC itself may abort a child that is forked then.
-        print(refused_in_child(used, *calls(used)))
-settings = {"embedding_model": "small", "embedding_model_repository": sys.argv[3]}
-with get_embedding_backend("onnxruntime", "cpu", **settings) as in_process:
-    twin = AsyncEmbeddingBackend(in_process)
-
-    def encode_in_a_loop():
-        return asyncio.run(twin.encode(crops))
-
-    encode_in_a_loop()
-    print(refused_in_child(in_process, *calls(in_process), encode_in_a_loop))
-    encode_in_a_loop()
-"""
 
 LEAVE_IN_CHILD = """
 import os, sys, tempfile
@@ -111,15 +64,11 @@ print(len(list(Path(sys.argv[2]).iterdir())))
 """
 
 
-def test_a_forked_process_does_not_write_into_its_parents_calls(tmp_path: Path) -> None:
+def test_a_forked_process_is_refused_and_does_not_write_into_its_parents_calls(
+    tmp_path: Path, built: Path
+) -> None:
     repository = write_siblings(tmp_path / "repository")
-    assert children.run(ENCODE_IN_BOTH, repository, tmp_path) == "3 0 True\n"
-
-
-def test_a_forked_process_gets_an_error_that_says_so(tmp_path: Path, built: Path) -> None:
-    """With an embedder not used yet, with one in use, and with one of a model in this process."""
-    repository = write_siblings(tmp_path / "repository")
-    assert children.run(USE_IN_CHILD, repository, tmp_path, built / "models").split() == ["2", "3", "3", "4"]
+    assert children.run(ENCODE_IN_BOTH, repository, tmp_path, built / "models") == "4 0 True\n"
 
 
 def test_a_server_outlives_processes_that_are_forked_from_its_own(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from arcface_client.errors import (
     ConfigError,
     DeadlineExceededError,
     InputError,
-    ManifestError,
     NoCandidateError,
     NoCandidateNowError,
     ServerBusyError,
@@ -30,8 +29,6 @@ from arcface_client.models.golden import GoldenReference, golden_crops
 from arcface_client.observability.diagnostics import CandidateReport
 from arcface_client.triton.channel import Connection
 from arcface_server import LocalTriton
-from support.fake_triton import FakeTriton
-from support.fake_triton import served as fake_served
 from support.local_models import A, B
 from support.processes import wait_until
 from support.siblings import NAME, Recorded, answered, local_tiny, tiny_embeddings, write_siblings
@@ -42,11 +39,6 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Records:
     """A manifest for every model, which says that it is the tiny model of seed 1."""
     reference = tiny_embeddings(tmp_path_factory.mktemp("record"), golden_crops())
     return Recorded(lambda model, version: GoldenReference(reference, A))
-
-
-@pytest.fixture(scope="module")
-def truth(crops: Crops, tmp_path_factory: pytest.TempPathFactory) -> Embeddings:
-    return tiny_embeddings(tmp_path_factory.mktemp("truth"), crops)
 
 
 def report(embedder: EmbeddingBackend, candidate: str) -> CandidateReport:
@@ -82,13 +74,6 @@ def test_the_plan_serves_and_its_onnx_sibling_stands_by(
     assert diagnostics.latency_ms and diagnostics.latency_ms > 0
     assert diagnostics.throughput_fps and diagnostics.throughput_fps > 0
     assert diagnostics.counters["sources"][0]["faces"] == 100
-
-
-def test_pins_override_the_order(crowd: LocalTriton, crops: Crops) -> None:
-    with TritonBackend(crowd.grpc_url, NAME, ["tiny_onnx:1", "tiny_trt"]) as embedder:
-        _, served = embedder.encode(crops[:3], return_source=True)
-        assert served.sources[0].model == "tiny_onnx"
-        assert report(embedder, "tiny_trt:1").state == "standing by"
 
 
 @pytest.mark.parametrize(
@@ -139,19 +124,6 @@ def test_only_the_newest_release_serves_and_another_source_model_never(
     assert not served.fell_back
 
 
-def test_a_manifest_of_another_source_model_is_refused_though_the_embeddings_agree(
-    crowd: LocalTriton, crops: Crops, tmp_path: Path
-) -> None:
-    reference = tiny_embeddings(tmp_path, golden_crops())
-
-    def records(model: str, version: int) -> GoldenReference:
-        return GoldenReference(reference, A if model == "tiny_trt" else B)
-
-    with TritonBackend(crowd.grpc_url, NAME, records=Recorded(records)) as embedder:
-        embedder.ensure_ready()
-        assert "another source model, SHA-256 bbbb" in (report(embedder, "tiny_onnx:1").reason or "")
-
-
 def test_candidates_whose_manifests_conflict_never_serve_side_by_side(
     crowd: LocalTriton, tmp_path: Path
 ) -> None:
@@ -170,18 +142,6 @@ def test_candidates_whose_manifests_conflict_never_serve_side_by_side(
     assert "another source model, SHA-256 bbbb" in (reason or "")
 
 
-def test_a_broken_manifest_refuses_its_candidate(crowd: LocalTriton, crops: Crops) -> None:
-    def lying(model: str, version: int) -> GoldenReference | None:
-        if model == "tiny_trt":
-            raise ManifestError("tiny_trt-1.manifest.json is no JSON")
-        return None
-
-    with TritonBackend(crowd.grpc_url, NAME, records=Recorded(lying)) as embedder:
-        _, served = embedder.encode(crops[:1], return_source=True)
-    assert served.sources[0].model == "tiny_onnx"
-    assert "is no JSON" in served.refusals[0].reason
-
-
 def test_every_candidate_refused_is_one_error_that_lists_them_all(triton: LocalTriton, crops: Crops) -> None:
     pins = ["other", "broken_onnx:1", "tiny_onnx:7", "nothing"]
     with TritonBackend(triton.grpc_url, NAME, pins) as embedder:
@@ -194,24 +154,6 @@ def test_every_candidate_refused_is_one_error_that_lists_them_all(triton: LocalT
             assert "tiny_onnx:7" in text and "its versions: 1, 2" in text
             assert "nothing at" in text and "no such model" in text
             assert "\n" not in text
-
-
-def test_a_server_without_the_models_is_reported(crowd: LocalTriton, crops: Crops) -> None:
-    with (
-        TritonBackend(crowd.grpc_url, "arcface_r50") as embedder,
-        pytest.raises(
-            NoCandidateError, match=r"no arcface_r50_trt or arcface_r50_onnx; its models: .*tiny_trt"
-        ),
-    ):
-        embedder.encode(crops[:1])
-
-
-def test_an_http_port_is_reported(crowd: LocalTriton, crops: Crops) -> None:
-    with (
-        TritonBackend(crowd.http_url, NAME) as embedder,
-        pytest.raises(NoCandidateNowError, match="that this is its gRPC port"),
-    ):
-        embedder.encode(crops[:1])
 
 
 def test_a_preferred_server_that_is_away_is_reported_though_another_serves(
@@ -380,15 +322,3 @@ def test_closing_ends_a_call_in_another_thread(crowd: LocalTriton, recorded: Rec
         embedder.close()
         with pytest.raises(ClientClosedError):
             call.result(timeout=10)
-
-
-def test_first_calls_of_many_threads_check_a_candidate_once(crops: Crops) -> None:
-    fake = FakeTriton(model="fake_onnx")
-    with (
-        fake_served(fake) as url,
-        TritonBackend(url, "fake") as embedder,
-        ThreadPoolExecutor(6) as pool,
-    ):
-        calls = [pool.submit(embedder.encode, crops[:1]) for _ in range(6)]
-        assert all(call.result().shape == (1, 512) for call in calls)
-    assert fake.requests == 1 + 6

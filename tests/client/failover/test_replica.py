@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from arcface_client.errors import InputError
 from arcface_client.failover.intervals import Intervals
@@ -37,17 +35,6 @@ def test_it_doubles_with_every_failure_until_a_minute_of_peace() -> None:
         now = cooldown.until + PEACE_S - 1
     assert waits == [1, 2, 4, 8, 8]
     assert cooldown.failed(cooldown.until + PEACE_S, certain=True).wait_s == 1
-
-
-@given(st.lists(st.tuples(st.sampled_from(["failed", "certain", "succeeded"]), st.floats(0, 100))))
-def test_whatever_happens_it_ends_within_its_longest_time(events: list[tuple[str, float]]) -> None:
-    now, cooldown = 0.0, NEW
-    for event, later_s in events:
-        now += later_s
-        cooldown = (
-            cooldown.succeeded() if event == "succeeded" else cooldown.failed(now, certain=event == "certain")
-        )
-    assert not cooldown.active(now + NEW.longest_s)
 
 
 @pytest.mark.parametrize("name", list(vars(Intervals())))

@@ -14,7 +14,7 @@ from arcface_client.backends.local import LocalModel, LocalOrigin
 from arcface_client.backends.pooled import TritonBackend
 from arcface_client.contract import CROP_SHAPE, EMBEDDING_DIM, Crops, Embeddings
 from arcface_client.errors import DeploymentError, NoCandidateError
-from arcface_client.failover.run import BUSY_WAITS_S
+from arcface_client.failover.call import BUSY_WAITS_S
 from arcface_client.models.embedding_space import EmbeddingSpace
 from arcface_client.observability.diagnostics import HERE, Diagnostics
 from arcface_client.triton.limits import RequestLimits

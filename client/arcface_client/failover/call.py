@@ -1,4 +1,4 @@
-"""One call over the ranking: which replicas are tried, what is tried again, and which one does the rest."""
+"""One call over the ranking: which replica is next, what is tried again, and what the caller is told."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ..observability.metrics import Metrics
 from ..triton.embed_request import EmbedRequest
 from .health import Health
 from .pool import ReplicaPool
-from .replica import Replica
+from .replica import Model, Replica
 
 BUSY_WAITS_S: Final = (0.05, 0.1, 0.2)
 """Seconds between the tries of one replica whose queue is full, while it makes no progress."""
@@ -40,15 +40,12 @@ RECONNECT_S: Final = 1.0
 MARGIN_S: Final = 0.02
 """A request that is given the rest of a call's time may end this much before it."""
 
-_THE_CALLERS: Final = (InputError, CallCancelledError)
-"""Errors that every other replica would raise, too."""
-
 _FIRST_WAIT_S: Final = 0.1
 _LONGEST_WAIT_S: Final = 1.0
 
 
 class Call:
-    """One call.
+    """What one call has tried and reached; the backend's ``run`` asks it which replica is next.
 
     - The caller's errors (``InputError``), and that the call was cancelled, are raised at once.
     - A full queue is tried again a few times, then the next replica is used.
@@ -79,91 +76,92 @@ class Call:
         self._metrics = metrics
         self._patience_s = patience_s
         self._pause = pause
-        self._moved_at = time.monotonic()
+        self._missing = request.missing
+        self._moved_at = self._began_at = time.monotonic()
         self._credits: dict[Source, int] = {}
         self._failures: dict[str, ArcFaceError] = {}
         self._suspects: list[tuple[Replica, ArcFaceError]] = []
+        self._tried: set[str] = set()
+        self._again: tuple[Replica, Model] | None = None
+        self._busy_waits = iter(BUSY_WAITS_S)
+        self._wait_s = _FIRST_WAIT_S
 
-    def run(self) -> Served:
-        """Embed what is missing, with whichever replicas can.
+    def next(self) -> tuple[Replica, Model]:
+        """The replica to try now: by preference, each once, and all again as long as that may help.
+
+        Raises:
+            DeadlineExceededError: The call's time is up.
+            NoCandidateNowError: No replica serves, but trying again may help.
+            NoCandidateError: No replica can serve before something is fixed.
+        """
+        if not self._health.has_looked:
+            self._look(afresh=False)
+        while self._again is None:
+            # Read anew each time, since what other calls meet with counts here, too.
+            ranked = (one for one in self._pool.ranking.serving if one.name not in self._tried)
+            replica = next(ranked, None) or self._load()
+            if replica is None:
+                self._wait()
+            elif replica.model is not None:
+                self._tried.add(replica.name)
+                self._busy_waits = iter(BUSY_WAITS_S)
+                self._again = replica, replica.model
+        found, self._again = self._again, None
+        self._began_at = time.monotonic()
+        return found
+
+    def failed(self, replica: Replica, model: Model, error: ArcFaceError) -> None:
+        """A replica did not embed all that was missing.
 
         Raises:
             InputError: The crops, or the embedder (closed), cannot be used.
             CallCancelledError: The caller does not wait any more.
             DeadlineExceededError: The call's time is up.
-            NoCandidateNowError: No replica serves, but trying again may help.
-            NoCandidateError: No replica can serve before something is fixed.
         """
-        wait_s, asked_again = _FIRST_WAIT_S, False
-        if not self._health.has_looked:
-            self._look(afresh=False)
-        while True:
-            served = self._try_all()
-            if served is not None:
-                return served
-            self._pause(0.0)  # raises if the embedder was closed meanwhile
-            reasons = self._reasons()
-            patience_s = self._patience(reasons)
-            stalled_s = time.monotonic() - self._moved_at
-            # A server that hung may have used up the patience while another one came back: ask once more.
-            if stalled_s + wait_s > patience_s and (asked_again or not patience_s):
-                raise no_candidate(reasons)
-            if self._is_over:
-                raise self._too_late(no_candidate(reasons))
+        if isinstance(error, (InputError, CallCancelledError)):
+            raise error
+        has_moved = self._credit(model.source)
+        if self._is_over:
+            if not has_moved and time.monotonic() - self._began_at >= SILENCE_S:
+                self._pool.failed(replica, error)
+            raise self._too_late(error) from error
+        wait_s = None
+        if isinstance(error, ServerBusyError):
+            wait_s = 0.0 if has_moved else next(self._busy_waits, None)
+        if wait_s is None:
+            self._leave(replica, error)
+        else:
+            self._again = replica, model
             self._pause(min(wait_s, self._request.deadline.remaining_s()))
-            self._look(afresh=True)
-            asked_again = True
-            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
-    def _try_all(self) -> Served | None:
-        """Let each replica embed what is missing, by preference; None when something still is."""
-        tried: set[str] = set()
-        while True:
-            # Read anew each time, since what other calls meet with counts here, too.
-            ranked = (one for one in self._pool.ranking.serving if one.name not in tried)
-            replica = next(ranked, None) or self._load(tried)
-            if replica is None:
-                return None
-            tried.add(replica.name)
-            if self._try(replica):
-                return self._served(replica)
+    def succeeded(self, replica: Replica, model: Model) -> Served:
+        """A replica embedded all that was missing; returns who served, and why others did not."""
+        self._credit(model.source)
+        self._pool.succeeded(replica)
+        for other, error in self._suspects:
+            if other.name != replica.name:
+                self._pool.failed(other, error)
+        return self._served(replica)
 
-    def _try(self, replica: Replica) -> bool:
-        """Let a replica embed what is missing; False when it did not embed all of it."""
-        request, model, waits = self._request, replica.model, iter(BUSY_WAITS_S)
-        assert model is not None
-        while True:
-            missing, started, wait_s = request.missing, time.monotonic(), None
-            try:
-                model.embed(request)
-            except _THE_CALLERS:
-                raise
-            except ServerBusyError as error:
-                wait_s = 0.0 if request.missing < missing else next(waits, None)
-                failure: ArcFaceError = error
-            except ArcFaceError as error:
-                failure = error
-            else:
-                self._pool.succeeded(replica)
-                self._blame_suspects(replica)
-                return True
-            finally:
-                self._credit(model.source, missing - request.missing)
-            if self._is_over:
-                if request.missing == missing and time.monotonic() - started >= SILENCE_S:
-                    self._pool.failed(replica, failure)
-                raise self._too_late(failure) from failure
-            if wait_s is None:
-                self._leave(replica, failure)
-                return False
-            self._pause(min(wait_s, request.deadline.remaining_s()))
+    def _wait(self) -> None:
+        """Wait before all replicas are tried again."""
+        self._pause(0.0)  # raises if the embedder was closed meanwhile
+        reasons = self._reasons()
+        if time.monotonic() - self._moved_at + self._wait_s > self._patience(reasons):
+            raise no_candidate(reasons)
+        if self._is_over:
+            raise self._too_late(no_candidate(reasons))
+        self._pause(min(self._wait_s, self._request.deadline.remaining_s()))
+        self._look(afresh=True)
+        self._wait_s = min(2 * self._wait_s, _LONGEST_WAIT_S)
+        self._tried.clear()
 
-    def _load(self, tried: set[str]) -> Replica | None:
+    def _load(self) -> Replica | None:
         """Load a model into this process that was not tried yet."""
         if not self._pool.has_local:
             return None
         try:
-            return self._health.load(self._request.deadline, but=tried)
+            return self._health.load(self._request.deadline, but=self._tried)
         except DeadlineExceededError as error:
             raise self._too_late(no_candidate(self._reasons())) from error
 
@@ -185,15 +183,13 @@ class Call:
         elif not isinstance(error, ServerBusyError):
             self._pool.failed(replica, error)
 
-    def _blame_suspects(self, by: Replica) -> None:
-        for replica, error in self._suspects:
-            if replica.name != by.name:
-                self._pool.failed(replica, error)
-
-    def _credit(self, source: Source, crops: int) -> None:
+    def _credit(self, source: Source) -> bool:
+        """Count what a replica embedded; returns whether it embedded anything."""
+        crops, self._missing = self._missing - self._request.missing, self._request.missing
         if crops:
             self._moved_at = time.monotonic()
             self._credits[source] = self._credits.get(source, 0) + crops
+        return crops > 0
 
     def _served(self, by: Replica) -> Served:
         ranking = self._pool.ranking
