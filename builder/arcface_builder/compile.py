@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 
 from arcface_client.contract import Crops, Progress, no_progress
@@ -24,7 +24,7 @@ from .repository.plans import AddedPlan, add_plan, check_free, published_plans, 
 from .repository.publish import ModelRepository, OnnxVersion, tool_versions
 from .source.load import Source
 from .source.reference import source_embedder
-from .store import GPU, PlanStore, StoredPlan, describe_plan, this_platform
+from .store import GPU, PlanStore, describe_plan, this_platform
 from .trt.compat import can_be_hardware_compatible, check_knows, is_strongly_typed
 from .trt.engine import BuiltPlan, build_plan
 from .trt.gpu import Gpu
@@ -41,7 +41,6 @@ class PlanRequest:
     Attributes:
         onnx: The model.
         options: The plan.
-        fallback: Build the next more exact precision where one is refused.
         max_drift_cosine: Largest drift from the source model that is allowed.
         calibration: Real crops, uint8 [N, 112, 112, 3]: for int8's ranges, and for the accuracy check.
         source: The source model; without it a plan is compared with the ONNX model alone.
@@ -50,11 +49,22 @@ class PlanRequest:
 
     onnx: OnnxVersion
     options: BuildOptions
-    fallback: bool = False
     max_drift_cosine: float = DEFAULT_MAX_DRIFT_COSINE
     calibration: Crops | None = None
     source: Source | None = None
     command: Callable[[str], str] = "arcface-builder compile --precision {}".format
+
+    @cached_property
+    def reference(self) -> ReferenceEmbeddings:
+        """What plans are compared with; computed once, which takes a while.
+
+        Raises:
+            ServedModelError: The ONNX model drifts from its source: no plan of it can pass.
+        """
+        source = source_embedder(self.source, self.onnx.source_sha256)
+        return reference_for_plans(
+            self.onnx.path, source, self.calibration, max_drift_cosine=self.max_drift_cosine
+        )
 
 
 @dataclass(frozen=True)
@@ -78,10 +88,22 @@ def compile_plan(
     store: PlanStore,
     repository: ModelRepository,
     *,
+    precision: str | None = None,
+    refusals: Sequence[str] = (),
     instances: int | None = None,
     report: Progress = no_progress,
 ) -> Compiled:
     """Find a plan in the store, or build and check it; then put it into the repository.
+
+    Args:
+        request: The plan.
+        gpu: The GPU that it is for.
+        store: Where plans are kept.
+        repository: Where the plan goes.
+        precision: The plan's precision; None is the request's.
+        refusals: Why more compact precisions were not taken, for the manifest.
+        instances: Copies that Triton runs on each GPU; see ``add_plans``.
+        report: Called with each stage.
 
     Raises:
         CompileError: The plan cannot be built, or does not run in its precision.
@@ -89,27 +111,65 @@ def compile_plan(
             stored.
         BuilderError: The store or the repository cannot be used.
     """
+    onnx, tensorrt_version = request.onnx, gpu.trt.__version__
+    precision = precision or request.options.precision
+    check_gpu_has(precision, gpu.sm)
+    check_knows(tensorrt_version, precision)
+
+    report(f"Writing {precision} into the graph", None)
+    graph = convert(request, precision, tensorrt_version)
+    key = plan_key(request, precision, graph, tensorrt_version=tensorrt_version, sm=gpu.sm, gpu_name=gpu.name)
+    plan = recorded_plan(repository, key, onnx.version) or store.local.find(key)
+    from_store = plan is not None
+    if plan is None:
+        check_free(repository, key, onnx.version)  # what follows takes minutes
+        with store.local.building(key), store.local.staging() as folder:
+            plan = store.fetch(key)
+            from_store = plan is not None
+            if plan is None:
+                path = folder / key.filename
+                built, layers = _build(request, key, graph, gpu, store, path, report)
+                accuracy = _check(request, key, graph, gpu, store, path, report)
+                plan = store.put(path, _manifest(request, key, path, gpu, built, layers, accuracy))
+    # The refusals belong to this repository: the store may have the plan because it was asked for by itself.
+    manifest = replace(plan.manifest, refusals=tuple(refusals) or plan.manifest.refusals)
+    added = add_plan(repository, replace(plan, manifest=manifest), version=onnx.version, instances=instances)
+    return Compiled(added, manifest, from_store)
+
+
+def compile_with_fallback(
+    request: PlanRequest,
+    gpu: Gpu,
+    store: PlanStore,
+    repository: ModelRepository,
+    *,
+    instances: int | None = None,
+    report: Progress = no_progress,
+) -> Compiled:
+    """Compile a plan; where its precision is refused, the next more exact one.
+
+    Arguments and errors are those of ``compile_plan``; the error is that of the last precision.
+    """
     onnx = request.onnx
-    reference = cache(
-        lambda: reference_for_plans(
-            onnx.path,
-            source_embedder(request.source, onnx.source_sha256),
-            request.calibration,
-            max_drift_cosine=request.max_drift_cosine,
-        )
-    )
     there = published_plans(repository, plan_model(onnx.name)).get(onnx.version, {})
     published = next((one for one in there.values() if one.identity.sm == gpu.sm), None)
     refusals: list[str] = []
-    precision = request.options.precision
-    left = fallbacks(precision, gpu.sm) if request.fallback else []
+    precision, *left = [request.options.precision, *fallbacks(request.options.precision, gpu.sm)]
     while True:
+        if left and published is not None and published.has_refused(precision):
+            precision, *left = left
+            continue
         try:
-            if left and published is not None and published.has_refused(precision):
-                precision, *left = left  # refused before, as this version's manifest says
-                continue
-            plan, from_store = _obtain(request, precision, gpu, store, repository, reference, report)
-            break
+            return compile_plan(
+                request,
+                gpu,
+                store,
+                repository,
+                precision=precision,
+                refusals=refusals,
+                instances=instances,
+                report=report,
+            )
         except ServedModelError:
             raise  # no plan of any precision can pass
         except (ParityError, PrecisionError) as error:
@@ -118,39 +178,6 @@ def compile_plan(
             refusals.append(f"{precision} was refused: {error}")
             precision, *left = left
             _log.warning("%s Falling back to %s.", error, precision)
-    # The refusals belong to this repository: the store may have the plan because it was asked for by itself.
-    manifest = replace(plan.manifest, refusals=tuple(refusals) or plan.manifest.refusals)
-    added = add_plan(repository, replace(plan, manifest=manifest), version=onnx.version, instances=instances)
-    return Compiled(added, manifest, from_store)
-
-
-def _obtain(
-    request: PlanRequest,
-    precision: str,
-    gpu: Gpu,
-    store: PlanStore,
-    repository: ModelRepository,
-    reference: Callable[[], ReferenceEmbeddings],
-    report: Progress,
-) -> tuple[StoredPlan, bool]:
-    """Find or build a plan of one precision; also tells whether it was found."""
-    check_gpu_has(precision, gpu.sm)
-    check_knows(gpu.trt.__version__, precision)
-    options = replace(request.options, precision=precision)
-    report(f"Writing {precision} into the graph", None)
-    graph = convert(request, precision, gpu.trt.__version__)
-    key = plan_key(
-        request, precision, graph, tensorrt_version=gpu.trt.__version__, sm=gpu.sm, gpu_name=gpu.name
-    )
-    found = recorded_plan(repository, key, request.onnx.version) or store.local.find(key)
-    if found is not None:
-        _log.info("Found %s", found.path)
-        return found, True
-    check_free(repository, key, request.onnx.version)  # what follows takes minutes
-    with store.local.building(key):
-        if (found := store.fetch(key)) is not None:
-            return found, True
-        return _build(request, options, key, graph, gpu, store, reference, report), False
 
 
 def convert(request: PlanRequest, precision: str, tensorrt_version: str) -> bytes:
@@ -222,55 +249,61 @@ def plan_key(
 
 def _build(
     request: PlanRequest,
-    options: BuildOptions,
     key: PlanKey,
     graph: bytes,
     gpu: Gpu,
     store: PlanStore,
-    reference: Callable[[], ReferenceEmbeddings],
+    path: Path,
     report: Progress,
-) -> StoredPlan:
-    """Build a plan, check it, and store it."""
+) -> tuple[BuiltPlan, LayerPrecisions]:
+    """Build a plan into a file, if the ONNX model passes; also tells in which precisions its layers run."""
+    report("Comparing the ONNX model with its source", None)
+    _ = request.reference  # an ONNX model that drifts would waste the build
     trt = gpu.trt
-    timings = options.timing_cache or store.local.timing_cache(f"{trt.__name__}-{trt.__version__}", gpu.name)
-    with store.local.staging() as folder:  # made before the build, which a cache without room would waste
-        report("Comparing the ONNX model with its source", None)
-        reference()
-        built = build_plan(
-            trt,
-            graph,
-            replace(options, timing_cache=timings),
-            report=report,
-            target_sm=gpu.target_sm,
-            free_mb=gpu.free_mb,
+    timings = store.local.timing_cache(f"{trt.__name__}-{trt.__version__}", gpu.name)
+    options = replace(
+        request.options, precision=key.precision, timing_cache=request.options.timing_cache or timings
+    )
+    built = build_plan(trt, graph, options, report=report, target_sm=gpu.target_sm, free_mb=gpu.free_mb)
+    report("Inspecting the plan", None)
+    precisions = gpu.inspect(built.plan)
+    for profile in precisions:
+        check_precision(profile, key.precision)
+    path.write_bytes(built.plan)
+    return built, precisions[0]
+
+
+def _check(
+    request: PlanRequest,
+    key: PlanKey,
+    graph: bytes,
+    gpu: Gpu,
+    store: PlanStore,
+    path: Path,
+    report: Progress,
+) -> AccuracyReport:
+    """Compare a plan's embeddings with the reference; what a refused plan was made of is kept."""
+    report("Comparing the plan with its source", None)
+    largest = key.max_batch_size
+    with gpu.load(path) as plan:
+        # Full batches of each profile, a batch that is not full, and single crops.
+        sizes = sorted({1, min(SMALL_BATCH, largest), (largest + 1) // 2, largest})
+        accuracy = request.reference.compare(plan.embed, sizes)
+    try:
+        accuracy.check()
+    except ParityError as error:
+        report("Looking for the layer that diverges", None)
+        kept = keep_refusal(
+            store.local.root / "refused" / path.stem,
+            converted=graph,
+            float32=typed_graph(request.onnx.content, "fp32"),
+            settings={"plan": asdict(key), "accuracy": accuracy.to_record()},
+            crops=request.reference.crops[list(accuracy.worst_crops)],
+            max_drift_cosine=request.max_drift_cosine,
+            strongly_typed=is_strongly_typed(gpu.trt.__version__),
         )
-        report("Inspecting the plan", None)
-        precisions = gpu.inspect(built.plan)
-        for profile in precisions:
-            check_precision(profile, options.precision)
-        report("Comparing the plan with its source", None)
-        path = folder / key.filename
-        path.write_bytes(built.plan)
-        largest = options.max_batch_size
-        with gpu.load(path) as plan:
-            # Full batches of each profile, a batch that is not full, and single crops.
-            sizes = sorted({1, min(SMALL_BATCH, largest), (largest + 1) // 2, largest})
-            accuracy = reference().compare(plan.embed, sizes)
-        try:
-            accuracy.check()
-        except ParityError as error:
-            report("Looking for the layer that diverges", None)
-            kept = keep_refusal(
-                store.local.root / "refused" / path.stem,
-                converted=graph,
-                float32=typed_graph(request.onnx.content, "fp32"),
-                settings={"plan": asdict(key), "accuracy": accuracy.to_record()},
-                crops=reference().crops[list(accuracy.worst_crops)],
-                max_drift_cosine=request.max_drift_cosine,
-                strongly_typed=is_strongly_typed(trt.__version__),
-            )
-            raise ParityError(f"{error} Nothing was stored. {kept}") from error
-        return store.put(path, _manifest(request, key, path, gpu, built, precisions[0], accuracy))
+        raise ParityError(f"{error} Nothing was stored. {kept}") from error
+    return accuracy
 
 
 def _manifest(

@@ -14,7 +14,7 @@ import pytest
 
 from arcface_builder.check import crops as faces
 from arcface_builder.check.controls import another_model
-from arcface_builder.compile import PlanRequest, compile_plan, convert, plan_key
+from arcface_builder.compile import PlanRequest, compile_plan, compile_with_fallback, convert, plan_key
 from arcface_builder.errors import (
     CacheError,
     OptionError,
@@ -134,7 +134,7 @@ def test_another_precision_profile_workspace_or_tolerance_is_another_plan(
     assert len(keys) == 2
 
 
-def test_the_timing_cache_is_no_part_of_a_plans_key(request_: PlanRequest) -> None:
+def test_a_plans_key_does_not_depend_on_the_timing_cache(request_: PlanRequest) -> None:
     keys = [
         plan_key(
             asking(request_, timing_cache=path), "fp16", b"a graph", tensorrt_version="10.9.0.34", sm="86"
@@ -205,10 +205,10 @@ def test_a_served_model_that_is_not_its_source_is_refused_before_anything_is_bui
 ) -> None:
     content = another_model(request_.onnx.content)
     request_.onnx.path.write_bytes(content)
-    wrong = replace(request_, onnx=replace(request_.onnx, content=content), fallback=True)
+    wrong = replace(request_, onnx=replace(request_.onnx, content=content))
 
     with pytest.raises(ServedModelError, match="The served ONNX model drifts"):
-        compile_plan(wrong, unable(gpu), store, repository)
+        compile_with_fallback(wrong, unable(gpu), store, repository)
 
 
 def test_crops_that_are_all_alike_prove_nothing_in_any_precision(
@@ -217,7 +217,7 @@ def test_crops_that_are_all_alike_prove_nothing_in_any_precision(
     alike = np.zeros((32, 112, 112, 3), np.uint8)
 
     with pytest.raises(ServedModelError, match="blind"):
-        compile_plan(replace(request_, calibration=alike, fallback=True), unable(gpu), store, repository)
+        compile_with_fallback(replace(request_, calibration=alike), unable(gpu), store, repository)
 
 
 def test_without_the_source_model_the_plan_is_compared_with_the_onnx_model(
@@ -263,7 +263,7 @@ def test_the_next_more_exact_precision_is_built_where_one_is_refused(
     with pytest.raises(PrecisionError, match="The plan named fp16 runs its convolutions in other precisions"):
         compile_plan(request_, exact, store, repository)
 
-    compiled = compile_plan(replace(request_, fallback=True), exact, store, repository)
+    compiled = compile_with_fallback(request_, exact, store, repository)
 
     assert compiled.added.path.name == "small-tf32-sm86.plan"
     (refusal,) = compiled.manifest.refusals
@@ -272,7 +272,7 @@ def test_the_next_more_exact_precision_is_built_where_one_is_refused(
     assert record["refusals"] == [refusal]
     (stored, _), *_ = store.entries()
     assert stored.manifest is not None
-    assert stored.manifest.refusals == ()  # who asks for tf32 gets the same plan
+    assert stored.manifest.refusals == ()  # a request for tf32 gets the same plan
 
 
 def test_a_fallback_skips_what_the_gpu_lacks(
@@ -280,9 +280,7 @@ def test_a_fallback_skips_what_the_gpu_lacks(
 ) -> None:
     turing = replace(gpu, sm="75", runs_in="fp32")  # TensorRT-RTX builds no fp32 for Turing
 
-    compiled = compile_plan(
-        replace(asking(request_, precision="bf16"), fallback=True), turing, store, repository
-    )
+    compiled = compile_with_fallback(asking(request_, precision="bf16"), turing, store, repository)
 
     assert compiled.added.path.name == "small-fp32-sm75.plan"
     assert [refusal.partition(" ")[0] for refusal in compiled.manifest.refusals] == ["bf16"]
@@ -291,11 +289,11 @@ def test_a_fallback_skips_what_the_gpu_lacks(
 def test_a_published_fallback_is_found_again_without_a_build(
     request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
 ) -> None:
-    exact, falling = replace(gpu, runs_in="fp32"), replace(request_, fallback=True)
-    first = compile_plan(falling, exact, store, repository)
+    exact = replace(gpu, runs_in="fp32")
+    first = compile_with_fallback(request_, exact, store, repository)
 
-    for request in (falling, asking(request_, precision="tf32")):
-        again = compile_plan(request, unable(exact), store, repository)
+    for request in (request_, asking(request_, precision="tf32")):
+        again = compile_with_fallback(request, unable(exact), store, repository)
         assert not again.added.is_new
         assert again.manifest == first.manifest
 
@@ -304,12 +302,10 @@ def test_no_fallback_is_built_where_the_version_has_another_plan(
     request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
 ) -> None:
     exact = replace(gpu, runs_in="fp32")
-    compile_plan(replace(request_, fallback=True), exact, store, repository)  # tf32 in place of fp16
+    compile_with_fallback(request_, exact, store, repository)  # tf32 in place of fp16
 
     with pytest.raises(RepositoryError, match=r"has a plan for sm86 already, small-tf32-sm86\.plan"):
-        compile_plan(
-            replace(asking(request_, precision="bf16"), fallback=True), unable(exact), store, repository
-        )
+        compile_with_fallback(asking(request_, precision="bf16"), unable(exact), store, repository)
 
 
 def test_a_stored_plan_that_was_damaged_is_built_again(

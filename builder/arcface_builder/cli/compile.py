@@ -18,7 +18,7 @@ from arcface_client.models.naming import onnx_model
 from arcface_client.settings import TensorRtSettings, load_tensorrt_settings, variable
 
 from ..build import DEFAULT_REPOSITORY
-from ..compile import PlanRequest, compile_plan
+from ..compile import PlanRequest, compile_plan, compile_with_fallback
 from ..errors import OptionError, RepositoryError
 from ..fleet import assemble
 from ..graph.precision import calibration_crops
@@ -199,7 +199,6 @@ def compile_(
         request = PlanRequest(
             onnx=onnx,
             options=options,
-            fallback=fallback_precision,
             max_drift_cosine=settings.max_drift_cosine,
             calibration=crops,
             source=None if from_store else _source(models, onnx),
@@ -221,7 +220,8 @@ def compile_(
             )
             found: dict[str, Any] = {}
         else:
-            compiled = compile_plan(request, gpu, store, models, instances=settings.instances, report=report)
+            compile_it = compile_with_fallback if fallback_precision else compile_plan
+            compiled = compile_it(request, gpu, store, models, instances=settings.instances, report=report)
             added = [compiled.added]
             manifest = asdict(compiled.manifest)
             found = {
