@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
@@ -18,7 +17,7 @@ from arcface_builder.source.load import Synthetic
 from arcface_server import LocalTriton
 from arcface_server.perf.binary import find_perf_analyzer
 from arcface_server.perf.measurement import Load, measure, write_input_data
-from serving import machine
+from report import network, new_parser, origin, publish
 from workers import Worker, triton
 
 BATCH = 32
@@ -28,17 +27,9 @@ WINDOWS = 3
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--depth", default="r18", choices=["r18", "r34", "r50", "r100"])
+    parser = new_parser(__doc__, depth="r18", turns=5)
     parser.add_argument("--crops", type=int, default=2000, help="crops in one encode (default: %(default)s)")
-    parser.add_argument("--turns", type=int, default=5, help="alternating turns (default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="folder for client.json and client.md")
     arguments = parser.parse_args()
-    if arguments.output:
-        arguments.output.mkdir(parents=True, exist_ok=True)
-    command = f"python benchmarks/client.py --depth {arguments.depth} --crops {arguments.crops}"
-    command += f" --turns {arguments.turns}"
-
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         built = build(Synthetic(arguments.depth), name="arcface", repository=folder / "repository")
@@ -49,12 +40,8 @@ def main() -> None:
             requests = max(1, arguments.crops // (WINDOWS * BATCH))
             load = Load(server.grpc_url, built.model, None, data, "none", requests)
             figures = compare(load, arguments.crops, arguments.turns)
-    report = {"command": command, "machine": machine(), "depth": arguments.depth, **figures}
-    text = page(report)
-    print(text)
-    if arguments.output:
-        (arguments.output / "client.json").write_text(json.dumps(report, indent=2) + "\n")
-        (arguments.output / "client.md").write_text(text)
+    report = {**origin(arguments), "depth": arguments.depth, **figures}
+    publish("client", report, page(report), arguments.output)
 
 
 def compare(load: Load, crops: int, turns: int) -> dict[str, object]:
@@ -85,11 +72,11 @@ def compare(load: Load, crops: int, turns: int) -> dict[str, object]:
     }
 
 
-def page(report: Mapping[str, object]) -> str:
+def page(report: Mapping[str, Any]) -> str:
     """The page for the documentation."""
     return f"""# The client
 
-One `encode` of {report["crops"]} crops by IResNet-{str(report["depth"])[1:]}: \
+One `encode` of {report["crops"]} crops by {network(report["depth"])}: \
 {report["encode_faces_per_s"]} faces a second, {report["ratio"]} of what perf_analyzer reaches on the same
 server in batches of {BATCH} at its best concurrency, {report["perf_analyzer_concurrency"]} \
 ({report["perf_analyzer_faces_per_s"]} faces a second). Median of alternating turns in one run, each call

@@ -6,13 +6,13 @@ a process of its own. The outages: servers are killed while calls run.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import signal
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -21,10 +21,14 @@ from rich.console import Console
 from rich.progress import track
 
 from arcface_builder.build import build
+from arcface_builder.check.crops import face_like
 from arcface_builder.source.load import Synthetic
+from arcface_client.backends.base import EmbeddingBackend
+from arcface_client.backends.factory import get_embedding_backend
+from arcface_client.observability.diagnostics import HERE
 from arcface_server import LocalTriton
-from outages import to_the_next_server, to_this_process_and_back
-from serving import machine, measure
+from report import network, new_parser, numbers, origin, publish, table
+from serving import Row, cells, measure
 from workers import Worker, bare, selecting, triton
 
 BARE: Final = "bare tritonclient loop"
@@ -37,44 +41,41 @@ HUNG: Final = "stopped (SIGSTOP), another server is there: first embedding by it
 AWAY: Final = "killed, no other is there: first embedding in this process, its loading included"
 BACK: Final = "started again, from its readiness: first embedding by it"
 
+CALM_S: Final = 1.0
+"""Seconds of normal calls before the fault."""
+
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--depth", default="r50", choices=["r18", "r34", "r50", "r100"])
+    parser = new_parser(__doc__, depth="r50", turns=15)
     parser.add_argument("--batches", default="1,8", help="batch sizes (default: %(default)s)")
-    parser.add_argument("--turns", type=int, default=15, help="turns of each rival (default: %(default)s)")
     parser.add_argument("--outages", type=int, default=7, help="outages of each kind (default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="folder for fallback.json and fallback.md")
     arguments = parser.parse_args()
-    if arguments.output:
-        arguments.output.mkdir(parents=True, exist_ok=True)
-    command = f"python benchmarks/fallback.py --depth {arguments.depth} --batches {arguments.batches}"
-    command += f" --turns {arguments.turns} --outages {arguments.outages}"
-
-    batches = [int(text) for text in arguments.batches.split(",")]
     load_average = round(os.getloadavg()[0], 2)
     with tempfile.TemporaryDirectory() as name:
         repository = Path(name)
         model = build(Synthetic(arguments.depth), name="arcface", repository=repository).model
-        report = {
-            "command": command,
-            "machine": machine(),
-            "load_average": load_average,
-            "depth": arguments.depth,
-            "overhead": overhead(repository, model, batches, arguments.turns),
-            "outages_s": outages(repository, arguments.outages),
-        }
-    text = page(report)
-    print(text)
-    if arguments.output:
-        (arguments.output / "fallback.json").write_text(json.dumps(report, indent=2) + "\n")
-        (arguments.output / "fallback.md").write_text(text)
+        rows = overhead(repository, model, numbers(arguments.batches), arguments.turns)
+        seconds = outages(repository, arguments.outages)
+    report = {
+        **origin(arguments),
+        "load_average": load_average,
+        "depth": arguments.depth,
+        "overhead": [
+            {
+                "rival": row.rival,
+                "batch": row.batch,
+                "ms": round(_ms(row), 3),
+                "overhead": round(_over(row), 4),
+            }
+            for row in rows
+        ],
+        "outages_s": {kind: [round(each, 3) for each in several] for kind, several in seconds.items()},
+    }
+    publish("fallback", report, page(report, rows), arguments.output)
 
 
-def overhead(repository: Path, model: str, batches: Sequence[int], turns: int) -> list[dict[str, Any]]:
+def overhead(repository: Path, model: str, batches: Sequence[int], turns: int) -> list[Row]:
     """How much longer a call takes than the bare loop in the same turn."""
     with ExitStack() as stack:
         url = stack.enter_context(LocalTriton(repository)).grpc_url
@@ -83,16 +84,15 @@ def overhead(repository: Path, model: str, batches: Sequence[int], turns: int) -
             name: stack.enter_context(Worker(make, url, argument))
             for name, (make, argument) in (makers | {EMBEDDER: (selecting, "arcface")}).items()
         }
-        rows = measure(rivals, batches, turns, base=BARE)
-    return [
-        {
-            "rival": row.rival,
-            "batch": row.batch,
-            "ms": round(1000 * row.batch / row.faces_per_s, 3),
-            "overhead": round(1 / row.ratio - 1, 4),
-        }
-        for row in rows
-    ]
+        return measure(rivals, batches, turns, base=BARE)
+
+
+def _ms(row: Row) -> float:
+    return 1000 * row.batch / row.faces_per_s
+
+
+def _over(row: Row) -> float:
+    return 1 / row.ratio - 1
 
 
 def outages(repository: Path, repeats: int) -> dict[str, list[float]]:
@@ -104,28 +104,90 @@ def outages(repository: Path, repeats: int) -> dict[str, list[float]]:
         away_s, back_s = to_this_process_and_back(repository, "arcface")
         seconds[AWAY].append(away_s)
         seconds[BACK].append(back_s)
-    return {kind: [round(each, 3) for each in several] for kind, several in seconds.items()}
+    return seconds
 
 
-def page(report: Mapping[str, Any]) -> str:
+def to_the_next_server(repository: Path, name: str, fault: signal.Signals) -> float:
+    """Seconds from a signal to one of two servers to the first embedding by the other."""
+    with ExitStack() as stack:
+        servers = [stack.enter_context(_server(repository)) for _ in range(2)]
+        embedder = stack.enter_context(_embedder(repository, name, [server.grpc_url for server in servers]))
+        embedder.ensure_ready()
+        return _seconds_until(servers[1].grpc_url, embedder, lambda: os.kill(servers[0].pid, fault))
+
+
+def to_this_process_and_back(repository: Path, name: str) -> tuple[float, float]:
+    """Seconds from the only server's death to the first embedding here, and from its return to its own."""
+    with ExitStack() as stack:
+        with _server(repository) as server:
+            url = server.grpc_url
+            embedder = stack.enter_context(_embedder(repository, name, [url]))
+            embedder.ensure_ready()
+            away_s = _seconds_until(HERE, embedder, lambda: os.kill(server.pid, signal.SIGKILL))
+        restarted = stack.enter_context(ExitStack())
+        port = int(url.rpartition(":")[2])
+        back_s = _seconds_until(
+            url, embedder, lambda: restarted.enter_context(LocalTriton(repository, grpc_port=port))
+        )
+    return away_s, back_s
+
+
+def _server(repository: Path) -> LocalTriton:
+    return LocalTriton(repository, stop_timeout_s=1)
+
+
+def _embedder(repository: Path, name: str, urls: Sequence[str]) -> EmbeddingBackend:
+    return get_embedding_backend(
+        "triton", triton_url=list(urls), embedding_model=name, embedding_model_repository=repository
+    )
+
+
+def _seconds_until(where: str, embedder: EmbeddingBackend, happens: Callable[[], object]) -> float:
+    """Call ``happens`` while calls of one crop run; seconds until ``where`` serves the first one."""
+    happened_at: list[float] = []
+
+    def happen() -> None:
+        time.sleep(CALM_S)
+        happens()
+        happened_at.append(time.perf_counter())
+
+    crops = face_like(1)
+    trouble = threading.Thread(target=happen)
+    trouble.start()
+    try:
+        while True:
+            _, served = embedder.encode(crops, return_source=True)
+            answered_at = time.perf_counter()
+            if served.sources[-1].where == where:
+                trouble.join()
+                return answered_at - happened_at[0]
+    finally:
+        trouble.join()
+
+
+def page(report: Mapping[str, Any], rows: Sequence[Row]) -> str:
     """The page for the documentation."""
-    network = f"IResNet-{report['depth'].removeprefix('r')}"
-    count = len(report["outages_s"][NEXT])
+    outages_s = report["outages_s"]
+    medians = [
+        [kind, f"{statistics.median(seconds):.2f} s", f"{max(seconds):.2f} s"]
+        for kind, seconds in outages_s.items()
+    ]
     return f"""# Fallback: its cost, and its delay
 
 ## Time of a call
 
-{network} with synthetic weights on one Triton server, one call of one request at a time. In brackets is the
-difference to a bare loop of tritonclient. Medians of alternating turns in one run, each rival in a process
-of its own. The loop is measured twice; the difference between the two is noise.
+{network(report["depth"])} with synthetic weights on one Triton server, one call of one request at a time. In
+brackets is the difference to a bare loop of tritonclient. Medians of alternating turns in one run, each rival
+in a process of its own. The loop is measured twice; the difference between the two is noise.
 
-{overhead_table(report["overhead"])}
+{cells(rows, lambda row: f"{_ms(row):.1f} ms ({_over(row):+.1%})")}
 
 ## Outages
 
-The same network, the default settings, calls of one crop all the time; {count} outages of each kind.
+The same network, the default settings, calls of one crop all the time; {len(outages_s[NEXT])} outages of each
+kind.
 
-{outage_table(report["outages_s"])}
+{table(["the server is", "median", "worst"], medians)}
 
 Machine: {report["machine"]}; its load average at the beginning was {report["load_average"]}. Absolute figures
 are this machine's.
@@ -133,28 +195,6 @@ are this machine's.
 Made by `{report["command"]} --output docs/benchmarks`
 (`make bench`); as data: [fallback.json](fallback.json).
 """
-
-
-def overhead_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A row for each rival, a column for each batch size."""
-    batches = sorted({row["batch"] for row in rows})
-    lines = [
-        "| | " + " | ".join(f"batch {batch}" for batch in batches) + " |",
-        "|---|" + "---|" * len(batches),
-    ]
-    for rival in (BARE, AGAIN, CLIENT, EMBEDDER):
-        cells = {row["batch"]: row for row in rows if row["rival"] == rival}
-        texts = [f"{cells[batch]['ms']:.1f} ms ({cells[batch]['overhead']:+.1%})" for batch in batches]
-        lines.append(f"| {rival} | " + " | ".join(texts) + " |")
-    return "\n".join(lines)
-
-
-def outage_table(outages_s: Mapping[str, Sequence[float]]) -> str:
-    """A row for each kind of outage, with the median and the worst."""
-    lines = ["| the server is | median | worst |", "|---|---|---|"]
-    for kind, seconds in outages_s.items():
-        lines.append(f"| {kind} | {statistics.median(seconds):.2f} s | {max(seconds):.2f} s |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -26,18 +26,13 @@ from arcface_builder.trt.gpu import Gpu, gpu_at_hand
 from arcface_builder.trt.options import BuildOptions
 from arcface_client.cli.terminal import FAILED
 from arcface_client.errors import ArcFaceError
-from gpu_engines import cpu, make_plan, plan_repository, rebuild_s, serving_model, tensorrt
+from gpu_engines import cpu, make_plan, rebuild_s, served, serving_model, tensorrt
 from gpu_report import Figure, Findings
-from gpu_serving import served
+from report import numbers
 
 PARTS: Final = ("rates", "torch", "cpu", "engines", "rebuild", "serving")
 PRECISIONS: Final = ("fp32", "tf32", "fp16", "int8")
 _NOT_FOR_TORCH: Final = ("PYTHONPATH", "PYTHONHOME")  # another interpreter's packages
-
-
-def numbers(text: str) -> tuple[int, ...]:
-    """Read a list of whole numbers: "1,8,32"."""
-    return tuple(map(int, text.split(",")))
 
 
 def main() -> int:
@@ -79,22 +74,16 @@ def measure(arguments: argparse.Namespace, findings: Findings, work: Path) -> It
         if "cpu" in arguments.parts:
             findings.add(cpu(serving_model(network, work), arguments.cpu_batches))
             yield
-        for precision in arguments.precisions if gpu else ():
-            _plan(arguments, findings, network, precision, gpu, work)
-            yield
+        if gpu is not None:
+            for precision in arguments.precisions:
+                _plan(arguments, findings, network, precision, gpu, work)
+                yield
 
 
 def _plan(
-    arguments: argparse.Namespace,
-    findings: Findings,
-    network: str,
-    precision: str,
-    gpu: Gpu | None,
-    work: Path,
+    arguments: argparse.Namespace, findings: Findings, network: str, precision: str, gpu: Gpu, work: Path
 ) -> None:
     """Build a plan and measure it, alone and through Triton."""
-    if gpu is None:
-        raise ValueError("There is no GPU; expected one.")
     options = BuildOptions(
         precision=precision,
         max_batch_size=max(arguments.batches),
@@ -103,7 +92,7 @@ def _plan(
     )
     onnx = serving_model(network, work)
     label = f"{network} {precision} tuned for {options.tuned_for}"
-    repository = plan_repository(network, f"{precision}-{options.tuned_for}", work)
+    repository = work / "served" / f"{network}-{precision}-{options.tuned_for}"  # each plan has its own
     try:
         compiled = make_plan(onnx, options, gpu, work, repository=repository, max_drift=arguments.max_drift)
     except BuilderError as error:

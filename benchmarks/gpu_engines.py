@@ -1,13 +1,16 @@
-"""TensorRT and ONNX Runtime, each alone in this process."""
+"""TensorRT and ONNX Runtime, each alone in this process; and a plan through a real Triton."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import onnxruntime
@@ -24,13 +27,20 @@ from arcface_client.errors import ModelNotFoundError
 from arcface_client.models.golden import largest_drift
 from arcface_client.runtimes.base import in_batches
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
+from arcface_server import LocalTriton
+from arcface_server.perf.binary import find_perf_analyzer
+from arcface_server.perf.measurement import Load, SharedMemory, load_crops, measure, write_input_data
 from gpu_report import Figure
+from workers import Worker, pipeline
 
 if TYPE_CHECKING:
     from arcface_client.runtimes.tensorrt import TensorRt
 
 _SECONDS: Final = 1.0
 _LEAST_CALLS: Final = 3
+_CLIENT_CROPS: Final = 16_384
+_CLIENT_CALLS: Final = 5
+_SHARED: Final[tuple[SharedMemory, ...]] = ("none", "system")
 _HELD_OUT: Final = 64  # crops that were not used for calibration
 
 Call = Callable[[], object]
@@ -44,11 +54,6 @@ def serving_model(network: str, work: Path) -> OnnxVersion:
     except ModelNotFoundError:
         build(Synthetic(network), name=name, repository=folder)
         return find_onnx(ModelRepository(folder), name)
-
-
-def plan_repository(network: str, precision: str, work: Path) -> Path:
-    """The repository that a plan is served from; each plan has its own."""
-    return work / "served" / f"{network}-{precision}"
 
 
 def make_plan(
@@ -146,3 +151,48 @@ def _held_out_drift(onnx: OnnxVersion, plan: TensorRt) -> float:
     with closing(OnnxRuntime(onnx.path)) as exact:
         expected = in_batches(exact.embed, crops, 8)
     return largest_drift(expected, in_batches(plan.embed, crops, min(_HELD_OUT, plan.max_batch_size)))
+
+
+def served(
+    repository: Path,
+    onnx: OnnxVersion,
+    precision: str,
+    batches: Sequence[int],
+    concurrencies: Sequence[int],
+) -> Iterator[dict[str, Any]]:
+    """Measure one model over gRPC, with crops inside the requests and in system shared memory.
+
+    The client's rows have no batch size and no concurrency: it chooses them itself.
+    """
+    about = {"network": onnx.name.removeprefix("arcface_"), "precision": precision}
+    perf_analyzer = find_perf_analyzer()
+    with tempfile.TemporaryDirectory(prefix="arcface-bench-") as scratch, LocalTriton(repository) as server:
+        input_data = Path(scratch, "crops.json")
+        write_input_data(load_crops(None), input_data)
+        for shared_memory in _SHARED:
+            for batch in batches:
+                load = Load(
+                    url=server.grpc_url,
+                    model=f"{onnx.name}_trt",
+                    version=None,
+                    input_data=input_data,
+                    shared_memory=shared_memory,
+                    requests=1600 // math.isqrt(batch),  # a second or two of them
+                )
+                for concurrency in concurrencies:
+                    figure = measure(perf_analyzer, load, batch, concurrency)
+                    where = {**about, "shared_memory": shared_memory}
+                    yield {"caller": "perf_analyzer", **where, **dataclasses.asdict(figure)}
+        with Worker(pipeline, server.grpc_url, onnx.name, str(onnx.path.parents[2])) as client:
+            times = [client.seconds(_CLIENT_CROPS, 1) for _ in range(_CLIENT_CALLS)]
+        yield {
+            "caller": "one client process",
+            **about,
+            "shared_memory": "none",
+            "batch_size": 0,
+            "concurrency": 0,
+            "faces_per_s": _CLIENT_CROPS / statistics.median(times),
+            "p50_ms": None,
+            "p99_ms": None,
+            "settled": None,
+        }

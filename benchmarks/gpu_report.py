@@ -11,6 +11,8 @@ from typing import Any, Final
 
 from arcface_builder.source.iresnet import BLOCKS, CHANNELS, FLAT_SIZE
 from arcface_client.contract import CROP_SIZE, EMBEDDING_DIM
+from report import network as network_name
+from report import table
 
 NAME: Final = "gpu"
 
@@ -120,10 +122,11 @@ def page(findings: Findings) -> str:
     parts = [_HEAD]
     for network in sorted({row["network"] for row in findings.figures}):
         rows = [row for row in findings.figures if row["network"] == network]
-        parts += [f"## IResNet-{network.removeprefix('r')}, {flops(network) / 1e9:.1f} GFLOP a crop", ""]
-        parts += [_HEADER, *(_line(row, findings.matrix_tflops) for row in rows), ""]
+        parts += [f"## {network_name(network)}, {flops(network) / 1e9:.1f} GFLOP a crop", ""]
+        parts += [table(_COLUMNS, [_cells(row, findings.matrix_tflops) for row in rows]), ""]
     if findings.served:
-        parts += ["## Through Triton", "", _SERVED_HEADER, *map(_served_line, findings.served), ""]
+        served = table(_SERVED_COLUMNS, map(_served_cells, findings.served))
+        parts += ["## Through Triton", "", served, ""]
     if findings.rebuilds:
         lines = [f"- {what}: {seconds:.0f} s" for what, seconds in findings.rebuilds.items()]
         parts += ["## Second build, with the timing cache of the first", "", *lines, ""]
@@ -149,25 +152,23 @@ weights, and so no drift. A plan needs the memory of its largest batch, whatever
 Made by `benchmarks/gpu.py`; as data: [gpu.json](gpu.json). `make bench-gpu` measures all of this in one
 run, and also serves every plan and builds it a second time.
 """
-_HEADER: Final = (
-    "| | batch | p50 ms | p99 ms | faces/s | TFLOP/s | share | device MB | build s | plan MB | drift |\n"
-    "|---|---|---|---|---|---|---|---|---|---|---|"
+_COLUMNS: Final = (
+    *("", "batch", "p50 ms", "p99 ms", "faces/s", "TFLOP/s", "share"),
+    *("device MB", "build s", "plan MB", "drift"),
 )
-_SERVED_HEADER: Final = (
-    "| | called by | shared memory | batch | concurrency | faces/s | p50 ms | p99 ms | settled |\n"
-    "|---|---|---|---|---|---|---|---|---|"
+_SERVED_COLUMNS: Final = (
+    *("", "called by", "shared memory", "batch", "concurrency"),
+    *("faces/s", "p50 ms", "p99 ms", "settled"),
 )
-
-
 _SETTLED: Final = {True: "yes", False: "no", None: ""}
 
 
-def _line(row: Mapping[str, Any], rates: Mapping[str, float]) -> str:
+def _cells(row: Mapping[str, Any], rates: Mapping[str, float]) -> list[str]:
     rate = row["faces_per_s"] * flops(row["network"]) / 1e12
     card = rates.get(row["precision"]) if "CPU" not in row["runtime"] else None
     tuned = f", tuned for {row['tuned_for']}" if row["tuned_for"] else ""
     build = _number(row["build_s"], ".0f") + (f" ({row['timing_cache']})" if row["timing_cache"] else "")
-    cells = [
+    return [
         f"{row['runtime']} {row['precision']}{tuned}",
         str(row["batch"]),
         _number(row["p50_ms"], ".2f"),
@@ -180,14 +181,13 @@ def _line(row: Mapping[str, Any], rates: Mapping[str, float]) -> str:
         _number(row["plan_mb"], ",.0f"),
         _number(row["drift"], ".1e"),
     ]
-    return f"| {' | '.join(cells)} |"
 
 
-def _served_line(row: Mapping[str, Any]) -> str:
+def _served_cells(row: Mapping[str, Any]) -> list[object]:
     cells = [f"{row['network']} {row['precision']}", row["caller"], row["shared_memory"]]
     cells += [row["batch_size"] or "", row["concurrency"] or "", f"{row['faces_per_s']:,.0f}"]
     cells += [_number(row["p50_ms"], ".2f"), _number(row["p99_ms"], ".2f"), _SETTLED[row["settled"]]]
-    return f"| {' | '.join(map(str, cells))} |"
+    return cells
 
 
 def _number(value: float | None, form: str) -> str:

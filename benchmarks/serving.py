@@ -6,17 +6,13 @@ turns. A ratio is the median of the ratios within a turn, so that a slow moment 
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rich.console import Console
 from rich.progress import track
@@ -24,6 +20,7 @@ from rich.progress import track
 from arcface_builder.build import build
 from arcface_builder.source.load import Synthetic
 from arcface_server import LocalTriton
+from report import network, new_parser, numbers, origin, publish, table
 from workers import Worker, insightface, onnxruntime, triton
 
 INSIGHTFACE: Final = "InsightFace get_feat"
@@ -46,17 +43,9 @@ class Row:
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--depth", default="r50", choices=["r18", "r34", "r50", "r100"])
+    parser = new_parser(__doc__, depth="r50", turns=15)
     parser.add_argument("--batches", default="1,8,32", help="batch sizes (default: %(default)s)")
-    parser.add_argument("--turns", type=int, default=15, help="turns of each rival (default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="folder for serving.json and serving.md")
     arguments = parser.parse_args()
-    if arguments.output:
-        arguments.output.mkdir(parents=True, exist_ok=True)
-
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = Synthetic(arguments.depth)
@@ -69,17 +58,10 @@ def main() -> None:
                 ONNXRUNTIME: stack.enter_context(Worker(onnxruntime, str(built.path / "model.onnx"))),
                 TRITON: stack.enter_context(Worker(triton, server.grpc_url, built.model)),
             }
-            batches = [int(text) for text in arguments.batches.split(",")]
-            rows = measure(rivals, batches, arguments.turns)
+            rows = measure(rivals, numbers(arguments.batches), arguments.turns)
 
-    command = f"python benchmarks/serving.py --depth {arguments.depth} --batches {arguments.batches}"
-    command += f" --turns {arguments.turns}"
-    table = markdown(rows)
-    print(table)
-    if arguments.output:
-        report = {"command": command, "machine": machine(), "rows": [asdict(row) for row in rows]}
-        (arguments.output / "serving.json").write_text(json.dumps(report, indent=2) + "\n")
-        (arguments.output / "serving.md").write_text(page(arguments.depth, command, table))
+    report = {**origin(arguments), "rows": [asdict(row) for row in rows]}
+    publish("serving", report, page(arguments.depth, report, rows), arguments.output)
 
 
 def measure(
@@ -101,44 +83,31 @@ def measure(
     return rows
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The table: a row for each rival, a column for each batch size, faces per second and the ratio."""
+def cells(rows: Sequence[Row], text: Callable[[Row], str]) -> str:
+    """A table with a row for each rival and a column for each batch size."""
     batches = sorted({row.batch for row in rows})
-    lines = [
-        "| | " + " | ".join(f"batch {batch}" for batch in batches) + " |",
-        "|---|" + "---|" * len(batches),
-    ]
-    for rival in dict.fromkeys(row.rival for row in rows):
-        cells = [row for batch in batches for row in rows if (row.rival, row.batch) == (rival, batch)]
-        texts = [f"{cell.faces_per_s:.1f}/s ({cell.ratio:.3f})" for cell in cells]
-        lines.append(f"| {rival} | " + " | ".join(texts) + " |")
-    return "\n".join(lines)
+    found = {(row.rival, row.batch): text(row) for row in rows}
+    rivals = dict.fromkeys(row.rival for row in rows)
+    return table(
+        ["", *(f"batch {batch}" for batch in batches)],
+        [[rival, *(found[rival, batch] for batch in batches)] for rival in rivals],
+    )
 
 
-def page(depth: str, command: str, table: str) -> str:
+def page(depth: str, report: Mapping[str, Any], rows: Sequence[Row]) -> str:
     """The page for the documentation."""
-    network = f"IResNet-{depth.removeprefix('r')}"
     return f"""# Serving against running in process
 
-{network} with synthetic weights, faces a second, and in brackets the ratio to ONNX Runtime in process.
+{network(depth)} with synthetic weights, faces a second, and in brackets the ratio to ONNX Runtime in process.
 Medians of alternating turns in one run, each rival in a process of its own, one call at a time.
 
-{table}
+{cells(rows, lambda row: f"{row.faces_per_s:.1f}/s ({row.ratio:.3f})")}
 
-Machine: {machine()}. Absolute figures are this machine's; the ratios are what to compare.
+Machine: {report["machine"]}. Absolute figures are this machine's; the ratios are what to compare.
 
-Made by `{command} --output docs/benchmarks` (`make bench`); the same as data: [serving.json](serving.json).
+Made by `{report["command"]} --output docs/benchmarks` (`make bench`); the same as data:
+[serving.json](serving.json).
 """
-
-
-def machine() -> str:
-    """The processor's name, the system and Python's version."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.partition(":")[2] for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0].strip() if names else model
-    return f"{model}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
 
 
 if __name__ == "__main__":

@@ -5,8 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
-from types import TracebackType
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,8 @@ from arcface_builder.check.crops import face_like
 from arcface_client.contract import CROP_SHAPE, INPUT_NAME, OUTPUT_NAME, Crops
 
 Embed = Callable[[Crops], Any]
+
+_embed: Embed
 
 
 def insightface(model_path: str) -> Embed:
@@ -74,7 +75,7 @@ def pipeline(url: str, name: str, repository: str) -> Embed:
     ).encode
 
 
-class Worker:
+class Worker(ProcessPoolExecutor):
     """A rival in a process of its own.
 
     Args:
@@ -83,35 +84,24 @@ class Worker:
     """
 
     def __init__(self, make: Callable[..., Embed], *arguments: str) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
-        self._process.start()
+        super().__init__(1, multiprocessing.get_context("spawn"), _load, (make, arguments))
 
     def seconds(self, count: int, repeats: int) -> float:
         """Embed the same ``count`` crops ``repeats`` times; seconds for all."""
-        self._pipe.send((count, repeats))
-        return float(self._pipe.recv())
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.terminate()
-        self._process.join()
+        return self.submit(_seconds, count, repeats).result()
 
 
-def _serve(pipe: Connection, make: Callable[..., Embed], arguments: tuple[str, ...]) -> None:
-    embed = make(*arguments)
+def _load(make: Callable[..., Embed], arguments: tuple[str, ...]) -> None:
+    global _embed
+    _embed = make(*arguments)
+
+
+def _seconds(count: int, repeats: int) -> float:
     faces = face_like(64)
-    while True:
-        count, repeats = pipe.recv()
-        crops = np.resize(faces, (count, *CROP_SHAPE))
-        embed(crops[: len(faces)])  # wakes threads and caches after the others' turns
-        started = time.perf_counter()
-        for _ in range(repeats):
-            if len(embed(crops)) != count:
-                raise RuntimeError(f"Not all of {count} crops were embedded.")
-        pipe.send(time.perf_counter() - started)
+    crops = np.resize(faces, (count, *CROP_SHAPE))
+    _embed(crops[: len(faces)])  # wakes threads and caches after the others' turns
+    started = time.perf_counter()
+    for _ in range(repeats):
+        if len(_embed(crops)) != count:
+            raise RuntimeError(f"Not all of {count} crops were embedded.")
+    return time.perf_counter() - started

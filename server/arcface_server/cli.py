@@ -20,8 +20,16 @@ from .errors import FlagError
 from .launch import LOCALHOST
 from .local import LocalTriton
 from .perf.binary import find_perf_analyzer
-from .perf.measurement import Load, SharedMemory, load_crops, measure, write_input_data
-from .perf.report import HEADER, NOT_SETTLED_NOTE, Measurement
+from .perf.measurement import (
+    HEADER,
+    NOT_SETTLED_NOTE,
+    Load,
+    Measurement,
+    SharedMemory,
+    load_crops,
+    measure,
+    write_input_data,
+)
 
 app = new_app(
     "Run the real Triton Inference Server without its container, and measure a server.",

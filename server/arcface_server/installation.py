@@ -25,7 +25,7 @@ CONTAINER_COMMAND: Final = (
     f"nvcr.io/nvidia/tritonserver:<YY.MM>-py3 tritonserver --model-repository=/models {' '.join(FLAGS)}"
 )
 _FIRST_GLIBC: Final = (2, 35)
-_LAST_PYTHON: Final = (3, 12)
+_LAST_PYTHON: Final = (3, 12)  # it needs numpy < 2, which has no wheel for a later one
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,14 @@ def find_installation() -> Installation:
         TritonNotInstalledError: There is none; the message says how to install it, or which container to run
             on a machine without a wheel.
     """
-    obstacle = _find_obstacle()
-    if obstacle is not None:
+    if not _has_wheel():
+        libc = " ".join(platform.libc_ver()).strip() or "no glibc"
         raise TritonNotInstalledError(
-            f"nvidia-pytriton, which carries tritonserver, has no wheel for {obstacle}. "
-            "Run NVIDIA's container instead (without an NVIDIA GPU, leave out --gpus all): "
-            f"{CONTAINER_COMMAND}"
+            "nvidia-pytriton, which carries tritonserver, has wheels for Linux on x86_64 with glibc "
+            f"{_dotted(_FIRST_GLIBC)} or later and Python {_dotted(_LAST_PYTHON)} or earlier; this is "
+            f"{platform.system()} on {platform.machine()}, {libc}, "
+            f"Python {_dotted(sys.version_info[:2])}. Run NVIDIA's container instead (without an NVIDIA GPU, "
+            f"leave out --gpus all): {CONTAINER_COMMAND}"
         )
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
@@ -65,7 +67,7 @@ def find_installation() -> Installation:
             "No tritonserver in this environment; install it with: pip install 'arcface-triton[server]'"
         )
     package = Path(spec.submodule_search_locations[0])
-    version = _python_version()
+    version = _dotted(sys.version_info[:2])
     triton = package / "tritonserver"
     installation = Installation(
         tritonserver=triton / "bin" / "tritonserver",
@@ -82,24 +84,19 @@ def find_installation() -> Installation:
     return installation
 
 
-def _find_obstacle() -> str | None:
-    """What about this machine rules out a wheel of ``nvidia-pytriton``, or None."""
-    if sys.platform != "linux":
-        return platform.system() or sys.platform
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return f"Linux on {platform.machine()}"
+def _has_wheel() -> bool:
     library, version = platform.libc_ver()
-    if library != "glibc":
-        return f"Linux without glibc ({library or 'unknown C library'})"
-    if tuple(int(part) for part in version.split(".")[:2]) < _FIRST_GLIBC:
-        return f"glibc {version} (it needs {_FIRST_GLIBC[0]}.{_FIRST_GLIBC[1]} or later)"
-    if sys.version_info[:2] > _LAST_PYTHON:  # it needs numpy < 2, which has no wheel for a later one
-        return f"Python {_python_version()} (the last is {'.'.join(map(str, _LAST_PYTHON))})"
-    return None
+    return (
+        platform.system() == "Linux"
+        and platform.machine() == "x86_64"
+        and library == "glibc"
+        and tuple(int(part) for part in version.split(".")[:2]) >= _FIRST_GLIBC
+        and sys.version_info[:2] <= _LAST_PYTHON
+    )
 
 
-def _python_version() -> str:
-    return ".".join(map(str, sys.version_info[:2]))
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
 
 
 def _libpython_dirs(version: str) -> tuple[Path, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import socket
@@ -81,13 +80,8 @@ def _bind(host: str, port: int) -> socket.socket:
         listener.listen(1)  # Two sockets may be bound to one port; only one can listen.
     except (OSError, OverflowError) as error:
         listener.close()
-        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-            raise PortError(
-                f"Port {port} on {host} is in use; stop the program that has it, or choose another port."
-            ) from error
         raise PortError(
-            f"Cannot listen on {host}:{port} ({error}); expected an address of this machine and a port that "
-            "this user may open."
+            f"Cannot listen on {host}:{port} ({error}); choose a free port, and an address of this machine."
         ) from error
     return listener
 
@@ -95,15 +89,7 @@ def _bind(host: str, port: int) -> socket.socket:
 def server_command(
     installation: Installation, repository: str, backends: Path, addresses: Addresses, flags: Sequence[str]
 ) -> list[str]:
-    """The program and its arguments.
-
-    Args:
-        installation: The Triton to run.
-        repository: The model repository, a folder or a URL.
-        backends: Folder that ``write_backends`` wrote.
-        addresses: Where to listen.
-        flags: The user's further flags.
-    """
+    """The program and its arguments; ``backends`` is the folder that ``write_backends`` wrote."""
     # IPv6 addresses have a different form for HTTP and gRPC.
     host, is_ipv6 = addresses.host, ":" in addresses.host
     http_host, grpc_host = (f"ipv6:{host}", f"[{host}]") if is_ipv6 else (host, host)
@@ -128,10 +114,10 @@ def server_environment(installation: Installation, inherited: Mapping[str, str])
     return {
         TELEMETRY_VARIABLE: "1",
         **inherited,
-        "LD_LIBRARY_PATH": _join_paths(*libraries, inherited.get("LD_LIBRARY_PATH")),
+        "LD_LIBRARY_PATH": _join_paths(*libraries, inherited.get("LD_LIBRARY_PATH", "")),
         # The backend's Python uses the environment of the first python3 on the PATH. A PYTHONPATH would do
         # too, but would also bring in the folder of the script or test that runs.
-        "PATH": _join_paths(str(Path(sys.executable).parent), inherited.get("PATH")),
+        "PATH": _join_paths(str(Path(sys.executable).parent), inherited.get("PATH", "")),
     }
 
 
@@ -144,23 +130,18 @@ def write_backends(installation: Installation, target: Path) -> None:
         python/       libtriton_python.so  triton_python_backend_utils.py  triton_python_backend_stub
         onnxruntime/  model.py
         tensorrt/     model.py
-
-    Args:
-        installation: The Triton to take the Python backend from.
-        target: Folder to create.
     """
     python = target / "python"
     python.mkdir(parents=True)
     for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
         shutil.copyfile(installation.python_backend / name, python / name)
-    stub = python / "triton_python_backend_stub"
-    shutil.copyfile(installation.stub, stub)
-    stub.chmod(0o755)
-    for model in sorted(_OUR_BACKENDS.glob("*/model.py")):
+    shutil.copyfile(installation.stub, python / installation.stub.name)
+    (python / installation.stub.name).chmod(0o755)
+    for model in _OUR_BACKENDS.glob("*/model.py"):
         folder = target / model.parent.name
         folder.mkdir()
         shutil.copyfile(model, folder / "model.py")
 
 
-def _join_paths(*paths: str | None) -> str:
-    return os.pathsep.join(path for path in paths if path)
+def _join_paths(*paths: str) -> str:
+    return os.pathsep.join(filter(None, paths))

@@ -138,11 +138,11 @@ class LocalTriton:
 
     def _start(self, stack: ExitStack) -> None:
         if "://" not in self._repository:
-            check_repository(Path(self._repository))
+            _check_repository(Path(self._repository))
         installation = find_installation()
         self._addresses = reserve_addresses(self._host, self._wanted_ports)
         folder = Path(tempfile.mkdtemp(prefix="arcface-server-"))
-        stack.callback(self._remove, folder, os.getpid())
+        stack.callback(_remove, folder, os.getpid())
         backends = folder / "backends"
         write_backends(installation, backends)
         log = None
@@ -155,31 +155,28 @@ class LocalTriton:
         stack.callback(self._process.stop, self._stop_timeout_s)
         self._wait_until_ready()
 
-    @staticmethod
-    def _remove(folder: Path, owner_pid: int) -> None:
-        if os.getpid() == owner_pid:  # a forked process leaves it to the server
-            shutil.rmtree(folder)
-
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self._ready_timeout_s
-        http_port, metrics_port = self._addresses.http_port, self._addresses.metrics_port
-        # Triton opens its ports after it has loaded the models, the one of the metrics last. Then it is asked
-        # whether it still runs: another server may have been quicker to take the port, and answer.
-        ready = False
-        while not ready:
-            ready = self._answers(http_port, "/v2/health/ready") and self._answers(metrics_port, "/metrics")
+        ports = self._addresses
+        while True:
+            # Triton opens its ports after it has loaded the models, the one of the metrics last. The process
+            # is looked at afterwards: another server may have been quicker to take the port, and answer.
+            ready = self._answers(ports.http_port, "/v2/health/ready") and self._answers(
+                ports.metrics_port, "/metrics"
+            )
             code = self._process.poll()
             if code is not None:
                 raise TritonStartError(
                     f"tritonserver {_describe_exit(code)} before it was ready.{self._log_tail()}"
                 )
-            if not ready and time.monotonic() > deadline:
+            if ready:
+                return
+            if time.monotonic() > deadline:
                 raise TritonStartError(
                     f"tritonserver was not ready within {self._ready_timeout_s:g} s; set ready_timeout_s "
                     f"higher, or see what it is waiting for.{self._log_tail()}"
                 )
-            if not ready:
-                time.sleep(_POLL_INTERVAL_S)
+            time.sleep(_POLL_INTERVAL_S)
 
     def _answers(self, port: int, path: str) -> bool:
         host = LOCALHOST if self._host == "0.0.0.0" else self._host
@@ -200,18 +197,18 @@ class LocalTriton:
         return "\n".join([" The end of its log:", *said[-_LOG_TAIL_LINES:]])
 
 
-def check_repository(repository: Path) -> None:
-    """Check that a folder holds at least one model, before a server is started for it.
-
-    Raises:
-        RepositoryError: It is missing, not a folder, or empty.
-    """
+def _check_repository(repository: Path) -> None:
     advice = "expected a folder with one folder for each model; `arcface-builder build` writes one"
     if not repository.is_dir():
         problem = "is not a folder" if repository.exists() else "does not exist"
         raise RepositoryError(f"The model repository {repository} {problem}; {advice}.")
     if not any(entry.is_dir() and not entry.name.startswith(".") for entry in repository.iterdir()):
         raise RepositoryError(f"The model repository {repository} holds no model; {advice}.")
+
+
+def _remove(folder: Path, owner_pid: int) -> None:
+    if os.getpid() == owner_pid:  # a forked process leaves it to the server
+        shutil.rmtree(folder)
 
 
 def _describe_exit(code: int) -> str:

@@ -20,16 +20,17 @@ def load_plan(model: str, config: InstanceConfig) -> TensorRt:
     Raises:
         ConfigError: The instance is not on a GPU.
         MissingExtraError: TensorRT or CUDA's Python package is not installed, or cannot be loaded.
-        DeploymentError: There is no plan for this GPU, it is not the published one, or TensorRT cannot load
-            it.
+        DeploymentError: This GPU has no plan, it is not the published one, or TensorRT cannot load it.
     """
     if config.device != "GPU":
         raise ConfigError(
             f"{model} asks for KIND_{config.device}; a TensorRT plan runs on a GPU. Set `kind: KIND_GPU` in "
             "its instance_group."
         )
-    tensorrt = require("tensorrt", extra="tensorrt", purpose=f"{model} on this server")
-    require("cuda.bindings", extra="tensorrt", purpose=f"{model} on this server")
+    tensorrt, _ = (
+        require(module, extra="tensorrt", purpose=f"{model} on this server")
+        for module in ("tensorrt", "cuda.bindings")
+    )
     from arcface_client.runtimes.cuda import compute_capability
     from arcface_client.runtimes.tensorrt import TensorRt
 
@@ -43,7 +44,7 @@ def plan_for(model: str, config: InstanceConfig, compute_capability: str) -> Pat
     """The plan that the configuration names for a compute capability ("8.6").
 
     Raises:
-        DeploymentError: It names none, or the file is missing.
+        DeploymentError: It names none.
     """
     filename = config.cc_filenames.get(compute_capability)
     if filename is None:
@@ -52,13 +53,7 @@ def plan_for(model: str, config: InstanceConfig, compute_capability: str) -> Pat
             f"{model} has plans for compute capability {present}; this GPU has {compute_capability}. "
             "Run `arcface-builder compile` on such a GPU."
         )
-    path = config.version_folder / filename
-    if not path.is_file():
-        raise DeploymentError(
-            f"{model} names {path} for compute capability {compute_capability}; the file is missing. "
-            "Run `arcface-builder compile`."
-        )
-    return path
+    return config.version_folder / filename
 
 
 def plan_manifest(plan: Path) -> PlanManifest:

@@ -21,7 +21,7 @@ from typing import Final
 
 from arcface_client.models.files import cache_folder, sha256_of
 
-from ..errors import PerfAnalyzerError, TritonNotInstalledError
+from ..errors import PerfAnalyzerError
 from ..installation import find_installation
 
 VERSION: Final = "2.51.0"
@@ -50,9 +50,7 @@ class PerfAnalyzer:
 
     def environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
         """The environment to run it in."""
-        if self.library_dir is None:
-            return dict(inherited)
-        paths = [str(self.library_dir), inherited.get("LD_LIBRARY_PATH", "")]
+        paths = [str(self.library_dir or ""), inherited.get("LD_LIBRARY_PATH", "")]
         return {**inherited, "LD_LIBRARY_PATH": os.pathsep.join(filter(None, paths))}
 
 
@@ -61,6 +59,7 @@ def find_perf_analyzer() -> PerfAnalyzer:
 
     Raises:
         PerfAnalyzerError: It is not found and cannot be downloaded.
+        TritonNotInstalledError: It is not found, and nvidia-pytriton, which has libraries for it, neither.
     """
     on_path = shutil.which("perf_analyzer")
     if on_path is not None:
@@ -73,7 +72,7 @@ def find_perf_analyzer() -> PerfAnalyzer:
 
 def _install(folder: Path) -> None:
     """Write the program and its libraries; the folder appears whole or not at all."""
-    libraries = _find_libraries()
+    carried = find_installation().library_dirs[0]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         staged = Path(scratch) / "staged"
@@ -82,7 +81,10 @@ def _install(folder: Path) -> None:
         program.chmod(0o755)
         (staged / "lib").mkdir(parents=True)
         program.rename(staged / "perf_analyzer")
-        for name, file in libraries.items():
+        for name, pattern in _LIBRARIES.items():
+            file = next(carried.glob(pattern), None)
+            if file is None:
+                raise PerfAnalyzerError(f"{carried} lacks {name}. {_ELSEWHERE}")
             shutil.copyfile(file, staged / "lib" / name)
         with suppress(OSError):  # another process was quicker
             staged.rename(folder)
@@ -100,8 +102,9 @@ def download_wheel(folder: Path) -> Path:
     command += ["--platform=manylinux1_x86_64", "--python-version=3.10", f"--dest={folder}", requirement]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise PerfAnalyzerError(f"pip cannot download {requirement}: {reason}. {_ELSEWHERE}")
+        raise PerfAnalyzerError(
+            f"pip cannot download {requirement}: {last_line(result.stderr)}. {_ELSEWHERE}"
+        )
     (wheel,) = folder.glob("*.whl")
     digest = sha256_of(wheel)
     if digest != WHEEL_SHA256:
@@ -112,15 +115,6 @@ def download_wheel(folder: Path) -> Path:
     return wheel
 
 
-def _find_libraries() -> dict[str, Path]:
-    try:
-        folder = find_installation().library_dirs[0]
-    except TritonNotInstalledError as error:
-        raise PerfAnalyzerError(
-            f"perf_analyzer needs libraries that nvidia-pytriton carries: {error} {_ELSEWHERE}"
-        ) from error
-    found = {name: next(folder.glob(pattern), None) for name, pattern in _LIBRARIES.items()}
-    missing = [name for name, file in found.items() if file is None]
-    if missing:
-        raise PerfAnalyzerError(f"{folder} lacks {' and '.join(missing)}. {_ELSEWHERE}")
-    return {name: file for name, file in found.items() if file is not None}
+def last_line(text: str) -> str:
+    """The last line that a program wrote, which has its reason."""
+    return (text.strip().splitlines() or ["no reason given"])[-1].strip()

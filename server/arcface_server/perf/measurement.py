@@ -1,8 +1,9 @@
-"""Measure a model under one batch size and concurrency with perf_analyzer."""
+"""Measure a model with perf_analyzer, one batch size and concurrency at a time."""
 
 from __future__ import annotations
 
 import base64
+import csv
 import itertools
 import json
 import os
@@ -19,13 +20,24 @@ from arcface_client.errors import ImageFileError
 from arcface_client.evaluation.images import find_images, read_crop
 
 from ..errors import PerfAnalyzerError
-from .binary import PerfAnalyzer
-from .report import STABILITY_PERCENT, Measurement, parse_report
+from .binary import PerfAnalyzer, last_line
 
 SharedMemory = Literal["none", "system"]
 
 CROP_COUNT: Final = 32
 """How many different crops are sent in turn; at most so many are read from a folder."""
+
+STABILITY_PERCENT: Final = 10
+"""A figure is settled if three windows in a row lie this close together; perf_analyzer's default."""
+
+HEADER: Final = (
+    f"{'batch':>5} {'concurrency':>12} {'faces/s':>9}   {'p50 ms':>8} {'p95 ms':>8} {'p99 ms':>8} "
+    f"{'queue ms':>9} {'compute ms':>11}"
+)
+NOT_SETTLED_NOTE: Final = (
+    f"* not settled: the windows differ by more than {STABILITY_PERCENT} %. "
+    "Measure on a quieter machine, or with more --requests."
+)
 
 _CELL: Final = 8
 _NOT_SETTLED: Final = 2  # perf_analyzer's exit code STABILITY_ERROR
@@ -51,6 +63,41 @@ class Load:
     input_data: Path
     shared_memory: SharedMemory
     requests: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A figure. Times are those of one request, which carries a whole batch.
+
+    Attributes:
+        batch_size: Crops in a request.
+        concurrency: Requests under way at a time.
+        faces_per_s: Crops embedded per second.
+        p50_ms: Median time of a request, measured by the client.
+        p95_ms: 95th percentile.
+        p99_ms: 99th percentile.
+        queue_ms: Mean time in the server's queue.
+        compute_ms: Mean time in the backend, with input and output.
+        settled: Whether three windows agreed; without it the figure is a rough one.
+    """
+
+    batch_size: int
+    concurrency: int
+    faces_per_s: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    queue_ms: float
+    compute_ms: float
+    settled: bool
+
+    def row(self) -> str:
+        """The figure as a line below ``HEADER``."""
+        return (
+            f"{self.batch_size:>5} {self.concurrency:>12} {self.faces_per_s:>9.1f} "
+            f"{' ' if self.settled else '*'} {self.p50_ms:>8.2f} {self.p95_ms:>8.2f} "
+            f"{self.p99_ms:>8.2f} {self.queue_ms:>9.2f} {self.compute_ms:>11.2f}"
+        )
 
 
 def load_crops(folder: Path | None) -> Crops:
@@ -116,8 +163,34 @@ def measure(
                 break
     raise PerfAnalyzerError(
         f"perf_analyzer ended with exit code {result.returncode} at batch {batch_size} and concurrency "
-        f"{concurrency}: {_last_line(result.stderr) or _last_line(result.stdout) or 'no reason given'}"
+        f"{concurrency}: {last_line(result.stderr or result.stdout)}"
     )
+
+
+def parse_report(text: str, batch_size: int, concurrency: int, *, settled: bool) -> Measurement:
+    """Read perf_analyzer's CSV; its times are in microseconds.
+
+    Raises:
+        PerfAnalyzerError: It has another form.
+    """
+    try:
+        (row,) = csv.DictReader(text.splitlines())
+        compute_us = sum(float(row[f"Server Compute {part}"]) for part in ("Input", "Infer", "Output"))
+        return Measurement(
+            batch_size=batch_size,
+            concurrency=concurrency,
+            faces_per_s=float(row["Inferences/Second"]),
+            p50_ms=float(row["p50 latency"]) / 1000,
+            p95_ms=float(row["p95 latency"]) / 1000,
+            p99_ms=float(row["p99 latency"]) / 1000,
+            queue_ms=float(row["Server Queue"]) / 1000,
+            compute_ms=compute_us / 1000,
+            settled=settled,
+        )
+    except (KeyError, ValueError) as error:
+        raise PerfAnalyzerError(
+            f"perf_analyzer's report has another form than expected ({error!r}): {text.strip()!r}"
+        ) from error
 
 
 def _flags(load: Load, batch_size: int, concurrency: int, stability_percent: int) -> list[str]:
@@ -128,7 +201,3 @@ def _flags(load: Load, batch_size: int, concurrency: int, stability_percent: int
     # Windows of a fixed time would hold too few requests of a slow model to agree with each other.
     flags += ["--measurement-mode", "count_windows", "--measurement-request-count", str(load.requests)]
     return flags
-
-
-def _last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")

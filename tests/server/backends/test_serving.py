@@ -94,13 +94,6 @@ def test_only_the_request_that_the_model_fails_on_gets_an_error(
     assert isinstance(good, np.ndarray)
 
 
-def test_the_error_about_a_wrong_shape_has_both_shapes(
-    client: grpcclient.InferenceServerClient, crops: Crops
-) -> None:
-    with pytest.raises(grpcclient.InferenceServerException, match=r"\[-1,112,112,3\], got \[3,100,112,3\]"):
-        infer(client, "tiny_onnx", np.ascontiguousarray(crops[:, :100]))
-
-
 def test_two_instances_share_the_requests(
     client: grpcclient.InferenceServerClient, server: LocalTriton, crops: Crops
 ) -> None:
