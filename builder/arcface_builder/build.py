@@ -116,15 +116,15 @@ def build(
             rebuild_command=_command(source, name, repository, options),
             tools=tool_versions(),
         )
-        published = target.publish(
+        version = target.publish(
             model,
             staged,
             config=config_text(onnx_config(model, options or ServingOptions())),
             keep_config=options is None,
             manifest=lambda version: replace(draft, version=version).to_json(),
         )
-    manifest = replace(draft, version=published.version)
-    return BuiltModel(model, published.version, published.path, manifest)
+    folder = target.root / model / str(version)
+    return BuiltModel(model, version, folder, replace(draft, version=version))
 
 
 def _command(source: Source, name: str, repository: Path, options: ServingOptions | None) -> str:

@@ -138,20 +138,12 @@ def plan_config(
     return config
 
 
-def losses(old: Any, new: Any) -> list[str]:
-    """Sentences on what all plans of a model lose because a new one has less of it."""
-    sentences = []
-    if new.max_batch_size < old.max_batch_size:
-        sentences.append(
-            f"The largest batch on all GPUs is now {new.max_batch_size}, not {old.max_batch_size}: not every "
-            "plan takes more."
-        )
+def takes_less(new: Any, old: Any) -> bool:
+    """Whether all plans of a model lose batches or a profile because a new plan has less."""
     few, many = (
         min((len(group.profile) for group in config.instance_group), default=0) for config in (new, old)
     )
-    if few < many:
-        sentences.append("The profile for small batches is no longer used on any GPU: not every plan has it.")
-    return sentences
+    return bool(new.max_batch_size < old.max_batch_size or few < many)
 
 
 def config_text(config: Any) -> str:

@@ -19,27 +19,27 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable, Sequence, Set
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from arcface_client.models.files import sha256_of
 from arcface_client.models.manifest import PlanKey, PlanManifest, manifest_path, plan_manifest_paths
 from arcface_client.models.naming import plan_model
 
-from ..disk import flush, replace_text
 from ..errors import PlanDamagedError, RepositoryError
-from ..store import StoredPlan, check_plan, describe_plan, release_of
+from ..store import StoredPlan, check_plan, release_of
 from .config import (
     CONFIG_FILE,
     VERSIONS_SERVED,
     config_changes,
     config_text,
-    losses,
     plan_config,
     read_config,
+    takes_less,
 )
-from .publish import ModelRepository, os_errors, place
+from .publish import ModelRepository, os_errors
 
 _log = logging.getLogger(__name__)
 
@@ -158,17 +158,30 @@ def add_plans(
         with repository.lock():
             plans = published_plans(repository, model)
             there = plans.setdefault(version, {})
-            for capability, manifest in wanted.items():
-                _check_same(there.get(capability), manifest, folder)
+            _check_same(wanted.values(), folder)
             _check_alike([manifest.identity for manifest in (*there.values(), *wanted.values())], folder)
-            changed = [
-                manifest for capability, manifest in wanted.items() if there.get(capability) != manifest
-            ]
+            manifests = {
+                manifest_path(repository.root, model, version, manifest.identity.sm): (
+                    manifest.identity.filename,
+                    manifest.to_json(),
+                )
+                for capability, manifest in wanted.items()
+                if there.get(capability) != manifest
+            }
             there.update(wanted)
             old = read_config(folder.parent / CONFIG_FILE)
             before = set(old.cc_model_filenames) if old else set()
             filenames, served = choose_served(plans, before)
-            config = _config(model, plans, filenames, served, instances, old)
+            keys = [plans[number][capability].identity for number in served for capability in filenames]
+            config = plan_config(
+                model,
+                filenames=filenames,
+                versions=served,
+                max_batch_size=min(key.max_batch_size for key in keys),
+                profiles=min(key.profiles for key in keys),
+                instances=instances,
+                old=old,
+            )
             added = [
                 AddedPlan(
                     model=model,
@@ -181,7 +194,8 @@ def add_plans(
                 )
                 for manifest in wanted.values()
             ]
-            _write(repository, staged, folder, changed, config, old)
+            text = None if config == old else config_text(config)
+            repository.put(staged, folder, manifests=manifests, config=text)
     _report_changes(model, old, config, before - filenames.keys())
     for capability in wanted:
         if version not in served or capability not in filenames:
@@ -217,76 +231,15 @@ def _copy(plan: StoredPlan, staged: Path) -> None:
     except FileNotFoundError as error:
         raise PlanDamagedError(f"{plan.path} was removed meanwhile; compile again.") from error
     check_plan(copy, plan.manifest, where=str(plan.path))
-    flush(copy)
-
-
-def _write(
-    repository: ModelRepository,
-    staged: Path,
-    folder: Path,
-    changed: Iterable[PlanManifest],
-    config: Any,
-    old: Any | None,
-) -> None:
-    """Write manifests, then plans, then the configuration; a manifest without its plan is removed again."""
-    model_folder, text = folder.parent, config_text(config)
-    had_folder = model_folder.is_dir()
-    records = {
-        manifest_path(repository.root, model_folder.name, int(folder.name), manifest.identity.sm): manifest
-        for manifest in changed
-    }
-    try:
-        for path, manifest in records.items():
-            replace_text(path, manifest.to_json(), via=staged.parent)
-        _place(staged, folder, text)
-    finally:
-        for path, manifest in records.items():
-            if not (folder / manifest.identity.filename).is_file():
-                path.unlink(missing_ok=True)
-    if had_folder and config != old:  # Triton reloads every version when the file is touched
-        replace_text(model_folder / CONFIG_FILE, text, via=staged.parent)
-    flush(model_folder)
-    flush(repository.root)
-
-
-def _place(staged: Path, version: Path, config: str) -> None:
-    """Rename staged plans into their version; a missing version or model appears by one rename."""
-    if not version.is_dir():
-        flush(staged)
-        place(staged, version, config)
-        return
-    for plan in sorted(staged.iterdir()):
-        if not (version / plan.name).is_file():
-            plan.rename(version / plan.name)
-    flush(version)
-
-
-def _config(
-    model: str,
-    plans: Plans,
-    filenames: dict[str, str],
-    served: tuple[int, ...],
-    instances: int | None,
-    old: Any | None,
-) -> Any:
-    keys = [plans[version][capability].identity for version in served for capability in filenames]
-    return plan_config(
-        model,
-        filenames=filenames,
-        versions=served,
-        max_batch_size=min(key.max_batch_size for key in keys),
-        profiles=min(key.profiles for key in keys),
-        instances=instances,
-        old=old,
-    )
 
 
 def _report_changes(model: str, old: Any | None, config: Any, lost: Set[str]) -> None:
     if old is not None and config != old:
         changes = config_changes(config_text(old), config_text(config))
-        _log.info("%s of all versions of %s changes: %s", CONFIG_FILE, model, changes)
-        for sentence in losses(old, config):
-            _log.warning("%s", sentence)
+        if takes_less(config, old):
+            changes += " (not every plan takes as much as before)"
+        level = logging.WARNING if takes_less(config, old) else logging.INFO
+        _log.log(level, "%s of all versions of %s changes: %s", CONFIG_FILE, model, changes)
     if lost:
         _log.warning(
             "%s no longer has a plan for %s: no version has plans for all architectures served until now",
@@ -310,16 +263,14 @@ def _files_for(folder: Path, key: PlanKey) -> list[Path]:
     return sorted(folder.glob(f"*-sm{key.sm}.plan"))
 
 
-def _check_same(recorded: PlanManifest | None, wanted: PlanManifest, folder: Path) -> None:
+def _check_same(wanted: Iterable[PlanManifest], folder: Path) -> None:
     """Refuse another plan than the one there. The file decides: its manifest may be missing or wrong."""
-    for there in _files_for(folder, wanted.identity):
-        if (
-            there.name == wanted.identity.filename
-            and describe_plan(there)["plan_sha256"] == wanted.plan_sha256
-        ):
-            continue
-        differences = recorded and _differences(wanted.identity, recorded.identity)
-        raise _taken(there, differences or "of other bytes")
+    for manifest in wanted:
+        for there in _files_for(folder, manifest.identity):
+            if there.name != manifest.identity.filename:
+                raise _taken(there, f"not {manifest.identity.filename}")
+            if sha256_of(there) != manifest.plan_sha256:
+                raise _taken(there, "it has other settings or other bytes")
 
 
 def _taken(path: Path, why: str) -> RepositoryError:
@@ -344,13 +295,6 @@ def _check_alike(keys: Iterable[PlanKey], folder: Path) -> None:
 def _kind(key: PlanKey) -> str:
     """What a server needs to load a plan, for messages."""
     return f"TensorRT {key.tensorrt_version} for {key.platform}"
-
-
-def _differences(wanted: PlanKey, there: PlanKey) -> str:
-    """The fields in which a published plan's key differs from the wanted one."""
-    ours, theirs = (asdict(key) | dict(key.settings) for key in (wanted, there))
-    names = [name for name in {**ours, **theirs} if name != "settings" and ours.get(name) != theirs.get(name)]
-    return ", ".join(f"{name} {theirs.get(name)}, not {ours.get(name)}" for name in names)
 
 
 def _filenames(plans: dict[str, PlanManifest]) -> dict[str, str]:

@@ -15,7 +15,7 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from arcface_client.models import manifest as manifests
+from arcface_client.models.manifest import MODEL_FILE
 from arcface_client.models.naming import family, onnx_model, plan_model
 from arcface_client.models.repository import LocalModels
 
@@ -39,14 +40,6 @@ _TOOLS: Final = ("arcface-triton", "numpy", "onnx", "onnx-ir", "onnxruntime")
 
 # What Triton, a file system, an object store and a shell all accept.
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-
-
-@dataclass(frozen=True)
-class Published:
-    """A version that is in the repository."""
-
-    version: int
-    path: Path
 
 
 class ModelRepository:
@@ -106,51 +99,97 @@ class ModelRepository:
         config: str,
         manifest: Callable[[int], str],
         keep_config: bool = False,
-    ) -> Published:
+    ) -> int:
         """Make a staged folder the next version of a model.
 
         Args:
             model: Name of the model.
-            content: The staged folder with the version's files.
+            content: The staged folder with ``model.onnx``.
             config: Text of the model's ``config.pbtxt``, which all versions share.
             manifest: Gives the text of the version's manifest.
             keep_config: Leave the configuration as it is if the model has one.
+
+        Returns:
+            The version.
 
         Raises:
             RepositoryError: The disk is full, or the repository cannot be written.
         """
         with os_errors(self.root), self.lock():
             version = self._next_version(model)
-            folder, record = self.root / model, self.manifest_path(model, version)
-            path = folder / str(version)
-            for staged in content.iterdir():
-                flush(staged)
-            flush(content)
-            replace_text(record, manifest(version), via=content.parent)
-            try:
-                place(content, path, config)
-            finally:
-                if not path.is_dir():
-                    record.unlink(missing_ok=True)
-            try:
-                self._replace_config(folder / CONFIG_FILE, config, keep_config, via=content.parent)
-                flush(folder)
-                flush(self.root)
-            except OSError as error:
-                raise RepositoryError(
-                    f"Version {version} is published in {path}, but the disk failed after that ({error}): "
-                    f"{CONFIG_FILE} may be the old one. Check the disk and build again."
-                ) from error
-        return Published(version, path)
-
-    def _replace_config(self, path: Path, config: str, keep: bool, *, via: Path) -> None:
-        """Replace a configuration that differs: Triton reloads every version when the file is touched."""
-        old = path.read_text("utf-8", "replace") if path.is_file() else None
-        if old == config or (keep and old is not None):
-            return
-        replace_text(path, config, via=via)
-        if old is not None:
+            path = self.root / model / CONFIG_FILE
+            old = path.read_text("utf-8", "replace") if path.is_file() else None
+            changes = old is None or not (keep_config or old == config)
+            self.put(
+                content,
+                self.root / model / str(version),
+                manifests={self.manifest_path(model, version): (MODEL_FILE, manifest(version))},
+                config=config if changes else None,
+            )
+        if changes and old is not None:
             _log.warning("%s of all versions changes: %s", CONFIG_FILE, config_changes(old, config))
+        return version
+
+    def put(
+        self,
+        content: Path,
+        version: Path,
+        *,
+        manifests: Mapping[Path, tuple[str, str]],
+        config: str | None,
+    ) -> None:
+        """Write manifests, then rename staged files into a version, then replace the configuration.
+
+        A new version appears by one rename, and so does a new model with its configuration. The caller holds
+        the lock.
+
+        Args:
+            content: The staged folder.
+            version: The version's folder, which may exist; files that it has are not replaced.
+            manifests: For each manifest's path, the staged file that it describes and the manifest's text.
+            config: Text of the model's ``config.pbtxt``; None leaves the present one, since Triton reloads
+                every version when the file is touched.
+
+        Raises:
+            OSError: The disk failed; a manifest whose file did not appear was removed again.
+            RepositoryError: The disk failed after the version had appeared.
+        """
+        model, via = version.parent, content.parent
+        existed = model.is_dir()
+        for staged in content.iterdir():
+            flush(staged)
+        flush(content)
+        try:
+            for path, (_, text) in manifests.items():
+                replace_text(path, text, via=via)
+            if version.is_dir():
+                for staged in sorted(content.iterdir()):
+                    if not (version / staged.name).is_file():
+                        staged.rename(version / staged.name)
+                flush(version)
+            elif existed or config is None:
+                content.rename(version)
+            else:
+                whole = via / "model"
+                whole.mkdir()
+                content.rename(whole / version.name)
+                replace_text(whole / CONFIG_FILE, config, via=via)
+                flush(whole)
+                whole.rename(model)
+        finally:
+            for path, (name, _) in manifests.items():
+                if not (version / name).is_file():
+                    path.unlink(missing_ok=True)
+        try:
+            if existed and config is not None:
+                replace_text(model / CONFIG_FILE, config, via=via)
+            flush(model)
+            flush(self.root)
+        except OSError as error:
+            raise RepositoryError(
+                f"Version {version.name} is published in {version}, but the disk failed after that "
+                f"({error}): {CONFIG_FILE} may be the old one. Check the disk, and run the command again."
+            ) from error
 
     def _next_version(self, model: str) -> int:
         """One more than any version on disk or in a manifest: a number never changes its meaning."""
@@ -228,20 +267,6 @@ def find_onnx(repository: ModelRepository, name: str, version: int | None = None
     """
     found = LocalModels(repository.root).onnx(check_name(name), version)
     return OnnxVersion(name, found.version, found.path, found.path.read_bytes(), found.manifest.source.sha256)
-
-
-def place(content: Path, version: Path, config: str) -> None:
-    """Rename a staged folder into a model; a new model appears with its configuration in the same rename."""
-    model = version.parent
-    if model.is_dir():
-        content.rename(version)
-        return
-    whole = content.parent / "model"
-    whole.mkdir()
-    content.rename(whole / version.name)
-    replace_text(whole / CONFIG_FILE, config, via=content.parent)
-    flush(whole)
-    whole.rename(model)
 
 
 @contextmanager

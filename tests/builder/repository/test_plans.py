@@ -84,7 +84,7 @@ def test_no_plan_is_added_where_one_of_several_cannot_be(repository: ModelReposi
     before = files(repository)
     stored = [stored_plan(repository.root.parent, sm) for sm in ("80", "86", "90")]
 
-    with pytest.raises(RepositoryError, match=r"has a plan for sm90 already, m-fp16-sm90\.plan \(of other"):
+    with pytest.raises(RepositoryError, match=r"has a plan for sm90 already, m-fp16-sm90\.plan \(it has"):
         add_plans(repository, stored, version=1)
 
     assert files(repository) == before
@@ -165,12 +165,8 @@ ALTERATIONS = [without_manifest, in_another_precision, of_another_plan]
 
 
 @pytest.mark.parametrize(("content", "precision"), [("another", "fp16"), ("plan", "int8")])
-@pytest.mark.parametrize("alter", [lambda record: None, *ALTERATIONS])
-def test_a_published_plan_is_never_changed(
-    alter: Callable[[Path], None], content: str, precision: str, repository: ModelRepository
-) -> None:
+def test_a_published_plan_is_never_changed(content: str, precision: str, repository: ModelRepository) -> None:
     path = add(repository, "80").path
-    alter(repository.root / "m_trt-1-sm80.manifest.json")
 
     with pytest.raises(RepositoryError, match=r"sm80 already, m-fp16-sm80\.plan .* never changed"):
         add(repository, "80", content=content, precision=precision)
@@ -202,12 +198,6 @@ def test_a_damaged_manifest_is_named(repository: ModelRepository) -> None:
 
     with pytest.raises(ManifestError, match=f"^{record} is not JSON"):
         add(repository, "90")
-
-
-def test_a_manifest_without_its_plan_does_not_count(repository: ModelRepository) -> None:
-    add(repository, "80").path.unlink()
-
-    assert add(repository, "80").is_new
 
 
 def test_of_complete_versions_the_newest_two_are_served(repository: ModelRepository) -> None:
@@ -251,14 +241,6 @@ def test_a_new_version_takes_over_with_its_last_plan(repository: ModelRepository
 
     assert add(repository, "90", version=2, precision="int8").served == (2,)
     assert config(repository).cc_model_filenames == {"8.0": "m-int8-sm80.plan", "9.0": "m-int8-sm90.plan"}
-
-
-def test_a_new_version_may_have_more_architectures_than_the_one_before(repository: ModelRepository) -> None:
-    add(repository, "80")
-    add(repository, "80", version=2)
-
-    assert add(repository, "90", version=2).served == (2,)
-    assert config(repository).cc_model_filenames == {"8.0": "m-fp16-sm80.plan", "9.0": "m-fp16-sm90.plan"}
 
 
 def test_a_plan_for_an_old_version_does_not_bring_it_back(
@@ -329,9 +311,8 @@ def test_an_operators_changes_stay_when_a_plan_is_added(
 
     add_plan(repository, stored_plan(tmp_path, "90", max_batch_size=16), version=1)
 
-    changed, warning = caplog.messages
-    assert "of all versions of m_trt changes: - max_batch_size: 32, + max_batch_size: 16" in changed
-    assert warning == "The largest batch on all GPUs is now 16, not 32: not every plan takes more."
+    (warning,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert "of all versions of m_trt changes: - max_batch_size: 32, + max_batch_size: 16" in warning
     expected.cc_model_filenames["9.0"] = "m-fp16-sm90.plan"
     expected.max_batch_size = expected.model_warmup[1].batch_size = 16
     assert config(repository) == expected
@@ -350,9 +331,9 @@ def test_the_loss_of_the_profile_for_small_batches_is_a_warning(
     add_plan(repository, with_profiles(stored_plan(tmp_path, "80"), True), version=1)
     add_plan(repository, with_profiles(stored_plan(tmp_path, "90"), False), version=1)
 
-    assert caplog.messages == [
-        "The profile for small batches is no longer used on any GPU: not every plan has it."
-    ]
+    (warning,) = caplog.messages
+    assert 'profile: "1"' in warning
+    assert warning.endswith("(not every plan takes as much as before)")
 
 
 def test_instances_are_changed_only_when_they_are_given(repository: ModelRepository, tmp_path: Path) -> None:
@@ -384,7 +365,7 @@ def stop(*arguments, **more):
 
 folder, sm, fate = sys.argv[1:]
 if fate == "killed":
-    plans._place = stop  # its manifest is there, and its plan is not
+    Path.rename = stop  # its manifest is there, and its plan is not
 plan = stored_plan(Path(folder), sm)
 print("begins", flush=True)
 plans.add_plan(ModelRepository(Path(folder) / "models"), plan, version=1)

@@ -34,7 +34,7 @@ def repository(tmp_path: Path) -> ModelRepository:
 def publish(repository: ModelRepository, content: str = "weights", config: str = "config") -> int:
     with repository.staging() as staged:
         (staged / "model.onnx").write_text(content)
-        return repository.publish("m", staged, config=config, manifest=str).version
+        return repository.publish("m", staged, config=config, manifest=str)
 
 
 def hidden(folder: Path) -> list[str]:
