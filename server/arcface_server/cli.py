@@ -78,7 +78,7 @@ def run_server(
         )
     except FlagError as error:
         raise typer.BadParameter(str(error)) from error
-    # Ctrl-C, SIGTERM and a closed terminal are the usual end of a server, but not of its start.
+    # Ctrl-C and SIGTERM are the usual end of a server, but not of its start.
     with server, suppress(KeyboardInterrupt):
         urls = {"grpc_url": server.grpc_url, "http_url": server.http_url, "metrics_url": server.metrics_url}
         if as_json:

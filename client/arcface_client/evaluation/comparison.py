@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from ..contract import Progress, no_progress
 from ..errors import InputError, require
 from .controls import run_controls
 from .measure import measure
-from .pairs import read_pair_file, score_pairs
+from .pairs import PairFile, read_pair_file, score_pairs
 from .report import FLIP_CROPS, Report, result_of, versions
 from .samples import Samples, generated_samples, samples_from
 from .scores import agreement, flips, similarities_of_all_pairs
@@ -92,28 +92,15 @@ def compare(options: Options, settings: PipelineSettings, progress: Progress = n
                 "more. Publish another version or sibling, or give --reference FILE."
             )
         others = open_systems(options.control_models, connect, server, stack)
-        report = compare_systems(
+        return compare_systems(
             systems,
             samples,
             options,
             max_drift_cosine=settings.embedding.max_drift_cosine,
             control_models=others,
+            pair_file=pair_file,
             server_version=None if server is None else server.version,
             progress=progress,
-        )
-        if pair_file is None:
-            return report
-        return replace(
-            report,
-            verification=score_pairs(
-                systems,
-                pair_file,
-                batch_size=options.batch_size,
-                threshold=options.threshold,
-                mirrored=options.mirrored,
-                resize=options.resize,
-                progress=progress,
-            ),
         )
 
 
@@ -124,6 +111,7 @@ def compare_systems(
     *,
     max_drift_cosine: float,
     control_models: Sequence[System] = (),
+    pair_file: PairFile | None = None,
     server_version: str | None = None,
     progress: Progress = no_progress,
 ) -> Report:
@@ -132,9 +120,10 @@ def compare_systems(
     Args:
         systems: Two or more.
         samples: The crops, at least two.
-        options: Batch size, threshold and command; what they name is open already.
+        options: How to compare; what they name is open already.
         max_drift_cosine: The tolerance.
         control_models: Models of another source, as controls.
+        pair_file: Verification set; None verifies nothing.
         server_version: Triton's version, for the report; None without a server.
         progress: Called as the work goes on.
 
@@ -159,6 +148,17 @@ def compare_systems(
     controls = run_controls(
         systems[0], control_models, crops, batch_size=batch_size, max_drift_cosine=max_drift_cosine
     )
+    verification = None
+    if pair_file is not None:
+        verification = score_pairs(
+            systems,
+            pair_file,
+            batch_size=options.batch_size,
+            threshold=threshold,
+            mirrored=options.mirrored,
+            resize=options.resize,
+            progress=progress,
+        )
     return Report(
         systems=measured,
         agreements=agreements,
@@ -171,4 +171,5 @@ def compare_systems(
         command=options.command,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         versions=versions(server_version),
+        verification=verification,
     )

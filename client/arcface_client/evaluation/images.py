@@ -56,16 +56,15 @@ def find_images(paths: Iterable[Path], passed_over: PassedOver | None = None) ->
 
 
 def _search(top: Path, passed_over: PassedOver) -> Iterator[str]:
-    """Yield the images below a folder as names, because a large folder's pathlib objects take much memory."""
     for parent, folders, names in os.walk(top, onerror=_refuse):
+        folder = Path(parent)
         folders.sort()
-        passed_over.linked_folders += sum(os.path.islink(os.path.join(parent, name)) for name in folders)  # noqa: PTH114, PTH118
+        passed_over.linked_folders += sum((folder / name).is_symlink() for name in folders)
         for name in sorted(names):
-            path = os.path.join(parent, name)  # noqa: PTH118
+            path = folder / name
             # Opening a pipe would wait for ever.
-            is_file = os.path.isfile(path) or not os.path.exists(path)  # noqa: PTH110, PTH113
-            if is_file and os.path.splitext(name)[1].lower() in SUFFIXES:  # noqa: PTH122
-                yield path
+            if path.suffix.lower() in SUFFIXES and (path.is_file() or path.is_symlink()):
+                yield str(path)
             else:
                 passed_over.other_files += 1
 

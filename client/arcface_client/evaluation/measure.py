@@ -79,9 +79,6 @@ def measure(
         batch_size: Crops in a batch, at most N.
         progress: Called before each turn.
 
-    Returns:
-        One for each system.
-
     Raises:
         ArcFaceError: A system failed.
     """

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +17,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..contract import EMBEDDING_DIM, Progress, no_progress
+from ..contract import EMBEDDING_DIM, Progress
 from ..errors import PairFileError
 from .images import read_crop
 from .scores import Flips, Same, Values, Verification, flips, similarities, verify
 from .systems import System
-
-MAX_PAIRS: Final = 100_000
-"""The largest set that is read; the usual ones have 6,000 to 7,000 pairs."""
 
 _TYPES: Final = ("b1", "u1", "i1", "i4", "i8")
 
@@ -88,10 +84,9 @@ def read_pair_file(path: Path) -> PairFile:
             f"{path} is a pickle of something else; expected (images, whether each pair is the same), as in "
             "lfw.bin."
         )
-    if not images or len(images) != 2 * len(labels) or len(labels) > MAX_PAIRS:
+    if not images or len(images) != 2 * len(labels):
         raise PairFileError(
-            f"{path} holds {len(images):,} images for {len(labels):,} pairs; expected two images for each "
-            f"pair, and 1 to {MAX_PAIRS:,} pairs."
+            f"{path} holds {len(images):,} images for {len(labels):,} pairs; expected two for each pair."
         )
     encoded = [_image(path, index, image) for index, image in enumerate(images)]
     return PairFile(path, encoded, np.array([_label(path, i, label) for i, label in enumerate(labels)]))
@@ -110,8 +105,7 @@ def _label(path: Path, index: int, label: object) -> bool:
         values = label.values() or []
         label = values[0] if len(values) == 1 else None
     if label not in (0, 1):
-        shown = reprlib.repr(label)
-        raise PairFileError(f"{path}: the label of pair {index} is {shown}; expected true or false.")
+        raise PairFileError(f"{path}: the label of pair {index} is {label!r}; expected true or false.")
     return bool(label)
 
 
@@ -241,23 +235,14 @@ def score_pairs(
     *,
     batch_size: int,
     threshold: float,
-    mirrored: bool = False,
-    resize: bool = False,
-    progress: Progress = no_progress,
+    mirrored: bool,
+    resize: bool,
+    progress: Progress,
 ) -> PairScores:
-    """Embed a verification set with each system, and score the systems.
-
-    Args:
-        systems: What is compared; the first one is the baseline.
-        pair_file: The set.
-        batch_size: Crops in a batch.
-        threshold: Cosine similarity from which a pair counts as the same, for the flips.
-        mirrored: Add the mirrored crop's embedding, as InsightFace's verification.py does.
-        resize: Scale images of another size instead of refusing them.
-        progress: Called before each batch.
+    """Embed a verification set with each system, and score the systems; the first one is the baseline.
 
     Raises:
-        ImageFileError: An image cannot be read.
+        ImageFileError: An image cannot be read, or has another size and ``resize`` is not set.
         ArcFaceError: A system failed.
     """
     embeddings = [np.empty((len(pair_file.images), EMBEDDING_DIM), np.float32) for _ in systems]

@@ -65,7 +65,7 @@ class Report:
     command: str
     created: str
     versions: Mapping[str, str]
-    verification: PairScores | None = None
+    verification: PairScores | None
 
     @property
     def passed(self) -> bool:

@@ -13,7 +13,7 @@ import pytest
 
 from arcface_client.errors import PairFileError
 from arcface_client.evaluation.images import read_crop
-from arcface_client.evaluation.pairs import MAX_PAIRS, read_pair_file
+from arcface_client.evaluation.pairs import read_pair_file
 from support.pair_files import PYTHON_2, PYTHON_2_TEXT, as_opencv, pairs
 
 IMAGES, SAME = pairs(6)
@@ -120,29 +120,17 @@ def test_a_pickle_cannot_change_the_stand_ins(tmp_path: Path, name: bytes, state
     ("content", "message"),
     [
         ((IMAGES[:-1], SAME), "11 images for 6 pairs; expected two images for each pair"),
-        ((IMAGES, SAME[:-1]), "12 images for 5 pairs"),
         (([], []), "0 images for 0 pairs"),
-        (([b""] * (2 * MAX_PAIRS + 2), [True] * (MAX_PAIRS + 1)), "for 100,001 pairs; .* 1 to 100,000 pairs"),
-        ((IMAGES, SAME, SAME), "a pickle of something else"),
         ({"images": IMAGES}, "a pickle of something else"),
         ((IMAGES, np.array(SAME, np.float64)), "a pickle of something else"),
-        ((np.array(IMAGES, object), SAME), "a pickle of something else"),
         (([1, *IMAGES[1:]], SAME), "image 0 is of type int; expected the bytes"),
         (([np.zeros(3, np.float32), *IMAGES[1:]], SAME), "image 0 is of type array"),
-        ((["text", *IMAGES[1:]], SAME), "image 0 is of type str"),
         ((IMAGES, [*SAME[:-1], 2]), "the label of pair 5 is 2; expected true or false"),
-        ((IMAGES, [*SAME[:-1], None]), "the label of pair 5 is None"),
         (b"", "cannot be read as a pickle"),
         (b"\x89PNG\r\n\x1a\n", "cannot be read as a pickle"),
-        (pickle.dumps((IMAGES, SAME), 4)[:-1], r"cannot be read as a pickle .*expected a whole set"),
         (pickle.dumps((IMAGES, SAME), 4)[:-5000], r"cannot be read as a pickle .*expected a whole set"),
     ],
 )
 def test_a_file_that_is_not_a_set_is_one_clear_error(tmp_path: Path, content: Any, message: str) -> None:
     with pytest.raises(PairFileError, match=message):
         read_pair_file(written(tmp_path, content))
-
-
-def test_a_missing_file_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(PairFileError, match="No such file"):
-        read_pair_file(tmp_path / "lfw.bin")
