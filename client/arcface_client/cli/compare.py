@@ -17,15 +17,11 @@ EPILOG: Final = examples(
     exit_codes="0 passed, 1 failed or inconclusive (a negative control was not seen), 2 wrong usage",
 )
 
-_SAMPLES: Final = "Samples"
-_TOLERANCE: Final = "Tolerance and verification"
-
 
 def compare(
     context: typer.Context,
     models: Annotated[
-        list[str] | None,
-        typer.Argument(help="Models of the server, NAME or NAME:VERSION, and ONNX files."),
+        list[str] | None, typer.Argument(help="Models of the server, NAME or NAME:VERSION, and ONNX files.")
     ] = None,
     more_models: Annotated[
         list[str] | None, typer.Option("--models", metavar="MODEL", help="The same, as a flag.")
@@ -44,52 +40,31 @@ def compare(
             help="A model of another source, which the comparison must tell apart; may be repeated.",
         ),
     ] = None,
-    n_samples: Annotated[int, typer.Option(min=2, help="Crops to compare.", rich_help_panel=_SAMPLES)] = 100,
+    n_samples: Annotated[int, typer.Option(min=2, help="Crops to compare.")] = 100,
     images: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of face crops (default: variations of drawn ones).", rich_help_panel=_SAMPLES
-        ),
+        Path | None, typer.Option(help="Folder of face crops (default: variations of drawn ones).")
     ] = None,
     resize: Annotated[
-        bool,
-        typer.Option(
-            "--resize",
-            help="Scale crops of another size instead of refusing them.",
-            rich_help_panel=_SAMPLES,
-        ),
+        bool, typer.Option("--resize", help="Scale crops of another size instead of refusing them.")
     ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Crops in a batch.", rich_help_panel=_SAMPLES)] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Crops in a batch.")] = 32,
     max_drift_cosine: Annotated[
         float | None,
         typer.Option(
-            min=0,
-            max=1,
-            help="Largest cosine distance that passes (default: validation.max_drift_cosine).",
-            rich_help_panel=_TOLERANCE,
+            min=0, max=1, help="Largest cosine distance that passes (default: validation.max_drift_cosine)."
         ),
     ] = None,
     threshold: Annotated[
-        float,
-        typer.Option(
-            min=-1,
-            max=1,
-            help="Cosine similarity from which two crops are one person.",
-            rich_help_panel=_TOLERANCE,
-        ),
+        float, typer.Option(min=-1, max=1, help="Cosine similarity from which two crops are one person.")
     ] = 0.3,
     pairs: Annotated[
-        Path | None,
-        typer.Option(
-            help="Verification set of InsightFace, for example lfw.bin.", rich_help_panel=_TOLERANCE
-        ),
+        Path | None, typer.Option(help="Verification set of InsightFace, for example lfw.bin.")
     ] = None,
     mirrored: Annotated[
         bool,
         typer.Option(
             "--mirrored",
             help="With --pairs: add the mirrored crop's embedding, as InsightFace's verification.py does.",
-            rich_help_panel=_TOLERANCE,
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,

@@ -86,7 +86,8 @@ def read_pair_file(path: Path) -> PairFile:
         )
     if not images or len(images) != 2 * len(labels):
         raise PairFileError(
-            f"{path} holds {len(images):,} images for {len(labels):,} pairs; expected two for each pair."
+            f"{path} holds {len(images):,} images for {len(labels):,} pairs; expected two images for each "
+            "pair."
         )
     encoded = [_image(path, index, image) for index, image in enumerate(images)]
     return PairFile(path, encoded, np.array([_label(path, i, label) for i, label in enumerate(labels)]))

@@ -154,14 +154,9 @@ def flips(left: Values, right: Values, threshold: float) -> Flips:
 
 
 def verify(similarity: Values, same: Same) -> Verification:
-    """Score a system by its similarities of labelled pairs.
+    """Score a system by its cosine similarities of labelled pairs.
 
-    Args:
-        similarity: Cosine similarity of each pair, float64 [pairs].
-        same: Whether each pair is one person, bool [pairs].
-
-    Returns:
-        The scores; without accuracy if there are fewer pairs than folds, or if all pairs have one label.
+    The scores are without accuracy if there are fewer pairs than folds, or if all pairs have one label.
     """
     rates = {f"{rate:g}": tar_at_far(similarity, same, rate) for rate in FALSE_ACCEPT_RATES}
     if len(same) < FOLDS or same.all() or not same.any():
@@ -182,15 +177,9 @@ def verify(similarity: Values, same: Same) -> Verification:
 
 
 def tar_at_far(similarity: Values, same: Same, false_accept_rate: float) -> float | None:
-    """Compute the share of genuine pairs accepted at a false accept rate.
+    """Compute the share of genuine pairs accepted, where at most a share of the impostor pairs is.
 
-    Args:
-        similarity: Cosine similarity of each pair, float64 [pairs].
-        same: Whether each pair is one person, bool [pairs].
-        false_accept_rate: Share of impostor pairs that may be accepted.
-
-    Returns:
-        None without genuine pairs, or with fewer than 1 / rate impostor pairs.
+    It is None without genuine pairs, or with fewer than 1 / ``false_accept_rate`` impostor pairs.
     """
     genuine, impostor = similarity[same], np.sort(similarity[~same])[::-1]
     # The product of 1,000 pairs and 0.001 may be 0.999...
