@@ -12,8 +12,8 @@ from arcface_builder.check.controls import another_model
 from arcface_builder.graph.edit import session
 from arcface_builder.trt.gpu import Gpu
 from arcface_builder.trt.inspect import LayerPrecisions
-from arcface_client.contract import INPUT_NAME, Crops, Embeddings
 from arcface_client.runtimes.base import Runtime
+from arcface_client.runtimes.onnxruntime import OnnxRuntime
 
 
 @dataclass(frozen=True)
@@ -29,21 +29,10 @@ class AbsentGpu(Gpu):
 
     @contextmanager
     def load(self, path: Path) -> Iterator[Runtime]:
-        yield OnnxInstead(self._runs(path.stat().st_size))
+        yield OnnxRuntime(path, session(self._runs(path.stat().st_size)))
 
     def _runs(self, plan_bytes: int) -> bytes:
         return another_model(self.graph) if plan_bytes < self.wrong_below else self.graph
-
-
-class OnnxInstead:
-    def __init__(self, graph: bytes) -> None:
-        self._session = session(graph)
-
-    def embed(self, crops: Crops) -> Embeddings:
-        return self._session.run(None, {INPUT_NAME: crops})[0]  # type: ignore[no-any-return]
-
-    def close(self) -> None:
-        pass
 
 
 def unable(gpu: AbsentGpu) -> AbsentGpu:
@@ -52,6 +41,6 @@ def unable(gpu: AbsentGpu) -> AbsentGpu:
     class Unable(AbsentGpu):
         @property
         def free_mb(self) -> Any:
-            raise AssertionError("it builds")
+            raise AssertionError("a plan is built")
 
     return Unable(**{field.name: getattr(gpu, field.name) for field in fields(gpu)})

@@ -19,6 +19,13 @@ class Proxy:
 
     Args:
         url: ``host:port`` of the server.
+
+    Attributes:
+        carried_bytes: Bytes from clients to the server.
+        cut_after_bytes: A connection is cut after so many bytes from the server; None cuts none.
+        cut_upload_after_bytes: A connection is cut after so many bytes from the client; None cuts none.
+        cuts: How many connections may still be cut so; None is any number.
+        was_cut: How many connections were cut so.
     """
 
     def __init__(self, url: str) -> None:
@@ -38,7 +45,10 @@ class Proxy:
         self._listener.listen()
         self.url = f"{_LOCALHOST}:{self._listener.getsockname()[1]}"
         self.carried_bytes = 0
-        """Bytes from clients to the server."""
+        self.cut_after_bytes: int | None = None
+        self.cut_upload_after_bytes: int | None = None
+        self.cuts: int | None = None
+        self.was_cut = 0
         self._acceptor = threading.Thread(target=self._accept, daemon=True)
 
     @contextmanager
@@ -55,7 +65,7 @@ class Proxy:
 
     @contextmanager
     def black_hole(self) -> Iterator[None]:
-        """Pass nothing on, and say nothing of it; what was sent meanwhile arrives afterwards."""
+        """Pass nothing on; what was sent meanwhile arrives afterwards."""
         self._flows.clear()
         try:
             yield
@@ -64,7 +74,7 @@ class Proxy:
 
     @contextmanager
     def slow(self, bytes_per_s: float) -> Iterator[None]:
-        """Pass on not more than so many bytes a second on each connection, in each direction."""
+        """Pass on at most so many bytes a second on each connection, in each direction."""
         self._bytes_per_s = bytes_per_s
         try:
             yield
@@ -112,7 +122,7 @@ class Proxy:
                 self._pump(client, server, link)
                 back.join()
             except OSError:
-                pass  # The server is not there, and so the client finds nobody here.
+                pass  # The server is away, so the client's connection ends.
             finally:
                 with self._lock:
                     self._links.discard(link)
@@ -120,8 +130,16 @@ class Proxy:
     def _pump(
         self, source: socket.socket, sink: socket.socket, link: tuple[socket.socket, socket.socket]
     ) -> None:
+        limit_name = "cut_upload_after_bytes" if source is link[0] else "cut_after_bytes"
+        passed = 0
         with suppress(OSError):
             while data := source.recv(_CHUNK_BYTES):
+                passed += len(data)
+                limit = getattr(self, limit_name)
+                if limit is not None and passed >= limit and self.cuts != 0:
+                    self.cuts = None if self.cuts is None else self.cuts - 1
+                    self.was_cut += 1
+                    break
                 self._flows.wait()
                 if math.isfinite(self._bytes_per_s):
                     self._closed.wait(len(data) / self._bytes_per_s)

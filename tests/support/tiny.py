@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -111,11 +112,8 @@ def write_tiny_repository(
     delay_us: int | None = 0,
     kind: str = "KIND_CPU",
     parameters: Mapping[str, str] | None = None,
-    work: int = 0,
-    poison: bool = False,
-    quirk: float = 0.0,
-    skew: float = 0.0,
     queue: int = 0,
+    **graph: Any,
 ) -> Path:
     """Add a tiny model to a model repository; version N has the projection of seed N.
 
@@ -128,11 +126,8 @@ def write_tiny_repository(
         delay_us: How long Triton waits for a batch to fill; None is no dynamic batching.
         kind: Where the instances run.
         parameters: Parameters of the configuration, in place of one thread for each instance.
-        work: As for the graph.
-        poison: As for the graph.
-        quirk: As for the graph.
-        skew: As for the graph.
         queue: How many requests Triton lets wait; 0 is any number.
+        graph: What the models are like, as for ``tiny_serving_graph``.
 
     Returns:
         The model's folder.
@@ -150,7 +145,6 @@ def write_tiny_repository(
     folder = repository / name
     for version in versions:
         (folder / str(version)).mkdir(parents=True)
-        model = tiny_serving_graph(seed=version, work=work, poison=poison, quirk=quirk, skew=skew)
-        onnx.save(model, folder / str(version) / "model.onnx")
+        onnx.save(tiny_serving_graph(version, **graph), folder / str(version) / "model.onnx")
     (folder / "config.pbtxt").write_text(text_format.MessageToString(config))
     return folder

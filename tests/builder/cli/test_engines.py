@@ -10,7 +10,8 @@ import pytest
 from arcface_builder.cli.app import main
 from arcface_builder.store import PlanKey, open_store
 from support.engines import manifest, plan, plan_file, plan_key
-from support.s3_server import BadWire, S3Server
+from support.proxy import Proxy
+from support.s3_server import S3Server
 
 KEY = plan_key()
 SM90 = plan_key(sm="90", settings={"platform": "linux-x86_64", "gpu": "NVIDIA H200"})
@@ -137,9 +138,9 @@ def test_what_was_done_before_a_failure_is_printed(
     put(second, plan(300_000), bucket="plans")
     arguments = ["--cache-dir", str(tmp_path / "other"), *["--json"] * as_json]
 
-    with BadWire(bucket.port) as wire:
+    with Proxy(f"127.0.0.1:{bucket.port}") as wire:
         wire.cut_after_bytes = 200_000
-        lines = said(capsys, "pull", "--endpoint-url", wire.url, *arguments, code=1)
+        lines = said(capsys, "pull", "--endpoint-url", f"http://{wire.url}", *arguments, code=1)
 
     if as_json:
         assert json.loads("".join(lines)) == [{"key": first.key, "result": "pulled", "problem": None}]

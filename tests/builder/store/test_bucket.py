@@ -12,7 +12,8 @@ from arcface_builder.errors import BucketError, PlanDamagedError
 from arcface_builder.store import Entry, StoredPlan
 from arcface_builder.store.bucket import Bucket
 from support.engines import KEY, manifest, plan, plan_key
-from support.s3_server import BadWire, S3Server, hasty
+from support.proxy import Proxy
+from support.s3_server import S3Server, hasty
 
 CONTENT = plan(9_000_000)
 """More than boto3 moves in one piece."""
@@ -37,8 +38,8 @@ def bucket(s3: S3Server) -> Bucket:
 
 
 @pytest.fixture
-def wire(s3: S3Server) -> Iterator[BadWire]:
-    with BadWire(s3.port) as wire:
+def wire(s3: S3Server) -> Iterator[Proxy]:
+    with Proxy(f"127.0.0.1:{s3.port}") as wire:
         yield wire
     with warnings.catch_warnings():
         # s3transfer leaves the answers that broke off to the garbage collector.
@@ -126,40 +127,39 @@ def test_a_long_list_is_whole(s3: S3Server, bucket: Bucket, monkeypatch: pytest.
 
 
 def test_a_connection_that_is_cut_is_tried_again(
-    wire: BadWire, bucket: Bucket, stored: StoredPlan, tmp_path: Path
+    wire: Proxy, bucket: Bucket, stored: StoredPlan, tmp_path: Path
 ) -> None:
     bucket.upload(stored)
     wire.cut_after_bytes, wire.cuts = 2_000_000, 2
-    downloaded = Bucket("plans", endpoint_url=wire.url).download(ENTRY, tmp_path)
+    downloaded = Bucket("plans", endpoint_url=f"http://{wire.url}").download(ENTRY, tmp_path)
     assert downloaded.read_bytes() == CONTENT
     assert wire.was_cut == 2
 
 
 def test_a_connection_that_is_always_cut_is_one_line(
-    wire: BadWire, bucket: Bucket, stored: StoredPlan, tmp_path: Path
+    wire: Proxy, bucket: Bucket, stored: StoredPlan, tmp_path: Path
 ) -> None:
     bucket.upload(stored)
     wire.cut_after_bytes = 2_000_000
     with pytest.raises(BucketError, match=rf"^S3, bucket 'plans', key {PLAN_NAME}: ") as caught:
-        hasty(wire.url).download(ENTRY, tmp_path)
+        hasty(f"http://{wire.url}").download(ENTRY, tmp_path)
     assert "\n" not in str(caught.value)
 
 
 def test_an_upload_that_is_cut_is_one_line_and_leaves_nothing(
-    s3: S3Server, wire: BadWire, stored: StoredPlan
+    s3: S3Server, wire: Proxy, stored: StoredPlan
 ) -> None:
     wire.cut_upload_after_bytes = 2_000_000
     with pytest.raises(BucketError, match=rf"^S3, bucket 'plans', key {PLAN_NAME}: "):
-        hasty(wire.url).upload(stored)
+        hasty(f"http://{wire.url}").upload(stored)
     assert wire.was_cut
     assert s3.keys("plans") == []
     assert "Uploads" not in s3.client.list_multipart_uploads(Bucket="plans")
 
 
-def test_a_bucket_that_is_silent_is_given_up(wire: BadWire) -> None:
-    wire.bytes_per_s = 100
-    with pytest.raises(BucketError, match="Read timeout"):
-        hasty(wire.url).find(KEY)
+def test_a_bucket_that_is_silent_is_given_up(wire: Proxy) -> None:
+    with wire.black_hole(), pytest.raises(BucketError, match="Read timeout"):
+        hasty(f"http://{wire.url}").find(KEY)
 
 
 def test_an_endpoint_that_does_not_answer_is_one_line() -> None:
