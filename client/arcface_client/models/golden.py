@@ -106,12 +106,12 @@ def from_text(text: str) -> Embeddings:
     try:
         content = base64.b64decode(text, validate=True)
     except binascii.Error as error:
-        raise ValueError(f"base64 ({error})") from error
+        raise ValueError(f"Expected base64 ({error})") from error
     expected = GOLDEN_COUNT * EMBEDDING_DIM * 4
     if len(content) != expected:
-        raise ValueError(f"{expected:,} bytes, not {len(content):,}")
+        raise ValueError(f"Expected {expected:,} bytes, not {len(content):,}")
     embeddings = np.frombuffer(content, "<f4").reshape(GOLDEN_COUNT, EMBEDDING_DIM).astype(np.float32)
     # Written so that NaN fails as well.
     if not np.all(np.abs(np.linalg.norm(embeddings, axis=1) - 1) < LENGTH_TOLERANCE):
-        raise ValueError("rows of length one")
+        raise ValueError("Expected rows of length one")
     return embeddings

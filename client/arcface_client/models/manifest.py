@@ -26,21 +26,17 @@ from .schema import (
     STRICT,
     Drift,
     Family,
+    ManifestFile,
     Moment,
     Precision,
     Setting,
     Sha256,
     Sm,
     TensorRtVersion,
-    parse,
-    read_file,
-    to_json,
 )
 
 MODEL_FILE: Final = "model.onnx"
 """What Triton's onnxruntime backend looks for in a version's folder."""
-
-_COMPILE: Final = "Run `arcface-builder compile` again."
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -141,7 +137,7 @@ class Golden:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class ModelManifest:
+class ModelManifest(ManifestFile):
     """The manifest of a version of an ONNX model.
 
     Attributes:
@@ -161,6 +157,8 @@ class ModelManifest:
         tools: Versions of what built it.
         schema_version: Version of this record's fields.
     """
+
+    COMMAND = "arcface-builder build"
 
     model: str
     version: int
@@ -193,15 +191,6 @@ class ModelManifest:
             preprocessing=describe_preprocessing(pixels.mean, pixels.std, pixels.channels),
             precision_class=precision_class,
         )
-
-    def to_json(self) -> str:
-        """The manifest as JSON."""
-        return to_json(self)
-
-    @classmethod
-    def read(cls, path: Path) -> ModelManifest:
-        """Read a manifest's file; raises ManifestError."""
-        return read_file(ModelManifest, path, "Run `arcface-builder build` again.")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -237,7 +226,7 @@ class PlanKey:
     @model_validator(mode="after")
     def _check_batches(self) -> Self:
         if not 1 <= self.min_batch_size <= self.opt_batch_size <= self.max_batch_size:
-            raise ValueError("batch sizes with 1 <= min <= opt <= max")
+            raise ValueError("Expected 1 <= min <= opt <= max of the batch sizes")
         return self
 
     @property
@@ -300,12 +289,12 @@ class PlanParity:
     @model_validator(mode="after")
     def _check_drift(self) -> Self:
         if self.largest_drift_cosine > self.max_drift_cosine:
-            raise ValueError("largest_drift_cosine of at most max_drift_cosine")
+            raise ValueError("Expected largest_drift_cosine of at most max_drift_cosine")
         return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class PlanManifest:
+class PlanManifest(ManifestFile):
     """The manifest of a TensorRT plan, in a repository or in a store.
 
     Attributes:
@@ -325,6 +314,8 @@ class PlanManifest:
         timing_cache: What the timing cache was good for: "warm", "cold" or "none"; None in older manifests.
         schema_version: Version of this record's fields.
     """
+
+    COMMAND = "arcface-builder compile"
 
     identity: PlanKey
     plan_sha256: Sha256
@@ -368,25 +359,6 @@ class PlanManifest:
                 f"{installed_version} is installed: a plan fits one version. Run `arcface-builder compile` "
                 "with that one."
             )
-
-    def to_json(self) -> str:
-        """The manifest as JSON."""
-        return to_json(self)
-
-    @classmethod
-    def read(cls, path: Path) -> PlanManifest:
-        """Read a manifest's file; raises ManifestError."""
-        return read_file(PlanManifest, path, _COMPILE)
-
-    @classmethod
-    def parse(cls, text: str | bytes, where: str) -> PlanManifest:
-        """Read a manifest's text; ``where`` names it in messages.
-
-        Raises:
-            ManifestSchemaError: Another version of this project wrote it.
-            ManifestError: A field is missing or wrong.
-        """
-        return parse(PlanManifest, text, where, _COMPILE)
 
 
 def manifest_path(root: Path, model: str, version: int, sm: str | None = None) -> Path:
