@@ -81,28 +81,16 @@ def run_server(
     # Ctrl-C and SIGTERM are the usual end of a server, but not of its start.
     with server, suppress(KeyboardInterrupt):
         urls = {"grpc_url": server.grpc_url, "http_url": server.http_url, "metrics_url": server.metrics_url}
-        if as_json:
-            print(json.dumps({**urls, "pid": server.pid}), flush=True)
-        else:
-            print(
-                "Triton is ready: gRPC {grpc_url}, HTTP {http_url}, metrics {metrics_url}".format_map(urls),
-                flush=True,
-            )
+        line = "Triton is ready: gRPC {grpc_url}, HTTP {http_url}, metrics {metrics_url}".format_map(urls)
+        print(json.dumps({**urls, "pid": server.pid}) if as_json else line, flush=True)
         server.wait()
     return DONE
 
 
 def parse_levels(text: str) -> tuple[int, ...]:
-    """Read a list of concurrencies or batch sizes.
+    """Read a list: ``1,8,32`` is these three, ``1:16`` is 1 doubled until 16, ``2:8:3`` is 2, 5 and 8.
 
-    Args:
-        text: ``1,8,32`` is these three, ``1:16`` is 1 doubled until 16, ``2:8:3`` is 2, 5 and 8.
-
-    Returns:
-        The numbers in ascending order, each once.
-
-    Raises:
-        typer.BadParameter: The text is not such a list, or a number is less than 1.
+    Returns the numbers in ascending order, each once; raises typer.BadParameter if one is less than 1.
     """
     try:
         levels = {level for part in text.split(",") for level in _levels(*map(int, part.split(":")))}
@@ -141,7 +129,7 @@ def perf(
         typer.Option(help="How crops reach the server: in the request, or in shared memory of this machine."),
     ] = "none",
     images: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Face crops to send; default colours.")
+        Path | None, typer.Option(metavar="DIR", help="Face crops to send; default random ones.")
     ] = None,
     requests: Annotated[int, typer.Option(metavar="N", min=1, help="Requests in a window.")] = 50,
     output: Annotated[

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -100,26 +101,26 @@ def test_a_killed_command_leaves_no_stub_while_models_load(tmp_path: Path) -> No
 
 @pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this machine has no IPv6")
 def test_it_listens_on_ipv6(small_repository: Path) -> None:
-    with running("--model-repository", small_repository, "--host", "[::1]", "--json") as process:
-        report = json.loads(ready_line(process))
-        assert report["http_url"].startswith("[::1]:")
-        with EmbeddingClient(report["grpc_url"], model="tiny_onnx") as client:
+    with running("--model-repository", small_repository, "--host", "[::1]") as process:
+        urls = re.match(r"Triton is ready: gRPC (\[::1\]:\d+), HTTP \[::1\]:\d+", ready_line(process))
+        assert urls is not None
+        with EmbeddingClient(urls[1], model="tiny_onnx") as client:
             client.ensure_ready()
 
 
 def test_a_server_that_dies_is_an_error(small_repository: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    with running("--model-repository", small_repository, "--grpc-port", str(port)) as process:
-        assert ready_line(process).startswith(f"Triton is ready: gRPC 127.0.0.1:{port}, HTTP 127.0.0.1:")
-        (server_pid,) = children(process.pid)
-        os.kill(server_pid, signal.SIGKILL)
+    with running("--model-repository", small_repository, "--grpc-port", str(port), "--json") as process:
+        report = json.loads(ready_line(process))
+        assert report["grpc_url"] == f"127.0.0.1:{port}"
+        os.kill(report["pid"], signal.SIGKILL)
         _, log = process.communicate(timeout=30)
     assert process.returncode == 1
     assert log.splitlines()[-1] == (
         "arcface-server: tritonserver was ended by signal 9 while it served. Its log is above."
     )
-    assert group_members(server_pid) == []
+    assert group_members(report["pid"]) == []
 
 
 @pytest.mark.parametrize("problem", ["does not exist", "is not a folder", "holds no model"])
@@ -144,13 +145,6 @@ def test_a_flag_that_the_command_sets_itself_is_wrong_usage(
 ) -> None:
     assert main(["run", "--model-repository", str(small_repository), "--", flag]) == 2
     assert f"flag {flag} is set by" in " ".join(capsys.readouterr().err.split())
-
-
-def children(pid: int) -> list[int]:
-    found = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        found += [int(child) for child in (task / "children").read_text().split()]
-    return found
 
 
 def stubs_of(repository: Path) -> list[int]:

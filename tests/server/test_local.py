@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from arcface_server import LocalTriton
-from arcface_server.errors import FlagError, PortError, TritonDiedError, TritonStartError
+from arcface_server.errors import PortError, TritonDiedError, TritonStartError
 from arcface_server.installation import find_installation
 from arcface_server.launch import reserve_addresses, server_environment
 from support.processes import group_members, wait_until
@@ -72,11 +72,6 @@ def test_a_server_that_is_not_ready_in_time_is_stopped(small_repository: Path) -
     with pytest.raises(TritonStartError, match=r"not ready within 0\.01 s"), server:
         pass
     assert group_members(server.pid) == []
-
-
-def test_a_flag_that_the_package_sets_itself_is_refused(small_repository: Path) -> None:
-    with pytest.raises(FlagError, match="--grpc-port"):
-        LocalTriton(small_repository, flags=["--grpc-port", "1"])
 
 
 def test_free_ports_differ_and_given_ones_are_kept() -> None:

@@ -32,10 +32,6 @@ class InstanceConfig:
     cc_filenames: Mapping[str, str] = field(default_factory=dict)
     parameters: Mapping[str, str] = field(default_factory=dict)
 
-    def with_prefix(self, prefix: str) -> dict[str, str]:
-        """The parameters whose names begin with a prefix, such as ONNX Runtime's ``session.`` entries."""
-        return {name: value for name, value in self.parameters.items() if name.startswith(prefix)}
-
     def integer(self, name: str, *, default: int) -> int:
         """A parameter that is a number.
 

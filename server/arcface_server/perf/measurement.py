@@ -15,7 +15,7 @@ from typing import Final, Literal
 
 import numpy as np
 
-from arcface_client.contract import CROP_SHAPE, CROP_SIZE, INPUT_NAME, Crops
+from arcface_client.contract import CROP_SHAPE, INPUT_NAME, Crops
 from arcface_client.errors import ImageFileError
 from arcface_client.evaluation.images import find_images, read_crop
 
@@ -39,7 +39,6 @@ NOT_SETTLED_NOTE: Final = (
     "Measure on a quieter machine, or with more --requests."
 )
 
-_CELL: Final = 8
 _NOT_SETTLED: Final = 2  # perf_analyzer's exit code STABILITY_ERROR
 _ANY_SPREAD_PERCENT: Final = 100_000
 
@@ -101,7 +100,7 @@ class Measurement:
 
 
 def load_crops(folder: Path | None) -> Crops:
-    """Read crops from a folder, or draw patches of colour if there is none.
+    """Read crops from a folder; None is for random ones.
 
     What a crop shows does not change a network's speed. They differ so that a response cache cannot answer.
 
@@ -109,9 +108,7 @@ def load_crops(folder: Path | None) -> Crops:
         ImageFileError: The folder has no image, or an image that is not a crop.
     """
     if folder is None:
-        cells = CROP_SIZE // _CELL
-        patches = np.random.default_rng(0).integers(0, 256, (CROP_COUNT, cells, cells, 3), np.uint8)
-        return patches.repeat(_CELL, axis=1).repeat(_CELL, axis=2)
+        return np.random.default_rng(0).integers(0, 256, (CROP_COUNT, *CROP_SHAPE), np.uint8)
     crops = [read_crop(file) for file in itertools.islice(find_images([folder]), CROP_COUNT)]
     if not crops:
         raise ImageFileError(f"There is no image in {folder}; expected face crops of 112x112.")

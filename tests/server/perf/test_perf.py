@@ -120,15 +120,6 @@ def test_a_server_is_measured_with_real_crops(
     assert note == ([] if figure["settled"] else [NOT_SETTLED_NOTE])
 
 
-def test_an_output_that_cannot_be_written_is_an_error_before_the_measurement(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["perf", "--model", "tiny_onnx", "--url", "127.0.0.1:1", "--output", str(tmp_path)]) == 1
-    assert capsys.readouterr().err == (
-        f"arcface-server: {tmp_path} is a folder; give the name of a file in it.\n"
-    )
-
-
 @pytest.mark.usefixtures("perf_analyzer")
 def test_a_failed_measurement_shows_perf_analyzers_reason_and_keeps_the_old_report(
     server: LocalTriton, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -32,7 +32,7 @@ class TritonPythonModel:
             path,
             intra_op_threads=config.integer("intra_op_thread_count", default=0),
             inter_op_threads=config.integer("inter_op_thread_count", default=0),
-            entries=config.with_prefix("session."),
+            entries={name: value for name, value in config.parameters.items() if name.startswith("session.")},
         )
         self._runtime = OnnxRuntime(path, session)
 
