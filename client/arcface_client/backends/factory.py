@@ -102,7 +102,6 @@ def make_backend(settings: PipelineSettings, *, registry: Any = None) -> Embeddi
     switch_off_telemetry()
     embedding = settings.embedding
     if embedding.backend == "triton":
-        _warn_of_unused(settings)
         return _triton(settings, registry)
     return PooledBackend(
         embedding.backend,
@@ -110,21 +109,6 @@ def make_backend(settings: PipelineSettings, *, registry: Any = None) -> Embeddi
         max_drift_cosine=embedding.max_drift_cosine,
         registry=registry,
     )
-
-
-def _warn_of_unused(settings: PipelineSettings) -> None:
-    embedding = settings.embedding
-    given = {"embedding.providers": ", ".join(embedding.providers)}
-    if embedding.device.kind != "cpu":
-        given["embedding.device"] = str(embedding.device)
-    for name, value in given.items():
-        if value:
-            _log.warning(
-                "%s is %s, which backend triton does not use: each model's config.pbtxt says where the "
-                "server runs it, and a model that stands in for the server runs on the CPU",
-                name,
-                value,
-            )
 
 
 def _triton(settings: PipelineSettings, registry: Any) -> EmbeddingBackend:

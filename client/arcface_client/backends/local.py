@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 class LocalModel:
-    """A model that is loaded into this process; see ``failover.replica.Model``. Thread-safe.
+    """A model that is loaded into this process; see ``failover.golden_check.Model``. Thread-safe.
 
     Args:
         runtime: Runs it.

@@ -7,7 +7,8 @@ import logging
 import random
 import threading
 from collections import Counter, deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -167,42 +168,33 @@ class ShadowBackend(EmbeddingBackend):
             return
         # Copies, since the caller may change both arrays from now on.
         rows = sorted(random.sample(range(len(request.crops)), count))
-        try:
-            compare = self._worker.submit(
-                self._compare, source, request.crops[rows], request.embeddings[rows]
-            )
-        except RuntimeError:  # closed since the call was served
-            return
+        with suppress(RuntimeError):  # closed since the call was served
+            self._worker.submit(self._compare, source, request.crops[rows], request.embeddings[rows])
 
-        def done(future: Future[int]) -> None:
-            compared = 0 if future.cancelled() or future.exception() else future.result()
-            with self._lock:
-                self._waiting -= count
-                self._results["compared"] += compared
-                self._results["failed"] += count - compared
-
-        compare.add_done_callback(done)
-
-    def _compare(self, source: Source, crops: Crops, embeddings: Embeddings) -> int:
-        """Embed a sample again and compare; returns how many crops were compared."""
-        request = EmbedRequest(crops, Deadline(LONGEST_SHADOW_S))
+    def _compare(self, source: Source, crops: Crops, embeddings: Embeddings) -> None:
+        """Embed a sample again and compare."""
+        request, result = EmbedRequest(crops, Deadline(LONGEST_SHADOW_S)), "failed"
+        found: list[DriftError] = []
         try:
             served = self._shadow.run(request)
+            # Only models of one version come from the same source.
+            if all(one.version == source.version for one in served.sources):
+                found = self._count(source, drifts(embeddings, request.embeddings).tolist())
+                result = "compared"
         except ArcFaceError as error:
             _log.debug("A sample of %d crops was not compared: %s", len(crops), error)
-            return 0
-        if any(one.version != source.version for one in served.sources):
-            return 0  # Only models of one version come from the same source.
-        name = f"{source.model}:{source.version} at {source.where}"
+        finally:
+            with self._lock:
+                self._waiting -= len(crops)
+                self._results[result] += len(crops)
+        if found:
+            self._primary.hold(source, found[0])
+
+    def _count(self, source: Source, values: list[float]) -> list[DriftError]:
         with self._lock:
-            drift = self._drift.setdefault(name, _Drift())
-            found = [
-                drift.add(each, self._max_drift) for each in drifts(embeddings, request.embeddings).tolist()
-            ]
-        wrong = next((one for one in found if one is not None), None)
-        if wrong is not None:
-            self._primary.hold(source, wrong)
-        return len(crops)
+            drift = self._drift.setdefault(f"{source.model}:{source.version} at {source.where}", _Drift())
+            found = [drift.add(each, self._max_drift) for each in values]
+        return [error for error in found if error is not None]
 
     def _snapshot(self) -> dict[str, Any]:
         with self._lock:

@@ -24,9 +24,10 @@ from ..errors import (
 from ..observability.diagnostics import Refusal, Served, Source
 from ..observability.metrics import Metrics
 from ..triton.embed_request import EmbedRequest
+from .golden_check import Model
 from .health import Health
 from .pool import ReplicaPool
-from .replica import Model, Replica
+from .replica import Replica
 
 BUSY_WAITS_S: Final = (0.05, 0.1, 0.2)
 """Seconds between the tries of one replica whose queue is full, while it makes no progress."""

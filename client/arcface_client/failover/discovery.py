@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -60,14 +60,6 @@ class Pin:
 
 
 @dataclass(frozen=True)
-class Sighting:
-    """A candidate as its server's list of models shows it; ``problem`` is None when it is ready."""
-
-    candidate: Candidate
-    problem: ArcFaceError | None = None
-
-
-@dataclass(frozen=True)
 class Wanted:
     """What to look for at which servers, and what to prefer.
 
@@ -100,44 +92,39 @@ class Wanted:
         preference = self.preference(candidate)
         return preference if self.pins else (preference[1], preference[0], preference[2])
 
-    def sight(self, url: str, models: Sequence[ModelStatus] | None) -> list[Sighting]:
+    def sight(self, url: str, models: Sequence[ModelStatus] | None) -> dict[Candidate, ArcFaceError | None]:
         """Find the candidates of a server.
 
         Args:
             url: The server.
             models: What it lists; None when it does not tell, so that only pins can be used.
 
+        Returns:
+            Why each candidate is not ready; None when it is.
+
         Raises:
             ModelNotFoundError: It has none of the models.
         """
+        pinned = {pin: Candidate(url, pin.model, pin.version) for pin in self.pins}
         if models is None:
             if not self.pins:
                 raise ModelNotFoundError(
                     "the server does not list its models (a restricted protocol); name them as candidates, "
                     f"for example {self._models[0]}"
                 )
-            return [Sighting(Candidate(url, pin.model, pin.version)) for pin in self.pins]
-        sightings = list(self._sight(url, models))
-        if not sightings:
+            return dict.fromkeys(pinned.values())
+        listed = {Candidate(url, model.name, model.version): _problem(model) for model in models}
+        found = {one: why for one, why in listed.items() if any(pin.covers(one) for pin in self._models)}
+        for pin, candidate in pinned.items():
+            if not any(pin.covers(one) for one in found):
+                versions = ", ".join(str(model.version) for model in models if model.name == pin.model)
+                known = f"its versions: {versions}" if versions else "no such model"
+                found[candidate] = ModelNotFoundError(f"the server does not have it ({known})")
+        if not found:
             known = ", ".join(sorted({model.name for model in models})) or "none"
             wanted = " or ".join(map(str, self._models))
             raise ModelNotFoundError(f"the server has no {wanted}; its models: {known}")
-        return sightings
-
-    def _sight(self, url: str, models: Sequence[ModelStatus]) -> Iterator[Sighting]:
-        seen = set()
-        for pin in self._models:
-            for status in models:
-                candidate = Candidate(url, status.name, status.version)
-                if pin.covers(candidate) and candidate not in seen:
-                    seen.add(candidate)
-                    yield Sighting(candidate, _problem(status))
-        for pin in self.pins:
-            if not any(pin.covers(candidate) for candidate in seen):
-                versions = [str(model.version) for model in models if model.name == pin.model]
-                known = f"its versions: {', '.join(versions)}" if versions else "no such model"
-                problem = ModelNotFoundError(f"the server does not have it ({known})")
-                yield Sighting(Candidate(url, pin.model, pin.version), problem)
+        return found
 
 
 def _problem(status: ModelStatus) -> ArcFaceError | None:

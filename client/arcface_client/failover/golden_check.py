@@ -12,16 +12,16 @@ from ..errors import ContractError, DeploymentError, OtherEmbeddingSpaceError
 from ..models.embedding_space import EmbeddingSpace
 from ..models.golden import GoldenReference, drift_error, largest_drift
 from ..models.naming import is_plan
-from ..observability.diagnostics import Source, Validation
-from ..triton.embed_request import Deadline
+from ..observability.diagnostics import Diagnostics, Source, Validation
+from ..triton.embed_request import Deadline, EmbedRequest
 
 MANIFEST: Final = "manifest"
 ONNX_SIBLING: Final = "onnx sibling"
 ITSELF: Final = "itself"
 
 
-class Checkable(Protocol):
-    """What the golden check needs of a model.
+class Model(Protocol):
+    """A model that is ready to embed: one on a server, or one that is loaded into this process.
 
     Attributes:
         source: What it is.
@@ -33,12 +33,32 @@ class Checkable(Protocol):
     golden: Embeddings | None
     space: EmbeddingSpace
 
+    def embed(self, request: EmbedRequest) -> None:
+        """Embed what a request still misses; what is done before an error stays done.
+
+        Raises:
+            ArcFaceError: It failed, or the request's time is up.
+        """
+        ...
+
     def embed_golden(self, deadline: Deadline) -> Embeddings:
         """Embed the golden crops; raises an ArcFaceError if that fails."""
         ...
 
     def embed_golden_by_sibling(self, deadline: Deadline) -> Embeddings | None:
         """Embed the golden crops with a plan's ONNX sibling; None if it has none."""
+        ...
+
+    def diagnostics(self) -> Diagnostics:
+        """What it is, without figures of calls."""
+        ...
+
+    def idle_s(self) -> float:
+        """Seconds since it was used last; 0 while it is in use."""
+        ...
+
+    def close(self) -> None:
+        """Free it as soon as no call uses it any more."""
         ...
 
 
@@ -89,7 +109,7 @@ class SettledSpace:
         return replace(self, reference=replace(self.reference, space=space))
 
 
-def golden_check(model: Checkable, deadline: Deadline) -> Finding:
+def golden_check(model: Model, deadline: Deadline) -> Finding:
     """Embed the golden crops and compare them with the best reference there is.
 
     Raises:

@@ -162,7 +162,7 @@ class Health:
             return set()
         if sightings is None:
             return set()
-        seen = [(self._replica(server, one.candidate), one.problem) for one in sightings]
+        seen = [(self._replica(server, candidate), problem) for candidate, problem in sightings.items()]
         self._pool.listed(server.url, seen, None)
         return {replica.name for replica, problem in seen if problem is None}
 

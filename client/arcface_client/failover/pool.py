@@ -22,9 +22,9 @@ from ..errors import (
     detached,
 )
 from ..observability.diagnostics import CandidateReport, Refusal, Source
-from .golden_check import Finding, SettledSpace, objection
+from .golden_check import Finding, Model, SettledSpace, objection
 from .intervals import Intervals
-from .replica import Model, Replica
+from .replica import Replica
 
 LOG_INTERVAL_S: Final = 60.0
 """How often the log may say that a replica left a call to the next one for the same reason, in seconds."""

@@ -10,9 +10,9 @@ from typing import Final, Protocol
 
 from ..errors import ArcFaceError, detached
 from ..models.embedding_space import EmbeddingSpace
-from ..observability.diagnostics import HERE, Diagnostics
-from ..triton.embed_request import Deadline, EmbedRequest
-from .golden_check import Checkable, Finding
+from ..observability.diagnostics import HERE
+from ..triton.embed_request import Deadline
+from .golden_check import Finding, Model
 from .intervals import Intervals
 
 FAILURES: Final = 3
@@ -24,30 +24,6 @@ PEACE_S: Final = 60.0
 LOCAL_COOLDOWN_S: Final = 60.0
 LONGEST_LOCAL_COOLDOWN_S: Final = 1800.0
 """Loading a model costs more than asking a server, and what it needs is rarely there a second later."""
-
-
-class Model(Checkable, Protocol):
-    """A model that is ready to embed: one on a server, or one that is loaded into this process."""
-
-    def embed(self, request: EmbedRequest) -> None:
-        """Embed what a request still misses; what is done before an error stays done.
-
-        Raises:
-            ArcFaceError: It failed, or the request's time is up.
-        """
-        ...
-
-    def diagnostics(self) -> Diagnostics:
-        """What it is, without figures of calls."""
-        ...
-
-    def idle_s(self) -> float:
-        """Seconds since it was used last; 0 while it is in use."""
-        ...
-
-    def close(self) -> None:
-        """Free it as soon as no call uses it any more."""
-        ...
 
 
 class Origin(Protocol):

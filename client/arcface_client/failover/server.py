@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from ..contract import Embeddings
-from ..errors import ServerUnavailableError
+from ..errors import ArcFaceError, ServerUnavailableError
 from ..models.embedding_space import EmbeddingSpace
 from ..models.golden import GoldenReference, golden_crops
 from ..models.manifest import PlanManifest
@@ -18,7 +18,7 @@ from ..models.naming import sibling_of
 from ..observability.diagnostics import Diagnostics, Source
 from ..triton.embed_request import Deadline, EmbedRequest
 from ..triton.limits import RequestLimits
-from .discovery import Candidate, Sighting, Wanted
+from .discovery import Candidate, Wanted
 
 if TYPE_CHECKING:
     from ..triton.client import EmbeddingClient
@@ -54,8 +54,8 @@ class Server:
         self._lock = threading.Lock()
         self._calls = 0
 
-    def models(self, wanted: Wanted, timeout_s: float) -> list[Sighting] | None:
-        """Ask for the models; None if the server did not answer the question but answers requests.
+    def models(self, wanted: Wanted, timeout_s: float) -> dict[Candidate, ArcFaceError | None] | None:
+        """Ask for the models, and why each is not ready; None if the server answers only requests.
 
         Raises:
             ServerUnavailableError: It does not answer.

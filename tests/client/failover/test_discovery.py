@@ -14,8 +14,7 @@ def ready(name: str, *versions: int) -> list[ModelStatus]:
 
 
 def found(wanted: Wanted, *models: ModelStatus, urls: tuple[str, ...] = ("one:1",)) -> list[Candidate]:
-    sightings = [sighting for url in urls for sighting in wanted.sight(url, models)]
-    return sorted((sighting.candidate for sighting in sightings), key=wanted.preference)
+    return sorted((one for url in urls for one in wanted.sight(url, models)), key=wanted.preference)
 
 
 def test_plans_go_before_onnx_then_the_newest_version_then_the_order_of_urls() -> None:
@@ -56,7 +55,7 @@ def test_a_model_that_is_not_ready_is_a_candidate_with_its_reason() -> None:
         ModelStatus("arcface_trt", None, "", ""),
         ModelStatus("arcface_onnx", 2, "LOADING", ""),
     ]
-    problems = {str(sighting.candidate): sighting.problem for sighting in WANTED.sight("one:1", models)}
+    problems = {str(one): problem for one, problem in WANTED.sight("one:1", models).items()}
     assert isinstance(problems["arcface_trt:2 at one:1"], ModelNotReadyError)
     assert "no plan for this GPU" in str(problems["arcface_trt:2 at one:1"])
     assert isinstance(problems["arcface_trt at one:1"], ModelNotReadyError)
@@ -66,9 +65,10 @@ def test_a_model_that_is_not_ready_is_a_candidate_with_its_reason() -> None:
 def test_a_pin_that_the_server_lacks_is_reported_with_what_it_has() -> None:
     wanted = Wanted(("one:1",), "arcface", (Pin("arcface_trt", 3), Pin("mine")))
     sightings = wanted.sight("one:1", ready("arcface_trt", 1, 2))
-    assert [str(sighting.candidate) for sighting in sightings] == ["arcface_trt:3 at one:1", "mine at one:1"]
-    assert "its versions: 1, 2" in str(sightings[0].problem)
-    assert "no such model" in str(sightings[1].problem)
+    assert list(map(str, sightings)) == ["arcface_trt:3 at one:1", "mine at one:1"]
+    plan, mine = sightings.values()
+    assert "its versions: 1, 2" in str(plan)
+    assert "no such model" in str(mine)
 
 
 def test_a_server_without_any_of_the_models_is_reported_with_what_it_has() -> None:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
-
 import numpy as np
 import pytest
 
-from arcface_client.contract import Embeddings
+from arcface_client.backends.local import LocalModel
+from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import (
     ContractError,
     DeploymentError,
-    ModelNotFoundError,
     OtherEmbeddingSpaceError,
 )
 from arcface_client.failover.golden_check import (
     ITSELF,
     MANIFEST,
-    ONNX_SIBLING,
     Finding,
     SettledSpace,
     golden_check,
@@ -26,7 +22,7 @@ from arcface_client.failover.golden_check import (
 )
 from arcface_client.models.embedding_space import EmbeddingSpace
 from arcface_client.models.golden import GoldenReference
-from arcface_client.observability.diagnostics import Source
+from arcface_client.observability.diagnostics import Diagnostics
 from arcface_client.triton.embed_request import Deadline
 
 TOLERANCE = 0.001
@@ -44,30 +40,27 @@ def embeddings(seed: int = 0, *, drift: float = 0.0) -> Embeddings:
     return turned
 
 
-@dataclass(kw_only=True)
-class Stub:
-    """A model whose embeddings of the golden crops are given."""
+class Given:
+    """A runtime whose embeddings of the golden crops are given."""
 
-    gives: Embeddings
-    golden: Embeddings | None = None
-    sibling: Embeddings | Exception | None = None
-    model: str = "arcface_trt"
-    space: EmbeddingSpace = field(default_factory=EmbeddingSpace)
+    def __init__(self, gives: Embeddings) -> None:
+        self._gives = gives
 
-    def __post_init__(self) -> None:
-        self.source = Source("triton", self.model, 1, "one:1", 0)
+    def embed(self, crops: Crops) -> Embeddings:
+        return self._gives
 
-    def embed_golden(self, deadline: Deadline) -> Embeddings:
-        return self.gives
-
-    def embed_golden_by_sibling(self, deadline: Deadline) -> Embeddings | None:
-        if isinstance(self.sibling, Exception):
-            raise self.sibling
-        return self.sibling
+    def close(self) -> None:
+        pass
 
 
-def found(gives: Embeddings, golden: Embeddings | None = None, **more: Any) -> Finding:
-    return golden_check(Stub(gives=gives, golden=golden, **more), Deadline(None))
+def found(
+    gives: Embeddings,
+    golden: Embeddings | None = None,
+    model: str = "arcface_trt",
+    space: EmbeddingSpace | None = None,
+) -> Finding:
+    known = Diagnostics(backend="tensorrt", model=model, version=1)
+    return golden_check(LocalModel(Given(gives), known, 8, space or EmbeddingSpace(), golden), Deadline(None))
 
 
 @pytest.mark.parametrize(("drift", "accepted"), [(0.0, True), (0.0002, True), (0.002, False), (0.3, False)])
@@ -87,16 +80,9 @@ def test_a_reference_that_is_not_a_number_is_refused() -> None:
     assert objection(finding, None, TOLERANCE) is not None
 
 
-def test_without_a_manifest_a_plan_is_compared_with_its_onnx_sibling() -> None:
-    finding = found(embeddings(drift=0.002), sibling=embeddings())
-    assert finding.compared_with == ONNX_SIBLING
-    assert finding.drift == pytest.approx(0.002, abs=1e-6)
-
-
-@pytest.mark.parametrize("sibling", [None, ModelNotFoundError("There is no model arcface_onnx")])
-def test_a_plan_with_nothing_to_compare_it_with_is_refused(sibling: Exception | None) -> None:
+def test_a_plan_with_nothing_to_compare_it_with_is_refused() -> None:
     with pytest.raises(DeploymentError, match="Nothing to check the plan against"):
-        found(embeddings(), sibling=sibling)
+        found(embeddings())
 
 
 def test_without_a_manifest_an_onnx_model_is_its_own_reference() -> None:
