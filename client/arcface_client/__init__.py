@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .backends.base import EmbeddingBackend
     from .backends.factory import get_embedding_backend
     from .backends.pooled import TritonBackend
-    from .failover.intervals import Intervals
+    from .failover.replica import Intervals
     from .observability.diagnostics import Diagnostics, Served
     from .triton.aio import AsyncEmbeddingClient
     from .triton.channel import AsyncConnection, Connection
@@ -54,7 +54,7 @@ _MODULES = {
     "Diagnostics": "observability.diagnostics",
     "EmbeddingBackend": "backends.base",
     "EmbeddingClient": "triton.client",
-    "Intervals": "failover.intervals",
+    "Intervals": "failover.replica",
     "RequestLimits": "triton.limits",
     "Served": "observability.diagnostics",
     "Tls": "triton.limits",

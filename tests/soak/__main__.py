@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import json
 import os
 import random
 import sys
@@ -24,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from arcface_client.backends.pooled import TritonBackend
-from arcface_client.failover.intervals import Intervals
+from arcface_client.failover.replica import Intervals
 from support.processes import open_files, wait_until
 from support.siblings import NAME, local_tiny, tiny_embeddings, write_siblings
 
@@ -56,12 +55,11 @@ def main() -> int:
     )
     parser.add_argument("--minutes", type=float, default=10.0, help="how long (default: %(default)g)")
     parser.add_argument("--seed", type=int, help="of faults and calls (default: another one each time)")
-    parser.add_argument("--json", action="store_true", help="print the counts as JSON")
     arguments = parser.parse_args()
     seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
     print(f"soak: {arguments.minutes:g} minutes, seed {seed}", file=sys.stderr)
     tally = soak(60 * arguments.minutes, seed)
-    print(json.dumps({"seed": seed, **tally.report()}, indent=2) if arguments.json else tally.text())
+    print(tally.text())
     return 0 if tally.passed else 1
 
 

@@ -73,7 +73,12 @@ class Subject:
 
     def notices_that_it_is_gone(self, url: str) -> None:
         """Wait until it does."""
-        if not _within(NOTICED_S, lambda: not self._may_serve_at(url)):
+
+        def is_out() -> bool:
+            there = [state for name, state in self._states().items() if name.endswith(f" at {url}")]
+            return not {"serving", "standing by", "cooling down"}.intersection(there)
+
+        if not _within(NOTICED_S, is_out):
             self.tally.bug(f"That {url} was gone was not noticed within {NOTICED_S:g} s.")
 
     def comes_back_to(self, url: str, faces: Faces) -> None:
@@ -86,12 +91,6 @@ class Subject:
         self.tally.served(embeddings, faces.truth, served)
         if served.fell_back:
             self.tally.bug(f"With every fault over, a call fell back: {served}")
-
-    def _may_serve_at(self, url: str) -> bool:
-        return any(
-            candidate.endswith(f" at {url}") and state in ("serving", "standing by", "cooling down")
-            for candidate, state in self._states().items()
-        )
 
     def _states(self) -> dict[str, str]:
         return {one.candidate: one.state for one in self.embedder.diagnostics().candidates}

@@ -128,13 +128,7 @@ class Site:
 def faults(
     site: Site, chance: random.Random, noticed: Callable[[], object]
 ) -> Mapping[str, Callable[[], AbstractContextManager[None]]]:
-    """What can happen to a server, by name.
-
-    Args:
-        site: The server.
-        chance: Decides by how much.
-        noticed: Waits until clients have noticed that the server is gone.
-    """
+    """What can happen to a server, by name; ``noticed`` waits until clients know that it is gone."""
     return {
         "kill": site.killed,
         "hang": site.hung,
@@ -155,15 +149,7 @@ def trouble(
     noticed: Callable[[], object],
     tell: Callable[[str], object],
 ) -> None:
-    """Let faults happen to a server, one after the other, and end the last one.
-
-    Args:
-        site: The server.
-        chance: Which, when, and for how long.
-        until: When to end, by ``time.monotonic``.
-        noticed: Waits until clients have noticed that the server is gone.
-        tell: Is told what happens.
-    """
+    """Let faults happen to a server, one after the other, until a time of ``time.monotonic``."""
     possible = faults(site, chance, noticed)
     while time.monotonic() < until:
         time.sleep(chance.uniform(0.2, 4))

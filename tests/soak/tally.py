@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -28,28 +27,24 @@ class Tally:
         calls: Calls that were served.
         faces: Their crops.
         sources: Faces by who embedded them.
-        shared: Calls that several candidates had a part in.
         errors: Calls that ended in an error, by kind.
         faults: Faults that happened, by kind.
         fallbacks: Times that a call was left to the next candidate, by reason.
         wrong: Rows that are not their crop's embedding: missing, misplaced, or another model's.
         miscounted: Calls whose report accounts for more or fewer crops than they had.
         late: Calls that ended more than LATE_S after their deadline.
-        overtime_s: The longest time that a call went on after its deadline, in seconds.
         bugs: What must not happen, in words.
     """
 
     calls: int = 0
     faces: int = 0
     sources: Counter[str] = field(default_factory=Counter)
-    shared: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     fallbacks: Counter[str] = field(default_factory=Counter)
     wrong: int = 0
     miscounted: int = 0
     late: int = 0
-    overtime_s: float = 0.0
     bugs: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -67,7 +62,6 @@ class Tally:
             self.calls += 1
             self.faces += len(truth)
             self.wrong += wrong
-            self.shared += len(served.sources) > 1
             self.miscounted += sum(source.crops for source in served.sources) != len(truth)
             for source in served.sources:
                 self.sources[f"{source.model} at {source.where}"] += source.crops
@@ -88,7 +82,6 @@ class Tally:
         """Count the time of a call, whatever became of it, which is told of late ones."""
         overtime_s = 0.0 if timeout_s is None else took_s - timeout_s
         with self._lock:
-            self.overtime_s = max(self.overtime_s, overtime_s)
             self.late += overtime_s > LATE_S
             if overtime_s > LATE_S:
                 self.bugs.append(f"A call with {timeout_s} s took {took_s:.2f} s: {outcome}")
@@ -103,22 +96,17 @@ class Tally:
         with self._lock:
             self.bugs.append(what)
 
-    def report(self) -> dict[str, Any]:
-        """The counts for JSON."""
-        counts = {each.name: getattr(self, each.name) for each in fields(self)}
-        return counts | {"passed": self.passed}
-
     def text(self) -> str:
         """The counts for people."""
         lines = [
-            f"calls        {self.calls}, of which {self.shared} shared by several candidates",
+            f"calls        {self.calls}",
             f"faces        {self.faces}: {_listed(self.sources)}",
             f"faults       {sum(self.faults.values())}: {_listed(self.faults)}",
             f"fallbacks    {sum(self.fallbacks.values())}: {_listed(self.fallbacks)}",
             f"errors       {sum(self.errors.values())}: {_listed(self.errors)}",
             f"wrong or missing embeddings  {self.wrong}",
             f"miscounted calls             {self.miscounted}",
-            f"late calls                   {self.late} (longest overtime {self.overtime_s:.2f} s)",
+            f"late calls                   {self.late}",
             f"bugs                         {len(self.bugs)}",
             *self.bugs[:20],
             "passed" if self.passed else "FAILED",

@@ -16,7 +16,7 @@ from tritonclient import grpc as tritonclient
 from arcface_client.backends.base import EmbeddingBackend
 from arcface_client.backends.local import LocalModel, LocalOrigin
 from arcface_client.contract import Crops, Embeddings
-from arcface_client.failover.intervals import Intervals
+from arcface_client.failover.replica import Intervals
 from arcface_client.models.embedding_space import EmbeddingSpace
 from arcface_client.models.golden import GoldenReference
 from arcface_client.models.manifest import PlanManifest

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import ConfigError, InputError
-from ..failover.intervals import Intervals
-from ..failover.replica import Origin
+from ..failover.replica import Intervals, Origin
 from ..models.naming import is_plan, onnx_model, plan_model
 from ..models.repository import LocalModels
 from ..runtimes.base import CPU, read_device, switch_off_telemetry

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,8 +27,6 @@ BATCH_SIZE: Final = 32
 
 ENTRIES: Final = {"session.force_spinning_stop": "1"}
 """ONNX Runtime's idle threads spin between the operators of a run, where it pays, and not between runs."""
-
-_RUNS: Final = 4
 
 _log = logging.getLogger(__name__)
 
@@ -62,13 +59,12 @@ class LocalModel:
         self._lock = threading.Lock()
         self._calls = 0
         self._closed = False
-        self._used_at = time.monotonic()
-        self._crop_s = deque([0.0], maxlen=_RUNS)
+        self._crop_s = 0.0
 
     def embed(self, request: EmbedRequest) -> None:
         """Embed what a request misses, batch by batch.
 
-        Batches become smaller towards the request's deadline: at the speed of the last runs, it is overrun
+        Batches become smaller towards the request's deadline: at the speed of the last run, it is overrun
         by no more than one crop takes. A run that has begun cannot be ended.
 
         Raises:
@@ -83,7 +79,7 @@ class LocalModel:
                     rows = slice(start, start + size)
                     started = time.perf_counter()
                     embeddings = self._runtime.embed(request.crops[rows])
-                    self._crop_s.append((time.perf_counter() - started) / size)
+                    self._crop_s = (time.perf_counter() - started) / size
                     check_shape(self.source.model, embeddings.shape, size)
                     check_finite(self.source.model, embeddings)
                     request.fill(rows, embeddings)
@@ -103,11 +99,6 @@ class LocalModel:
         """What it is."""
         return self._known
 
-    def idle_s(self) -> float:
-        """Seconds since its last call; 0 while one is under way."""
-        with self._lock:
-            return 0.0 if self._calls else time.monotonic() - self._used_at
-
     def close(self) -> None:
         """Free it, or let the last call that uses it do so."""
         with self._lock:
@@ -126,14 +117,13 @@ class LocalModel:
         finally:
             with self._lock:
                 self._calls -= 1
-                self._used_at = time.monotonic()
                 is_last = self._closed and not self._calls
             if is_last:
                 self._free()
 
     def _affordable(self, remaining_s: float) -> int:
         """The largest batch, or as many crops as there is time for, at least one."""
-        crop_s = max(self._crop_s.copy())
+        crop_s = self._crop_s
         if self._batch_size * crop_s <= remaining_s:
             return self._batch_size
         return max(1, int(remaining_s / crop_s))

@@ -12,9 +12,8 @@ from ..errors import ArcFaceError, ClientClosedError, ConfigError
 from ..failover.call import Call, no_candidate
 from ..failover.discovery import Pin, Wanted
 from ..failover.health import Health
-from ..failover.intervals import Intervals
 from ..failover.pool import ReplicaPool
-from ..failover.replica import Origin, local_replicas
+from ..failover.replica import Intervals, Origin, local_replicas
 from ..failover.server import Records, Server
 from ..observability.diagnostics import Diagnostics, Served, Source
 from ..observability.metrics import Metrics, PrometheusExporter

@@ -53,10 +53,6 @@ class Model(Protocol):
         """What it is, without figures of calls."""
         ...
 
-    def idle_s(self) -> float:
-        """Seconds since it was used last; 0 while it is in use."""
-        ...
-
     def close(self) -> None:
         """Free it as soon as no call uses it any more."""
         ...

@@ -16,16 +16,12 @@ from ..errors import ArcFaceError, ClientClosedError, InputError, ServerUnavaila
 from ..triton.embed_request import Deadline
 from .discovery import Candidate, Wanted
 from .golden_check import golden_check
-from .intervals import Intervals
 from .pool import ReplicaPool
-from .replica import Cooldown, Replica
+from .replica import Cooldown, Intervals, Replica
 from .server import Server, ServerOrigin
 
 LIST_S: Final = 2.0
 """How long a server may take to list its models, in seconds."""
-
-IDLE_S: Final = 300.0
-"""How long a model in this process is kept after its last use while a preferred replica serves."""
 
 T = TypeVar("T")
 
@@ -147,7 +143,7 @@ class Health:
                 ready -= {
                     one.name for one in self._pool.ranking.replicas if one.origin.where == known.origin.where
                 }
-        self._look_after_local()
+        self._load_again()
         self.has_looked = True
         self._pool.rank()
 
@@ -205,19 +201,12 @@ class Health:
                 return known
         return None
 
-    def _look_after_local(self) -> None:
-        """Free a model in this process that is not needed any more, and try a preferred one again."""
-        ranking = self._pool.ranking
-        best = min((replica.preference for replica in ranking.serving), default=())
-        for replica in ranking.replicas:
-            if not replica.is_local:
-                continue
+    def _load_again(self) -> None:
+        """Load a model in this process again that failed and is preferred to what serves."""
+        for replica in self._pool.ranking.replicas:
             if replica.model is not None:
-                if best < replica.preference and replica.model.idle_s() >= IDLE_S:
-                    self._pool.free(replica)
-                continue
-            is_wanted = replica.error is not None and not (best and best < replica.preference)
-            if is_wanted and not replica.cooldown.active(time.monotonic()):
+                return
+            if replica.is_local and replica.error and not replica.cooldown.active(time.monotonic()):
                 self._share("load", lambda: self._load((), afresh=False))
 
     def _check_liveness(self) -> None:

@@ -23,8 +23,7 @@ from ..errors import (
 )
 from ..observability.diagnostics import CandidateReport, Refusal, Source
 from .golden_check import Finding, Model, SettledSpace, objection
-from .intervals import Intervals
-from .replica import Replica
+from .replica import Intervals, Replica
 
 LOG_INTERVAL_S: Final = 60.0
 """How often the log may say that a replica left a call to the next one for the same reason, in seconds."""
@@ -228,12 +227,6 @@ class ReplicaPool:
                 replace(replica, held=False, cooldown=replica.cooldown.ended(now))
                 for replica in known.values()
             ]
-        )
-
-    def free(self, replica: Replica) -> None:
-        """Free the model of a replica in this process, which is loaded again when it is needed."""
-        self._change_one(
-            replica.name, lambda known: replace(known, model=None, finding=None) if known.is_local else known
         )
 
     def left_a_call(self, replica: Replica, error: ArcFaceError) -> None:

@@ -198,10 +198,6 @@ class ServerModel:
             batch_size=self._client.max_batch_size,
         )
 
-    def idle_s(self) -> float:
-        """It costs this process nothing."""
-        return 0.0
-
     def close(self) -> None:
         """The connection is the server's."""
 

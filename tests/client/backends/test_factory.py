@@ -12,21 +12,24 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from prometheus_client import CollectorRegistry
 
-import arcface_client
 from arcface_builder.source.load import OnnxFile
 from arcface_builder.source.reference import ReferenceEmbedder
+from arcface_client import get_embedding_backend
+from arcface_client.backends.base import EmbeddingBackend
+from arcface_client.backends.factory import make_backend
 from arcface_client.backends.local import provider_order
 from arcface_client.contract import Crops
 from arcface_client.errors import (
     ArcFaceError,
+    ConfigError,
     DeploymentError,
+    InputError,
     MissingExtraError,
     NoCandidateError,
 )
-from arcface_client.observability.diagnostics import Diagnostics, Served
 from arcface_client.runtimes.base import COREML, CPU, CUDA, read_device
+from arcface_client.settings import EmbeddingSettings, PipelineSettings
 from arcface_server import LocalTriton
 from photograph import face_crops
 from support.engines import manifest, plan_key
@@ -104,34 +107,6 @@ def test_a_fallback_to_the_cpu_is_never_silent(
     assert " serves, since " in caplog.text
     with pytest.raises(DeploymentError, match=reason):
         make(backend_type, allow_cpu_fallback=False, **settings).ensure_ready()
-
-
-def test_calls_and_fallbacks_in_this_process_are_counted_too(make: Make, crops: Crops) -> None:
-    registry = CollectorRegistry()
-    with make("onnxruntime", "cuda:0", registry=registry) as embedder:
-        for _ in range(2):
-            embedder.encode(crops[:3])
-        counters = embedder.diagnostics().counters
-        labels = {"backend": "onnxruntime", "model": "small_onnx", "version": "1", "where": "this process"}
-        assert registry.get_sample_value("arcface_client_faces_total", labels) == 6
-        assert registry.get_sample_value("arcface_client_call_seconds_count") == 2
-        state = {"candidate": "small_onnx on CUDAExecutionProvider", "state": "refused"}
-        assert registry.get_sample_value("arcface_client_candidate", state) == 1
-    assert counters["calls_fell_back"] == 2
-    assert not list(registry.collect())
-
-    with make("onnxruntime", embedding_model="missing") as embedder:
-        with pytest.raises(NoCandidateError):
-            embedder.encode(crops[:1])
-        assert embedder.diagnostics().counters["errors"] == {"NoCandidateError": 1}
-
-
-def test_public_names_come_from_the_package_and_importing_it_is_light() -> None:
-    code = "import sys, arcface_client as it; print(*sorted(sys.modules));"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not {"grpc", "numpy"} & set(done.stdout.split())
-    assert {arcface_client.Served, arcface_client.Diagnostics} == {Served, Diagnostics}
-    assert all(getattr(arcface_client, name) for name in arcface_client.__all__)
 
 
 @pytest.mark.parametrize(
@@ -259,3 +234,91 @@ def test_required_plans_are_not_replaced_by_their_sibling(
     monkeypatch.setenv("ARCFACE_TENSORRT_ENABLED", "true")
     with make("triton", **settings) as embedder, pytest.raises(ArcFaceError, match="tiny_trt"):
         embedder.ensure_ready()
+
+
+def test_an_argument_takes_precedence_over_the_files_backend(make: Make, tmp_path: Path) -> None:
+    config = tmp_path / "embedding.yaml"
+    config.write_text("embedding: {backend: onnxruntime}")
+
+    def backend(embedder: EmbeddingBackend) -> str:
+        embedder.ensure_ready()
+        return embedder.diagnostics().backend
+
+    assert backend(make()) == "insightface"
+    assert backend(make(config=config)) == "onnxruntime"
+    assert backend(make("pytorch", config=str(config))) == "insightface"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"backend_type": "torch"},
+            "backend_type is 'torch'; expected one of insightface, tensorrt, onnxruntime",
+        ),
+        ({"device": "mps"}, "device is 'mps'; expected 'cpu'"),
+        ({"triton_ulr": "x"}, "There is no setting 'triton_ulr'; known ones: embedding_backend, "),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_known_ones(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        get_embedding_backend(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("argument", "setting", "message"),
+    [
+        (
+            "onnxruntime",
+            {"embedding_backend": "triton"},
+            "backend_type is 'onnxruntime' and embedding_backend 'triton'",
+        ),
+        ("cpu", {"embedding_device": "cuda"}, "device is 'cpu' and embedding_device 'cuda'"),
+        ("a.yaml", {"embedding_tensorrt_config": "b.yaml"}, "and embedding_tensorrt_config 'b.yaml'"),
+        (True, {"embedding_allow_cpu_fallback": False}, "is True and embedding_allow_cpu_fallback False"),
+    ],
+)
+def test_a_setting_that_is_given_twice_is_refused(
+    argument: Any, setting: dict[str, Any], message: str
+) -> None:
+    (name,) = setting
+    short = {"embedding_backend": "backend_type"}.get(name, name.removeprefix("embedding_"))
+    with pytest.raises(InputError, match=f"{message}; give one of them"):
+        get_embedding_backend(**{short: argument}, **setting)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"validation_max_drift_cosine": "small"}, "max_drift_cosine is 'small'; expected a valid number"),
+        ({"config": "/nowhere.yaml"}, r"Cannot read the configuration file /nowhere\.yaml"),
+        ({"backend_type": "tensorrt", "tensorrt_config": "/no.yaml"}, r"configuration file /no\.yaml"),
+        ({"backend_type": "triton", "triton_url": "http://localhost:8000"}, "expected host:port"),
+        ({"backend_type": "triton", "embedding_candidates": "a:b:c"}, "The candidate is 'a:b:c'; expected"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        get_embedding_backend(**arguments)
+
+
+@pytest.mark.parametrize(("enabled", "left"), [("true", "a_onnx"), ("false", "a_trt:1, b_trt")])
+def test_tensorrt_settings_that_leave_no_candidate_are_refused(
+    enabled: str, left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARCFACE_TENSORRT_ENABLED", enabled)
+
+    with pytest.raises(ConfigError, match=rf"enabled is {enabled}, which leaves none of .* \({left}\)"):
+        get_embedding_backend("triton", embedding_candidates=left)
+
+
+def test_settings_that_are_passed_are_all_that_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = PipelineSettings(embedding=EmbeddingSettings(backend="tensorrt", model_repository=tmp_path))
+    usual = tmp_path / "config/pipeline"
+    usual.mkdir(parents=True)
+    (usual / "arcface_tensorrt.yaml").write_text("this is: [not YAML")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ARCFACE_TENSORRT_ENABLED", "perhaps")
+    make_backend(settings).close()

@@ -56,17 +56,6 @@ def test_the_reference_is_found_in_insightfaces_own_folder(
         make("pytorch", embedding_source="buffalo_l").ensure_ready()
 
 
-def test_a_missing_pack_is_reported_with_what_to_do(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-
-    with pytest.raises(NoCandidateError, match=r"no pack buffalo_l at .*models/buffalo_l\. Set"):
-        make("pytorch", embedding_source="buffalo_l").ensure_ready()
-    with pytest.raises(NoCandidateError, match=r"There is no file gone\.onnx; set embedding\.source"):
-        make("pytorch", embedding_source="gone.onnx").ensure_ready()
-
-
 def test_a_reference_that_takes_one_crop_at_a_time_gets_them_so(make: Make, tmp_path: Path) -> None:
     path = tmp_path / "one.onnx"
     onnx.save_model(constant_reshape(small_arcface()), path)
@@ -79,10 +68,17 @@ def test_a_reference_that_takes_one_crop_at_a_time_gets_them_so(make: Make, tmp_
     np.testing.assert_allclose(embeddings, expected, atol=1e-5)
 
 
-def test_a_reference_that_is_not_a_recognition_model_is_refused(make: Make, built: Path) -> None:
-    serving = built / "models/small_onnx/1/model.onnx"
-
-    with pytest.raises(
-        NoCandidateError, match=r"is not a recognition model of InsightFace: it has inputs \[\['N', 112"
-    ):
-        make("pytorch", embedding_source=str(serving)).ensure_ready()
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("buffalo_l", r"no pack buffalo_l at .*models/buffalo_l\. Set"),
+        ("gone.onnx", r"There is no file gone\.onnx; set embedding\.source"),
+        ("{built}/models/small_onnx/1/model.onnx", r"not a recognition model .* it has inputs \[\['N', 112"),
+    ],
+)
+def test_a_reference_that_cannot_be_used_is_reported_with_what_to_do(
+    make: Make, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, reason: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(NoCandidateError, match=reason):
+        make("pytorch", embedding_source=source.format(built=built)).ensure_ready()

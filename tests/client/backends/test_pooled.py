@@ -31,7 +31,7 @@ from arcface_client.triton.channel import Connection
 from arcface_server import LocalTriton
 from support.local_models import A, B
 from support.processes import wait_until
-from support.siblings import NAME, Recorded, answered, local_tiny, tiny_embeddings, write_siblings
+from support.siblings import NAME, Recorded, local_tiny, tiny_embeddings, write_siblings
 
 
 @pytest.fixture(scope="module")
@@ -310,15 +310,3 @@ def test_a_server_that_does_not_list_its_models_can_be_used_by_pins(
     assert by_the_newest.sources[0].version == 1, "the one that answered, though the pin names none"
     assert diagnostics.version == 1
     assert diagnostics.engine_path == f"{server.grpc_url}/tiny_onnx/1"
-
-
-def test_closing_ends_a_call_in_another_thread(crowd: LocalTriton, recorded: Records, crops: Crops) -> None:
-    embedder = TritonBackend(crowd.grpc_url, NAME, ["full_trt"], records=recorded)
-    embedder.ensure_ready()
-    with ThreadPoolExecutor(1) as pool:
-        before = answered(crowd)
-        call = pool.submit(embedder.encode, crops)
-        wait_until(lambda: answered(crowd) > before)
-        embedder.close()
-        with pytest.raises(ClientClosedError):
-            call.result(timeout=10)

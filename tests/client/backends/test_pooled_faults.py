@@ -20,7 +20,7 @@ from tritonclient import grpc as tritonclient
 from arcface_client.backends.pooled import TritonBackend
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import DeadlineExceededError, NoCandidateError
-from arcface_client.failover.intervals import Intervals
+from arcface_client.failover.replica import Intervals
 from arcface_server import LocalTriton
 from support.processes import wait_until
 from support.siblings import (

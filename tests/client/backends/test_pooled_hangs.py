@@ -15,7 +15,7 @@ from arcface_client.backends.pooled import TritonBackend
 from arcface_client.contract import CROP_SHAPE, Crops, Embeddings
 from arcface_client.errors import DeadlineExceededError
 from arcface_client.failover import call as fallback
-from arcface_client.failover.intervals import Intervals
+from arcface_client.failover.replica import Intervals
 from arcface_client.triton.limits import RequestLimits
 from support.fake_triton import FakeTriton, served
 from support.processes import wait_until

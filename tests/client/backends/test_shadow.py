@@ -16,7 +16,7 @@ from arcface_client.backends.pooled import TritonBackend
 from arcface_client.backends.shadow import AMONG, QUEUE_CROPS, ShadowBackend
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import InputError
-from arcface_client.failover.intervals import Intervals
+from arcface_client.failover.replica import Intervals
 from arcface_server import LocalTriton
 from support.processes import wait_until
 from support.siblings import EXPLICIT, NAME, ONNX, PLAN, QUICK, serving, tiny_embeddings

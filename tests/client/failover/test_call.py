@@ -10,13 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from arcface_client.backends.local import LocalModel, LocalOrigin
 from arcface_client.backends.pooled import TritonBackend
-from arcface_client.contract import CROP_SHAPE, EMBEDDING_DIM, Crops, Embeddings
-from arcface_client.errors import DeploymentError, NoCandidateError
+from arcface_client.contract import CROP_SHAPE, EMBEDDING_DIM, Crops
+from arcface_client.errors import NoCandidateError
 from arcface_client.failover.call import BUSY_WAITS_S
-from arcface_client.models.embedding_space import EmbeddingSpace
-from arcface_client.observability.diagnostics import HERE, Diagnostics
 from arcface_client.triton.limits import RequestLimits
 from support.fake_triton import FakeTriton, served
 
@@ -74,45 +71,6 @@ def test_what_was_answered_is_not_asked_again(fakes: list[tuple[FakeTriton, str]
     assert [refusal.candidate for refusal in report.refusals] == [f"fake_onnx:1 at {one}"]
 
 
-class FailsMidway:
-    """A runtime that embeds as the servers do, but only eight crops of each call."""
-
-    def __init__(self) -> None:
-        self.left = 9  # the golden crops are embedded one by one, too
-
-    def embed(self, crops: Crops) -> Embeddings:
-        self.left -= 1
-        if not self.left:
-            self.left = 9
-            raise DeploymentError("it fails midway")
-        return np.asarray(np.eye(EMBEDDING_DIM)[crops[:, 0, 0, 0]], np.float32)
-
-    def close(self) -> None:
-        pass
-
-
-def test_what_a_model_in_this_process_did_before_it_failed_is_kept(
-    fakes: list[tuple[FakeTriton, str]],
-) -> None:
-    fake, url = fakes[0]
-    runtime = FailsMidway()
-    known = Diagnostics(backend="onnxruntime", model="fake_onnx", version=1)
-    local = LocalOrigin("here", lambda space: LocalModel(runtime, known, 1, EmbeddingSpace(), None))
-    with TritonBackend(url, "fake", local=[local], limits=RequestLimits(max_in_flight=1)) as embedder:
-        embedder.ensure_ready()
-        fake.failures = [grpc.StatusCode.UNAVAILABLE] * (1 + len(BUSY_WAITS_S))
-        try:
-            embedder.encode(numbered(1))  # loads the model
-            runtime.left = 9
-            fake.failures = [grpc.StatusCode.UNAVAILABLE] * (1 + len(BUSY_WAITS_S))
-            embeddings, report = embedder.encode(numbered(20), return_source=True)
-        finally:
-            fake.failures = []
-    np.testing.assert_array_equal(embeddings, np.eye(20, EMBEDDING_DIM, dtype=np.float32))
-    assert [(source.where, source.crops) for source in report.sources] == [(HERE, 8), (url, 12)]
-    assert report.fell_back
-
-
 def test_crops_that_every_candidate_fails_on_do_not_take_the_candidates_out(
     fakes: list[tuple[FakeTriton, str]],
 ) -> None:
@@ -127,22 +85,15 @@ def test_crops_that_every_candidate_fails_on_do_not_take_the_candidates_out(
     assert not report.fell_back
 
 
-@pytest.mark.parametrize(
-    ("status", "reason"),
-    [(grpc.StatusCode.INTERNAL, "told to fail"), (grpc.StatusCode.UNAVAILABLE, "refused a request")],
-    ids=["the server failed on it", "the queue is full"],
-)
 def test_a_fallback_within_a_call_is_logged_once_a_minute(
     fakes: list[tuple[FakeTriton, str]],
     caplog: pytest.LogCaptureFixture,
-    status: grpc.StatusCode,
-    reason: str,
 ) -> None:
     (first, one), (_, two) = fakes[:2]
     with TritonBackend([one, two], "fake") as embedder:
         embedder.ensure_ready()
         for _ in range(2):
-            first.failures = [status] * (1 + len(BUSY_WAITS_S))
+            first.failures = [grpc.StatusCode.UNAVAILABLE] * (1 + len(BUSY_WAITS_S))
             try:
                 _, report = embedder.encode(numbered(1), return_source=True)
             finally:
@@ -152,7 +103,7 @@ def test_a_fallback_within_a_call_is_logged_once_a_minute(
     (record,) = (record for record in caplog.records if "to the next candidate" in record.message)
     assert record.levelname == "WARNING"
     assert record.message.startswith(f"fake_onnx:1 at {one} leaves a call to the next candidate: ")
-    assert reason in record.message
+    assert "refused a request" in record.message
 
 
 def test_a_candidate_that_fails_where_another_serves_is_left_alone(

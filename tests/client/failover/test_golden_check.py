@@ -109,12 +109,6 @@ def test_another_source_model_is_refused_though_its_own_manifest_agrees() -> Non
     assert "arcface_onnx:1 at one:1" in str(problem)
 
 
-def test_another_source_sha256_is_refused_though_the_embeddings_agree() -> None:
-    finding = found(embeddings(), embeddings(), space=EmbeddingSpace(source_sha256="b" * 64))
-    assert isinstance(objection(finding, settled(), TOLERANCE), OtherEmbeddingSpaceError)
-    assert objection(finding, settled(sha256=None), TOLERANCE) is None
-
-
 def test_a_space_is_completed_with_what_was_unknown_and_keeps_its_embeddings() -> None:
     began = settled(sha256=None)
     known = GoldenReference(embeddings(1), EmbeddingSpace(source_sha256="b" * 64, precision_class="float"))

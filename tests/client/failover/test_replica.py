@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from arcface_client.errors import InputError
-from arcface_client.failover.intervals import Intervals
-from arcface_client.failover.replica import PEACE_S, Cooldown
+from arcface_client.failover.replica import PEACE_S, Cooldown, Intervals
 
 NEW = Cooldown(first_s=1, longest_s=8)
 
