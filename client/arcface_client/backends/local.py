@@ -34,12 +34,8 @@ _log = logging.getLogger(__name__)
 class LocalModel:
     """A model that is loaded into this process; see ``failover.golden_check.Model``. Thread-safe.
 
-    Args:
-        runtime: Runs it.
-        known: What diagnostics say of it: backend, model, version and so on.
-        batch_size: Largest batch of one run.
-        space: Its embedding space.
-        golden: What the golden crops' embeddings must be, float32 [8, 512]; None when unknown.
+    ``known`` is what diagnostics say of it: backend, model, version and so on. ``golden`` is what the golden
+    crops' embeddings must be, float32 [8, 512]; None when unknown.
     """
 
     def __init__(
@@ -243,10 +239,7 @@ def switched_off(name: str) -> LocalOrigin:
 def provider_order(device: Device, providers: Sequence[str], *, allow_cpu_fallback: bool) -> list[str]:
     """ONNX Runtime's execution providers that may be used, in order of preference.
 
-    Args:
-        device: Where to compute; "auto" is whichever of CUDA and CoreML is there, and otherwise the CPU.
-        providers: A list to use in place of that.
-        allow_cpu_fallback: Whether the CPU may stand in for something else that cannot be used.
+    ``providers`` go before ``device``, whose "auto" is whichever of CUDA and CoreML is there, or else the CPU.
     """
     if providers:
         first, *others = dict.fromkeys([*providers, CPU])

@@ -52,13 +52,8 @@ class Call:
     - A full queue is tried again a few times, then the next replica is used.
     - All other errors are the replica's: the next one embeds what is missing.
 
-    Args:
-        request: The crops; what is embedded before an error stays in it.
-        pool: The replicas.
-        health: Looks again, and loads models into this process.
-        metrics: Counts what happens.
-        patience_s: How long to wait without progress for what may soon be over, without a deadline.
-        pause: Waits some seconds; raises when the embedder is closed meanwhile.
+    ``patience_s`` is how long a call without a deadline waits, without progress, for what may soon be over.
+    ``pause`` waits some seconds, and raises when the embedder is closed meanwhile.
     """
 
     def __init__(
@@ -195,7 +190,7 @@ class Call:
     def _served(self, by: Replica) -> Served:
         ranking = self._pool.ranking
         preferred = {replica.name for replica in ranking.preferred_to(by)} - {by.name}
-        reasons = {refusal.candidate: refusal.reason for refusal in ranking.passed_over(by)}
+        reasons = ranking.passed_over(by)
         # A replica that failed and then served after all is not among them.
         reasons |= {name: str(error) for name, error in self._failures.items() if name in preferred}
         return Served(

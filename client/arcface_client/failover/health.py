@@ -29,14 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 class Health:
-    """Watches over a pool; its threads begin with the first ``look`` or ``load``.
-
-    Args:
-        pool: Is told what is found.
-        servers: The servers.
-        wanted: Which of their models to use.
-        intervals: How often to look.
-    """
+    """Watches over a pool; its threads begin with the first ``look`` or ``load``."""
 
     def __init__(
         self, pool: ReplicaPool, servers: Sequence[Server], wanted: Wanted | None, intervals: Intervals
@@ -58,9 +51,7 @@ class Health:
     def look(self, deadline: Deadline, *, afresh: bool = False) -> None:
         """Wait until every server was asked for its models, and what is new or due was checked.
 
-        Args:
-            deadline: When to stop waiting.
-            afresh: Check at once every replica that does not serve.
+        With ``afresh``, every replica that does not serve is checked at once.
 
         Raises:
             DeadlineExceededError: The time is up.
@@ -68,15 +59,9 @@ class Health:
         self._result(self._share("check", lambda: self._round(afresh), afresh=afresh), deadline)
 
     def load(self, deadline: Deadline, *, but: Collection[str] = (), afresh: bool = False) -> Replica | None:
-        """Load the best model in this process that passes its golden check, unless that is done.
+        """The best replica in this process, loaded if need be; None if none can be used.
 
-        Args:
-            deadline: When to stop waiting.
-            but: Names of replicas not to use.
-            afresh: Also try models that failed a moment ago.
-
-        Returns:
-            The replica; None if none can be used.
+        Replicas named in ``but`` are not used. With ``afresh``, models that failed a moment ago are tried, too.
 
         Raises:
             InputError: The settings name something that does not exist.

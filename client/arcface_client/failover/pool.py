@@ -21,7 +21,7 @@ from ..errors import (
     TransientError,
     detached,
 )
-from ..observability.diagnostics import CandidateReport, Refusal, Source
+from ..observability.diagnostics import CandidateReport, Source
 from .golden_check import Finding, Model, SettledSpace, objection
 from .replica import Intervals, Replica
 
@@ -33,13 +33,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """What the pool knew at a moment; reading it costs a call nothing.
+    """What the pool knew at a moment: every replica by preference, and those that may serve, best first.
 
-    Attributes:
-        replicas: Every replica, by preference.
-        serving: Those that may serve, best first; those in cooldown come last.
-        urls: The servers, by preference.
-        silent: Why no replica is known of a server, by its URL.
+    Replicas in cooldown come last. ``silent`` says, by URL, why no replica is known of a server.
     """
 
     replicas: tuple[Replica, ...] = ()
@@ -62,22 +58,18 @@ class Ranking:
         """Every replica that comes before another one by preference, whether it may serve or not."""
         return tuple(other for other in self.replicas if other.preference < replica.preference)
 
-    def passed_over(self, by: Replica) -> tuple[Refusal, ...]:
-        """Whom a replica serves in place of, and why."""
+    def passed_over(self, by: Replica) -> dict[str, str]:
+        """In place of which replicas and servers a replica serves, and why."""
         place = self.urls.index(by.origin.where) if by.origin.where in self.urls else len(self.urls)
-        refusals = [
-            Refusal(anything_at(url), str(self.silent[url]))
-            for url in self.urls[:place]
-            if url in self.silent
-        ]
+        reasons = {anything_at(url): str(self.silent[url]) for url in self.urls[:place] if url in self.silent}
         behind = [other.name for other in self.serving]
         behind = behind[behind.index(by.name) :] if by.name in behind else []
         for other in self.preferred_to(by):
             if other.error is not None and not isinstance(other.error, OtherEmbeddingSpaceError):
-                refusals.append(Refusal(other.name, str(other.error)))
+                reasons[other.name] = str(other.error)
             elif other.name in behind:
-                refusals.append(Refusal(other.name, "it failed a moment ago and is cooling down"))
-        return tuple(refusals)
+                reasons[other.name] = "it failed a moment ago and is cooling down"
+        return reasons
 
 
 def anything_at(url: str) -> str:
@@ -89,13 +81,8 @@ class ReplicaPool:
     """Keeps every replica of an embedder, and the embedding space that they share. Thread-safe.
 
     ``ranking`` is replaced, never changed, so calls read it without a lock. The pool itself asks no server
-    and loads no model: ``Health`` does, and reports here.
-
-    Args:
-        local: Replicas in this process, by preference; they come after all servers'.
-        urls: The servers, by preference.
-        max_drift: Largest drift of the golden crops that is allowed.
-        intervals: How often replicas are checked.
+    and loads no model: ``Health`` does, and reports here. Replicas in this process (``local``) come after all
+    servers'; both are ordered by preference.
     """
 
     def __init__(
@@ -120,12 +107,9 @@ class ReplicaPool:
     def listed(
         self, url: str, seen: Sequence[tuple[Replica, ArcFaceError | None]], problem: ArcFaceError | None
     ) -> None:
-        """Take what a server listed.
+        """Take what a server listed: the replicas there, as new ones, and why one is not ready.
 
-        Args:
-            url: The server.
-            seen: The replicas there, as they would be if they were new, and why one is not ready.
-            problem: Why the server lists nothing; None if it does.
+        ``problem`` is why the server lists nothing; None if it does.
         """
         now = time.monotonic()
 
@@ -184,7 +168,8 @@ class ReplicaPool:
 
     def succeeded(self, replica: Replica) -> None:
         """A call to a replica succeeded."""
-        if replica.cooldown.failures or (self.get(replica.name) or replica).cooldown.failures:
+        known = self.get(replica.name)
+        if known is not None and known.cooldown.failures:
             self._change_one(replica.name, lambda known: replace(known, cooldown=known.cooldown.succeeded()))
 
     def failed(self, replica: Replica, error: ArcFaceError) -> None:
@@ -311,7 +296,7 @@ class ReplicaPool:
             reason = after.refused.get(before, "the other is preferred")
             return logging.WARNING, f"{first.name} serves now, not {before}: {reason}"
         if passed_over:
-            why = "; ".join(f"{refusal.candidate} cannot: {refusal.reason}" for refusal in passed_over)
+            why = "; ".join(f"{name} cannot: {reason}" for name, reason in passed_over.items())
             return logging.WARNING, f"{first.name} serves, since {why}"
         return logging.WARNING if had_served else logging.INFO, f"{first.name} serves"
 

@@ -69,11 +69,7 @@ class Origin(Protocol):
         ...
 
     def open(self, space: EmbeddingSpace | None, deadline: Deadline) -> Model:
-        """Get the model ready; it has yet to pass the golden check.
-
-        Args:
-            space: The embedding space that it must be of; None allows any.
-            deadline: When to give up.
+        """Get a model of an embedding space (None: of any) ready; it has yet to pass the golden check.
 
         Raises:
             ArcFaceError: It cannot be used, or not now.
@@ -83,14 +79,14 @@ class Origin(Protocol):
 
 @dataclass(frozen=True)
 class Cooldown:
-    """How long a replica that failed comes after all others.
+    """How long a replica that failed comes after all others, in seconds of ``time.monotonic``.
 
     Attributes:
-        first_s: Length of the first cooldown, in seconds.
+        first_s: Length of the first cooldown.
         longest_s: It doubles with every failure soon after the last one, up to this.
         failures: Failures in a row since the last cooldown.
         wait_s: Length of the last cooldown.
-        until: When it ends, on the clock of ``time.monotonic``.
+        until: When it ends.
     """
 
     first_s: float

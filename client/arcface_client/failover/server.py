@@ -85,10 +85,7 @@ class Server:
     def client(self, model: str, version: int | None, *, modest: bool = False) -> EmbeddingClient:
         """A client of one model, over the connection that all share.
 
-        Args:
-            model: The model.
-            version: Its version; None is the newest.
-            modest: Send one request at a time, so that a queue has room for others.
+        A modest one sends one request at a time, so that a queue has room for others.
         """
         from ..triton.client import EmbeddingClient
 
