@@ -239,7 +239,7 @@ def switched_off(name: str) -> LocalOrigin:
 def provider_order(device: Device, providers: Sequence[str], *, allow_cpu_fallback: bool) -> list[str]:
     """ONNX Runtime's execution providers that may be used, in order of preference.
 
-    ``providers`` go before ``device``, whose "auto" is whichever of CUDA and CoreML is there, or else the CPU.
+    ``providers`` go before ``device``, whose "auto" is CUDA or CoreML where it is there, or else the CPU.
     """
     if providers:
         first, *others = dict.fromkeys([*providers, CPU])

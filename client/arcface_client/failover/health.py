@@ -61,7 +61,7 @@ class Health:
     def load(self, deadline: Deadline, *, but: Collection[str] = (), afresh: bool = False) -> Replica | None:
         """The best replica in this process, loaded if need be; None if none can be used.
 
-        Replicas named in ``but`` are not used. With ``afresh``, models that failed a moment ago are tried, too.
+        Replicas named in ``but`` are not used. With ``afresh``, models that just failed are tried, too.
 
         Raises:
             InputError: The settings name something that does not exist.
