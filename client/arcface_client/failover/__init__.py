@@ -1,1 +1,1 @@
-"""Which candidate serves a call: found, examined, ranked, watched, and left for the next when it fails."""
+"""Which replica serves a call: discovery, golden check, ranking, cooldown, and the next one when it fails."""

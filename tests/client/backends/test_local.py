@@ -85,14 +85,6 @@ def test_crops_that_a_model_fails_on_are_embedded_by_the_next(save: Save, crops:
         assert models_of(backend.encode(mixed[:1], return_source=True)[1]) == ["bad"]
 
 
-def test_crops_that_the_only_model_fails_on_do_not_take_it_out(save: Save, crops: Crops) -> None:
-    with PooledBackend("onnxruntime", [missing(), local(save("bad", poison=True))]) as backend:
-        for _ in range(4):
-            with pytest.raises(NoCandidateError, match=r"bad: .*failed on a batch of 4"):
-                backend.encode(poisoned(crops[:4], at=1))
-        assert len(backend.encode(poisoned(crops[:4], at=1)[2:])) == 2
-
-
 class Spoilt:
     """ONNX Runtime whose answers to anything but the golden crops are spoilt."""
 

@@ -104,21 +104,3 @@ def test_a_fallback_within_a_call_is_logged_once_a_minute(
     assert record.levelname == "WARNING"
     assert record.message.startswith(f"fake_onnx:1 at {one} leaves a call to the next candidate: ")
     assert "refused a request" in record.message
-
-
-def test_a_candidate_that_fails_where_another_serves_is_left_alone(
-    fakes: list[tuple[FakeTriton, str]],
-) -> None:
-    (first, one), (_, two) = fakes[:2]
-    with TritonBackend([one, two], "fake") as embedder:
-        embedder.ensure_ready()
-        first.failures = [grpc.StatusCode.INTERNAL] * 3
-        for _ in range(3):
-            embedder.encode(numbered(1))
-        asked = first.requests
-        _, report = embedder.encode(numbered(1), return_source=True)
-        states = {candidate.candidate: candidate.state for candidate in embedder.diagnostics().candidates}
-    assert first.requests == asked
-    assert report.sources[0].where == two
-    assert "told to fail" in report.refusals[0].reason
-    assert states[f"fake_onnx:1 at {one}"] == "failing"

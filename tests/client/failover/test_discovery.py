@@ -62,15 +62,6 @@ def test_a_model_that_is_not_ready_is_a_candidate_with_its_reason() -> None:
     assert isinstance(problems["arcface_onnx:2 at one:1"], ModelLoadingError)
 
 
-def test_a_pin_that_the_server_lacks_is_reported_with_what_it_has() -> None:
-    wanted = Wanted(("one:1",), "arcface", (Pin("arcface_trt", 3), Pin("mine")))
-    sightings = wanted.sight("one:1", ready("arcface_trt", 1, 2))
-    assert list(map(str, sightings)) == ["arcface_trt:3 at one:1", "mine at one:1"]
-    plan, mine = sightings.values()
-    assert "its versions: 1, 2" in str(plan)
-    assert "no such model" in str(mine)
-
-
 def test_a_server_without_any_of_the_models_is_reported_with_what_it_has() -> None:
     with pytest.raises(ModelNotFoundError, match="no arcface_trt or arcface_onnx; its models: resnet"):
         WANTED.sight("one:1", ready("resnet", 1))
