@@ -57,12 +57,7 @@ def check_extra() -> None:
 
 
 def to_html(report: Report) -> str:
-    """Write a report as HTML.
-
-    Raises:
-        MissingExtraError: matplotlib, Jinja or Pillow is not installed.
-    """
-    check_extra()
+    """Write a report as HTML; see ``check_extra`` for what it needs."""
     import jinja2
     from markupsafe import Markup
 

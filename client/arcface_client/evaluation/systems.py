@@ -78,9 +78,7 @@ def open_systems(
         stack: Closes the systems.
 
     Raises:
-        InputError: A file is not an ONNX file, or a system is named twice.
-        ConfigError: A name is not that of a model.
-        ArcFaceError: A system is missing or not ready.
+        ArcFaceError: A name is wrong or comes twice, or a system is missing or not ready.
     """
     systems: dict[str, System] = {}
     for name in names:
