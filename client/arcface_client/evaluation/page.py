@@ -173,7 +173,7 @@ def _speed_bars(systems: Sequence[Measured]) -> Figure:
         axes.bar_label(bars, labels, padding=4, fontsize=9)
     axes.set_yticks(np.arange(len(systems)), [_plain(system.name) for system in systems])
     axes.invert_yaxis()
-    axes.margins(x=0.2)
+    axes.margins(x=0.3)  # room for the labels
     axes.grid(axis="y", visible=False)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
