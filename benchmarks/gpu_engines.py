@@ -18,13 +18,14 @@ import onnxruntime
 from arcface_builder.build import build
 from arcface_builder.check import crops as faces
 from arcface_builder.compile import Compiled, PlanRequest, compile_plan
-from arcface_builder.repository.publish import ModelRepository, OnnxVersion, find_onnx
+from arcface_builder.repository.publish import ModelRepository, find_onnx
 from arcface_builder.source.load import Synthetic
 from arcface_builder.store import LocalStore, PlanStore
 from arcface_builder.trt.gpu import Gpu
 from arcface_builder.trt.options import BuildOptions
 from arcface_client.errors import ModelNotFoundError
 from arcface_client.models.golden import largest_drift
+from arcface_client.models.repository import LocalOnnx
 from arcface_client.runtimes.base import in_batches
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_server import LocalTriton
@@ -46,7 +47,7 @@ _HELD_OUT: Final = 64  # crops that were not used for calibration
 Call = Callable[[], object]
 
 
-def serving_model(network: str, work: Path) -> OnnxVersion:
+def serving_model(network: str, work: Path) -> LocalOnnx:
     """The ONNX model of a network, built unless an earlier run did."""
     name, folder = f"arcface_{network}", work / network
     try:
@@ -57,7 +58,7 @@ def serving_model(network: str, work: Path) -> OnnxVersion:
 
 
 def make_plan(
-    onnx: OnnxVersion, options: BuildOptions, gpu: Gpu, work: Path, *, repository: Path, max_drift: float
+    onnx: LocalOnnx, options: BuildOptions, gpu: Gpu, work: Path, *, repository: Path, max_drift: float
 ) -> Compiled:
     """Build a plan, unless an earlier run did.
 
@@ -69,7 +70,7 @@ def make_plan(
     return compile_plan(request, gpu, PlanStore(LocalStore(work / "cache")), ModelRepository(repository))
 
 
-def rebuild_s(onnx: OnnxVersion, options: BuildOptions, gpu: Gpu, *, max_drift: float) -> float:
+def rebuild_s(onnx: LocalOnnx, options: BuildOptions, gpu: Gpu, *, max_drift: float) -> float:
     """Seconds of a second build of the plan, with the timing cache of the first."""
     with tempfile.TemporaryDirectory(prefix="arcface-bench-") as name:
         work = Path(name)
@@ -83,7 +84,7 @@ def _build(compiled: Compiled) -> tuple[float, str]:
     return manifest.build_seconds or 0.0, (manifest.timing_cache or "none").partition(":")[0]
 
 
-def tensorrt(onnx: OnnxVersion, compiled: Compiled, batches: Sequence[int]) -> Iterator[Figure]:
+def tensorrt(onnx: LocalOnnx, compiled: Compiled, batches: Sequence[int]) -> Iterator[Figure]:
     """Measure a plan."""
     from arcface_client.runtimes.cuda import free_bytes
     from arcface_client.runtimes.tensorrt import TensorRt
@@ -115,7 +116,7 @@ def tensorrt(onnx: OnnxVersion, compiled: Compiled, batches: Sequence[int]) -> I
             )
 
 
-def cpu(onnx: OnnxVersion, batches: Sequence[int]) -> Iterator[Figure]:
+def cpu(onnx: LocalOnnx, batches: Sequence[int]) -> Iterator[Figure]:
     """Measure ONNX Runtime on the CPU."""
     with closing(OnnxRuntime(onnx.path)) as runtime:
         for batch in batches:
@@ -146,7 +147,7 @@ def latency_ms(call: Call) -> tuple[float, float]:
     return float(p50) * 1e3, float(p99) * 1e3
 
 
-def _held_out_drift(onnx: OnnxVersion, plan: TensorRt) -> float:
+def _held_out_drift(onnx: LocalOnnx, plan: TensorRt) -> float:
     crops = faces.face_like(_HELD_OUT, seed=77)
     with closing(OnnxRuntime(onnx.path)) as exact:
         expected = in_batches(exact.embed, crops, 8)
@@ -155,7 +156,7 @@ def _held_out_drift(onnx: OnnxVersion, plan: TensorRt) -> float:
 
 def served(
     repository: Path,
-    onnx: OnnxVersion,
+    onnx: LocalOnnx,
     precision: str,
     batches: Sequence[int],
     concurrencies: Sequence[int],

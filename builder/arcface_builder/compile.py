@@ -13,6 +13,7 @@ from pathlib import Path
 from arcface_client.contract import Crops, Progress, no_progress
 from arcface_client.models.manifest import PlanKey, PlanManifest, PlanParity
 from arcface_client.models.naming import plan_model
+from arcface_client.models.repository import LocalOnnx
 from arcface_client.models.schema import Setting
 from arcface_client.triton.limits import DEFAULT_MAX_DRIFT_COSINE
 
@@ -21,7 +22,7 @@ from .check.refusal import keep_refusal
 from .errors import ParityError, PrecisionError, ServedModelError
 from .graph.precision import check_gpu_has, fallbacks, typed_graph
 from .repository.plans import AddedPlan, add_plan, check_free, published_plans, recorded_plan
-from .repository.publish import ModelRepository, OnnxVersion, tool_versions
+from .repository.publish import ModelRepository, tool_versions
 from .source.load import Source
 from .source.reference import source_embedder
 from .store import GPU, PlanStore, describe_plan, this_platform
@@ -47,7 +48,7 @@ class PlanRequest:
         command: Gives the command line that builds the plan of a precision, for the manifest.
     """
 
-    onnx: OnnxVersion
+    onnx: LocalOnnx
     options: BuildOptions
     max_drift_cosine: float = DEFAULT_MAX_DRIFT_COSINE
     calibration: Crops | None = None
@@ -187,7 +188,7 @@ def convert(request: PlanRequest, precision: str, tensorrt_version: str) -> byte
         OptionError: int8 has no calibration crops.
     """
     return typed_graph(
-        request.onnx.content,
+        request.onnx.content(),
         precision,
         calibration=request.calibration,
         strongly_typed=is_strongly_typed(tensorrt_version),
@@ -220,7 +221,7 @@ def plan_key(
     digest = hashlib.sha256(graph)
     if precision == "int8" and request.calibration is not None:
         # The last bits of int8's ranges differ between processors; what they are computed from does not.
-        digest = hashlib.sha256(onnx.content + request.calibration.tobytes())
+        digest = hashlib.sha256(onnx.content() + request.calibration.tobytes())
     fits_architecture = options.hardware_compatible and can_be_hardware_compatible(tensorrt_version)
     settings: dict[str, Setting] = {
         "platform": platform or this_platform(),
@@ -296,7 +297,7 @@ def _check(
         kept = keep_refusal(
             store.local.root / "refused" / path.stem,
             converted=graph,
-            float32=typed_graph(request.onnx.content, "fp32"),
+            float32=typed_graph(request.onnx.content(), "fp32"),
             settings={"plan": asdict(key), "accuracy": accuracy.to_record()},
             crops=request.reference.crops[list(accuracy.worst_crops)],
             max_drift_cosine=request.max_drift_cosine,

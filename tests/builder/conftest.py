@@ -93,7 +93,7 @@ def store(tmp_path: Path) -> PlanStore:
 
 @pytest.fixture
 def gpu(trt: ModuleType, repository: ModelRepository) -> AbsentGpu:
-    graph = find_onnx(repository, "small").content
+    graph = find_onnx(repository, "small").content()
     return AbsentGpu(trt, sm="86", name="absent", driver_version="13.0", target_sm="86", graph=graph)
 
 

@@ -203,12 +203,10 @@ def test_a_plan_that_drifts_is_not_stored_and_the_error_says_what_was_kept(
 def test_a_served_model_that_is_not_its_source_is_refused_before_anything_is_built(
     request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
 ) -> None:
-    content = another_model(request_.onnx.content)
-    request_.onnx.path.write_bytes(content)
-    wrong = replace(request_, onnx=replace(request_.onnx, content=content))
+    request_.onnx.path.write_bytes(another_model(request_.onnx.content()))
 
     with pytest.raises(ServedModelError, match="The served ONNX model drifts"):
-        compile_with_fallback(wrong, unable(gpu), store, repository)
+        compile_with_fallback(request_, unable(gpu), store, repository)
 
 
 def test_crops_that_are_all_alike_prove_nothing_in_any_precision(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import signal
@@ -25,6 +24,7 @@ from arcface_builder.store import LocalStore, PlanStore
 from arcface_builder.trt.gpu import Gpu
 from arcface_builder.trt.options import BuildOptions
 from arcface_client.cli.terminal import FAILED
+from arcface_client.models.repository import LocalOnnx
 from support.exports import small_arcface
 from support.gpu_models import Model, build_seconds, publish
 
@@ -92,16 +92,22 @@ def swapped(content: bytes) -> bytes:
 
 @pytest.mark.parametrize("wrong", ["swapped channels", "another ONNX's plan"])
 def test_a_plan_with_other_embeddings_is_refused_and_nothing_is_stored(
-    wrong: str, small: Model, small_options: BuildOptions, small_plan: Compiled, gpu: Gpu, tmp_path: Path
+    wrong: str,
+    small: Model,
+    small_options: BuildOptions,
+    small_plan: Compiled,
+    gpu: Gpu,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if wrong == "swapped channels":
-        content = swapped(small.onnx.content)
+        content = swapped(small.onnx.content())
     else:
         onnx.save_model(small_arcface(seed=1), tmp_path / "other.onnx")
-        content = publish(OnnxFile(tmp_path / "other.onnx"), "other", tmp_path).onnx.content
+        content = publish(OnnxFile(tmp_path / "other.onnx"), "other", tmp_path).onnx.content()
     # What is built is not what the repository serves.
-    mixed_up = dataclasses.replace(small.onnx, content=content)
-    request = small.request(small_options, onnx=mixed_up)
+    monkeypatch.setattr(LocalOnnx, "content", lambda onnx: content)
+    request = small.request(small_options)
     cache, models = tmp_path / "cache", tmp_path / "models"
 
     with pytest.raises(ParityError, match=r"The plan drifts by .*Nothing was stored"):

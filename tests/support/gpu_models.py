@@ -8,10 +8,11 @@ from typing import Any
 
 from arcface_builder.build import build
 from arcface_builder.compile import Compiled, PlanRequest
-from arcface_builder.repository.publish import ModelRepository, OnnxVersion, find_onnx
+from arcface_builder.repository.publish import ModelRepository, find_onnx
 from arcface_builder.source.load import Source
 from arcface_builder.trt.options import BuildOptions
 from arcface_client.contract import Crops
+from arcface_client.models.repository import LocalOnnx
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Model:
     """
 
     repository: ModelRepository
-    onnx: OnnxVersion
+    onnx: LocalOnnx
     source: Source
     crops: Crops | None = None
 

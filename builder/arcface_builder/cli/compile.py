@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import shlex
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ import typer
 from arcface_client.cli.terminal import UsageError, counted, print_json, progress, say
 from arcface_client.contract import Crops, Progress
 from arcface_client.evaluation.images import find_images, read_crop
-from arcface_client.models.naming import onnx_model
+from arcface_client.models.repository import LocalOnnx
 from arcface_client.settings import TensorRtSettings, load_tensorrt_settings, variable
 
 from ..build import DEFAULT_REPOSITORY
@@ -24,7 +23,7 @@ from ..fleet import assemble
 from ..graph.precision import calibration_crops
 from ..repository.config import MOST_INSTANCES, check_range
 from ..repository.plans import AddedPlan
-from ..repository.publish import ModelRepository, OnnxVersion, find_onnx
+from ..repository.publish import ModelRepository, find_onnx
 from ..source.load import Source, located
 from ..store import open_store, sm_of
 from ..trt.gpu import gpu_at_hand
@@ -248,12 +247,12 @@ def _tell(added: list[AddedPlan], found: dict[str, Any], *, as_json: bool) -> No
         )
 
 
-def _source(repository: ModelRepository, onnx: OnnxVersion) -> Source:
-    """The source model that the ONNX model's manifest names; ``find_onnx`` has read that already."""
-    path = repository.manifest_path(onnx_model(onnx.name), onnx.version)
+def _source(repository: ModelRepository, onnx: LocalOnnx) -> Source:
+    """The source model that the ONNX model's manifest names."""
     try:
-        return located(json_module.loads(path.read_text(encoding="utf-8"))["source_location"])
+        return located(onnx.manifest.source_location)
     except OptionError as error:
+        path = repository.manifest_path(onnx.model, onnx.version)
         raise RepositoryError(f"{path}: source_location: {error} Build the model again.") from error
 
 
@@ -269,7 +268,7 @@ def _crops(folder: Path | None, report: Progress) -> Crops | None:
 
 
 def _command(
-    onnx: OnnxVersion, repository: Path, settings: TensorRtSettings, precision: str, crops: Path | None
+    onnx: LocalOnnx, repository: Path, settings: TensorRtSettings, precision: str, crops: Path | None
 ) -> str:
     """The command that builds the plan again, whatever a file or the environment contain then."""
     command = [

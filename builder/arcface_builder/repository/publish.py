@@ -8,7 +8,6 @@ on each staging folder tells the next build which ones belong to a dead build.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import platform
@@ -17,7 +16,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -25,7 +23,7 @@ from typing import Final
 from arcface_client.models import manifest as manifests
 from arcface_client.models.manifest import MODEL_FILE
 from arcface_client.models.naming import family, onnx_model, plan_model
-from arcface_client.models.repository import LocalModels
+from arcface_client.models.repository import LocalModels, LocalOnnx
 
 from ..disk import NO_SPACE, flush, locked, replace_text
 from ..errors import OptionError, RepositoryError
@@ -233,31 +231,7 @@ class ModelRepository:
         return f".{self.root.name}-staging-"
 
 
-@dataclass(frozen=True)
-class OnnxVersion:
-    """A version of the ONNX model that plans are built from.
-
-    Attributes:
-        name: Name of the family of models, for example "arcface_r100".
-        version: Its number, which its plans have too.
-        path: The file.
-        content: Its bytes.
-        source_sha256: SHA-256 of the source model that it was built from.
-    """
-
-    name: str
-    version: int
-    path: Path
-    content: bytes
-    source_sha256: str
-
-    @property
-    def sha256(self) -> str:
-        """SHA-256 of the file."""
-        return hashlib.sha256(self.content).hexdigest()
-
-
-def find_onnx(repository: ModelRepository, name: str, version: int | None = None) -> OnnxVersion:
+def find_onnx(repository: ModelRepository, name: str, version: int | None = None) -> LocalOnnx:
     """Find the ONNX model to compile; by default its newest version.
 
     Raises:
@@ -265,8 +239,7 @@ def find_onnx(repository: ModelRepository, name: str, version: int | None = None
         ModelNotFoundError: There is no such model or version.
         ManifestError: It has no manifest, or the file is not the one that the manifest describes.
     """
-    found = LocalModels(repository.root).onnx(check_name(name), version)
-    return OnnxVersion(name, found.version, found.path, found.path.read_bytes(), found.manifest.source.sha256)
+    return LocalModels(repository.root).onnx(check_name(name), version)
 
 
 @contextmanager

@@ -10,36 +10,43 @@ from .embedding_space import EmbeddingSpace, PrecisionClass
 from .files import file_sha256
 from .golden import GoldenReference
 from .manifest import MODEL_FILE, ModelManifest, PlanManifest, manifest_path, plan_manifest_paths
-from .naming import onnx_model, plan_model, sibling_of
+from .naming import family, onnx_model, plan_model, sibling_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalOnnx:
-    """A version of an ONNX model; its file has the SHA-256 of its manifest.
-
-    Attributes:
-        model: The model, for example "arcface_r100_onnx".
-        version: Its version.
-        path: Its file.
-        manifest: Its manifest.
-    """
+    """A version of an ONNX model, whose file had the SHA-256 of its manifest when it was found."""
 
     model: str
     version: int
     path: Path
     manifest: ModelManifest
 
+    @property
+    def name(self) -> str:
+        """The name of its family, for example "arcface_r100"."""
+        return family(self.model)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the file."""
+        return self.manifest.model_file.sha256
+
+    @property
+    def source_sha256(self) -> str:
+        """SHA-256 of the source model that it was built from."""
+        return self.manifest.source.sha256
+
+    def content(self) -> bytes:
+        """Read the file."""
+        return self.path.read_bytes()
+
 
 @dataclass(frozen=True, kw_only=True)
 class LocalPlan:
     """A plan, whose SHA-256 is compared with its manifest's when it is loaded.
 
-    Attributes:
-        model: The model, for example "arcface_r100_trt".
-        version: Its version.
-        path: Its file.
-        manifest: Its manifest.
-        onnx: The manifest of the ONNX model that it was built from.
+    ``onnx`` is the manifest of the ONNX model that it was built from.
     """
 
     model: str
