@@ -76,12 +76,9 @@ def _stack(crops: Sequence[npt.NDArray[Any]]) -> Crops:
 def _check_dtype(array: npt.NDArray[Any], name: str) -> Crops:
     if array.dtype == np.uint8:
         return array
-    problem = f"{name} has dtype {array.dtype}"
-    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-        problem += " and holds NaN or infinite values"
     raise CropError(
-        f"{problem}; expected uint8 with values 0 to 255. Pass the crop as it was cut from the image; "
-        "the model normalises it."
+        f"{name} has dtype {array.dtype}; expected uint8 with values 0 to 255. Pass the crop as it was cut "
+        "from the image; the model normalises it."
     )
 
 

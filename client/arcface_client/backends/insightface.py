@@ -15,7 +15,7 @@ from ..models.embedding_space import EmbeddingSpace
 from ..models.files import expanded, file_sha256
 from ..models.repository import LocalModels
 from ..observability.diagnostics import Diagnostics
-from .local import BATCH_SIZE, ENTRIES, LocalModel, LocalOrigin, provider_options
+from .local import BATCH_SIZE, LocalModel, LocalOrigin, provider_options
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -87,7 +87,7 @@ def insightface_origin(models: LocalModels, name: str, source: str, provider: st
             InsightFaceRuntime(path, session).embed(np.zeros((1, *CROP_SHAPE), np.uint8))
 
         options = provider_options(provider, gpu)
-        session = open_on(provider, path, options=options, entries=ENTRIES, try_out=try_out)
+        session = open_on(provider, path, options=options, try_out=try_out)
         runtime = InsightFaceRuntime(path, session)
         sha256 = file_sha256(path)
         reference = models.golden_of_source(name, sha256)

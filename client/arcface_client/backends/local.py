@@ -25,9 +25,6 @@ from ..triton.embed_request import Deadline, EmbedRequest
 BATCH_SIZE: Final = 32
 """Crops of one run: enough to keep every core at work, few enough to keep to a deadline."""
 
-ENTRIES: Final = {"session.force_spinning_stop": "1"}
-"""ONNX Runtime's idle threads spin between the operators of a run, where it pays, and not between runs."""
-
 _log = logging.getLogger(__name__)
 
 
@@ -165,7 +162,6 @@ def onnx_origin(models: LocalModels, name: str, provider: str, gpu: int = 0) -> 
             provider,
             found.path,
             options=provider_options(provider, gpu),
-            entries=ENTRIES,
             try_out=lambda session: session.run(None, {INPUT_NAME: np.asarray(golden_crops()[:1])}),
         )
         known = Diagnostics(

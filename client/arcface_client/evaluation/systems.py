@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Final, Literal
 import numpy as np
 
 from ..backends.insightface import InsightFaceRuntime, find_source
-from ..backends.local import ENTRIES
 from ..contract import EMBEDDING_DIM, Crops, Embeddings
 from ..errors import DeploymentError, InputError, ModelNotFoundError, require
 from ..failover.discovery import Pin
 from ..models.naming import onnx_model, plan_model
-from ..runtimes.base import Embed, in_batches
+from ..runtimes.base import ENTRIES, Embed, in_batches
 from ..triton.status import ServerStatus
 
 if TYPE_CHECKING:

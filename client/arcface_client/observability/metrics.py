@@ -9,7 +9,7 @@ import statistics
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from ..errors import ArcFaceError, InputError, require
@@ -146,32 +146,26 @@ class PrometheusExporter:
     def collect(self) -> Iterator[Any]:
         """Yield the metric families; called by the registry."""
         core, counters = self._core, self._metrics.snapshot()
-        calls = core.CounterMetricFamily(
-            "arcface_client_calls", "Calls of encode in which a source embedded crops.", labels=_SOURCE_LABELS
-        )
-        faces = core.CounterMetricFamily("arcface_client_faces", "Faces embedded.", labels=_SOURCE_LABELS)
-        for source in counters["sources"]:
-            labels = [source[name] for name in _SOURCE_LABELS]
-            calls.add_metric(labels, source["calls"])
-            faces.add_metric(labels, source["faces"])
-        fallbacks = core.CounterMetricFamily(
-            "arcface_client_fallbacks",
-            "Calls that a candidate left to the next one.",
-            labels=["reason"],
-        )
-        yield core.CounterMetricFamily(
-            "arcface_client_calls_fell_back",
+        for name, text in (
+            ("calls", "Calls of encode in which a source embedded crops."),
+            ("faces", "Faces embedded."),
+        ):
+            samples = [([one[label] for label in _SOURCE_LABELS], one[name]) for one in counters["sources"]]
+            yield self._counter(name, text, _SOURCE_LABELS, samples)
+        for name, text, label in (
+            ("fallbacks", "Calls that a candidate left to the next one.", "reason"),
+            ("errors", "Calls that ended in an error.", "error"),
+        ):
+            samples = [([value], count) for value, count in counters[name].items()]
+            yield self._counter(name, text, [label], samples)
+        yield self._counter(
+            "calls_fell_back",
             "Calls of which another candidate than the first choice embedded crops.",
-            value=counters["calls_fell_back"],
+            [],
+            [([], counters["calls_fell_back"])],
         )
-        errors = core.CounterMetricFamily(
-            "arcface_client_errors", "Calls that ended in an error.", labels=["error"]
-        )
-        for family, counts in ((fallbacks, counters["fallbacks"]), (errors, counters["errors"])):
-            for label, count in counts.items():
-                family.add_metric([label], count)
         buckets, seconds = self._metrics.histogram()
-        latency = core.HistogramMetricFamily(
+        yield core.HistogramMetricFamily(
             "arcface_client_call_seconds",
             "Time that calls of encode took.",
             buckets=buckets,
@@ -184,29 +178,34 @@ class PrometheusExporter:
         )
         for report in self._reports():
             states.add_metric([report.candidate, report.state], 1)
-        yield from (calls, faces, fallbacks, errors, latency, states)
+        yield states
         shadow = self._shadow()
         if shadow is not None:
             yield from self._of_shadow(shadow)
 
     def _of_shadow(self, shadow: Mapping[str, Any]) -> Iterator[Any]:
-        crops = self._core.CounterMetricFamily(
-            "arcface_client_shadow_crops",
+        yield self._counter(
+            "shadow_crops",
             "Live crops for the comparison, by result.",
-            labels=["result"],
+            ["result"],
+            [([result], count) for result, count in shadow["crops"].items()],
         )
-        for result, count in shadow["crops"].items():
-            crops.add_metric([result], count)
         drift = self._core.HistogramMetricFamily(
             "arcface_client_shadow_drift", "Drift of live crops from the ONNX sibling.", labels=["candidate"]
         )
         for candidate, figures in shadow["drift"].items():
-            counts = itertools.accumulate(figures["histogram"].values())
-            buckets = [
-                (bound, float(count)) for bound, count in zip(figures["histogram"], counts, strict=True)
-            ]
+            counts = map(float, itertools.accumulate(figures["histogram"].values()))
+            buckets = list(zip(figures["histogram"], counts, strict=True))
             drift.add_metric([candidate], buckets, sum_value=figures["sum"])
-        yield from (crops, drift)
+        yield drift
+
+    def _counter(
+        self, name: str, text: str, labels: Sequence[str], samples: Iterable[tuple[Sequence[str], float]]
+    ) -> Any:
+        family = self._core.CounterMetricFamily(f"arcface_client_{name}", text, labels=labels)
+        for values, count in samples:
+            family.add_metric(values, count)
+        return family
 
 
 def _labels(source: Source) -> tuple[str, ...]:

@@ -20,6 +20,9 @@ COREML: Final = "CoreMLExecutionProvider"
 
 TELEMETRY_VARIABLE: Final = "ORT_DISABLE_TELEMETRY"
 
+ENTRIES: Final = {"session.force_spinning_stop": "1"}
+"""ONNX Runtime's idle threads spin between the operators of a run, where it pays, and not between runs."""
+
 Embed = Callable[[Crops], Embeddings]
 """Unit embeddings, float32 [N, 512], of BGR crops."""
 

@@ -16,7 +16,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _ort
 
 from ..contract import INPUT_NAME, OUTPUT_NAME, Crops, Embeddings, check_tensors
 from ..errors import DeploymentError, InputError
-from .base import CPU, CUDA, physical_cores
+from .base import CPU, CUDA, ENTRIES, physical_cores
 
 RUN_ERRORS: Final = (
     _ort.EPFail,
@@ -118,7 +118,6 @@ def open_on(
     *,
     options: Mapping[str, str],
     try_out: Callable[[onnxruntime.InferenceSession], object],
-    entries: Mapping[str, str] | None = None,
 ) -> onnxruntime.InferenceSession:
     """Load an ONNX file on one execution provider, and check that this provider does the computing.
 
@@ -130,7 +129,6 @@ def open_on(
         path: The file.
         options: The provider's options.
         try_out: Runs the session once.
-        entries: Further entries of ONNX Runtime's session configuration.
 
     Raises:
         InputError: There is no provider of that name.
@@ -148,14 +146,14 @@ def open_on(
             "onnxruntime)."
         )
     if provider == CPU:
-        return open_session(path, entries=entries)
+        return open_session(path, entries=ENTRIES)
     if provider == CUDA and hasattr(onnxruntime, "preload_dlls"):  # since 1.21
         # CUDA and cuDNN of NVIDIA's pip packages, where ONNX Runtime does not look by itself.
         with redirect_stdout(sys.stderr):
             onnxruntime.preload_dlls(directory="")
     with tempfile.TemporaryDirectory() as folder:
         prefix = Path(folder, "nodes")
-        session = open_session(path, provider=(provider, options), entries=entries, profile_prefix=prefix)
+        session = open_session(path, provider=(provider, options), entries=ENTRIES, profile_prefix=prefix)
         if provider not in session.get_providers():
             session.end_profiling()
             raise DeploymentError(
