@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 
@@ -134,16 +133,6 @@ def test_another_precision_profile_workspace_or_tolerance_is_another_plan(
     assert len(keys) == 2
 
 
-def test_a_plans_key_does_not_depend_on_the_timing_cache(request_: PlanRequest) -> None:
-    keys = [
-        plan_key(
-            asking(request_, timing_cache=path), "fp16", b"a graph", tensorrt_version="10.9.0.34", sm="86"
-        )
-        for path in (None, Path("timing.cache"))
-    ]
-    assert len({key.key for key in keys}) == 1
-
-
 def test_a_version_takes_one_plan_for_an_architecture(
     request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
 ) -> None:
@@ -209,15 +198,6 @@ def test_a_served_model_that_is_not_its_source_is_refused_before_anything_is_bui
         compile_with_fallback(request_, unable(gpu), store, repository)
 
 
-def test_crops_that_are_all_alike_prove_nothing_in_any_precision(
-    request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
-) -> None:
-    alike = np.zeros((32, 112, 112, 3), np.uint8)
-
-    with pytest.raises(ServedModelError, match="blind"):
-        compile_with_fallback(replace(request_, calibration=alike), unable(gpu), store, repository)
-
-
 def test_without_the_source_model_the_plan_is_compared_with_the_onnx_model(
     request_: PlanRequest,
     gpu: AbsentGpu,
@@ -273,17 +253,6 @@ def test_the_next_more_exact_precision_is_built_where_one_is_refused(
     assert stored.manifest.refusals == ()  # a request for tf32 gets the same plan
 
 
-def test_a_fallback_skips_what_the_gpu_lacks(
-    request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
-) -> None:
-    turing = replace(gpu, sm="75", runs_in="fp32")  # TensorRT-RTX builds no fp32 for Turing
-
-    compiled = compile_with_fallback(asking(request_, precision="bf16"), turing, store, repository)
-
-    assert compiled.added.path.name == "small-fp32-sm75.plan"
-    assert [refusal.partition(" ")[0] for refusal in compiled.manifest.refusals] == ["bf16"]
-
-
 def test_a_published_fallback_is_found_again_without_a_build(
     request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
 ) -> None:
@@ -294,29 +263,6 @@ def test_a_published_fallback_is_found_again_without_a_build(
         again = compile_with_fallback(request, unable(exact), store, repository)
         assert not again.added.is_new
         assert again.manifest == first.manifest
-
-
-def test_no_fallback_is_built_where_the_version_has_another_plan(
-    request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
-) -> None:
-    exact = replace(gpu, runs_in="fp32")
-    compile_with_fallback(request_, exact, store, repository)  # tf32 in place of fp16
-
-    with pytest.raises(RepositoryError, match=r"has a plan for sm86 already, small-tf32-sm86\.plan"):
-        compile_with_fallback(asking(request_, precision="bf16"), unable(exact), store, repository)
-
-
-def test_a_stored_plan_that_was_damaged_is_built_again(
-    request_: PlanRequest,
-    gpu: AbsentGpu,
-    store: PlanStore,
-    repository: ModelRepository,
-    elsewhere: ModelRepository,
-) -> None:
-    key = compile_plan(request_, gpu, store, repository).manifest.identity.key
-    (store.local.root / key).write_bytes(b"damaged")
-
-    assert not compile_plan(request_, gpu, store, elsewhere).from_store
 
 
 def test_a_published_plan_that_was_changed_is_called_damaged(

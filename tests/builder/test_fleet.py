@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from arcface_builder.check import crops as faces
 from arcface_builder.compile import PlanRequest, compile_plan
 from arcface_builder.errors import CompileError
 from arcface_builder.fleet import assemble
@@ -102,16 +101,3 @@ def test_a_fleet_of_plans_for_one_gpu_model_each_is_assembled_with_a_warning(
     assemble(for_one, ["8.6"], store, repository)
 
     assert "small-fp16-sm86.plan is for absent only, not for every GPU of sm86" in caplog.text
-
-
-def test_a_fleets_int8_plans_have_the_same_calibration_crops(
-    request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
-) -> None:
-    int8 = replace(request_, max_drift_cosine=0.05, options=BuildOptions(precision="int8"))
-    gpu = replace(gpu, runs_in="int8")
-    build_for(["86"], int8, gpu, store)
-    build_for(["89"], replace(int8, calibration=faces.noise(40)), gpu, store)
-
-    with pytest.raises(CompileError, match="for sm89 by TensorRT"):
-        assemble(int8, ["8.6", "8.9"], store, repository)
-    assert len(assemble(int8, ["8.6"], store, repository)) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -19,9 +20,12 @@ from ..source.load import Checkpoint, InsightFacePack, OnnxFile, Source, Synthet
 from ..source.preprocessing import Normalisation
 from .options import Json, Name, Repository, recorded_path
 
-_SOURCE: Final = "Source (exactly one)"
-_DETAILS: Final = "Details of the source"
-_SERVING: Final = "Serving (for all versions of the model; without any of these they stay as they are)"
+_source_option = partial(typer.Option, rich_help_panel="Source (exactly one)")
+_detail = partial(typer.Option, rich_help_panel="Details of the source")
+_serving_option = partial(
+    typer.Option,
+    rich_help_panel="Serving (for all versions of the model; without any of these they stay as they are)",
+)
 _DEFAULTS: Final = ServingOptions()
 
 
@@ -38,93 +42,68 @@ def build(
     json: Json = False,
     onnx_path: Annotated[
         Path | None,
-        typer.Option(
-            parser=recorded_path,
-            metavar="FILE",
-            help="An ONNX file; it is not changed.",
-            rich_help_panel=_SOURCE,
-        ),
+        _source_option(parser=recorded_path, metavar="FILE", help="An ONNX file; it is not changed."),
     ] = None,
     insightface_pack: Annotated[
         str | None,
-        typer.Option(
-            metavar="PACK", help="InsightFace's pack, for example buffalo_l.", rich_help_panel=_SOURCE
-        ),
+        _source_option(metavar="PACK", help="InsightFace's pack, for example buffalo_l."),
     ] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(
+        _source_option(
             parser=recorded_path,
             metavar="FILE",
             help="arcface_torch's state dict: .pth (needs torch) or .safetensors.",
-            rich_help_panel=_SOURCE,
         ),
     ] = None,
     synthetic: Annotated[
         Literal["r18", "r34", "r50", "r100"] | None,
-        typer.Option(
-            help="Seeded random weights: computes like the real one and recognises no one.",
-            rich_help_panel=_SOURCE,
-        ),
+        _source_option(help="Seeded random weights: computes like the real one and recognises no one."),
     ] = None,
     normalisation: Annotated[
         Normalisation | None,
-        typer.Option(
+        _detail(
             parser=_normalisation,
             metavar="MEAN,STD",
             help="With --onnx-path: what callers do to pixels 0 to 255, where the file leaves it open "
             "(default: by its SHA-256, else by what the graph computes).",
-            rich_help_panel=_DETAILS,
         ),
     ] = None,
     insightface_root: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help=f"With --insightface-pack; default: {DEFAULT_ROOT}.",
-            rich_help_panel=_DETAILS,
-        ),
+        _detail(metavar="DIR", help=f"With --insightface-pack; default: {DEFAULT_ROOT}."),
     ] = None,
     accept_license: Annotated[
         bool,
-        typer.Option(
+        _detail(
             "--accept-license",
             help="With --insightface-pack: download a missing pack; InsightFace's packs are for "
             "non-commercial research only.",
-            rich_help_panel=_DETAILS,
         ),
     ] = False,
-    seed: Annotated[
-        int | None, typer.Option(help="With --synthetic; default: 0.", rich_help_panel=_DETAILS)
-    ] = None,
+    seed: Annotated[int | None, _detail(help="With --synthetic; default: 0.")] = None,
     device: Annotated[
         Literal["cpu", "gpu"] | None,
-        typer.Option(help=f"Where to compute; default: {_DEFAULTS.device}.", rich_help_panel=_SERVING),
+        _serving_option(help=f"Where to compute; default: {_DEFAULTS.device}."),
     ] = None,
     instances: Annotated[
         int | None,
-        typer.Option(
-            help=f"Copies side by side, on each GPU; default: {_DEFAULTS.instances}.",
-            rich_help_panel=_SERVING,
-        ),
+        _serving_option(help=f"Copies side by side, on each GPU; default: {_DEFAULTS.instances}."),
     ] = None,
     max_batch_size: Annotated[
         int | None,
-        typer.Option(help=f"Largest batch; default: {_DEFAULTS.max_batch_size}.", rich_help_panel=_SERVING),
+        _serving_option(help=f"Largest batch; default: {_DEFAULTS.max_batch_size}."),
     ] = None,
     max_queue_delay_us: Annotated[
         int | None,
-        typer.Option(
+        _serving_option(
             help="How long a request may wait for a batch to fill, in microseconds; default: "
-            f"{_DEFAULTS.max_queue_delay_us}.",
-            rich_help_panel=_SERVING,
+            f"{_DEFAULTS.max_queue_delay_us}."
         ),
     ] = None,
     intra_op_threads: Annotated[
         int | None,
-        typer.Option(
-            help="Threads of an instance; 0, the default, is one per physical core.", rich_help_panel=_SERVING
-        ),
+        _serving_option(help="Threads of an instance; 0, the default, is one per physical core."),
     ] = None,
 ) -> None:
     """Build the next version of the model NAME_onnx in a Triton model repository.

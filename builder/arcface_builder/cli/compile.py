@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -42,8 +43,8 @@ from .options import (
 )
 
 _MOST_CALIBRATION_CROPS: Final = 1024  # of a folder: more make no better ranges
-_PLAN: Final = "The plan"
-_FLEET: Final = "A fleet's plans, without a GPU"
+_plan = partial(typer.Option, rich_help_panel="The plan")
+_fleet = partial(typer.Option, rich_help_panel="A fleet's plans, without a GPU")
 
 _WITHOUT_FLAG: Final = (
     "tensorrt.hardware_compatible",
@@ -71,60 +72,45 @@ def compile_(
     ] = None,
     config: Config = None,
     json: Json = False,
-    precision: Annotated[
-        Precision | None, typer.Option(help="Default: tensorrt.precision.", rich_help_panel=_PLAN)
-    ] = None,
+    precision: Annotated[Precision | None, _plan(help="Default: tensorrt.precision.")] = None,
     fallback_precision: Annotated[
         bool,
-        typer.Option(
+        _plan(
             "--fallback-precision",
             help="Where a precision is refused, build the next more exact one instead.",
-            rich_help_panel=_PLAN,
         ),
     ] = False,
     max_batch_size: Annotated[
         int | None,
-        typer.Option(min=1, max=MOST_CROPS, help="Default: tensorrt.max_batch_size.", rich_help_panel=_PLAN),
+        _plan(min=1, max=MOST_CROPS, help="Default: tensorrt.max_batch_size."),
     ] = None,
     opt_batch_size: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            help="The batch to tune for; default: tensorrt.opt_batch_size, or the largest.",
-            rich_help_panel=_PLAN,
-        ),
+        _plan(min=1, help="The batch to tune for; default: tensorrt.opt_batch_size, or the largest."),
     ] = None,
     workspace_size_mb: Annotated[
         int | None,
-        typer.Option(
-            min=LEAST_WORKSPACE_MB, help="Default: tensorrt.workspace_size_mb.", rich_help_panel=_PLAN
-        ),
+        _plan(min=LEAST_WORKSPACE_MB, help="Default: tensorrt.workspace_size_mb."),
     ] = None,
     calibration_dir: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Real face crops, for int8's ranges and for the accuracy check.",
-            rich_help_panel=_PLAN,
-        ),
+        _plan(metavar="DIR", help="Real face crops, for int8's ranges and for the accuracy check."),
     ] = None,
     instances: Annotated[
         int | None,
-        typer.Option(
+        _plan(
             min=1,
             max=MOST_INSTANCES,
             help="Copies on each GPU; default: tensorrt.instances, or as the model has it, or 2.",
-            rich_help_panel=_PLAN,
         ),
     ] = None,
     timing_cache: Annotated[
         Path | None,
-        typer.Option(
+        _plan(
             parser=recorded_path,
             metavar="FILE",
             help="TensorRT's measurements of kernels, which make the next build shorter; default: a file in "
             "the local cache.",
-            rich_help_panel=_PLAN,
         ),
     ] = None,
     bucket: Bucket = None,
@@ -132,31 +118,23 @@ def compile_(
     cache_dir: CacheDir = None,
     from_store: Annotated[
         bool,
-        typer.Option("--from-store", help="Take stored plans, build none.", rich_help_panel=_FLEET),
+        _fleet("--from-store", help="Take stored plans, build none."),
     ] = False,
     cc: Annotated[
         list[str] | None,
-        typer.Option(
-            parser=_capabilities,
-            metavar="CC,...",
-            help="Compute capabilities, for example 8.0,8.6.",
-            rich_help_panel=_FLEET,
-        ),
+        _fleet(parser=_capabilities, metavar="CC,...", help="Compute capabilities, for example 8.0,8.6."),
     ] = None,
     tensorrt_version: Annotated[
         str | None,
-        typer.Option(
-            metavar="VERSION",
-            help="Default: that of the version's other plans, or the newest that has all.",
-            rich_help_panel=_FLEET,
+        _fleet(
+            metavar="VERSION", help="Default: that of the version's other plans, or the newest that has all."
         ),
     ] = None,
     platform: Annotated[
         str | None,
-        typer.Option(
+        _fleet(
             metavar="OS-CPU",
             help="For example linux-aarch64; default: that of the version's other plans, or this machine's.",
-            rich_help_panel=_FLEET,
         ),
     ] = None,
 ) -> None:

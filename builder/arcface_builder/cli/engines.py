@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -15,13 +15,21 @@ from arcface_client.contract import Progress
 from arcface_client.settings import load_tensorrt_settings
 
 from ..errors import OptionError, PlanDamagedError
-from ..store import GPU, Entry, LocalStore, PlanStore, PruneRule, check_sm, open_store, sm_of
-from .options import BUCKET_KEY, Bucket, CacheDir, Config, EndpointUrl, Json, Precision
+from ..store import GPU, Entry, LocalStore, PlanStore, PruneRule, open_store, sm_of
+from .options import (
+    BUCKET_KEY,
+    Bucket,
+    CacheDir,
+    Config,
+    EndpointUrl,
+    Json,
+    Precision,
+    with_shared_options,
+)
 
 if TYPE_CHECKING:  # boto3 is an extra
     from ..store.bucket import Bucket as S3Bucket
 
-_FILTERS: Final = "Only these plans"
 _OLD: Final = "made by an older version: build it again, or prune it"
 
 engines = typer.Typer(
@@ -37,48 +45,65 @@ engines = typer.Typer(
 
 def _architecture(text: str) -> str:
     try:
-        return sm_of(text) if "." in text else check_sm(text)
+        return sm_of(text)
     except OptionError as error:
         raise typer.BadParameter(str(error)) from error
 
 
-Model = Annotated[str | None, typer.Option(metavar="NAME", help="Of this model.", rich_help_panel=_FILTERS)]
-OfPrecision = Annotated[Precision | None, typer.Option(help="Of this precision.", rich_help_panel=_FILTERS)]
-Sm = Annotated[
-    str | None,
-    typer.Option(
-        parser=_architecture,
-        metavar="SM",
-        help="For this architecture, for example 86 (or 8.6).",
-        rich_help_panel=_FILTERS,
-    ),
-]
-Version = Annotated[
-    str | None, typer.Option(metavar="VERSION", help="By this TensorRT.", rich_help_panel=_FILTERS)
-]
+_filter = partial(typer.Option, rich_help_panel="Only these plans")
 Remote = Annotated[bool, typer.Option("--remote", help="The bucket's plans instead of the cache's.")]
 
 
+@dataclass(frozen=True)
+class _Plans:
+    """What every verb is told: which plans it is for, and where they are."""
+
+    model: Annotated[str | None, _filter(metavar="NAME", help="Of this model.")] = None
+    precision: Annotated[Precision | None, _filter(help="Of this precision.")] = None
+    sm: Annotated[
+        str | None,
+        _filter(parser=_architecture, metavar="SM", help="For this architecture, for example 86 (or 8.6)."),
+    ] = None
+    tensorrt_version: Annotated[str | None, _filter(metavar="VERSION", help="By this TensorRT.")] = None
+    config: Config = None
+    bucket: Bucket = None
+    endpoint_url: EndpointUrl = None
+    cache_dir: CacheDir = None
+    json: Json = False
+
+    def open(self, report: Progress, *, with_bucket: bool = True) -> PlanStore:
+        """Open the store; without the bucket, boto3 is not needed."""
+        settings = load_tensorrt_settings(self.config, arguments={BUCKET_KEY: self.bucket})
+        return open_store(
+            settings.engine_s3_bucket if with_bucket else None,
+            endpoint_url=self.endpoint_url,
+            cache_dir=self.cache_dir,
+            progress=report,
+        )
+
+    def place(self, report: Progress, *, remote: bool) -> tuple[PlanStore, LocalStore | S3Bucket]:
+        """Open the store, and choose its cache or its bucket."""
+        store = self.open(report, with_bucket=remote)
+        return store, _bucket(store) if remote else store.local
+
+    def wanted(self, *, by_any_tensorrt: bool = False) -> dict[str, str]:
+        """The labels that an entry must have."""
+        version = None if by_any_tensorrt else self.tensorrt_version
+        given = {"model": self.model, "precision": self.precision, "sm": self.sm, "tensorrt_version": version}
+        return {name: value for name, value in given.items() if value is not None}
+
+
 @engines.command("list")
-def list_(
-    model: Model = None,
-    precision: OfPrecision = None,
-    sm: Sm = None,
-    tensorrt_version: Version = None,
-    config: Config = None,
-    bucket: Bucket = None,
-    endpoint_url: EndpointUrl = None,
-    cache_dir: CacheDir = None,
-    json: Json = False,
-) -> None:
+@with_shared_options
+def list_(plans: _Plans) -> None:
     """List the stored plans, and where they are."""
-    wanted = _wanted(model, precision, sm, tensorrt_version)
+    wanted = plans.wanted()
     with progress("engines list", quiet=True) as report:
-        store = _open(config, bucket, endpoint_url, cache_dir, report)
+        store = plans.open(report)
         found = [
             (entry, places) for entry, places in store.entries() if wanted.items() <= entry.labels.items()
         ]
-    if json:
+    if plans.json:
         print_json([asdict(entry.manifest) | {"places": places} for entry, places in found if entry.manifest])
         return
     if not found:
@@ -94,20 +119,11 @@ def list_(
 
 
 @engines.command()
-def pull(
-    model: Model = None,
-    precision: OfPrecision = None,
-    sm: Sm = None,
-    tensorrt_version: Version = None,
-    config: Config = None,
-    bucket: Bucket = None,
-    endpoint_url: EndpointUrl = None,
-    cache_dir: CacheDir = None,
-    json: Json = False,
-) -> int:
+@with_shared_options
+def pull(plans: _Plans) -> int:
     """Download plans from the bucket into the cache."""
     with progress("engines pull") as report:
-        store = _open(config, bucket, endpoint_url, cache_dir, report)
+        store = plans.open(report)
 
         def download(entry: Entry) -> str:
             key = entry.usable_manifest().identity
@@ -115,55 +131,35 @@ def pull(
                 return "already there"
             return "pulled" if store.pull(key) else "missing"
 
-        wanted = _wanted(model, precision, sm, tensorrt_version)
-        return _each(_bucket(store), wanted, download, as_json=json)
+        return _each(_bucket(store), plans, download)
 
 
 @engines.command()
+@with_shared_options
 def push(
-    model: Model = None,
-    precision: OfPrecision = None,
-    sm: Sm = None,
-    tensorrt_version: Version = None,
-    config: Config = None,
-    bucket: Bucket = None,
-    endpoint_url: EndpointUrl = None,
-    cache_dir: CacheDir = None,
+    plans: _Plans,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace plans that the bucket has.")
     ] = False,
-    json: Json = False,
 ) -> int:
     """Upload the cache's plans to the bucket."""
     with progress("engines push") as report:
-        store = _open(config, bucket, endpoint_url, cache_dir, report)
+        store = plans.open(report)
         _bucket(store)
 
         def upload(entry: Entry) -> str:
             stored = store.local.check(entry)
             return "pushed" if store.push(stored, overwrite=overwrite) else "already there"
 
-        wanted = _wanted(model, precision, sm, tensorrt_version)
-        return _each(store.local, wanted, upload, as_json=json)
+        return _each(store.local, plans, upload)
 
 
 @engines.command()
-def verify(
-    model: Model = None,
-    precision: OfPrecision = None,
-    sm: Sm = None,
-    tensorrt_version: Version = None,
-    remote: Remote = False,
-    config: Config = None,
-    bucket: Bucket = None,
-    endpoint_url: EndpointUrl = None,
-    cache_dir: CacheDir = None,
-    json: Json = False,
-) -> int:
+@with_shared_options
+def verify(plans: _Plans, remote: Remote = False) -> int:
     """Compare every plan's bytes with its manifest."""
     with progress("engines verify") as report:
-        store = _open(config, bucket, endpoint_url, cache_dir, report, with_bucket=remote)
-        place = _bucket(store) if remote else store.local
+        store, place = plans.place(report, remote=remote)
 
         def check(entry: Entry) -> str:
             if isinstance(place, LocalStore):
@@ -173,15 +169,13 @@ def verify(
                     place.download(entry, folder)
             return "whole"
 
-        return _each(place, _wanted(model, precision, sm, tensorrt_version), check, as_json=json)
+        return _each(place, plans, check)
 
 
 @engines.command()
+@with_shared_options
 def prune(
-    model: Model = None,
-    precision: OfPrecision = None,
-    sm: Sm = None,
-    tensorrt_version: Version = None,
+    plans: _Plans,
     keep: Annotated[
         int | None,
         typer.Option(
@@ -193,56 +187,29 @@ def prune(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     remote: Remote = False,
-    config: Config = None,
-    bucket: Bucket = None,
-    endpoint_url: EndpointUrl = None,
-    cache_dir: CacheDir = None,
-    json: Json = False,
-) -> int:
+) -> None:
     """Remove the plans for which all conditions hold; --tensorrt-version is one."""
     try:
-        rule = PruneRule(keep=keep, older_than_days=older_than_days, tensorrt_version=tensorrt_version)
+        rule = PruneRule(keep=keep, older_than_days=older_than_days, tensorrt_version=plans.tensorrt_version)
     except OptionError as error:
         raise UsageError(str(error)) from error
     with progress("engines prune", quiet=True) as report:
-        store = _open(config, bucket, endpoint_url, cache_dir, report, with_bucket=remote)
-        place = _bucket(store) if remote else store.local
+        _, place = plans.place(report, remote=remote)
         # The newest are counted over all versions of TensorRT.
-        counted = _wanted(model, precision, sm, None)
-        entries = {
-            entry.path: entry
-            for entry in place.entries()
-            if entry.manifest is not None and counted.items() <= entry.labels.items()
-        }
-        chosen = rule.choose(
-            [entry.manifest for entry in entries.values() if entry.manifest], datetime.now(timezone.utc)
-        )
+        counted = plans.wanted(by_any_tensorrt=True)
+        entries = {entry.path: entry for entry in place.entries() if counted.items() <= entry.labels.items()}
+        manifests = [entry.manifest for entry in entries.values() if entry.manifest]
+        chosen = [entries[old.identity.key] for old in rule.choose(manifests, datetime.now(timezone.utc))]
 
         def removed() -> Iterator[dict[str, Any]]:
-            for manifest in chosen:
-                entry = entries[manifest.identity.key]
+            for entry in chosen:
                 if not dry_run:
                     place.remove(entry)
                 yield _outcome(entry, "would be removed" if dry_run else "removed")
 
-        _tell(removed(), as_json=json)
+        _tell(removed(), as_json=plans.json)
     if not chosen:
-        say(f"The {place.name} has no {'such ' if entries or counted else ''}plan.")
-    return DONE
-
-
-def _open(
-    config: Path | None,
-    bucket: str | None,
-    endpoint_url: str | None,
-    cache_dir: Path | None,
-    report: Progress,
-    *,
-    with_bucket: bool = True,
-) -> PlanStore:
-    settings = load_tensorrt_settings(config, arguments={BUCKET_KEY: bucket})
-    name = settings.engine_s3_bucket if with_bucket else None
-    return open_store(name, endpoint_url=endpoint_url, cache_dir=cache_dir, progress=report)
+        say(f"The {place.name} has no {'such ' if manifests or counted else ''}plan.")
 
 
 def _bucket(store: PlanStore) -> S3Bucket:
@@ -251,17 +218,9 @@ def _bucket(store: PlanStore) -> S3Bucket:
     return store.remote
 
 
-def _wanted(
-    model: str | None, precision: str | None, sm: str | None, tensorrt_version: str | None
-) -> dict[str, str]:
-    given = {"model": model, "precision": precision, "sm": sm, "tensorrt_version": tensorrt_version}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _each(
-    place: LocalStore | S3Bucket, wanted: dict[str, str], action: Callable[[Entry], str], *, as_json: bool
-) -> int:
+def _each(place: LocalStore | S3Bucket, plans: _Plans, action: Callable[[Entry], str]) -> int:
     """Do something with every wanted plan of a place; a damaged one does not stop the others."""
+    wanted = plans.wanted()
 
     def outcomes() -> Iterator[dict[str, Any]]:
         for entry in place.entries():
@@ -272,7 +231,7 @@ def _each(
             except PlanDamagedError as error:
                 yield _outcome(entry, "damaged", str(error))
 
-    told = _tell(outcomes(), as_json=as_json)
+    told = _tell(outcomes(), as_json=plans.json)
     if not told:
         say(f"The {place.name} has no {'such ' if wanted else ''}plan.")
     failed = any(outcome["result"] in ("damaged", "missing") for outcome in told) or (wanted and not told)

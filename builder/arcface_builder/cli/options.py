@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial, wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_type_hints
 
 import typer
 
@@ -11,7 +15,8 @@ from arcface_client.cli.terminal import utf8_path
 from arcface_client.settings import TENSORRT_PATH
 
 BUCKET_KEY: Final = "tensorrt.engine_s3_bucket"
-_STORE: Final = "Where plans are kept"
+
+_store_option = partial(typer.Option, rich_help_panel="Where plans are kept")
 
 
 def recorded_path(value: str | Path) -> Path:
@@ -29,24 +34,41 @@ Repository = Annotated[
 Config = Annotated[Path | None, typer.Option(metavar="FILE", help=f"Settings; default: {TENSORRT_PATH}.")]
 Bucket = Annotated[
     str | None,
-    typer.Option(
+    _store_option(
         metavar="NAME",
         help=f"S3 bucket to share plans through; default: {BUCKET_KEY}. Credentials and region come from "
         "where boto3 looks for them.",
-        rich_help_panel=_STORE,
     ),
 ]
-EndpointUrl = Annotated[
-    str | None,
-    typer.Option(metavar="URL", help="Another S3 service than Amazon's.", rich_help_panel=_STORE),
-]
+EndpointUrl = Annotated[str | None, _store_option(metavar="URL", help="Another S3 service than Amazon's.")]
 CacheDir = Annotated[
     Path | None,
-    typer.Option(
+    _store_option(
         parser=recorded_path,
         metavar="DIR",
         help="The local cache; default: $ARCFACE_CACHE_DIR, else arcface-triton in $XDG_CACHE_HOME or "
         "~/.cache.",
-        rich_help_panel=_STORE,
     ),
 ]
+
+
+def with_shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a command take a dataclass of options as its first argument; each field becomes a flag."""
+    hints = get_type_hints(command, include_extras=True)
+    first, *own = signature(command).parameters.values()
+    shared = hints[first.name]
+    types = get_type_hints(shared, include_extras=True)
+
+    @wraps(command)
+    def call(**given: Any) -> Any:
+        return command(shared(**{name: given.pop(name) for name in types}), **given)
+
+    flags = [(field.name, types[field.name], field.default) for field in fields(shared)]
+    flags += [(parameter.name, hints[parameter.name], parameter.default) for parameter in own]
+    call.__annotations__ = {name: kind for name, kind, _ in flags}
+    parameters = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, kind, default in flags
+    ]
+    call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    return call

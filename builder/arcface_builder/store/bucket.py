@@ -30,6 +30,8 @@ from .stored import MANIFEST_ENDING, Entry, StoredPlan, check_plan, read_manifes
 class Bucket:
     """Plans in a bucket. Credentials, region and endpoint come from where boto3 looks for them.
 
+    Every method raises ``BucketError`` where S3 refuses a request or does not answer.
+
     Args:
         name: The bucket's name.
         endpoint_url: Another service than Amazon's; None takes ``$AWS_ENDPOINT_URL`` or Amazon's.
@@ -64,19 +66,11 @@ class Bucket:
             self._s3 = Session().client("s3", endpoint_url=endpoint_url, config=config)
 
     def find(self, key: PlanKey) -> Entry | None:
-        """Look for a plan's manifest.
-
-        Raises:
-            BucketError: The bucket cannot be used.
-        """
+        """Look for a plan's manifest."""
         return self._entry(key.key)
 
     def entries(self) -> Iterator[Entry]:
-        """List the plans by their manifests, damaged ones included.
-
-        Raises:
-            BucketError: The bucket cannot be used.
-        """
+        """List the plans by their manifests, damaged ones included."""
         with self._errors("engines/"):
             pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix="engines/")
             names = [item["Key"] for page in pages for item in page.get("Contents", ())]
@@ -91,7 +85,6 @@ class Bucket:
 
         Raises:
             PlanDamagedError: It is missing, or is not what its manifest describes.
-            BucketError: The bucket cannot be used.
         """
         manifest = entry.usable_manifest()
         source, target = _plan_name(manifest), folder / manifest.identity.filename
@@ -107,11 +100,7 @@ class Bucket:
         return target
 
     def upload(self, stored: StoredPlan) -> None:
-        """Upload a plan that was checked: the plan first, its manifest last.
-
-        Raises:
-            BucketError: The bucket cannot be used; the plan is not visible there.
-        """
+        """Upload a plan that was checked: the plan first, its manifest last."""
         manifest = stored.manifest
         target = _plan_name(manifest)
         with stored.path.open("rb") as file, self._errors(target):
@@ -119,19 +108,10 @@ class Bucket:
             self._s3.upload_fileobj(file, self._bucket, target, Callback=moved)
         record = manifest.identity.key + MANIFEST_ENDING
         with self._errors(record):
-            self._s3.put_object(
-                Bucket=self._bucket,
-                Key=record,
-                Body=manifest.to_json().encode(),
-                ContentType="application/json",
-            )
+            self._s3.put_object(Bucket=self._bucket, Key=record, Body=manifest.to_json().encode())
 
     def remove(self, entry: Entry) -> None:
-        """Remove a plan, its manifest first.
-
-        Raises:
-            BucketError: The bucket cannot be used.
-        """
+        """Remove a plan, its manifest first."""
         names = [entry.path + MANIFEST_ENDING]
         if entry.manifest is not None:
             names.append(_plan_name(entry.manifest))

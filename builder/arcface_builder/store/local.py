@@ -7,7 +7,6 @@ in its place. From that moment on the plan exists, and it is never changed.
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import shutil
@@ -21,7 +20,7 @@ from typing import Final
 from arcface_client.models.files import cache_folder
 from arcface_client.models.manifest import PlanKey, PlanManifest
 
-from ..disk import flush
+from ..disk import flush, locked
 from ..errors import CacheError, PlanDamagedError
 from .stored import MANIFEST_ENDING, Entry, StoredPlan, check_plan, read_manifest
 
@@ -33,6 +32,9 @@ _STAGING_LIFETIME_S: Final = 24 * 3600  # an older folder was left by a process 
 class LocalStore:
     """Plans in a folder on this machine.
 
+    Every method raises ``CacheError`` where the folder cannot be read or written; a plan that was being added
+    is not stored then.
+
     Args:
         root: The folder; None is ``cache_folder()``. It is made when something is stored.
     """
@@ -42,11 +44,7 @@ class LocalStore:
         self.name = f"cache {self.root}"
 
     def find(self, key: PlanKey) -> StoredPlan | None:
-        """Look for a plan and check all its bytes; a damaged one is removed with a warning.
-
-        Raises:
-            CacheError: The cache cannot be read.
-        """
+        """Look for a plan and check all its bytes; a damaged one is removed with a warning."""
         plan = self.root / key.key
         with self._errors():
             try:
@@ -59,11 +57,7 @@ class LocalStore:
                 return None
 
     def entries(self) -> Iterator[Entry]:
-        """List the plans by their manifests, damaged ones included.
-
-        Raises:
-            CacheError: The cache cannot be read.
-        """
+        """List the plans by their manifests, damaged ones included."""
         with self._errors():
             found = sorted((self.root / "engines").rglob(f"*.plan{MANIFEST_ENDING}"))
             for record in found:
@@ -94,7 +88,6 @@ class LocalStore:
 
         Raises:
             PlanDamagedError: The plan is not what the manifest describes.
-            CacheError: The cache cannot be written; nothing was stored.
         """
         key = manifest.identity
         target = self.root / key.key
@@ -108,35 +101,21 @@ class LocalStore:
             for path in (staged, record, staged.parent):
                 flush(path)
             target.parent.parent.mkdir(parents=True, exist_ok=True)
-            while True:
-                try:
-                    staged.parent.rename(target.parent)
-                    break
-                except OSError as error:
-                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                        raise
+            while not _renamed(staged.parent, target.parent):
                 if found := self.find(key):
                     return found
-                self._discard(target.parent)  # half a plan, which somebody took a file from
+                self._discard(target.parent)  # half a plan, of which a file was removed
             flush(target.parent.parent)
         return StoredPlan(target, manifest)
 
     def remove(self, entry: Entry) -> None:
-        """Remove a plan and its manifest.
-
-        Raises:
-            CacheError: The cache cannot be written.
-        """
+        """Remove a plan and its manifest."""
         with self._errors():
             self._discard((self.root / entry.path).parent)
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
-        """Give an empty folder on the cache's file system; it is removed after the block.
-
-        Raises:
-            CacheError: The cache cannot be written.
-        """
+        """Give an empty folder on the cache's file system; it is removed after the block."""
         with self._errors():
             staging = self.root / "staging"
             staging.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -152,21 +131,16 @@ class LocalStore:
 
     @contextmanager
     def building(self, key: PlanKey) -> Iterator[None]:
-        """Hold this machine's lock on building a plan; it ends with the process at the latest.
-
-        Raises:
-            CacheError: The cache cannot be written.
-        """
+        """Hold this machine's lock on building a plan; it ends with the process at the latest."""
         with self._errors():
             folder = self.root / "locks"
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor = os.open(folder / key.digest, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                descriptor = locked(folder / key.digest, wait=False)
             except BlockingIOError:
                 _log.info("Another process is building %s; waiting for it.", key.filename)
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                descriptor = locked(folder / key.digest)
+        try:
             yield
         finally:
             os.close(descriptor)
@@ -183,11 +157,8 @@ class LocalStore:
 
     def _discard(self, folder: Path) -> None:
         """Remove a plan's folder by a rename first, so that a reader sees all of it or nothing."""
-        with self.staging() as staging:
-            try:
-                folder.rename(staging / "discarded")
-            except FileNotFoundError:  # another process removed it
-                return
+        with self.staging() as staging, suppress(FileNotFoundError):  # another process removed it
+            folder.rename(staging / "discarded")
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -200,3 +171,14 @@ class LocalStore:
                 f"Cannot use the {self.name} ({error}); make room, for example with `arcface-builder engines "
                 "prune`, or set ARCFACE_CACHE_DIR to another folder."
             ) from error
+
+
+def _renamed(folder: Path, target: Path) -> bool:
+    """Rename a folder; False if the target exists already."""
+    try:
+        folder.rename(target)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True

@@ -116,28 +116,15 @@ def release_of(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in numbers.split("."))
 
 
-def check_sm(sm: str) -> str:
-    """Return the SM of file names as it is.
+def sm_of(architecture: str) -> str:
+    """Turn a compute capability into the SM of file names, ``8.6`` into ``86``; an SM stays as it is.
 
     Raises:
-        OptionError: It is not one.
+        OptionError: It is neither.
     """
-    if not re.fullmatch(r"[1-9]\d{1,2}", sm, re.ASCII):
-        raise OptionError(f"SM {sm!r} is not an architecture; expected digits, for example 86.")
-    return sm
-
-
-def sm_of(compute_capability: str) -> str:
-    """Turn a compute capability into the SM of file names: ``8.6`` into ``86``.
-
-    Raises:
-        OptionError: It is not one.
-    """
-    if not re.fullmatch(r"[1-9]\d?\.\d", compute_capability, re.ASCII):
-        raise OptionError(
-            f"Compute capability {compute_capability!r} is not one; expected major.minor, for example 8.6."
-        )
-    return compute_capability.replace(".", "")
+    if not re.fullmatch(r"[1-9]\d?\.\d|[1-9]\d{1,2}", architecture, re.ASCII):
+        raise OptionError(f"{architecture!r} is not an architecture; expected for example 8.6 or 86.")
+    return architecture.replace(".", "")
 
 
 def this_platform() -> str:

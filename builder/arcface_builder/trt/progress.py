@@ -121,7 +121,7 @@ def run_interruptibly(
             ended.wait(_TICK_S)
         raise
     if failures:
-        raise failures.pop()  # left in the list it would keep this frame alive, with TensorRT's objects
+        raise failures[0]
     return results[0]
 
 

@@ -104,28 +104,6 @@ def test_an_altered_plan_is_refused(s3: S3Server, bucket: Bucket, stored: Stored
         bucket.download(ENTRY, tmp_path)
 
 
-def test_a_manifest_of_another_plan_is_a_damaged_entry(s3: S3Server, bucket: Bucket) -> None:
-    lie = manifest(of=plan_key(sm="90")).to_json().encode()
-    s3.client.put_object(Bucket="plans", Key=MANIFEST_NAME, Body=lie)
-    found = bucket.find(KEY)
-    assert found is not None
-    assert "belongs to another plan" in found.problem
-    assert list(bucket.entries()) == [found]
-    with pytest.raises(PlanDamagedError, match="belongs to another plan"):
-        found.usable_manifest()
-
-
-def test_a_long_list_is_whole(s3: S3Server, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "2")
-    wanted = [manifest(of=plan_key(sm=str(sm))) for sm in range(80, 85)]
-    for record in wanted:
-        name = f"{record.identity.key}.json"
-        s3.client.put_object(Bucket="plans", Key=name, Body=record.to_json().encode())
-    assert len(s3.keys("plans")) == 2  # of one answer
-
-    assert {entry.labels["sm"] for entry in bucket.entries()} == {"80", "81", "82", "83", "84"}
-
-
 def test_a_connection_that_is_cut_is_tried_again(
     wire: Proxy, bucket: Bucket, stored: StoredPlan, tmp_path: Path
 ) -> None:
@@ -134,16 +112,6 @@ def test_a_connection_that_is_cut_is_tried_again(
     downloaded = Bucket("plans", endpoint_url=f"http://{wire.url}").download(ENTRY, tmp_path)
     assert downloaded.read_bytes() == CONTENT
     assert wire.was_cut == 2
-
-
-def test_a_connection_that_is_always_cut_is_one_line(
-    wire: Proxy, bucket: Bucket, stored: StoredPlan, tmp_path: Path
-) -> None:
-    bucket.upload(stored)
-    wire.cut_after_bytes = 2_000_000
-    with pytest.raises(BucketError, match=rf"^S3, bucket 'plans', key {PLAN_NAME}: ") as caught:
-        hasty(f"http://{wire.url}").download(ENTRY, tmp_path)
-    assert "\n" not in str(caught.value)
 
 
 def test_an_upload_that_is_cut_is_one_line_and_leaves_nothing(
@@ -189,18 +157,3 @@ def test_a_name_or_an_endpoint_that_cannot_be_used_is_one_line(
 ) -> None:
     with pytest.raises(BucketError, match=r"^S3, bucket '.*plans'.*: Invalid"):
         Bucket(name, endpoint_url=endpoint).find(KEY)
-
-
-def test_missing_credentials_are_passed_on(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    with pytest.raises(BucketError, match="Unable to locate credentials"):
-        Bucket("plans", endpoint_url=s3.url).find(KEY)
-
-
-def test_the_documentation_says_how_long_a_request_is_tried() -> None:
-    patience = Bucket.__init__.__kwdefaults__
-    assert patience
-    said = "{attempts} attempts, {connect_timeout_s:g} s to connect, {read_timeout_s:g} s without a byte"
-    page = Path(__file__).parents[3] / "docs/engines.md"
-    assert said.format(**patience) in page.read_text()

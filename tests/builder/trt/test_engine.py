@@ -45,27 +45,6 @@ def test_tensorrt_takes_the_other_typed_graphs(precision: str, trt: ModuleType, 
     assert build_plan(trt, typed, BuildOptions(precision=precision), target_sm="89").plan
 
 
-def test_the_network_has_the_contract_types_and_a_profile_from_one_to_the_largest_batch(
-    trt: ModuleType, r18_typed: dict[str, bytes]
-) -> None:
-    log = compat.logger(trt, compat.Messages())
-    made = trt.Builder(log)
-    network = compat.create_network(trt, made)
-    parser = engine._parse(trt, network, r18_typed["fp16"], log)
-    config = made.create_builder_config()
-    compat.set_precision(trt, config, "fp16")
-    engine._add_profiles(made, config, BuildOptions(max_batch_size=64, opt_batch_size=16))
-
-    assert parser.num_errors == 0
-    assert network.get_input(0).dtype == trt.DataType.UINT8
-    assert network.get_output(0).dtype == trt.DataType.FLOAT
-    kinds = [network.get_layer(index) for index in range(network.num_layers)]
-    convolutions = [layer for layer in kinds if layer.type == trt.LayerType.CONVOLUTION]
-    assert len(convolutions) == 21
-    assert {layer.get_output(0).dtype for layer in convolutions} == {trt.DataType.HALF}
-    assert config.num_optimization_profiles == 2
-
-
 @pytest.mark.parametrize(("precision", "on"), [("fp32", False), ("fp16", False), ("tf32", True)])
 def test_tf32_is_on_for_tf32_alone(precision: str, on: bool, trt: ModuleType) -> None:
     config = trt.Builder(compat.logger(trt, compat.Messages())).create_builder_config()

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import gc
-import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-import weakref
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -18,8 +14,6 @@ import pytest
 
 from arcface_builder.graph.precision import typed_graph
 from arcface_builder.trt.progress import Phases, run_interruptibly
-from arcface_client.cli.terminal import INTERRUPTED
-from support import children
 
 
 def test_an_error_of_the_work_is_raised_where_it_is_waited_for(capfd: pytest.CaptureFixture[str]) -> None:
@@ -81,51 +75,6 @@ def test_a_build_that_cannot_be_stopped_ends_with_the_process(
     assert (child.returncode, said) == (130, "")
 
 
-def test_ctrl_c_in_the_works_first_moment_cancels_it() -> None:
-    cancelled = threading.Event()
-
-    def work() -> bool:
-        os.kill(os.getpid(), signal.SIGINT)
-        return cancelled.wait(20)
-
-    with pytest.raises(KeyboardInterrupt):
-        run_interruptibly(work, tick=lambda: None, cancelled=cancelled, stoppable=True)
-
-    assert cancelled.is_set()
-
-
-STOPPING = """
-import signal
-import threading
-from arcface_builder.trt.progress import run_interruptibly
-signal.signal(signal.SIGINT, signal.default_int_handler)
-cancelled, never = threading.Event(), threading.Event()
-def work():
-    print("works", flush=True)
-    cancelled.wait()
-    print("is told to stop", flush=True)
-    never.wait()
-try:
-    run_interruptibly(work, tick=lambda: None, cancelled=cancelled, stoppable=True)
-except KeyboardInterrupt:
-    print("goes", flush=True)
-"""
-"""A build that takes its time to stop."""
-
-
-def test_a_second_ctrl_c_does_not_wait_for_a_build_that_is_stopping() -> None:
-    with children.start(STOPPING) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "works\n"
-        child.send_signal(signal.SIGINT)
-        assert child.stdout.readline() == "is told to stop\n"
-        child.send_signal(signal.SIGINT)
-        assert child.stdout.readline() == "goes\n"
-        child.wait(20)
-
-    assert child.returncode == INTERRUPTED  # the work still ran
-
-
 def test_nested_phases_are_one_fraction() -> None:
     phases = Phases()
     phases.start("build", None, 4)
@@ -138,46 +87,3 @@ def test_nested_phases_are_one_fraction() -> None:
     phases.finish("tactics")
     phases.step("build", 1)
     assert phases.fraction == pytest.approx(0.5)
-
-
-def test_phases_change_while_they_are_asked() -> None:
-    phases, ended = Phases(), threading.Event()
-
-    def ask() -> None:
-        while not ended.is_set():
-            assert 0 <= phases.fraction <= 1
-            assert phases.current
-
-    interval_s = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        with ThreadPoolExecutor(1) as asking:
-            asked = asking.submit(ask)
-            for index in range(20_000):
-                phases.start(f"phase {index}", None, 4)
-                phases.step(f"phase {index}", 3)
-                phases.finish(f"phase {index - 3}")
-            ended.set()
-    finally:
-        sys.setswitchinterval(interval_s)
-    asked.result()
-
-
-def test_a_build_that_failed_is_freed_with_its_error() -> None:
-    class Builder:
-        pass
-
-    left: list[weakref.ref[Builder]] = []
-
-    def fail() -> None:
-        builder = Builder()
-        left.append(weakref.ref(builder))
-        raise ValueError("no plan")
-
-    gc.disable()
-    try:
-        with pytest.raises(ValueError, match="no plan"):
-            run_interruptibly(fail, tick=lambda: None, cancelled=threading.Event(), stoppable=True)
-        assert left[0]() is None
-    finally:
-        gc.enable()
