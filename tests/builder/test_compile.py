@@ -277,20 +277,6 @@ def test_a_published_plan_that_was_changed_is_called_damaged(
     assert compile_plan(request_, gpu, store, repository).added.is_new
 
 
-def test_a_plan_for_another_platform_than_the_versions_others_is_refused_before_it_is_built(
-    request_: PlanRequest,
-    gpu: AbsentGpu,
-    store: PlanStore,
-    repository: ModelRepository,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    compile_plan(request_, gpu, store, repository)
-    monkeypatch.setattr("platform.machine", lambda: "aarch64")
-
-    with pytest.raises(RepositoryError, match=r"sm89\.plan .* for linux-aarch64"):
-        compile_plan(request_, unable(replace(gpu, sm="89", target_sm="89")), store, repository)
-
-
 def test_a_cache_that_cannot_be_written_is_an_error_before_the_build(
     request_: PlanRequest, gpu: AbsentGpu, repository: ModelRepository, tmp_path: Path
 ) -> None:

@@ -13,12 +13,11 @@ from arcface_client.cli.terminal import UsageError, print_json
 
 from ..build import DEFAULT_REPOSITORY
 from ..build import build as build_model
-from ..errors import OptionError
 from ..repository.config import ServingOptions
 from ..source.insightface_pack import DEFAULT_ROOT
 from ..source.load import Checkpoint, InsightFacePack, OnnxFile, Source, Synthetic
 from ..source.preprocessing import Normalisation
-from .options import Json, Name, Repository, recorded_path
+from .options import Json, Name, Repository, checked, recorded_path
 
 _source_option = partial(typer.Option, rich_help_panel="Source (exactly one)")
 _detail = partial(typer.Option, rich_help_panel="Details of the source")
@@ -27,13 +26,6 @@ _serving_option = partial(
     rich_help_panel="Serving (for all versions of the model; without any of these they stay as they are)",
 )
 _DEFAULTS: Final = ServingOptions()
-
-
-def _normalisation(text: str) -> Normalisation:
-    try:
-        return Normalisation.parse(text)
-    except OptionError as error:
-        raise typer.BadParameter(str(error)) from error
 
 
 def build(
@@ -63,7 +55,7 @@ def build(
     normalisation: Annotated[
         Normalisation | None,
         _detail(
-            parser=_normalisation,
+            parser=checked(Normalisation.parse),
             metavar="MEAN,STD",
             help="With --onnx-path: what callers do to pixels 0 to 255, where the file leaves it open "
             "(default: by its SHA-256, else by what the graph computes).",

@@ -39,6 +39,7 @@ from .options import (
     Name,
     Precision,
     Repository,
+    checked,
     recorded_path,
 )
 
@@ -54,14 +55,8 @@ _WITHOUT_FLAG: Final = (
 """The settings of a plan that only a file or the environment can give."""
 
 
-def _capabilities(text: str) -> list[str]:
-    parts = [part.strip() for part in text.split(",")]
-    try:
-        for part in parts:
-            sm_of(part)
-    except OptionError as error:
-        raise typer.BadParameter(str(error)) from error
-    return parts
+def _sms(text: str) -> list[str]:
+    return [sm_of(part.strip()) for part in text.split(",")]
 
 
 def compile_(
@@ -122,7 +117,7 @@ def compile_(
     ] = False,
     cc: Annotated[
         list[str] | None,
-        _fleet(parser=_capabilities, metavar="CC,...", help="Compute capabilities, for example 8.0,8.6."),
+        _fleet(parser=checked(_sms), metavar="CC,...", help="Compute capabilities, for example 8.0,8.6."),
     ] = None,
     tensorrt_version: Annotated[
         str | None,
@@ -144,8 +139,8 @@ def compile_(
     source model; where that file is missing, those of the ONNX model. Options take precedence over
     ARCFACE_TENSORRT_* variables, and those over the settings' file.
     """
-    capabilities = [capability for part in cc or () for capability in part]
-    if bool(capabilities) != from_store:
+    sms = [sm for part in cc or () for sm in part]
+    if bool(sms) != from_store:
         raise UsageError("--cc and --from-store go together: a plan is built on the GPU that it is for.")
     if from_store and (timing_cache or fallback_precision):
         raise UsageError("--timing-cache and --fallback-precision are for builds, not for --from-store.")
@@ -188,7 +183,7 @@ def compile_(
         if gpu is None:
             added = assemble(
                 request,
-                capabilities,
+                sms,
                 store,
                 models,
                 tensorrt_version=tensorrt_version,

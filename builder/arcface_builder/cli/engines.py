@@ -24,6 +24,7 @@ from .options import (
     EndpointUrl,
     Json,
     Precision,
+    checked,
     with_shared_options,
 )
 
@@ -43,13 +44,6 @@ engines = typer.Typer(
 )
 
 
-def _architecture(text: str) -> str:
-    try:
-        return sm_of(text)
-    except OptionError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
 _filter = partial(typer.Option, rich_help_panel="Only these plans")
 Remote = Annotated[bool, typer.Option("--remote", help="The bucket's plans instead of the cache's.")]
 
@@ -62,7 +56,7 @@ class _Plans:
     precision: Annotated[Precision | None, _filter(help="Of this precision.")] = None
     sm: Annotated[
         str | None,
-        _filter(parser=_architecture, metavar="SM", help="For this architecture, for example 86 (or 8.6)."),
+        _filter(parser=checked(sm_of), metavar="SM", help="For this architecture, for example 86 (or 8.6)."),
     ] = None
     tensorrt_version: Annotated[str | None, _filter(metavar="VERSION", help="By this TensorRT.")] = None
     config: Config = None

@@ -7,12 +7,16 @@ from dataclasses import fields
 from functools import partial, wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, get_type_hints
+from typing import Annotated, Any, Final, Literal, TypeVar, get_type_hints
 
 import typer
 
 from arcface_client.cli.terminal import utf8_path
 from arcface_client.settings import TENSORRT_PATH
+
+from ..errors import OptionError
+
+T = TypeVar("T")
 
 BUCKET_KEY: Final = "tensorrt.engine_s3_bucket"
 
@@ -22,6 +26,18 @@ _store_option = partial(typer.Option, rich_help_panel="Where plans are kept")
 def recorded_path(value: str | Path) -> Path:
     """Read a path that goes into a manifest; Typer passes defaults through here, too."""
     return utf8_path(str(value))
+
+
+def checked(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """Let a value that a parser refuses be wrong usage."""
+
+    def parsed(text: str) -> T:
+        try:
+            return parse(text)
+        except OptionError as error:
+            raise typer.BadParameter(str(error)) from error
+
+    return parsed
 
 
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8"]

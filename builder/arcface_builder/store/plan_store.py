@@ -54,6 +54,9 @@ def open_store(
 class PlanStore:
     """Where a plan is looked for before it is built, and kept afterwards.
 
+    Every method raises ``CacheError`` if the cache cannot be used, and ``BucketError`` if the bucket cannot.
+    In ``fetch`` and ``put`` the bucket's failure is a warning.
+
     Args:
         local: The cache on this machine.
         remote: The bucket, if there is one.
@@ -69,11 +72,7 @@ class PlanStore:
         return f"{self.local.name} and {self.remote.name}" if self.remote else self.local.name
 
     def fetch(self, key: PlanKey) -> StoredPlan | None:
-        """Find a plan, checked byte for byte; a bucket that fails is a warning.
-
-        Raises:
-            CacheError: The cache cannot be used.
-        """
+        """Find a plan, checked byte for byte; a bucket that fails is a warning."""
         try:
             return self.pull(key)
         except (BucketError, PlanDamagedError) as error:
@@ -85,14 +84,10 @@ class PlanStore:
 
         Raises:
             PlanDamagedError: The bucket's plan is not what its manifest says.
-            StoreError: The bucket or the cache cannot be used.
         """
         if stored := self.local.find(key):
-            _log.info("Found %s in the %s", key.filename, self.local.name)
             return stored
-        entry = self.remote.find(key) if self.remote else None
-        if self.remote is None or entry is None:
-            _log.info("%s is not in the %s", key.filename, self.places)
+        if self.remote is None or (entry := self.remote.find(key)) is None:
             return None
         with self.local.staging() as folder:
             stored = self.local.add(self.remote.download(entry, folder), entry.usable_manifest())
@@ -107,8 +102,7 @@ class PlanStore:
             manifest: Its manifest.
 
         Raises:
-            PlanDamagedError: The plan is not what the manifest describes.
-            CacheError: The cache cannot be used; nothing was stored.
+            PlanDamagedError: The plan is not what the manifest describes; nothing was stored.
         """
         stored = self.local.add(plan, manifest)
         if self.remote:
@@ -126,16 +120,10 @@ class PlanStore:
         """List every plan with the places that have it, "cache" and "bucket".
 
         Where two machines built one plan, their bytes differ, and it is listed twice.
-
-        Raises:
-            StoreError: The bucket or the cache cannot be used.
         """
         found: dict[tuple[str, str], tuple[Entry, list[str]]] = {}
-        places: list[tuple[str, LocalStore | Bucket]] = [("cache", self.local)]
-        if self.remote:
-            places.append(("bucket", self.remote))
-        for name, place in places:
-            for entry in place.entries():
+        for name, place in (("cache", self.local), ("bucket", self.remote)):
+            for entry in place.entries() if place else ():
                 content = entry.manifest.plan_sha256 if entry.manifest else name
                 found.setdefault((entry.path, content), (entry, []))[1].append(name)
         return list(found.values())

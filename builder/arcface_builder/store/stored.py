@@ -98,15 +98,9 @@ def check_plan(plan: Path, manifest: PlanManifest, *, where: str) -> None:
     Raises:
         PlanDamagedError: They are not.
     """
-    found = describe_plan(plan)
-    if found["plan_bytes"] != manifest.plan_bytes:
+    if (found := sha256_of(plan)) != manifest.plan_sha256:
         raise PlanDamagedError(
-            f"{where} has {found['plan_bytes']:,} bytes; its manifest says {manifest.plan_bytes:,}."
-        )
-    if found["plan_sha256"] != manifest.plan_sha256:
-        raise PlanDamagedError(
-            f"{where} has SHA-256 {found['plan_sha256'][:12]}...; "
-            f"its manifest says {manifest.plan_sha256[:12]}..."
+            f"{where} has SHA-256 {found[:12]}...; its manifest says {manifest.plan_sha256[:12]}..."
         )
 
 

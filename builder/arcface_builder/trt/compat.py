@@ -68,21 +68,18 @@ def check_knows(version: str, precision: str) -> None:
         raise PrecisionError(f"TensorRT {version} has no bf16; use fp16, or TensorRT 10 or newer.")
 
 
-def create_builder(trt: ModuleType, log: Any, messages: Messages) -> Any:
-    """Start TensorRT's builder, with a logger that fills the messages.
+def started(trt: ModuleType, kind: Callable[[Any], Any], log: Any, messages: Messages) -> Any:
+    """Start TensorRT's builder, or its runtime, which loads plans.
+
+    Args:
+        trt: The TensorRT module.
+        kind: ``trt.Builder`` or ``trt.Runtime``.
+        log: A logger that fills the messages.
+        messages: What TensorRT said.
 
     Raises:
         NoGpuError: It does not start, for want of a GPU or of memory on it.
     """
-    return _started(trt, trt.Builder, log, messages)
-
-
-def create_runtime(trt: ModuleType, log: Any, messages: Messages) -> Any:
-    """Start TensorRT's runtime, which loads plans, likewise."""
-    return _started(trt, trt.Runtime, log, messages)
-
-
-def _started(trt: ModuleType, kind: Callable[[Any], Any], log: Any, messages: Messages) -> Any:
     made = start(kind, log)
     if made is None:
         raise NoGpuError(

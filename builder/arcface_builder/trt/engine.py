@@ -20,7 +20,7 @@ from arcface_client.contract import CROP_SHAPE, INPUT_NAME, Progress, no_progres
 from ..errors import CompileError, WorkspaceError
 from . import compat
 from .options import LEAST_WORKSPACE_MB, BuildOptions
-from .progress import Phases, monitor, run_interruptibly
+from .progress import monitor, run_interruptibly
 
 _log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def _attempt(
 ) -> BuiltPlan | None:
     """Build once; None if TensorRT could not."""
     log = compat.logger(trt, messages)
-    builder = compat.create_builder(trt, log, messages)
+    builder = compat.started(trt, trt.Builder, log, messages)
     network = compat.create_network(trt, builder)
     parser = _parse(trt, network, typed_graph, log)
     config = builder.create_builder_config()
@@ -118,13 +118,13 @@ def _attempt(
     _add_profiles(builder, config, options)
     timings, state = _timing_cache(config, options.timing_cache)
 
-    phases, cancelled, start = Phases(), threading.Event(), time.monotonic()
-    watcher = monitor(trt, phases, cancelled)
+    cancelled, start = threading.Event(), time.monotonic()
+    watcher = monitor(trt, cancelled)
     if watcher is not None:
         config.progress_monitor = watcher
 
     def tick() -> None:
-        report(phases.current, phases.fraction if watcher is not None else None)
+        report(*watcher.now if watcher is not None else ("TensorRT", None))
 
     serialized = run_interruptibly(
         partial(_serialize, builder, network, config, (parser, timings)),

@@ -45,7 +45,7 @@ class Gpu:
             CompileError: TensorRT cannot load it.
         """
         messages = compat.Messages()
-        runtime = compat.create_runtime(self.trt, compat.logger(self.trt, messages), messages)
+        runtime = compat.started(self.trt, self.trt.Runtime, compat.logger(self.trt, messages), messages)
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise CompileError(f"TensorRT cannot load the plan that it built: {messages.to_text()}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Final
@@ -134,18 +134,8 @@ def _is_convolution(layer: Mapping[str, Any]) -> bool:
 def _type_of(layer: Mapping[str, Any]) -> str | None:
     """The type that a layer computes in: that of its weights, else of its first input."""
     weights = layer.get("Weights")
-    if isinstance(weights, dict) and (kind := _named(str(weights.get("Type", "")))):
-        return kind
-    inputs = layer.get("Inputs") or []
-    return next((kind for tensor in inputs for kind in _tensor_types(tensor)), None)
-
-
-def _tensor_types(tensor: object) -> Iterator[str]:
-    if isinstance(tensor, dict):
-        for key, value in tensor.items():
-            if _TYPE_KEY.search(key) and (kind := _named(str(value))):
-                yield kind
-
-
-def _named(text: str) -> str | None:
-    return next((kind for kind, word in _WORDS.items() if word.search(text)), None)
+    texts = [str(weights.get("Type", ""))] if isinstance(weights, dict) else []
+    for tensor in layer.get("Inputs") or []:
+        if isinstance(tensor, dict):
+            texts += [str(value) for key, value in tensor.items() if _TYPE_KEY.search(key)]
+    return next((kind for text in texts for kind, word in _WORDS.items() if word.search(text)), None)

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 T = TypeVar("T")
 
@@ -16,40 +16,42 @@ _INTERRUPTED: Final = 130
 
 
 class Phases:
-    """TensorRT's phases, each a step of its parent's, as one fraction; one thread writes, another reads."""
+    """TensorRT's phases, each a step of its parent's, as one fraction; one thread writes, another reads.
 
-    def __init__(self) -> None:
+    Its methods are those of TensorRT's ``IProgressMonitor``.
+
+    Args:
+        cancelled: Once it is set, the next step ends the build.
+    """
+
+    def __init__(self, cancelled: threading.Event) -> None:
+        self._cancelled = cancelled
         self._lock = threading.Lock()
         self._phases: dict[str, tuple[str | None, int, int]] = {}  # parent, steps, steps done
 
-    def start(self, name: str, parent: str | None, steps: int) -> None:
+    def phase_start(self, name: str, parent: str | None, steps: int) -> None:
         """Begin a phase."""
         with self._lock:
             self._phases[name] = (parent, steps, 0)
 
-    def step(self, name: str, step: int) -> None:
-        """Note that a step of a phase, counted from 0, is done."""
+    def step_complete(self, name: str, step: int) -> bool:
+        """Note that a step of a phase, counted from 0, is done; False ends the build."""
         with self._lock:
             if name in self._phases:
                 parent, steps, _ = self._phases[name]
                 self._phases[name] = (parent, steps, step + 1)
+        return not self._cancelled.is_set()
 
-    def finish(self, name: str) -> None:
+    def phase_finish(self, name: str) -> None:
         """End a phase."""
         with self._lock:
             self._phases.pop(name, None)
 
     @property
-    def current(self) -> str:
-        """The innermost phase that began last."""
+    def now(self) -> tuple[str, float]:
+        """The innermost phase that began last, and what part of the whole is done, 0 to 1."""
         with self._lock:
-            return next(reversed(self._phases), "TensorRT")
-
-    @property
-    def fraction(self) -> float:
-        """What part of the whole is done, 0 to 1."""
-        with self._lock:
-            return self._fraction(None)
+            return next(reversed(self._phases), "TensorRT"), self._fraction(None)
 
     def _fraction(self, parent: str | None) -> float:
         name = next((key for key, phase in reversed(self._phases.items()) if phase[0] == parent), None)
@@ -59,24 +61,15 @@ class Phases:
         return min(1.0, (done + self._fraction(name)) / max(1, steps))
 
 
-def monitor(trt: ModuleType, phases: Phases, cancelled: threading.Event) -> Any | None:
-    """A progress monitor that also cancels the build; None where TensorRT has none."""
+def monitor(trt: ModuleType, cancelled: threading.Event) -> Phases | None:
+    """A progress monitor for TensorRT, which also cancels the build; None where TensorRT has none."""
     if not hasattr(trt, "IProgressMonitor"):
         return None
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+    class Monitor(Phases, trt.IProgressMonitor):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-
-        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
-            phases.start(name, parent, steps)
-
-        def step_complete(self, name: str, step: int) -> bool:
-            phases.step(name, step)
-            return not cancelled.is_set()
-
-        def phase_finish(self, name: str) -> None:
-            phases.finish(name)
+            Phases.__init__(self, cancelled)
 
     return Monitor()
 

@@ -7,10 +7,8 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import cv2
 import pytest
@@ -88,22 +86,6 @@ def test_a_plan_is_kept_in_the_named_cache_and_a_fleet_is_assembled_from_it(
     shutil.rmtree(repository.root / "small_trt")
     assert main(arguments(repository, *other[:2], "--cc", "8.6", "--from-store")) == 0
     assert capsys.readouterr().out.startswith("small-fp16-sm86.plan added to small_trt version 1")
-
-
-@pytest.mark.usefixtures("at_hand")
-def test_the_source_of_a_relative_path_is_found_from_another_folder(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    repository = ModelRepository(tmp_path / "models")
-    monkeypatch.chdir(source.parent)
-    build = ["build", "--name", "small", "--repository", str(repository.root), "--onnx-path", source.name]
-    assert main(build) == 0
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-
-    assert main(arguments(repository)) == 0
-
-    assert " from the source file over 32 crops\n" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("at_hand")
@@ -239,32 +221,19 @@ def test_bad_input_is_one_line(
     assert not (repository.root / "small_trt").exists()
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda manifest: "[[", "is not JSON"),
-        (
-            lambda manifest: json.dumps(manifest | {"source_location": {"kind": "onnx", "path": 7}}),
-            "source_loc",
-        ),
-    ],
-    ids=["not JSON", "no path"],
-)
 def test_a_damaged_manifest_is_one_line(
-    damage: Callable[[dict[str, Any]], str],
-    message: str,
-    repository: ModelRepository,
-    capsys: pytest.CaptureFixture[str],
+    repository: ModelRepository, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = repository.manifest_path("small_onnx", 1)
-    path.write_text(damage(json.loads(path.read_text())))
+    manifest = json.loads(path.read_text()) | {"source_location": {"kind": "onnx", "path": 7}}
+    path.write_text(json.dumps(manifest))
 
     assert main(arguments(repository)) == 1
 
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("arcface-builder: ")
     assert str(path) in last
-    assert message in last
+    assert "source_loc" in last
 
 
 @pytest.mark.parametrize(
@@ -273,7 +242,6 @@ def test_a_damaged_manifest_is_one_line(
         ["--precision", "fp8"],
         ["--cc", "8.6"],
         ["--cc", "8,6", "--from-store"],
-        ["--cc", "08.6", "--from-store"],
         ["--from-store"],
         ["--cc", "8.6", "--from-store", "--fallback-precision"],
         ["--cc", "8.6", "--from-store", "--timing-cache", "file"],

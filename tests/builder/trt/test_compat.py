@@ -28,12 +28,12 @@ garbage = [trt.Builder(old), trt.Runtime(old)]
 garbage.append(garbage)
 del garbage
 messages = Collecting()
-getattr(compat, sys.argv[1])(trt, compat.logger(trt, messages), messages)
+compat.started(trt, getattr(trt, sys.argv[1]), compat.logger(trt, messages), messages)
 print("started")
 """
 
 
-@pytest.mark.parametrize("start", ["create_builder", "create_runtime"])
+@pytest.mark.parametrize("start", ["Builder", "Runtime"])
 def test_what_python_has_not_freed_yet_cannot_lock_tensorrt(start: str) -> None:
     pytest.importorskip("tensorrt_rtx")
     assert children.run(GARBAGE, start) == "started\n"

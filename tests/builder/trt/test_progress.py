@@ -76,14 +76,13 @@ def test_a_build_that_cannot_be_stopped_ends_with_the_process(
 
 
 def test_nested_phases_are_one_fraction() -> None:
-    phases = Phases()
-    phases.start("build", None, 4)
-    phases.step("build", 0)
-    phases.start("tactics", "build", 10)
-    phases.step("tactics", 4)
+    phases = Phases(threading.Event())
+    phases.phase_start("build", None, 4)
+    phases.step_complete("build", 0)
+    phases.phase_start("tactics", "build", 10)
+    assert phases.step_complete("tactics", 4)
 
-    assert phases.current == "tactics"
-    assert phases.fraction == pytest.approx((1 + 0.5) / 4)
-    phases.finish("tactics")
-    phases.step("build", 1)
-    assert phases.fraction == pytest.approx(0.5)
+    assert phases.now == ("tactics", (1 + 0.5) / 4)
+    phases.phase_finish("tactics")
+    phases.step_complete("build", 1)
+    assert phases.now == ("build", 0.5)
