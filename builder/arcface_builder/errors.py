@@ -1,27 +1,4 @@
-"""The builder's errors, grouped by what the caller should do.
-
-::
-
-    ArcFaceError
-    └── BuilderError
-        ├── SourceError (InputError)           fix or replace the source; nothing was written
-        │   ├── NotOnnxError                   a file that is not an ONNX model, or is damaged
-        │   ├── NotArcFaceError                an ONNX model that cannot be served as an ArcFace
-        │   └── CheckpointError                a state dict that is not an IResNet's
-        ├── OptionError (InputError)           a name or serving option out of its range
-        ├── PackError (DeploymentError)        an InsightFace pack that is not there and cannot be fetched
-        ├── RepositoryError (DeploymentError)  a repository that cannot be read or written
-        ├── StoreError                         a place for plans that cannot be used
-        │   ├── CacheError (DeploymentError)   the local cache cannot be read or written
-        │   └── BucketError (DeploymentError)  S3 refused a request, or did not answer
-        ├── PlanDamagedError (DeploymentError) a plan that must not be loaded; compile it again
-        ├── CompileError (DeploymentError)     a plan could not be built, or must not be used
-        │   ├── NoGpuError                     this machine cannot build plans
-        │   ├── WorkspaceError                 TensorRT ran out of memory
-        │   └── PrecisionError                 a precision that the GPU or the plan does not have
-        └── ParityError (DeploymentError)      a model's embeddings differ from its source's
-            └── ServedModelError               the served ONNX model's do, so that no plan of it can pass
-"""
+"""The builder's errors; ``InputError`` and ``DeploymentError`` say who has to act, as in the client."""
 
 from __future__ import annotations
 
@@ -33,7 +10,7 @@ class BuilderError(ArcFaceError):
 
 
 class SourceError(BuilderError, InputError):
-    """The source of a build cannot be used."""
+    """The source of a build cannot be used: fix or replace it; nothing was written."""
 
 
 class NotOnnxError(SourceError):
@@ -73,7 +50,7 @@ class BucketError(StoreError, DeploymentError):
 
 
 class PlanDamagedError(BuilderError, DeploymentError):
-    """A plan's bytes are not those of its manifest, or the manifest cannot be used."""
+    """A plan's bytes are not those of its manifest, or the manifest cannot be used: compile it again."""
 
 
 class CompileError(BuilderError, DeploymentError):

@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from arcface_builder.check import crops as faces
-from arcface_builder.check.controls import another_model
+from arcface_builder.check.accuracy import another_model
 from arcface_builder.compile import PlanRequest, compile_plan, compile_with_fallback, convert, plan_key
 from arcface_builder.errors import (
     CacheError,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from arcface_builder.check.controls import another_model
+from arcface_builder.check.accuracy import another_model
 from arcface_builder.graph.edit import session
 from arcface_builder.trt.gpu import Gpu
 from arcface_builder.trt.inspect import LayerPrecisions

@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 
 from arcface_client.contract import INPUT_NAME, Crops, Embeddings
+from arcface_client.evaluation.controls import PERTURBATIONS, control_rows
 from arcface_client.models.golden import drifts, largest_drift
 from arcface_client.runtimes.base import Embed, in_batches
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 
 from ..errors import ParityError, ServedModelError
-from ..graph.edit import session
-from .controls import another_model, run_controls
+from ..graph.edit import constant, first_convolution, session, set_constant
 from .crops import comparison_crops, face_like, noise
 
 TOLERANCE: Final = 1e-5
@@ -153,7 +155,7 @@ def check_onnx_model(source: Embed, served: Embed, *, computed_by: str = "source
     reference = ReferenceEmbeddings(
         crops=crops,
         embeddings=expected,
-        controls=run_controls(served, crops, expected),
+        controls=_controls(served, crops, expected),
         computed_by=computed_by,
         max_drift_cosine=_BUILD_DRIFT,
     )
@@ -200,7 +202,7 @@ def reference_for_plans(
             computed_by=computed_by,
             max_drift_cosine=max_drift_cosine,
         )
-        controls = run_controls(
+        controls = _controls(
             served.embed,
             crops,
             reference.embeddings,
@@ -212,3 +214,38 @@ def reference_for_plans(
         except ParityError as error:
             raise ServedModelError(f"{error} No plan was built; build the ONNX model again.") from error
     return reference
+
+
+def _controls(
+    served: Embed, crops: Crops, reference: Embeddings, *, another: Embed | None = None
+) -> dict[str, float]:
+    """Measure the drift that each perturbation causes, which must be larger than what is allowed.
+
+    The served ONNX model embeds the perturbed crops, not the plan: a plan that has one of these faults
+    would make the check look blind.
+
+    Args:
+        served: The served ONNX model.
+        crops: uint8 [N, 112, 112, 3]; some of them are used.
+        reference: Their reference embeddings, float32 [N, 512].
+        another: Another model, for one more control.
+
+    Returns:
+        Largest drift by perturbation.
+    """
+    few, right = control_rows(crops), control_rows(reference)
+    wrong = {name: in_batches(served, alter(few), _BATCH) for name, alter in PERTURBATIONS.items()}
+    if another is not None:
+        wrong["another model"] = in_batches(another, few, _BATCH)
+    return {name: largest_drift(right, embeddings) for name, embeddings in wrong.items()}
+
+
+def another_model(serving_graph: bytes) -> bytes:
+    """A model that embeds differently: a serving graph with the filters of its first layer reversed."""
+    model = ir.from_proto(onnx.load_model_from_string(serving_graph))
+    convolution = first_convolution(model)
+    weight = constant(convolution.inputs[1])
+    if weight is None:
+        raise ValueError("The first convolution has no weights.")
+    set_constant(convolution, 1, np.ascontiguousarray(weight[::-1]), "another")
+    return bytes(ir.to_proto(model).SerializeToString())

@@ -68,8 +68,6 @@ def keep_refusal(
         layer = diverging_layer(converted, float32, crops[:_CROPS], max_drift_cosine)
     except MissingExtraError as error:
         return f"{kept} To compare layer by layer: {error}; then run `{command}`."
-    except MemoryError:
-        return f"{kept} There is no memory to compare layer by layer here; run `{command}`."
     except RUN_ERRORS as error:
         return f"{kept} ONNX Runtime cannot run the converted graph ({first_line(error)}); run `{command}`."
     if layer is None:

@@ -39,7 +39,6 @@ from onnxruntime.quantization.quant_utils import add_infer_metadata, add_pre_pro
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from arcface_client.contract import INPUT_NAME, Crops
-from arcface_client.models.embedding_space import PRECISIONS
 
 from ..errors import OptionError, PrecisionError
 from .batchnorm import affine
@@ -88,16 +87,14 @@ def typed_graph(
 
     Args:
         serving_graph: An ONNX file with the contract's tensors.
-        precision: One of ``PRECISIONS``. fp32 and tf32 are the same graph: TF32 is a way to multiply
-            float32 numbers, and a flag in every TensorRT.
+        precision: fp32, tf32, fp16, bf16 or int8. fp32 and tf32 are the same graph: TF32 is a way to
+            multiply float32 numbers, and a flag in every TensorRT.
         calibration: Crops for the ranges of int8, uint8 [N, 112, 112, 3], BGR.
         strongly_typed: Whether the TensorRT that reads the graph types networks strongly.
 
     Raises:
-        OptionError: The precision is unknown, or int8 has no calibration crops.
+        OptionError: int8 has no calibration crops.
     """
-    if precision not in PRECISIONS:
-        raise OptionError(f"Precision {precision!r} is unknown; expected {', '.join(PRECISIONS)}.")
     model = ir.from_proto(onnx.load_model_from_string(serving_graph))
     passes.NameFixPass()(model)  # exporters may leave nodes without a name, and the quantiser needs names
     _plain_batch_norms(model)

@@ -63,22 +63,16 @@ def depth_of(names: Mapping[str, object]) -> str:
     )
 
 
-def _check(state: Mapping[str, npt.NDArray[np.float32]], depth: str, path: Path) -> None:
-    shapes = parameter_shapes(depth)
-    problems = {
-        "misses": [name for name in shapes if name not in state],
-        "has the unknown": [name for name in state if name not in shapes],
-        "has the wrong shape for": [
-            f"{name} {list(state[name].shape)} instead of {list(shape)}"
-            for name, shape in shapes.items()
-            if name in state and state[name].shape != shape
-        ],
-    }
-    texts = [f"{problem} {_some(names)}" for problem, names in problems.items() if names]
-    if texts:
-        raise CheckpointError(
-            f"{path.name} is not a state dict of an IResNet {depth}: it {'; it '.join(texts)}."
-        )
+def _check(state: StateDict, depth: str, path: Path) -> None:
+    expected = parameter_shapes(depth)
+    found = {name: array.shape for name, array in state.items()}
+    wrong = [
+        f"{name} ({found.get(name, 'missing')}; expected {expected.get(name, 'no such parameter')})"
+        for name in {**expected, **found}
+        if found.get(name) != expected.get(name)
+    ]
+    if wrong:
+        raise CheckpointError(f"{path.name} is not a state dict of an IResNet {depth}: {_some(wrong)}.")
     broken = [name for name, array in state.items() if not np.isfinite(array).all()]
     if broken:
         raise CheckpointError(

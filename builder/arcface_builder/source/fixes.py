@@ -234,14 +234,9 @@ def _makes_matrix(node: ir.Node) -> bool:
 def _batch_dimension(model: ir.Model) -> Iterator[Issue]:
     for side, value in (("input", model.graph.inputs[0]), ("output", model.graph.outputs[0])):
         dim = value.shape[0] if value.shape is not None else None
-        if is_size(dim):
-            yield Issue(f"the {side}'s batch dimension is fixed to {dim}", f"it becomes {BATCH!r}")
-        elif dim is None or isinstance(dim, int):
-            yield Issue(
-                f"the {side}'s batch dimension is {dim}, which ONNX does not know", f"it becomes {BATCH!r}"
-            )
-        elif dim.value != BATCH:
-            yield Issue(f"the {side}'s batch dimension is called {dim.value!r}", f"it becomes {BATCH!r}")
+        if str(dim) != BATCH:
+            declared = f"fixed to {dim}" if is_size(dim) else f"declared as {dim}"
+            yield Issue(f"the {side}'s batch dimension is {declared}", f"it becomes {BATCH!r}")
     image, embedding = model.graph.inputs[0], model.graph.outputs[0]
     image.shape, embedding.shape = ir.Shape((BATCH, *image_dims(image))), ir.Shape((BATCH, EMBEDDING_DIM))
 

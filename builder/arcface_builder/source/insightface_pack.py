@@ -37,8 +37,6 @@ def recognition_model(pack: str, *, root: Path = DEFAULT_ROOT, accept_license: b
     """
     models = expanded(root) / "models"
     folder = models / pack
-    if Path(pack).name != pack or pack in ("", ".", ".."):
-        raise PackError(f"Pack name {pack!r} is not a plain name; expected for example buffalo_l.")
     if not any(folder.rglob("*.onnx")):
         if not accept_license:
             raise PackError(

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
-import onnx
 import onnx_ir as ir
 
 from ..errors import NotArcFaceError
 from ..graph.serving import is_serving_graph, is_unit_length
 from .fixes import Issue
-from .model import KNOWN_FILES, Origin, SourceModel
-from .onnx_file import describe_shape, has_external_data, read_onnx
+from .model import Origin, SourceModel
+from .onnx_file import describe_shape, read_onnx
 from .preprocessing import RAW
 from .reference import ReferenceEmbedder
-
-_AMBIGUOUS_NAMES: Final[Mapping[str, str]] = {
-    "glintr100.onnx": "InsightFace's antelopev2 and fal's AuraFace publish different weights under this name",
-    "w600k_mbf.onnx": "files with other contents than the pack's are published under this name",
-    "w600k_r50.onnx": "the pack's own file has another SHA-256; converted copies often keep the name",
-    "arcface_r100_v1.onnx": "several conversions from MXNet are published under this name",
-    "model.onnx": "any model may have this name",
-}
-"""File names that do not say which weights are inside, with the reason."""
 
 _OF_ORIGIN: Final = ("sha256", "known_file", "terms", "synthetic", "depth", "seed")
 
@@ -69,6 +58,11 @@ _SERVED: Final = Pixels(
     unit_length=True,
 )
 """A serving graph of this project, whatever it was made from."""
+
+_BUILT: Final = Issue(
+    "this is a serving graph that arcface-builder wrote: BGR order is in its weights",
+    "the build refuses it; build from the file it was made from, which its manifest names",
+)
 
 
 @dataclass(frozen=True)
@@ -141,7 +135,7 @@ def inspect(path: Path) -> Inspection:
     inputs = [value for value in declared.graph.inputs if value.name not in declared.graph.initializers]
     outputs = list(declared.graph.outputs)
     source = SourceModel(proto, Origin.of_file("onnx", path.name, proto, sha256))
-    pixels, issues = (_SERVED, []) if is_serving_graph(proto) else _try_to_build(source)
+    pixels, issues = (_SERVED, [_BUILT]) if is_serving_graph(proto) else _try_to_build(source)
     return Inspection(
         path=str(path),
         origin=source.origin,
@@ -151,7 +145,7 @@ def inspect(path: Path) -> Inspection:
         opset=declared.graph.opset_imports.get("", 1),
         ir_version=proto.ir_version,
         pixels=pixels,
-        issues=[*_file_issues(path, proto, sha256), *issues],
+        issues=issues,
     )
 
 
@@ -173,28 +167,6 @@ def _try_to_build(source: SourceModel) -> tuple[Pixels | None, list[Issue]]:
     except NotArcFaceError as error:
         return pixels, [*issues, Issue("a build refuses it", str(error))]
     return pixels, issues
-
-
-def _file_issues(path: Path, proto: onnx.ModelProto, sha256: str) -> list[Issue]:
-    """Issues of the file apart from its graph."""
-    issues = []
-    if is_serving_graph(proto):
-        issues.append(
-            Issue(
-                "this is a serving graph that arcface-builder wrote: BGR order is in its weights",
-                "the build refuses it; build from the file it was made from, which its manifest names",
-            )
-        )
-    if sha256 not in KNOWN_FILES and path.name in _AMBIGUOUS_NAMES:
-        issues.append(
-            Issue(
-                f"the name {path.name} does not say which weights these are: {_AMBIGUOUS_NAMES[path.name]}",
-                "the manifest records the SHA-256; compare it with the publisher's",
-            )
-        )
-    if has_external_data(path):
-        issues.append(Issue("the weights are in files of their own", "they go into the one served file"))
-    return issues
 
 
 def _tensor(value: ir.Value) -> Tensor:

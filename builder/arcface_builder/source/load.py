@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Protocol, TypeAlias
+from typing import Final, TypeAlias
 
 import onnx_ir as ir
 
@@ -36,16 +36,6 @@ _FLAGS: Final[Mapping[str, Mapping[str, str]]] = {
 """The flag of ``arcface-builder build`` for each part of a location, by kind."""
 
 
-class Source(Protocol):
-    """Something that gives a source model."""
-
-    def load(self) -> SourceModel:
-        """Read or make the source model; raises SourceError, PackError or MissingExtraError."""
-
-    def location(self) -> Location:
-        """Where it is, as a manifest holds it; ``located`` gives the source back."""
-
-
 @dataclass(frozen=True)
 class OnnxFile:
     """An ONNX file: a pack's recognition model, an arcface_torch export, an MXNet conversion.
@@ -63,7 +53,7 @@ class OnnxFile:
         return _read(self.path, "onnx", self.normalisation)
 
     def location(self) -> Location:
-        """See ``Source``."""
+        """What a manifest holds."""
         stated = {"normalisation": self.normalisation.to_argument()} if self.normalisation else {}
         return {"kind": "onnx", "path": str(self.path.absolute()), **stated}
 
@@ -88,7 +78,7 @@ class InsightFacePack:
         return _read(path, "insightface", None)
 
     def location(self) -> Location:
-        """See ``Source``."""
+        """What a manifest holds."""
         root = {"root": str(expanded(self.root).absolute())} if self.root != DEFAULT_ROOT else {}
         return {"kind": "insightface", "pack": self.pack, **root}
 
@@ -111,7 +101,7 @@ class Checkpoint:
         return SourceModel(ir.to_proto(iresnet_model(depth, weights)), origin, _AS_TRAINED)
 
     def location(self) -> Location:
-        """See ``Source``."""
+        """What a manifest holds."""
         return {"kind": "checkpoint", "path": str(self.path.absolute())}
 
 
@@ -142,8 +132,12 @@ class Synthetic:
         return SourceModel(proto, replace(origin, sha256=sha256), _AS_TRAINED)
 
     def location(self) -> Location:
-        """See ``Source``."""
+        """What a manifest holds."""
         return {"kind": "synthetic", "depth": self.depth, "seed": self.seed}
+
+
+Source: TypeAlias = OnnxFile | InsightFacePack | Checkpoint | Synthetic
+"""A source: ``load`` gives its model, and ``located`` gives it back from its ``location``."""
 
 
 def located(location: object) -> Source:

@@ -27,29 +27,12 @@ SourceKind = Literal["onnx", "insightface", "checkpoint", "synthetic"]
 PACK_TERMS: Final = "InsightFace's packs are for non-commercial research only"
 
 
-@dataclass(frozen=True)
-class KnownFile:
-    """A published ArcFace file.
-
-    Attributes:
-        name: Its name where it was published.
-        normalisation: What the caller must do with the pixels, since the network was trained with it.
-        terms: The publisher's terms of use.
-    """
-
-    name: str
-    normalisation: Normalisation = PYTORCH
-    terms: str = PACK_TERMS
-
-
-KNOWN_FILES: Final[Mapping[str, KnownFile]] = {
-    "4c06341c33c2ca1f86781dab0e829f88ad5b64be9fba56e56bc9ebdefc619e43": KnownFile("buffalo_l/w600k_r50.onnx"),
-    "4ab1d6435d639628a6f3e5008dd4f929edf4c4124b1a7169e1048f9fef534cdf": KnownFile(
-        "antelopev2/glintr100.onnx"
-    ),
-    "9cc6e4a75f0e2bf0b1aed94578f144d15175f357bdc05e815e5c4a02b319eb4f": KnownFile("buffalo_s/w600k_mbf.onnx"),
+KNOWN_FILES: Final[Mapping[str, str]] = {
+    "4c06341c33c2ca1f86781dab0e829f88ad5b64be9fba56e56bc9ebdefc619e43": "buffalo_l/w600k_r50.onnx",
+    "4ab1d6435d639628a6f3e5008dd4f929edf4c4124b1a7169e1048f9fef534cdf": "antelopev2/glintr100.onnx",
+    "9cc6e4a75f0e2bf0b1aed94578f144d15175f357bdc05e815e5c4a02b319eb4f": "buffalo_s/w600k_mbf.onnx",
 }
-"""Published files by SHA-256."""
+"""InsightFace's recognition models by SHA-256; their callers normalise pixels to -1 to 1."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +70,8 @@ class Origin:
             kind,
             name,
             sha256,
-            known_file=known.name if known else None,
-            terms=known.terms if known else PACK_TERMS if kind == "insightface" else None,
+            known_file=known,
+            terms=PACK_TERMS if known or kind == "insightface" else None,
             synthetic=synthetic,
             depth=labels.get("depth") if synthetic else None,
             seed=int(seed) if seed.isdecimal() else None,
@@ -102,7 +85,10 @@ class Origin:
 
 @dataclass(frozen=True)
 class SourceModel:
-    """A source model as it was read or made, with its fixed copy and its preprocessing.
+    """A source model, with its fixed copy and its preprocessing.
+
+    What is derived raises NotArcFaceError if the model cannot be fixed, or does more to its input than
+    normalise it.
 
     Attributes:
         proto: The model as it is in its file.
@@ -116,23 +102,18 @@ class SourceModel:
 
     @property
     def fixed(self) -> ir.Model:
-        """The copy with its issues fixed; raises NotArcFaceError if that is not possible."""
+        """The copy with its issues fixed."""
         return self._fixed_and_issues[0]
 
     @property
     def issues(self) -> list[Issue]:
-        """The issues of the file; raises NotArcFaceError if they cannot be fixed."""
+        """The issues of the file."""
         return self._fixed_and_issues[1]
 
     @cached_property
     def preprocessing(self) -> InputPreprocessing:
-        """What the graph itself does to the image; raises NotArcFaceError if it does more than normalise."""
+        """What the graph itself does to the image."""
         return read_preprocessing(self.fixed)
-
-    @property
-    def known(self) -> KnownFile | None:
-        """The published file that this is."""
-        return KNOWN_FILES.get(self.origin.sha256)
 
     @property
     def caller(self) -> Normalisation:
@@ -145,16 +126,14 @@ class SourceModel:
         if self.stated:
             check_stated(self.stated[0], self.preprocessing.normalisation)
             return self.stated[0]
-        return (
-            self.known.normalisation if self.known else expected_of_caller(self.preprocessing.normalisation)
-        )
+        return PYTORCH if self.origin.known_file else expected_of_caller(self.preprocessing.normalisation)
 
     @property
     def caller_from(self) -> str:
         """How ``caller`` is known."""
         if self.stated:
             return self.stated[1]
-        return "the file's SHA-256" if self.known else "what the graph computes"
+        return "the file's SHA-256" if self.origin.known_file else "what the graph computes"
 
     @property
     def normalisation(self) -> Normalisation:

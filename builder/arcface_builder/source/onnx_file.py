@@ -56,12 +56,6 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, str]:
     return model, hashlib.sha256(content).hexdigest()
 
 
-def has_external_data(path: Path) -> bool:
-    """Whether a model that ``read_onnx`` could read has weights in files beside it."""
-    model = onnx.load_model(path, load_external_data=False)
-    return any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer)
-
-
 def check_io_signature(model: ir.Model) -> None:
     """Check that a model takes one 112x112 colour image and gives one embedding of 512 numbers.
 

@@ -154,13 +154,6 @@ def test_nodes_without_names_are_converted(precision: str, small_graph: bytes) -
     assert operators(typed)["QuantizeLinear"] == (10 if precision == "int8" else 0)
 
 
-def test_an_unknown_precision_is_refused(small_graph: bytes) -> None:
-    with pytest.raises(
-        OptionError, match="Precision 'fp8' is unknown; expected fp32, tf32, fp16, bf16, int8"
-    ):
-        typed_graph(small_graph, "fp8")
-
-
 @pytest.mark.parametrize(
     ("precision", "sm", "expected"),
     [

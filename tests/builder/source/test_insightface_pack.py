@@ -136,9 +136,3 @@ def test_a_folder_with_the_users_files_is_never_removed(tmp_path: Path) -> None:
         recognition_model("buffalo_l", root=tmp_path, accept_license=True)
 
     assert notes.read_text() == "mine"
-
-
-@pytest.mark.parametrize("pack", ["../secrets", "a/b", "", ".."])
-def test_a_pack_name_that_is_a_path_is_refused(pack: str, tmp_path: Path) -> None:
-    with pytest.raises(PackError, match="is not a plain name"):
-        recognition_model(pack, root=tmp_path)

@@ -112,12 +112,3 @@ def test_the_serving_graph_equals_insightface_on_the_saved_source(r18: SourceMod
 def test_an_unknown_depth_is_refused() -> None:
     with pytest.raises(OptionError, match="Depth 'r42' is unknown; expected one of r18, r34, r50, r100"):
         Synthetic("r42").load()
-
-
-def test_face_like_crops_are_the_same_for_a_seed_and_differ_between_crops() -> None:
-    crops = face_like(4, seed=3)
-
-    np.testing.assert_array_equal(crops, face_like(4, seed=3))
-    assert crops.shape == (4, 112, 112, 3)
-    assert crops.dtype == np.uint8
-    assert len({crop.tobytes() for crop in crops}) == 4
