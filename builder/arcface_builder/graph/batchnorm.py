@@ -121,11 +121,10 @@ def _fold_into_consumer(norm: ir.Node, scale: _Array, shift: _Array) -> bool:
 def _scale_and_offset(norm: ir.Node) -> tuple[_Array, _Array] | None:
     """The batch norm as ``scale * (x + offset)``; None if the offset is too large."""
     parameters = affine(norm)
-    gamma, beta = (constant(value) for value in norm.inputs[1:3])
-    if parameters is None or gamma is None or beta is None:
+    if parameters is None:
         return None
     scale, shift = parameters
-    gamma, beta = gamma.astype(np.float64), beta.astype(np.float64)
+    gamma, beta = (np.asarray(constant(value), np.float64) for value in norm.inputs[1:3])
     used = np.abs(shift) > _NEGLIGIBLE * np.abs(gamma).max()
     if (np.abs(beta) > _LARGEST_OFFSET * np.abs(gamma))[used].any():
         return None

@@ -6,9 +6,9 @@ the fixed graph. It runs in ONNX Runtime and TensorRT at any batch size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -40,8 +40,8 @@ class Issue:
     Attributes:
         problem: The issue.
         remedy: What the build does.
-        when_run: What the issue does when the file is run as it is: nothing ("sound"); it keeps runtimes from
-            running it; or it rounds to float16 what the build computes in float32.
+        when_run: What happens when the file is run as it is. "rounds": in float16, where the build computes
+            in float32.
     """
 
     problem: str
@@ -63,11 +63,14 @@ def fix_issues(proto: onnx.ModelProto) -> tuple[ir.Model, list[Issue]]:
             cannot be fixed.
     """
     model = ir.from_proto(proto)
-    issues = [issue for fix in _BEFORE_CONVERSION for issue in fix(model)]
+    issues = [*_inline_functions(model), *_initialisers_as_inputs(model)]
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    issues += _spatial_batch_norms(model)
     check_io_signature(model)
     model, converted = _convert_opset(model)
-    issues += converted
-    issues += [issue for fix in _AFTER_CONVERSION for issue in fix(model)]
+    issues += [*converted, *_halves(model)]
+    _remove_passing_nodes(model)
+    issues += [*_prelu_slopes(model), *_reshapes(model), *_batch_dimension(model)]
     tidy(model)
     return model, issues
 
@@ -86,11 +89,6 @@ def _initialisers_as_inputs(model: ir.Model) -> Iterator[Issue]:
             f"{len(listed)} weights are listed as graph inputs, which keeps runtimes from folding them",
             "they become constants",
         )
-
-
-def _lift_constants(model: ir.Model) -> Iterable[Issue]:
-    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    return ()
 
 
 def _spatial_batch_norms(model: ir.Model) -> Iterator[Issue]:
@@ -195,12 +193,11 @@ def _is_map(value: ir.Value | None) -> bool:
     return False
 
 
-def _passing_nodes(model: ir.Model) -> Iterable[Issue]:
+def _remove_passing_nodes(model: ir.Model) -> None:
     """Remove Dropout and Identity, which pass on their input in inference."""
     for node in [node for node in model.graph if node.op_type in ("Dropout", "Identity")]:
         if not any(mask.uses() for mask in node.outputs[1:]):
             bypass(node)
-    return ()
 
 
 def _reshapes(model: ir.Model) -> Iterator[Issue]:
@@ -239,20 +236,3 @@ def _batch_dimension(model: ir.Model) -> Iterator[Issue]:
             yield Issue(f"the {side}'s batch dimension is {declared}", f"it becomes {BATCH!r}")
     image, embedding = model.graph.inputs[0], model.graph.outputs[0]
     image.shape, embedding.shape = ir.Shape((BATCH, *image_dims(image))), ir.Shape((BATCH, EMBEDDING_DIM))
-
-
-_Fix = Callable[[ir.Model], Iterable[Issue]]
-
-_BEFORE_CONVERSION: Final[tuple[_Fix, ...]] = (
-    _inline_functions,
-    _initialisers_as_inputs,
-    _lift_constants,
-    _spatial_batch_norms,
-)
-_AFTER_CONVERSION: Final[tuple[_Fix, ...]] = (
-    _halves,
-    _passing_nodes,
-    _prelu_slopes,
-    _reshapes,
-    _batch_dimension,
-)

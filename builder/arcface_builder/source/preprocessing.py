@@ -138,8 +138,7 @@ def expected_of_caller(graph: Normalisation) -> Normalisation:
     """Infer what a caller must do before a graph that continues with a normalisation of its own.
 
     ArcFace networks are trained on inputs of about -1 to 1. So it is the customary normalisation after which
-    the network's input is nearest to that range: all of it if the graph does nothing, none of it if the graph
-    takes bytes.
+    the network's input is nearest to that range.
 
     Raises:
         NotArcFaceError: No customary normalisation comes near.
