@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from arcface_builder.errors import BucketError, OptionError
+from arcface_builder.errors import BucketError
 from arcface_builder.store import PlanManifest, PlanStore, PruneRule, StoredPlan, open_store
 from support.engines import KEY, manifest, plan, plan_file, plan_key
 from support.s3_server import S3Server
@@ -131,11 +131,6 @@ def test_pruning_chooses_the_plans_for_which_all_conditions_hold(
 def test_the_newest_are_counted_among_plans_that_can_replace_each_other() -> None:
     others = [FOR_ARM, FOR_ONE_GPU, SMALLER]
     assert PruneRule(keep=1).choose([YOUNG, *others, MIDDLE], NOW) == [MIDDLE]
-
-
-def test_pruning_without_a_condition_is_refused() -> None:
-    with pytest.raises(OptionError, match="Nothing to prune by"):
-        PruneRule()
 
 
 def test_a_plans_path_says_what_it_is_and_its_key_covers_everything() -> None:

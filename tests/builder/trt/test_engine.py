@@ -24,8 +24,7 @@ def r18_typed(r18_graph: bytes) -> dict[str, bytes]:
     return {precision: typed_graph(r18_graph, precision) for precision in ("fp32", "fp16")}
 
 
-@pytest.mark.parametrize("sm", ["86", "89", "120"])
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(("precision", "sm"), [("fp32", "86"), ("fp16", "89"), ("fp16", "120")])
 def test_a_plan_is_built_for_another_architecture_without_a_gpu(
     precision: str, sm: str, trt: ModuleType, r18_typed: dict[str, bytes]
 ) -> None:

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from types import ModuleType
 
@@ -24,19 +23,6 @@ def test_an_error_of_the_work_is_raised_where_it_is_waited_for(capfd: pytest.Cap
         run_interruptibly(work, tick=lambda: None, cancelled=threading.Event(), stoppable=True)
 
     assert capfd.readouterr().err == ""
-
-
-def test_work_that_cannot_be_stopped_does_not_keep_ctrl_c_waiting() -> None:
-    released = threading.Event()
-
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    start = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        run_interruptibly(released.wait, tick=interrupt, cancelled=threading.Event(), stoppable=False)
-    assert time.monotonic() - start < 5
-    released.set()
 
 
 UNSTOPPABLE = """
