@@ -179,8 +179,6 @@ def reference_for_plans(
 ) -> ReferenceEmbeddings:
     """Compute what the plans of a served ONNX model are compared with, and check the ONNX model itself.
 
-    It takes as long as a few hundred crops take on a CPU.
-
     Args:
         model_file: The served ONNX model.
         source: Its source model and what that runs; without it the served model stands in.

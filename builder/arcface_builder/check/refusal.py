@@ -38,8 +38,7 @@ def keep_refusal(
 ) -> str:
     """Keep what a refused plan was made of, and say where it diverges.
 
-    The folder gets ``graph.onnx`` (the converted graph), ``settings.json`` and ``crops.npy``. An earlier
-    refusal of the same plan is replaced.
+    The folder gets ``graph.onnx`` (the converted graph), ``settings.json`` and ``crops.npy``.
 
     Args:
         folder: Folder for this plan.

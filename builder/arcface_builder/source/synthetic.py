@@ -121,15 +121,8 @@ def _measure(depth: str, weights: dict[str, _Array], batch: _Array) -> tuple[dic
 def _without_common_directions(weight: _Array, flat: _Array) -> _Array:
     """Make the last layer ignore what images of one kind share: light, contrast, texture, noise.
 
-    Otherwise crops of one kind, such as the faces of one photograph, would all lie close together.
-
-    Args:
-        weight: float32 [512, 25088].
-        flat: Features of the calibration crops, float32 [N, 25088].
-
-    Returns:
-        The weight, orthogonal to each channel's mean over the crop, and to the first principal components
-        of what is left of the features without it.
+    Otherwise the faces of one photograph would all lie close together. The weight [512, 25088] becomes
+    orthogonal to each channel's mean, and to the first principal components of the rest of ``flat``.
     """
     # In float64: directions of nearly equal weight are told apart the same way on every machine.
     seeing, features = (_without_channel_means(rows.astype(np.float64)) for rows in (weight, flat))

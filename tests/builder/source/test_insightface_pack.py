@@ -109,12 +109,9 @@ def download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("download")
-@pytest.mark.parametrize("empty_folder", [False, True])
 def test_a_downloaded_pack_is_built_and_standard_output_stays_json(
-    empty_folder: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if empty_folder:
-        (tmp_path / "models/buffalo_l").mkdir(parents=True)
     root = ["--insightface-root", str(tmp_path), "--accept-license"]
     models = str(tmp_path / "repository")
 
