@@ -83,14 +83,11 @@ def _check_dtype(array: npt.NDArray[Any], name: str) -> Crops:
 
 
 def _shape_hint(shape: tuple[int, ...]) -> str:
-    grey = " ArcFace needs three channels; repeat a grey one: np.repeat(crop[..., None], 3, -1)."
-    if len(shape) == 3 and shape[1:] == CROP_SHAPE[:2] and shape[0] != 3:
-        return grey
     image = shape[-3:]
     if image[-1:] == (4,):
         return " Drop the alpha channel first: crop[..., :3]."
     if image[:1] == (3,):
         return " These are channels first; pass height, width, channels: crop.transpose(1, 2, 0)."
-    if len(shape) == 2 or image[-1:] == (1,):
-        return grey
+    if len(shape) == 2 or image[-1:] == (1,) or shape[1:] == CROP_SHAPE[:2]:
+        return " ArcFace needs three channels; repeat a grey one: np.repeat(crop[..., None], 3, -1)."
     return " Align faces to 112x112 first, with insightface.utils.face_align.norm_crop."

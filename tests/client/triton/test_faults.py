@@ -86,7 +86,7 @@ def test_a_port_that_never_answers_fails_within_seconds() -> None:
         started = time.monotonic()
         with pytest.raises(ServerUnavailableError, match="before receiving SETTINGS frame"):
             client.status()
-    assert time.monotonic() - started < 15  # gRPC's own patience is 20 s and more
+    assert time.monotonic() - started < 15  # gRPC itself waits 20 s and more
 
 
 def test_a_server_killed_in_the_middle_is_reported_and_found_again(tmp_path: Path, crops: Crops) -> None:

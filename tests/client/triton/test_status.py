@@ -54,28 +54,16 @@ def test_status_and_reply_decide(status: str, reply: Reply, expected: type[ArcFa
 
 
 @pytest.mark.parametrize(
-    ("status", "reply", "expected", "message"),
+    ("status", "reply", "expected"),
     [
-        ("UNAVAILABLE", SILENT, ServerUnavailableError, "No Triton server is ready at localhost:8001"),
-        (
-            "UNAVAILABLE",
-            model("LOADING"),
-            ServerBusyError,
-            "The server refused a request for the server at localhost:8001, although",
-        ),
-        (
-            "DEADLINE_EXCEEDED",
-            UNLISTED,
-            DeadlineExceededError,
-            "No answer from the server at localhost:8001 ",
-        ),
-        ("NOT_FOUND", model("READY"), ServerError, "A request for the server at localhost:8001 failed: told"),
+        ("UNAVAILABLE", model("LOADING"), ServerBusyError),
+        ("NOT_FOUND", model("READY"), ServerError),
     ],
 )
-def test_a_question_about_the_server_is_not_about_a_model(
-    status: str, reply: Reply, expected: type[ArcFaceError], message: str
+def test_the_models_do_not_explain_a_failed_question_about_the_server(
+    status: str, reply: Reply, expected: type[ArcFaceError]
 ) -> None:
     error = InferenceServerException("told to fail", status=f"StatusCode.{status}")
     explained = explain(error, Target("localhost:8001"), reply, timeout_s=1)
     assert type(explained) is expected
-    assert str(explained).startswith(message)
+    assert "the server at localhost:8001" in str(explained)
