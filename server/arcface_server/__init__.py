@@ -8,6 +8,19 @@
         print(server.grpc_url)
 """
 
-from .local import LocalTriton
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .local import LocalTriton
 
 __all__ = ["LocalTriton"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "LocalTriton":
+        from .local import LocalTriton
+
+        return LocalTriton
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
