@@ -47,13 +47,8 @@ def test_each_version_is_the_next_and_stays_as_it_is(repository: ModelRepository
     assert (repository.root / "m/1/model.onnx").read_text() == "one"
     assert (repository.root / "m/2/model.onnx").read_text() == "two"
     assert repository.manifest_path("m", 2).read_text() == "2"
-
-
-def test_triton_finds_only_the_models_folders(repository: ModelRepository) -> None:
-    publish(repository)
-
     assert [path.name for path in repository.root.iterdir() if path.is_dir()] == ["m"]
-    assert sorted(path.name for path in (repository.root / "m").iterdir()) == ["1", "config.pbtxt"]
+    assert sorted(path.name for path in (repository.root / "m").iterdir()) == ["1", "2", "config.pbtxt"]
     assert hidden(repository.root.parent) == []
 
 

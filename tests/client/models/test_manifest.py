@@ -93,17 +93,10 @@ PLAN_FAULTS: dict[str, Any] = {
     "identity.tensorrt_version": "10.16.1.11/..",
     "identity.precision": "half",
     "identity.max_batch_size": 16,
-    "identity.settings.workspace_size_mb": [1024],
-    "plan_sha256": "4C06",
     "plan_bytes": 0,
     "created": "yesterday",
-    "gpu_name": None,
-    "precisions_used.Half": True,
-    "parity": "passed",
     "parity.largest_drift_cosine": 0.5,
     "parity.max_drift_cosine": float("nan"),
-    "parity.crops": 2.5,
-    "notes": "none",
     "driver_version": ...,
 }
 
