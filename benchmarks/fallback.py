@@ -176,9 +176,9 @@ def page(report: Mapping[str, Any], rows: Sequence[Row]) -> str:
 
 ## Time of a call
 
-{network(report["depth"])} with synthetic weights on one Triton server, one call of one request at a time. In
-brackets is the difference to a bare loop of tritonclient. Medians of alternating turns in one run, each rival
-in a process of its own. The loop is measured twice; the difference between the two is noise.
+{network(report["depth"])} with synthetic weights on one Triton server, one call of one request at a time.
+In brackets is the difference to a bare loop of tritonclient. Medians of alternating turns in one run, each
+rival in a process of its own. The loop is measured twice; the difference between the two is noise.
 
 {cells(rows, lambda row: f"{_ms(row):.1f} ms ({_over(row):+.1%})")}
 

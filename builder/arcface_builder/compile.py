@@ -101,7 +101,7 @@ def compile_plan(
         gpu: The GPU that it is for.
         store: Where plans are kept.
         repository: Where the plan goes.
-        precision: The plan's precision; None is the request's.
+        precision: The plan's precision; None means the request's.
         refusals: Why more compact precisions were not taken, for the manifest.
         instances: Copies that Triton runs on each GPU; see ``add_plans``.
         report: Called with each stage.
@@ -215,7 +215,7 @@ def plan_key(
         sm: The GPU architecture.
         gpu_name: The GPU's model, which counts where TensorRT cannot build for a whole architecture, or was
             told not to.
-        platform: Operating system and processor; None is this machine's.
+        platform: Operating system and processor; None means this machine's.
     """
     onnx, options = request.onnx, request.options
     digest = hashlib.sha256(graph)

@@ -55,7 +55,7 @@ def check_tensors(model: str, inputs: Sequence[TensorSpec], outputs: Sequence[Te
     Args:
         model: The model, as a message names it.
         inputs: Its inputs, data types as Triton writes them ("UINT8"), shapes without batch.
-        outputs: Its outputs, likewise.
+        outputs: Its outputs, in the same form.
 
     Raises:
         ContractError: The tensors differ.

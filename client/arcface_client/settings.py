@@ -121,8 +121,8 @@ class TritonSettings(_Section):
 
     Attributes:
         url: The servers, best first.
-        model: The one model that ``client`` calls; None is the ONNX model of ``embedding.model``.
-        version: Its version; None is the newest one that the server has ready.
+        model: The one model that ``client`` calls; None means the ONNX model of ``embedding.model``.
+        version: Its version; None means the newest one that the server has ready.
         request_timeout_s: Seconds that one request may take.
         max_in_flight: Requests that one call keeps with the server at a time.
         shadow_rate: Share of the live crops that the sibling embeds as well, to compare.
@@ -179,11 +179,11 @@ class TensorRtSettings(_Section):
             plan is made or used.
         precision: Of the plan: fp32, tf32, fp16, bf16 or int8.
         max_batch_size: Largest batch.
-        opt_batch_size: The batch that TensorRT tunes for; None is the largest.
+        opt_batch_size: The batch that TensorRT tunes for; None means the largest.
         workspace_size_mb: Memory of one kernel, in MiB.
         hardware_compatible: Fit every GPU of the compute capability.
         small_batch_profile: Tune kernels for 1 to 4 crops as well.
-        instances: Copies that Triton runs side by side on each GPU; None is what the model has, or 2.
+        instances: Copies that Triton runs side by side on each GPU; None means what the model has, or 2.
         engine_s3_bucket: Bucket to share plans through.
         max_drift_cosine: Largest cosine distance from the source's embeddings that the gate accepts.
     """

@@ -57,7 +57,7 @@ def reserve_addresses(host: str, ports: Sequence[int | None]) -> Addresses:
 
     Args:
         host: Address to listen on.
-        ports: For HTTP, gRPC and metrics; None is any free one.
+        ports: For HTTP, gRPC and metrics; None means any free one.
 
     Raises:
         PortError: A given port is in use, or the address is not one of this machine's.

@@ -44,7 +44,7 @@ class LocalTriton:
     Args:
         model_repository: Folder of models, or a URL that Triton reads (``s3://...``).
         host: Address to listen on.
-        http_port: Port for HTTP; None is any free one. The other ports likewise.
+        http_port: Port for HTTP; None for any free one, here and for the other ports.
         grpc_port: Port for gRPC.
         metrics_port: Port for Prometheus metrics.
         flags: Further flags for tritonserver.

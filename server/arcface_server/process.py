@@ -36,7 +36,7 @@ class SupervisedProcess:
         command: The program's path and its arguments.
         environment: Its environment.
         folder: Folder that the supervisor removes if this process ends first.
-        log: File for its standard output and standard error; None is this process's standard error.
+        log: File for its standard output and standard error; None means this process's standard error.
     """
 
     def __init__(

@@ -139,7 +139,7 @@ def _check_left(tally: Tally, open_before: list[str]) -> None:
     def more() -> int:
         return len(open_files(os.getpid())) - len(open_before)
 
-    # gRPC closes its sockets by and by.
+    # gRPC closes its sockets with a delay.
     with suppress(AssertionError):
         wait_until(lambda: more() <= OPEN_FILES)
     if more() > OPEN_FILES:

@@ -1,4 +1,4 @@
-"""What came of the calls, counted, and the verdict."""
+"""The calls, counted, and the result."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class Model:
         repository: The repository.
         onnx: The model in it.
         source: What it was built from.
-        crops: What plans are judged on; None leaves it to the gate.
+        crops: What plans are checked on; None for the gate's own crops.
     """
 
     repository: ModelRepository

@@ -123,7 +123,7 @@ def write_tiny_repository(
         versions: Its versions, all of which are served.
         max_batch_size: Its largest batch.
         instances: How many of it run side by side, one thread each unless parameters say otherwise.
-        delay_us: How long Triton waits for a batch to fill; None is no dynamic batching.
+        delay_us: How long Triton waits for a batch to fill; None turns dynamic batching off.
         kind: Where the instances run.
         parameters: Parameters of the configuration, in place of one thread for each instance.
         queue: How many requests Triton lets wait; 0 is any number.

@@ -36,7 +36,7 @@ class LocalStore:
     is not stored then.
 
     Args:
-        root: The folder; None is ``cache_folder()``. It is made when something is stored.
+        root: The folder; None means ``cache_folder()``. It is made when something is stored.
     """
 
     def __init__(self, root: Path | None = None) -> None:

@@ -35,7 +35,7 @@ def open_store(
     Args:
         bucket: A bucket's name; None uses the cache alone.
         endpoint_url: Another service than Amazon's; None takes ``$AWS_ENDPOINT_URL`` or Amazon's.
-        cache_dir: Folder of the cache; None is ``cache_folder()``.
+        cache_dir: Folder of the cache; None means ``cache_folder()``.
         progress: Receives the name of a transfer and the share that is done.
 
     Raises:

@@ -149,7 +149,7 @@ class Messages:
 
     Attributes:
         errors: Its errors, the first one first.
-        warnings: Its warnings, likewise.
+        warnings: Its warnings, in order.
         ran_out_of_memory: Whether an error says so.
     """
 

@@ -63,7 +63,7 @@ def inspect_engine(trt: ModuleType, engine: Any) -> tuple[LayerPrecisions, ...]:
         One for each optimisation profile that the inspector lists.
 
     Raises:
-        CompileError: There is no memory for an execution context.
+        CompileError: Too little GPU memory for an execution context.
     """
     # In its first optimisation profile the context lists all of them, in any other none (8.5).
     context = engine.create_execution_context()

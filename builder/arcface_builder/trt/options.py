@@ -30,12 +30,12 @@ class BuildOptions:
     Attributes:
         precision: One of ``PRECISIONS``; the graph has to be typed accordingly.
         max_batch_size: Largest batch of the optimisation profile; the smallest is 1.
-        opt_batch_size: The batch that TensorRT tunes for; None is the largest.
+        opt_batch_size: The batch that TensorRT tunes for; None means the largest.
         workspace_size_mb: Memory that a kernel may use beside its tensors, in MiB.
         hardware_compatible: Fit every GPU of the compute capability, not only this model. TensorRT has that
             from 10.9.
         small_batch_profile: Add a second optimisation profile, tuned for one crop, for up to ``SMALL_BATCH``.
-        timing_cache: File with TensorRT's measurements of kernels, to read and write; None is one in the
+        timing_cache: File with TensorRT's measurements of kernels, to read and write; None means one in the
             local cache.
 
     Raises:

@@ -74,7 +74,7 @@ class EmbeddingBackend(ABC):
         Args:
             crops: uint8 [N, 112, 112, 3], or a list of uint8 [112, 112, 3]; any N, 0 too.
             color: Channel order of the crops.
-            timeout_s: Seconds that the whole call may take, all tries together; None is no limit.
+            timeout_s: Seconds that the whole call may take, all tries together; None for no limit.
             return_source: Also return which candidates served, and why others did not.
 
         Returns:

@@ -79,7 +79,7 @@ def read_crop(image: str | Path | bytes, *, name: str | None = None, resize: boo
 
     Args:
         image: An image file, or its bytes, in any format that Pillow reads.
-        name: What to call the image in an error; None is for the file's path.
+        name: What to call the image in an error; None gives the file's path.
         resize: Scale an image of another size to 112x112 instead of refusing it.
 
     Returns:

@@ -100,7 +100,7 @@ class Cooldown:
         return now < self.until
 
     def failed(self, now: float, *, certain: bool) -> Cooldown:
-        """Count a failure; ``certain`` when there is no doubt that the next call would fail, too."""
+        """Count a failure; ``certain`` when the next call would certainly fail, too."""
         failures = self.failures + 1
         if not (certain or self.active(now) or failures >= FAILURES):
             return replace(self, failures=failures)

@@ -21,7 +21,7 @@ def plan_model(name: str) -> str:
 
 
 def family(model: str) -> str:
-    """The name of the family that a model is of; a name that is no model's stays as it is."""
+    """The family of a model; a name without a known suffix stays as it is."""
     return model.removesuffix(_ONNX).removesuffix(_PLANS)
 
 

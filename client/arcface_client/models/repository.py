@@ -77,7 +77,7 @@ class LocalModels:
 
         Args:
             name: Name of the family of models.
-            version: Its version; None is the newest.
+            version: Its version; None means the newest.
             space: The embedding space that the newest must not conflict with; None allows any.
 
         Raises:
@@ -112,7 +112,7 @@ class LocalModels:
         Args:
             name: Name of the family of models.
             sm: The GPU's architecture, for example "90".
-            space: The embedding space; None is that of the newest ``{name}_onnx``.
+            space: The embedding space; None means that of the newest ``{name}_onnx``.
 
         Raises:
             ModelNotFoundError: There is no such plan.

@@ -39,7 +39,7 @@ def device_count() -> int:
         return 0
     if error == cudart.cudaError_t.cudaErrorInsufficientDriver:
         supported = check(cudart.cudaDriverGetVersion())
-        if supported == 0:  # there is no driver
+        if supported == 0:  # no driver
             return 0
         needed = version_text(check(cudart.cudaRuntimeGetVersion()))
         raise CudaError(

@@ -87,7 +87,7 @@ class EmbeddingClient(ClientBase[Connection]):
     Args:
         url: ``host:port`` of the server's gRPC service; not together with ``connection``.
         model: Name of the model.
-        version: Its version; None is the newest one that the server has ready.
+        version: Its version; None means the newest one that the server has ready.
         request_timeout_s: Seconds that a single request may take, its wait in the server's queue included.
         max_in_flight: Requests that one call keeps with the server at a time.
         tls: Certificates; None connects without encryption.

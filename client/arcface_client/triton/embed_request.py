@@ -26,7 +26,7 @@ class Deadline:
     """The moment at which a whole call must have ended, however many requests it makes.
 
     Args:
-        timeout_s: Seconds from now; None is no limit.
+        timeout_s: Seconds from now; None for no limit.
 
     Raises:
         InputError: The timeout is not a positive number.

@@ -50,7 +50,7 @@ class Load:
     Attributes:
         url: ``host:port`` of the server's gRPC service.
         model: Name of the model.
-        version: Its version; None is the newest.
+        version: Its version; None means the newest.
         input_data: File that ``write_input_data`` wrote.
         shared_memory: Whether crops reach a server on this machine inside the request or in shared memory.
         requests: Requests in each window; three to ten windows are measured.
@@ -100,7 +100,7 @@ class Measurement:
 
 
 def load_crops(folder: Path | None) -> Crops:
-    """Read crops from a folder; None is for random ones.
+    """Read crops from a folder; None gives random ones.
 
     What a crop shows does not change a network's speed. They differ so that a response cache cannot answer.
 

@@ -96,7 +96,7 @@ def test_a_network_that_fails_in_the_middle_leaves_the_rest_to_the_next_server_a
 
 
 @pytest.mark.parametrize(("crops_per_s", "count"), [(20, 40), (4, 8)], ids=["many requests", "one upload"])
-def test_a_network_that_is_slow_is_no_reason_to_leave_a_server(
+def test_a_slow_network_does_not_start_fallback(
     embedder: TritonBackend, ways: Ways, crops: Crops, truth: Embeddings, crops_per_s: int, count: int
 ) -> None:
     """All requests, or a single one of four crops, need more time than the server has to say it is alive."""
