@@ -1,17 +1,4 @@
-"""The errors of running and measuring a Triton server on this machine, grouped by what the caller should do.
-
-::
-
-    ArcFaceError
-    └── LocalServerError
-        ├── FlagError (InputError)                     a flag that this package sets itself
-        ├── TritonNotInstalledError (DeploymentError)  this machine has no tritonserver to run
-        ├── RepositoryError (DeploymentError)          the model repository is missing or holds no model
-        ├── PortError (DeploymentError)                a port is in use, or the address cannot be listened on
-        ├── TritonStartError (DeploymentError)         it ended, or was not ready in time
-        ├── TritonDiedError (DeploymentError)          it ended on its own while it served
-        └── PerfAnalyzerError (DeploymentError)        perf_analyzer cannot be found, or failed
-"""
+"""The errors of running and measuring a Triton server on this machine, grouped by what the caller should do."""
 
 from __future__ import annotations
 
