@@ -1,4 +1,4 @@
-"""The errors of running and measuring a Triton server on this machine, grouped by what the caller should do."""
+"""The errors of running and measuring a Triton server on this machine, grouped as in the client."""
 
 from __future__ import annotations
 
