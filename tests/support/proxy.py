@@ -24,7 +24,7 @@ class Proxy:
         carried_bytes: Bytes from clients to the server.
         cut_after_bytes: A connection is cut after so many bytes from the server; None cuts none.
         cut_upload_after_bytes: A connection is cut after so many bytes from the client; None cuts none.
-        cuts: How many connections may still be cut so; None is any number.
+        cuts: How many connections may still be cut so; None means any number.
         was_cut: How many connections were cut so.
     """
 

@@ -25,7 +25,7 @@ class Tls:
     """Certificates for an encrypted connection; all are PEM files.
 
     Attributes:
-        root_certificates: Who may have signed the server's certificate; None takes gRPC's own list.
+        root_certificates: Authorities that may sign the server's certificate; None means gRPC's own list.
         private_key: The client's key, for mutual TLS.
         certificate_chain: The client's certificate, for mutual TLS.
 
