@@ -3,9 +3,10 @@
 ::
 
     pip install fastapi uvicorn
-    cd examples && uvicorn --factory fastapi_service:create_app
+    export ARCFACE_EMBEDDING_BACKEND=triton ARCFACE_EMBEDDING_MODEL=arcface_r50 ARCFACE_TRITON_URL=localhost:8001
+    uvicorn --app-dir examples --factory fastapi_service:create_app
 
-The settings come from ``config/pipeline`` and the environment, for example ``ARCFACE_TRITON_URL``.
+The settings come from the environment and from ``config/pipeline`` in the working directory.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def find_source(source: str) -> Path:
     if path.suffix == ".onnx" or path.is_file():
         if not path.is_file():
             raise ModelNotFoundError(
-                f"There is no file {path}; set embedding.source to an ONNX file or a pack."
+                f"There is no file {path}; give an ONNX file or a pack, for example buffalo_l."
             )
         return path
     folder = expanded(PACKS) / source

@@ -289,7 +289,7 @@ class ReplicaPool:
             return None
         if first is None:
             reason = after.refused.get(before or "", "it is gone")
-            return logging.WARNING, f"No candidate serves now, not {before}: {reason}"
+            return logging.WARNING, f"No candidate serves now; the last was {before}: {reason}"
         passed_over = after.passed_over(first)
         had_served, self._has_served = self._has_served, True
         if before is not None:
