@@ -3,7 +3,8 @@
 ::
 
     pip install fastapi uvicorn
-    export ARCFACE_EMBEDDING_BACKEND=triton ARCFACE_EMBEDDING_MODEL=arcface_r50 ARCFACE_TRITON_URL=localhost:8001
+    export ARCFACE_EMBEDDING_BACKEND=triton ARCFACE_EMBEDDING_MODEL=arcface_r50
+    export ARCFACE_TRITON_URL=localhost:8001
     uvicorn --app-dir examples --factory fastapi_service:create_app
 
 The settings come from the environment and from ``config/pipeline`` in the working directory.

@@ -63,9 +63,8 @@ def get_embedding_backend(
             precedence over the environment and the file.
 
     Raises:
-        InputError: The backend, device or setting does not exist, or a setting is out of its range or given
-            twice.
-        ConfigError: A file or variable cannot be used.
+        InputError: The backend, device or setting does not exist, or is given twice.
+        ConfigError: A file, a variable or a setting's value cannot be used.
         MissingExtraError: A registry was given, but prometheus-client is not installed, or the best
             provider is asked for (device "auto"), but ONNX Runtime is not.
     """
