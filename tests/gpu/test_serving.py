@@ -125,7 +125,7 @@ def of_another_gpu(repository: ModelRepository, plan: Compiled) -> None:
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (removed, "the file is missing"),
+        (removed, "No plan at "),
         (corrupted, "its manifest says"),
         (of_another_tensorrt, "was built by TensorRT 99.0.0.1, and TensorRT "),
         (of_another_gpu, "has plans for compute capability"),
