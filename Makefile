@@ -36,7 +36,7 @@ test-faults: $(READY) ## Run the tests of servers, models and networks that fail
 
 test-torch: $(READY) ## Install PyTorch and compare the network with a plain PyTorch one
 	$(BIN)/pip install --quiet 'torch==2.13.0'
-	$(BIN)/pytest tests/builder/test_iresnet_torch.py tests/builder/test_checkpoint.py
+	$(BIN)/pytest tests/builder/source/test_iresnet_torch.py tests/builder/source/test_checkpoint.py
 
 test-lowest: ## Run the tests with the lowest versions that pyproject.toml allows, in .venv-lowest (10 minutes)
 	$(PYTHON) -m venv $(VENV)-lowest
