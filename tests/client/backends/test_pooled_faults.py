@@ -258,7 +258,7 @@ def test_a_server_killed_and_started_again_in_the_middle_costs_no_crop(
     np.testing.assert_allclose(embeddings, unlike_truth, atol=1e-6)
     assert sum(source.crops for source in served.sources) == COUNT
     assert [source.where for source in served.sources] == urls
-    assert f"not {PLAN}:1 at {urls[0]}" in caplog.text
+    assert f"{PLAN}:1 at {urls[0]}: No Triton server is ready" in caplog.text
 
 
 def test_a_server_that_comes_back_with_another_model_does_not_go_on_with_a_call(
