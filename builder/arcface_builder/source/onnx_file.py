@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+from onnx_ir.passes import common as passes
 
 from arcface_client.contract import CROP_SIZE, EMBEDDING_DIM
+from arcface_client.runtimes.onnxruntime import RUN_ERRORS
 
 from ..errors import NotArcFaceError, NotOnnxError
+from ..graph.edit import session
 
 _REAL: Final = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
+_Part = TypeVar("_Part", bound=Message)
+
 
 def read_onnx(path: Path) -> tuple[onnx.ModelProto, str]:
-    """Read a model with its external data, and give the SHA-256 of the file itself.
+    """Read a model with its external data.
+
+    What ONNX Runtime takes and other tools do not (nodes out of order, the domain spelt "ai.onnx") is written
+    as all of them take it.
+
+    Returns:
+        The model, and the SHA-256 of its file followed by the external data.
 
     Raises:
         NotOnnxError: The file is missing, is not an ONNX model, or is damaged.
@@ -36,24 +49,102 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, str]:
         ) from error
     if not model.graph.node:
         raise NotOnnxError(f"{path} ({len(content):,} bytes) holds no ONNX graph; expected an ONNX model.")
+    sha256 = hashlib.sha256(content)
+    for tensor in _parts(model, onnx.TensorProto):
+        if uses_external_data(tensor):
+            tensor.raw_data = _external_data(tensor, path)
+            tensor.ClearField("data_location")
+            tensor.ClearField("external_data")
+            sha256.update(tensor.raw_data)
+    _spell_as_all_tools_do(model)
+    return _checked(model, path), sha256.hexdigest()
+
+
+def _external_data(tensor: onnx.TensorProto, path: Path) -> bytes:
+    """Read the bytes of a tensor of the file at ``path`` from another file.
+
+    Links are followed, since Hugging Face's cache consists of them and onnx's own loader refuses them. As
+    there, a name must not lead out of the folder: a model from elsewhere could read any file.
+    """
     try:
-        onnx.load_external_data_for_model(model, str(path.parent))
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        info = ExternalDataInfo(tensor)
+        length = ir.serde.deserialize_tensor(tensor).nbytes
+        if info.length not in (None, length):
+            raise ValueError(f"{info.length:,} bytes instead of {length:,}")
+    except (TypeError, ValueError) as error:
         raise NotOnnxError(
-            f"{path} keeps its weights in other files, and they cannot be read ({error}); "
-            "put them beside it as they were published."
+            f"{path} is damaged: it says where weight {tensor.name!r} is, and that is wrong ({error}); "
+            "fetch or export it again."
         ) from error
+    name = Path(info.location)
+    if name.is_absolute() or ".." in name.parts:
+        raise NotOnnxError(
+            f"{path} keeps weights in {info.location}, outside its own folder, and such files are not read; "
+            "move it beside the model, and export the model again."
+        )
+    # Beside the link that the user named, or else beside what it leads to.
+    folders = (path.parent, path.resolve().parent)
+    data = next((folder / name for folder in folders if (folder / name).is_file()), folders[0] / name)
+    try:
+        with data.open("rb") as file:
+            file.seek(info.offset or 0)
+            content = file.read(length)
+    except OSError as error:
+        raise NotOnnxError(
+            f"{path} keeps its weights in another file, and {data} cannot be read ({error.strerror}); "
+            "fetch both and put them beside each other."
+        ) from error
+    if len(content) < length:
+        raise NotOnnxError(
+            f"{data} ({data.stat().st_size:,} bytes) is cut short: weight {tensor.name!r} of {path.name} "
+            f"ends at byte {(info.offset or 0) + length:,}; fetch it again."
+        )
+    return content
+
+
+def _parts(message: Message, kind: type[_Part]) -> Iterator[_Part]:
+    """All messages of a kind in another one, at any depth."""
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in [value] if isinstance(value, Message) else value:
+                if isinstance(part, kind):
+                    yield part
+                if not isinstance(part, onnx.TensorProto):
+                    yield from _parts(part, kind)
+
+
+def _spell_as_all_tools_do(model: onnx.ModelProto) -> None:
+    named: list[onnx.OperatorSetIdProto | onnx.NodeProto] = []
+    named += [*_parts(model, onnx.OperatorSetIdProto), *_parts(model, onnx.NodeProto)]
+    for part in named:
+        if part.domain == "ai.onnx":
+            part.domain = ""
+    for graph in _parts(model, onnx.GraphProto):
+        graph.name = graph.name or "graph"
+        names = [tensor.name for tensor in graph.initializer]
+        for index in reversed(range(len(names))):
+            if names.index(names[index]) < index:  # ONNX Runtime takes the first
+                del graph.initializer[index]
+
+
+def _checked(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     try:
         onnx.checker.check_model(_without_fixable_issues(model))
         for tensor in model.graph.initializer:  # before 1.23 the checker did not notice missing bytes
             ir.from_proto(tensor).numpy()
     except (onnx.checker.ValidationError, ValueError) as error:
-        reason = " ".join(str(error).split("==>")[0].split())
-        raise NotOnnxError(
-            f"{path} is damaged or breaks ONNX's rules ({reason}); compare its size and SHA-256 "
-            "with the publisher's, and fetch or export it again."
-        ) from error
-    return model, hashlib.sha256(content).hexdigest()
+        try:
+            session(model.SerializeToString())
+        except RUN_ERRORS:
+            reason = " ".join(str(error).split("==>")[0].split())
+            raise NotOnnxError(
+                f"{path} is damaged or breaks ONNX's rules ({reason}); compare its size and SHA-256 "
+                "with the publisher's, and fetch or export it again."
+            ) from error
+        in_order = ir.from_proto(model)
+        passes.TopologicalSortPass()(in_order)
+        return ir.to_proto(in_order)
+    return model
 
 
 def check_io_signature(model: ir.Model) -> None:

@@ -86,19 +86,6 @@ def test_inspect_says_whether_the_output_is_normalised(export: str, unit: bool, 
     assert pixels.unit_length is unit
 
 
-def test_weights_in_other_files_are_read(tmp_path: Path) -> None:
-    path = tmp_path / "model.onnx"
-    onnx.save_model(
-        small_arcface(), path, save_as_external_data=True, location="weights.bin", size_threshold=0
-    )
-
-    assert inspect(path).pixels
-
-    (tmp_path / "weights.bin").unlink()
-    with pytest.raises(NotOnnxError, match="keeps its weights in other files"):
-        inspect(path)
-
-
 def test_inspect_prints_text_or_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "model.onnx"
     onnx.save_model(EXPORTS["pytorch_pack"](small_arcface()), path)
