@@ -35,7 +35,7 @@ test-faults: $(READY) ## Run the tests of servers, models and networks that fail
 	$(BIN)/pytest -m faults
 
 test-torch: $(READY) ## Install PyTorch and compare the network with a plain PyTorch one
-	$(BIN)/pip install --quiet 'torch==2.13.0'
+	$(BIN)/pip install --quiet 'torch==2.13.0' 'onnxscript>=0.5'
 	$(BIN)/pytest tests/builder/source/test_iresnet_torch.py tests/builder/source/test_checkpoint.py
 
 test-lowest: ## Run the tests with the lowest versions that pyproject.toml allows, in .venv-lowest (10 minutes)

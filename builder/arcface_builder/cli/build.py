@@ -45,11 +45,11 @@ def build(
         _source_option(
             parser=recorded_path,
             metavar="FILE",
-            help="arcface_torch's state dict: .pth (needs torch) or .safetensors.",
+            help="A checkpoint of an IResNet of arcface_torch: .pth or .pt (need torch) or .safetensors.",
         ),
     ] = None,
     synthetic: Annotated[
-        Literal["r18", "r34", "r50", "r100"] | None,
+        Literal["r18", "r34", "r50", "r100", "r200"] | None,
         _source_option(help="Seeded random weights: computes like the real one and recognises no one."),
     ] = None,
     normalisation: Annotated[

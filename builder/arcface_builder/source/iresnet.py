@@ -2,7 +2,7 @@
 
 Topology and parameter names are those of ``recognition/arcface_torch/backbones/iresnet.py`` in
 deepinsight/insightface, so a state dict trained there fits as it is. The graph is written like the
-packs' own files: float32 RGB [N, 3, 112, 112], normalised, in; raw float32 [N, 512] out.
+packs' own files: float32 RGB [N, 3, 112, 112], normalised, in; raw float32 [N, D] out, D usually 512.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ BLOCKS: Final[Mapping[str, tuple[int, int, int, int]]] = {
     "r34": (3, 4, 6, 3),
     "r50": (3, 4, 14, 3),
     "r100": (3, 13, 30, 3),
+    "r200": (6, 26, 60, 6),
 }
 """Residual blocks in each of the four stages, by depth."""
 
@@ -39,7 +40,7 @@ BatchNorm = Callable[[ir.tape.Tape, ir.Value, str], ir.Value]
 """Appends the normalisation of a value by the layer of that name, and returns the result."""
 
 
-def parameter_shapes(depth: str) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(depth: str, embedding_dim: int = EMBEDDING_DIM) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter and batch-norm statistic of a depth."""
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -65,9 +66,9 @@ def parameter_shapes(depth: str) -> dict[str, tuple[int, ...]]:
                 norm(f"{block}.downsample.1", channels)
             before = channels
     norm("bn2", CHANNELS[-1])
-    shapes["fc.weight"] = (EMBEDDING_DIM, FLAT_SIZE)
-    shapes["fc.bias"] = (EMBEDDING_DIM,)
-    norm("features", EMBEDDING_DIM)
+    shapes["fc.weight"] = (embedding_dim, FLAT_SIZE)
+    shapes["fc.bias"] = (embedding_dim,)
+    norm("features", embedding_dim)
     return shapes
 
 
@@ -90,7 +91,7 @@ def iresnet_model(depth: str, weights: Weights) -> ir.Model:
     inputs = [flat, parameter(tape, weights, "fc.weight"), parameter(tape, weights, "fc.bias")]
     embedding = batch_norm(tape, tape.op("Gemm", inputs, {"transB": 1}, name="fc"), "features")
     embedding.name = "output"
-    embedding.dtype, embedding.shape = ir.DataType.FLOAT, ir.Shape(("N", EMBEDDING_DIM))
+    embedding.dtype, embedding.shape = ir.DataType.FLOAT, ir.Shape(("N", len(weights["fc.bias"])))
     return model_of(tape, image, [embedding], name=f"iresnet-{depth}")
 
 

@@ -85,10 +85,10 @@ class InsightFacePack:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state dict of an arcface_torch IResNet.
+    """A checkpoint of an arcface_torch IResNet: a state dict, or what training wrote around one.
 
     Attributes:
-        path: ``.pth``, or ``.safetensors``, which needs no torch.
+        path: ``.pth``, ``.pt`` and the like, or ``.safetensors``, which needs no torch.
     """
 
     path: Path
@@ -110,7 +110,7 @@ class Synthetic:
     """An IResNet with seeded random weights: it computes like a real one and recognises no one.
 
     Attributes:
-        depth: "r18", "r34", "r50" or "r100".
+        depth: "r18", "r34", "r50", "r100" or "r200".
         seed: Seed of the weights.
     """
 

@@ -46,7 +46,7 @@ class Origin:
         known_file: The published file that has this SHA-256.
         terms: Its terms of use, if they are known.
         synthetic: The weights are random, so that it recognises no one.
-        depth: "r18" to "r100", of a checkpoint or a synthetic model.
+        depth: "r18" to "r200", of a checkpoint or a synthetic model.
         seed: Seed of a synthetic model.
     """
 

@@ -6,6 +6,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
@@ -15,7 +16,7 @@ from safetensors.numpy import save_file
 from arcface_builder.build import build
 from arcface_builder.errors import CheckpointError
 from arcface_builder.graph.edit import constant
-from arcface_builder.source.checkpoint import depth_of
+from arcface_builder.source.checkpoint import depth_of, read_checkpoint
 from arcface_builder.source.iresnet import BLOCKS, parameter_shapes
 from arcface_builder.source.load import Checkpoint
 from arcface_builder.source.model import SourceModel
@@ -32,6 +33,13 @@ def state(r18: SourceModel) -> StateDict:
     return {name: np.asarray(arrays[name]).reshape(shape) for name, shape in parameter_shapes("r18").items()}
 
 
+def random_weights(depth: str, *, embedding_dim: int = 512) -> StateDict:
+    """Weights that fit the names of a network, and nothing more."""
+    random = np.random.RandomState(0)
+    shapes = parameter_shapes(depth, embedding_dim)
+    return {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
 def saved(state: StateDict, folder: Path) -> Checkpoint:
     path = folder / "backbone.safetensors"
     save_file(state, path)
@@ -41,16 +49,85 @@ def saved(state: StateDict, folder: Path) -> Checkpoint:
 def test_a_state_dict_gives_the_network_that_it_came_from(
     state: StateDict, r18: SourceModel, tmp_path: Path
 ) -> None:
-    # As DistributedDataParallel saves it.
-    wrapped = {f"module.{name}": array for name, array in state.items()}
-    wrapped["module.bn1.num_batches_tracked"] = np.array(7, np.float32)
-
-    source = saved(wrapped, tmp_path).load()
+    source = saved({**state, "bn1.num_batches_tracked": np.array(7, np.float32)}, tmp_path).load()
 
     assert source.origin.depth == "r18"
     assert source.origin.name == "backbone.safetensors"
     assert list(source.proto.graph.node) == list(r18.proto.graph.node)
     assert list(source.proto.graph.initializer) == list(r18.proto.graph.initializer)
+
+
+@pytest.mark.usefixtures("thin")
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "module.",
+        "model.",
+        "backbone.",
+        "_orig_mod.",
+        "features.module.",
+        "module._orig_mod.",
+        "state_dict.model.backbone.",
+        "state_dict_backbone.",
+    ],
+)
+def test_the_network_is_found_among_other_weights_whatever_stands_before_its_names(
+    prefix: str, tmp_path: Path
+) -> None:
+    state = random_weights("r18")
+    others = {"fc.weight": np.ones((9, 512), np.float32), "optimizer.0.exp_avg": np.ones(3, np.float32)}
+
+    depth, read = read_checkpoint(
+        saved({**others, **{f"{prefix}{name}": array for name, array in state.items()}}, tmp_path).path
+    )
+
+    assert depth == "r18"
+    assert read.keys() == state.keys()
+    assert all(np.array_equal(read[name], state[name]) for name in state)
+
+
+@pytest.mark.usefixtures("thin")
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_weights_of_16_bits_become_float32(dtype: type, tmp_path: Path) -> None:
+    state: StateDict = {name: array.astype(dtype) for name, array in random_weights("r18").items()}
+
+    _, read = read_checkpoint(saved(state, tmp_path).path)
+
+    assert all(array.dtype == np.float32 for array in read.values())
+    assert np.array_equal(read["conv1.weight"], state["conv1.weight"].astype(np.float32))
+
+
+@pytest.mark.usefixtures("thin")
+def test_an_embedding_has_as_many_numbers_as_the_checkpoint_says(tmp_path: Path) -> None:
+    source = saved(random_weights("r34", embedding_dim=256), tmp_path).load()
+
+    assert source.proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value == 256
+
+
+@pytest.mark.usefixtures("thin")
+def test_two_networks_in_one_file_are_both_named(tmp_path: Path) -> None:
+    state = random_weights("r18")
+    both = {f"{which}.{name}": array for which in ("model", "ema") for name, array in state.items()}
+
+    with pytest.raises(CheckpointError, match=r"holds 2 networks \((model\., ema\.|ema\., model\.)\); save"):
+        saved(both, tmp_path).load()
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("state_dict_backbone.conv_sep.layers.0.weight", r"arcface_torch's MobileFaceNet \(mbf\)"),
+        ("module.patch_embed.proj.weight", r"a vision transformer \(ViT\)"),
+        ("model.input_layer.0.weight", r"an IR network \(AdaFace, CVLFace, face\.evoLVe\)"),
+        ("layer1.0.conv1.weight", "a ResNet without PReLU"),
+        ("stages.0.weight", r"a network that is not known here \(stages\.0\.weight\)"),
+    ],
+)
+def test_another_network_is_named_with_the_way_over_onnx(name: str, found: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=f"holds {found}, and only .* torch.onnx.export.* --onnx-path=network.onnx"
+    ):
+        saved({name: np.ones((1, 1, 1, 1), np.float32)}, tmp_path).load()
 
 
 @pytest.mark.usefixtures("thin")
@@ -65,7 +142,7 @@ def test_a_checkpoint_is_built_and_compared_with_its_source(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("depth", BLOCKS)
-def test_the_depth_is_found_by_the_keys(depth: str) -> None:
+def test_the_depth_is_found_by_the_names(depth: str) -> None:
     assert depth_of(parameter_shapes(depth)) == depth
 
 

@@ -106,5 +106,7 @@ def test_the_serving_graph_equals_insightface_on_the_saved_source(r18: SourceMod
 
 
 def test_an_unknown_depth_is_refused() -> None:
-    with pytest.raises(OptionError, match="Depth 'r42' is unknown; expected one of r18, r34, r50, r100"):
+    with pytest.raises(
+        OptionError, match="Depth 'r42' is unknown; expected one of r18, r34, r50, r100, r200"
+    ):
         Synthetic("r42").load()
