@@ -28,6 +28,9 @@ from .embedding_space import EmbeddingSpace
 
 GOLDEN_COUNT: Final = 8
 
+_MOST_ALIKE: Final = 0.8
+"""Mean cosine similarity of different golden crops; trained networks stay below 0.7, also on drawn faces."""
+
 
 @dataclass(frozen=True, eq=False)
 class GoldenReference:
@@ -89,6 +92,26 @@ def drift_error(drift: float, max_drift: float, whose: str, reference: str) -> D
         return None
     return DriftError(
         f"{whose} drift {drift:.2g} from {reference}; max_drift_cosine allows {max_drift:g}", drift
+    )
+
+
+def recognises_nobody(embeddings: Embeddings) -> str | None:
+    """Tell whether a network takes the golden crops, which are different faces, for nearly the same one.
+
+    Args:
+        embeddings: Of the golden crops, float32 [8, D], unit rows.
+
+    Returns:
+        A sentence with the usual causes; None for a network that tells the faces apart.
+    """
+    similarities = (embeddings @ embeddings.T)[np.triu_indices(len(embeddings), 1)]
+    if similarities.mean() <= _MOST_ALIKE:
+        return None
+    return (
+        f"different faces have a mean cosine similarity of {similarities.mean():.2f}; expected at most "
+        f"{_MOST_ALIKE}. It would recognise nobody. The usual causes are a normalisation or a channel order "
+        "that it was not trained with (state them when it is built: --normalisation, --color), an export "
+        "that collapsed, or random weights."
     )
 
 

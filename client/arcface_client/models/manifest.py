@@ -79,14 +79,17 @@ class Preprocessing:
     Attributes:
         mean: Subtracted from R, G and B, in pixel values 0 to 255.
         std: What R, G and B are divided by then.
-        channels: Channel order of the source model's input; the serving graph's is BGR.
-        found_in: How the caller's part is known.
+        channels: Channel order of the source model's input, "RGB" or "BGR"; the serving graph's is BGR.
+        found_in: How the normalisation is known.
+        assumed: Which of the two are assumptions, because neither the graph shows them nor somebody has
+            stated them; None in older manifests.
     """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     channels: str
     found_in: str = "unknown"
+    assumed: tuple[Literal["channels", "normalisation"], ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -14,6 +14,7 @@ from arcface_client.models.golden import (
     golden_crops,
     golden_sha256,
     largest_drift,
+    recognises_nobody,
     to_text,
 )
 
@@ -55,6 +56,15 @@ def test_the_tolerance_decides_and_nan_never_passes(drift: float, allowed: bool)
             f"its golden embeddings drift {drift:.2g} from the reference; max_drift_cosine allows 0.001"
         )
         np.testing.assert_equal(error.drift, drift)
+
+
+def test_a_network_that_takes_all_faces_for_one_is_told_with_the_usual_causes() -> None:
+    assert recognises_nobody(unit()) is None
+    alike = unit() + 3 * unit(1)[:1]
+    told = recognises_nobody(alike / np.linalg.norm(alike, axis=1, keepdims=True))
+    assert told is not None
+    assert told.startswith("different faces have a mean cosine similarity of 0.9")
+    assert "--normalisation" in told
 
 
 def test_embeddings_survive_a_manifest() -> None:

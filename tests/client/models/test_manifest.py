@@ -42,6 +42,17 @@ def test_a_model_manifest_is_read_as_it_was_written(built: Path, tmp_path: Path)
     assert written.contract["output"] == ("embedding", "FP32", (512,))
 
 
+def test_an_older_model_manifest_does_not_say_what_was_assumed(built: Path, models: Path) -> None:
+    path = models / "small_onnx-1.manifest.json"
+    content = json.loads(path.read_text())
+    content["preprocessing"].pop("assumed", None)
+    path.write_text(json.dumps(content))
+    assert ModelManifest.read(path).preprocessing.assumed is None
+    content["preprocessing"]["assumed"] = ["channels"]
+    path.write_text(json.dumps(content))
+    assert ModelManifest.read(path).preprocessing.assumed == ("channels",)
+
+
 def test_a_plan_manifest_is_read_as_it_was_written() -> None:
     written = manifest(notes=("built with a workspace of 512 MB",), build_seconds=12.5, timing_cache="warm")
     assert PlanManifest.parse(written.to_json(), "it") == written
