@@ -17,7 +17,8 @@ import onnxruntime
 
 from arcface_builder.build import build
 from arcface_builder.check import crops as faces
-from arcface_builder.compile import Compiled, PlanRequest, compile_plan
+from arcface_builder.compile import PlanRequest, compile_plan
+from arcface_builder.repository.plans import AddedPlan
 from arcface_builder.repository.publish import ModelRepository, find_onnx
 from arcface_builder.source.load import Synthetic
 from arcface_builder.store import LocalStore, PlanStore
@@ -59,7 +60,7 @@ def serving_model(network: str, work: Path) -> LocalOnnx:
 
 def make_plan(
     onnx: LocalOnnx, options: BuildOptions, gpu: Gpu, work: Path, *, repository: Path, max_drift: float
-) -> Compiled:
+) -> AddedPlan:
     """Build a plan, unless an earlier run did.
 
     Raises:
@@ -78,13 +79,13 @@ def rebuild_s(onnx: LocalOnnx, options: BuildOptions, gpu: Gpu, *, max_drift: fl
     return _build(again)[0]
 
 
-def _build(compiled: Compiled) -> tuple[float, str]:
+def _build(compiled: AddedPlan) -> tuple[float, str]:
     """How long a plan's build took, and with which timing cache."""
     manifest = compiled.manifest
     return manifest.build_seconds or 0.0, (manifest.timing_cache or "none").partition(":")[0]
 
 
-def tensorrt(onnx: LocalOnnx, compiled: Compiled, batches: Sequence[int]) -> Iterator[Figure]:
+def tensorrt(onnx: LocalOnnx, compiled: AddedPlan, batches: Sequence[int]) -> Iterator[Figure]:
     """Measure a plan."""
     from arcface_client.runtimes.cuda import free_bytes
     from arcface_client.runtimes.tensorrt import TensorRt
@@ -93,7 +94,7 @@ def tensorrt(onnx: LocalOnnx, compiled: Compiled, batches: Sequence[int]) -> Ite
     build_s, timing_cache = _build(compiled)
     crops = faces.face_like(max(batches), seed=3)
     free = free_bytes()
-    with closing(TensorRt(compiled.added.path, sha256=manifest.plan_sha256)) as plan:
+    with closing(TensorRt(compiled.path, sha256=manifest.plan_sha256)) as plan:
         drift = max(manifest.parity.largest_drift_cosine, _held_out_drift(onnx, plan))
         for batch in batches:
             p50_ms, p99_ms = latency_ms(lambda count=batch: plan.embed(crops[:count]))  # type: ignore[misc]

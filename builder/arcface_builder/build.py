@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
+from arcface_client.contract import Progress, no_progress
 from arcface_client.models.golden import golden_crops, golden_sha256, to_text
 from arcface_client.models.manifest import (
     MODEL_FILE,
@@ -57,6 +58,7 @@ def build(
     name: str,
     repository: Path = DEFAULT_REPOSITORY,
     options: ServingOptions | None = None,
+    report: Progress = no_progress,
 ) -> BuiltModel:
     """Build the next version of the model ``{name}_onnx``.
 
@@ -67,6 +69,7 @@ def build(
         name: Name of the family of models, for example "arcface_r100".
         repository: Folder of the model repository; a missing one is made.
         options: How to serve all versions of the model; by default as they are served now.
+        report: Called with each stage.
 
     Raises:
         BuilderError: See ``errors``; the repository is as it was.
@@ -75,14 +78,15 @@ def build(
     model = onnx_model(check_name(name))
     target = ModelRepository(repository)
 
-    _log.info("Reading the source model")
+    report("Reading the source model", None)
     loaded = source.load()
     origin = loaded.origin
     if origin.synthetic:
         _log.warning("%s holds synthetic weights: it recognises no one", origin.name)
     for issue in loaded.issues:
         _log.info("Found: %s", issue)
-    _log.info("Building the serving graph of %s: pixels as %s", origin.name, loaded.normalisation)
+    report("Building the serving graph", None)
+    _log.info("%s: pixels as %s", origin.name, loaded.normalisation)
     metadata = {"source": origin.name, "source_sha256": origin.sha256, **origin.labels()}
     graph = loaded.serving_graph(metadata)
 
@@ -90,7 +94,7 @@ def build(
         path = staged / MODEL_FILE
         content = graph.SerializeToString(deterministic=True)
         path.write_bytes(content)
-        _log.info("Comparing it with the source model")
+        report("Comparing it with the source model", None)
         reference = ReferenceEmbedder(loaded)
         with closing(OnnxRuntime(path)) as runtime:
             accuracy = check_onnx_model(reference.embed, runtime.embed, computed_by=reference.runs)

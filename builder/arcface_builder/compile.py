@@ -21,7 +21,7 @@ from .check.accuracy import AccuracyReport, ReferenceEmbeddings, reference_for_p
 from .check.refusal import keep_refusal
 from .errors import ParityError, PrecisionError, ServedModelError
 from .graph.precision import check_gpu_has, fallbacks, typed_graph
-from .repository.plans import AddedPlan, add_plan, check_free, published_plans, recorded_plan
+from .repository.plans import AddedPlan, add_plans, check_free, published_plans, recorded_plan
 from .repository.publish import ModelRepository, tool_versions
 from .source.load import Source
 from .source.reference import source_embedder
@@ -68,21 +68,6 @@ class PlanRequest:
         )
 
 
-@dataclass(frozen=True)
-class Compiled:
-    """A plan that is in the repository.
-
-    Attributes:
-        added: Where it is.
-        manifest: Its manifest there; ``refusals`` says why more compact precisions were not taken.
-        from_store: Whether it had been built before.
-    """
-
-    added: AddedPlan
-    manifest: PlanManifest
-    from_store: bool
-
-
 def compile_plan(
     request: PlanRequest,
     gpu: Gpu,
@@ -93,7 +78,7 @@ def compile_plan(
     refusals: Sequence[str] = (),
     instances: int | None = None,
     report: Progress = no_progress,
-) -> Compiled:
+) -> AddedPlan:
     """Find a plan in the store, or build and check it; then put it into the repository.
 
     Args:
@@ -134,8 +119,9 @@ def compile_plan(
                 plan = store.put(path, _manifest(request, key, path, gpu, built, layers, accuracy))
     # The refusals belong to this repository: the store may have the plan because it was asked for by itself.
     manifest = replace(plan.manifest, refusals=tuple(refusals) or plan.manifest.refusals)
-    added = add_plan(repository, replace(plan, manifest=manifest), version=onnx.version, instances=instances)
-    return Compiled(added, manifest, from_store)
+    plan = replace(plan, manifest=manifest)
+    (added,) = add_plans(repository, [plan], version=onnx.version, instances=instances)
+    return replace(added, from_store=from_store)
 
 
 def compile_with_fallback(
@@ -146,7 +132,7 @@ def compile_with_fallback(
     *,
     instances: int | None = None,
     report: Progress = no_progress,
-) -> Compiled:
+) -> AddedPlan:
     """Compile a plan; where its precision is refused, the next more exact one.
 
     Arguments and errors are those of ``compile_plan``; the error is that of the last precision.

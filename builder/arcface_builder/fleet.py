@@ -42,7 +42,7 @@ def assemble(
             that has all plans.
         platform: The server's, for example ``linux-x86_64``; None takes that of the version's other plans,
             or this machine's.
-        instances: Copies that Triton runs side by side on each GPU; see ``add_plan``.
+        instances: Copies that Triton runs side by side on each GPU; see ``add_plans``.
 
     Raises:
         CompileError: A plan is missing; nothing was put into the repository.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -34,8 +35,9 @@ from .perf.measurement import (
 app = new_app(
     "Run the real Triton Inference Server without its container, and measure a server.",
     epilog=examples(
-        "arcface-server run --model-repository model_repository --grpc-port 8001 -- --log-verbose=1",
+        "arcface-server run --repository model_repository --grpc-port 8001 -- --log-verbose=1",
         "arcface-server perf --model arcface_r100_onnx --batch-size 1,8 --output perf.json",
+        exit_codes="0 done, 1 failed, 2 wrong usage, 130 interrupted (before the server was ready)",
     ),
 )
 
@@ -50,7 +52,15 @@ Port: TypeAlias = Annotated[int | None, typer.Option(metavar="N", help="Port; de
 
 @app.command("run")
 def run_server(
-    model_repository: Annotated[str, typer.Option(metavar="DIR", help="Folder of models, or a URL.")],
+    repository: Annotated[
+        str,
+        typer.Option(
+            "--repository",
+            "--model-repository",
+            metavar="DIR",
+            help="Folder of models, or a URL; --model-repository, as tritonserver calls it, means the same.",
+        ),
+    ],
     flags: Annotated[
         list[str] | None, typer.Argument(metavar="-- FLAG", help="Further flags for tritonserver.")
     ] = None,
@@ -62,13 +72,13 @@ def run_server(
     metrics_port: Port = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the addresses as JSON.")] = False,
 ) -> int:
-    """Run tritonserver in the foreground until Ctrl-C or SIGTERM.
+    """Run tritonserver in the foreground until Ctrl-C or SIGTERM, then end with 0.
 
     When it is ready, one line with its addresses goes to standard output. Its log goes to standard error.
     """
     try:
         server = LocalTriton(
-            model_repository,
+            repository,
             host=host.strip("[]"),  # the form of IPv6 before a port
             http_port=http_port,
             grpc_port=grpc_port,
@@ -88,28 +98,10 @@ def run_server(
 
 
 def parse_levels(text: str) -> tuple[int, ...]:
-    """Read a list: ``1,8,32`` is these three, ``1:16`` is 1 doubled until 16, ``2:8:3`` is 2, 5 and 8.
-
-    Returns the numbers in ascending order, each once; raises typer.BadParameter if one is less than 1.
-    """
-    try:
-        levels = {level for part in text.split(",") for level in _levels(*map(int, part.split(":")))}
-    except (TypeError, ValueError) as error:  # too many numbers, or none
-        raise typer.BadParameter(
-            f"{text!r} is not a list of numbers from 1 up; expected, for example, 4 or 1,8,32 or "
-            "1:16 (1 doubled until 16) or 2:8:3 (from 2 to 8 in steps of 3)"
-        ) from error
-    return tuple(sorted(levels))
-
-
-def _levels(first: int, last: int | None = None, step: int | None = None) -> Iterable[int]:
-    last = first if last is None else last
-    if not 1 <= first <= last or (step is not None and step < 1):
-        raise ValueError
-    if step is not None:
-        return range(first, last + 1, step)
-    doublings = (last // first).bit_length()
-    return [*(first << doubling for doubling in range(doublings)), last]
+    """Read a list of numbers from 1 up, for example ``1,8,32``; raises typer.BadParameter."""
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text, re.ASCII):
+        raise typer.BadParameter(f"{text!r} is not a list of numbers from 1 up; expected for example 1,8,32")
+    return tuple(map(int, text.split(",")))
 
 
 @app.command()
@@ -119,10 +111,10 @@ def perf(
     url: Annotated[str, typer.Option(metavar="HOST:PORT", help="gRPC address.")] = "127.0.0.1:8001",
     concurrency: Annotated[
         Any,
-        typer.Option(parser=parse_levels, metavar="N", help="Requests under way at a time; a list."),
-    ] = "1:16",
+        typer.Option(parser=parse_levels, metavar="N", help="Requests under way at a time, for example 1,8."),
+    ] = "1,2,4,8,16",
     batch_size: Annotated[
-        Any, typer.Option(parser=parse_levels, metavar="N", help="Crops in a request; a list.")
+        Any, typer.Option(parser=parse_levels, metavar="N", help="Crops in a request, for example 1,8.")
     ] = "1,8,32",
     shared_memory: Annotated[
         SharedMemory,
@@ -139,10 +131,7 @@ def perf(
         bool, typer.Option("--json", help="Print a JSON object; the table goes to standard error.")
     ] = False,
 ) -> int:
-    """Measure a model over gRPC with NVIDIA's perf_analyzer: the one on the PATH, or one downloaded once.
-
-    A list of numbers: 1,8,32 is these three, 1:16 is 1 doubled until 16, 2:8:3 is 2, 5 and 8.
-    """
+    """Measure a model over gRPC with NVIDIA's perf_analyzer: the one on the PATH, or one downloaded once."""
     from arcface_client import EmbeddingClient  # imports gRPC, which `--help` does not need
 
     if output is not None:

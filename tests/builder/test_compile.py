@@ -51,7 +51,7 @@ def test_a_plan_is_built_checked_stored_and_put_into_the_repository(
 
     compiled = compile_plan(request_, gpu, store, repository, report=lambda stage, done: stages.append(stage))
 
-    assert compiled.added.path == repository.root / "small_trt/1/small-fp16-sm86.plan"
+    assert compiled.path == repository.root / "small_trt/1/small-fp16-sm86.plan"
     assert not compiled.from_store
     manifest = compiled.manifest
     assert manifest.precisions_used == {"fp16": 2}
@@ -96,7 +96,7 @@ def test_a_plan_that_another_machine_built_comes_from_the_bucket(
     second = compile_plan(request_, unable(gpu), other, elsewhere)
 
     assert second.from_store
-    assert second.added.path.read_bytes() == first.added.path.read_bytes()
+    assert second.path.read_bytes() == first.path.read_bytes()
 
 
 def test_without_the_cache_the_repositorys_own_plan_is_used(
@@ -106,7 +106,7 @@ def test_without_the_cache_the_repositorys_own_plan_is_used(
 
     again = compile_plan(request_, unable(gpu), PlanStore(LocalStore(tmp_path / "empty")), repository)
 
-    assert (again.from_store, again.added.is_new) == (True, False)
+    assert (again.from_store, again.is_new) == (True, False)
     assert again.manifest == first.manifest
 
 
@@ -243,7 +243,7 @@ def test_the_next_more_exact_precision_is_built_where_one_is_refused(
 
     compiled = compile_with_fallback(request_, exact, store, repository)
 
-    assert compiled.added.path.name == "small-tf32-sm86.plan"
+    assert compiled.path.name == "small-tf32-sm86.plan"
     (refusal,) = compiled.manifest.refusals
     assert refusal.startswith("fp16 was refused: The plan named fp16 runs")
     record = json.loads((repository.root / "small_trt-1-sm86.manifest.json").read_text())
@@ -261,20 +261,20 @@ def test_a_published_fallback_is_found_again_without_a_build(
 
     for request in (request_, asking(request_, precision="tf32")):
         again = compile_with_fallback(request, unable(exact), store, repository)
-        assert not again.added.is_new
+        assert not again.is_new
         assert again.manifest == first.manifest
 
 
 def test_a_published_plan_that_was_changed_is_called_damaged(
     request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository
 ) -> None:
-    path = compile_plan(request_, gpu, store, repository).added.path
+    path = compile_plan(request_, gpu, store, repository).path
     path.write_bytes(path.read_bytes()[:-1] + b"?")
 
     with pytest.raises(PlanDamagedError, match=r"its manifest says .* Remove it, and compile again"):
         compile_plan(request_, gpu, store, repository)
     path.unlink()
-    assert compile_plan(request_, gpu, store, repository).added.is_new
+    assert compile_plan(request_, gpu, store, repository).is_new
 
 
 def test_a_cache_that_cannot_be_written_is_an_error_before_the_build(

@@ -8,8 +8,9 @@ import onnx
 import pytest
 
 from arcface_builder.check import crops as faces
-from arcface_builder.compile import Compiled, compile_plan
+from arcface_builder.compile import compile_plan
 from arcface_builder.errors import NoGpuError
+from arcface_builder.repository.plans import AddedPlan
 from arcface_builder.source.load import OnnxFile, Synthetic
 from arcface_builder.store import LocalStore, PlanStore
 from arcface_builder.trt.gpu import Gpu, gpu_at_hand
@@ -61,7 +62,7 @@ def small_options(folder: Path) -> BuildOptions:
 
 
 @pytest.fixture(scope="session")
-def small_plan(gpu: Gpu, small: Model, small_options: BuildOptions, store: PlanStore) -> Compiled:
+def small_plan(gpu: Gpu, small: Model, small_options: BuildOptions, store: PlanStore) -> AddedPlan:
     return compile_plan(small.request(small_options), gpu, store, small.repository)
 
 
@@ -76,6 +77,6 @@ def r18_options(folder: Path) -> BuildOptions:
 
 
 @pytest.fixture(scope="session")
-def r18_plan(r18: Model, r18_options: BuildOptions, gpu: Gpu, store: PlanStore) -> Compiled:
+def r18_plan(r18: Model, r18_options: BuildOptions, gpu: Gpu, store: PlanStore) -> AddedPlan:
     """The one long build of these tests: three minutes with TensorRT 8.5 on an H200."""
     return compile_plan(r18.request(r18_options), gpu, store, r18.repository)

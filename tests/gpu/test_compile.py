@@ -15,9 +15,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from arcface_builder.compile import Compiled, compile_plan
+from arcface_builder.compile import compile_plan
 from arcface_builder.errors import ParityError
 from arcface_builder.graph.edit import constant, first_convolution, set_constant
+from arcface_builder.repository.plans import AddedPlan
 from arcface_builder.repository.publish import ModelRepository
 from arcface_builder.source.load import OnnxFile
 from arcface_builder.store import LocalStore, PlanStore
@@ -39,11 +40,11 @@ check(cudart.cudaMalloc(free - (32 << 20)))
 """
 
 
-def test_a_plan_in_fp16_gives_the_source_models_embeddings(r18_plan: Compiled, gpu: Gpu) -> None:
+def test_a_plan_in_fp16_gives_the_source_models_embeddings(r18_plan: AddedPlan, gpu: Gpu) -> None:
     manifest = r18_plan.manifest
 
     assert not r18_plan.from_store
-    assert r18_plan.added.path.name == f"r18-fp16-sm{gpu.sm}.plan"
+    assert r18_plan.path.name == f"r18-fp16-sm{gpu.sm}.plan"
     assert manifest.parity.largest_drift_cosine < 2e-4
     assert manifest.parity.compared_with == "source file"
     assert manifest.parity.details["between_batches"] < 2e-4
@@ -53,23 +54,23 @@ def test_a_plan_in_fp16_gives_the_source_models_embeddings(r18_plan: Compiled, g
     assert manifest.gpu_name == gpu.name
 
 
-def test_a_plan_in_fp32_is_exact(small_plan: Compiled) -> None:
+def test_a_plan_in_fp32_is_exact(small_plan: AddedPlan) -> None:
     assert small_plan.manifest.parity.largest_drift_cosine < 1e-6
     assert set(small_plan.manifest.precisions_used) == {"fp32"}
 
 
 def test_the_second_time_the_plan_comes_from_the_store(
-    r18: Model, r18_options: BuildOptions, r18_plan: Compiled, gpu: Gpu, store: PlanStore, tmp_path: Path
+    r18: Model, r18_options: BuildOptions, r18_plan: AddedPlan, gpu: Gpu, store: PlanStore, tmp_path: Path
 ) -> None:
     again = compile_plan(r18.request(r18_options), gpu, store, ModelRepository(tmp_path / "models"))
 
     assert again.from_store
     assert again.manifest == r18_plan.manifest
-    assert again.added.path.read_bytes() == r18_plan.added.path.read_bytes()
+    assert again.path.read_bytes() == r18_plan.path.read_bytes()
 
 
 def test_a_warm_timing_cache_makes_the_build_quick(
-    r18: Model, r18_options: BuildOptions, r18_plan: Compiled, gpu: Gpu, tmp_path: Path
+    r18: Model, r18_options: BuildOptions, r18_plan: AddedPlan, gpu: Gpu, tmp_path: Path
 ) -> None:
     empty = PlanStore(LocalStore(tmp_path / "cache"))
 
@@ -95,7 +96,7 @@ def test_a_plan_with_other_embeddings_is_refused_and_nothing_is_stored(
     wrong: str,
     small: Model,
     small_options: BuildOptions,
-    small_plan: Compiled,
+    small_plan: AddedPlan,
     gpu: Gpu,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -117,7 +118,7 @@ def test_a_plan_with_other_embeddings_is_refused_and_nothing_is_stored(
 
 
 def test_a_corrupted_plan_in_the_store_is_built_again(
-    small: Model, small_options: BuildOptions, small_plan: Compiled, gpu: Gpu, tmp_path: Path
+    small: Model, small_options: BuildOptions, small_plan: AddedPlan, gpu: Gpu, tmp_path: Path
 ) -> None:
     store = PlanStore(LocalStore(tmp_path / "cache"))
     request = small.request(small_options)

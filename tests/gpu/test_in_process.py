@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from arcface_builder.compile import Compiled
+from arcface_builder.repository.plans import AddedPlan
 from arcface_client import get_embedding_backend
 from arcface_client.models.golden import golden_crops
 from support.gpu_models import Model
 
 
-def test_the_plan_gives_the_embeddings_of_its_onnx_sibling(small: Model, small_plan: Compiled) -> None:
+def test_the_plan_gives_the_embeddings_of_its_onnx_sibling(small: Model, small_plan: AddedPlan) -> None:
     settings: dict[str, Any] = {
         "embedding_model": "small",
         "embedding_model_repository": small.repository.root,
@@ -27,7 +27,7 @@ def test_the_plan_gives_the_embeddings_of_its_onnx_sibling(small: Model, small_p
         np.testing.assert_allclose(embeddings[:8], sibling.encode(golden_crops()), atol=1e-3)
 
     assert [source.backend for source in served.sources] == ["tensorrt"]
-    assert diagnostics.engine_path == str(small_plan.added.path)
+    assert diagnostics.engine_path == str(small_plan.path)
     assert (diagnostics.precision, diagnostics.batch_size) == ("fp32", 8)
     assert diagnostics.sm == small_plan.manifest.identity.sm
     assert diagnostics.vram_mb is not None
@@ -35,7 +35,7 @@ def test_the_plan_gives_the_embeddings_of_its_onnx_sibling(small: Model, small_p
     assert diagnostics.validation.regression_test == "passed"
 
 
-def test_a_missing_gpu_falls_back_to_the_onnx_model(small: Model, small_plan: Compiled) -> None:
+def test_a_missing_gpu_falls_back_to_the_onnx_model(small: Model, small_plan: AddedPlan) -> None:
     with get_embedding_backend(
         "tensorrt", "cuda:99", embedding_model="small", embedding_model_repository=small.repository.root
     ) as embedder:

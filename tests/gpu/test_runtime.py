@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from arcface_builder.check import crops as faces
-from arcface_builder.compile import Compiled
+from arcface_builder.repository.plans import AddedPlan
 from arcface_client.errors import ClientClosedError, DeploymentError, InputError
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ def load(plan: Path, sha256: str | None = None) -> TensorRt:
 
 
 @pytest.fixture
-def runtime(small_plan: Compiled) -> Iterator[TensorRt]:
-    runtime = load(small_plan.added.path, small_plan.manifest.plan_sha256)
+def runtime(small_plan: AddedPlan) -> Iterator[TensorRt]:
+    runtime = load(small_plan.path, small_plan.manifest.plan_sha256)
     yield runtime
     runtime.close()
 
@@ -40,8 +40,8 @@ def free_bytes() -> int:
     return cuda.free_bytes()
 
 
-def test_calls_that_run_while_the_plan_is_closed_get_a_clear_error(small_plan: Compiled) -> None:
-    runtime = load(small_plan.added.path)
+def test_calls_that_run_while_the_plan_is_closed_get_a_clear_error(small_plan: AddedPlan) -> None:
+    runtime = load(small_plan.path)
     crops = faces.noise(8)
     expected = runtime.embed(crops)
 
@@ -70,9 +70,9 @@ def test_a_batch_larger_than_the_plan_takes_is_refused(runtime: TensorRt) -> Non
             runtime.embed(np.zeros((count, 112, 112, 3), np.uint8))
 
 
-def test_a_cuda_graph_gives_the_same_bits_as_a_run_without_one(r18_plan: Compiled) -> None:
+def test_a_cuda_graph_gives_the_same_bits_as_a_run_without_one(r18_plan: AddedPlan) -> None:
     crops = faces.face_like(32, seed=4)
-    plain, recorded = (load(r18_plan.added.path) for _ in range(2))
+    plain, recorded = (load(r18_plan.path) for _ in range(2))
     for count in (1, 4, 7, 32):  # the first two run in the profile for few crops
         expected = plain.embed(crops[:count])  # each size comes twice here, so no graph is replayed
         for _ in range(3):  # the second run records, the third replays
@@ -132,9 +132,9 @@ def test_ten_thousand_calls_leak_nothing(runtime: TensorRt) -> None:
     assert before - free_bytes() <= 2 * MIB
 
 
-def test_loading_and_closing_leaks_nothing(small_plan: Compiled) -> None:
+def test_loading_and_closing_leaks_nothing(small_plan: AddedPlan) -> None:
     def cycle() -> int:
-        runtime = load(small_plan.added.path)
+        runtime = load(small_plan.path)
         for _ in range(2):
             runtime.embed(faces.noise(3))
         runtime.close()
@@ -157,8 +157,8 @@ def test_threads_can_share_a_plan(runtime: TensorRt) -> None:
                 np.testing.assert_array_equal(got, want)
 
 
-def test_a_plan_that_was_changed_never_reaches_tensorrt(small_plan: Compiled, tmp_path: Path) -> None:
-    content = bytearray(small_plan.added.path.read_bytes())
+def test_a_plan_that_was_changed_never_reaches_tensorrt(small_plan: AddedPlan, tmp_path: Path) -> None:
+    content = bytearray(small_plan.path.read_bytes())
     content[-1] ^= 1
     (tmp_path / "changed.plan").write_bytes(content)
 
@@ -166,15 +166,15 @@ def test_a_plan_that_was_changed_never_reaches_tensorrt(small_plan: Compiled, tm
         load(tmp_path / "changed.plan", small_plan.manifest.plan_sha256)
 
 
-def test_a_plan_cut_short_is_refused_with_tensorrts_reason(small_plan: Compiled, tmp_path: Path) -> None:
-    (tmp_path / "short.plan").write_bytes(small_plan.added.path.read_bytes()[:1000])
+def test_a_plan_cut_short_is_refused_with_tensorrts_reason(small_plan: AddedPlan, tmp_path: Path) -> None:
+    (tmp_path / "short.plan").write_bytes(small_plan.path.read_bytes()[:1000])
 
     with pytest.raises(DeploymentError, match=r"TensorRT [\d.]+ cannot load .*short\.plan: (?!no reason)"):
         load(tmp_path / "short.plan")
 
 
 def test_a_tensorrt_that_does_not_start_is_a_clear_error(
-    small_plan: Compiled, monkeypatch: pytest.MonkeyPatch
+    small_plan: AddedPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import tensorrt
 
@@ -183,4 +183,4 @@ def test_a_tensorrt_that_does_not_start_is_a_clear_error(
 
     monkeypatch.setattr(tensorrt, "Runtime", null)
     with pytest.raises(DeploymentError, match=r"TensorRT [\d.]+ does not start: "):
-        load(small_plan.added.path)
+        load(small_plan.path)

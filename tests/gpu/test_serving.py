@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from arcface_builder.check import crops as faces
-from arcface_builder.compile import Compiled
-from arcface_builder.repository.plans import add_plan
+from arcface_builder.repository.plans import AddedPlan, add_plans
 from arcface_builder.repository.publish import ModelRepository
 from arcface_builder.store import StoredPlan
 from arcface_builder.trt.gpu import Gpu
@@ -26,14 +25,14 @@ from arcface_server import LocalTriton
 from support.gpu_models import Model
 
 MIB = 1 << 20
-Damage = Callable[[ModelRepository, Compiled], None]
+Damage = Callable[[ModelRepository, AddedPlan], None]
 
 
-def test_triton_serves_the_embeddings_of_the_runtime(r18: Model, r18_plan: Compiled) -> None:
+def test_triton_serves_the_embeddings_of_the_runtime(r18: Model, r18_plan: AddedPlan) -> None:
     from arcface_client.runtimes.tensorrt import TensorRt
 
     crops = faces.face_like(32, seed=6)
-    runtime = TensorRt(r18_plan.added.path)
+    runtime = TensorRt(r18_plan.path)
     expected = runtime.embed(crops)
     alone = runtime.embed(crops[:1])
     runtime.close()
@@ -50,7 +49,7 @@ def test_triton_serves_the_embeddings_of_the_runtime(r18: Model, r18_plan: Compi
         assert drift.max() < 2e-4
 
 
-def test_every_gpu_serves(small: Model, small_plan: Compiled) -> None:
+def test_every_gpu_serves(small: Model, small_plan: AddedPlan) -> None:
     from cuda.bindings import runtime as cudart
 
     from arcface_client.runtimes import cuda
@@ -79,7 +78,7 @@ def test_every_gpu_serves(small: Model, small_plan: Compiled) -> None:
 
 
 def test_compare_finds_the_plan_equal_to_its_onnx_sibling_and_faster(
-    r18: Model, r18_plan: Compiled, capsys: pytest.CaptureFixture[str]
+    r18: Model, r18_plan: AddedPlan, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with LocalTriton(r18.repository.root) as server:
         code = main(["compare", "r18_onnx", "r18_trt", "--url", server.grpc_url, "--json"])
@@ -94,32 +93,32 @@ def test_compare_finds_the_plan_equal_to_its_onnx_sibling_and_faster(
     assert all(speed["speedup"] > 1 for speed in plan["speed"])
 
 
-def removed(repository: ModelRepository, plan: Compiled) -> None:
-    (repository.root / "small_trt" / "1" / plan.added.path.name).unlink()
+def removed(repository: ModelRepository, plan: AddedPlan) -> None:
+    (repository.root / "small_trt" / "1" / plan.path.name).unlink()
 
 
-def corrupted(repository: ModelRepository, plan: Compiled) -> None:
-    path = repository.root / "small_trt" / "1" / plan.added.path.name
+def corrupted(repository: ModelRepository, plan: AddedPlan) -> None:
+    path = repository.root / "small_trt" / "1" / plan.path.name
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
-def of_another_tensorrt(repository: ModelRepository, plan: Compiled) -> None:
+def of_another_tensorrt(repository: ModelRepository, plan: AddedPlan) -> None:
     record = manifest_path(repository.root, "small_trt", 1, plan.manifest.identity.sm)
     manifest = json.loads(record.read_text())
     manifest["identity"]["tensorrt_version"] = "99.0.0.1"
     record.write_text(json.dumps(manifest))
 
 
-def of_another_gpu(repository: ModelRepository, plan: Compiled) -> None:
+def of_another_gpu(repository: ModelRepository, plan: AddedPlan) -> None:
     """Leave nothing but a plan with another architecture's name."""
     shutil.rmtree(repository.root / "small_trt")
     manifest_path(repository.root, "small_trt", 1, plan.manifest.identity.sm).unlink()
     other = "80" if plan.manifest.identity.sm != "80" else "90"
     identity = dataclasses.replace(plan.manifest.identity, sm=other)
-    engine = StoredPlan(plan.added.path, dataclasses.replace(plan.manifest, identity=identity))
-    add_plan(repository, engine, version=1)
+    engine = StoredPlan(plan.path, dataclasses.replace(plan.manifest, identity=identity))
+    add_plans(repository, [engine], version=1)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +132,7 @@ def of_another_gpu(repository: ModelRepository, plan: Compiled) -> None:
     ids=["removed", "corrupted", "another TensorRT", "another GPU"],
 )
 def test_if_the_plan_cannot_serve_its_reason_is_shown_and_the_onnx_sibling_serves(
-    damage: Damage, reason: str, small: Model, small_plan: Compiled, gpu: Gpu, tmp_path: Path
+    damage: Damage, reason: str, small: Model, small_plan: AddedPlan, gpu: Gpu, tmp_path: Path
 ) -> None:
     shutil.copytree(small.repository.root, tmp_path / "models")
     damage(ModelRepository(tmp_path / "models"), small_plan)

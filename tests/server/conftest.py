@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tritonclient.grpc as grpcclient
 
-from arcface_builder.repository.plans import add_plan
+from arcface_builder.repository.plans import add_plans
 from arcface_builder.repository.publish import ModelRepository
 from arcface_server import LocalTriton
 from support.engines import stored_plan
@@ -32,7 +32,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     foreign.graph.output[0].name = foreign.graph.node[-1].output[0] = "fc1"
     (write_tiny_repository(folder, "foreign") / "1" / "model.onnx").write_bytes(foreign.SerializeToString())
     plan = stored_plan(tmp_path_factory.mktemp("store"), "86")
-    add_plan(ModelRepository(folder), plan, version=1)
+    add_plans(ModelRepository(folder), [plan], version=1)
     return folder
 
 

@@ -45,7 +45,7 @@ def ready_line(process: subprocess.Popen[str]) -> str:
 def test_it_prints_its_addresses_and_ends_with_no_process_left(
     small_repository: Path, ending: signal.Signals
 ) -> None:
-    with running("--model-repository", small_repository, "--json", "--", "--id=passed-through") as process:
+    with running("--repository", small_repository, "--json", "--", "--id=passed-through") as process:
         report = json.loads(ready_line(process))
         server_pid = report["pid"]
         assert len(group_members(server_pid)) == 3  # tritonserver, its watcher, and the model's stub

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from arcface_builder.build import build
-from arcface_builder.compile import Compiled, PlanRequest
+from arcface_builder.compile import PlanRequest
+from arcface_builder.repository.plans import AddedPlan
 from arcface_builder.repository.publish import ModelRepository, find_onnx
 from arcface_builder.source.load import Source
 from arcface_builder.trt.options import BuildOptions
@@ -49,7 +50,7 @@ def publish(source: Source, name: str, folder: Path, crops: Crops | None = None)
     return Model(repository, find_onnx(repository, name), source, crops)
 
 
-def build_seconds(compiled: Compiled) -> float:
+def build_seconds(compiled: AddedPlan) -> float:
     """How long the build of a plan took, as its manifest says."""
     seconds = compiled.manifest.build_seconds
     assert seconds is not None

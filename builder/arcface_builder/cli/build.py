@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 
 import typer
 
-from arcface_client.cli.terminal import UsageError, print_json
+from arcface_client.cli.terminal import UsageError, print_json, progress
 
 from ..build import DEFAULT_REPOSITORY
 from ..build import build as build_model
@@ -117,7 +117,8 @@ def build(
     }
     serving = {option: value for option, value in serving.items() if value is not None}
     options = ServingOptions(**serving) if serving else None
-    built = build_model(source, name=name, repository=repository, options=options)
+    with progress(name) as report:
+        built = build_model(source, name=name, repository=repository, options=options, report=report)
     if json:
         print_json({"path": str(built.path), **asdict(built.manifest)})
         return

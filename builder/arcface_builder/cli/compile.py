@@ -157,7 +157,8 @@ def compile_(
     settings = load_tensorrt_settings(config, arguments=given)
     if settings.enabled == "off":
         say("TensorRT is switched off (arcface_tensorrt.enabled); nothing was compiled")
-        _tell([], {}, as_json=json)
+        if json:
+            print_json({"plans": []})
         return
     if settings.instances is not None:
         check_range("instances", settings.instances, 1, MOST_INSTANCES)
@@ -190,34 +191,37 @@ def compile_(
                 platform=platform,
                 instances=settings.instances,
             )
-            found: dict[str, Any] = {}
         else:
             compile_it = compile_with_fallback if fallback_precision else compile_plan
-            compiled = compile_it(request, gpu, store, models, instances=settings.instances, report=report)
-            added = [compiled.added]
-            manifest = asdict(compiled.manifest)
-            found = {
-                "from_store": compiled.from_store,
-                "refusals": manifest["refusals"],
-                "manifest": manifest,
-            }
-    _tell(added, found, as_json=json)
-
-
-def _tell(added: list[AddedPlan], found: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print_json({"plans": [{**asdict(plan), "path": str(plan.path)} for plan in added], **found})
+            added = [compile_it(request, gpu, store, models, instances=settings.instances, report=report)]
+    if json:
+        one = {} if from_store else _record(added[0])
+        print_json({"plans": [_place(plan) for plan in added], **one})
         return
     for plan in added:
-        state = "added to" if plan.is_new else "already in"
-        kind = f"TensorRT {plan.tensorrt_version}, {plan.platform}"
+        state, place = "added to" if plan.is_new else "already in", _place(plan)
+        kind = f"TensorRT {place['tensorrt_version']}, {place['platform']}"
         print(f"{plan.path.name} {state} {plan.model} version {plan.version} ({kind})")
-    if found:
-        parity = found["manifest"]["parity"]
+    if not from_store:
+        parity = added[0].manifest.parity
         print(
-            f"largest drift {parity['largest_drift_cosine']:.2g} from the {parity['compared_with']} "
-            f"over {parity['crops']} crops"
+            f"largest drift {parity.largest_drift_cosine:.2g} from the {parity.compared_with} "
+            f"over {parity.crops} crops"
         )
+
+
+def _place(plan: AddedPlan) -> dict[str, Any]:
+    """Where a plan is, for ``--json``."""
+    key = plan.manifest.identity
+    place = {"model": plan.model, "version": plan.version, "path": str(plan.path)}
+    state = {"served": plan.served, "is_new": plan.is_new}
+    return {**place, **state, "tensorrt_version": key.tensorrt_version, "platform": key.platform}
+
+
+def _record(plan: AddedPlan) -> dict[str, Any]:
+    """What is known of a plan that was built here, for ``--json``."""
+    manifest = asdict(plan.manifest)
+    return {"from_store": plan.from_store, "refusals": manifest["refusals"], "manifest": manifest}
 
 
 def _source(repository: ModelRepository, onnx: LocalOnnx) -> Source:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,8 +30,6 @@ from .options import (
 
 if TYPE_CHECKING:  # boto3 is an extra
     from ..store.bucket import Bucket as S3Bucket
-
-_OLD: Final = "made by an older version: build it again, or prune it"
 
 engines = typer.Typer(
     no_args_is_help=True,
@@ -109,7 +107,7 @@ def list_(plans: _Plans) -> None:
         key, size_mb = entry.manifest.identity, entry.manifest.plan_bytes / 1e6
         fits = f"{key.platform}, {key.settings[GPU]}" if GPU in key.settings else key.platform
         line = f"{entry.path}  {fits}  {size_mb:,.1f} MB  {entry.manifest.created_at:%Y-%m-%d}  "
-        print(line + " and ".join(places) + (f"  ({_OLD})" if entry.is_old else ""))
+        print(line + " and ".join(places))
 
 
 @engines.command()

@@ -138,14 +138,6 @@ def plan_config(
     return config
 
 
-def takes_less(new: Any, old: Any) -> bool:
-    """Whether all plans of a model lose batches or a profile because a new plan has less."""
-    few, many = (
-        min((len(group.profile) for group in config.instance_group), default=0) for config in (new, old)
-    )
-    return bool(new.max_batch_size < old.max_batch_size or few < many)
-
-
 def config_text(config: Any) -> str:
     """Write a ``ModelConfig`` as the text that Triton reads."""
     return str(text_format.MessageToString(config))

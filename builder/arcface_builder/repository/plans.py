@@ -37,7 +37,6 @@ from .config import (
     config_text,
     plan_config,
     read_config,
-    takes_less,
 )
 from .publish import ModelRepository, os_errors
 
@@ -57,8 +56,8 @@ class AddedPlan:
         path: Its file.
         served: The versions that Triton is told to serve now.
         is_new: Whether it was not there before.
-        tensorrt_version: The TensorRT that it is by.
-        platform: The operating system and processor that it is for.
+        manifest: Its manifest there; ``refusals`` says why more compact precisions were not taken.
+        from_store: Whether it had been built before.
     """
 
     model: str
@@ -66,8 +65,8 @@ class AddedPlan:
     path: Path
     served: tuple[int, ...]
     is_new: bool
-    tensorrt_version: str
-    platform: str
+    manifest: PlanManifest
+    from_store: bool = True
 
 
 def published_plans(repository: ModelRepository, model: str) -> Plans:
@@ -122,14 +121,6 @@ def check_free(repository: ModelRepository, key: PlanKey, version: int) -> None:
         raise _taken(path, "and this one would have to be built")
     there = published_plans(repository, model).get(version, {})
     _check_alike([*(manifest.identity for manifest in there.values()), key], folder)
-
-
-def add_plan(
-    repository: ModelRepository, plan: StoredPlan, *, version: int, instances: int | None = None
-) -> AddedPlan:
-    """Add one stored plan to a version; see ``add_plans``."""
-    (added,) = add_plans(repository, [plan], version=version, instances=instances)
-    return added
 
 
 def add_plans(
@@ -189,8 +180,7 @@ def add_plans(
                     path=folder / manifest.identity.filename,
                     served=served,
                     is_new=not (folder / manifest.identity.filename).is_file(),
-                    tensorrt_version=manifest.identity.tensorrt_version,
-                    platform=manifest.identity.platform,
+                    manifest=manifest,
                 )
                 for manifest in wanted.values()
             ]
@@ -236,10 +226,7 @@ def _copy(plan: StoredPlan, staged: Path) -> None:
 def _report_changes(model: str, old: Any | None, config: Any, lost: Set[str]) -> None:
     if old is not None and config != old:
         changes = config_changes(config_text(old), config_text(config))
-        if takes_less(config, old):
-            changes += " (not every plan takes as much as before)"
-        level = logging.WARNING if takes_less(config, old) else logging.INFO
-        _log.log(level, "%s of all versions of %s changes: %s", CONFIG_FILE, model, changes)
+        _log.info("%s of all versions of %s changes: %s", CONFIG_FILE, model, changes)
     if lost:
         _log.warning(
             "%s no longer has a plan for %s: no version has plans for all architectures served until now",

@@ -59,11 +59,6 @@ class Entry:
         match = _PATH.fullmatch(self.path)
         return match.groupdict() if match else {}
 
-    @property
-    def is_old(self) -> bool:
-        """Whether an older version of this project stored it, whose keys no build asks for any more."""
-        return self.manifest is not None and self.manifest.identity.graph_sha256 is None
-
     def usable_manifest(self) -> PlanManifest:
         """The manifest.
 

@@ -22,6 +22,7 @@ _log = logging.getLogger(__name__)
 
 _FIRST_OLD: Final = (8,)  # what is below is TensorRT-RTX
 _STRONGLY_TYPED: Final = (10,)
+_PROGRESS_MONITOR: Final = (10,)
 _SAME_COMPUTE_CAPABILITY: Final = (10, 9)
 
 # "[file::function::line] Error Code 2: OutOfMemory (...)": only the name tells this failure from others.
@@ -46,6 +47,11 @@ def find_tensorrt() -> ModuleType:
 def is_strongly_typed(version: str) -> bool:
     """Whether this TensorRT runs a network as its graph says; before 10, the graph's types are hints."""
     return _is_from(version, _STRONGLY_TYPED)
+
+
+def has_progress_monitor(version: str) -> bool:
+    """Whether this TensorRT tells how far a build is, and can stop one (from 10)."""
+    return _is_from(version, _PROGRESS_MONITOR)
 
 
 def can_be_hardware_compatible(version: str) -> bool:

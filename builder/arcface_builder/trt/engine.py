@@ -130,7 +130,6 @@ def _attempt(
         partial(_serialize, builder, network, config, (parser, timings)),
         tick=tick,
         cancelled=cancelled,
-        stoppable=watcher is not None,
     )
     build_s = time.monotonic() - start
     if serialized is None:

@@ -6,8 +6,11 @@ import atexit
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from types import ModuleType
 from typing import Final, TypeVar
+
+from .compat import has_progress_monitor
 
 T = TypeVar("T")
 
@@ -63,7 +66,7 @@ class Phases:
 
 def monitor(trt: ModuleType, cancelled: threading.Event) -> Phases | None:
     """A progress monitor for TensorRT, which also cancels the build; None where TensorRT has none."""
-    if not hasattr(trt, "IProgressMonitor"):
+    if not has_progress_monitor(trt.__version__):
         return None
 
     class Monitor(Phases, trt.IProgressMonitor):  # type: ignore[misc, name-defined]
@@ -74,51 +77,40 @@ def monitor(trt: ModuleType, cancelled: threading.Event) -> Phases | None:
     return Monitor()
 
 
-def run_interruptibly(
-    work: Callable[[], T], *, tick: Callable[[], None], cancelled: threading.Event, stoppable: bool
-) -> T:
+def run_interruptibly(work: Callable[[], T], *, tick: Callable[[], None], cancelled: threading.Event) -> T:
     """Run something long in another thread, so that this one can show progress and receive Ctrl-C.
 
     Args:
         work: What to run; it must release Python's lock.
         tick: Is called at the start and, while the work runs, twice a second.
-        cancelled: Is set on Ctrl-C, or when ``tick`` fails; work that can be stopped looks at it.
-        stoppable: Wait until the work has stopped, or for another Ctrl-C. Otherwise the work ends with the
-            process.
+        cancelled: Is set on Ctrl-C, or when ``tick`` fails. Work that looks at it stops; other work ends with
+            the process.
 
     Raises:
         BaseException: What the work raised.
     """
-    results: list[T] = []
-    failures: list[BaseException] = []
-    ended = threading.Event()
+    result: Future[T] = Future()
 
     def body() -> None:
         try:
-            results.append(work())
+            result.set_result(work())
         except BaseException as error:  # noqa: BLE001 - raised where the result is waited for
-            failures.append(error)
-        finally:
-            ended.set()
+            result.set_exception(error)
 
     thread = threading.Thread(target=body, name="tensorrt-build", daemon=True)
     try:
         thread.start()
         tick()
-        while not ended.wait(_TICK_S):
+        while not wait([result], timeout=_TICK_S).done:
             tick()
     except BaseException:
         cancelled.set()
-        atexit.register(_end_process_unless, ended)
-        while stoppable and thread.is_alive():
-            ended.wait(_TICK_S)
+        atexit.register(_end_process_unless, result)
         raise
-    if failures:
-        raise failures[0]
-    return results[0]
+    return result.result()
 
 
-def _end_process_unless(ended: threading.Event) -> None:
+def _end_process_unless(result: Future[T]) -> None:
     """End the process at once if the work still runs: TensorRT aborts in an interpreter that shuts down."""
-    if not ended.is_set():
+    if not result.done():
         os._exit(_INTERRUPTED)

@@ -90,7 +90,7 @@ def run(app: typer.Typer, prog: str, argv: Sequence[str] | None = None) -> int:
         argv: The arguments; None takes the process's own.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.INFO, handlers=[_LogHandler()])
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_LogHandler()])
     typed = shlex.join([prog, *arguments])
     try:
         with _signals_interrupt():
@@ -153,7 +153,10 @@ class _LogHandler(logging.Handler):
     """Writes log lines to standard error, above a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(self.format(record), style="yellow" if record.levelno >= logging.WARNING else None)
+        if record.levelno >= logging.WARNING:
+            say(f"Warning: {self.format(record)}", style="yellow")
+        else:
+            say(self.format(record))
 
 
 def say(text: str, *, style: str | None = None) -> None:

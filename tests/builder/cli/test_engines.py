@@ -61,16 +61,6 @@ def test_a_list_says_which_plans_there_are_and_where(
     assert record["identity"]["onnx_sha256"] == KEY.onnx_sha256
 
 
-def test_a_plan_of_an_older_version_is_listed_as_such(capsys: pytest.CaptureFixture[str]) -> None:
-    old = plan_key(sm="75", graph_sha256=None, max_drift_cosine=None)
-    put(old)
-
-    (line,) = said(capsys, "list", "--sm", "7.5")
-
-    assert line.endswith("cache  (made by an older version: build it again, or prune it)")
-    assert said(capsys, "prune", "--keep", "0", "--sm", "75") == [f"removed: {old.key}"]
-
-
 @pytest.mark.parametrize("verb", [["list"], ["verify"], ["prune", "--keep", "2"]], ids=" ".join)
 def test_an_empty_cache_is_said_to_be_empty(
     verb: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -16,9 +16,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from arcface_builder.errors import PlanDamagedError, RepositoryError
-from arcface_builder.repository.plans import AddedPlan, add_plan, add_plans
+from arcface_builder.repository.plans import AddedPlan, add_plans
 from arcface_builder.repository.publish import ModelRepository
-from arcface_builder.store import StoredPlan
 from arcface_client.errors import ManifestError
 from support import children
 from support.engines import stored_plan
@@ -33,7 +32,8 @@ def add(
     repository: ModelRepository, sm: str, version: int = 1, content: str = "plan", **of: Any
 ) -> AddedPlan:
     plan = stored_plan(repository.root.parent, sm, content, version=version, **of)
-    return add_plan(repository, plan, version=version)
+    (added,) = add_plans(repository, [plan], version=version)
+    return added
 
 
 def config(repository: ModelRepository) -> model_config_pb2.ModelConfig:
@@ -96,12 +96,12 @@ def test_a_plan_that_cannot_be_copied_or_was_changed_leaves_nothing(
     plan = stored_plan(tmp_path, "80")
 
     with pytest.raises(RepositoryError, match="nothing was published"):
-        add_plan(repository, replace(plan, path=tmp_path), version=1)
+        add_plans(repository, [replace(plan, path=tmp_path)], version=1)
     with pytest.raises(PlanDamagedError, match="was removed meanwhile; compile again"):
-        add_plan(repository, replace(plan, path=tmp_path / "gone.plan"), version=1)
+        add_plans(repository, [replace(plan, path=tmp_path / "gone.plan")], version=1)
     plan.path.write_bytes(plan.path.read_bytes()[::-1])
     with pytest.raises(PlanDamagedError, match=r"has SHA-256 .*; its manifest says"):
-        add_plan(repository, plan, version=1)
+        add_plans(repository, [plan], version=1)
 
     assert [path.name for path in repository.root.iterdir()] == [".lock"]
 
@@ -273,41 +273,23 @@ def test_an_operators_changes_stay_when_a_plan_is_added(
     repository: ModelRepository, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    add_plan(repository, stored_plan(tmp_path, "80"), version=1, instances=4)
+    add_plans(repository, [stored_plan(tmp_path, "80")], version=1, instances=4)
     path = repository.root / "m_trt/config.pbtxt"
     path.write_text(path.read_text().replace("dynamic_batching {", "dynamic_batching { priority_levels: 2"))
     expected = config(repository)
 
-    add_plan(repository, stored_plan(tmp_path, "90", max_batch_size=16), version=1)
+    add_plans(repository, [stored_plan(tmp_path, "90", max_batch_size=16)], version=1)
 
-    (warning,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
-    assert "of all versions of m_trt changes: - max_batch_size: 32, + max_batch_size: 16" in warning
+    assert "of all versions of m_trt changes: - max_batch_size: 32, + max_batch_size: 16" in caplog.text
     expected.cc_model_filenames["9.0"] = "m-fp16-sm90.plan"
     expected.max_batch_size = expected.model_warmup[1].batch_size = 16
     assert config(repository) == expected
     assert config(repository).instance_group[0].count == 4
 
 
-def with_profiles(plan: StoredPlan, has_two: bool) -> StoredPlan:
-    settings = {**plan.manifest.identity.settings, "small_batch_profile": has_two}
-    key = replace(plan.manifest.identity, settings=settings)
-    return replace(plan, manifest=replace(plan.manifest, identity=key))
-
-
-def test_the_loss_of_the_profile_for_small_batches_is_a_warning(
-    repository: ModelRepository, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    add_plan(repository, with_profiles(stored_plan(tmp_path, "80"), True), version=1)
-    add_plan(repository, with_profiles(stored_plan(tmp_path, "90"), False), version=1)
-
-    (warning,) = caplog.messages
-    assert 'profile: "1"' in warning
-    assert warning.endswith("(not every plan takes as much as before)")
-
-
 def test_instances_are_changed_only_when_they_are_given(repository: ModelRepository, tmp_path: Path) -> None:
     for given, instances in ((None, 2), (3, 3), (None, 3), (1, 1)):
-        add_plan(repository, stored_plan(tmp_path, "80"), version=1, instances=given)
+        add_plans(repository, [stored_plan(tmp_path, "80")], version=1, instances=given)
         assert config(repository).instance_group[0].count == instances
 
 
@@ -337,7 +319,7 @@ if fate == "killed":
     Path.rename = stop  # its manifest is there, and its plan is not
 plan = stored_plan(Path(folder), sm)
 print("begins", flush=True)
-plans.add_plan(ModelRepository(Path(folder) / "models"), plan, version=1)
+plans.add_plans(ModelRepository(Path(folder) / "models"), [plan], version=1)
 """
 
 CAPABILITIES = {"75": "7.5", "80": "8.0", "86": "8.6", "90": "9.0"}

@@ -94,13 +94,8 @@ def test_a_damaged_plan_is_removed_with_a_warning_and_can_be_stored_again(
     assert KEY.filename in warning
 
 
-def test_a_list_has_good_damaged_and_old_plans(
-    store: LocalStore, add: Callable[..., StoredPlan], tmp_path: Path
-) -> None:
+def test_a_list_has_good_and_damaged_plans(store: LocalStore, add: Callable[..., StoredPlan]) -> None:
     good, altered, broken = add(), add(sm="89"), add(sm="90")
-    old = store.add(
-        plan_file(tmp_path), manifest(of=plan_key(sm="75", graph_sha256=None, max_drift_cosine=None))
-    )
     flip(altered.path)
     record_of(broken.path).write_text("[]")
 
@@ -110,9 +105,7 @@ def test_a_list_has_good_damaged_and_old_plans(
         "86": good.manifest,
         "89": altered.manifest,
         "90": None,
-        "75": old.manifest,
     }
-    assert [sm for sm, entry in entries.items() if entry.is_old] == ["75"]
     assert store.check(entries["86"]) == good
     with pytest.raises(PlanDamagedError, match="SHA-256"):
         store.check(entries["89"])

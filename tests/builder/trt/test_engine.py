@@ -17,6 +17,7 @@ from arcface_builder.trt import compat, engine, progress
 from arcface_builder.trt.engine import build_plan
 from arcface_builder.trt.options import BuildOptions
 from arcface_client.settings import load_tensorrt_settings
+from support.processes import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +214,7 @@ def test_ctrl_c_or_a_display_that_fails_cancels_the_build(
 
     assert goes_on[0]
     assert not goes_on[-1]
-    assert not [thread for thread in threading.enumerate() if thread.name == "tensorrt-build"]
+    wait_until(lambda: "tensorrt-build" not in [thread.name for thread in threading.enumerate()])
 
 
 def test_measurements_of_kernels_are_kept_for_the_next_build(

@@ -20,7 +20,7 @@ def test_an_error_of_the_work_is_raised_where_it_is_waited_for(capfd: pytest.Cap
         raise MemoryError("of the host")
 
     with pytest.raises(MemoryError, match="of the host"):
-        run_interruptibly(work, tick=lambda: None, cancelled=threading.Event(), stoppable=True)
+        run_interruptibly(work, tick=lambda: None, cancelled=threading.Event())
 
     assert capfd.readouterr().err == ""
 

@@ -162,6 +162,12 @@ def test_progress_on_a_terminal_is_a_bar_with_log_lines_above_it() -> None:
     assert "a log line" in shown
 
 
+def test_log_lines_are_plain_sentences() -> None:
+    body = "import logging\n    logging.info('A step.')\n    logging.warning('Something is missing.')"
+    done = subprocess.run(program(body), capture_output=True, text=True, check=True)
+    assert done.stderr == "A step.\nWarning: Something is missing.\n"
+
+
 def test_a_table_that_goes_into_a_file_has_a_line_for_each_row(capsys: pytest.CaptureFixture[str]) -> None:
     terminal.print_table(["plan", "state"], [["a" * 100, "ready"], ["b", None]])
     lines = capsys.readouterr().out.splitlines()
