@@ -212,9 +212,9 @@ def test_ctrl_c_or_a_display_that_fails_cancels_the_build(
     with pytest.raises(error):
         build_plan(trt, r18_typed["fp32"], BuildOptions(precision="fp32"), target_sm="86", report=interrupt)
 
+    wait_until(lambda: "tensorrt-build" not in [thread.name for thread in threading.enumerate()])
     assert goes_on[0]
     assert not goes_on[-1]
-    wait_until(lambda: "tensorrt-build" not in [thread.name for thread in threading.enumerate()])
 
 
 def test_measurements_of_kernels_are_kept_for_the_next_build(
