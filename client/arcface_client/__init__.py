@@ -25,12 +25,11 @@ if TYPE_CHECKING:
     from .failover.replica import Intervals
     from .observability.diagnostics import Diagnostics, Served
     from .triton.aio import AsyncEmbeddingClient
-    from .triton.channel import AsyncConnection, Connection
+    from .triton.channel import Connection
     from .triton.client import EmbeddingClient
     from .triton.limits import RequestLimits, Tls
 
 __all__ = [
-    "AsyncConnection",
     "AsyncEmbeddingBackend",
     "AsyncEmbeddingClient",
     "Connection",
@@ -47,7 +46,6 @@ __all__ = [
 ]
 
 _MODULES = {
-    "AsyncConnection": "triton.channel",
     "AsyncEmbeddingBackend": "backends.aio",
     "AsyncEmbeddingClient": "triton.aio",
     "Connection": "triton.channel",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from arcface_client.backends.local import LocalModel, LocalOrigin
+from arcface_client.backends.local import LocalModel
 from arcface_client.contract import Crops, Embeddings
+from arcface_client.failover.replica import Origin
 from arcface_client.models.embedding_space import EmbeddingSpace
 from arcface_client.observability.diagnostics import Diagnostics
 from arcface_client.runtimes.base import Runtime
@@ -22,15 +23,15 @@ def local(
     golden: Embeddings | None = None,
     batch_size: int = 8,
     runtime: Callable[[Path], Runtime] = OnnxRuntime,
-) -> LocalOrigin:
-    def load(_: EmbeddingSpace | None) -> LocalModel:
+) -> Origin:
+    def load(*_: object) -> LocalModel:
         known = Diagnostics(backend="onnxruntime", model=path.stem, version=1, engine_path=str(path))
         return LocalModel(runtime(path), known, batch_size, space, golden)
 
-    return LocalOrigin(path.stem, load)
+    return Origin(path.stem, load)
 
 
-def missing(name: str = "missing") -> LocalOrigin:
+def missing(name: str = "missing") -> Origin:
     return local(Path(f"/nowhere/{name}.onnx"))
 
 

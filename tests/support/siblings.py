@@ -14,12 +14,13 @@ import onnx
 from tritonclient import grpc as tritonclient
 
 from arcface_client.backends.base import EmbeddingBackend
-from arcface_client.backends.local import LocalModel, LocalOrigin
+from arcface_client.backends.local import LocalModel
 from arcface_client.contract import Crops, Embeddings
-from arcface_client.failover.replica import Intervals
+from arcface_client.failover.replica import Intervals, Origin
 from arcface_client.models.embedding_space import EmbeddingSpace
 from arcface_client.models.golden import GoldenReference
 from arcface_client.models.manifest import PlanManifest
+from arcface_client.models.repository import LocalModels
 from arcface_client.observability.diagnostics import Diagnostics, Served
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_client.triton import limits
@@ -50,16 +51,16 @@ def write_siblings(repository: Path, **settings: Any) -> Path:
     return repository
 
 
-def local_tiny(folder: Path, release: int = 1, *, skew: float = 0.0) -> LocalOrigin:
+def local_tiny(folder: Path, release: int = 1, *, skew: float = 0.0) -> Origin:
     """The tiny model of a release in this process, as the last replica of a pool."""
 
-    def load(_: EmbeddingSpace | None) -> LocalModel:
+    def load(*_: object) -> LocalModel:
         path = folder / f"local-{release}-{skew}.onnx"
         onnx.save(tiny_serving_graph(release, skew=skew), path)
         known = Diagnostics(backend="onnxruntime", model=ONNX, version=release)
         return LocalModel(OnnxRuntime(path), known, 32, EmbeddingSpace(), None)
 
-    return LocalOrigin(LOCAL, load)
+    return Origin(LOCAL, load)
 
 
 def tiny_embeddings(folder: Path, crops: Crops, seed: int = 1) -> Embeddings:
@@ -110,10 +111,11 @@ def in_the_middle(
         return call.result()
 
 
-class Recorded:
+class Recorded(LocalModels):
     """Records of a model repository, as a function gives them."""
 
     def __init__(self, golden: Callable[[str, int], GoldenReference | None]) -> None:
+        super().__init__(Path("nowhere"))
         self._golden = golden
 
     def golden(self, model: str, version: int) -> GoldenReference | None:

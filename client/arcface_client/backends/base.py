@@ -1,4 +1,4 @@
-"""What a pipeline holds: an object that embeds, and can say which candidate did it and why no other."""
+"""What a pipeline holds: an object that embeds, and can say which replica did it and why no other."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class EmbeddingBackend(ABC):
             crops: uint8 [N, 112, 112, 3], or a list of uint8 [112, 112, 3]; any N, 0 too.
             color: Channel order of the crops.
             timeout_s: Seconds that the whole call may take, all tries together; None for no limit.
-            return_source: Also return which candidates served, and why others did not.
+            return_source: Also return which replicas served, and why others did not.
 
         Returns:
             float32 [N, 512], rows of length one; with ``return_source`` a ``Served`` beside it.

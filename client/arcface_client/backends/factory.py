@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from ..settings import BACKEND_TYPES, KEYS, Enabled, PipelineSettings, load_pipe
 from ..triton.limits import RequestLimits
 from .base import EmbeddingBackend
 from .insightface import insightface_origin
-from .local import LocalOrigin, onnx_origin, plan_origin, provider_order, switched_off
+from .local import onnx_origin, plan_origin, provider_order, switched_off
 from .pooled import PooledBackend, TritonBackend
 from .shadow import ShadowBackend
 
@@ -73,7 +74,9 @@ def get_embedding_backend(
     if device is not None:
         read_device(device)
     for name in settings.keys() - _KEYS.keys():
-        raise InputError(f"There is no setting {name!r}; known ones: {', '.join(_KEYS)}.")
+        near = difflib.get_close_matches(name, _KEYS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"known ones: {', '.join(_KEYS)}."
+        raise InputError(f"There is no setting {name!r}; {hint}")
     arguments: dict[str, object] = {_KEYS[name]: value for name, value in settings.items()}
     for name, key, value in (
         ("backend_type", "embedding.backend", backend_type),
@@ -173,7 +176,7 @@ def _candidates(settings: PipelineSettings, enabled: Enabled) -> tuple[str, ...]
     return left
 
 
-def _local(settings: PipelineSettings) -> list[LocalOrigin]:
+def _local(settings: PipelineSettings) -> list[Origin]:
     """What may embed in this process, in order of preference."""
     embedding, enabled = settings.embedding, settings.tensorrt.enabled
     models, name, gpu = LocalModels(embedding.model_repository), embedding.model, embedding.device.index

@@ -11,11 +11,12 @@ from google.protobuf.message import DecodeError
 
 from ..contract import CROP_SHAPE, CROP_SIZE, EMBEDDING_DIM, Crops, Embeddings
 from ..errors import ContractError, DeploymentError, ModelNotFoundError, require
+from ..failover.replica import Origin
 from ..models.embedding_space import EmbeddingSpace
 from ..models.files import expanded, file_sha256
 from ..models.repository import LocalModels
 from ..observability.diagnostics import Diagnostics
-from .local import BATCH_SIZE, LocalModel, LocalOrigin, provider_options
+from .local import BATCH_SIZE, LocalModel, provider_options
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -73,10 +74,10 @@ class InsightFaceRuntime:
         del self._model
 
 
-def insightface_origin(models: LocalModels, name: str, source: str, provider: str, gpu: int) -> LocalOrigin:
+def insightface_origin(models: LocalModels, name: str, source: str, provider: str, gpu: int) -> Origin:
     """The reference on a provider; ``name`` is the family of models whose reference it may be."""
 
-    def load(_: EmbeddingSpace | None) -> LocalModel:
+    def load(*_: object) -> LocalModel:
         require("insightface.model_zoo.arcface_onnx", extra="insightface", purpose=_PURPOSE)
         require("onnxruntime", extra="onnxruntime", purpose=_PURPOSE)
         from ..runtimes.onnxruntime import open_on
@@ -103,7 +104,7 @@ def insightface_origin(models: LocalModels, name: str, source: str, provider: st
         golden = None if reference is None else reference.embeddings
         return LocalModel(runtime, known, runtime.batch_size, space, golden)
 
-    return LocalOrigin(f"{source} through InsightFace on {provider}", load)
+    return Origin(f"{source} through InsightFace on {provider}", load)
 
 
 def find_source(source: str) -> Path:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
 from ..contract import INPUT_NAME, Embeddings, check_finite, check_shape
 from ..errors import DeploymentError, MissingExtraError, ModelLoadingError, require
+from ..failover.replica import Origin
 from ..models.embedding_space import EmbeddingSpace
 from ..models.golden import golden_crops
 from ..models.naming import onnx_model, plan_model
@@ -128,32 +128,10 @@ class LocalModel:
             _log.warning("%s was not freed: %s", self.source.model, error)
 
 
-@dataclass(frozen=True)
-class LocalOrigin:
-    """A model that can be loaded into this process, or cannot; see ``failover.replica.Origin``.
-
-    Attributes:
-        name: The replica's name, for example "arcface_r100_onnx on CPUExecutionProvider".
-        load: Loads the newest version of an embedding space (None: of any).
-    """
-
-    name: str
-    load: Callable[[EmbeddingSpace | None], LocalModel]
-
-    @property
-    def where(self) -> str:
-        """In this process."""
-        return HERE
-
-    def open(self, space: EmbeddingSpace | None, deadline: Deadline) -> LocalModel:
-        """Load it; that cannot be ended early."""
-        return self.load(space)
-
-
-def onnx_origin(models: LocalModels, name: str, provider: str, gpu: int = 0) -> LocalOrigin:
+def onnx_origin(models: LocalModels, name: str, provider: str, gpu: int = 0) -> Origin:
     """``{name}_onnx`` of a model repository on one of ONNX Runtime's execution providers."""
 
-    def load(space: EmbeddingSpace | None) -> LocalModel:
+    def load(space: EmbeddingSpace | None, _: Deadline) -> LocalModel:
         require("onnxruntime", extra="onnxruntime", purpose="Embedding in this process")
         from ..runtimes.onnxruntime import OnnxRuntime, open_on
 
@@ -178,13 +156,13 @@ def onnx_origin(models: LocalModels, name: str, provider: str, gpu: int = 0) -> 
             runtime, known, BATCH_SIZE, found.manifest.embedding_space(), found.manifest.golden_embeddings
         )
 
-    return LocalOrigin(f"{onnx_model(name)} on {provider}", load)
+    return Origin(f"{onnx_model(name)} on {provider}", load)
 
 
-def plan_origin(models: LocalModels, name: str, gpu: int) -> LocalOrigin:
+def plan_origin(models: LocalModels, name: str, gpu: int) -> Origin:
     """The newest plan of ``{name}_trt`` for a GPU of this machine."""
 
-    def load(space: EmbeddingSpace | None) -> LocalModel:
+    def load(space: EmbeddingSpace | None, _: Deadline) -> LocalModel:
         try:
             import tensorrt
 
@@ -220,16 +198,16 @@ def plan_origin(models: LocalModels, name: str, gpu: int) -> LocalOrigin:
         space_of_plan = plan.onnx.embedding_space(plan.manifest.precision_class)
         return LocalModel(runtime, known, runtime.max_batch_size, space_of_plan, plan.onnx.golden_embeddings)
 
-    return LocalOrigin(f"{plan_model(name)} on cuda:{gpu}", load)
+    return Origin(f"{plan_model(name)} on cuda:{gpu}", load)
 
 
-def switched_off(name: str) -> LocalOrigin:
+def switched_off(name: str) -> Origin:
     """Stands for the plan where the settings switch TensorRT off."""
 
-    def load(_: EmbeddingSpace | None) -> LocalModel:
+    def load(*_: object) -> LocalModel:
         raise DeploymentError("TensorRT is switched off: arcface_tensorrt.enabled is false; set it to auto.")
 
-    return LocalOrigin(plan_model(name), load)
+    return Origin(plan_model(name), load)
 
 
 def provider_order(device: Device, providers: Sequence[str], *, allow_cpu_fallback: bool) -> list[str]:

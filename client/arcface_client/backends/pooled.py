@@ -14,7 +14,8 @@ from ..failover.discovery import Pin, Wanted
 from ..failover.health import Health
 from ..failover.pool import ReplicaPool
 from ..failover.replica import Intervals, Origin, local_replicas
-from ..failover.server import Records, Server
+from ..failover.server import Server
+from ..models.repository import LocalModels
 from ..observability.diagnostics import Diagnostics, Served, Source
 from ..observability.metrics import Metrics, PrometheusExporter
 from ..triton.embed_request import Deadline, EmbedRequest
@@ -40,7 +41,6 @@ class PooledBackend(EmbeddingBackend):
         backend: What was asked for: "triton", "tensorrt", "onnxruntime" or "insightface".
         local: Models in this process, by preference; they come after all servers'.
         servers: Triton servers, by preference.
-        wanted: Which models of the servers to use.
         max_drift_cosine: Largest drift of a replica's golden embeddings from the reference.
         intervals: How often replicas are checked.
         patience_s: How long a call without a deadline waits, without progress, for a full queue.
@@ -57,7 +57,6 @@ class PooledBackend(EmbeddingBackend):
         local: Sequence[Origin] = (),
         *,
         servers: Sequence[Server] = (),
-        wanted: Wanted | None = None,
         max_drift_cosine: float = DEFAULT_MAX_DRIFT_COSINE,
         intervals: Intervals | None = None,
         patience_s: float = DEFAULT_REQUEST_TIMEOUT_S,
@@ -71,7 +70,7 @@ class PooledBackend(EmbeddingBackend):
         self._patience_s = patience_s
         urls = tuple(server.url for server in servers)
         self._pool = ReplicaPool(local_replicas(local), urls, max_drift_cosine, intervals)
-        self._health = Health(self._pool, servers, wanted, intervals)
+        self._health = Health(self._pool, servers, intervals)
         self._closed = threading.Event()
         self._exporter = None
         if registry is not None:
@@ -98,7 +97,7 @@ class PooledBackend(EmbeddingBackend):
             raise no_candidate(self._pool.ranking.refused)
 
     def diagnostics(self) -> Diagnostics:
-        """Which candidate serves, how fast, how exactly, and why no other; nothing is asked or loaded."""
+        """Which replica serves, how fast, how exactly, and why no other; nothing is asked or loaded."""
         self._fork_guard.check()
         known = Diagnostics(backend=self._backend)
         ranking = self._pool.ranking
@@ -205,7 +204,7 @@ class TritonBackend(PooledBackend):
         candidates: Sequence[str] = (),
         *,
         local: Sequence[Origin] = (),
-        records: Records | None = None,
+        records: LocalModels | None = None,
         max_drift_cosine: float = DEFAULT_MAX_DRIFT_COSINE,
         limits: RequestLimits | None = None,
         intervals: Intervals | None = None,
@@ -214,12 +213,12 @@ class TritonBackend(PooledBackend):
         listed = (urls,) if isinstance(urls, str) else tuple(dict.fromkeys(urls))
         if not listed:
             raise ConfigError("There is no server's URL; expected one or more, for example localhost:8001.")
-        limits = limits or RequestLimits()
+        limits, intervals = limits or RequestLimits(), intervals or Intervals()
+        wanted = Wanted(listed, name, tuple(map(Pin.parse, candidates)))
         super().__init__(
             "triton",
             local,
-            servers=[Server(url, limits, records) for url in listed],
-            wanted=Wanted(listed, name, tuple(map(Pin.parse, candidates))),
+            servers=[Server(url, wanted, limits, intervals, records) for url in listed],
             max_drift_cosine=max_drift_cosine,
             intervals=intervals,
             patience_s=limits.request_timeout_s,

@@ -9,7 +9,7 @@ import threading
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 from ..contract import Crops, Embeddings
@@ -40,18 +40,14 @@ AMONG: Final = 256
 _log = logging.getLogger(__name__)
 
 
-@dataclass
 class _Drift:
-    """The drift of one candidate's live crops."""
+    """The drift of one plan's live crops."""
 
-    count: int = 0
-    total: float = 0.0
-    largest: float = 0.0
-    beyond: int = 0
-
-    def __post_init__(self) -> None:
+    def __init__(self) -> None:
+        self.count = self.beyond = 0
+        self.total = self.largest = 0.0
         self.buckets = [0] * (len(BOUNDS) + 1)
-        self.last_beyond: deque[tuple[int, float]] = deque(maxlen=CASES)
+        self.recent: deque[float] = deque(maxlen=AMONG)
 
     def add(self, drift: float, max_drift: float) -> DriftError | None:
         """Count a crop; returns an error when enough of the last ones were beyond the tolerance."""
@@ -59,19 +55,18 @@ class _Drift:
         self.total += drift
         self.largest = max(self.largest, drift)
         self.buckets[bisect.bisect_left(BOUNDS, drift)] += 1
+        self.recent.append(drift)
         if drift <= max_drift:
             return None
         self.beyond += 1
-        self.last_beyond.append((self.count, drift))
-        among = self.count - self.last_beyond[0][0] + 1
-        if len(self.last_beyond) < CASES or among > AMONG:
+        beyond = [one for one in self.recent if one > max_drift]
+        if len(beyond) < CASES:
             return None
-        worst = max(drift for _, drift in self.last_beyond)
-        self.last_beyond.clear()
+        self.recent.clear()
         return DriftError(
-            f"{CASES} of the last {among} live crops that were compared drift up to {worst:.2g} from the "
-            f"ONNX model; max_drift_cosine allows {max_drift:g}. It stays out until ensure_ready().",
-            worst,
+            f"{len(beyond)} of the last {AMONG} live crops that were compared drift up to {max(beyond):.2g} "
+            f"from the ONNX model; max_drift_cosine allows {max_drift:g}. It stays out until ensure_ready().",
+            max(beyond),
         )
 
     def snapshot(self) -> dict[str, Any]:
@@ -120,7 +115,6 @@ class ShadowBackend(EmbeddingBackend):
         self._rate = rate
         self._max_drift = max_drift_cosine
         self._lock = threading.Lock()
-        self._owed = 0.0
         self._waiting = 0
         self._results: Counter[str] = Counter(compared=0, dropped=0, failed=0)
         self._drift: dict[str, _Drift] = {}
@@ -156,18 +150,14 @@ class ShadowBackend(EmbeddingBackend):
         return served
 
     def _offer(self, request: EmbedRequest, source: Source) -> None:
+        chosen = [row for row in range(len(request.crops)) if random.random() < self._rate]
         with self._lock:
-            # So that it comes to the rate over time, whatever the size of the calls.
-            self._owed += len(request.crops) * self._rate
-            due = int(self._owed)
-            self._owed -= due
-            count = min(due, QUEUE_CROPS - self._waiting)
-            self._results["dropped"] += due - count
-            self._waiting += count
-        if not count:
+            rows = chosen[: QUEUE_CROPS - self._waiting]
+            self._results["dropped"] += len(chosen) - len(rows)
+            self._waiting += len(rows)
+        if not rows:
             return
         # Copies, since the caller may change both arrays from now on.
-        rows = sorted(random.sample(range(len(request.crops)), count))
         with suppress(RuntimeError):  # closed since the call was served
             self._worker.submit(self._compare, source, request.crops[rows], request.embeddings[rows])
 

@@ -67,13 +67,14 @@ def embed(
     if not files:
         searched = ", ".join(map(str, paths))
         raise ImageFileError(f"There is no image in {searched}, which has {passed_over}.")
+    count = "1 image" if len(files) == 1 else f"{len(files)} images"
     names: list[str] = []
     skipped: list[str] = []
 
     with progress("embed") as report, settings.client() as client, embedding_archive(output) as add:
 
         def crops() -> Iterator[Crops]:
-            for file in counted(files, report, f"embedding {len(files)} images", len(files)):
+            for file in counted(files, report, f"embedding {count}", len(files)):
                 try:
                     crop = read_crop(file, resize=resize)
                 except ImageFileError as error:

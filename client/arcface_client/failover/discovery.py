@@ -5,28 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from ..errors import ArcFaceError, ConfigError, ModelLoadingError, ModelNotFoundError, ModelNotReadyError
+from ..errors import ArcFaceError, ConfigError, ModelNotFoundError
 from ..models.naming import onnx_model, plan_model
-
-if TYPE_CHECKING:
-    from ..triton.status import ModelStatus
+from ..triton.status import ModelStatus, Target, model_error
 
 _PIN: Final = re.compile(r"(?P<model>[^\s:]+)(?::(?P<version>[1-9]\d*))?")
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One version of one model at one server; without a version, the newest that the server has ready."""
-
-    url: str
-    model: str
-    version: int | None
-
-    def __str__(self) -> str:
-        version = "" if self.version is None else f":{self.version}"
-        return f"{self.model}{version} at {self.url}"
 
 
 @dataclass(frozen=True)
@@ -51,7 +36,7 @@ class Pin:
             )
         return cls(match["model"], None if match["version"] is None else int(match["version"]))
 
-    def covers(self, candidate: Candidate) -> bool:
+    def covers(self, candidate: Target) -> bool:
         """Whether a candidate is what was named."""
         return candidate.model == self.model and self.version in (None, candidate.version)
 
@@ -79,12 +64,12 @@ class Wanted:
         siblings = (Pin(plan_model(self.name)), Pin(onnx_model(self.name)))
         object.__setattr__(self, "_models", self.pins or siblings)
 
-    def preference(self, candidate: Candidate) -> tuple[int, int, int]:
+    def preference(self, candidate: Target) -> tuple[int, int, int]:
         """What to sort candidates by, the one to use first."""
         model = next(place for place, pin in enumerate(self._models) if pin.covers(candidate))
         return model, -(candidate.version or 0), self.urls.index(candidate.url)
 
-    def release(self, candidate: Candidate) -> tuple[int, ...]:
+    def release(self, candidate: Target) -> tuple[int, ...]:
         """What to sort candidates by, the one that settles the embedding space first: the newest release.
 
         With pins, it is the user's order.
@@ -92,7 +77,7 @@ class Wanted:
         preference = self.preference(candidate)
         return preference if self.pins else (preference[1], preference[0], preference[2])
 
-    def sight(self, url: str, models: Sequence[ModelStatus] | None) -> dict[Candidate, ArcFaceError | None]:
+    def sight(self, url: str, models: Sequence[ModelStatus] | None) -> dict[Target, ArcFaceError | None]:
         """Find the candidates of a server.
 
         Args:
@@ -105,7 +90,7 @@ class Wanted:
         Raises:
             ModelNotFoundError: It has none of the models.
         """
-        pinned = {pin: Candidate(url, pin.model, pin.version) for pin in self.pins}
+        pinned = {pin: Target(url, pin.model, pin.version) for pin in self.pins}
         if models is None:
             if not self.pins:
                 raise ModelNotFoundError(
@@ -113,23 +98,13 @@ class Wanted:
                     f"for example {self._models[0]}"
                 )
             return dict.fromkeys(pinned.values())
-        listed = {Candidate(url, model.name, model.version): _problem(model) for model in models}
+        listed = {Target(url, model.name, model.version): model.problem for model in models}
         found = {one: why for one, why in listed.items() if any(pin.covers(one) for pin in self._models)}
         for pin, candidate in pinned.items():
             if not any(pin.covers(one) for one in found):
-                versions = ", ".join(str(model.version) for model in models if model.name == pin.model)
-                known = f"its versions: {versions}" if versions else "no such model"
-                found[candidate] = ModelNotFoundError(f"the server does not have it ({known})")
+                found[candidate] = model_error(candidate, models)
         if not found:
             known = ", ".join(sorted({model.name for model in models})) or "none"
             wanted = " or ".join(map(str, self._models))
             raise ModelNotFoundError(f"the server has no {wanted}; its models: {known}")
         return found
-
-
-def _problem(status: ModelStatus) -> ArcFaceError | None:
-    if status.ready:
-        return None
-    if status.state in ("LOADING", "UNLOADING"):
-        return ModelLoadingError(f"the server is {status.state.lower()} it")
-    return ModelNotReadyError(f"not ready: {status.reason or 'the server has not loaded it'}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import numpy as np
@@ -84,27 +84,6 @@ class Finding:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class SettledSpace:
-    """The embedding space that a pool keeps for its life.
-
-    Attributes:
-        settled_by: Name of the replica that settled it.
-        reference: What the golden crops' embeddings must be.
-    """
-
-    settled_by: str
-    reference: GoldenReference
-
-    def completed(self, reference: GoldenReference) -> SettledSpace:
-        """Add what the record of another replica that passed says and was unknown before.
-
-        Otherwise two replicas that both agree with the space could contradict each other.
-        """
-        space = self.reference.space.completed(reference.space)
-        return replace(self, reference=replace(self.reference, space=space))
-
-
 def golden_check(model: Model, deadline: Deadline) -> Finding:
     """Embed the golden crops and compare them with the best reference there is.
 
@@ -136,22 +115,31 @@ def golden_check(model: Model, deadline: Deadline) -> Finding:
     return Finding(embeddings, GoldenReference(reference, model.space), ONNX_SIBLING, drift)
 
 
-def objection(finding: Finding, space: SettledSpace | None, max_drift: float) -> DeploymentError | None:
-    """Why a model must not serve; None when it may."""
+def objection(
+    finding: Finding, settled: GoldenReference | None, settled_by: str, max_drift: float
+) -> DeploymentError | None:
+    """Why a model must not serve; None when it may.
+
+    Args:
+        finding: What its golden check found.
+        settled: The embedding space of the pool; None before it is settled.
+        settled_by: Name of the replica that settled it.
+        max_drift: The tolerance.
+    """
     if finding.drift is not None:
         reference = f"the reference ({finding.compared_with})"
         error = drift_error(finding.drift, max_drift, "its golden embeddings", reference)
         if error is not None:
             return error
-    if space is None:
+    if settled is None:
         return None
-    what = space.reference.space.conflict(finding.reference.space)
-    drift = largest_drift(finding.embeddings, space.reference.embeddings)
+    what = settled.space.conflict(finding.reference.space)
+    drift = largest_drift(finding.embeddings, settled.embeddings)
     if what is None and not drift <= max_drift:  # written so that NaN is refused as well
         what = f"another source model, its golden embeddings drift {drift:.2g}"
     if what is None:
         return None
     return OtherEmbeddingSpaceError(
-        f"{what}, compared with {space.settled_by}, which settled the embedding space of this embedder; "
+        f"{what}, compared with {settled_by}, which settled the embedding space of this embedder; "
         "restart the embedder to change over, or pin its candidates"
     )

@@ -14,11 +14,11 @@ from typing import Any, Final, TypeVar
 
 from ..errors import ArcFaceError, ClientClosedError, InputError, ServerUnavailableError
 from ..triton.embed_request import Deadline
-from .discovery import Candidate, Wanted
+from ..triton.status import unanswered
 from .golden_check import golden_check
 from .pool import ReplicaPool
-from .replica import Cooldown, Intervals, Replica
-from .server import Server, ServerOrigin
+from .replica import Intervals, Replica
+from .server import Server
 
 LIST_S: Final = 2.0
 """How long a server may take to list its models, in seconds."""
@@ -31,22 +31,17 @@ _log = logging.getLogger(__name__)
 class Health:
     """Watches over a pool; its threads begin with the first ``look`` or ``load``."""
 
-    def __init__(
-        self, pool: ReplicaPool, servers: Sequence[Server], wanted: Wanted | None, intervals: Intervals
-    ) -> None:
+    def __init__(self, pool: ReplicaPool, servers: Sequence[Server], intervals: Intervals) -> None:
         self.has_looked = False
         self._pool = pool
         self._servers = tuple(servers)
-        self._wanted = wanted
         self._intervals = intervals
         self._lock = threading.RLock()
         self._ended = threading.Event()
         self._ticker: threading.Thread | None = None
         self._under_way: dict[tuple[str, bool], Future[object]] = {}
-        # A thread for each, since a golden check or a load may take long and a hung server must not wait.
-        self._workers = {
-            kind: ThreadPoolExecutor(1, f"arcface-{kind}") for kind in ("check", "load", "liveness")
-        }
+        # A thread for each, since either may take long.
+        self._workers = {kind: ThreadPoolExecutor(1, f"arcface-{kind}") for kind in ("check", "load")}
 
     def look(self, deadline: Deadline, *, afresh: bool = False) -> None:
         """Wait until every server was asked for its models, and what is new or due was checked.
@@ -69,13 +64,17 @@ class Health:
         """
         return self._result(self._begin("load", lambda: self._load(but, afresh)), deadline)
 
-    def tick(self, *, is_round_due: bool, is_liveness_due: bool) -> None:
-        """Begin what is due, in other threads."""
-        with suppress(ClientClosedError):
-            if is_round_due:
-                self._share("check", lambda: self._round(afresh=False))
-            if is_liveness_due and any(server.busy for server in self._servers):
-                self._share("liveness", self._check_liveness)
+    def recheck(self) -> None:
+        """Begin a round in another thread, unless one is under way."""
+        self._share("check", lambda: self._round(afresh=False))
+
+    def check_liveness(self) -> None:
+        """Ask each server with calls under way whether it is alive; drop the connection of one that hangs."""
+        for server in self._servers:
+            why = server.is_hung(self._intervals.liveness_s) if server.busy else None
+            if why is not None and self._can_do_without(server):
+                self._pool.server_failed(server.url, unanswered(server.url, why))
+                server.connection.drop(why)
 
     def close(self) -> None:
         """End the threads and the connections; calls that are under way fail."""
@@ -115,53 +114,35 @@ class Health:
             raise ClientClosedError("The embedder was closed during the call; make a new one.") from error
 
     def _round(self, afresh: bool) -> None:
-        ready: set[str] = set()
         for server in self._servers:
-            ready |= self._list(server)
+            self._list(server)
         for replica in sorted(self._pool.ranking.replicas, key=lambda replica: replica.release):
             known = self._pool.get(replica.name)
-            if known is None or known.name not in ready or not _is_due(known, afresh=afresh):
-                continue
-            error = self._check(known)
-            if isinstance(error, ServerUnavailableError):
-                self._pool.server_failed(known.origin.where, error)
-                ready -= {
-                    one.name for one in self._pool.ranking.replicas if one.origin.where == known.origin.where
-                }
+            if known is not None and not known.is_local and known.is_due(afresh=afresh):
+                error = self._check(known)
+                if isinstance(error, ServerUnavailableError):
+                    self._pool.server_failed(known.origin.where, error)
         self._load_again()
         self.has_looked = True
         self._pool.rank()
 
-    def _list(self, server: Server) -> set[str]:
-        """Tell the pool what a server lists; returns the names of the replicas that are ready."""
-        assert self._wanted is not None
+    def _list(self, server: Server) -> None:
+        """Tell the pool what a server lists, if it answers the question."""
         try:
-            sightings = server.models(self._wanted, LIST_S)
+            listed = server.replicas(LIST_S)
         except ArcFaceError as error:
             if not self._ended.is_set():
                 self._pool.listed(server.url, (), error)
-            return set()
-        if sightings is None:
-            return set()
-        seen = [(self._replica(server, candidate), problem) for candidate, problem in sightings.items()]
-        self._pool.listed(server.url, seen, None)
-        return {replica.name for replica, problem in seen if problem is None}
-
-    def _replica(self, server: Server, candidate: Candidate) -> Replica:
-        assert self._wanted is not None
-        return Replica(
-            origin=ServerOrigin(server, candidate),
-            preference=self._wanted.preference(candidate),
-            release=self._wanted.release(candidate),
-            cooldown=Cooldown(self._intervals.cooldown_s, self._intervals.longest_cooldown_s),
-        )
+            return
+        if listed is not None:
+            self._pool.listed(server.url, listed, None)
 
     def _check(self, replica: Replica) -> ArcFaceError | None:
         """Let a replica pass the golden check; returns why it did not."""
         deadline = Deadline(None if replica.is_local else self._intervals.check_s)
         space = self._pool.space
         try:
-            model = replica.origin.open(None if space is None else space.reference.space, deadline)
+            model = replica.origin.open(None if space is None else space.space, deadline)
             try:
                 finding = golden_check(model, deadline)
             except BaseException:
@@ -179,7 +160,7 @@ class Health:
         for replica in self._pool.ranking.replicas:
             if not replica.is_local or replica.name in but or self._ended.is_set():
                 continue
-            if replica.model is None and _is_due(replica, afresh=afresh):
+            if replica.model is None and replica.is_due(afresh=afresh):
                 self._check(replica)
             known = self._pool.get(replica.name)
             if known is not None and known.model is not None:
@@ -194,25 +175,12 @@ class Health:
             if replica.is_local and replica.error and not replica.cooldown.active(time.monotonic()):
                 self._share("load", lambda: self._load((), afresh=False))
 
-    def _check_liveness(self) -> None:
-        for server in self._servers:
-            why = server.is_hung(self._intervals.liveness_s) if server.busy else None
-            if why is not None and self._can_do_without(server):
-                self._pool.server_failed(server.url, server.gone(why))
-                server.connection.drop(why)
-
     def _can_do_without(self, server: Server) -> bool:
         """Whether another replica can serve; if none can, it is better to wait for the server."""
         places = {replica.origin.where for replica in self._pool.ranking.serving}
         if places == {server.url} and self._pool.has_local:
             self._share("load", lambda: self._load((), afresh=False))
         return places != {server.url}
-
-
-def _is_due(replica: Replica, *, afresh: bool) -> bool:
-    if replica.held:
-        return False
-    return (afresh and replica.model is None) or time.monotonic() >= replica.check_at
 
 
 def _tick(health: weakref.ref[Health], ended: threading.Event, intervals: Intervals) -> None:
@@ -224,11 +192,14 @@ def _tick(health: weakref.ref[Health], ended: threading.Event, intervals: Interv
         if alive is None:
             return
         now = time.monotonic()
-        is_round_due, is_liveness_due = now >= round_at, now >= liveness_at
-        alive.tick(is_round_due=is_round_due, is_liveness_due=is_liveness_due)
+        with suppress(ClientClosedError):
+            if now >= round_at:
+                round_at = now + intervals.recheck_s
+                alive.recheck()
+            if now >= liveness_at:
+                liveness_at = now + intervals.liveness_s
+                alive.check_liveness()
         del alive
-        round_at = now + intervals.recheck_s if is_round_due else round_at
-        liveness_at = now + intervals.liveness_s if is_liveness_due else liveness_at
 
 
 def _log_bug(done: Future[Any]) -> None:

@@ -21,8 +21,9 @@ from ..errors import (
     TransientError,
     detached,
 )
+from ..models.golden import GoldenReference
 from ..observability.diagnostics import CandidateReport, Source
-from .golden_check import Finding, Model, SettledSpace, objection
+from .golden_check import Finding, Model, objection
 from .replica import Intervals, Replica
 
 LOG_INTERVAL_S: Final = 60.0
@@ -89,7 +90,8 @@ class ReplicaPool:
         self, local: Sequence[Replica], urls: tuple[str, ...], max_drift: float, intervals: Intervals
     ) -> None:
         self.ranking = Ranking(tuple(local), (), urls)
-        self.space: SettledSpace | None = None
+        self.space: GoldenReference | None = None
+        self._settled_by = ""
         self.has_local = bool(local)
         self.intervals = intervals
         self._max_drift = max_drift
@@ -116,11 +118,11 @@ class ReplicaPool:
         def change(known: dict[str, Replica]) -> Iterable[Replica]:
             for new, error in seen:
                 replica = known.pop(new.name, new)
-                yield replica if error is None else replica.out(error, now)
+                yield replica.listed() if error is None else replica.out(error, now, check_at=math.inf)
             for replica in known.values():
                 if replica.origin.where == url:
                     gone = problem or ModelNotFoundError("the server does not list it any more")
-                    yield replica.out(gone, now)
+                    yield replica.out(gone, now, check_at=math.inf)
                 else:
                     yield replica
 
@@ -134,11 +136,13 @@ class ReplicaPool:
         now, problems = time.monotonic(), list[DeploymentError]()
 
         def take(replica: Replica) -> Replica:
-            problem = objection(finding, self.space, self._max_drift)
+            problem = objection(finding, self.space, self._settled_by, self._max_drift)
             if problem is None and not replica.held:
-                self.space = (self.space or SettledSpace(name, finding.reference)).completed(
-                    finding.reference
-                )
+                if self.space is None:
+                    self.space, self._settled_by = finding.reference, name
+                # Else two replicas that both agree with the space could contradict each other.
+                space = self.space.space.completed(finding.reference.space)
+                self.space = replace(self.space, space=space)
                 return replica.passed(model, finding, now, self.intervals)
             if problem is None:
                 return replica
@@ -192,8 +196,8 @@ class ReplicaPool:
 
         def change(known: dict[str, Replica]) -> Iterable[Replica]:
             for replica in known.values():
-                is_there = replica.origin.where == url and replica.model is not None
-                yield replica.failed(error, now, certain=True) if is_there else replica
+                is_there = replica.origin.where == url
+                yield replica.out(error, now, check_at=math.inf) if is_there else replica
 
         self._change(change)
 
@@ -221,7 +225,7 @@ class ReplicaPool:
             if now - self._logged_at.get(key, -LOG_INTERVAL_S) < LOG_INTERVAL_S:
                 return
             self._logged_at[key] = now
-        _log.warning("%s leaves a call to the next candidate: %s", replica.name, error)
+        _log.warning("%s leaves a call to the next replica: %s", replica.name, error)
 
     def rank(self) -> None:
         """Rank anew, since cooldowns end. From the first time on, changes are logged."""
@@ -290,15 +294,14 @@ class ReplicaPool:
         if first is None:
             reason = after.refused.get(before or "", "it is gone")
             return logging.WARNING, f"No candidate serves now; the last was {before}: {reason}"
-        passed_over = after.passed_over(first)
         had_served, self._has_served = self._has_served, True
         if before is not None:
-            reason = after.refused.get(before, "the other is preferred")
-            return logging.WARNING, f"{first.name} serves now, not {before}: {reason}"
-        if passed_over:
-            why = "; ".join(f"{name} cannot: {reason}" for name, reason in passed_over.items())
-            return logging.WARNING, f"{first.name} serves, since {why}"
-        return logging.WARNING if had_served else logging.INFO, f"{first.name} serves"
+            reason = after.refused.get(before, f"{first.name} is preferred")
+            return logging.WARNING, f"{first.name} serves now instead of {before}: {reason}"
+        passed_over = after.passed_over(first)
+        why = "; ".join(f"{name} does not: {reason}" for name, reason in passed_over.items())
+        level = logging.WARNING if passed_over or had_served else logging.INFO
+        return level, f"{first.name} serves{'. ' if why else ''}{why}"
 
 
 def _serving(replicas: Sequence[Replica]) -> tuple[Replica, ...]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol
+from typing import Final
 
 from ..errors import ArcFaceError, InputError, detached
 from ..models.embedding_space import EmbeddingSpace
@@ -55,26 +56,20 @@ class Intervals:
                 raise InputError(f"{name} is {value}; expected a number of seconds above 0.")
 
 
-class Origin(Protocol):
-    """Where a replica's model comes from."""
+@dataclass(frozen=True)
+class Origin:
+    """Where a replica's model comes from.
 
-    @property
-    def name(self) -> str:
-        """The replica's name, for example "arcface_r100_trt:3 at localhost:8001"."""
-        ...
+    Attributes:
+        name: The replica's name, for example "arcface_r100_trt:3 at localhost:8001".
+        open: Gets a model of an embedding space (None: of any) ready by a deadline, or raises an
+            ArcFaceError; the model has yet to pass the golden check.
+        where: ``host:port`` of its server, or "this process".
+    """
 
-    @property
-    def where(self) -> str:
-        """``host:port`` of its server, or "this process"."""
-        ...
-
-    def open(self, space: EmbeddingSpace | None, deadline: Deadline) -> Model:
-        """Get a model of an embedding space (None: of any) ready; it has yet to pass the golden check.
-
-        Raises:
-            ArcFaceError: It cannot be used, or not now.
-        """
-        ...
+    name: str
+    open: Callable[[EmbeddingSpace | None, Deadline], Model] = field(repr=False)
+    where: str = HERE
 
 
 @dataclass(frozen=True)
@@ -129,7 +124,8 @@ class Replica:
         model: The model, while it may serve; None before its golden check and after a failure.
         finding: What its last golden check found; None when it did not end.
         error: Why it may not serve; None when nothing is known against it.
-        check_at: When the next golden check is due, on the clock of ``time.monotonic``.
+        check_at: When the next golden check is due, on the clock of ``time.monotonic``; infinite while its
+            server does not list it as ready.
         held: Whether it stays out until ``ensure_ready``.
     """
 
@@ -152,6 +148,16 @@ class Replica:
     def is_local(self) -> bool:
         """Whether its model runs in this process."""
         return self.origin.where == HERE
+
+    def is_due(self, *, afresh: bool) -> bool:
+        """Whether to check it now; with ``afresh`` also if it failed a moment ago."""
+        is_retried = afresh and self.model is None and self.check_at < math.inf
+        return not self.held and (is_retried or time.monotonic() >= self.check_at)
+
+    def listed(self) -> Replica:
+        """Its server lists it as ready: check it, if it was away."""
+        is_new = self.model is None and self.check_at == math.inf
+        return replace(self, check_at=-math.inf) if is_new else self
 
     def out(self, error: ArcFaceError, now: float, *, check_at: float = -math.inf) -> Replica:
         """Take it out of service."""

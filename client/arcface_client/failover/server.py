@@ -6,34 +6,24 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from ..contract import Embeddings
-from ..errors import ArcFaceError, ServerUnavailableError
+from ..errors import ArcFaceError
 from ..models.embedding_space import EmbeddingSpace
 from ..models.golden import GoldenReference, golden_crops
 from ..models.manifest import PlanManifest
 from ..models.naming import sibling_of
+from ..models.repository import LocalModels
 from ..observability.diagnostics import Diagnostics, Source
 from ..triton.embed_request import Deadline, EmbedRequest
 from ..triton.limits import RequestLimits
-from .discovery import Candidate, Wanted
+from ..triton.status import Target, unanswered
+from .discovery import Wanted
+from .replica import Cooldown, Intervals, Origin, Replica
 
 if TYPE_CHECKING:
     from ..triton.client import EmbeddingClient
-
-
-class Records(Protocol):
-    """What a model repository that can be read here says of models, as ``LocalModels`` does."""
-
-    def golden(self, model: str, version: int) -> GoldenReference | None:
-        """What a version's embeddings of the golden crops must be; None when nothing is recorded."""
-        ...
-
-    def only_plan(self, model: str, version: int) -> PlanManifest | None:
-        """The record of a version's plan; None when there is none, or several."""
-        ...
 
 
 class Server:
@@ -43,19 +33,28 @@ class Server:
         ConfigError: The URL cannot be used. Nothing is sent before the first question.
     """
 
-    def __init__(self, url: str, limits: RequestLimits, records: Records | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        wanted: Wanted,
+        limits: RequestLimits,
+        intervals: Intervals,
+        records: LocalModels | None,
+    ) -> None:
         from ..triton.channel import Connection  # brings gRPC, which a pool without servers does without
 
         self.url = url
         # Without gRPC's own retries: meanwhile the next replica could have answered.
         self.connection = Connection(url, limits.tls, retries=False)
-        self.records = records
+        self._wanted = wanted
+        self._records = records
         self._limits = limits
+        self._intervals = intervals
         self._lock = threading.Lock()
         self._calls = 0
 
-    def models(self, wanted: Wanted, timeout_s: float) -> dict[Candidate, ArcFaceError | None] | None:
-        """Ask for the models, and why each is not ready; None if the server answers only requests.
+    def replicas(self, timeout_s: float) -> list[tuple[Replica, ArcFaceError | None]] | None:
+        """Ask for the models, as new replicas, and why each is not ready; None if only requests are answered.
 
         Raises:
             ServerUnavailableError: It does not answer.
@@ -64,10 +63,11 @@ class Server:
         asked_at = time.monotonic()
         answer = self.connection.ask(timeout_s)
         if answer.answers:
-            return wanted.sight(self.url, answer.models)
+            found = self._wanted.sight(self.url, answer.models)
+            return [(self._replica(target), problem) for target, problem in found.items()]
         if self.connection.answered_since(asked_at):
             return None
-        raise self.gone(answer.problem)
+        raise unanswered(self.url, answer.problem)
 
     def is_hung(self, timeout_s: float) -> str | None:
         """Why the server counts as hung; None if a question or a request was answered in time."""
@@ -75,12 +75,6 @@ class Server:
         if self.connection.is_live(timeout_s) or self.connection.answered_since(asked_at):
             return None
         return f"it did not say within {timeout_s:g} s that it is alive"
-
-    def gone(self, why: str) -> ServerUnavailableError:
-        """The error for a server that does not answer."""
-        from ..triton.status import unanswered
-
-        return unanswered(self.url, why)
 
     def client(self, model: str, version: int | None, *, modest: bool = False) -> EmbeddingClient:
         """A client of one model, over the connection that all share.
@@ -95,6 +89,32 @@ class Server:
             request_timeout_s=self._limits.request_timeout_s,
             max_in_flight=1 if modest else self._limits.max_in_flight,
             connection=self.connection,
+        )
+
+    def open(self, target: Target, deadline: Deadline) -> ServerModel:
+        """Check a model's tensors and read its records; the embedding space is left to the golden check."""
+        model, version = str(target.model), target.version
+        with self.call():
+            if version is None:
+                # A pin without a version is held to the version that answers now.
+                newest = self.client(model, None, modest=True)
+                newest.encode(golden_crops()[:1], timeout_s=deadline.remaining_s())
+                version = newest.answered_by
+            # A new client, since the model may have come back with another batch size or other tensors.
+            client = self.client(model, version)
+            client.ensure_ready(timeout_s=deadline.remaining_s())
+        reference, plan = None, None
+        if self._records is not None and version is not None:
+            reference = self._records.golden(model, version)
+            plan = self._records.only_plan(model, version)
+        return ServerModel(self, client, Source("triton", model, version, self.url, 0), reference, plan)
+
+    def _replica(self, target: Target) -> Replica:
+        return Replica(
+            origin=Origin(str(target), lambda _, deadline: self.open(target, deadline), self.url),
+            preference=self._wanted.preference(target),
+            release=self._wanted.release(target),
+            cooldown=Cooldown(self._intervals.cooldown_s, self._intervals.longest_cooldown_s),
         )
 
     @contextmanager
@@ -112,42 +132,6 @@ class Server:
     def busy(self) -> bool:
         """Whether calls are under way here."""
         return self._calls > 0
-
-
-@dataclass(frozen=True)
-class ServerOrigin:
-    """A version of a model on a server; see ``Origin``."""
-
-    server: Server
-    candidate: Candidate
-
-    @property
-    def name(self) -> str:
-        """The replica's name."""
-        return str(self.candidate)
-
-    @property
-    def where(self) -> str:
-        """The server's URL."""
-        return self.server.url
-
-    def open(self, space: EmbeddingSpace | None, deadline: Deadline) -> ServerModel:
-        """Check the model's tensors and read its records; the embedding space is left to the golden check."""
-        server, model, version = self.server, self.candidate.model, self.candidate.version
-        with server.call():
-            if version is None:
-                # A pin without a version is held to the version that answers now.
-                newest = server.client(model, None, modest=True)
-                newest.encode(golden_crops()[:1], timeout_s=deadline.remaining_s())
-                version = newest.answered_by
-            # A new client, since the model may have come back with another batch size or other tensors.
-            client = server.client(model, version)
-            client.ensure_ready(timeout_s=deadline.remaining_s())
-        reference, plan = None, None
-        if server.records is not None and version is not None:
-            reference = server.records.golden(model, version)
-            plan = server.records.only_plan(model, version)
-        return ServerModel(server, client, Source("triton", model, version, server.url, 0), reference, plan)
 
 
 class ServerModel:

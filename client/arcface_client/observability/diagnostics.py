@@ -13,7 +13,7 @@ HERE: Final = "this process"
 
 @dataclass(frozen=True)
 class Source:
-    """A candidate that embedded crops of a call.
+    """A replica that embedded crops of a call.
 
     Attributes:
         backend: "triton", "tensorrt", "onnxruntime" or "insightface".
@@ -43,7 +43,7 @@ class Served:
     """How a call was served.
 
     Attributes:
-        sources: The candidates that embedded its crops, in order of use; several only if one failed in the
+        sources: The replicas that embedded its crops, in order of use; several only if one failed in the
             middle of the call.
         refusals: The candidates that are preferred to the last source, and why they were not used.
     """
@@ -53,7 +53,7 @@ class Served:
 
     @property
     def fell_back(self) -> bool:
-        """Whether another candidate than the first choice embedded some of the crops."""
+        """Whether another replica than the first choice embedded some of the crops."""
         return bool(self.refusals) or len(self.sources) > 1
 
 
@@ -109,7 +109,7 @@ class Diagnostics:
         vram_mb: GPU memory that loading the model took, in MiB; not exact while other processes load models.
         validation: What was proved.
         candidates: Every candidate, in order of preference.
-        counters: Calls and faces by the candidate that served them, fallbacks by reason, errors.
+        counters: Calls and faces by the replica that served them, fallbacks by reason, errors.
         shadow: Drift of live crops between plan and ONNX model; None if they are not compared.
     """
 

@@ -57,7 +57,7 @@ class Metrics:
             self._errors[type(error).__name__] += 1
 
     def fell_back(self, reason: str) -> None:
-        """Count that a candidate left a call to the next one."""
+        """Count that a replica left a call to the next one."""
         with self._lock:
             self._fallbacks[reason] += 1
 
@@ -153,14 +153,14 @@ class PrometheusExporter:
             samples = [([one[label] for label in _SOURCE_LABELS], one[name]) for one in counters["sources"]]
             yield self._counter(name, text, _SOURCE_LABELS, samples)
         for name, text, label in (
-            ("fallbacks", "Calls that a candidate left to the next one.", "reason"),
+            ("fallbacks", "Calls that a replica left to the next one.", "reason"),
             ("errors", "Calls that ended in an error.", "error"),
         ):
             samples = [([value], count) for value, count in counters[name].items()]
             yield self._counter(name, text, [label], samples)
         yield self._counter(
             "calls_fell_back",
-            "Calls of which another candidate than the first choice embedded crops.",
+            "Calls of which another replica than the first choice embedded crops.",
             [],
             [([], counters["calls_fell_back"])],
         )

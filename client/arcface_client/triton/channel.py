@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import threading
 import time
 from typing import Any, Final
 
-from grpc.aio import UsageError
 from tritonclient import grpc as triton
-from tritonclient.grpc import aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
 from ..errors import ArcFaceError, ConfigError, ServerUnavailableError
@@ -128,53 +125,6 @@ class Connection:
         return True
 
 
-class AsyncConnection:
-    """The asyncio twin of ``Connection``; clients of several models of one server may share it.
-
-    Args:
-        url: ``host:port`` of the server's gRPC service.
-        tls: Certificates; None connects without encryption.
-        retries: Let gRPC itself repeat what the server did not take.
-
-    Attributes:
-        triton: tritonclient's client.
-
-    Raises:
-        ConfigError: The URL cannot be used.
-    """
-
-    def __init__(self, url: str, tls: Tls | None = None, *, retries: bool = True) -> None:
-        self.url = url
-        self.closed = False
-        self.triton = triton_aio.InferenceServerClient(**_triton_arguments(url, tls, retries=retries))
-
-    async def close(self) -> None:
-        """Close the connection; calls that are under way fail."""
-        if not self.closed:
-            self.closed = True
-            await self.triton.close()
-
-    async def ask(self, timeout_s: float = PROBE_TIMEOUT_S) -> Reply:
-        """Ask the server for its models."""
-        try:
-            index = await self.triton.get_model_repository_index(client_timeout=timeout_s)
-        except InferenceServerException as error:
-            answers = answered(error) or (is_unavailable(error) and await self._is_live(timeout_s))
-            return Reply(answers, problem=error.message() or "no message")
-        except (UsageError, asyncio.CancelledError):
-            if not self.closed:
-                raise
-            return Reply(answers=False, problem="the connection was closed")
-        return Reply(answers=True, models=models_from_index(index))
-
-    async def _is_live(self, timeout_s: float) -> bool:
-        try:
-            await self.triton.is_server_live(client_timeout=timeout_s)
-        except InferenceServerException as error:
-            return answered(error)
-        return True
-
-
 def _close(*clients: triton.InferenceServerClient) -> None:
     # In threads, since gRPC waits for ever for a call that Ctrl-C interrupted while it began.
     threads = [threading.Thread(target=client.close, daemon=True) for client in clients]
@@ -184,8 +134,8 @@ def _close(*clients: triton.InferenceServerClient) -> None:
         thread.join(_CLOSE_S)
 
 
-def _triton_arguments(url: str, tls: Tls | None, *, retries: bool = True) -> dict[str, Any]:
-    """Arguments for tritonclient's ``InferenceServerClient`` and its asyncio twin.
+def _triton_arguments(url: str, tls: Tls | None, *, retries: bool) -> dict[str, Any]:
+    """Arguments for tritonclient's ``InferenceServerClient``.
 
     Raises:
         ConfigError: The URL is not ``host:port``.

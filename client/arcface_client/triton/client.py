@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from tritonclient.utils import InferenceServerException
 
@@ -17,7 +18,7 @@ from ..contract import Crops, Embeddings
 from ..crops import Color, CropsLike, as_batch
 from ..errors import ArcFaceError, InputError, ServerBusyError
 from ..models.naming import DEFAULT_MODEL
-from .channel import AsyncConnection, Connection
+from .channel import Connection
 from .embed_request import Deadline, EmbedRequest
 from .limits import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, RequestLimits, Tls
 from .protocol import Answer, batches, build, largest_batch, pinned, read
@@ -27,18 +28,14 @@ from .status import (
     ServerStatus,
     Target,
     explain,
-    is_timeout,
     models_from_index,
 )
 
 Key = TypeVar("Key")
-AnyConnection = TypeVar("AnyConnection", Connection, AsyncConnection)
 
 
-class ClientBase(Generic[AnyConnection]):
-    """What both clients of a model keep: the connection, where requests go, their limits, the last answer."""
-
-    _connection_type: type[AnyConnection]
+class ModelClient:
+    """What ``EmbeddingClient`` and its asyncio twin share: one model of one server, and requests to it."""
 
     def __init__(
         self,
@@ -49,7 +46,7 @@ class ClientBase(Generic[AnyConnection]):
         request_timeout_s: float = DEFAULT_REQUEST_TIMEOUT_S,
         max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
         tls: Tls | None = None,
-        connection: AnyConnection | None = None,
+        connection: Connection | None = None,
     ) -> None:
         self._limits = RequestLimits(
             request_timeout_s=request_timeout_s, max_in_flight=max_in_flight, tls=tls
@@ -60,7 +57,7 @@ class ClientBase(Generic[AnyConnection]):
                 "which has both."
             )
         self._owns_connection = connection is None
-        self._connection: AnyConnection = connection or self._connection_type(url or "", tls)
+        self._connection = connection or Connection(url or "", tls)
         self._target = Target(self._connection.url, model, version)
         self._largest_batch: int | None = None
         self._answered_by: int | None = None
@@ -75,8 +72,81 @@ class ClientBase(Generic[AnyConnection]):
         """The version that answered last; None before the first call, or if the server does not say."""
         return self._answered_by
 
+    def _ensure_ready(self, timeout_s: float | None) -> None:
+        self._largest_batch = None
+        self._batch_size(Deadline(timeout_s))
 
-class EmbeddingClient(ClientBase[Connection]):
+    def _status(self) -> ServerStatus:
+        call = self._begin(Deadline(None), Target(self._target.url))
+        client, timeout_s = call.client, call.timeout_s
+        with self._explained(call):
+            metadata = client.get_server_metadata(client_timeout=timeout_s)
+            ready = client.is_server_ready(client_timeout=timeout_s)
+            index = client.get_model_repository_index(client_timeout=timeout_s)
+        return ServerStatus(call.target.url, metadata.version, ready, models_from_index(index))
+
+    def _close(self) -> None:
+        if self._owns_connection:
+            self._connection.close()
+
+    def _batch_size(self, deadline: Deadline) -> int:
+        """How many crops the model takes at once; the server is asked only once."""
+        size = self._largest_batch  # another thread's failure may set it to None at any time
+        if size is None:
+            call = self._begin(deadline)
+            names = (call.target.model, call.target.version_text)
+            with self._explained(call):
+                config = call.client.get_model_config(*names, client_timeout=call.timeout_s)
+            size = self._largest_batch = largest_batch(call.target, config)
+        return size
+
+    def _send(self, crops: Crops, deadline: Deadline, target: Target) -> Call:
+        """Send one batch without waiting for its answer."""
+        call = self._begin(deadline, target)
+        call.count = len(crops)
+        with self._explained(call):
+            call.handle = call.client.async_infer(
+                **build(target, crops), callback=call.answered, client_timeout=call.timeout_s
+            )
+        return call
+
+    def _wait(self, call: Call) -> Answer:
+        with self._explained(call):
+            result = call.result.result()
+        return self._read(call, result, call.count)
+
+    def _read(self, call: Call, result: Any, count: int) -> Answer:
+        self._connection.answered()
+        answer = read(call.target, result, count)
+        self._answered_by = answer.version
+        return answer
+
+    def _begin(self, deadline: Deadline, target: Target | None = None) -> Call:
+        target = target or self._target
+        self._connection.check(target)
+        timeout_s = deadline.remaining_s(self._limits.request_timeout_s)
+        return Call(target, deadline, timeout_s, self._connection.triton)
+
+    @contextmanager
+    def _explained(self, call: Call) -> Iterator[None]:
+        """Turn tritonclient's errors into this project's."""
+        try:
+            yield
+        except (InferenceServerException, ValueError) as error:
+            broken = self._connection.broken(call.client, call.target)
+            if broken is not None:
+                raise broken from error
+            if isinstance(error, ValueError):
+                raise  # gRPC raises one for a closed channel, and this channel is open
+            # The server may have come back with another model of this name: ask for it again next time.
+            self._largest_batch = None
+            raise explain(error, call.target, partial(self._ask, call), timeout_s=call.timeout_s) from error
+
+    def _ask(self, call: Call) -> Reply:
+        return self._connection.ask(call.deadline.remaining_s(PROBE_TIMEOUT_S))
+
+
+class EmbeddingClient(ModelClient):
     """Embeds face crops with one model of one Triton server. Safe to share between threads.
 
     ::
@@ -97,8 +167,6 @@ class EmbeddingClient(ClientBase[Connection]):
         ConfigError: The URL or a certificate cannot be used. Nothing is sent before the first call.
         InputError: A limit is out of its range, or ``url`` or ``tls`` is given beside a connection.
     """
-
-    _connection_type = Connection
 
     def encode(self, crops: CropsLike, *, color: Color = "bgr", timeout_s: float | None = None) -> Embeddings:
         """Embed crops; the result has one row for each, in their order.
@@ -131,7 +199,7 @@ class EmbeddingClient(ClientBase[Connection]):
         """
         if not request.missing:
             return
-        parts = request.parts(self._model(request.deadline))
+        parts = request.parts(self._batch_size(request.deadline))
         if len(parts) == 1:
             # Without another thread, whose wake-up would cost a third of a millisecond.
             call = self._begin(request.deadline)
@@ -158,7 +226,7 @@ class EmbeddingClient(ClientBase[Connection]):
             ArcFaceError: As ``encode``.
         """
         deadline = Deadline(None)
-        size = self._model(deadline)
+        size = self._batch_size(deadline)
         keyed = ((None, as_batch(batch, color=color)) for batch in batches(crops, size))
         return (embeddings for _, embeddings in self._pipeline(keyed, deadline))
 
@@ -171,8 +239,7 @@ class EmbeddingClient(ClientBase[Connection]):
         Raises:
             ArcFaceError: It does not; the message says why.
         """
-        self._largest_batch = None
-        self._model(Deadline(timeout_s))
+        self._ensure_ready(timeout_s)
 
     def status(self) -> ServerStatus:
         """Ask the server for its version, its readiness and its models.
@@ -181,18 +248,11 @@ class EmbeddingClient(ClientBase[Connection]):
             ServerUnavailableError: No server answered.
             DeadlineExceededError: It did not answer in time.
         """
-        call = self._begin(Deadline(None), Target(self._target.url))
-        client, timeout_s = call.client, call.timeout_s
-        with self._explained(call):
-            metadata = client.get_server_metadata(client_timeout=timeout_s)
-            ready = client.is_server_ready(client_timeout=timeout_s)
-            index = client.get_model_repository_index(client_timeout=timeout_s)
-        return ServerStatus(call.target.url, metadata.version, ready, models_from_index(index))
+        return self._status()
 
     def close(self) -> None:
         """Close the connection, unless it is shared; calls that are under way in other threads fail."""
-        if self._owns_connection:
-            self._connection.close()
+        self._close()
 
     def __enter__(self) -> EmbeddingClient:
         return self
@@ -202,17 +262,6 @@ class EmbeddingClient(ClientBase[Connection]):
     ) -> None:
         self.close()
 
-    def _model(self, deadline: Deadline) -> int:
-        """How many crops the model takes at once; the server is asked only once."""
-        size = self._largest_batch  # another thread's failure may set it to None at any time
-        if size is None:
-            call = self._begin(deadline)
-            names = (call.target.model, call.target.version_text)
-            with self._explained(call):
-                config = call.client.get_model_config(*names, client_timeout=call.timeout_s)
-            size = self._largest_batch = largest_batch(call.target, config)
-        return size
-
     def _pipeline(
         self, keyed: Iterable[tuple[Key, Crops]], deadline: Deadline, *, salvage: bool = False
     ) -> Iterator[tuple[Key, Embeddings]]:
@@ -220,7 +269,7 @@ class EmbeddingClient(ClientBase[Connection]):
 
         With ``salvage``, the other requests' answers are yielded before the error of a failed one is raised.
         """
-        under_way: deque[tuple[Key, _Call]] = deque()
+        under_way: deque[tuple[Key, Call]] = deque()
         source, target = iter(keyed), self._target
         try:
             while True:
@@ -245,54 +294,9 @@ class EmbeddingClient(ClientBase[Connection]):
             for _, call in under_way:
                 call.handle.cancel()
 
-    def _send(self, crops: Crops, deadline: Deadline, target: Target) -> _Call:
-        """Send one batch without waiting for its answer."""
-        call = self._begin(deadline, target)
-        call.count = len(crops)
-        with self._explained(call):
-            call.handle = call.client.async_infer(
-                **build(target, crops), callback=call.answered, client_timeout=call.timeout_s
-            )
-        return call
-
-    def _wait(self, call: _Call) -> Answer:
-        with self._explained(call):
-            result = call.result.result()
-        return self._read(call, result, call.count)
-
-    def _read(self, call: _Call, result: Any, count: int) -> Answer:
-        self._connection.answered()
-        answer = read(call.target, result, count)
-        self._answered_by = answer.version
-        return answer
-
-    def _begin(self, deadline: Deadline, target: Target | None = None) -> _Call:
-        target = target or self._target
-        self._connection.check(target)
-        timeout_s = deadline.remaining_s(self._limits.request_timeout_s)
-        return _Call(target, deadline, timeout_s, self._connection.triton)
-
-    @contextmanager
-    def _explained(self, call: _Call) -> Iterator[None]:
-        """Turn tritonclient's errors into this project's."""
-        try:
-            yield
-        except (InferenceServerException, ValueError) as error:
-            broken = self._connection.broken(call.client, call.target)
-            if broken is not None:
-                raise broken from error
-            if isinstance(error, ValueError):
-                raise  # gRPC raises one for a closed channel, and this channel is open
-            # The server may have come back with another model of this name: ask for it again next time.
-            self._largest_batch = None
-            reply = Reply(answers=True)
-            if not is_timeout(error):
-                reply = self._connection.ask(call.deadline.remaining_s(PROBE_TIMEOUT_S))
-            raise explain(error, call.target, reply, timeout_s=call.timeout_s) from error
-
 
 @dataclass
-class _Call:
+class Call:
     """One gRPC call, which ``close`` or ``drop`` may end."""
 
     target: Target

@@ -8,7 +8,7 @@ decides from both.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -60,6 +60,15 @@ class ModelStatus:
         """Whether it serves."""
         return self.state == "READY"
 
+    @property
+    def problem(self) -> ArcFaceError | None:
+        """Why it does not serve; None if it does."""
+        if self.ready:
+            return None
+        if self.state in ("LOADING", "UNLOADING"):
+            return ModelLoadingError(f"the server is {self.state.lower()} it; try again in a moment")
+        return ModelNotReadyError(f"the server could not load it: {self.reason or 'its log says why'}")
+
 
 @dataclass(frozen=True)
 class ServerStatus:
@@ -97,12 +106,12 @@ class Reply:
 
 @dataclass(frozen=True)
 class Target:
-    """Where a request goes.
+    """A model on a server, or the server itself.
 
     Attributes:
         url: ``host:port`` of the server's gRPC service.
         model: The model; None for a question about the server itself.
-        version: Its version; None leaves the choice to the server.
+        version: Its version; None for the newest that the server has ready.
     """
 
     url: str
@@ -111,14 +120,14 @@ class Target:
 
     @property
     def version_text(self) -> str:
-        """The version in Triton's protocol: empty for the newest that is ready."""
+        """The version in Triton's protocol."""
         return "" if self.version is None else str(self.version)
 
     def __str__(self) -> str:
         if self.model is None:
             return f"the server at {self.url}"
-        version = "" if self.version is None else f" version {self.version}"
-        return f"model {self.model}{version} at {self.url}"
+        version = "" if self.version is None else f":{self.version}"
+        return f"{self.model}{version} at {self.url}"
 
 
 def models_from_index(response: Any) -> tuple[ModelStatus, ...]:
@@ -161,20 +170,15 @@ def is_unavailable(error: InferenceServerException) -> bool:
     return bool(error.status() == _UNAVAILABLE)
 
 
-def is_timeout(error: InferenceServerException) -> bool:
-    """Whether a request's time was up; asking the server afterwards would tell nothing more."""
-    return bool(error.status() == _DEADLINE_EXCEEDED)
-
-
 def explain(
-    error: InferenceServerException, target: Target, reply: Reply, *, timeout_s: float
+    error: InferenceServerException, target: Target, ask: Callable[[], Reply], *, timeout_s: float
 ) -> ArcFaceError:
     """Make the error to raise for a failed call.
 
     Args:
         error: tritonclient's error.
         target: Where the call went.
-        reply: The server's reply after the failure.
+        ask: Asks the server for its models; not called if the time is up.
         timeout_s: Seconds that the failed request was given.
     """
     status, text = error.status(), error.message() or "no message"
@@ -183,12 +187,12 @@ def explain(
         return DeadlineExceededError(
             f"No answer from {target} within {seconds} s; allow more time, or look at the server's load."
         )
+    reply = ask()
     if status == _UNAVAILABLE and not reply.answers:
         return unanswered(target.url, text)
-    if reply.models is not None:
-        model_error = _model_error(target, reply.models)
-        if model_error is not None:
-            return model_error
+    problem = model_error(target, reply.models)
+    if problem is not None:
+        return problem
     if status == _NOT_FOUND and target.model is not None:
         return ModelNotFoundError(f"There is no {target}: {text}")
     if status == _UNAVAILABLE:
@@ -198,21 +202,19 @@ def explain(
     return ServerError(f"A request for {target} failed: {text} ({status})")
 
 
-def _model_error(target: Target, models: Sequence[ModelStatus]) -> ArcFaceError | None:
-    """The error for a model that is missing or not ready; None if it is ready, or no model was asked for."""
-    if target.model is None:
+def model_error(target: Target, models: Sequence[ModelStatus] | None) -> ArcFaceError | None:
+    """The error for a model that is missing or not ready; None if it is ready or that is unknown."""
+    if target.model is None or models is None:
         return None
     versions = [model for model in models if model.name == target.model]
-    if not versions:
-        names = ", ".join(sorted({model.name for model in models})) or "none"
-        return ModelNotFoundError(f"There is no {target}; the server's models: {names}.")
-    candidates = [model for model in versions if target.version in (None, model.version)]
-    if not candidates:
-        known = ", ".join(str(model.version) for model in versions)
-        return ModelNotFoundError(f"There is no {target}; its versions: {known}.")
-    if any(model.ready for model in candidates):
+    asked_for = [model for model in versions if target.version in (None, model.version)]
+    if not asked_for:
+        known, what = {model.name for model in models}, "the server's models"
+        if versions:
+            known, what = {str(model.version) for model in versions}, "its versions"
+        return ModelNotFoundError(f"There is no {target}; {what}: {', '.join(sorted(known)) or 'none'}.")
+    if any(model.ready for model in asked_for):
         return None
-    if any(model.state in ("LOADING", "UNLOADING") for model in candidates):
-        return ModelLoadingError(f"The server is loading or unloading {target}; try again in a moment.")
-    reason = candidates[-1].reason or "the server's log says why"
-    return ModelNotReadyError(f"The server could not load {target}: {reason}")
+    # A version that is being loaded may serve soon, whatever became of the others.
+    problem = min((model.problem for model in asked_for), key=lambda one: isinstance(one, ModelNotReadyError))
+    return type(problem)(f"{target} does not serve: {problem}") if problem else None

@@ -31,7 +31,7 @@ from arcface_client.observability.diagnostics import Served, Source
 from arcface_client.runtimes.base import CPU, Runtime
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from support.exports import save_for_insightface
-from support.local_models import A, B, embed, local, missing, poisoned
+from support.local_models import embed, local, missing, poisoned
 from support.processes import wait_until
 
 Save = Callable[..., Path]
@@ -117,16 +117,6 @@ def test_what_is_not_a_batch_of_embeddings_is_never_returned(
         embeddings, served = both.encode(crops[:3], return_source=True)
     np.testing.assert_allclose(embeddings, embed(save("model"), crops[:3]), atol=1e-6)
     assert models_of(served) == ["second"]
-
-
-def test_a_model_of_another_source_never_takes_over(save: Save, crops: Crops) -> None:
-    ours = local(save("ours", poison=True), space=A)
-    theirs = local(save("theirs", seed=1), space=B)
-    with (
-        PooledBackend("onnxruntime", [ours, theirs]) as backend,
-        pytest.raises(NoCandidateError, match=r"theirs: another source model, SHA-256 bbbbbbbbbbbb"),
-    ):
-        backend.encode(poisoned(crops, at=3))
 
 
 def test_a_fallback_takes_the_newest_version_of_the_embedding_space_in_use(

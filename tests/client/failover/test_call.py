@@ -100,7 +100,7 @@ def test_a_fallback_within_a_call_is_logged_once_a_minute(
                 first.failures = []
             assert report.sources[0].where == two
         assert embedder.diagnostics().candidates[0].state == "serving"
-    (record,) = (record for record in caplog.records if "to the next candidate" in record.message)
+    (record,) = (record for record in caplog.records if "to the next replica" in record.message)
     assert record.levelname == "WARNING"
-    assert record.message.startswith(f"fake_onnx:1 at {one} leaves a call to the next candidate: ")
+    assert record.message.startswith(f"fake_onnx:1 at {one} leaves a call to the next replica: ")
     assert "refused a request" in record.message

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from arcface_client.errors import ConfigError, ModelLoadingError, ModelNotFoundError, ModelNotReadyError
-from arcface_client.failover.discovery import Candidate, Pin, Wanted
-from arcface_client.triton.status import ModelStatus
+from arcface_client.failover.discovery import Pin, Wanted
+from arcface_client.triton.status import ModelStatus, Target
 
 WANTED = Wanted(("one:1", "two:2"), "arcface")
 
@@ -13,7 +13,7 @@ def ready(name: str, *versions: int) -> list[ModelStatus]:
     return [ModelStatus(name, version, "READY", "") for version in versions]
 
 
-def found(wanted: Wanted, *models: ModelStatus, urls: tuple[str, ...] = ("one:1",)) -> list[Candidate]:
+def found(wanted: Wanted, *models: ModelStatus, urls: tuple[str, ...] = ("one:1",)) -> list[Target]:
     return sorted((one for url in urls for one in wanted.sight(url, models)), key=wanted.preference)
 
 

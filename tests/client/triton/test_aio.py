@@ -6,28 +6,21 @@ import asyncio
 import inspect
 import time
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from arcface_client import AsyncConnection, AsyncEmbeddingClient, EmbeddingClient
+from arcface_client import AsyncEmbeddingClient, Connection, EmbeddingClient
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import (
-    ArcFaceError,
     ClientClosedError,
     ContractError,
     DeadlineExceededError,
-    ModelChangedError,
-    ModelNotFoundError,
-    ModelNotReadyError,
-    ServerBusyError,
 )
 from arcface_server import LocalTriton
 from support.fake_triton import FakeTriton, served
 from support.processes import until
-from support.tiny import write_tiny_repository
 
 TINY = "tiny_onnx"
 Call = Callable[[AsyncEmbeddingClient], Coroutine[Any, Any, Any]]
@@ -41,12 +34,25 @@ def run(url: str, model: str, call: Call, **limits: Any) -> Any:
     return asyncio.run(main())
 
 
-@pytest.mark.parametrize("count", [0, 1, 33, 100])
-def test_any_number_of_crops_is_embedded_in_order(
-    triton: LocalTriton, crops: Crops, expected: Embeddings, count: int
-) -> None:
-    embeddings = run(triton.grpc_url, TINY, lambda client: client.encode(crops[:count]))
-    np.testing.assert_allclose(embeddings, expected[:count], atol=1e-6)
+def test_clients_share_a_connection_and_leave_it_open(triton: LocalTriton, crops: Crops) -> None:
+    async def share(connection: Connection) -> None:
+        async with AsyncEmbeddingClient(model="slow_onnx", connection=connection) as client:
+            await client.ensure_ready()
+        async with AsyncEmbeddingClient(model=TINY, connection=connection) as client:
+            assert (client.max_batch_size, client.answered_by) == (None, None)
+            await client.encode(crops[:3])
+            assert (client.max_batch_size, client.answered_by) == (32, 2)
+            assert (await client.status()).ready
+            connection.close()
+            with pytest.raises(ClientClosedError):
+                await client.encode(crops[:3])
+
+    asyncio.run(share(Connection(triton.grpc_url)))
+
+
+def test_an_unusable_model_raises_the_same_error_as_in_the_other_client(triton: LocalTriton) -> None:
+    with pytest.raises(ContractError):
+        run(triton.grpc_url, "other", lambda client: client.ensure_ready())
 
 
 def test_it_takes_the_same_arguments_and_has_the_same_methods() -> None:
@@ -66,83 +72,12 @@ def test_it_takes_the_same_arguments_and_has_the_same_methods() -> None:
             assert arguments(ours) == arguments(theirs), name
 
 
-def test_a_full_queue_is_told_from_no_server_where_models_are_not_listed(
-    tmp_path: Path, crops: Crops
-) -> None:
-    write_tiny_repository(tmp_path, max_batch_size=1, work=30, queue=1)
-    flags = ("--grpc-restricted-protocol=model-repository:key=value",)
-    with LocalTriton(tmp_path, flags=flags, stop_timeout_s=1) as server:
-        with (
-            EmbeddingClient(server.grpc_url, TINY, max_in_flight=64) as client,
-            pytest.raises(ServerBusyError),
-        ):
-            client.encode(crops)
-        with pytest.raises(ServerBusyError):
-            run(server.grpc_url, TINY, lambda client: client.encode(crops), max_in_flight=64)
-
-
-def test_answers_of_two_versions_are_not_mixed(crops: Crops) -> None:
-    class Moving(FakeTriton):
-        def ModelInfer(self, request: Any, context: Any) -> Any:
-            response = super().ModelInfer(request, context)
-            response.model_version = str(self.requests)
-            return response
-
-    with (
-        served(Moving(max_batch_size=2)) as url,
-        pytest.raises(ModelChangedError, match="Version 2 answered in the middle of a call"),
-    ):
-        run(url, "fake", lambda client: client.encode(crops[:4]), max_in_flight=1)
-
-
-def test_clients_share_a_connection_and_leave_it_open(
-    triton: LocalTriton, crops: Crops, expected: Embeddings
-) -> None:
-    async def share() -> Embeddings:
-        connection = AsyncConnection(triton.grpc_url)
-        async with AsyncEmbeddingClient(model="slow_onnx", connection=connection) as client:
-            await client.ensure_ready()
-        async with AsyncEmbeddingClient(model=TINY, connection=connection) as client:
-            assert (client.max_batch_size, client.answered_by) == (None, None)
-            embeddings = await client.encode(crops[:3])
-            assert (client.max_batch_size, client.answered_by) == (32, 2)
-            await connection.close()
-            with pytest.raises(ClientClosedError):
-                await client.encode(crops[:3])
-        return embeddings
-
-    np.testing.assert_allclose(asyncio.run(share()), expected[:3], atol=1e-6)
-
-
 def test_many_calls_may_run_at_once(triton: LocalTriton, crops: Crops, expected: Embeddings) -> None:
     async def many(client: AsyncEmbeddingClient) -> list[Embeddings]:
         return await asyncio.gather(*(client.encode(crops[start:]) for start in range(20)))
 
     for start, embeddings in enumerate(run(triton.grpc_url, TINY, many)):
         np.testing.assert_allclose(embeddings, expected[start:], atol=1e-6)
-
-
-def test_status_lists_the_models_as_the_other_client_does(triton: LocalTriton) -> None:
-    status = run(triton.grpc_url, TINY, lambda client: client.status())
-    assert status.ready
-    assert len(status.models) == 5
-
-
-@pytest.mark.parametrize(
-    ("model", "error"),
-    [
-        ("none", ModelNotFoundError),
-        ("broken_onnx", ModelNotReadyError),
-        ("other", ContractError),
-    ],
-)
-def test_an_unusable_model_raises_the_same_error_as_in_the_other_client(
-    triton: LocalTriton, crops: Crops, model: str, error: type[ArcFaceError]
-) -> None:
-    with pytest.raises(error):
-        run(triton.grpc_url, model, lambda client: client.encode(crops[:1]))
-    with pytest.raises(error):
-        run(triton.grpc_url, model, lambda client: client.ensure_ready())
 
 
 def test_the_deadline_holds_for_the_whole_call(triton: LocalTriton, crops: Crops) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,14 +13,13 @@ import grpc
 import numpy as np
 import pytest
 
-from arcface_client import AsyncConnection, AsyncEmbeddingClient, Connection, EmbeddingClient, Tls
+from arcface_client import Connection, EmbeddingClient, Tls
 from arcface_client.contract import Crops
 from arcface_client.errors import (
     ClientClosedError,
     ConfigError,
     InputError,
     ServerBusyError,
-    ServerError,
     ServerUnavailableError,
 )
 from arcface_client.triton.embed_request import Deadline, EmbedRequest
@@ -70,25 +68,10 @@ def test_closing_ends_the_calls_of_all_its_clients(crops: Crops) -> None:
             client.ensure_ready()
 
 
-def test_a_client_does_not_close_a_connection_that_it_shares(crops: Crops) -> None:
-    with served(FakeTriton()) as url:
-        connection = Connection(url)
-        with EmbeddingClient(model="fake", connection=connection) as client:
-            client.encode(crops[:1])
-        assert EmbeddingClient(model="fake", connection=connection).encode(crops[:1]).shape == (1, 512)
-        connection.close()
-
-
-@pytest.mark.parametrize(
-    ("client", "connection"), [(EmbeddingClient, Connection), (AsyncEmbeddingClient, AsyncConnection)]
-)
 @pytest.mark.parametrize("beside", [{"url": "b:8002"}, {"tls": Tls()}], ids=["url", "tls"])
-def test_an_address_beside_a_connection_is_refused(client: Any, connection: Any, beside: Any) -> None:
-    async def use() -> None:
-        with pytest.raises(InputError, match="beside a connection to b:8002; give only the connection"):
-            client(**beside, connection=connection("b:8002"))
-
-    asyncio.run(use())
+def test_an_address_beside_a_connection_is_refused(beside: Any) -> None:
+    with pytest.raises(InputError, match="beside a connection to b:8002; give only the connection"):
+        EmbeddingClient(**beside, connection=Connection("b:8002"))
 
 
 @pytest.mark.parametrize("url", ["localhost", "http://localhost:8001", ":8001", "localhost:http", None])
@@ -133,18 +116,6 @@ def test_a_refused_request_does_not_lose_the_others_that_are_under_way(crops: Cr
     assert request.missing == 0
     assert fake.requests == 6
     np.testing.assert_array_equal(request.embeddings, np.full((10, 512), 512**-0.5, np.float32))
-
-
-def test_a_request_keeps_what_was_answered_before_an_error(crops: Crops) -> None:
-    fake = FakeTriton(failures=(None, None, grpc.StatusCode.INTERNAL), max_batch_size=2)
-    request = EmbedRequest(crops[:10], Deadline(None))
-    with (
-        served(fake) as url,
-        EmbeddingClient(url, "fake", max_in_flight=1) as client,
-        pytest.raises(ServerError),
-    ):
-        client.embed(request)
-    assert request.missing == 6
 
 
 def test_a_connection_knows_whether_its_server_lives_and_answers(crops: Crops) -> None:

@@ -40,7 +40,7 @@ def test_a_server_that_stays_full_is_busy(crops: Crops) -> None:
     with (
         served(FakeTriton(failures=(UNAVAILABLE,) * 20)) as url,
         EmbeddingClient(url, "fake") as client,
-        pytest.raises(ServerBusyError, match=r"refused a request for model fake .*: told to fail"),
+        pytest.raises(ServerBusyError, match=r"refused a request for fake at .*: told to fail"),
     ):
         client.encode(crops[:1])
 
@@ -57,15 +57,6 @@ def test_other_failures_are_server_errors_and_not_retried(crops: Crops, status: 
     ):
         client.encode(crops[:1])
     assert fake.requests == 1
-
-
-def test_embeddings_that_are_not_finite_are_refused(crops: Crops) -> None:
-    with (
-        served(FakeTriton(value=float("nan"))) as url,
-        EmbeddingClient(url, "fake") as client,
-        pytest.raises(ServerError, match="NaN"),
-    ):
-        client.encode(crops[:1])
 
 
 def test_an_address_without_a_server_is_named_at_once(crops: Crops) -> None:

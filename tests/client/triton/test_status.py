@@ -46,7 +46,7 @@ def model(state: str, version: int | None = 2, name: str = "arcface") -> Reply:
 )
 def test_status_and_reply_decide(status: str, reply: Reply, expected: type[ArcFaceError]) -> None:
     error = InferenceServerException("told to fail", status=f"StatusCode.{status}")
-    explained = explain(error, TARGET, reply, timeout_s=1234.5)
+    explained = explain(error, TARGET, lambda: reply, timeout_s=1234.5)
     assert type(explained) is expected
     assert "localhost:8001" in str(explained)
     if expected is DeadlineExceededError:
@@ -64,6 +64,6 @@ def test_the_models_do_not_explain_a_failed_question_about_the_server(
     status: str, reply: Reply, expected: type[ArcFaceError]
 ) -> None:
     error = InferenceServerException("told to fail", status=f"StatusCode.{status}")
-    explained = explain(error, Target("localhost:8001"), reply, timeout_s=1)
+    explained = explain(error, Target("localhost:8001"), lambda: reply, timeout_s=1)
     assert type(explained) is expected
     assert "the server at localhost:8001" in str(explained)
