@@ -90,19 +90,11 @@ class Call:
             NoCandidateNowError: No replica serves, but trying again may help.
             NoCandidateError: No replica can serve before something is fixed.
         """
-        if not self._health.has_looked:
-            self._look(afresh=False)
-        while self._again is None:
-            # Read anew each time, since what other calls meet with counts here, too.
-            ranked = (one for one in self._pool.ranking.serving if one.name not in self._tried)
-            replica = next(ranked, None) or self._load()
-            if replica is None:
-                self._wait()
-            elif replica.model is not None:
-                self._tried.add(replica.name)
-                self._busy_waits = iter(BUSY_WAITS_S)
-                self._again = replica, replica.model
-        found, self._again = self._again, None
+        try:
+            found = self._again or self._next()
+        except DeadlineExceededError as error:
+            raise self._too_late(no_candidate(self._reasons())) from error
+        self._again = None
         self._began_at = time.monotonic()
         return found
 
@@ -139,33 +131,33 @@ class Call:
                 self._pool.failed(other, error)
         return self._served(replica)
 
+    def _next(self) -> tuple[Replica, Model]:
+        deadline = self._request.deadline
+        if not self._health.has_looked:
+            self._health.look(deadline)
+        while True:
+            # Read anew each time, since what other calls meet with counts here, too.
+            ranked = (one for one in self._pool.ranking.serving if one.name not in self._tried)
+            replica = next(ranked, None)
+            if replica is None and self._pool.has_local:
+                replica = self._health.load(deadline, but=self._tried)
+            if replica is None:
+                self._wait()
+            elif replica.model is not None:
+                self._tried.add(replica.name)
+                self._busy_waits = iter(BUSY_WAITS_S)
+                return replica, replica.model
+
     def _wait(self) -> None:
         """Wait before all replicas are tried again."""
         self._pause(0.0)  # raises if the embedder was closed meanwhile
         reasons = self._reasons()
         if time.monotonic() - self._moved_at + self._wait_s > self._patience(reasons):
             raise no_candidate(reasons)
-        if self._is_over:
-            raise self._too_late(no_candidate(reasons))
         self._pause(min(self._wait_s, self._request.deadline.remaining_s()))
-        self._look(afresh=True)
+        self._health.look(self._request.deadline, afresh=True)
         self._wait_s = min(2 * self._wait_s, _LONGEST_WAIT_S)
         self._tried.clear()
-
-    def _load(self) -> Replica | None:
-        """Load a model into this process that was not tried yet."""
-        if not self._pool.has_local:
-            return None
-        try:
-            return self._health.load(self._request.deadline, but=self._tried)
-        except DeadlineExceededError as error:
-            raise self._too_late(no_candidate(self._reasons())) from error
-
-    def _look(self, *, afresh: bool) -> None:
-        try:
-            self._health.look(self._request.deadline, afresh=afresh)
-        except DeadlineExceededError as error:
-            raise self._too_late(no_candidate(self._reasons())) from error
 
     def _leave(self, replica: Replica, error: ArcFaceError) -> None:
         """Leave the rest to the next replica."""

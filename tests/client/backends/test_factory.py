@@ -247,9 +247,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones(arguments: dict[str, Any
 
 
 def test_a_setting_that_is_given_twice_is_refused() -> None:
-    with pytest.raises(
-        InputError, match="'onnxruntime' and embedding_backend 'triton'; give one"
-    ):
+    with pytest.raises(InputError, match="'onnxruntime' and embedding_backend 'triton'; give one"):
         get_embedding_backend("onnxruntime", embedding_backend="triton")
 
 
