@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 
 from .errors import ConfigError
 from .models.naming import family, onnx_model
+from .models.schema import expectation
 from .runtimes.base import Device, read_device
 from .triton.limits import DEFAULT_MAX_DRIFT_COSINE, DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, Tls
 
@@ -303,9 +304,7 @@ def _values(key: str, given: object, by: str, fields: tuple[str, ...]) -> _Layer
             try:
                 layer[field] = getattr(_SECTIONS[section].model_validate({name: given}), name)
             except ValidationError as error:
-                message = error.errors()[0]["msg"]
-                expected = re.sub("^(Value error, .*?expected|Input should be) ", "", message).rstrip(".")
-                raise ConfigError(f"{by}{key} is {given!r}; expected {expected}.") from error
+                raise ConfigError(f"{by}{key} is {given!r}; {expectation(error.errors()[0])}.") from error
     return layer
 
 
@@ -326,7 +325,9 @@ def _above_files(
         elif name == variable(_WITHOUT_EFFECT):
             _warn_without_effect(name)
         elif name != "ARCFACE_CACHE_DIR" and not _KUBERNETES.search(f"{name}={text}"):
-            _log.warning("The environment variable %s is ignored: there is no such setting", name)
+            near = difflib.get_close_matches(name, variables, 1, 0.7)
+            hint = f"did you mean {near[0]}?" if near else "there is no such setting."
+            _log.warning("The environment variable %s is ignored; %s", name, hint)
     return layers
 
 
@@ -336,7 +337,7 @@ def _from_file(path: Path | None, usual_path: Path, fields: tuple[str, ...]) -> 
             return {}
         path = usual_path
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"Cannot read the configuration file {path}: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -346,18 +347,6 @@ def _from_file(path: Path | None, usual_path: Path, fields: tuple[str, ...]) -> 
     for key, value in _flatten(content, keys, path):
         layer |= _values(key, value, f"{path}: ", fields)
     return layer
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that comes twice; YAML would silently take the last."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        texts = [key.value for key, _ in node.value]
-        for key, _ in node.value:
-            if texts.count(key.value) > 1:
-                problem = f"the key {key.value!r} comes twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 def _flatten(content: object, keys: list[str], path: Path, prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -56,8 +56,7 @@ def test_the_files_are_found_from_the_projects_folder() -> None:
     assert load_tensorrt_settings(environment={}) == settings.tensorrt
 
 
-def test_an_unknown_variable_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    unknown = ("TRITON_URLS", "TRITON_PORT", "CACHE_DIRECTORY", "BACKEND", "TENSORRT_PRECISON")
+def test_a_mistyped_variable_is_warned_of_with_the_nearest_name(caplog: pytest.LogCaptureFixture) -> None:
     of_a_kubernetes_service = {
         "TRITON_SERVICE_HOST": "10.0.0.1",
         "TRITON_SERVICE_PORT_GRPC": "8001",
@@ -65,11 +64,12 @@ def test_an_unknown_variable_is_warned_of(caplog: pytest.LogCaptureFixture) -> N
         "TRITON_PORT_8001_TCP_ADDR": "10.0.0.1",
     }
     known = {"TRITON_URL": "known:1", "CACHE_DIR": "/cache", "EMBEDDING_SAUCE": ""}
-    assert load("", **dict.fromkeys(unknown, "8001"), **of_a_kubernetes_service, **known).triton.url == (
-        "known:1",
-    )
+    settings = load("", TENSORRT_PRECISON="fp32", WHATEVER="1", **of_a_kubernetes_service, **known)
+    assert settings.triton.url == ("known:1",)
+    ignored = "The environment variable ARCFACE_{} is ignored; {}"
     assert caplog.messages == [
-        f"The environment variable ARCFACE_{name} is ignored: there is no such setting" for name in unknown
+        ignored.format("TENSORRT_PRECISON", "did you mean ARCFACE_TENSORRT_PRECISION?"),
+        ignored.format("WHATEVER", "there is no such setting."),
     ]
 
 
@@ -94,24 +94,20 @@ def test_any_certificate_turns_tls_on() -> None:
     ("text", "message"),
     [
         ("triton: {ulr: x}", r"embedding\.yaml has the unknown key triton\.ulr; did you mean triton\.url\?"),
-        ("trition: {url: x}", r"unknown key trition; "),
         ("wholly: different", r"unknown key wholly; known keys: embedding\.backend, "),
         ("triton: [1]", r"has \[1\] where triton should hold keys and values"),
         ("triton: {url: 'x", r"is not YAML"),
-        ("triton: {url: a:1}\ntriton: {url: b:1}", r"is not YAML: the key 'triton' comes twice"),
-        ("triton: {url: a:1, url: b:1}", r"the key 'url' comes twice"),
         ("triton: {version: newest}", r"yaml: triton\.version is 'newest'; expected a valid integer"),
         ("triton: {request_timeout_s: .inf}", r"triton\.request_timeout_s is inf; expected a finite number"),
         ("triton: {max_in_flight: 0}", r"max_in_flight is 0; expected greater than or equal to 1"),
         ("triton: {tls: {enabled: perhaps}}", r"triton\.tls\.enabled is 'perhaps'; expected a valid boolean"),
-        ("triton: {url: 'a:1,,b:2'}", r"triton\.url is 'a:1,,b:2'; "),
+        ("triton: {url: 'a:1,,b:2'}", r"triton\.url is 'a:1,,b:2'; expected at least 1 character\."),
         ("triton: {tls: {root_certificates: /nowhere.pem}}", r"tls\.root_certificates is /nowhere\.pem"),
         ("embedding: {backend: torch}", r"backend is 'torch'; expected 'insightface', 'tensorrt', "),
         ("embedding: {device: mps}", r"embedding\.device is 'mps'; expected 'cpu', 'cuda', 'cuda:N' for"),
         ("embedding: {model: a_onnx}", r"embedding\.model is 'a_onnx'; expected .* without _onnx or _trt"),
         ("embedding: {tensorrt_config: no.yaml}", r"Cannot read the configuration file no\.yaml"),
         ("validation: {max_drift_cosine: 0}", r"max_drift_cosine is 0; expected greater than 0"),
-        ("validation: {max_drift_cosine: .nan}", r"max_drift_cosine is nan; expected "),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_with_the_key(text: str, message: str) -> None:
@@ -120,30 +116,22 @@ def test_a_file_that_cannot_be_used_is_refused_with_the_key(text: str, message: 
 
 
 @pytest.mark.parametrize(
-    ("environment", "message"),
+    ("name", "message"),
     [
-        ({"TRITON_MAX_IN_FLIGHT": "many"}, r"ARCFACE_TRITON_MAX_IN_FLIGHT: triton\.max_in_flight is 'many'"),
-        ({"TENSORRT_ENABLED": "perhaps"}, r"ARCFACE_TENSORRT_ENABLED: .* expected auto, true or false"),
-        ({"TENSORRT_MAX_BATCH_SIZE": "x"}, r"ARCFACE_TENSORRT_MAX_BATCH_SIZE: .* expected a valid integer"),
+        ("TRITON_MAX_IN_FLIGHT", r"triton\.max_in_flight is 'many'; expected a valid integer"),
+        ("TENSORRT_ENABLED", r"arcface_tensorrt\.enabled is 'many'; expected auto, true or false\."),
     ],
 )
-def test_a_bad_variable_is_named(environment: dict[str, str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        load(**environment)
+def test_a_bad_variable_is_named(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^ARCFACE_{name}: {message}"):
+        load(**{name: "many"})
 
 
-@pytest.mark.parametrize(
-    ("path", "arguments", "message"),
-    [
-        (Path("none.yaml"), {}, r"none\.yaml: No such file"),
-        (None, {"triton.version": "none"}, r"^triton\.version is 'none'; expected a valid integer"),
-    ],
-)
-def test_a_missing_file_and_a_bad_argument_are_refused(
-    path: Path | None, arguments: dict[str, object], message: str
-) -> None:
-    with pytest.raises(ConfigError, match=message):
-        load_pipeline_settings(path, environment={}, arguments=arguments)
+def test_a_missing_file_and_a_bad_argument_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml: No such file"):
+        load_pipeline_settings(Path("none.yaml"), environment={})
+    with pytest.raises(ConfigError, match=r"^triton\.version is 'none'; expected a valid integer"):
+        load_pipeline_settings(environment={}, arguments={"triton.version": "none"})
 
 
 def test_several_servers_are_a_list_or_a_text_with_commas() -> None:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ..contract import Crops, Embeddings
-from ..runtimes.base import Embed, in_batches
+from ..contract import Crops
+from ..runtimes.base import in_batches
 from .scores import largest_drift
 
 if TYPE_CHECKING:
@@ -48,13 +48,11 @@ class Control:
     Attributes:
         perturbation: What was changed.
         drift_max: Largest drift that it causes.
-        required: Whether the comparison must see it.
         seen: Whether the drift is above the tolerance.
     """
 
     perturbation: str
     drift_max: float
-    required: bool
     seen: bool
 
 
@@ -76,22 +74,14 @@ def run_controls(
         max_drift_cosine: The tolerance.
     """
     few = control_rows(crops)
-
-    def run(embed: Embed, perturbed: Crops = few) -> Embeddings:
-        return in_batches(embed, perturbed, batch_size)
-
-    def control(perturbation: str, embeddings: Embeddings, *, required: bool = True) -> Control:
-        drift = largest_drift(right, embeddings)
-        seen = drift > max_drift_cosine
-        return Control(perturbation=perturbation, drift_max=drift, required=required, seen=seen)
-
-    right = run(baseline.embed)
-    controls = [control(name, run(baseline.embed, alter(few))) for name, alter in PERTURBATIONS.items()]
-    controls += [control(f"another model: {other.name}", run(other.embed)) for other in others]
-    normalised = baseline.run_normalised
-    if normalised is not None:
-        # InsightFace normalises in floats, outside the model, so these can be made exactly.
-        controls.append(control("not normalised", run(lambda batch: normalised(batch, 0.0, 1.0))))
-        by_128 = run(lambda batch: normalised(batch, 127.5, 128.0))
-        controls.append(control("divided by 128, not 127.5", by_128, required=False))
-    return tuple(controls)
+    right = in_batches(baseline.embed, few, batch_size)
+    wrong = {
+        name: in_batches(baseline.embed, alter(few), batch_size) for name, alter in PERTURBATIONS.items()
+    }
+    for other in others:
+        wrong[f"another model: {other.name}"] = in_batches(other.embed, few, batch_size)
+    drifts = {name: largest_drift(right, embeddings) for name, embeddings in wrong.items()}
+    return tuple(
+        Control(perturbation=name, drift_max=drift, seen=drift > max_drift_cosine)
+        for name, drift in drifts.items()
+    )

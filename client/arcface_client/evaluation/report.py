@@ -26,8 +26,8 @@ class Result:
     """What a comparison found.
 
     Attributes:
-        outcome: "passed"; "failed"; or "inconclusive" if a required control was not seen, so that the
-            comparison proves nothing.
+        outcome: "passed"; "failed"; or "inconclusive" if a control was not seen, so that the comparison
+            proves nothing.
         reasons: Why the outcome is not "passed".
     """
 
@@ -159,16 +159,15 @@ class Report:
         )
 
     def _controls(self) -> Table:
-        rows = []
-        for control in self.controls:
-            seen = ("yes" if control.seen else "no") + ("" if control.required else ", not required")
-            cells = [control.perturbation, f"{control.drift_max:.1e}", seen]
-            rows.append(Row(cells, passed=control.seen or not control.required))
+        rows = [
+            Row([each.perturbation, f"{each.drift_max:.1e}", "yes" if each.seen else "no"], passed=each.seen)
+            for each in self.controls
+        ]
         return Table(
             "Negative controls",
             ["perturbation of the baseline", "drift max", "seen"],
             rows,
-            "A comparison that does not see the required perturbations proves nothing.",
+            "A comparison that does not see them proves nothing.",
         )
 
     def _scores(self, scores: PairScores) -> Table:
@@ -234,7 +233,7 @@ def result_of(
         f"{max_drift_cosine:g}, so these crops cannot show it. Give real colour crops of several people "
         "(--images), or another --control-model."
         for control in controls
-        if control.required and not control.seen
+        if not control.seen
     ]
     failures = list(_failures(systems, agreements, max_drift_cosine))
     outcome: Literal["passed", "failed", "inconclusive"]

@@ -36,15 +36,12 @@ class System:
         kind: What runs it.
         where: The server's address, or the file.
         run: Embeds one batch.
-        run_normalised: Embeds one batch with another normalisation: crops, mean, divisor. None if the
-            normalisation cannot be changed.
     """
 
     name: str
     kind: Literal["served", "in process", "reference"]
     where: str
     run: Embed
-    run_normalised: Callable[[Crops, float, float], Embeddings] | None = None
 
     def embed(self, crops: Crops) -> Embeddings:
         """Embed one batch: uint8 [N, 112, 112, 3] BGR in, float32 [N, 512] out.
@@ -130,34 +127,14 @@ def open_reference(source: str, stack: ExitStack) -> System:
     from ..runtimes.onnxruntime import open_session
 
     path = find_source(source)
-    runtime = _Reference(path, open_session(path, entries=ENTRIES))
+    runtime = InsightFaceRuntime(path, open_session(path, entries=ENTRIES))
     stack.callback(runtime.close)
     return System(
         name=f"InsightFace {path.name}",
         kind="reference",
         where=str(path),
         run=lambda crops: in_batches(runtime.embed, crops, runtime.batch_size),
-        run_normalised=runtime.embed_normalised if runtime.normalises else None,
     )
-
-
-class _Reference(InsightFaceRuntime):
-    """InsightFace with a normalisation that can be changed."""
-
-    @property
-    def normalises(self) -> bool:
-        """Whether InsightFace normalises the pixels, and not the model file."""
-        return (self._model.input_mean, self._model.input_std) != (0, 1)
-
-    def embed_normalised(self, crops: Crops, mean: float, std: float) -> Embeddings:
-        """Embed with (pixel - mean) / std in place of InsightFace's normalisation."""
-        model = self._model
-        right = model.input_mean, model.input_std
-        model.input_mean, model.input_std = mean, std
-        try:
-            return in_batches(self.embed, crops, self.batch_size)
-        finally:
-            model.input_mean, model.input_std = right
 
 
 def siblings_on(server: ServerStatus, name: str) -> list[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, ClassVar, Final, TypeAlias
+from typing import Annotated, Any, ClassVar, Final, TypeAlias
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import Self
@@ -42,6 +43,12 @@ TensorRtVersion: TypeAlias = Annotated[
 ]
 Sm: TypeAlias = Annotated[str, Field(pattern=r"^[1-9][0-9]{1,2}$")]
 Precision: TypeAlias = Annotated[str, Field(pattern=f"^({'|'.join(PRECISIONS)})$")]
+
+
+def expectation(problem: Any) -> str:
+    """What was expected, in words, from one of pydantic's ``ValidationError.errors()``."""
+    said = "^(Value error, )?(.*?[Ee]xpected |Input should be |String should (have|match) )?"
+    return "expected " + re.sub(said, "", problem["msg"]).rstrip(".")
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,5 @@ class ManifestFile:
         elif problem["type"] == "missing":
             fault = f"lacks {field}"
         else:
-            expected = problem["msg"].removeprefix("Value error, ")
-            fault = f"has {field or 'the content'} {problem['input']!r:.80}: {expected}"
+            fault = f"has {field or 'the content'} {problem['input']!r:.80}; {expectation(problem)}"
         raise ManifestError(f"{where} {fault}. Run `{cls.COMMAND}` again.")

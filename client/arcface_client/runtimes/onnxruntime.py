@@ -94,6 +94,7 @@ def open_session(
     if not path.is_file():
         raise DeploymentError(f"No model file at {path}; build one with `arcface-builder build`.")
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors: its warnings say nothing to who runs a model
     # By default ONNX Runtime pins each thread to a core, where it waits as long as another process, such as
     # Triton, uses that core. With an explicit number threads are not pinned.
     options.intra_op_num_threads = intra_op_threads or physical_cores()

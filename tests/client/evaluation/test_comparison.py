@@ -86,11 +86,7 @@ def test_another_model_fails_and_can_be_a_negative_control(
     assert found["pairs"][0]["flips"]["count"] > 0
     controlled = ["face_onnx", "face_trt", "--control-model", "another_onnx:2"]
     controls = compared([*controlled, *FEW, *url], capsys, 0)["controls"]
-    assert {
-        "perturbation": "another model: another_onnx:2",
-        "required": True,
-        "seen": True,
-    }.items() <= controls[3].items()
+    assert {"perturbation": "another model: another_onnx:2", "seen": True}.items() <= controls[3].items()
 
 
 def test_a_negative_control_that_is_not_seen_makes_the_comparison_inconclusive(
@@ -131,10 +127,6 @@ def test_insightface_and_the_model_built_from_its_file_agree_without_a_server(
     assert [backend["kind"] for backend in found["backends"]] == ["reference", "in process"]
     assert found["pairs"][0]["drift_max"] < 1e-6
     assert "triton" not in found["versions"]
-    assert [control["perturbation"] for control in found["controls"]][3:] == [
-        "not normalised",
-        "divided by 128, not 127.5",
-    ]
 
 
 def test_a_verification_set_gives_accuracy_and_flips(

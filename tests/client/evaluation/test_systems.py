@@ -12,7 +12,6 @@ import pytest
 from insightface.model_zoo.arcface_onnx import ArcFaceONNX
 
 from arcface_client.errors import DeploymentError, ModelNotFoundError
-from arcface_client.evaluation.controls import run_controls
 from arcface_client.evaluation.samples import generated_samples
 from arcface_client.evaluation.systems import open_reference, siblings_on
 from arcface_client.triton.status import ModelStatus, ServerStatus
@@ -68,21 +67,6 @@ def test_the_reference_gives_insightfaces_own_features_scaled_to_length_one(
         reference = open_reference(path, stack)
         assert reference.name == "InsightFace source.onnx"
         np.testing.assert_allclose(reference.embed(CROPS), expected, atol=1e-6)
-        assert (reference.run_normalised is None) == (export is mxnet)
-
-
-def test_perturbed_normalisation_is_made_exactly(save: Callable[[onnx.ModelProto], str]) -> None:
-    with ExitStack() as stack:
-        reference = open_reference(save(small_arcface()), stack)
-        right = reference.embed(CROPS)
-        controls = run_controls(reference, [], CROPS, batch_size=4, max_drift_cosine=0.001)
-        np.testing.assert_array_equal(reference.embed(CROPS), right)  # its own normalisation is back
-    by_name = {control.perturbation: control for control in controls}
-    raw, divided = by_name["not normalised"], by_name["divided by 128, not 127.5"]
-    assert raw.seen
-    assert raw.required
-    assert 0 < divided.drift_max < 0.001
-    assert not divided.required
 
 
 def test_a_file_that_insightface_cannot_use_is_one_line(save: Callable[[onnx.ModelProto], str]) -> None:

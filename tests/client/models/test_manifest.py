@@ -74,16 +74,16 @@ def test_a_manifest_of_an_older_or_a_newer_release_of_this_schema_is_read() -> N
     [
         ("schema_version", 3, r" has schema_version 3; expected 1\. Another version"),
         ("source", ..., r" lacks source\. Run `arcface-builder build` again"),
-        ("source.sha256", "x", r" has source\.sha256 'x': String should match pattern"),
-        ("golden.embeddings", "*", r" has golden\.embeddings '\*': Expected base64"),
+        ("source.sha256", "x", r" has source\.sha256 'x'; expected pattern"),
+        ("golden.embeddings", "*", r" has golden\.embeddings '\*'; expected base64"),
         (
             "golden.embeddings",
             base64.b64encode(bytes(16384)).decode(),
-            r" has golden\.embeddings 'AAAA.*: Expected rows of length one\.",
+            r" has golden\.embeddings 'AAAA.*; expected rows of length one\.",
         ),
         ("golden.crops_sha256", ..., r" lacks golden\.crops_sha256\."),
         ("preprocessing.mean", [1, 2], r" lacks preprocessing\.mean\.2\."),
-        ("preprocessing.std", "1", r" has preprocessing\.std '1': Input should be a valid"),
+        ("preprocessing.std", "1", r" has preprocessing\.std '1'; expected a valid"),
     ],
 )
 def test_a_wrong_field_of_a_model_manifest_is_one_line(
