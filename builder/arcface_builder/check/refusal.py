@@ -18,7 +18,7 @@ from arcface_client.errors import MissingExtraError, require
 from arcface_client.models.golden import largest_drift
 from arcface_client.runtimes.onnxruntime import RUN_ERRORS
 
-from ..graph.edit import first_line
+from ..graph.edit import first_line, session
 
 _LAYERS: Final = ("Conv", "PRelu", "Add", "Gemm", "MatMul")
 _TYPING: Final = {True: "--strongly-typed", False: "--fp16 --int8"}
@@ -101,8 +101,7 @@ def diverging_layer(converted: bytes, float32: bytes, crops: Crops, max_drift_co
 
         def runner(model: onnx.ModelProto, name: str) -> Any:
             marked = onnx_loader.ModifyOutputs(model, outputs=[*shared, OUTPUT_NAME])
-            session = onnxrt.SessionFromOnnx(onnx_loader.BytesFromOnnx(marked), providers=["cpu"])
-            return onnxrt.OnnxrtRunner(session, name=name)
+            return onnxrt.OnnxrtRunner(session(marked().SerializeToString()), name=name)
 
         (_, (wanted,)), (_, (got,)) = _polygraphy("comparator").Comparator.run(
             [runner(exact, "float32"), runner(narrow, "converted")], data_loader=[{INPUT_NAME: crops}]

@@ -11,6 +11,7 @@ import onnxruntime
 from onnx_ir.passes import common as passes
 
 from arcface_client.contract import CROP_SHAPE, CROP_SIZE
+from arcface_client.runtimes.base import usable_cores
 
 from ..errors import NotArcFaceError
 
@@ -110,6 +111,7 @@ def session(model: ir.Model | bytes) -> onnxruntime.InferenceSession:
     content = model if isinstance(model, bytes) else ir.to_proto(model).SerializeToString()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
+    options.intra_op_num_threads = usable_cores()
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 

@@ -27,6 +27,7 @@ from typing import Final
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 from onnx_ir.passes import common as passes
 from onnxruntime.quantization import (
     CalibrationDataReader,
@@ -58,6 +59,9 @@ _FLOAT32_OPS: Final = ["ReduceL2", "Div"]
 _PER_CHANNEL: Final = (13, 7)  # ... Q/DQ have a scale for each channel
 _HALF_SCALES: Final = (19, 9)  # ... the scales of Q/DQ can be float16
 _BFLOAT_CONV: Final = (22, 10)  # ... a convolution takes bfloat16
+
+_FATAL_ONLY: Final = 4
+_WARNINGS: Final = 2  # ONNX Runtime's default
 
 _BATCH: Final = 8  # calibration crops at a time, whose feature maps are in memory at once
 _FEW: Final = 100
@@ -241,8 +245,7 @@ def _quantise(model: ir.Model, crops: Crops) -> ir.Model:
     add_infer_metadata(proto)
     add_pre_process_metadata(proto)
     metadata = dict(model.metadata_props)
-    # The calibrator prints its progress, and standard output may be JSON for a program.
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    with tempfile.TemporaryDirectory() as folder, _silence():
         path = Path(folder) / "int8.onnx"
         quantize_static(
             proto,
@@ -262,6 +265,20 @@ def _quantise(model: ir.Model, crops: Crops) -> ir.Model:
     quantised.metadata_props.clear()
     quantised.metadata_props.update(metadata)
     return quantised
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the calibrator's progress from standard output, which may be JSON, and its log from the user.
+
+    Its own session pins threads to cores, which fails in a container that has only some of them.
+    """
+    onnxruntime.set_default_logger_severity(_FATAL_ONLY)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        onnxruntime.set_default_logger_severity(_WARNINGS)
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from arcface_client.contract import CROP_SIZE
-from arcface_client.runtimes.base import physical_cores
+from arcface_client.runtimes.base import usable_cores
 
 from ..check.crops import face_like, noise, texture
 from .iresnet import CHANNELS, EPSILON, flat_features, model_of, parameter_shapes
@@ -109,7 +109,7 @@ def _measure(depth: str, weights: dict[str, _Array], batch: _Array) -> tuple[dic
     model = model_of(tape, image, outputs, name="calibration")
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = physical_cores()  # the sums do not depend on it
+    options.intra_op_num_threads = usable_cores()  # the sums do not depend on it
     session = onnxruntime.InferenceSession(
         ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
@@ -26,7 +28,7 @@ ENTRIES: Final = {"session.force_spinning_stop": "1"}
 Embed = Callable[[Crops], Embeddings]
 """Unit embeddings, float32 [N, 512], of BGR crops."""
 
-_TOPOLOGY: Final = Path("/sys/devices/system/cpu")
+_ROOT: Final = Path("/")
 
 
 class Runtime(Protocol):
@@ -84,20 +86,42 @@ def in_batches(embed: Embed, crops: Crops, size: int) -> Embeddings:
     return np.concatenate([embed(crops[start : start + size]) for start in range(0, len(crops), size)])
 
 
-def physical_cores() -> int:
-    """Count the physical cores that this process may run on; 0 where the system does not tell.
+def usable_cores() -> int:
+    """Count the cores that this process can keep busy; 0 where the system does not tell.
 
-    Two threads on one core share its arithmetic units, so the second one gains nothing.
+    These are the physical cores that it may run on, since two threads on one core share its arithmetic units,
+    and no more than its cgroup's CPU quota: a container with ``cpus: 0.5`` gets one thread.
     """
     if not hasattr(os, "sched_getaffinity"):
         return 0
-    cores = set()
-    for cpu in os.sched_getaffinity(0):
-        siblings = _TOPOLOGY / f"cpu{cpu}/topology/thread_siblings_list"
-        if not siblings.is_file():
-            return 0
-        cores.add(siblings.read_text())
-    return len(cores)
+    allowed = os.sched_getaffinity(0)
+    siblings = [_ROOT / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list" for cpu in allowed]
+    cores = len({file.read_text() for file in siblings}) if all(map(Path.is_file, siblings)) else len(allowed)
+    return max(1, min(cores, math.ceil(min(_cpu_quotas(), default=cores))))
+
+
+def _cpu_quotas() -> Iterator[float]:
+    """The CPUs that the cgroup of this process, and each one above it, grants."""
+    try:
+        cgroups = (_ROOT / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in cgroups:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:  # version 2
+            mount, names = _ROOT / "sys/fs/cgroup", ["cpu.max"]
+        elif "cpu" in controllers.split(","):
+            mount, names = _ROOT / "sys/fs/cgroup" / controllers, ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+        else:
+            continue
+        # In a container the path may be the host's, of which only the mount's root exists.
+        for folder in (mount / path.strip("/"), *(mount / path.strip("/")).parents):
+            with suppress(OSError):
+                quota, period = " ".join((folder / name).read_text() for name in names).split()
+                if quota not in ("max", "-1"):
+                    yield int(quota) / int(period)
+            if folder == mount:
+                break
 
 
 def switch_off_telemetry() -> None:

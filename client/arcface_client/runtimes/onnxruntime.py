@@ -16,7 +16,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _ort
 
 from ..contract import INPUT_NAME, OUTPUT_NAME, Crops, Embeddings, check_tensors
 from ..errors import DeploymentError, InputError
-from .base import CPU, CUDA, ENTRIES, physical_cores
+from .base import CPU, CUDA, ENTRIES, usable_cores
 
 RUN_ERRORS: Final = (
     _ort.EPFail,
@@ -82,7 +82,7 @@ def open_session(
 
     Args:
         path: The file.
-        intra_op_threads: Threads inside one operator; 0 is one for each physical core.
+        intra_op_threads: Threads inside one operator; 0 is one for each core of ``usable_cores``.
         inter_op_threads: Threads across operators; 0 is ONNX Runtime's choice.
         provider: Execution provider, or one with its options.
         entries: Further entries of the session's configuration, for example "session.force_spinning_stop".
@@ -97,7 +97,7 @@ def open_session(
     options.log_severity_level = 3  # errors: its warnings say nothing to who runs a model
     # By default ONNX Runtime pins each thread to a core, where it waits as long as another process, such as
     # Triton, uses that core. With an explicit number threads are not pinned.
-    options.intra_op_num_threads = intra_op_threads or physical_cores()
+    options.intra_op_num_threads = intra_op_threads or usable_cores()
     options.inter_op_num_threads = inter_op_threads
     for name, value in (entries or {}).items():
         options.add_session_config_entry(name, value)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -133,6 +136,37 @@ def test_int8_reads_its_calibration_crops_a_few_at_a_time(
 
     assert max(seen) <= 8
     assert sum(seen) == 20
+
+
+IN_A_CPUSET = """
+import os, sys
+from pathlib import Path
+Path(sys.argv[1], "tasks").write_text(str(os.getpid()))  # before a library starts a thread
+from arcface_builder.check.crops import noise
+from arcface_builder.graph.edit import session
+from arcface_builder.graph.precision import typed_graph
+session(typed_graph(Path(sys.argv[2]).read_bytes(), "int8", calibration=noise(100)))
+"""
+
+
+def test_in_a_container_with_some_of_the_cores_onnx_runtime_says_nothing(
+    small_graph: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "model.onnx").write_bytes(small_graph)
+    cpuset = Path("/sys/fs/cgroup/cpuset", f"arcface-test-{os.getpid()}")
+    try:
+        cpuset.mkdir()
+    except OSError as error:
+        pytest.skip(f"cannot make a cpuset here: {error}")
+    try:
+        (cpuset / "cpuset.mems").write_text("0")
+        (cpuset / "cpuset.cpus").write_text("0")
+        code = [sys.executable, "-c", IN_A_CPUSET, str(cpuset), str(tmp_path / "model.onnx")]
+        ran = subprocess.run(code, capture_output=True, text=True, check=False)
+    finally:
+        cpuset.rmdir()
+
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("calibration", [None, np.empty((0, 112, 112, 3), np.uint8)], ids=["none", "empty"])
