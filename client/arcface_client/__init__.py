@@ -6,7 +6,7 @@
 
     with get_embedding_backend("triton") as embedder:
         embedder.ensure_ready()
-        embeddings = embedder.encode(crops)  # uint8 [N, 112, 112, 3] BGR -> float32 [N, 512]
+        embeddings = embedder.encode(crops)  # uint8 [N, 112, 112, 3] BGR -> float32 [N, D]
 
 ``EmbeddingClient`` and its asyncio twin are the plain clients of one model of one server.
 """

@@ -19,12 +19,13 @@ INPUT_NAME: Final = "image"
 """uint8, [N, 112, 112, 3], BGR, as OpenCV and InsightFace give it."""
 
 OUTPUT_NAME: Final = "embedding"
-"""float32, [N, 512], rows of length one."""
+"""float32, [N, D], rows of length one; D is the network's own."""
 
 CROP_SIZE: Final = 112
 CROP_SHAPE: Final = (CROP_SIZE, CROP_SIZE, 3)
 CROP_BYTES: Final = CROP_SIZE * CROP_SIZE * 3
 EMBEDDING_DIM: Final = 512
+"""D of ArcFace's own networks. Others have 128 or 256, so take D from the model, never from here."""
 
 LENGTH_TOLERANCE: Final = 0.01
 """How far an embedding's length may be from one; float16 rounds it."""
@@ -33,7 +34,7 @@ Crops = npt.NDArray[np.uint8]
 """A batch of face crops, uint8 [N, 112, 112, 3], BGR."""
 
 Embeddings = npt.NDArray[np.float32]
-"""A batch of embeddings, float32 [N, 512]."""
+"""A batch of embeddings, float32 [N, D]."""
 
 Progress = Callable[[str, float | None], None]
 """Called by a long task with its stage and the share done, 0 to 1; None if the share is not known."""
@@ -43,13 +44,19 @@ TensorSpec = tuple[str, str, tuple[int, ...]]
 
 INPUT_SPEC: Final[TensorSpec] = (INPUT_NAME, "UINT8", CROP_SHAPE)
 OUTPUT_SPEC: Final[TensorSpec] = (OUTPUT_NAME, "FP32", (EMBEDDING_DIM,))
+"""The output of ArcFace's own networks; see ``output_spec`` for others."""
 
 
 def no_progress(stage: str, done: float | None) -> None:
     """Ignore progress: the default callback."""
 
 
-def check_tensors(model: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+def output_spec(dim: int) -> TensorSpec:
+    """The output of a model that gives embeddings of ``dim`` numbers."""
+    return OUTPUT_NAME, "FP32", (dim,)
+
+
+def check_tensors(model: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> int:
     """Check that a model has the contract's tensors and no others.
 
     Args:
@@ -57,31 +64,42 @@ def check_tensors(model: str, inputs: Sequence[TensorSpec], outputs: Sequence[Te
         inputs: Its inputs, data types as Triton writes them ("UINT8"), shapes without batch.
         outputs: Its outputs, in the same form.
 
+    Returns:
+        D, how many numbers an embedding has.
+
     Raises:
         ContractError: The tensors differ.
     """
-    if list(inputs) == [INPUT_SPEC] and list(outputs) == [OUTPUT_SPEC]:
-        return
+    dims = outputs[0][2] if len(outputs) == 1 else ()
+    dim = dims[0] if len(dims) == 1 else None
+    if (
+        isinstance(dim, int)
+        and dim > 0
+        and (list(inputs), list(outputs)) == ([INPUT_SPEC], [output_spec(dim)])
+    ):
+        return dim
     raise ContractError(
         f"{model} has inputs {_describe(inputs)} and outputs {_describe(outputs)}; "
-        f"expected {_describe([INPUT_SPEC])} and {_describe([OUTPUT_SPEC])}. "
+        f"expected {_describe([INPUT_SPEC])} and {OUTPUT_NAME} FP32[N, D]. "
         "Build the model with `arcface-builder build`."
     )
 
 
-def check_shape(model: str, shape: tuple[int, ...] | None, count: int) -> None:
+def check_shape(model: str, shape: tuple[int, ...] | None, count: int, dim: int | None = None) -> None:
     """Check the shape of a model's embeddings.
 
     Args:
         model: The model, as a message names it.
         shape: The shape; None if the output is missing.
         count: How many crops the model was given.
+        dim: D of the model; None allows any.
 
     Raises:
-        ServerError: The shape is not [count, 512].
+        ServerError: The shape is not [count, D].
     """
-    if shape != (count, EMBEDDING_DIM):
-        raise ServerError(f"{model} answered with shape {shape}; expected {(count, EMBEDDING_DIM)}.")
+    if shape is None or len(shape) != 2 or shape[0] != count or dim not in (None, shape[1]):
+        wanted = f"({count}, {'D' if dim is None else dim})"
+        raise ServerError(f"{model} answered with shape {shape}; expected {wanted}.")
 
 
 def check_finite(model: str, embeddings: Embeddings) -> None:

@@ -37,10 +37,11 @@ instance_group { kind: KIND_CPU }
 
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models: tiny_onnx in two versions, slow_onnx, broken_onnx, and one with other tensors."""
+    """Models: tiny_onnx in two versions, slow_onnx, narrow_onnx, broken_onnx, and one with other tensors."""
     path = tmp_path_factory.mktemp("repository")
     write_tiny_repository(path, versions=(1, 2))
     write_tiny_repository(path, "slow_onnx", max_batch_size=2, work=30)
+    write_tiny_repository(path, "narrow_onnx", dim=128)
     broken = write_tiny_repository(path, "broken_onnx")
     (broken / "1" / "model.onnx").write_bytes(b"no model")
     other = path / "other"

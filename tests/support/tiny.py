@@ -22,7 +22,13 @@ _WORK_DIM = 1024
 
 
 def tiny_serving_graph(
-    seed: int = 0, *, work: int = 0, poison: bool = False, quirk: float = 0.0, skew: float = 0.0
+    seed: int = 0,
+    *,
+    work: int = 0,
+    poison: bool = False,
+    quirk: float = 0.0,
+    skew: float = 0.0,
+    dim: int = EMBEDDING_DIM,
 ) -> onnx.ModelProto:
     """A serving graph with the contract's tensors: the crop's coarse colours, randomly projected.
 
@@ -35,10 +41,11 @@ def tiny_serving_graph(
         poison: Fail at run time on a crop whose first byte is 255.
         quirk: How wrong to be on such a crop, and on no other.
         skew: How wrong the projection is, relative to itself: embeddings drift by about half its square.
+        dim: How many numbers an embedding has.
     """
     generator = np.random.default_rng(seed)
-    projection = generator.standard_normal((_FEATURES, EMBEDDING_DIM)).astype(np.float32)
-    bias = 0.01 * generator.standard_normal(EMBEDDING_DIM).astype(np.float32)
+    projection = generator.standard_normal((_FEATURES, dim)).astype(np.float32)
+    bias = 0.01 * generator.standard_normal(dim).astype(np.float32)
     projection += np.float32(skew) * generator.standard_normal(projection.shape).astype(np.float32)
     constants = {
         "centre": np.float32(127.5),
@@ -94,7 +101,7 @@ def tiny_serving_graph(
         nodes,
         "tiny",
         [helper.make_tensor_value_info(INPUT_NAME, TensorProto.UINT8, ["N", *CROP_SHAPE])],
-        [helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, ["N", EMBEDDING_DIM])],
+        [helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, ["N", dim])],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -113,6 +120,7 @@ def write_tiny_repository(
     kind: str = "KIND_CPU",
     parameters: Mapping[str, str] | None = None,
     queue: int = 0,
+    dim: int = EMBEDDING_DIM,
     **graph: Any,
 ) -> Path:
     """Add a tiny model to a model repository; version N has the projection of seed N.
@@ -127,6 +135,7 @@ def write_tiny_repository(
         kind: Where the instances run.
         parameters: Parameters of the configuration, in place of one thread for each instance.
         queue: How many requests Triton lets wait; 0 is any number.
+        dim: How many numbers an embedding has.
         graph: What the models are like, as for ``tiny_serving_graph``.
 
     Returns:
@@ -134,7 +143,7 @@ def write_tiny_repository(
     """
     config = model_config_pb2.ModelConfig(name=name, backend="onnxruntime", max_batch_size=max_batch_size)
     config.input.add(name=INPUT_NAME, data_type=model_config_pb2.TYPE_UINT8, dims=CROP_SHAPE)
-    config.output.add(name=OUTPUT_NAME, data_type=model_config_pb2.TYPE_FP32, dims=[EMBEDDING_DIM])
+    config.output.add(name=OUTPUT_NAME, data_type=model_config_pb2.TYPE_FP32, dims=[dim])
     config.instance_group.add(count=instances, kind=kind)
     config.version_policy.all.SetInParent()
     if delay_us is not None:
@@ -145,6 +154,6 @@ def write_tiny_repository(
     folder = repository / name
     for version in versions:
         (folder / str(version)).mkdir(parents=True)
-        onnx.save(tiny_serving_graph(version, **graph), folder / str(version) / "model.onnx")
+        onnx.save(tiny_serving_graph(version, dim=dim, **graph), folder / str(version) / "model.onnx")
     (folder / "config.pbtxt").write_text(text_format.MessageToString(config))
     return folder

@@ -78,7 +78,8 @@ class EmbeddingBackend(ABC):
             return_source: Also return which replicas served, and why others did not.
 
         Returns:
-            float32 [N, 512], rows of length one; with ``return_source`` a ``Served`` beside it.
+            float32 [N, D], rows of length one; D is the network's own, 512 for ArcFace. With
+            ``return_source`` a ``Served`` beside it.
 
         Raises:
             InputError: The crops, or the backend (closed), cannot be used.

@@ -43,7 +43,7 @@ def get_embedding_backend(
 
         embedder = get_embedding_backend("triton", triton_url="localhost:8001")
         embedder.ensure_ready()
-        embeddings = embedder.encode(face_crops)  # float32 (N, 512), unit length
+        embeddings = embedder.encode(face_crops)  # float32 (N, D), unit length
 
     Args:
         backend_type: "insightface" (the reference, through the insightface package; "pytorch" is an alias),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from ..contract import CROP_SHAPE, CROP_SIZE, EMBEDDING_DIM, Crops, Embeddings
+from ..contract import CROP_SHAPE, CROP_SIZE, Crops, Embeddings
 from ..errors import ContractError, DeploymentError, ModelNotFoundError, require
 from ..failover.replica import Origin
 from ..models.embedding_space import EmbeddingSpace
@@ -54,7 +54,7 @@ class InsightFaceRuntime:
         self._model = arcface.ArcFaceONNX(str(path), session=session)
 
     def embed(self, crops: Crops) -> Embeddings:
-        """Embed one batch: uint8 [N, 112, 112, 3] BGR in, float32 [N, 512] unit rows out.
+        """Embed one batch: uint8 [N, 112, 112, 3] BGR in, float32 [N, D] unit rows out.
 
         Raises:
             DeploymentError: The model fails on it.
@@ -65,8 +65,6 @@ class InsightFaceRuntime:
             features = np.asarray(self._model.get_feat(list(crops)), np.float32).reshape(len(crops), -1)
         except RUN_ERRORS as error:
             raise DeploymentError(f"InsightFace failed on a batch of {len(crops)}: {error}") from error
-        if features.shape[1] != EMBEDDING_DIM:
-            raise ContractError(f"The model gives {features.shape[1]} numbers; expected {EMBEDDING_DIM}.")
         return features / np.linalg.norm(features, axis=1, keepdims=True)  # type: ignore[no-any-return]
 
     def close(self) -> None:

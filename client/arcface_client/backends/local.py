@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -32,7 +33,7 @@ class LocalModel:
     """A model that is loaded into this process; see ``failover.golden_check.Model``. Thread-safe.
 
     ``known`` is what diagnostics say of it: backend, model, version and so on. ``golden`` is what the golden
-    crops' embeddings must be, float32 [8, 512]; None when unknown.
+    crops' embeddings must be, float32 [8, D]; None when unknown.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class LocalModel:
         self._calls = 0
         self._closed = False
         self._crop_s = 0.0
+        self._dim: int | None = None
 
     def embed(self, request: EmbedRequest) -> None:
         """Embed what a request misses, batch by batch.
@@ -65,6 +67,8 @@ class LocalModel:
             DeploymentError: The model does not run, or its output is not a batch of embeddings.
         """
         with self._in_use():
+            if self._dim is not None:
+                request.set_width(self._dim)
             for part in request.parts(self._batch_size):
                 start = part.start
                 while start < part.stop:
@@ -73,7 +77,8 @@ class LocalModel:
                     started = time.perf_counter()
                     embeddings = self._runtime.embed(request.crops[rows])
                     self._crop_s = (time.perf_counter() - started) / size
-                    check_shape(self.source.model, embeddings.shape, size)
+                    check_shape(self.source.model, embeddings.shape, size, self._dim)
+                    self._dim = embeddings.shape[1]
                     check_finite(self.source.model, embeddings)
                     request.fill(rows, embeddings)
                     start = rows.stop
@@ -90,7 +95,7 @@ class LocalModel:
 
     def diagnostics(self) -> Diagnostics:
         """What it is."""
-        return self._known
+        return replace(self._known, embedding_dim=self._dim)
 
     def close(self) -> None:
         """Free it, or let the last call that uses it do so."""

@@ -133,7 +133,9 @@ class PooledBackend(EmbeddingBackend):
         """Embed what a request still misses; see ``EmbeddingBackend.run``."""
         self._fork_guard.check()
         self._check_open()
-        if not request.missing:
+        space = self._pool.space
+        if not request.missing and space is not None:
+            request.set_width(space.embeddings.shape[1])
             return Served(())
         started = time.perf_counter()
         call = Call(

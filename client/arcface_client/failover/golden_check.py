@@ -98,8 +98,7 @@ def golden_check(model: Model, deadline: Deadline) -> Finding:
     if not abs(worst - 1) < LENGTH_TOLERANCE:
         raise ContractError(f"Its embeddings have length {worst:.3g}; expected 1.")
     if model.golden is not None:
-        drift = largest_drift(embeddings, model.golden)
-        return Finding(embeddings, GoldenReference(model.golden, model.space), MANIFEST, drift)
+        return _compared(embeddings, GoldenReference(model.golden, model.space), MANIFEST)
     if not is_plan(model.source.model):
         return Finding(embeddings, GoldenReference(embeddings, model.space), ITSELF, None)
     try:
@@ -111,8 +110,19 @@ def golden_check(model: Model, deadline: Deadline) -> Finding:
         ) from error
     if reference is None:
         raise DeploymentError("Nothing to check the plan against: neither a manifest nor an ONNX sibling.")
-    drift = largest_drift(embeddings, reference)
-    return Finding(embeddings, GoldenReference(reference, model.space), ONNX_SIBLING, drift)
+    return _compared(embeddings, GoldenReference(reference, model.space), ONNX_SIBLING)
+
+
+def _compared(embeddings: Embeddings, reference: GoldenReference, where: str) -> Finding:
+    what = _other_width(embeddings, reference)
+    if what is not None:
+        raise OtherEmbeddingSpaceError(f"{what}, as the reference has ({where})")
+    return Finding(embeddings, reference, where, largest_drift(embeddings, reference.embeddings))
+
+
+def _other_width(embeddings: Embeddings, reference: GoldenReference) -> str | None:
+    dim, expected = embeddings.shape[1], reference.embeddings.shape[1]
+    return None if dim == expected else f"another width, embeddings of {dim} numbers, not {expected}"
 
 
 def objection(
@@ -133,10 +143,11 @@ def objection(
             return error
     if settled is None:
         return None
-    what = settled.space.conflict(finding.reference.space)
-    drift = largest_drift(finding.embeddings, settled.embeddings)
-    if what is None and not drift <= max_drift:  # written so that NaN is refused as well
-        what = f"another source model, its golden embeddings drift {drift:.2g}"
+    what = _other_width(finding.embeddings, settled) or settled.space.conflict(finding.reference.space)
+    if what is None:
+        drift = largest_drift(finding.embeddings, settled.embeddings)
+        if not drift <= max_drift:  # written so that NaN is refused as well
+            what = f"another source model, its golden embeddings drift {drift:.2g}"
     if what is None:
         return None
     return OtherEmbeddingSpaceError(

@@ -177,6 +177,7 @@ class ServerModel:
             precision=None if self._plan is None else self._plan.identity.precision,
             sm=None if self._plan is None else self._plan.identity.sm,
             batch_size=self._client.max_batch_size,
+            embedding_dim=self._client.embedding_dim,
         )
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from ..contract import EMBEDDING_DIM, LENGTH_TOLERANCE, Crops, Embeddings
+from ..contract import LENGTH_TOLERANCE, Crops, Embeddings
 from ..errors import DriftError
 from .embedding_space import EmbeddingSpace
 
@@ -37,7 +37,7 @@ class GoldenReference:
     """The embeddings that a model must give for the golden crops.
 
     Attributes:
-        embeddings: float32 [8, 512], unit rows.
+        embeddings: float32 [8, D], unit rows.
         space: Their embedding space, with the precision class of the model that is compared with them;
             unknown by default.
     """
@@ -64,7 +64,7 @@ def golden_sha256() -> str:
 def drifts(
     left: Embeddings | npt.NDArray[np.float64], right: Embeddings | npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """The drift between rows of two sets of unit embeddings [N, 512]: float64 [N]; NaN where a number is.
+    """The drift between rows of two sets of unit embeddings [N, D]: float64 [N]; NaN where a number is.
 
     Drift is the cosine distance. It is computed as half the squared distance, which is the same for rows of
     length one, is exact for small drifts, and notices a row of another length.
@@ -75,7 +75,7 @@ def drifts(
 
 
 def largest_drift(left: Embeddings, right: Embeddings) -> float:
-    """The largest drift between rows of two sets of unit embeddings [N, 512]; NaN if a number is."""
+    """The largest drift between rows of two sets of unit embeddings [N, D]; NaN if a number is."""
     return float(np.max(drifts(left, right)))
 
 
@@ -121,7 +121,7 @@ def to_text(embeddings: Embeddings) -> str:
 
 
 def from_text(text: str) -> Embeddings:
-    """Read what ``to_text`` wrote: float32 [8, 512].
+    """Read what ``to_text`` wrote: float32 [8, D].
 
     Raises:
         ValueError: It is something else; the message says what was expected.
@@ -130,10 +130,10 @@ def from_text(text: str) -> Embeddings:
         content = base64.b64decode(text, validate=True)
     except binascii.Error as error:
         raise ValueError(f"Expected base64 ({error})") from error
-    expected = GOLDEN_COUNT * EMBEDDING_DIM * 4
-    if len(content) != expected:
-        raise ValueError(f"Expected {expected:,} bytes, not {len(content):,}")
-    embeddings = np.frombuffer(content, "<f4").reshape(GOLDEN_COUNT, EMBEDDING_DIM).astype(np.float32)
+    dim, rest = divmod(len(content), GOLDEN_COUNT * 4)
+    if rest or not dim:
+        raise ValueError(f"Expected {GOLDEN_COUNT} rows of float32, not {len(content):,} bytes")
+    embeddings = np.frombuffer(content, "<f4").reshape(GOLDEN_COUNT, dim).astype(np.float32)
     # Written so that NaN fails as well.
     if not np.all(np.abs(np.linalg.norm(embeddings, axis=1) - 1) < LENGTH_TOLERANCE):
         raise ValueError("Expected rows of length one")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from ..contract import EMBEDDING_DIM
-
 HERE: Final = "this process"
 """Where a source in this process is."""
 
@@ -104,6 +102,7 @@ class Diagnostics:
         sm: Architecture of the GPU, for example "90".
         provider: The execution provider that ONNX Runtime uses.
         batch_size: Largest batch of one run.
+        embedding_dim: Numbers of an embedding.
         throughput_fps: Faces a second while calls were under way, over the last calls.
         latency_ms: Median time of the last calls.
         vram_mb: GPU memory that loading the model took, in MiB; not exact while other processes load models.
@@ -121,7 +120,7 @@ class Diagnostics:
     sm: str | None = None
     provider: str | None = None
     batch_size: int | None = None
-    embedding_dim: int = EMBEDDING_DIM
+    embedding_dim: int | None = None
     throughput_fps: float | None = None
     latency_ms: float | None = None
     vram_mb: float | None = None

@@ -26,7 +26,7 @@ ENTRIES: Final = {"session.force_spinning_stop": "1"}
 """ONNX Runtime's idle threads spin between the operators of a run, where it pays, and not between runs."""
 
 Embed = Callable[[Crops], Embeddings]
-"""Unit embeddings, float32 [N, 512], of BGR crops."""
+"""Unit embeddings, float32 [N, D], of BGR crops."""
 
 _ROOT: Final = Path("/")
 
@@ -41,7 +41,7 @@ class Runtime(Protocol):
             crops: C-contiguous uint8 [N, 112, 112, 3], BGR, N at least 1.
 
         Returns:
-            float32 [N, 512], rows of length one.
+            float32 [N, D], rows of length one.
         """
         ...
 

@@ -53,7 +53,7 @@ class OnnxRuntime:
         )
 
     def embed(self, crops: Crops) -> Embeddings:
-        """Embed one batch: uint8 [N, 112, 112, 3] BGR in, float32 [N, 512] unit rows out.
+        """Embed one batch: uint8 [N, 112, 112, 3] BGR in, float32 [N, D] unit rows out.
 
         Raises:
             DeploymentError: ONNX Runtime failed on the batch.

@@ -17,7 +17,6 @@ from cuda.bindings import runtime as cudart
 from ..contract import (
     CROP_BYTES,
     CROP_SHAPE,
-    EMBEDDING_DIM,
     INPUT_NAME,
     OUTPUT_NAME,
     Crops,
@@ -31,7 +30,7 @@ from .tensorrt_api import create_context, error_log, scratch_bytes, start, tenso
 _log = logging.getLogger(__name__)
 
 _MIB = 1 << 20
-_EMBEDDING_BYTES = EMBEDDING_DIM * np.dtype(np.float32).itemsize
+_FLOAT_BYTES = np.dtype(np.float32).itemsize
 _TO_DEVICE = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
 _TO_HOST = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
 
@@ -91,7 +90,7 @@ class TensorRt:
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise DeploymentError(f"TensorRT {trt.__version__} cannot load {path}: {self._log.last_error}")
-        check_tensors(str(path), *tensor_specs(trt, self._engine))
+        dim = check_tensors(str(path), *tensor_specs(trt, self._engine))
         with ExitStack() as taken:  # frees what was allocated if a later step fails
             self._stream = check(cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking))
             taken.callback(_destroy, self._stream)
@@ -100,7 +99,7 @@ class TensorRt:
             self.max_batch_size = self._profiles.max_batch_size
             self._crops = PinnedBuffer((self.max_batch_size, *CROP_SHAPE), np.uint8)
             taken.callback(self._crops.free)
-            self._embeddings = PinnedBuffer((self.max_batch_size, EMBEDDING_DIM), np.float32)
+            self._embeddings = PinnedBuffer((self.max_batch_size, dim), np.float32)
             taken.callback(self._embeddings.free)
             self._device_crops = DeviceBuffer(self._crops.nbytes)
             taken.callback(self._device_crops.free)
@@ -112,7 +111,7 @@ class TensorRt:
             self._taken = taken.pop_all()
 
     def embed(self, crops: Crops) -> Embeddings:
-        """Embed one batch: uint8 [N, 112, 112, 3] BGR in, float32 [N, 512] unit rows out.
+        """Embed one batch: uint8 [N, 112, 112, 3] BGR in, float32 [N, D] unit rows out.
 
         Raises:
             InputError: N is 0 or above ``max_batch_size``, or the runtime is closed.
@@ -202,7 +201,7 @@ class TensorRt:
         )
         if not context.execute_async_v3(int(self._stream)):
             raise DeploymentError(f"TensorRT cannot run a batch of {count}: {self._log.last_error}")
-        nbytes = count * _EMBEDDING_BYTES
+        nbytes = count * self._embeddings.array.shape[1] * _FLOAT_BYTES
         check(cudart.cudaMemcpyAsync(self._embeddings.address, embeddings, nbytes, _TO_HOST, self._stream))
 
 

@@ -14,7 +14,7 @@ from ..contract import Crops, Embeddings
 from ..crops import Color, CropsLike, as_batch
 from .client import Call, ModelClient
 from .embed_request import Deadline, EmbedRequest
-from .protocol import Answer, batches, pinned
+from .protocol import Answer, Shape, batches, pinned
 from .status import ServerStatus
 
 
@@ -34,18 +34,19 @@ class AsyncEmbeddingClient(ModelClient):
     ) -> Embeddings:
         """Embed crops; see ``EmbeddingClient.encode``."""
         request = EmbedRequest(as_batch(crops, color=color), Deadline(timeout_s))
-        if request.missing:
-            parts = request.parts(await self._size(request.deadline))
-            done = iter(parts)
-            async for embeddings in self._pipeline((request.crops[part] for part in parts), request.deadline):
-                request.fill(next(done), embeddings)
+        shape = await self._model(request.deadline)
+        request.set_width(shape.dim)
+        parts = request.parts(shape.batch)
+        done = iter(parts)
+        async for embeddings in self._pipeline((request.crops[part] for part in parts), request.deadline):
+            request.fill(next(done), embeddings)
         return request.embeddings
 
     async def stream(self, crops: Iterable[Any], *, color: Color = "bgr") -> AsyncIterator[Embeddings]:
         """Embed crops as they come; see ``EmbeddingClient.stream``."""
         deadline = Deadline(None)
-        size = await self._size(deadline)
-        arrays = (as_batch(batch, color=color) for batch in batches(crops, size))
+        shape = await self._model(deadline)
+        arrays = (as_batch(batch, color=color) for batch in batches(crops, shape.batch))
         async for embeddings in self._pipeline(arrays, deadline):
             yield embeddings
 
@@ -69,9 +70,9 @@ class AsyncEmbeddingClient(ModelClient):
     ) -> None:
         await self.close()
 
-    async def _size(self, deadline: Deadline) -> int:
-        size = self.max_batch_size
-        return await asyncio.to_thread(self._batch_size, deadline) if size is None else size
+    async def _model(self, deadline: Deadline) -> Shape:
+        shape = self._shape
+        return await asyncio.to_thread(self._ask_shape, deadline) if shape is None else shape
 
     async def _pipeline(self, arrays: Iterable[Crops], deadline: Deadline) -> AsyncIterator[Embeddings]:
         """Send batches, a few at a time, and yield their embeddings in order."""

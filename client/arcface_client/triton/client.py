@@ -21,7 +21,7 @@ from ..models.naming import DEFAULT_MODEL
 from .channel import Connection
 from .embed_request import Deadline, EmbedRequest
 from .limits import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, RequestLimits, Tls
-from .protocol import Answer, batches, build, largest_batch, pinned, read
+from .protocol import Answer, Shape, batches, build, pinned, read, read_shape
 from .status import (
     PROBE_TIMEOUT_S,
     Reply,
@@ -59,13 +59,18 @@ class ModelClient:
         self._owns_connection = connection is None
         self._connection = connection or Connection(url or "", tls)
         self._target = Target(self._connection.url, model, version)
-        self._largest_batch: int | None = None
+        self._shape: Shape | None = None
         self._answered_by: int | None = None
 
     @property
     def max_batch_size(self) -> int | None:
         """Crops that the model takes at once; None before the first call."""
-        return self._largest_batch
+        return None if self._shape is None else self._shape.batch
+
+    @property
+    def embedding_dim(self) -> int | None:
+        """D, how many numbers an embedding has; None before the first call."""
+        return None if self._shape is None else self._shape.dim
 
     @property
     def answered_by(self) -> int | None:
@@ -73,8 +78,8 @@ class ModelClient:
         return self._answered_by
 
     def _ensure_ready(self, timeout_s: float | None) -> None:
-        self._largest_batch = None
-        self._batch_size(Deadline(timeout_s))
+        self._shape = None
+        self._ask_shape(Deadline(timeout_s))
 
     def _status(self) -> ServerStatus:
         call = self._begin(Deadline(None), Target(self._target.url))
@@ -89,16 +94,16 @@ class ModelClient:
         if self._owns_connection:
             self._connection.close()
 
-    def _batch_size(self, deadline: Deadline) -> int:
-        """How many crops the model takes at once; the server is asked only once."""
-        size = self._largest_batch  # another thread's failure may set it to None at any time
-        if size is None:
+    def _ask_shape(self, deadline: Deadline) -> Shape:
+        """Ask the server for the model's shape, the first time."""
+        shape = self._shape  # another thread's failure may set it to None at any time
+        if shape is None:
             call = self._begin(deadline)
             names = (call.target.model, call.target.version_text)
             with self._explained(call):
                 config = call.client.get_model_config(*names, client_timeout=call.timeout_s)
-            size = self._largest_batch = largest_batch(call.target, config)
-        return size
+            shape = self._shape = read_shape(call.target, config)
+        return shape
 
     def _send(self, crops: Crops, deadline: Deadline, target: Target) -> Call:
         """Send one batch without waiting for its answer."""
@@ -117,7 +122,7 @@ class ModelClient:
 
     def _read(self, call: Call, result: Any, count: int) -> Answer:
         self._connection.answered()
-        answer = read(call.target, result, count)
+        answer = read(call.target, result, count, self.embedding_dim)
         self._answered_by = answer.version
         return answer
 
@@ -139,7 +144,7 @@ class ModelClient:
             if isinstance(error, ValueError):
                 raise  # gRPC raises one for a closed channel, and this channel is open
             # The server may have come back with another model of this name: ask for it again next time.
-            self._largest_batch = None
+            self._shape = None
             raise explain(error, call.target, partial(self._ask, call), timeout_s=call.timeout_s) from error
 
     def _ask(self, call: Call) -> Reply:
@@ -177,7 +182,7 @@ class EmbeddingClient(ModelClient):
             timeout_s: Seconds that the whole call may take; None leaves it to the requests' own limit.
 
         Returns:
-            float32 [N, 512], rows of length one.
+            float32 [N, D], rows of length one; D is the network's own, 512 for ArcFace.
 
         Raises:
             InputError: The crops cannot be used, or the client is closed.
@@ -197,9 +202,9 @@ class EmbeddingClient(ModelClient):
         Raises:
             ArcFaceError: As ``encode``.
         """
-        if not request.missing:
-            return
-        parts = request.parts(self._batch_size(request.deadline))
+        shape = self._ask_shape(request.deadline)
+        request.set_width(shape.dim)
+        parts = request.parts(shape.batch)
         if len(parts) == 1:
             # Without another thread, whose wake-up would cost a third of a millisecond.
             call = self._begin(request.deadline)
@@ -220,13 +225,13 @@ class EmbeddingClient(ModelClient):
             color: Their channel order.
 
         Yields:
-            float32 [n, 512] for the next n crops, in their order.
+            float32 [n, D] for the next n crops, in their order.
 
         Raises:
             ArcFaceError: As ``encode``.
         """
         deadline = Deadline(None)
-        size = self._batch_size(deadline)
+        size = self._ask_shape(deadline).batch
         keyed = ((None, as_batch(batch, color=color)) for batch in batches(crops, size))
         return (embeddings for _, embeddings in self._pipeline(keyed, deadline))
 

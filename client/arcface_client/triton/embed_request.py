@@ -13,8 +13,15 @@ from typing import Final, TypeVar
 
 import numpy as np
 
-from ..contract import EMBEDDING_DIM, Crops, Embeddings
-from ..errors import ArcFaceError, CallCancelledError, DeadlineExceededError, InputError, detached
+from ..contract import Crops, Embeddings
+from ..errors import (
+    ArcFaceError,
+    CallCancelledError,
+    DeadlineExceededError,
+    InputError,
+    OtherEmbeddingSpaceError,
+    detached,
+)
 
 T = TypeVar("T")
 
@@ -92,16 +99,33 @@ class EmbedRequest:
     Args:
         crops: uint8 [N, 112, 112, 3], BGR, C-contiguous; N may be 0.
         deadline: When the whole call must have ended.
-
-    Attributes:
-        embeddings: float32 [N, 512]; rows that are missing hold arbitrary values.
     """
 
     def __init__(self, crops: Crops, deadline: Deadline) -> None:
         self.crops = crops
         self.deadline = deadline
-        self.embeddings: Embeddings = np.empty((len(crops), EMBEDDING_DIM), np.float32)
+        self._embeddings: Embeddings | None = None
         self._done = np.zeros(len(crops), bool)
+
+    @property
+    def embeddings(self) -> Embeddings:
+        """float32 [N, D]; rows that are missing hold arbitrary values. Its width must have been set."""
+        assert self._embeddings is not None
+        return self._embeddings
+
+    def set_width(self, dim: int) -> None:
+        """Say how many numbers an embedding has.
+
+        Raises:
+            OtherEmbeddingSpaceError: A part of the call has embeddings of another width.
+        """
+        if self._embeddings is None:
+            self._embeddings = np.empty((len(self.crops), dim), np.float32)
+        elif self._embeddings.shape[1] != dim:
+            raise OtherEmbeddingSpaceError(
+                f"The model's embeddings have {dim} numbers, those of the call so far "
+                f"{self._embeddings.shape[1]}: they cannot be compared."
+            )
 
     @property
     def missing(self) -> int:
@@ -118,6 +142,7 @@ class EmbedRequest:
         ]
 
     def fill(self, part: slice, embeddings: Embeddings) -> None:
-        """Store the checked embeddings of a part, float32 [n, 512]."""
+        """Store the checked embeddings of a part, float32 [n, D]."""
+        self.set_width(embeddings.shape[1])
         self.embeddings[part] = embeddings
         self._done[part] = True

@@ -28,7 +28,7 @@ class Answer(NamedTuple):
     """The answer to one request.
 
     Attributes:
-        embeddings: float32 [n, 512].
+        embeddings: float32 [n, D].
         version: The version that answered; None if the server does not say.
     """
 
@@ -43,8 +43,15 @@ def batches(crops: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield batch
 
 
-def largest_batch(target: Target, response: Any) -> int:
-    """Check tritonclient's answer to ``get_model_config``; returns how many crops the model takes at once.
+class Shape(NamedTuple):
+    """How many crops a model takes at once, and how many numbers an embedding has."""
+
+    batch: int
+    dim: int
+
+
+def read_shape(target: Target, response: Any) -> Shape:
+    """Read tritonclient's answer to ``get_model_config``.
 
     Raises:
         ContractError: The model's tensors differ from the contract's.
@@ -60,8 +67,8 @@ def largest_batch(target: Target, response: Any) -> int:
             for tensor in tensors
         ]
 
-    check_tensors(str(target), specs(config.input), specs(config.output))
-    return int(config.max_batch_size) or 1
+    dim = check_tensors(str(target), specs(config.input), specs(config.output))
+    return Shape(int(config.max_batch_size) or 1, dim)
 
 
 def build(target: Target, crops: Crops) -> dict[str, Any]:
@@ -76,14 +83,14 @@ def build(target: Target, crops: Crops) -> dict[str, Any]:
     }
 
 
-def read(target: Target, result: Any, count: int) -> Answer:
+def read(target: Target, result: Any, count: int, dim: int | None) -> Answer:
     """Read tritonclient's result for ``count`` crops.
 
     Raises:
-        ServerError: The shape is not [count, 512], or a value is not finite.
+        ServerError: The shape is not [count, dim], or a value is not finite.
     """
     output = result.get_output(OUTPUT_NAME)
-    check_shape(str(target), None if output is None else tuple(output.shape), count)
+    check_shape(str(target), None if output is None else tuple(output.shape), count, dim)
     embeddings: Embeddings = result.as_numpy(OUTPUT_NAME)
     check_finite(str(target), embeddings)
     version = result.get_response().model_version

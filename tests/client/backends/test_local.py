@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from arcface_builder.build import build
@@ -33,6 +34,7 @@ from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from support.exports import save_for_insightface
 from support.local_models import embed, local, missing, poisoned
 from support.processes import wait_until
+from support.tiny import tiny_serving_graph
 
 Save = Callable[..., Path]
 
@@ -66,6 +68,15 @@ def test_if_none_can_be_loaded_every_reason_is_given_and_what_is_fixed_is_used(
         save("late")
         backend.ensure_ready()
         assert backend.diagnostics().model == "late"
+
+
+def test_the_width_of_the_embeddings_is_the_networks_own(crops: Crops, tmp_path: Path) -> None:
+    path = tmp_path / "narrow.onnx"
+    onnx.save(tiny_serving_graph(dim=128), path)
+    with PooledBackend("onnxruntime", [local(path)]) as backend:
+        assert backend.encode(crops[:0]).shape == (0, 128)
+        assert backend.encode(crops[:3]).shape == (3, 128)
+        assert backend.diagnostics().embedding_dim == 128
 
 
 def test_crops_that_a_model_fails_on_are_embedded_by_the_next(save: Save, crops: Crops) -> None:

@@ -141,6 +141,20 @@ def test_candidates_whose_manifests_conflict_never_serve_side_by_side(
     assert "another source model, SHA-256 bbbb" in (reason or "")
 
 
+def test_a_network_of_another_width_serves_and_never_beside_one_of_another_width(
+    triton: LocalTriton, crops: Crops
+) -> None:
+    with TritonBackend(triton.grpc_url, "narrow") as embedder:
+        assert embedder.encode(crops[:0]).shape == (0, 128)
+        assert embedder.encode(crops[:3]).shape == (3, 128)
+        assert embedder.diagnostics().embedding_dim == 128
+    with TritonBackend(triton.grpc_url, NAME, ["narrow_onnx", "tiny_onnx:1"]) as embedder:
+        assert embedder.encode(crops[:3]).shape == (3, 128)
+        other = report(embedder, "tiny_onnx:1")
+    assert other.state == "refused"
+    assert "another width, embeddings of 512 numbers, not 128" in (other.reason or "")
+
+
 def test_every_candidate_refused_is_one_error_that_lists_them_all(triton: LocalTriton, crops: Crops) -> None:
     pins = ["other", "broken_onnx:1", "tiny_onnx:7", "nothing"]
     with TritonBackend(triton.grpc_url, NAME, pins) as embedder:
@@ -236,11 +250,16 @@ def test_a_call_waits_for_the_full_queue_of_the_only_candidate_until_its_deadlin
         assert embedder.encode(crops[:4]).shape == (4, 512)
 
 
-def test_empty_input_asks_no_server(tmp_path: Path) -> None:
-    with TritonBackend("127.0.0.1:9", NAME) as embedder:
+def test_empty_input_is_answered_without_a_server_once_the_width_is_known(
+    crowd: LocalTriton, crops: Crops
+) -> None:
+    with TritonBackend(crowd.grpc_url, NAME) as embedder:
+        embedder.ensure_ready()
         embeddings, served = embedder.encode([], return_source=True)
     assert embeddings.shape == (0, 512)
     assert served.sources == ()
+    with TritonBackend("127.0.0.1:9", NAME) as embedder, pytest.raises(NoCandidateNowError):
+        embedder.encode([])
 
 
 def test_a_closed_backend_refuses_calls_and_ends_its_threads(crowd: LocalTriton, crops: Crops) -> None:

@@ -75,7 +75,7 @@ def test_embeddings_survive_a_manifest() -> None:
     ("text", "expected"),
     [
         ("*", "base64"),
-        (base64.b64encode(b"four").decode(), "16,384 bytes, not 4"),
+        (base64.b64encode(b"four").decode(), "8 rows of float32, not 4 bytes"),
         (to_text(2 * unit()), "rows of length one"),
         (to_text(np.full((8, 512), np.nan, np.float32)), "rows of length one"),
     ],

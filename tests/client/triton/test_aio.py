@@ -36,8 +36,9 @@ def run(url: str, model: str, call: Call, **limits: Any) -> Any:
 
 def test_clients_share_a_connection_and_leave_it_open(triton: LocalTriton, crops: Crops) -> None:
     async def share(connection: Connection) -> None:
-        async with AsyncEmbeddingClient(model="slow_onnx", connection=connection) as client:
-            await client.ensure_ready()
+        async with AsyncEmbeddingClient(model="narrow_onnx", connection=connection) as client:
+            assert (await client.encode([])).shape == (0, 128)
+            assert (await client.encode(crops[:3])).shape == (3, 128)
         async with AsyncEmbeddingClient(model=TINY, connection=connection) as client:
             assert (client.max_batch_size, client.answered_by) == (None, None)
             await client.encode(crops[:3])

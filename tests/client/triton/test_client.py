@@ -49,6 +49,16 @@ def test_any_number_of_crops_is_embedded_in_order(
     np.testing.assert_allclose(client.encode(list(crops[:count])), embeddings, atol=1e-7)
 
 
+@pytest.mark.parametrize("count", [0, 40])
+def test_the_width_of_the_embeddings_is_the_networks_own(
+    triton: LocalTriton, crops: Crops, count: int
+) -> None:
+    with EmbeddingClient(triton.grpc_url, "narrow_onnx") as client:
+        assert client.embedding_dim is None
+        assert client.encode(crops[:count]).shape == (count, 128)
+        assert client.embedding_dim == 128
+
+
 def test_rgb_crops_give_the_embeddings_of_the_same_bgr_crops(
     client: EmbeddingClient, crops: Crops, expected: Embeddings
 ) -> None:
@@ -140,6 +150,7 @@ def test_status_tells_every_version_and_why_one_is_not_ready(client: EmbeddingCl
         (TINY, 1),
         (TINY, 2),
         ("slow_onnx", 1),
+        ("narrow_onnx", 1),
         ("other", 1),
     }
     (broken,) = [model for model in status.models if not model.ready]
