@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -56,17 +55,16 @@ def embed(
     files are followed, links to folders are not. A file that is given by name is read whatever its suffix. A
     file that is not a face crop is reported and skipped.
     """
-    from ..evaluation.images import PassedOver, find_images, read_crop
+    from ..evaluation.images import SUFFIXES, find_images, read_crop
     from .output import embedding_archive
 
     require("PIL", extra="cli", purpose="Reading images")  # before a server is asked
     flags = {"triton.model": model, "triton.version": version}
     settings = connection.settings_of(context, **flags).triton
-    passed_over = PassedOver()
-    files = list(find_images(paths, passed_over))
+    files = list(find_images(paths))
     if not files:
-        searched = ", ".join(map(str, paths))
-        raise ImageFileError(f"There is no image in {searched}, which has {passed_over}.")
+        searched, known = ", ".join(map(str, paths)), ", ".join(sorted(SUFFIXES))
+        raise ImageFileError(f"There is no image in {searched}; expected files that end in {known}.")
     count = "1 image" if len(files) == 1 else f"{len(files)} images"
     names: list[str] = []
     skipped: list[str] = []
@@ -91,16 +89,7 @@ def embed(
         if not done:
             raise ImageFileError(f"None of {len(files)} files is a face crop; {output} is not written.")
     if as_json:
-        print_json(
-            {
-                "output": str(output),
-                "embedded": done,
-                "skipped": skipped,
-                "passed_over": dataclasses.asdict(passed_over),
-            }
-        )
+        print_json({"output": str(output), "embedded": done, "skipped": skipped})
     else:
         print(f"{output}: {done} embeddings" + (f", {len(skipped)} files skipped" if skipped else ""))
-    if passed_over != PassedOver():
-        say(f"{passed_over} were passed over")
     return FAILED if skipped else DONE

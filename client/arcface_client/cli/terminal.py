@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, Final, TypeVar, cast
 
 import typer
@@ -92,12 +91,13 @@ def run(app: typer.Typer, prog: str, argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_LogHandler()])
     typed = shlex.join([prog, *arguments])
+    if threading.current_thread() is threading.main_thread():  # no other one may set a handler
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with _signals_interrupt():
-            command = typer.main.get_command(app)
-            _join_lines(command)
-            code = int(command.main(args=arguments, prog_name=prog, standalone_mode=False, obj=typed) or DONE)
-            sys.stdout.flush()
+        command = typer.main.get_command(app)
+        _tidy_help(command)
+        code = int(command.main(args=arguments, prog_name=prog, standalone_mode=False, obj=typed) or DONE)
+        sys.stdout.flush()
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED
     except SystemExit as ended:  # shell completion, or a reader such as `head` that has gone
@@ -121,32 +121,15 @@ def run(app: typer.Typer, prog: str, argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _join_lines(command: Any) -> None:
-    """Let a help text wrap where the terminal wraps it, not where the docstring's source does."""
+def _tidy_help(command: Any) -> None:
+    """Let a help text wrap where the terminal wraps it, and show flags without a type."""
     paragraphs = (command.help or "").split("\n\n")
     command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    for option in (*command.params, command.get_help_option(typer.Context(command))):
+        if getattr(option, "is_flag", False):
+            option.metavar = ""
     for one in getattr(command, "commands", {}).values():
-        _join_lines(one)
-
-
-@contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """Let SIGTERM raise KeyboardInterrupt, as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python takes signals in the main thread alone
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    # SIGINT is among them because a shell starts background jobs with it ignored.
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, interrupt) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+        _tidy_help(one)
 
 
 class _LogHandler(logging.Handler):

@@ -1,72 +1,68 @@
-"""Face crops from image files."""
+"""Face crops from image files, with the pixels that OpenCV's ``imread`` gives."""
 
 from __future__ import annotations
 
 import io
 import os
+import struct
+import warnings
+import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from ..contract import CROP_SIZE, Crops
 from ..errors import ImageFileError, require
 
-_MODES: Final = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"})
-"""Pillow's modes with at most 8 bits a channel, and those of 16-bit colour, of which it takes the upper 8
-bits as OpenCV does. Grey with more bits would be clipped to white on the way to RGB."""
-
 SUFFIXES: Final = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 """Files of a folder that are read as images; a file that is named itself is always read."""
 
+_DAMAGE: Final = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow raises for a file that is not an image, or a damaged one."""
 
-@dataclass
-class PassedOver:
-    """What a search of folders skipped."""
-
-    other_files: int = 0
-    linked_folders: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.other_files} files of other types and {self.linked_folders} linked folders"
+_ORIENTATION: Final = 0x0112
 
 
-def find_images(paths: Iterable[Path], passed_over: PassedOver | None = None) -> Iterator[str]:
+def find_images(paths: Iterable[Path]) -> Iterator[str]:
     """Yield files as they are named, and the images below folders in the order of their names.
 
     Links to files are followed, also broken ones, so that reading them fails visibly. Links to folders are
     not followed.
 
-    Args:
-        paths: Files and folders.
-        passed_over: Counts what was skipped.
-
     Raises:
-        ImageFileError: A path does not exist.
+        ImageFileError: A path does not exist, or a folder cannot be read.
     """
     for path in paths:
         if path.is_dir():
-            yield from _search(path, passed_over or PassedOver())
+            yield from _search(path)
         elif path.exists():
             yield str(path)
         else:
             raise ImageFileError(f"There is no file or folder {path}.")
 
 
-def _search(top: Path, passed_over: PassedOver) -> Iterator[str]:
+def _search(top: Path) -> Iterator[str]:
     for parent, folders, names in os.walk(top, onerror=_refuse):
-        folder = Path(parent)
         folders.sort()
-        passed_over.linked_folders += sum((folder / name).is_symlink() for name in folders)
-        for name in sorted(names):
-            path = folder / name
+        for path in (Path(parent, name) for name in sorted(names)):
             # Opening a pipe would wait for ever.
             if path.suffix.lower() in SUFFIXES and (path.is_file() or path.is_symlink()):
                 yield str(path)
-            else:
-                passed_over.other_files += 1
 
 
 def _refuse(error: OSError) -> None:
@@ -75,7 +71,10 @@ def _refuse(error: OSError) -> None:
 
 
 def read_crop(image: str | Path | bytes, *, name: str | None = None, resize: bool = False) -> Crops:
-    """Read one face crop.
+    """Read one face crop, as ``cv2.imread`` does in its colour mode.
+
+    The rotation that a camera notes in EXIF is applied. Transparency is dropped, and of 16 bits a channel
+    the upper 8 are taken.
 
     Args:
         image: An image file, or its bytes, in any format that Pillow reads.
@@ -91,29 +90,68 @@ def read_crop(image: str | Path | bytes, *, name: str | None = None, resize: boo
     """
     name = name or ("the image" if isinstance(image, bytes) else str(image))
     pillow = require("PIL.Image", extra="cli", purpose="Reading images")
-    operations = require("PIL.ImageOps", extra="cli", purpose="Reading images")
     try:
-        with pillow.open(io.BytesIO(image) if isinstance(image, bytes) else image) as file:
-            if file.mode not in _MODES:
-                raise ImageFileError(
-                    f"{name} is grey with more than 8 bits a pixel (Pillow's mode {file.mode}), which would "
-                    "be clipped; expected colour, or grey with 8 bits."
-                )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd tags beside the pixels
+            file = pillow.open(io.BytesIO(image) if isinstance(image, bytes) else image)
+        with file:
             if not resize and file.size != (CROP_SIZE, CROP_SIZE):
                 raise ImageFileError(
                     f"{name} is {file.width}x{file.height}; expected an aligned crop of 112x112. "
                     "Align it with insightface.utils.face_align.norm_crop; embed and compare also scale it "
                     "with --resize."
                 )
-            # Cameras store the rotation beside the pixels; OpenCV applies it (for WebP from 4.13 on), Pillow
-            # only when asked.
-            upright = operations.exif_transpose(file).convert("RGB")
+            exif = file.info.get("exif", b"")  # Pillow turns TIFF itself
+            rgb = _upright(_rgb(file), _orientation(exif))
     except ImageFileError:
         raise
     except pillow.UnidentifiedImageError as error:
         raise ImageFileError(f"{name} cannot be read as an image: its format is unknown.") from error
-    except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
+    except (*_DAMAGE, pillow.DecompressionBombError) as error:
         raise ImageFileError(f"{name} cannot be read as an image: {error}") from error
-    if upright.size != (CROP_SIZE, CROP_SIZE):
-        upright = upright.resize((CROP_SIZE, CROP_SIZE), pillow.Resampling.BILINEAR)
-    return np.ascontiguousarray(np.asarray(upright, np.uint8)[..., ::-1])
+    if rgb.shape != (CROP_SIZE, CROP_SIZE, 3):
+        scaled = pillow.fromarray(rgb).resize((CROP_SIZE, CROP_SIZE), pillow.Resampling.BILINEAR)
+        rgb = np.asarray(scaled, np.uint8)
+    return np.ascontiguousarray(rgb[..., ::-1])
+
+
+def _rgb(file: Any) -> npt.NDArray[np.uint8]:
+    """The pixels of an open image, uint8 [H, W, 3]; Pillow's own conversion where OpenCV's is the same."""
+    if file.mode.startswith("I;16") or (file.mode == "I" and file.format == "PNG"):
+        grey = np.asarray(file) >> 8
+        return np.repeat(grey[..., np.newaxis], 3, axis=-1).astype(np.uint8)
+    if file.mode in ("I", "F"):
+        raise ValueError("it has 32 bits a pixel; expected 8 or 16.")
+    if file.mode == "CMYK":
+        inverse = 255 - np.asarray(file).astype(np.int32)
+        colour, black = inverse[..., :3], inverse[..., 3:]
+        return (black - ((255 - colour) * black >> 8)).astype(np.uint8)
+    if file.mode == "RGBA" and file.format == "TIFF":  # laid on black
+        pixels = np.asarray(file).astype(np.int32)
+        return ((pixels[..., :3] * pixels[..., 3:] + 127) // 255).astype(np.uint8)
+    return np.asarray(file.convert("RGB"), np.uint8)
+
+
+def _orientation(exif: bytes) -> int:
+    """How the camera was turned, 1 to 8, from an EXIF block; 1 where the block is damaged."""
+    block = exif.removeprefix(b"Exif\0\0")
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
+    if order is None:
+        return 1
+    try:
+        (start,) = struct.unpack_from(f"{order}I", block, 4)
+        (count,) = struct.unpack_from(f"{order}H", block, start)
+        for place in range(start + 2, start + 2 + 12 * count, 12):
+            tag, _, _, value = struct.unpack_from(f"{order}HHIH", block, place)
+            if tag == _ORIENTATION:
+                return int(value)
+    except struct.error:  # it ends before what it announces
+        pass
+    return 1
+
+
+def _upright(pixels: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    down, right = (-1 if orientation in turned else 1 for turned in ((3, 4, 7, 8), (2, 3, 6, 7)))
+    return pixels[::down, ::right]

@@ -99,7 +99,9 @@ def test_wrong_usage_exits_with_2_and_says_how_to_get_help(
 
 def test_help_shows_the_examples_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(lambda: 0, "--help") == 0
-    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    text = capsys.readouterr().out
+    assert "bool" not in text
+    lines = [line.strip() for line in text.splitlines()]
     assert lines.index("command work") < lines.index("command rest")
     assert "Work on things." in lines
 
@@ -116,11 +118,9 @@ def test_a_signal_ends_a_command_after_it_has_tidied_up(
         finally:
             tidied.append(True)
 
-    before = signal.getsignal(number)
     assert run(work) == 130
     assert tidied == [True]
     assert capsys.readouterr().err == "command: interrupted\n"
-    assert signal.getsignal(number) == before
 
 
 @pytest.mark.parametrize("length", [1, 100_000], ids=["a line", "more than a buffer"])
