@@ -19,14 +19,15 @@ from arcface_client.triton.limits import DEFAULT_MAX_DRIFT_COSINE
 
 from .check.accuracy import AccuracyReport, ReferenceEmbeddings, reference_for_plans
 from .check.refusal import keep_refusal
-from .errors import ParityError, PrecisionError, ServedModelError
+from .errors import CompileError, ParityError, PrecisionError, ServedModelError
+from .graph.opset import lowered
 from .graph.precision import check_gpu_has, fallbacks, typed_graph
 from .repository.plans import AddedPlan, add_plans, check_free, published_plans, recorded_plan
 from .repository.publish import ModelRepository, tool_versions
 from .source.load import Source
 from .source.reference import source_embedder
 from .store import GPU, PlanStore, describe_plan, this_platform
-from .trt.compat import can_be_hardware_compatible, check_knows, is_strongly_typed
+from .trt.compat import can_be_hardware_compatible, check_knows, is_strongly_typed, newest_opset
 from .trt.engine import BuiltPlan, build_plan
 from .trt.gpu import Gpu
 from .trt.inspect import LayerPrecisions, check_precision
@@ -172,9 +173,20 @@ def convert(request: PlanRequest, precision: str, tensorrt_version: str) -> byte
 
     Raises:
         OptionError: int8 has no calibration crops.
+        CompileError: The model cannot be written in the opset that this TensorRT reads.
     """
+    content, newest = request.onnx.content(), newest_opset(tensorrt_version)
+    if newest is not None:
+        try:
+            content = lowered(content, newest)
+        except ValueError as error:
+            raise CompileError(
+                f"TensorRT {tensorrt_version} reads ONNX up to opset {newest}, and {request.onnx.model} "
+                f"cannot be written in that ({error}); compile it with TensorRT 10 or newer. The ONNX model "
+                "serves as it is."
+            ) from error
     return typed_graph(
-        request.onnx.content(),
+        content,
         precision,
         calibration=request.calibration,
         strongly_typed=is_strongly_typed(tensorrt_version),

@@ -10,12 +10,14 @@ from typing import Any
 
 import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from arcface_builder.check import crops as faces
 from arcface_builder.check.accuracy import another_model
 from arcface_builder.compile import PlanRequest, compile_plan, compile_with_fallback, convert, plan_key
 from arcface_builder.errors import (
     CacheError,
+    CompileError,
     OptionError,
     ParityError,
     PlanDamagedError,
@@ -131,6 +133,26 @@ def test_another_precision_profile_workspace_or_tolerance_is_another_plan(
         graph = convert(request, precision, "10.9.0.34")
         keys.add(plan_key(request, precision, graph, tensorrt_version="10.9.0.34", sm="86").key)
     assert len(keys) == 2
+
+
+def test_a_model_that_tensorrt_8_cannot_read_is_one_sentence_and_newer_ones_take_it_as_it_is(
+    request_: PlanRequest,
+) -> None:
+    model = onnx.load_model_from_string(request_.onnx.content())
+    (source,) = (node.output[0] for node in model.graph.node if node.op_type == "Transpose")
+    pool = helper.make_node("AveragePool", [source], ["unused"], kernel_shape=[2, 2], dilations=[2, 2])
+    model.graph.node.append(pool)
+    model.graph.output.append(helper.make_tensor_value_info("unused", TensorProto.FLOAT, [None] * 4))
+    model.opset_import[0].version, model.ir_version = 19, 9
+    for node in model.graph.node:
+        if node.op_type == "ReduceL2":
+            node.ClearField("attribute")
+    request_.onnx.path.write_bytes(model.SerializeToString())
+
+    refusal = r"TensorRT 8\.5\.3\.1 reads ONNX up to opset 17, .*dilations.* The ONNX model serves as it is\."
+    with pytest.raises(CompileError, match=refusal):
+        convert(request_, "fp16", "8.5.3.1")
+    assert onnx.load_model_from_string(convert(request_, "fp32", "11.1.0.106")).opset_import[0].version == 19
 
 
 def test_a_version_takes_one_plan_for_an_architecture(

@@ -55,6 +55,11 @@ def test_the_version_says_what_tensorrt_can_do(version: str, typed: bool, compat
     assert compat.can_be_hardware_compatible(version) is compatible
 
 
+def test_only_tensorrt_8_needs_an_older_opset() -> None:
+    assert compat.newest_opset("8.5.3.1") == 17
+    assert [compat.newest_opset(version) for version in ("10.0.0b6", "11.1.0.106", "1.7.1.116")] == [None] * 3
+
+
 def test_bf16_needs_tensorrt_10() -> None:
     compat.check_knows("10.0.1", "bf16")
     with pytest.raises(PrecisionError, match=r"TensorRT 8\.5\.3\.1 has no bf16; use fp16"):
