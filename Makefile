@@ -5,7 +5,7 @@ TORCH_PYTHON ?= python3
 MINUTES ?= 10
 # How many files of tests run at a time. Those of `make test-faults` measure time and run one after the other.
 JOBS ?= 2
-EXTRAS := cli,builder,server,insightface,s3,bench,report
+EXTRAS := cli,builder,server,insightface,openvino,s3,bench,report
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/ready

@@ -124,6 +124,16 @@ def _cpu_quotas() -> Iterator[float]:
                 break
 
 
+def has_avx2() -> bool:
+    """Whether the processor has AVX2; true as well where the system does not list what it has."""
+    try:
+        text = (_ROOT / "proc/cpuinfo").read_text()
+    except OSError:
+        return True
+    flags = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
+    return flags is None or "avx2" in flags[1].split()
+
+
 def switch_off_telemetry() -> None:
     """Keep an ONNX Runtime that is imported later from recording what it runs and sending it to its maker.
 

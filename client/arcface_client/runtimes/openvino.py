@@ -1,0 +1,136 @@
+"""OpenVINO: the serving graph on the CPU, in bfloat16 where the processor has it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Final
+
+from ..contract import Crops, Embeddings, TensorSpec, check_tensors
+from ..errors import DeploymentError, MissingExtraError
+from .base import has_avx2, usable_cores
+
+# As it is imported, OpenVINO tells its maker so, unless the package that does this is missing.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+import openvino  # noqa: E402
+
+LEAST_VERSION: Final = (2025, 4)
+"""Intel's 2025.3 crashes on large ArcFace models."""
+
+_TRITON_TYPES: Final = {"u8": "UINT8", "f32": "FP32"}
+_PRECISIONS: Final = {"f32": "fp32", "f16": "fp16"}  # others have the same name here
+
+
+class OpenVino:
+    """A serving graph loaded with OpenVINO, on the CPU. Safe to share between threads.
+
+    Args:
+        model_path: ONNX file with the contract's tensors.
+        threads: Threads in all; 0 is one for each core that this process can keep busy.
+        streams: Batches that run side by side, each on its share of the threads. One is the fastest for a
+            single caller; many callers of one crop each get more from several.
+        precision: What to compute in, "fp32" or "bf16"; None is bfloat16 where the processor has it, and
+            float32 elsewhere (float16 on Arm).
+
+    Attributes:
+        precision: What it computes in: "bf16", "fp16" or "fp32".
+
+    Raises:
+        DeploymentError: The file is missing, or OpenVINO cannot load it on this processor.
+        MissingExtraError: The installed OpenVINO is too old.
+        ContractError: The model has other tensors.
+    """
+
+    def __init__(
+        self,
+        model_path: str | Path,
+        *,
+        threads: int = 0,
+        streams: int = 1,
+        precision: str | None = None,
+    ) -> None:
+        path = Path(model_path)
+        if not path.is_file():
+            raise DeploymentError(f"No model file at {path}; build one with `arcface-builder build`.")
+        check_version(openvino.__version__)
+        if not has_avx2():
+            raise DeploymentError("OpenVINO is used on processors with AVX2, and this one has none.")
+        settings: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
+            "NUM_STREAMS": str(streams),
+            "INFERENCE_NUM_THREADS": threads or usable_cores(),
+            # A pinned thread waits as long as another process, such as Triton, uses its core.
+            "ENABLE_CPU_PINNING": False,
+        }
+        if precision is not None:
+            settings["INFERENCE_PRECISION_HINT"] = "f32" if precision == "fp32" else precision
+        try:
+            core = openvino.Core()
+            graph = core.read_model(path)
+            check_tensors(str(path), _specs(graph.inputs), _specs(graph.outputs))
+            model = core.compile_model(graph, "CPU", settings)
+            self._requests: SimpleQueue[Any] = SimpleQueue()
+            for _ in range(streams):
+                self._requests.put(model.create_infer_request())
+            computes_in = model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        except RuntimeError as error:
+            raise DeploymentError(f"OpenVINO cannot load {path}: {_reason(error)}") from error
+        self.precision: str = _PRECISIONS.get(computes_in, computes_in)
+
+    def embed(self, crops: Crops) -> Embeddings:
+        """Embed one batch: uint8 [N, 112, 112, 3] BGR in, float32 [N, D] unit rows out.
+
+        Raises:
+            DeploymentError: OpenVINO failed on the batch.
+        """
+        request = self._requests.get()
+        try:
+            request.set_input_tensor(openvino.Tensor(crops))
+            request.infer()
+            embeddings: Embeddings = request.get_output_tensor().data.copy()
+        except RuntimeError as error:
+            raise DeploymentError(f"OpenVINO failed on a batch of {len(crops)}: {_reason(error)}") from error
+        finally:
+            self._requests.put(request)
+        return embeddings
+
+    def close(self) -> None:
+        """Free the model."""
+        del self._requests
+
+
+def check_version(version: str) -> None:
+    """Check the version of the installed OpenVINO, for example "2026.4.1-22982-releases/2026/4".
+
+    Raises:
+        MissingExtraError: It is too old.
+    """
+    major, minor = re.findall(r"\d+", version)[:2]
+    if (int(major), int(minor)) < LEAST_VERSION:
+        least = ".".join(map(str, LEAST_VERSION))
+        raise MissingExtraError(
+            f"OpenVINO {version.partition('-')[0]} is installed, and {least} or newer is needed: "
+            "pip install --upgrade 'arcface-triton[openvino]'"
+        )
+
+
+def _specs(ports: Sequence[Any]) -> list[TensorSpec]:
+    specs = []
+    for port in ports:
+        # A batch dimension that is fixed to a number stays in the shape, which then breaks the contract.
+        batch, *shape = (-1 if size.is_dynamic else size.get_length() for size in port.get_partial_shape())
+        kind = port.get_element_type().get_type_name()
+        spec = tuple(shape if batch == -1 else [batch, *shape])
+        specs.append((port.get_any_name(), _TRITON_TYPES.get(kind, kind), spec))
+    return specs
+
+
+def _reason(error: RuntimeError) -> str:
+    """OpenVINO's message without the places in its source."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not re.match("Exception from |Check '.*' failed at ", line)]
+    return " ".join(told) or str(error)
