@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from arcface_client.contract import Progress, no_progress
+from arcface_client.contract import INPUT_SPEC, Progress, no_progress, output_spec
 from arcface_client.models.golden import golden_crops, golden_sha256, to_text
 from arcface_client.models.manifest import (
     MODEL_FILE,
@@ -98,6 +98,7 @@ def build(
         reference = ReferenceEmbedder(loaded)
         with closing(OnnxRuntime(path)) as runtime:
             accuracy = check_onnx_model(reference.embed, runtime.embed, computed_by=reference.runs)
+        golden = reference.embed(golden_crops())
         draft = ModelManifest(
             model=model,
             version=0,  # known once it is published
@@ -116,8 +117,14 @@ def build(
             ),
             compared_with=reference.runs,
             parity=ModelParity(**asdict(accuracy)),
-            golden=Golden(crops_sha256=golden_sha256(), embeddings=to_text(reference.embed(golden_crops()))),
+            golden=Golden(crops_sha256=golden_sha256(), embeddings=to_text(golden)),
             rebuild_command=_command(source, name, repository, options),
+            contract={
+                "input": INPUT_SPEC,
+                "output": output_spec(golden.shape[1]),
+                "channels": "BGR",
+                "length": 1,
+            },
             tools=tool_versions(),
         )
         version = target.publish(

@@ -50,7 +50,7 @@ def embed(
 ) -> int:
     """Embed image files into an .npz file.
 
-    The images are aligned 112x112 face crops. The file holds `embeddings` (float32 [N, 512], unit rows) and
+    The images are aligned 112x112 face crops. The file holds `embeddings` (float32 [N, D], unit rows) and
     `paths`. Folders are searched at every depth for .bmp, .jpeg, .jpg, .png, .tif, .tiff and .webp; links to
     files are followed, links to folders are not. A file that is given by name is read whatever its suffix. A
     file that is not a face crop is reported and skipped.

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ..contract import EMBEDDING_DIM, Embeddings
+from ..contract import Embeddings
 from ..errors import InputError
 
 
@@ -82,24 +82,27 @@ def replace_text(path: Path, text: str) -> None:
 def embedding_archive(path: Path) -> Iterator[Callable[[list[str], Embeddings], None]]:
     """Collect embeddings and the names of their crops, and write them whole or not at all.
 
-    ``np.load(path)`` then has ``embeddings``, float32 [N, 512], and ``paths``, N strings.
+    ``np.load(path)`` then has ``embeddings``, float32 [N, D], and ``paths``, N strings.
 
     Args:
         path: The file to write; it is replaced when the ``with`` block ends without an error.
 
     Yields:
-        A function that appends a batch: the names, and a row of float32 [N, 512] for each.
+        A function that appends a batch: the names, and a row of float32 [N, D] for each.
 
     Raises:
         InputError: There is no folder to write to, or the disk is full.
     """
     check_output(path)
     names: list[str] = []
+    dim = 0
     # The rows wait in a file, so that memory does not grow with them. It is beside the result, so that the
     # disk which must hold the result is the one that fills up.
     with naming(path), tempfile.TemporaryFile(dir=path.resolve().parent) as rows:
 
         def add(batch: list[str], embeddings: Embeddings) -> None:
+            nonlocal dim
+            dim = embeddings.shape[1]
             names.extend(batch)
             rows.write(embeddings.astype("<f4", copy=False).tobytes())
 
@@ -107,7 +110,7 @@ def embedding_archive(path: Path) -> Iterator[Callable[[list[str], Embeddings], 
         rows.seek(0)
         with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
             with archive.open("embeddings.npy", "w", force_zip64=True) as entry:
-                header = {"descr": "<f4", "fortran_order": False, "shape": (len(names), EMBEDDING_DIM)}
+                header = {"descr": "<f4", "fortran_order": False, "shape": (len(names), dim)}
                 np.lib.format.write_array_header_1_0(entry, header)  # type: ignore[no-untyped-call]
                 shutil.copyfileobj(rows, entry)
             with archive.open("paths.npy", "w", force_zip64=True) as entry:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..contract import Progress, no_progress
 from ..errors import InputError, require
+from ..models.golden import golden_crops, recognises_nobody
 from .controls import run_controls
 from .measure import measure
 from .pairs import PairFile, read_pair_file, score_pairs
@@ -130,6 +131,11 @@ def compare_systems(
     Raises:
         ArcFaceError: A system failed.
     """
+    golden = {each.name: each.embed(golden_crops()) for each in (*systems, *control_models)}
+    if len({embeddings.shape[1] for embeddings in golden.values()}) > 1:
+        widths = ", ".join(f"{name} gives {own.shape[1]} numbers" for name, own in golden.items())
+        raise InputError(f"{widths}; embeddings of different widths cannot be compared. Name other models.")
+    told = {each.name: recognises_nobody(golden[each.name]) for each in systems}
     crops, threshold = samples.crops, options.threshold
     batch_size = min(options.batch_size, len(crops))
     measured = measure(systems, crops, batch_size, progress)
@@ -163,6 +169,7 @@ def compare_systems(
         systems=measured,
         agreements=agreements,
         controls=controls,
+        warnings=[f"{name}: {why}" for name, why in told.items() if why],
         result=result_of(measured, agreements, controls, max_drift_cosine),
         samples=samples,
         batch_size=batch_size,

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..contract import EMBEDDING_DIM, Crops, Embeddings, Progress, no_progress
+from ..contract import Crops, Embeddings, Progress, no_progress
 from .scores import largest_drift, norms
 from .systems import System
 
@@ -49,7 +49,7 @@ class Measured:
         norm_max: Greatest length.
         drift_between_batches: Largest drift of a crop from itself: alone, and at other places in batches.
         speed: By batch size.
-        embeddings: Of all crops, float32 [N, 512].
+        embeddings: Of all crops, float32 [N, D].
     """
 
     name: str
@@ -83,12 +83,12 @@ def measure(
         ArcFaceError: A system failed.
     """
     for system in systems:  # the first run of a batch size is slow
+        dim = system.embed(crops[:batch_size]).shape[1]
         system.embed(crops[:1])
-        system.embed(crops[:batch_size])
     # A shift by half a batch gives each crop another place, and other crops in half of its batch.
     places = np.roll(np.arange(len(crops)), batch_size // 2 + 1)
     passes = [(crops[:SINGLE_CROPS], 1), (crops, batch_size), (crops[places], batch_size)]
-    embeddings = [[np.empty((len(batch), EMBEDDING_DIM), np.float32) for batch, _ in passes] for _ in systems]
+    embeddings = [[np.empty((len(batch), dim), np.float32) for batch, _ in passes] for _ in systems]
     seconds: list[dict[int, list[float]]] = [{1: [], batch_size: []} for _ in systems]
     turns = [
         (number, slice(start, min(start + size, len(batch))), size)

@@ -43,6 +43,7 @@ class Report:
         systems: Each by itself.
         agreements: Each other system against the baseline.
         controls: The negative controls.
+        warnings: What is odd and does not change the outcome.
         result: What the comparison found.
         samples: The crops.
         batch_size: Crops in a batch.
@@ -57,6 +58,7 @@ class Report:
     systems: Sequence[Measured]
     agreements: Sequence[Agreement]
     controls: Sequence[Control]
+    warnings: Sequence[str]
     result: Result
     samples: Samples
     batch_size: int
@@ -76,6 +78,7 @@ class Report:
         """Give the fields for JSON, which docs/compare.md describes."""
         return {
             "result": asdict(self.result),
+            "warnings": list(self.warnings),
             "max_drift_cosine": self.max_drift_cosine,
             "samples": {
                 "count": len(self.samples.crops),
@@ -118,7 +121,7 @@ class Report:
         crops = f"{len(self.samples.crops)} crops ({self.samples.origin}), in batches of {self.batch_size}"
         last = f"{self.result.outcome}: the largest drift may be {self.max_drift_cosine:g}"
         tables = [table.to_text() for table in self.tables()]
-        return "\n\n".join([crops, *tables, "\n".join([*self.result.reasons, last])])
+        return "\n\n".join([crops, *tables, "\n".join([*self.warnings, *self.result.reasons, last])])
 
     def _agreements(self) -> Table:
         columns = ["model", "drift max", "p99", "mean", "cosine min", "p1", "mean", "L2 max", "mean", "flips"]

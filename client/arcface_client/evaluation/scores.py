@@ -94,8 +94,8 @@ def drifts(left: Embeddings, right: Embeddings) -> Values:
     """Compute the drift of each row from its direction alone, whatever its length.
 
     Args:
-        left: float32 [N, 512].
-        right: float32 [N, 512].
+        left: float32 [N, D].
+        right: float32 [N, D].
 
     Returns:
         float64 [N], from 0 for the same direction to 2 for the opposite one; NaN where a number is NaN.
@@ -114,7 +114,7 @@ def norms(embeddings: Embeddings | Values) -> Values:
 
 
 def agreement(baseline: str, other: str, left: Embeddings, right: Embeddings, flips: Flips) -> Agreement:
-    """Compare two systems, by name, from their embeddings of the same crops: float32 [N, 512] each."""
+    """Compare two systems, by name, from their embeddings of the same crops: float32 [N, D] each."""
     drift, distance = drifts(left, right), norms(left.astype(np.float64) - right)
     return Agreement(
         baseline=baseline,

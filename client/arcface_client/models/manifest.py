@@ -18,7 +18,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 from typing_extensions import Self
 
-from ..contract import INPUT_SPEC, OUTPUT_SPEC, Embeddings
+from ..contract import Embeddings
 from ..errors import DeploymentError
 from .embedding_space import PRECISIONS, EmbeddingSpace, PrecisionClass, describe_preprocessing
 from .golden import from_text, golden_sha256
@@ -80,6 +80,8 @@ class Preprocessing:
         mean: Subtracted from R, G and B, in pixel values 0 to 255.
         std: What R, G and B are divided by then.
         channels: Channel order of the source model's input, "RGB" or "BGR"; the serving graph's is BGR.
+        caller_mean: What a caller of the source itself subtracts, from R, G and B; None in older manifests.
+        caller_std: What a caller of the source itself divides by then.
         found_in: How the normalisation is known.
         assumed: Which of the two are assumptions, because neither the graph shows them nor somebody has
             stated them; None in older manifests.
@@ -88,6 +90,8 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     channels: str
+    caller_mean: tuple[float, float, float] | None = None
+    caller_std: tuple[float, float, float] | None = None
     found_in: str = "unknown"
     assumed: tuple[Literal["channels", "normalisation"], ...] | None = None
 
@@ -125,7 +129,7 @@ class Golden:
 
     Attributes:
         crops_sha256: SHA-256 of the golden crops.
-        embeddings: Base64 of float32 [8, 512], little-endian, unit rows.
+        embeddings: Base64 of float32 [8, D], little-endian, unit rows.
     """
 
     crops_sha256: Sha256
@@ -175,15 +179,13 @@ class ModelManifest(ManifestFile):
     parity: ModelParity
     golden: Golden
     rebuild_command: str
-    contract: Mapping[str, Any] = Field(
-        default_factory=lambda: {"input": INPUT_SPEC, "output": OUTPUT_SPEC, "channels": "BGR", "length": 1}
-    )
+    contract: Mapping[str, Any] = Field(default_factory=dict)
     tools: Mapping[str, str] = Field(default_factory=dict)
     schema_version: Literal[1] = 1
 
     @cached_property
     def golden_embeddings(self) -> Embeddings | None:
-        """float32 [8, 512]; None when they are of other crops than this package's."""
+        """float32 [8, D]; None when they are of other crops than this package's."""
         return from_text(self.golden.embeddings) if self.golden.crops_sha256 == golden_sha256() else None
 
     def embedding_space(self, precision_class: PrecisionClass | None = "float") -> EmbeddingSpace:

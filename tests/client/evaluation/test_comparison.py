@@ -172,8 +172,8 @@ def test_an_unreadable_image_of_a_set_is_named(
     ("arguments", "message"),
     [
         (["face_onnx", "face_onnx:1"], "face_onnx:1 is named twice"),
-        (["face_onnx", "face_trt:9"], "There is no model face_trt version 9"),
-        (["face_onnx", "missing"], "There is no model missing"),
+        (["face_onnx", "face_trt:9"], "There is no face_trt:9 at"),
+        (["face_onnx", "missing"], "There is no missing at"),
         (["face_onnx", "face_trt:new"], "'face_trt:new'; expected a model's name"),
         (["face_onnx", "missing.onnx"], "No model file at missing.onnx"),
         (["face_onnx", "--reference", "missing.onnx"], "There is no file missing.onnx"),

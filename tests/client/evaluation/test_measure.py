@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
 from arcface_client.contract import Crops, Embeddings
-from arcface_client.errors import DeploymentError
+from arcface_client.errors import DeploymentError, InputError
 from arcface_client.evaluation.comparison import Options, compare_systems
 from arcface_client.evaluation.measure import measure
 from arcface_client.evaluation.report import Report
@@ -53,7 +54,7 @@ def test_systems_embed_the_same_batches_in_turns(tiny: System) -> None:
         return altered(name, tiny, embed)
 
     found = measure([noting("first"), noting("second")], CROPS, 8)
-    warm_up, batches = [1, 8], [1] * 20 + 2 * [8, 8, 4]
+    warm_up, batches = [8, 1], [1] * 20 + 2 * [8, 8, 4]
     for name in ("first", "second"):
         assert [size for who, size in order if who == name] == warm_up + batches
     turns = [[who for who, _ in order[start : start + 2]] for start in range(4, len(order), 2)]
@@ -133,6 +134,26 @@ def test_equal_systems_pass_and_every_perturbation_is_seen(tiny: System) -> None
         "pixels normalised twice": True,
         "another image": True,
     }
+
+
+def test_a_model_of_another_width_is_refused_with_both_widths(tiny: System, tmp_path: Path) -> None:
+    onnx.save(tiny_serving_graph(dim=128), tmp_path / "model.onnx")
+    narrow = replace(tiny, name="narrow", run=OnnxRuntime(tmp_path / "model.onnx").embed)
+    assert compared(narrow, replace(narrow, name="the same")).systems[0].embeddings.shape == (20, 128)
+    with pytest.raises(InputError, match="tiny gives 512 numbers, narrow gives 128 numbers; embeddings of"):
+        compared(tiny, narrow)
+
+
+def test_a_network_that_recognises_nobody_is_told_though_all_agree(tiny: System) -> None:
+    def collapsed(run: Embed, crops: Crops) -> Embeddings:
+        embeddings = run(crops) / 3 + run(CROPS[:1])
+        return np.asarray(embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True), np.float32)
+
+    found = compared(*(altered(name, tiny, collapsed) for name in ("served", "reference")))
+    assert found.result.outcome == "passed"
+    for name, warning in zip(("served", "reference"), found.warnings, strict=True):
+        assert warning.startswith(f"{name}: different faces have a mean cosine similarity of 0.9")
+    assert compared(tiny, replace(tiny, name="the same")).warnings == []
 
 
 @pytest.mark.parametrize(
