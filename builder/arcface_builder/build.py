@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from arcface_client.contract import INPUT_SPEC, Progress, no_progress, output_spec
-from arcface_client.models.golden import golden_crops, golden_sha256, to_text
+from arcface_client.models.golden import golden_crops, golden_sha256, recognises_nobody, to_text
 from arcface_client.models.manifest import (
     MODEL_FILE,
     Golden,
@@ -28,7 +28,6 @@ from .check.accuracy import check_onnx_model
 from .repository.config import ServingOptions, config_text, onnx_config
 from .repository.publish import ModelRepository, check_name, tool_versions
 from .source.load import Source, build_arguments
-from .source.reference import ReferenceEmbedder
 
 _log = logging.getLogger(__name__)
 
@@ -85,6 +84,15 @@ def build(
         _log.warning("%s holds synthetic weights: it recognises no one", origin.name)
     for issue in loaded.issues:
         _log.info("Found: %s", issue)
+    for warning in loaded.warnings:
+        _log.warning("%s: %s", origin.name, warning)
+    golden = loaded.embed(golden_crops())
+    alike = recognises_nobody(golden)
+    if alike and not origin.synthetic:
+        _log.warning("%s: %s", origin.name, alike)
+    serving = options or ServingOptions()
+    if loaded.served.crop_by_crop:
+        serving = replace(serving, max_batch_size=1)
     report("Building the serving graph", None)
     _log.info("%s: pixels as %s", origin.name, loaded.normalisation)
     metadata = {"source": origin.name, "source_sha256": origin.sha256, **origin.labels()}
@@ -95,10 +103,8 @@ def build(
         content = graph.SerializeToString(deterministic=True)
         path.write_bytes(content)
         report("Comparing it with the source model", None)
-        reference = ReferenceEmbedder(loaded)
         with closing(OnnxRuntime(path)) as runtime:
-            accuracy = check_onnx_model(reference.embed, runtime.embed, computed_by=reference.runs)
-        golden = reference.embed(golden_crops())
+            accuracy = check_onnx_model(loaded.embed, runtime.embed, computed_by=loaded.runs)
         draft = ModelManifest(
             model=model,
             version=0,  # known once it is published
@@ -112,10 +118,11 @@ def build(
             preprocessing=Preprocessing(
                 mean=loaded.normalisation.mean,
                 std=loaded.normalisation.std,
-                channels=loaded.preprocessing.input_channels,
+                channels=loaded.channels,
                 found_in=loaded.caller_from,
+                assumed=loaded.assumed,
             ),
-            compared_with=reference.runs,
+            compared_with=loaded.runs,
             parity=ModelParity(**asdict(accuracy)),
             golden=Golden(crops_sha256=golden_sha256(), embeddings=to_text(golden)),
             rebuild_command=_command(source, name, repository, options),
@@ -130,7 +137,7 @@ def build(
         version = target.publish(
             model,
             staged,
-            config=config_text(onnx_config(model, options or ServingOptions())),
+            config=config_text(onnx_config(model, serving)),
             keep_config=options is None,
             manifest=lambda version: replace(draft, version=version).to_json(),
         )

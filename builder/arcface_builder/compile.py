@@ -24,8 +24,7 @@ from .graph.opset import lowered
 from .graph.precision import check_gpu_has, fallbacks, typed_graph
 from .repository.plans import AddedPlan, add_plans, check_free, published_plans, recorded_plan
 from .repository.publish import ModelRepository, tool_versions
-from .source.load import Source
-from .source.reference import source_embedder
+from .source.load import Source, source_embedder
 from .store import GPU, PlanStore, describe_plan, this_platform
 from .trt.compat import can_be_hardware_compatible, check_knows, is_strongly_typed, newest_opset
 from .trt.engine import BuiltPlan, build_plan

@@ -16,7 +16,7 @@ from ..build import build as build_model
 from ..repository.config import ServingOptions
 from ..source.insightface_pack import DEFAULT_ROOT
 from ..source.load import Checkpoint, InsightFacePack, OnnxFile, Source, Synthetic
-from ..source.preprocessing import Normalisation
+from ..source.normalisation import Normalisation
 from .options import Json, Name, Repository, checked, recorded_path
 
 _source_option = partial(typer.Option, rich_help_panel="Source (exactly one)")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
 from onnx_ir.passes import common as passes
 
-from arcface_client.contract import CROP_SHAPE, CROP_SIZE
 from arcface_client.runtimes.base import usable_cores
 
 from ..errors import NotArcFaceError
@@ -41,30 +40,14 @@ def constant(value: ir.Value | None) -> npt.NDArray[Any] | None:
     return None if tensor is None else tensor.numpy()
 
 
-def image_dims(image: ir.Value) -> tuple[int, int, int]:
-    """Dimensions of the image that a graph input takes, without the batch: channels first or last."""
-    channels_last = image.shape is not None and image.shape[-1] == 3
-    return CROP_SHAPE if channels_last else (3, CROP_SIZE, CROP_SIZE)
-
-
-def numpy_dtype(value: ir.Value) -> np.dtype[Any]:
-    """The dtype of the arrays that a graph input takes."""
-    return np.dtype(np.float32) if value.dtype is None else value.dtype.numpy()
-
-
 def sole_consumer(value: ir.Value) -> ir.Node | None:
     """The one node that uses a value; None if there are others, or the value is an output."""
     uses = value.uses()
     return next(iter(uses)).node if len(uses) == 1 and not value.is_graph_output() else None
 
 
-def set_constant(node: ir.Node, index: int, array: npt.NDArray[Any], suffix: str) -> None:
-    """Give a node a new constant as its input of that index; the old one stays for its other users."""
-    old = node.inputs[index] if index < len(node.inputs) else None
-    graph = node.graph
-    if graph is None:
-        raise ValueError(f"Node {node.name} is in no graph.")
-    name = f"{old.name if old is not None else node.name}.{suffix}"
+def initializer(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Value:
+    """Add a constant to a graph."""
     while name in graph.initializers:  # two nodes shared the old one
         name += "_"
     value = ir.Value(
@@ -74,6 +57,15 @@ def set_constant(node: ir.Node, index: int, array: npt.NDArray[Any], suffix: str
         const_value=ir.tensor(array, name=name),
     )
     graph.register_initializer(value)
+    return value
+
+
+def set_constant(node: ir.Node, index: int, array: npt.NDArray[Any], suffix: str) -> None:
+    """Give a node a new constant as its input of that index; the old one stays for its other users."""
+    old = node.inputs[index] if index < len(node.inputs) else None
+    if node.graph is None or isinstance(node.graph, ir.Function):
+        raise ValueError(f"Node {node.name} is in no graph.")
+    value = initializer(node.graph, f"{old.name if old is not None else node.name}.{suffix}", array)
     if index >= len(node.inputs):
         node.resize_inputs(index + 1)
     node.replace_input_with(index, value)
@@ -115,9 +107,22 @@ def session(model: ir.Model | bytes) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
+def values_of(
+    model: ir.Model, names: Sequence[str], feeds: Mapping[str, npt.NDArray[Any]] | None = None
+) -> list[npt.NDArray[Any]]:
+    """Run a model for some of its values; raises one of ``RUN_ERRORS``."""
+    cut = model.clone()
+    found = {value.name: value for node in cut.graph for value in node.outputs if value.name in names}
+    cut.graph.outputs[:] = [found[name] for name in names]
+    if not feeds:
+        cut.graph.inputs.clear()
+    passes.RemoveUnusedNodesPass()(cut)
+    return session(cut).run(None, dict(feeds or {}))  # type: ignore[no-any-return]
+
+
 def tidy(model: ir.Model) -> None:
     """Drop what nothing uses, and shapes that hold for one batch size only."""
-    for node in model.graph:
+    for node in model.graph.all_nodes():
         for value in node.outputs:
             if not value.is_graph_output():
                 value.shape = None

@@ -1,78 +1,142 @@
-"""Turn a fixed source graph into the serving graph: crops in, unit vectors out.
+"""Make the serving graph of a network: crops in, unit vectors out.
 
-The contract is ``arcface_client.contract``. The preprocessing is Cast, Sub and Transpose. Division by std
-and the order of the channels go into the weights of the first convolution, which is exact because its
-padding is zero with any factor. The subtraction cannot go there: at the border the mean would be another
-one. In FP16 it is exact, since x - 127.5 has at most eight binary digits.
+The contract is ``arcface_client.contract``. Every network can be wrapped: preprocessing in front of it, the
+division by the length behind it. What is recognised is made faster. Division by std and the order of the
+channels go into the weights of the first convolution, which is exact because its padding is zero with any
+factor. The subtraction cannot go there: at the border the mean would be another one. In FP16 it is exact,
+since x - 127.5 has at most eight binary digits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from arcface_client.contract import CROP_SHAPE, EMBEDDING_DIM, INPUT_NAME, OUTPUT_NAME, Embeddings
-from arcface_client.runtimes.onnxruntime import RUN_ERRORS
+from arcface_client.contract import CROP_SHAPE, INPUT_NAME, OUTPUT_NAME
 
 from ..errors import NotArcFaceError
 from .batchnorm import fold_batch_norms, fold_preactivations
 from .edit import (
     BATCH,
     IR_VERSION,
+    OPSET,
     bypass,
     constant,
     first_convolution,
-    first_line,
-    image_dims,
-    numpy_dtype,
-    session,
+    initializer,
     set_constant,
-    sole_consumer,
     tidy,
 )
+from .signature import Image, Output
 
 _CONTRACT_KEY: Final = "arcface.contract"
 """Metadata key that marks a serving graph of this project; its value is the contract's version."""
 
 _CONTRACT_VERSION: Final = "1"
-_UNIT_TOLERANCE: Final = 1e-3
+_BYTES: Final = "BGR"
+_AXES_ARE_INPUTS: Final = 18
+"""The first opset in which ReduceL2 takes its axes as an input."""
 
 
-def serving_graph(
-    source: ir.Model, mean: Sequence[float], std: Sequence[float], *, metadata: Mapping[str, str]
-) -> onnx.ModelProto:
-    """Build the serving graph.
+@dataclass(frozen=True)
+class Pixels:
+    """How pixels 0 to 255 reach a network: (x - mean) / std, in an order of channels.
+
+    Attributes:
+        mean: Subtracted from R, G and B.
+        std: What R, G and B are divided by then.
+        channels: The colours that the network takes, for example "RGB".
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    channels: str
+
+    def array(self, values: tuple[float, float, float], channels: str) -> npt.NDArray[np.float64]:
+        """Mean or std in an order of channels; one number if all are the same."""
+        return np.array(values[0] if len({*values}) == 1 else [values["RGB".index(c)] for c in channels])
+
+
+def wrap(network: ir.Model, image: Image, output: Output, pixels: Pixels) -> ir.Model:
+    """Put preprocessing in front of a network, and the division by the length behind it."""
+    model = network.clone()
+    _feed(model, image, pixels)
+    _end_with_unit_vectors(model, image, output)
+    return _finished(model)
+
+
+def optimise(
+    network: ir.Model, image: Image, output: Output, pixels: Pixels, seen: Pixels | None
+) -> tuple[ir.Model, str | None]:
+    """Wrap a network and fold what can be folded.
 
     Args:
-        source: A source graph whose issues are fixed; it is left as it is.
-        mean: Subtracted from R, G and B, in pixel values, before the first convolution.
-        std: What R, G and B are divided by then.
-        metadata: What to write into the file beside the contract's mark.
+        network: A network that was simplified; it is left as it is.
+        image: Its input.
+        output: Its embedding.
+        pixels: What its input is given.
+        seen: What its first convolution sees, the caller's and the graph's preprocessing; None if unknown.
 
-    Raises:
-        NotArcFaceError: The graph is written in a way that does not allow it.
+    Returns:
+        The serving graph, and why its preprocessing was not folded.
     """
-    model = source.clone()
-    model.graph.name = "arcface"
-    model.producer_name, model.producer_version, model.doc_string = "arcface-builder", None, None
-    model.ir_version = IR_VERSION
-    _embed_two(model)  # or it cannot be served in batches
-    _replace_preprocessing(model, mean, std)
+    model = network.clone()
+    kept = _fold_preprocessing(model, image, seen) if seen else "it does more than normalise by channel"
+    if kept:
+        _feed(model, image, pixels)
     fold_batch_norms(model)
     fold_preactivations(model)
-    _end_with_unit_vectors(model)
-    tidy(model)
-    passes.ClearMetadataAndDocStringPass()(model)
+    last = model.graph.outputs[0].producer()
+    if last is not None and last.op_type == "LpNormalization":
+        # TensorRT 8.5 needs a plugin library for it; ReduceL2 and Div are built in.
+        bypass(last)
+    _end_with_unit_vectors(model, image, output)
+    return _finished(model), kept
+
+
+def crop_by_crop(wrapped: ir.Model, image: Image, output: Output) -> ir.Model:
+    """Let a wrapped network that runs on one batch size only take any batch, one crop after the other."""
+    body = wrapped.graph
+    batch, embedding = body.inputs[0], body.outputs[0]
+    crop = ir.val("crop", ir.DataType.UINT8, CROP_SHAPE)
+    tape = ir.tape.Tape()
+    dims = initializer(body, "batch_of_crop", np.array([image.batch, *CROP_SHAPE]))
+    expanded = tape.op("Expand", [crop, dims], name="batch_of_crop")
+    ir.convenience.replace_all_uses_with(batch, expanded)
+    body.insert_before(body[0], tape.nodes)
+    tape = ir.tape.Tape()
+    row = tape.op("Gather", [embedding, initializer(body, "first_row", np.array(0))], {"axis": 0}, name="row")
+    body.extend(tape.nodes)
+    batch.name, embedding.name = "crops", "embeddings"
+    row.name, row.dtype, row.shape = "row", ir.DataType.FLOAT, ir.Shape((output.dim,))
+    body.inputs[:], body.outputs[:] = [crop], [row]
+    body.name = "crop"
+
+    tape = ir.tape.Tape()
+    crops = _image()
+    rows = tape.op("Scan", [crops], {"body": body, "num_scan_inputs": 1}, name="crop_by_crop")
+    rows.name, rows.dtype, rows.shape = OUTPUT_NAME, ir.DataType.FLOAT, ir.Shape((BATCH, output.dim))
+    graph = ir.Graph([crops], [rows], nodes=tape.nodes, opset_imports=dict(body.opset_imports))
+    return _finished(ir.Model(graph, ir_version=wrapped.ir_version))
+
+
+def to_file(model: ir.Model, metadata: Mapping[str, str]) -> onnx.ModelProto:
+    """A serving graph as an ONNX file, marked as one.
+
+    Args:
+        model: The serving graph.
+        metadata: What to write into the file beside the contract's mark.
+    """
     model.metadata_props.clear()
     model.metadata_props.update({_CONTRACT_KEY: _CONTRACT_VERSION, **metadata})
-    proto = ir.to_proto(model)
-    onnx.checker.check_model(proto, full_check=True)
-    return proto
+    return ir.to_proto(model)
 
 
 def is_serving_graph(proto: onnx.ModelProto) -> bool:
@@ -80,77 +144,116 @@ def is_serving_graph(proto: onnx.ModelProto) -> bool:
     return any(entry.key == _CONTRACT_KEY for entry in proto.metadata_props)
 
 
-def is_unit_length(model: ir.Model) -> bool:
-    """Whether a graph with a free batch normalises its output itself, found by running it on two images.
-
-    Raises:
-        NotArcFaceError: ONNX Runtime cannot run it on a batch of two.
-    """
-    return bool(np.abs(np.linalg.norm(_embed_two(model), axis=1) - 1).max() < _UNIT_TOLERANCE)
+def _image() -> ir.Value:
+    return ir.val(INPUT_NAME, ir.DataType.UINT8, (BATCH, *CROP_SHAPE))
 
 
-def _embed_two(model: ir.Model) -> Embeddings:
-    """Run a graph on a batch of two, which it may declare and not support."""
-    image = model.graph.inputs[0]
-    shape = (2, *image_dims(image))
-    # Values of 0, 1 and 2 suit bytes, normalised pixels and anything between.
-    images = np.random.RandomState(0).randint(0, 3, shape).astype(numpy_dtype(image))
-    try:
-        (embeddings,) = session(model).run(None, {image.name: images})
-    except RUN_ERRORS as error:
-        raise NotArcFaceError(
-            f"ONNX Runtime cannot run the graph on a batch of two ({first_line(error)}); "
-            "export it again with a free batch dimension."
-        ) from error
-    if embeddings.shape != (2, EMBEDDING_DIM):
-        raise NotArcFaceError(
-            f"The graph turns a batch of two into {list(embeddings.shape)}; expected [2, {EMBEDDING_DIM}]."
-        )
-    return np.asarray(embeddings)
+def _feed(model: ir.Model, image: Image, pixels: Pixels) -> None:
+    """Make what a network takes of the crops."""
+    graph, crops, tape = model.graph, _image(), ir.tape.Tape()
 
+    def with_constant(
+        operator: str, value: ir.Value, name: str, array: npt.NDArray[Any], **of: int
+    ) -> ir.Value:
+        return tape.op(operator, [value, initializer(graph, f"pixel_{name}", array)], of, name=name)
 
-def _replace_preprocessing(model: ir.Model, mean: Sequence[float], std: Sequence[float]) -> None:
-    graph, convolution = model.graph, first_convolution(model)
-    weight, seen = constant(convolution.inputs[1]), convolution.inputs[0]
-    if weight is None or seen is None or sole_consumer(seen) is not convolution:
-        raise NotArcFaceError(
-            "The image goes to other nodes than the first convolution; export the backbone alone."
-        )
-
-    image = ir.val(INPUT_NAME, ir.DataType.UINT8, (BATCH, *CROP_SHAPE))
-    mean_array = np.array(mean[0] if len({*mean}) == 1 else mean[::-1], np.float32)  # B, G, R
-    mean_value = ir.Value(name="pixel_mean", const_value=ir.tensor(mean_array, name="pixel_mean"))
-    mean_value.dtype, mean_value.shape = ir.DataType.FLOAT, ir.Shape(mean_array.shape)
-    tape = ir.tape.Tape()
     # TensorRT takes bytes only as a network input that is cast at once.
-    pixels = tape.op("Cast", [image], {"to": ir.DataType.FLOAT}, name="pixels")
-    centred = tape.op("Sub", [pixels, mean_value], name="centred")
+    value = tape.op("Cast", [crops], {"to": ir.DataType.FLOAT}, name="pixels")
+    if pixels.channels != _BYTES:
+        order = np.array([_BYTES.index(channel) for channel in pixels.channels])
+        value = with_constant("Gather", value, "channels", order, axis=3)
+    mean, std = (pixels.array(values, pixels.channels) for values in (pixels.mean, pixels.std))
+    if mean.any():
+        value = with_constant("Sub", value, "mean", mean.astype(np.float32))
+    if (std != 1).any():
+        value = with_constant("Mul", value, "scale", (1 / std).astype(np.float32))
+    if not image.channels_last:
+        value = tape.op("Transpose", [value], {"perm": [0, 3, 1, 2]}, name="planes")
+    if image.dtype != ir.DataType.FLOAT:
+        value = tape.op("Cast", [value], {"to": image.dtype}, name="typed")
+    graph.insert_before(graph[0], tape.nodes)
+    ir.convenience.replace_all_uses_with(graph.inputs[0], value)
+    graph.inputs[:] = [crops]
+
+
+def _fold_preprocessing(model: ir.Model, image: Image, seen: Pixels) -> str | None:
+    """Replace all that happens before the first convolution, or say why that is not possible."""
+    graph, old = model.graph, model.graph.inputs[0]
+    try:
+        convolution = first_convolution(model)
+    except NotArcFaceError:
+        return "there is no first convolution over three channels with constant weights"
+    weight, value = constant(convolution.inputs[1]), convolution.inputs[0]
+    if weight is None or value is None or weight.dtype != np.float32:
+        return "the first convolution does not compute in float32"
+    shapes = []  # the image's Shape is read for the size of the batch
+    before, upstream = [value], {value}
+    while before:
+        node = before.pop().producer()
+        for given in node.inputs if node is not None else ():
+            if given is not None and given not in upstream:
+                upstream.add(given)
+                before.append(given)
+    prefix = {given.producer() for given in upstream}
+    for given in (given for given in upstream if constant(given) is None):
+        for node in given.consumers():
+            if node.op_type == "Shape" and given in (old, value):
+                shapes.append(node)
+            elif node not in prefix and not (node is convolution and given is value):
+                return f"{node.op_type} {node.name!r} reads the image, too"
+
+    scaled = weight / seen.array(seen.std, seen.channels).reshape(1, -1, 1, 1)
+    order = [seen.channels.index(channel) for channel in _BYTES]
+    set_constant(convolution, 1, np.ascontiguousarray(scaled[:, order]).astype(np.float32), "bgr")
+    mean = initializer(graph, "pixel_mean", seen.array(seen.mean, _BYTES).astype(np.float32))
+    crops, tape = _image(), ir.tape.Tape()
+    # TensorRT takes bytes only as a network input that is cast at once.
+    pixels = tape.op("Cast", [crops], {"to": ir.DataType.FLOAT}, name="pixels")
+    centred = tape.op("Sub", [pixels, mean], name="centred")
     planes = tape.op("Transpose", [centred], {"perm": [0, 3, 1, 2]}, name="planes")
-    scaled = weight / np.array(std).reshape(1, 3, 1, 1)
-    set_constant(convolution, 1, np.ascontiguousarray(scaled[:, ::-1]).astype(np.float32), "bgr")
     graph.insert_before(convolution, tape.nodes)
     convolution.replace_input_with(0, planes)
+    for node in shapes:
+        of_bytes = image.channels_last and node.inputs[0] is old
+        node.replace_input_with(0, centred if of_bytes else planes)
     passes.RemoveUnusedNodesPass()(model)
-    graph.register_initializer(mean_value)
-    graph.inputs[:] = [image]
+    graph.inputs[:] = [crops]
+    return None
 
 
-def _end_with_unit_vectors(model: ir.Model) -> None:
+def _end_with_unit_vectors(model: ir.Model, image: Image, output: Output) -> None:
     """End with a division by the length, which stays exact in every precision.
 
     A source may already end with a normalisation, of which a part could run in float16.
     """
-    graph = model.graph
-    last = graph.outputs[0].producer()
-    if last is not None and last.op_type == "LpNormalization":
-        # TensorRT 8.5 needs a plugin library for it; ReduceL2 and Div are built in.
-        bypass(last)
-    embedding = graph.outputs[0]
-    tape = ir.tape.Tape()
-    length = tape.op("ReduceL2", [embedding], {"axes": [1], "keepdims": 1}, name="length")
-    unit = tape.op("Div", [embedding, length], name="unit")
+    graph, tape = model.graph, ir.tape.Tape()
+    value = graph.outputs[0]
+    if value.dtype not in (ir.DataType.FLOAT, None):
+        value = tape.op("Cast", [value], {"to": ir.DataType.FLOAT}, name="float32")
+    if output.shape != (image.batch, output.dim):
+        rows = initializer(graph, "embedding_shape", np.array([-1, output.dim]))
+        value = tape.op("Reshape", [value, rows], name="rows")
+    if graph.opset_imports[""] < _AXES_ARE_INPUTS:
+        length = tape.op("ReduceL2", [value], {"axes": [1], "keepdims": 1}, name="length")
+    else:
+        axes = initializer(graph, "embedding_axes", np.array([1]))
+        length = tape.op("ReduceL2", [value, axes], {"keepdims": 1}, name="length")
+    unit = tape.op("Div", [value, length], name="unit")
     graph.extend(tape.nodes)
     graph.outputs[:] = [unit]
-    embedding.name = "raw_embedding"
-    graph.outputs[0].name = OUTPUT_NAME
-    graph.outputs[0].dtype, graph.outputs[0].shape = ir.DataType.FLOAT, ir.Shape((BATCH, EMBEDDING_DIM))
+    value.name, unit.name = "raw_embedding", OUTPUT_NAME
+    unit.dtype, unit.shape = ir.DataType.FLOAT, ir.Shape((BATCH, output.dim))
+
+
+def _finished(model: ir.Model) -> ir.Model:
+    model.graph.name = "arcface"
+    model.producer_name, model.producer_version, model.doc_string = "arcface-builder", None, None
+    if model.graph.opset_imports[""] <= OPSET:
+        model.ir_version = IR_VERSION
+    tidy(model)
+    passes.ClearMetadataAndDocStringPass()(model)
+    names = [value.name for node in model.graph.all_nodes() for value in node.outputs]
+    names += [*model.graph.initializers, INPUT_NAME]
+    if len({*names}) < len(names):  # the source's own names are any
+        passes.NameFixPass()(model)
+    return model

@@ -1,22 +1,21 @@
-"""Fix a copy of a source graph: what exporters get wrong, corrected without changing what it computes.
+"""Change a copy of a source graph without changing what it computes.
 
-Each fix looks for one issue, removes it, and reports it; ``inspect`` shows the issues, and ``build`` serves
-the fixed graph. It runs in ONNX Runtime and TensorRT at any batch size.
+Three kinds of changes: what keeps ONNX Runtime from running a file at all, float16 that is computed in
+float32, and what lets a graph be folded and carry any batch. ``network`` and ``model`` compare the result
+with the source as ONNX Runtime runs it, and drop what does not pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from onnx import version_converter
 from onnx_ir.passes import common as passes
-
-from arcface_client.contract import EMBEDDING_DIM
 
 from ..errors import NotArcFaceError
 from ..graph.edit import (
@@ -26,11 +25,20 @@ from ..graph.edit import (
     bypass,
     constant,
     first_line,
-    image_dims,
+    initializer,
     set_constant,
-    tidy,
+    values_of,
 )
-from .onnx_file import check_io_signature, is_size
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shapes of values in a run, by name."""
+
+_OLDEST_OPSET: Final = 9
+"""The first opset that has every operator of a wrapped graph."""
+
+_RANDOM: Final = ("Random", "Bernoulli", "Multinomial")
+_KEPT: Final = ("QuantizeLinear", "DequantizeLinear")  # weights stay in int8
+_PASSING: Final = ("Dropout", "Identity")
 
 
 @dataclass(frozen=True)
@@ -52,43 +60,156 @@ class Issue:
         return f"{self.problem}: {self.remedy}"
 
 
-def fix_issues(proto: onnx.ModelProto) -> tuple[ir.Model, list[Issue]]:
-    """Fix a copy of a model.
-
-    Returns:
-        The fixed model (opset 17, free batch dimension, float32, nothing unused), and its issues.
+def check_inference(model: ir.Model) -> None:
+    """Refuse a network that was exported in training mode: its embeddings depend on the batch, or on chance.
 
     Raises:
-        NotArcFaceError: The model does not take one image and give one embedding, or is written in a way that
-            cannot be fixed.
+        NotArcFaceError: It was; the message names the node.
     """
-    model = ir.from_proto(proto)
-    issues = [*_inline_functions(model), *_initialisers_as_inputs(model)]
-    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    issues += _spatial_batch_norms(model)
-    check_io_signature(model)
-    model, converted = _convert_opset(model)
-    issues += [*converted, *_halves(model)]
-    _remove_passing_nodes(model)
-    issues += [*_prelu_slopes(model), *_reshapes(model), *_batch_dimension(model)]
-    tidy(model)
-    return model, issues
+    for node in model.graph.all_nodes():
+        training = node.attributes.get_int("training_mode", 0) == 1
+        if node.op_type == "Dropout" and len(node.inputs) > 2:
+            flag = constant(node.inputs[2])
+            training = flag is not None and bool(flag.all())
+        elif node.op_type == "BatchNormalization":
+            training |= len(node.outputs) > 1
+        if training:
+            raise NotArcFaceError(
+                f"{node.op_type} {node.name!r} is in training mode, so that an embedding depends on the rest "
+                "of its batch or on chance. Export the network again after `network.eval()`, without "
+                "training=TrainingMode.TRAINING."
+            )
 
 
-def _inline_functions(model: ir.Model) -> Iterator[Issue]:
+def prepare(model: ir.Model) -> list[Issue]:
+    """Bring a model into the form that all edits expect: no functions, no weights among its inputs."""
+    issues = []
     if model.functions:
         passes.InlinePass()(model)
-        yield Issue("parts of the graph are written as ONNX functions", "they are inlined")
-
-
-def _initialisers_as_inputs(model: ir.Model) -> Iterator[Issue]:
+        issues.append(Issue("parts of the graph are written as ONNX functions", "they are inlined"))
     listed = [value for value in model.graph.inputs if value.name in model.graph.initializers]
     if listed:
         passes.RemoveInitializersFromInputsPass()(model)
-        yield Issue(
-            f"{len(listed)} weights are listed as graph inputs, which keeps runtimes from folding them",
-            "they become constants",
+        model.ir_version = max(model.ir_version, 4)  # before that every weight had to be an input
+        problem = f"{len(listed)} weights are listed as graph inputs, which keeps runtimes from folding them"
+        issues.append(Issue(problem, "they become constants"))
+    return issues
+
+
+def free_batch(model: ir.Model) -> list[Issue]:
+    """What a model declares as its batch, and what a serving graph does."""
+    issues = []
+    for side, value in (("input", model.graph.inputs[0]), ("output", model.graph.outputs[0])):
+        dim = value.shape[0] if value.shape else None
+        if str(dim) != BATCH:
+            declared = f"fixed to {dim}" if isinstance(dim, int) and dim > 0 else f"declared as {dim}"
+            issues.append(Issue(f"the {side}'s batch dimension is {declared}", f"it becomes {BATCH!r}"))
+    return issues
+
+
+def is_too_old(model: ir.Model) -> bool:
+    """Whether a model's opset lacks operators of a wrapped graph."""
+    return bool(model.graph.opset_imports.get("", 1) < _OLDEST_OPSET)
+
+
+def fix_to_run(model: ir.Model) -> tuple[ir.Model, list[Issue]]:
+    """Fix what keeps ONNX Runtime from running a file.
+
+    Returns:
+        The model, and what was fixed in it; nothing if no such issue is known.
+
+    Raises:
+        NotArcFaceError: A batch norm has statistics for every pixel.
+    """
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    issues = [*_spatial_batch_norms(model), *_prelu_slopes(model)]
+    opset = model.graph.opset_imports.get("", 1)
+    if opset > OPSET:
+        model, converted = in_opset_17(model)
+        issues += converted
+    return model, issues
+
+
+def widen(model: ir.Model) -> list[Issue]:
+    """Compute in float32 instead of float16; the weights keep their exact values."""
+    half, full = ir.DataType.FLOAT16, ir.DataType.FLOAT
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    weights = [value for value in model.graph.initializers.values() if value.dtype == half]
+    casts = [
+        node for node in model.graph if node.op_type == "Cast" and node.attributes["to"].as_int() == half
+    ]
+    if not weights and not casts and model.graph.inputs[0].dtype != half:
+        return []
+    for value in weights:
+        array = constant(value)
+        if array is not None:
+            value.const_value = ir.tensor(array.astype(np.float32), name=value.name)
+            value.dtype = full
+    for node in casts:
+        node.attributes["to"] = ir.AttrInt64("to", full)
+    computed = [value for node in model.graph for value in node.outputs]
+    for value in (*model.graph.inputs, *computed):
+        if value.dtype == half:
+            value.dtype = full
+    return [
+        Issue(
+            f"it computes in float16 ({len(weights)} weights)",
+            "computed in float32; the weights keep their values",
+            "rounds",
         )
+    ]
+
+
+def simplify(model: ir.Model, shapes: Shapes, batch: int) -> tuple[ir.Model, list[Issue]]:
+    """Rewrite what keeps a graph from being folded, and from carrying another batch than it was exported for.
+
+    Args:
+        model: A prepared model, which is changed.
+        shapes: Shapes of the inputs and outputs of its Reshape nodes in a run.
+        batch: The batch of that run.
+
+    Returns:
+        The model in opset 17, or in its own if that is newer, and what was changed.
+    """
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    issues: list[Issue] = []
+    if model.graph.opset_imports.get("", 1) < OPSET:
+        model, issues = in_opset_17(model)
+    issues += [*_computed_weights(model), *_reshapes(model, shapes, batch)]
+    for node in [node for node in model.graph if node.op_type in _PASSING]:
+        if not any(mask.uses() for mask in node.outputs[1:]):
+            bypass(node)
+    return model, issues
+
+
+def in_opset_17(model: ir.Model) -> tuple[ir.Model, list[Issue]]:
+    """Convert a model to opset 17, if ONNX's converter can; else it stays as it is."""
+    opset, proto = model.graph.opset_imports.get("", 1), ir.to_proto(model)
+    # The converter expects the weights of IR versions below 4 among the inputs.
+    proto.ir_version = max(proto.ir_version, 4)
+    try:
+        proto = version_converter.convert_version(proto, OPSET)
+    except (version_converter.ConvertError, RuntimeError) as error:
+        return model, [Issue(f"opset {opset}", f"kept: it cannot be converted ({first_line(error)})")]
+    proto.ir_version = IR_VERSION
+    remedy = f"converted to {OPSET}, which TensorRT 8.5 and ONNX Runtime both know"
+    return ir.from_proto(proto), [Issue(f"opset {opset}", remedy, "may fail" if opset > OPSET else "sound")]
+
+
+def is_random(node: ir.Node) -> bool:
+    """Whether a node draws numbers."""
+    return node.op_type.startswith(_RANDOM)
+
+
+def image_reshapes(model: ir.Model) -> list[ir.Node]:
+    """The Reshape nodes that the image's data goes through, but not those of its shape or of weights."""
+    reached, found = {*model.graph.inputs}, []
+    for node in model.graph:
+        if node.op_type not in ("Shape", "Size") and not reached.isdisjoint(node.inputs):
+            reached.update(node.outputs)
+            if node.op_type == "Reshape" and node.inputs[0] in reached:
+                found.append(node)
+    return found
 
 
 def _spatial_batch_norms(model: ir.Model) -> Iterator[Issue]:
@@ -110,60 +231,6 @@ def _spatial_batch_norms(model: ir.Model) -> Iterator[Issue]:
             "the attribute is dropped",
             "may fail",
         )
-
-
-def _convert_opset(model: ir.Model) -> tuple[ir.Model, list[Issue]]:
-    opset = model.graph.opset_imports.get("", 1)
-    if opset == OPSET:
-        model.ir_version = IR_VERSION
-        return model, []
-    proto = ir.to_proto(model)
-    # The converter expects the weights of IR versions below 4 among the inputs.
-    proto.ir_version = max(proto.ir_version, 4)
-    try:
-        proto = version_converter.convert_version(proto, OPSET)
-    except (version_converter.ConvertError, RuntimeError) as error:
-        raise NotArcFaceError(
-            f"Opset {opset} cannot be converted to {OPSET} ({first_line(error)}); "
-            f"export the model with opset 11 to {OPSET}."
-        ) from error
-    proto.ir_version = IR_VERSION
-    return ir.from_proto(proto), [
-        Issue(
-            f"opset {opset}",
-            f"converted to {OPSET}, which TensorRT 8.5 and ONNX Runtime both know",
-            "may fail" if opset > OPSET else "sound",
-        )
-    ]
-
-
-def _halves(model: ir.Model) -> Iterator[Issue]:
-    """Compute in float32 instead of float16; the weights keep their exact values."""
-    count = 0
-    for value in model.graph.initializers.values():
-        array = constant(value)
-        if array is not None and array.dtype == np.float16:
-            value.const_value = ir.tensor(array.astype(np.float32), name=value.name)
-            value.dtype = ir.DataType.FLOAT
-            count += 1
-    casts = [
-        node
-        for node in model.graph
-        if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT16
-    ]
-    if not count and not casts and model.graph.inputs[0].dtype != ir.DataType.FLOAT16:
-        return
-    for node in casts:
-        node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
-    computed = [value for node in model.graph for value in node.outputs]
-    for value in (*model.graph.inputs, *computed):
-        if value.dtype == ir.DataType.FLOAT16:
-            value.dtype = ir.DataType.FLOAT
-    yield Issue(
-        f"it computes in float16 ({count} weights)",
-        "computed in float32; the weights keep their values",
-        "rounds",
-    )
 
 
 def _prelu_slopes(model: ir.Model) -> Iterator[Issue]:
@@ -193,46 +260,62 @@ def _is_map(value: ir.Value | None) -> bool:
     return False
 
 
-def _remove_passing_nodes(model: ir.Model) -> None:
-    """Remove Dropout and Identity, which pass on their input in inference."""
-    for node in [node for node in model.graph if node.op_type in ("Dropout", "Identity")]:
-        if not any(mask.uses() for mask in node.outputs[1:]):
-            bypass(node)
+def _computed_weights(model: ir.Model) -> Iterator[Issue]:
+    """Compute what does not depend on the image, once."""
+    fixed, nodes = {*model.graph.initializers.values()}, []
+    for node in model.graph:
+        kept = node.op_type in _KEPT or is_random(node)
+        subgraphs = any(
+            attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+            for attribute in node.attributes.values()
+        )
+        if node.inputs and not kept and not subgraphs and fixed.issuperset({*node.inputs} - {None}):
+            fixed.update(node.outputs)
+            nodes.append(node)
+    read = [
+        value
+        for node in nodes
+        for value in node.outputs
+        if any(use.node not in nodes for use in value.uses())
+    ]
+    if not read:
+        return
+    for value, array in zip(read, values_of(model, [str(value.name) for value in read]), strict=True):
+        computed = initializer(model.graph, f"{value.name}.computed", array)
+        ir.convenience.replace_all_uses_with(value, computed)
+    passes.RemoveUnusedNodesPass()(model)
+    yield Issue(f"{len(read)} weights are computed in the graph", "they are computed once, at the build")
 
 
-def _reshapes(model: ir.Model) -> Iterator[Issue]:
-    """Free the batch of reshapes that were exported with a batch of one."""
+def _reshapes(model: ir.Model, shapes: Shapes, batch: int) -> Iterator[Issue]:
+    """Free the batch of reshapes that were exported for one batch."""
     fixed = 0
-    for node in [node for node in model.graph if node.op_type == "Reshape"]:
+    for node in image_reshapes(model):
+        before, after = (
+            shapes.get(str(value.name), ()) if value is not None else ()
+            for value in (node.inputs[0], node.outputs[0])
+        )
         shape = constant(node.inputs[1])
-        if _makes_matrix(node):
+        if before[:1] == (batch,) and after == (batch, math.prod(before[1:])):
             # Flatten does the same for any batch.
             flatten = ir.node("Flatten", [node.inputs[0]], {"axis": 1}, name=f"{node.name}.flatten")
             model.graph.insert_before(node, flatten)
             node.replace_input_with(0, flatten.outputs[0])
             bypass(node)
             fixed += shape is not None and shape[0] > 0
-        elif shape is not None and shape.size > 1 and shape[0] == 1:
-            set_constant(node, 1, np.concatenate([[0], shape[1:]]).astype(np.int64), "any_batch")
+        elif (
+            shape is not None
+            and shape.size > 1
+            and shape[0] > 0
+            and node.attributes.get_int("allowzero", 0) == 0
+        ):
+            if before[:1] == (batch,) == after[:1]:
+                leading = 0  # as the input has it
+            elif -1 not in shape:
+                leading = -1
+            else:
+                continue
+            set_constant(node, 1, np.concatenate([[leading], shape[1:]]).astype(np.int64), "any_batch")
             fixed += 1
     if fixed:
         yield Issue(f"{fixed} Reshape nodes fix the batch to a number", "they take it from their input")
-
-
-def _makes_matrix(node: ir.Node) -> bool:
-    """Whether a Reshape puts all of an image into one row; any other matrix is left as it is."""
-    shape = constant(node.inputs[1])
-    if shape is not None:
-        return shape.size == 2 and shape[0] in (1, 0, -1)
-    producer = node.inputs[1].producer() if node.inputs[1] is not None else None
-    return producer is not None and producer.op_type == "Concat" and len(producer.inputs) == 2
-
-
-def _batch_dimension(model: ir.Model) -> Iterator[Issue]:
-    for side, value in (("input", model.graph.inputs[0]), ("output", model.graph.outputs[0])):
-        dim = value.shape[0] if value.shape is not None else None
-        if str(dim) != BATCH:
-            declared = f"fixed to {dim}" if is_size(dim) else f"declared as {dim}"
-            yield Issue(f"the {side}'s batch dimension is {declared}", f"it becomes {BATCH!r}")
-    image, embedding = model.graph.inputs[0], model.graph.outputs[0]
-    image.shape, embedding.shape = ir.Shape((BATCH, *image_dims(image))), ir.Shape((BATCH, EMBEDDING_DIM))

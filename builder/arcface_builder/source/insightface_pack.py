@@ -15,9 +15,10 @@ import onnx_ir as ir
 from arcface_client.errors import require
 from arcface_client.models.files import expanded
 
-from ..errors import NotArcFaceError, PackError, SourceError
+from ..errors import PackError, SourceError
+from ..graph.signature import is_recognition
 from .model import PACK_TERMS
-from .onnx_file import check_io_signature, read_onnx
+from .onnx_file import read_onnx
 
 _log = logging.getLogger(__name__)
 
@@ -57,13 +58,11 @@ def recognition_model(pack: str, *, root: Path = DEFAULT_ROOT, accept_license: b
 
 def _is_recognition(path: Path) -> bool:
     try:
-        check_io_signature(ir.from_proto(read_onnx(path)[0]))
-    except NotArcFaceError:
-        return False
+        model = ir.from_proto(read_onnx(path)[0])
     except SourceError as error:
         _log.warning("Skipped: %s", error)
         return False
-    return True
+    return is_recognition(model)
 
 
 def _download(pack: str, models: Path) -> None:

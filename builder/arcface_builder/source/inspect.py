@@ -9,12 +9,12 @@ from typing import Any, Final
 import onnx_ir as ir
 
 from ..errors import NotArcFaceError
-from ..graph.serving import is_serving_graph, is_unit_length
+from ..graph.serving import is_serving_graph
+from ..graph.signature import describe_shape
 from .fixes import Issue
 from .model import Origin, SourceModel
-from .onnx_file import describe_shape, read_onnx
-from .preprocessing import RAW
-from .reference import ReferenceEmbedder
+from .normalisation import RAW
+from .onnx_file import read_onnx
 
 _OF_ORIGIN: Final = ("sha256", "known_file", "terms", "synthetic", "depth", "seed")
 
@@ -40,6 +40,9 @@ class Pixels:
         caller_normalises: What the caller must do.
         caller_from: How that is known.
         channels: Channel order that the caller must give.
+        channels_from: How that is known.
+        embedding: The output that is the embedding.
+        embedding_dim: Numbers in an embedding.
         unit_length: The output is L2-normalised already.
     """
 
@@ -47,21 +50,17 @@ class Pixels:
     caller_normalises: str
     caller_from: str
     channels: str
+    channels_from: str
+    embedding: str
+    embedding_dim: int | None
     unit_length: bool
 
 
-_SERVED: Final = Pixels(
-    graph_normalises="all that its source model wants",
-    caller_normalises="nothing: uint8 crops as OpenCV gives them",
-    caller_from="the contract that its metadata names",
-    channels="BGR",
-    unit_length=True,
-)
-"""A serving graph of this project, whatever it was made from."""
+_CONTRACT: Final = "the contract that its metadata names"
 
 _BUILT: Final = Issue(
-    "this is a serving graph that arcface-builder wrote: BGR order is in its weights",
-    "the build refuses it; build from the file it was made from, which its manifest names",
+    "this is a serving graph that arcface-builder wrote",
+    "a build refuses it; build from the file it was made from, which its manifest names",
 )
 
 
@@ -79,6 +78,7 @@ class Inspection:
         ir_version: Version of the file format.
         pixels: What happens to the pixels; None if a build refuses the file before that is known.
         issues: Issues, and what the build does about each.
+        refused: Whether a build refuses the file; the last issue says why.
     """
 
     path: str
@@ -90,6 +90,7 @@ class Inspection:
     ir_version: int
     pixels: Pixels | None
     issues: list[Issue]
+    refused: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as JSON takes them, all on one level except tensors and issues."""
@@ -116,7 +117,8 @@ class Inspection:
             rows |= {
                 "graph does": pixels.graph_normalises,
                 "caller does": f"{pixels.caller_normalises} (from {pixels.caller_from})",
-                "channels": pixels.channels,
+                "channels": f"{pixels.channels} (from {pixels.channels_from})",
+                "embedding": f"{pixels.embedding}, {pixels.embedding_dim or 'D'} numbers",
                 "unit length": "yes" if pixels.unit_length else "no: the build adds the L2 normalisation",
             }
         lines = [f"{label:<12}{text}" for label, text in rows.items()]
@@ -134,8 +136,12 @@ def inspect(path: Path) -> Inspection:
     declared = ir.from_proto(proto)
     inputs = [value for value in declared.graph.inputs if value.name not in declared.graph.initializers]
     outputs = list(declared.graph.outputs)
+    pixels: Pixels | None
     source = SourceModel(proto, Origin.of_file("onnx", path.name, proto, sha256))
-    pixels, issues = (_SERVED, [_BUILT]) if is_serving_graph(proto) else _try_to_build(source)
+    if is_serving_graph(proto):
+        pixels, issues, refused = _serving_graph(outputs), [_BUILT], True
+    else:
+        pixels, issues, refused = _try_to_build(source)
     return Inspection(
         path=str(path),
         origin=source.origin,
@@ -146,27 +152,47 @@ def inspect(path: Path) -> Inspection:
         ir_version=proto.ir_version,
         pixels=pixels,
         issues=issues,
+        refused=refused,
     )
 
 
-def _try_to_build(source: SourceModel) -> tuple[Pixels | None, list[Issue]]:
-    """Do what a build does, up to the comparison, so that both refuse the same files."""
-    pixels, issues = None, []
+def _try_to_build(source: SourceModel) -> tuple[Pixels | None, list[Issue], bool]:
+    """Do what a build does, so that both refuse the same files."""
+    pixels: Pixels | None = None
+    issues: list[Issue] = []
     try:
-        issues = source.issues
-        graph = source.preprocessing.normalisation
+        network, graph = source.network, source.preprocessing
+        issues = [*network.issues]
+        does = "more than to normalise by channel" if graph is None else str(graph.normalisation)
         pixels = Pixels(
-            graph_normalises="nothing" if graph == RAW else str(graph),
+            graph_normalises="nothing" if graph and graph.normalisation == RAW else does,
             caller_normalises=str(source.caller),
             caller_from=source.caller_from,
-            channels=source.preprocessing.input_channels,
-            unit_length=is_unit_length(source.fixed),
+            channels=source.channels,
+            channels_from=source.channels_from,
+            embedding=network.output.name,
+            embedding_dim=network.output.dim,
+            unit_length=network.unit_length,
         )
-        source.serving_graph()
-        ReferenceEmbedder(source)
+        return pixels, [*source.issues, *source.warnings], False
     except NotArcFaceError as error:
-        return pixels, [*issues, Issue("a build refuses it", str(error))]
-    return pixels, issues
+        return pixels, [*issues, Issue("a build refuses it", str(error))], True
+
+
+def _serving_graph(outputs: list[ir.Value]) -> Pixels:
+    """What is known of a serving graph of this project, whatever it was made from."""
+    (output,) = outputs
+    dim = output.shape[-1] if output.shape is not None else None
+    return Pixels(
+        graph_normalises="all that its source model wants",
+        caller_normalises="nothing: uint8 crops as OpenCV gives them",
+        caller_from=_CONTRACT,
+        channels="BGR",
+        channels_from=_CONTRACT,
+        embedding=str(output.name),
+        embedding_dim=dim if isinstance(dim, int) else None,
+        unit_length=True,
+    )
 
 
 def _tensor(value: ir.Value) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,25 +11,34 @@ from typing import Final, TypeAlias
 
 import onnx_ir as ir
 
+from arcface_client.errors import ArcFaceError
 from arcface_client.models.files import expanded
+from arcface_client.runtimes.base import Embed
 
 from ..errors import NotArcFaceError, OptionError
 from ..graph.serving import is_serving_graph
 from .checkpoint import read_checkpoint
 from .insightface_pack import DEFAULT_ROOT, recognition_model
 from .iresnet import BLOCKS, iresnet_model
-from .model import Origin, SourceKind, SourceModel
+from .model import Origin, SourceKind, SourceModel, Stated
+from .normalisation import PYTORCH, Normalisation
 from .onnx_file import read_onnx
-from .preprocessing import PYTORCH, Normalisation
 from .synthetic import synthetic_weights
+
+_log = logging.getLogger(__name__)
 
 Location: TypeAlias = Mapping[str, str | int]
 """What a source needs to be opened again, except the consent to a licence, which is given each time."""
 
-_AS_TRAINED: Final = (PYTORCH, "arcface_torch, which trains so")
+_AS_TRAINED: Final = Stated("arcface_torch, which trains so", PYTORCH, "rgb")
 
 _FLAGS: Final[Mapping[str, Mapping[str, str]]] = {
-    "onnx": {"path": "--onnx-path", "normalisation": "--normalisation"},
+    "onnx": {
+        "path": "--onnx-path",
+        "normalisation": "--normalisation",
+        "color": "--color",
+        "output": "--output",
+    },
     "insightface": {"pack": "--insightface-pack", "root": "--insightface-root"},
     "checkpoint": {"path": "--checkpoint"},
     "synthetic": {"depth": "--synthetic", "seed": "--seed"},
@@ -38,24 +48,31 @@ _FLAGS: Final[Mapping[str, Mapping[str, str]]] = {
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """An ONNX file: a pack's recognition model, an arcface_torch export, an MXNet conversion.
+    """An ONNX file: any face network that ONNX Runtime runs.
 
     Attributes:
         path: The file; it is never changed.
         normalisation: What callers must do with the pixels, where the file leaves it open.
+        color: The channel order that callers must give, "rgb" or "bgr", where the file leaves it open.
+        output: The output that is the embedding, where several could be.
     """
 
     path: Path
     normalisation: Normalisation | None = None
+    color: str | None = None
+    output: str | None = None
 
     def load(self) -> SourceModel:
         """Read the file; raises NotOnnxError or NotArcFaceError."""
-        return _read(self.path, "onnx", self.normalisation)
+        stated = Stated(normalisation=self.normalisation, color=self.color)
+        return _read(self.path, "onnx", stated, self.output)
 
     def location(self) -> Location:
         """What a manifest holds."""
-        stated = {"normalisation": self.normalisation.to_argument()} if self.normalisation else {}
-        return {"kind": "onnx", "path": str(self.path.absolute()), **stated}
+        normalisation = self.normalisation.to_argument() if self.normalisation else None
+        stated = {"normalisation": normalisation, "color": self.color, "output": self.output}
+        given = {part: value for part, value in stated.items() if value is not None}
+        return {"kind": "onnx", "path": str(self.path.absolute()), **given}
 
 
 @dataclass(frozen=True)
@@ -75,7 +92,7 @@ class InsightFacePack:
     def load(self) -> SourceModel:
         """Find, perhaps fetch, and read the model; raises PackError, NotOnnxError or NotArcFaceError."""
         path = recognition_model(self.pack, root=self.root, accept_license=self.accept_license)
-        return _read(path, "insightface", None)
+        return _read(path, "insightface", Stated())
 
     def location(self) -> Location:
         """What a manifest holds."""
@@ -148,8 +165,9 @@ def located(location: object) -> Source:
     """
     match location:
         case {"kind": "onnx", "path": str(path), **rest}:
+            given = {part: str(rest[part]) for part in ("color", "output") if part in rest}
             stated = rest.get("normalisation")
-            return OnnxFile(Path(path), Normalisation.parse(str(stated)) if stated else None)
+            return OnnxFile(Path(path), Normalisation.parse(str(stated)) if stated else None, **given)
         case {"kind": "insightface", "pack": str(pack), **rest}:
             return InsightFacePack(pack, Path(str(rest.get("root", DEFAULT_ROOT))))
         case {"kind": "checkpoint", "path": str(path)}:
@@ -168,12 +186,38 @@ def build_arguments(source: Source) -> list[str]:
     ]
 
 
-def _read(path: Path, kind: SourceKind, stated: Normalisation | None) -> SourceModel:
+def source_embedder(source: Source | None, sha256: str) -> tuple[Embed, str] | None:
+    """Open the source model of an ONNX model, if it is still available.
+
+    Args:
+        source: Where it was at the time of the build.
+        sha256: SHA-256 of the source that the ONNX model was built from.
+
+    Returns:
+        How to embed with it and what that runs, as ``reference_for_plans`` takes it; None, with a warning, if
+        the source cannot be read or is another one now.
+    """
+    if source is None:
+        return None
+    try:
+        model = source.load()
+    except (ArcFaceError, OSError) as error:
+        _log.warning("The source model is not available (%s); comparing with the ONNX model alone", error)
+        return None
+    if model.origin.sha256 != sha256:
+        _log.warning(
+            "%s is not what the ONNX model was built from; comparing with the ONNX model alone",
+            model.origin.name,
+        )
+        return None
+    return model.embed, model.runs
+
+
+def _read(path: Path, kind: SourceKind, stated: Stated, output: str | None = None) -> SourceModel:
     proto, sha256 = read_onnx(path)
     if is_serving_graph(proto):
         raise NotArcFaceError(
             f"{path} is a serving graph that arcface-builder wrote; build from the file it was made from, "
             "which its manifest names."
         )
-    origin = Origin.of_file(kind, path.name, proto, sha256)
-    return SourceModel(proto, origin, (stated, "the command line") if stated else None)
+    return SourceModel(proto, Origin.of_file(kind, path.name, proto, sha256), stated, output)

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal
 
+import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 
-from ..graph.serving import serving_graph
-from .fixes import Issue, fix_issues
-from .preprocessing import (
-    PYTORCH,
-    InputPreprocessing,
-    Normalisation,
-    check_stated,
-    expected_of_caller,
-    read_preprocessing,
-)
+from arcface_client.contract import INPUT_NAME, OUTPUT_NAME, Crops, Embeddings
+from arcface_client.runtimes.base import in_batches
+from arcface_client.runtimes.onnxruntime import RUN_ERRORS
+
+from ..check.accuracy import TOLERANCE
+from ..check.crops import face_like, noise
+from ..errors import NotArcFaceError
+from ..graph.edit import first_line, session
+from ..graph.serving import Pixels, crop_by_crop, optimise, to_file, wrap
+from .fixes import Issue, free_batch, in_opset_17, is_too_old, simplify
+from .network import Network, Reference, open_network
+from .normalisation import PYTORCH, RAW, Normalisation
+from .preprocessing import InputPreprocessing, contradicts, expected_of_caller, read_preprocessing
 
 SourceKind = Literal["onnx", "insightface", "checkpoint", "synthetic"]
+
+SHOWN: Final = "what the graph computes"
+ASSUMED: Final = "an assumption: the file does not show it"
+_KNOWN: Final = "the file's SHA-256"
+_SEED: Final = 2  # of the crops that choose a serving graph
 
 PACK_TERMS: Final = "InsightFace's packs are for non-commercial research only"
 
@@ -84,71 +94,244 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class SourceModel:
-    """A source model, with its fixed copy and its preprocessing.
+class Stated:
+    """What need not be inferred of a source's input.
 
-    What is derived raises NotArcFaceError if the model cannot be fixed, or does more to its input than
-    normalise it.
+    Attributes:
+        by: Who says so.
+        normalisation: What callers do with the pixels.
+        color: The channel order that they give, "rgb" or "bgr".
+    """
+
+    by: str = "the command line"
+    normalisation: Normalisation | None = None
+    color: str | None = None
+
+
+@dataclass(frozen=True)
+class Served:
+    """The serving graph of a source.
+
+    Attributes:
+        model: The graph, without what a build writes into its metadata.
+        issues: What was changed, or could not be.
+        crop_by_crop: It embeds the crops of a batch one after the other.
+    """
+
+    model: ir.Model
+    issues: tuple[Issue, ...]
+    crop_by_crop: bool = False
+
+
+@dataclass(frozen=True)
+class SourceModel:
+    """A source model, and what is known of it.
+
+    What is derived raises NotArcFaceError if ONNX Runtime cannot run the model, or if it is no face network.
 
     Attributes:
         proto: The model as it is in its file.
         origin: Where it comes from.
-        stated: What callers must do with the pixels and who says so, where it need not be inferred.
+        stated: What need not be inferred.
+        output: The output that is the embedding; None finds it by its shape.
     """
 
     proto: onnx.ModelProto
     origin: Origin
-    stated: tuple[Normalisation, str] | None = None
-
-    @property
-    def fixed(self) -> ir.Model:
-        """The copy with its issues fixed."""
-        return self._fixed_and_issues[0]
-
-    @property
-    def issues(self) -> list[Issue]:
-        """The issues of the file."""
-        return self._fixed_and_issues[1]
+    stated: Stated = Stated()
+    output: str | None = None
 
     @cached_property
-    def preprocessing(self) -> InputPreprocessing:
-        """What the graph itself does to the image."""
-        return read_preprocessing(self.fixed)
+    def network(self) -> Network:
+        """The network as ONNX Runtime runs it."""
+        return open_network(self.proto, self.output)
+
+    @property
+    def runs(self) -> Reference:
+        """What computes the embeddings: the source file, or its copy with issues fixed."""
+        return self.network.runs
+
+    @property
+    def issues(self) -> tuple[Issue, ...]:
+        """The issues of the file, and what the build does about each."""
+        return (*self.network.issues, *self.served.issues)
+
+    @cached_property
+    def preprocessing(self) -> InputPreprocessing | None:
+        """What the graph itself does to the image; None if that is no normalisation by channel."""
+        return read_preprocessing(self.network.model, self.network.image)
 
     @property
     def caller(self) -> Normalisation:
-        """What a caller of the source model must do with the pixels.
-
-        Raises:
-            NotArcFaceError: It cannot be inferred.
-            OptionError: What is stated cannot be true.
-        """
-        if self.stated:
-            check_stated(self.stated[0], self.preprocessing.normalisation)
-            return self.stated[0]
-        return PYTORCH if self.origin.known_file else expected_of_caller(self.preprocessing.normalisation)
+        """What a caller of the source model must do with the pixels."""
+        if self.stated.normalisation:
+            return self.stated.normalisation
+        if self.origin.known_file or self.preprocessing is None:
+            return PYTORCH
+        return expected_of_caller(self.preprocessing.normalisation)[0]
 
     @property
     def caller_from(self) -> str:
         """How ``caller`` is known."""
-        if self.stated:
-            return self.stated[1]
-        return "the file's SHA-256" if self.origin.known_file else "what the graph computes"
+        if self.stated.normalisation:
+            return self.stated.by
+        if self.origin.known_file:
+            return _KNOWN
+        graph = self.preprocessing
+        shown = (
+            graph is not None and graph.normalisation != RAW and expected_of_caller(graph.normalisation)[1]
+        )
+        return SHOWN if shown else self._unshown
+
+    @property
+    def channels(self) -> str:
+        """Channel order that a caller of the source model must give, for example "RGB"."""
+        if self.stated.color:
+            return self.stated.color.upper()
+        return self.preprocessing.input_channels if self.preprocessing else "RGB"
+
+    @property
+    def channels_from(self) -> str:
+        """How ``channels`` is known."""
+        if self.stated.color:
+            return self.stated.by
+        if self.origin.known_file:
+            return _KNOWN
+        return SHOWN if self.channels != "RGB" else self._unshown
+
+    @property
+    def assumed(self) -> tuple[Literal["channels", "normalisation"], ...]:
+        """What of the preprocessing neither the file shows nor somebody states."""
+        parts: dict[Literal["channels", "normalisation"], str] = {
+            "channels": self.channels_from,
+            "normalisation": self.caller_from,
+        }
+        return tuple(part for part, known_from in parts.items() if known_from == ASSUMED)
+
+    @property
+    def warnings(self) -> list[Issue]:
+        """What a user should look at: assumptions, contradictions, and what costs speed."""
+        warnings, graph = [], self.preprocessing
+        if self.assumed:
+            values = {"channels": self.channels, "normalisation": str(self.caller)}
+            problem = f"the file does not show the {' and the '.join(self.assumed)} that it wants"
+            remedy = " and ".join(values[part] for part in self.assumed)
+            warnings.append(Issue(problem, f"assumed: {remedy}; see --color, --normalisation and --family"))
+        expected = graph and contradicts(self.caller, graph.normalisation)
+        if graph and expected:
+            problem = f"the graph itself does {graph.normalisation}, so its callers give it {expected}"
+            warnings.append(Issue(problem, f"{self.caller} is used, as stated; leave --normalisation out"))
+        if self.served.crop_by_crop:
+            remedy = "max_batch_size is 1; export it with a free batch dimension to serve larger batches"
+            warnings.append(Issue("the network runs on one batch size only", remedy))
+        return warnings
 
     @property
     def normalisation(self) -> Normalisation:
         """All that happens to the pixels before the first convolution, by the caller and by the graph."""
-        return self.caller.then(self.preprocessing.normalisation)
+        return Normalisation(self._seen.mean, self._seen.std) if self._seen else self.caller
+
+    def embed(self, crops: Crops) -> Embeddings:
+        """Embed crops as a careful user of the source would: with its preprocessing, one by one.
+
+        Args:
+            crops: uint8 [N, 112, 112, 3], BGR.
+
+        Returns:
+            float32 [N, D], unit rows.
+        """
+        order = ["RGB".index(channel) for channel in self.channels]
+        raw = self.network.run(self.caller.apply(crops)[:, order])
+        return np.asarray(raw / np.linalg.norm(raw, axis=1, keepdims=True), np.float32)
+
+    @cached_property
+    def served(self) -> Served:
+        """The fastest serving graph whose embeddings are the source's, alone and in batches."""
+        crops = np.concatenate([noise(1, _SEED), face_like(2, _SEED)])
+        expected = self.embed(crops)
+        if not np.isfinite(expected).all():
+            raise NotArcFaceError(
+                f"The network gives NaN or vectors of length 0 for pixels as {self.caller}; check its "
+                "weights, or state with --normalisation what it wants."
+            )
+        left_out: list[Issue] = []
+        for make, what, instead in (
+            (self._optimised, "folded layers", "the network is served as it is"),
+            (
+                self._wrapped,
+                "batches",
+                "crops are embedded one by one",
+            ),
+            (self._one_by_one, "crops one by one", ""),
+        ):
+            try:
+                served = make()
+                problem = _difference(session(served.model), crops, expected)
+            except RUN_ERRORS as error:
+                problem = f"ONNX Runtime cannot run it ({first_line(error)})"
+            if problem is None:
+                return replace(served, issues=(*left_out, *served.issues))
+            left_out.append(Issue(f"{what}: {problem}", instead))
+        raise NotArcFaceError(f"No serving graph gives the source's embeddings: {left_out[-1].problem}.")
 
     def serving_graph(self, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
-        """Build its serving graph; see ``graph.serving``."""
-        total = self.normalisation
-        return serving_graph(self.fixed, total.mean, total.std, metadata=metadata or {})
+        """Its serving graph as a file; see ``graph.serving``."""
+        return to_file(self.served.model, metadata or {})
 
     def save(self, path: Path) -> None:
         """Write the source's ONNX file, which InsightFace reads."""
         onnx.save_model(self.proto, path)
 
-    @cached_property
-    def _fixed_and_issues(self) -> tuple[ir.Model, list[Issue]]:
-        return fix_issues(self.proto)
+    @property
+    def _unshown(self) -> str:
+        return "InsightFace's own code" if self.origin.kind == "insightface" else ASSUMED
+
+    @property
+    def _pixels(self) -> Pixels:
+        return Pixels(self.caller.mean, self.caller.std, self.channels)
+
+    @property
+    def _seen(self) -> Pixels | None:
+        """What the first convolution sees, where the graph normalises by channel."""
+        graph = self.preprocessing
+        if graph is None:
+            return None
+        channels = "".join(self.channels[index] for index in graph.order)
+        total = self.caller.then(graph.normalisation.of_channels(channels))
+        return Pixels(total.mean, total.std, channels)
+
+    def _optimised(self) -> Served:
+        network = self.network
+        model, issues = simplify(network.model.clone(), network.reshapes, network.image.batch)
+        graph, kept = optimise(model, network.image, network.output, self._pixels, self._seen)
+        if kept:
+            issues.append(Issue(f"preprocessing: {kept}", "it stays in front of the first convolution"))
+        return Served(graph, (*issues, *free_batch(network.model)))
+
+    def _wrapped(self) -> Served:
+        network, model, issues = self.network, self.network.model, list[Issue]()
+        if is_too_old(model):
+            model, issues = in_opset_17(model)
+        graph = wrap(model, network.image, network.output, self._pixels)
+        return Served(graph, (*issues, *free_batch(network.model)))
+
+    def _one_by_one(self) -> Served:
+        network, wrapped = self.network, self._wrapped()
+        graph = crop_by_crop(wrapped.model, network.image, network.output)
+        return Served(graph, (), crop_by_crop=True)
+
+
+def _difference(running: onnxruntime.InferenceSession, crops: Crops, expected: Embeddings) -> str | None:
+    """What is wrong with a serving graph's embeddings of crops in any batch size; None if nothing is."""
+
+    def embed(batch: Crops) -> Embeddings:
+        return running.run([OUTPUT_NAME], {INPUT_NAME: batch})[0]  # type: ignore[no-any-return]
+
+    for size in range(1, len(crops) + 1):
+        embeddings = in_batches(embed, crops, size)
+        if embeddings.shape != expected.shape:
+            return f"{len(crops)} crops give {list(embeddings.shape)}, expected {list(expected.shape)}"
+        difference = float(np.abs(embeddings - expected).max())
+        if not difference <= TOLERANCE:
+            return f"in batches of {size} its embeddings differ from the source's by {difference:.2g}"
+    return None

@@ -1,11 +1,11 @@
-"""An ONNX file: read whole or with a clear error, and its I/O signature."""
+"""An ONNX file: read whole or with a clear error."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import onnx
 import onnx_ir as ir
@@ -13,13 +13,10 @@ from google.protobuf.message import DecodeError, Message
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from onnx_ir.passes import common as passes
 
-from arcface_client.contract import CROP_SIZE, EMBEDDING_DIM
 from arcface_client.runtimes.onnxruntime import RUN_ERRORS
 
-from ..errors import NotArcFaceError, NotOnnxError
+from ..errors import NotOnnxError
 from ..graph.edit import session
-
-_REAL: Final = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 _Part = TypeVar("_Part", bound=Message)
 
@@ -147,33 +144,6 @@ def _checked(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     return model
 
 
-def check_io_signature(model: ir.Model) -> None:
-    """Check that a model takes one 112x112 colour image and gives one embedding of 512 numbers.
-
-    Raises:
-        NotArcFaceError: It does not.
-    """
-    inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
-    outputs = list(model.graph.outputs)
-    if len(inputs) == len(outputs) == 1 and _takes_crops(inputs[0]) and _gives_embeddings(outputs[0]):
-        return
-    raise NotArcFaceError(
-        f"The model takes {_describe(inputs)} and gives {_describe(outputs)}; an ArcFace model takes "
-        f"[N, 3, {CROP_SIZE}, {CROP_SIZE}] of float32, float16 or uint8 and gives [N, {EMBEDDING_DIM}] of "
-        "float32 or float16. Pass the recognition model itself."
-    )
-
-
-def is_size(dim: int | ir.SymbolicDim | None) -> bool:
-    """Whether a dimension is a positive number."""
-    return isinstance(dim, int) and dim > 0
-
-
-def describe_shape(value: ir.Value) -> str:
-    """The declared shape as text: "[N, 3, 112, 112]"."""
-    return "of unknown shape" if value.shape is None else f"[{', '.join(str(dim) for dim in value.shape)}]"
-
-
 def _without_fixable_issues(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy for the checker without the issues that a build fixes and that files in use have."""
     copy = onnx.ModelProto()
@@ -186,27 +156,3 @@ def _without_fixable_issues(model: onnx.ModelProto) -> onnx.ModelProto:
     for value in copy.graph.output:
         value.type.tensor_type.shape.SetInParent()  # neither runtimes nor a build need it
     return copy
-
-
-def _takes_crops(value: ir.Value) -> bool:
-    shapes = ((None, 3, CROP_SIZE, CROP_SIZE), (None, CROP_SIZE, CROP_SIZE, 3))
-    return value.dtype in (*_REAL, ir.DataType.UINT8) and any(_fits(value, shape) for shape in shapes)
-
-
-def _gives_embeddings(value: ir.Value) -> bool:
-    # A file may leave the shape out; then running it shows the shape.
-    return value.dtype in _REAL and (value.shape is None or _fits(value, (None, EMBEDDING_DIM)))
-
-
-def _fits(value: ir.Value, shape: tuple[int | None, ...]) -> bool:
-    """Whether the declared shape has this rank and, where it is a number, these numbers."""
-    dims = list(value.shape or ())
-    return len(dims) == len(shape) and all(
-        not is_size(dim) or want in (None, dim) for dim, want in zip(dims, shape, strict=True)
-    )
-
-
-def _describe(values: list[ir.Value]) -> str:
-    return (
-        " + ".join(f"{value.name!r} {value.dtype} {describe_shape(value)}" for value in values) or "nothing"
-    )

@@ -17,7 +17,7 @@ from arcface_client.runtimes.base import usable_cores
 
 from ..check.crops import face_like, noise, texture
 from .iresnet import CHANNELS, EPSILON, flat_features, model_of, parameter_shapes
-from .preprocessing import PYTORCH
+from .normalisation import PYTORCH
 
 _PRELU_SLOPE = 0.25
 _FACES, _TEXTURES, _NOISES = 90, 40, 8  # crops of the calibration pass

@@ -22,8 +22,7 @@ from arcface_builder.source.load import (
     build_arguments,
     located,
 )
-from arcface_builder.source.preprocessing import Normalisation
-from arcface_builder.source.reference import ReferenceEmbedder
+from arcface_builder.source.normalisation import Normalisation
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from photograph import face_crops
 from support.exports import mxnet_broken, pytorch_pack, small_arcface
@@ -68,7 +67,7 @@ def test_what_is_built_embeds_real_faces_as_the_source_does(source: Path, tmp_pa
 
     crops = face_crops()
     runtime = OnnxRuntime(built.path / "model.onnx")
-    expected = ReferenceEmbedder(OnnxFile(source).load()).embed(crops)
+    expected = OnnxFile(source).load().embed(crops)
     np.testing.assert_allclose(runtime.embed(crops), expected, rtol=0, atol=1e-5)
     assert (built.model, built.version, built.path.name) == ("small_onnx", 1, "1")
 

@@ -17,8 +17,7 @@ from arcface_builder.graph.edit import session
 from arcface_builder.source.checkpoint import read_checkpoint
 from arcface_builder.source.iresnet import BLOCKS
 from arcface_builder.source.load import Checkpoint, OnnxFile
-from arcface_builder.source.preprocessing import PYTORCH
-from arcface_builder.source.reference import ReferenceEmbedder
+from arcface_builder.source.normalisation import PYTORCH
 from photograph import face_crops
 
 torch = pytest.importorskip("torch")
@@ -36,7 +35,7 @@ def test_a_state_dict_gives_pytorchs_embeddings(depth: str, tmp_path: Path) -> N
         raw = network(torch.from_numpy(source.caller.apply(crops))).numpy()
 
     expected = raw / np.linalg.norm(raw, axis=1, keepdims=True)
-    np.testing.assert_allclose(ReferenceEmbedder(source).embed(crops), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(source.embed(crops), expected, rtol=0, atol=1e-5)
     served = source.serving_graph().SerializeToString()
     (embeddings,) = session(served).run(None, {"image": crops})
     np.testing.assert_allclose(embeddings, expected, rtol=0, atol=1e-5)
@@ -123,7 +122,7 @@ def test_the_way_over_onnx_that_the_message_names_works(
     monkeypatch.chdir(tmp_path)
     exec(command, {"torch": torch, "network": network})
 
-    reference = ReferenceEmbedder(OnnxFile(Path("network.onnx")).load())
+    reference = OnnxFile(Path("network.onnx")).load()
     with torch.no_grad():
         raw = network(torch.from_numpy(PYTORCH.apply(face_crops()))).numpy()
     expected = raw / np.linalg.norm(raw, axis=1, keepdims=True)

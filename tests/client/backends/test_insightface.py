@@ -8,7 +8,6 @@ import onnx
 import pytest
 
 from arcface_builder.source.load import OnnxFile
-from arcface_builder.source.reference import ReferenceEmbedder
 from arcface_client.errors import NoCandidateError
 from photograph import face_crops
 from support.exports import constant_reshape, save_for_insightface, small_arcface
@@ -64,7 +63,7 @@ def test_a_reference_that_takes_one_crop_at_a_time_gets_them_so(make: Make, tmp_
         embeddings = embedder.encode(face_crops())
         assert embedder.diagnostics().batch_size == 1
 
-    expected = ReferenceEmbedder(OnnxFile(path).load()).embed(face_crops())
+    expected = OnnxFile(path).load().embed(face_crops())
     np.testing.assert_allclose(embeddings, expected, atol=1e-5)
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from arcface_builder.build import build
 from arcface_builder.source.load import OnnxFile
-from arcface_builder.source.reference import ReferenceEmbedder
 from arcface_client.errors import ManifestError, ModelNotFoundError
 from arcface_client.models.files import file_sha256
 from arcface_client.models.golden import golden_crops
@@ -41,7 +40,7 @@ def test_the_references_are_the_source_models_embeddings_of_the_golden_crops(bui
 
     source = OnnxFile(built / "source-0.onnx").load()
     assert reference is not None
-    np.testing.assert_array_equal(reference.embeddings, ReferenceEmbedder(source).embed(golden_crops()))
+    np.testing.assert_array_equal(reference.embeddings, source.embed(golden_crops()))
     assert reference.space.source_sha256 == file_sha256(built / "source-0.onnx")
     assert reference.space.precision_class == "float"
     assert reference.space.preprocessing == "RGB, mean 127.5, std 127.5"
