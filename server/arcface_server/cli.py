@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from typing import Annotated, Any, TypeAlias
 import typer
 
 from arcface_client.cli.output import check_output, replace_text
-from arcface_client.cli.terminal import DONE, examples, new_app, run
+from arcface_client.cli.terminal import DONE, examples, new_app, run, whole_numbers
 
 from .errors import FlagError
 from .launch import LOCALHOST
@@ -97,13 +96,6 @@ def run_server(
     return DONE
 
 
-def parse_levels(text: str) -> tuple[int, ...]:
-    """Read a list of numbers from 1 up, for example ``1,8,32``; raises typer.BadParameter."""
-    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text, re.ASCII):
-        raise typer.BadParameter(f"{text!r} is not a list of numbers from 1 up; expected for example 1,8,32")
-    return tuple(map(int, text.split(",")))
-
-
 @app.command()
 def perf(
     model: Annotated[str, typer.Option(metavar="NAME", help="Model to measure.")],
@@ -111,10 +103,12 @@ def perf(
     url: Annotated[str, typer.Option(metavar="HOST:PORT", help="gRPC address.")] = "127.0.0.1:8001",
     concurrency: Annotated[
         Any,
-        typer.Option(parser=parse_levels, metavar="N", help="Requests under way at a time, for example 1,8."),
+        typer.Option(
+            parser=whole_numbers, metavar="N", help="Requests under way at a time, for example 1,8."
+        ),
     ] = "1,2,4,8,16",
     batch_size: Annotated[
-        Any, typer.Option(parser=parse_levels, metavar="N", help="Crops in a request, for example 1,8.")
+        Any, typer.Option(parser=whole_numbers, metavar="N", help="Crops in a request, for example 1,8.")
     ] = "1,8,32",
     shared_memory: Annotated[
         SharedMemory,

@@ -1,10 +1,10 @@
-"""``arcface-client``: embed image files, look at a server, compare its models."""
+"""``arcface-client``: embed image files, look at a server, compare and measure models."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import compare, embed, status
+from . import benchmark, compare, embed, status
 from .terminal import examples, new_app, run
 
 app = new_app(
@@ -14,11 +14,13 @@ app = new_app(
         "arcface-client status --url localhost:8001",
         "arcface-client embed crops/ --output embeddings.npz",
         "arcface-client compare arcface_r100_onnx arcface_r100_trt --report out.html",
+        "arcface-client benchmark triton --against onnxruntime",
     ),
 )
 app.command(epilog=embed.EPILOG)(embed.embed)
 app.command(epilog=status.EPILOG)(status.status)
 app.command(epilog=compare.EPILOG)(compare.compare)
+app.command(epilog=benchmark.EPILOG)(benchmark.benchmark)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
@@ -235,3 +236,10 @@ def utf8_path(text: str) -> Path:
     except UnicodeEncodeError as error:
         raise typer.BadParameter(f"{text!a} is not UTF-8; give another name.") from error
     return Path(text)
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """Read a list of numbers from 1 up, for example ``1,8,32``; raises typer.BadParameter."""
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text, re.ASCII):
+        raise typer.BadParameter(f"{text!r} is not a list of numbers from 1 up; expected for example 1,8,32")
+    return tuple(map(int, text.split(",")))

@@ -1,0 +1,186 @@
+"""``arcface-client benchmark``: how fast does each way to embed run on this machine?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from . import connection
+from .terminal import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    examples,
+    print_json,
+    print_table,
+    progress,
+    say,
+    whole_numbers,
+)
+
+if TYPE_CHECKING:
+    from ..evaluation.benchmark import Benchmark, Figure, Spread
+
+EPILOG: Final = examples(
+    "arcface-client benchmark onnxruntime --name arcface_r50",
+    "arcface-client benchmark triton --name arcface_r50 --against onnxruntime --against insightface",
+    "arcface-client benchmark arcface_r50_trt:2 --against arcface_r50_trt:1 --plot speed.svg --json",
+    exit_codes="0 measured, 1 failed or fell back, 2 wrong usage, 130 interrupted: the rest is kept",
+)
+
+
+def benchmark(
+    context: typer.Context,
+    system: Annotated[
+        str | None,
+        typer.Argument(
+            help="What to measure: a backend (insightface, onnxruntime, tensorrt, triton), a model of the "
+            "server (NAME or NAME:VERSION), or an ONNX file (default: embedding.backend)."
+        ),
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SYSTEM", help="Measure this one in turns with it; may be repeated."),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name of the models of the backends, for example arcface_r50 (embedding.model)."),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="What the backend insightface runs (embedding.source)."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Device of backends in this process: cpu, cuda, cuda:N or auto.")
+    ] = None,
+    batch_size: Annotated[
+        Any,
+        typer.Option(
+            parser=whole_numbers,
+            metavar="N",
+            help="Crops in a call; a list such as 1,8,32 (default: 1 doubled up to the largest batch).",
+        ),
+    ] = None,
+    clients: Annotated[
+        int, typer.Option(min=1, help="Callers at a time, each with one call after the other.")
+    ] = 1,
+    turns: Annotated[int, typer.Option(min=1, help="Turns of each system at each batch size.")] = 10,
+    turn_s: Annotated[
+        float, typer.Option("--turn-s", min=0, help="Seconds of a turn; it has one call at least.")
+    ] = 0.5,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the figures as JSON too.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw throughput against latency: .svg, .png or .pdf."),
+    ] = None,
+    url: connection.Url = None,
+    timeout_s: connection.Timeout = None,
+    config: connection.Config = None,
+    root_certificates: connection.RootCertificates = None,
+    private_key: connection.PrivateKey = None,
+    certificate_chain: connection.CertificateChain = None,
+) -> int:
+    """Measure how fast face crops are embedded, batch size by batch size.
+
+    Each system runs in a process of its own. With --against, the systems take turns, and each turn is
+    compared with the first system's turn beside it, so that a slow moment of the machine affects both.
+    """
+    from ..evaluation import benchmark as measuring  # brings gRPC, for which `--help` need not wait
+    from .output import check_output, replace_text, replacing
+
+    for path in filter(None, (output, plot)):
+        check_output(path)
+    if plot is not None:
+        from ..evaluation.benchmark_plot import check_plot, save_plot
+
+        check_plot(plot)
+    flags = {"embedding.model": name, "embedding.source": source, "embedding.device": device}
+    settings = connection.settings_of(context, **flags)
+    options = measuring.Options(
+        systems=[system or settings.embedding.backend, *(against or [])],
+        batch_sizes=batch_size or (),
+        clients=clients,
+        turns=turns,
+        turn_s=turn_s,
+        command=str(context.obj),
+    )
+    with progress("benchmark") as shown:
+        result = measuring.benchmark(options, settings, shown)
+    if output is not None:
+        replace_text(output, json.dumps(result.to_dict(), indent=2) + "\n")
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        _print(result)
+    if plot is not None:
+        with replacing(plot) as file:
+            save_plot(file, plot.suffix, result.to_dict()["systems"])
+    return _conclude(result)
+
+
+def _print(result: Benchmark) -> None:
+    print_table(
+        ("system", "served by", "start s", "host MiB", "GPU MiB", "drift"),
+        [
+            (
+                system.name,
+                "; ".join(system.served_by),
+                f"{system.start_s:.2f}",
+                f"{system.host_mb:,.0f}",
+                None if system.vram_mb is None else f"{system.vram_mb:,.0f}",
+                None if system.drift is None else f"{system.drift:.1e}",
+            )
+            for system in result.systems
+        ],
+    )
+    print()
+    several = len(result.systems) > 1
+    columns = ["system", "batch", "faces/s", "", "p50 ms", "p95 ms", "p99 ms", "calls"]
+    if several:
+        columns += [f"against {result.systems[0].name}", ""]
+    rows = sorted(
+        ((system.name, figure) for system in result.systems for figure in system.figures),
+        key=lambda row: row[1].batch_size,
+    )
+    print_table(columns, [_row(name, figure, several) for name, figure in rows])
+
+
+def _row(name: str, figure: Figure, several: bool) -> list[str]:
+    times = [f"{value:.2f}" for value in (figure.p50_ms, figure.p95_ms, figure.p99_ms)]
+    row = [name, str(figure.batch_size), *_cells(figure.fps, ".1f"), *times, str(figure.calls)]
+    if several:
+        row += ["", ""] if figure.ratio is None else _cells(figure.ratio, ".3f", "x")
+    return row
+
+
+def _cells(spread: Spread, form: str, unit: str = "") -> list[str]:
+    noisy = " *" if spread.noisy else ""
+    return [f"{spread.median:{form}}{unit}{noisy}", f"({spread.low:{form}} to {spread.high:{form}})"]
+
+
+def _conclude(result: Benchmark) -> int:
+    """Say what is wrong with the figures, and give the exit code."""
+    from ..evaluation.benchmark import INTERRUPTED as BY_THE_USER
+    from ..evaluation.benchmark import NOISY
+
+    if result.noisy:
+        say(
+            "* The machine was too noisy to tell: the middle half of the turns, in brackets, spreads by more "
+            f"than {NOISY:.0%}, or there are too few turns. Measure on a quieter machine, or with a larger "
+            "--turn-s or --turns."
+        )
+    for system in result.systems:
+        if system.fell_back:
+            served_by, why = "; ".join(system.served_by), "; ".join(system.not_by)
+            say(f"{system.name} fell back: {served_by} embedded, because of {why}", style="red")
+    if result.stopped is not None:
+        say(f"Not everything was measured: {result.stopped}", style="red")
+    if result.stopped == BY_THE_USER:
+        return INTERRUPTED
+    return FAILED if result.stopped or result.fell_back else DONE
