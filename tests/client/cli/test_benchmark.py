@@ -104,7 +104,7 @@ def test_a_benchmark_that_fell_back_says_so_and_fails(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nope_onnx"], "the server does not have it (no such model)"),
+        (["nope_onnx"], "There is no nope_onnx at"),
         (["tiny_onnx", "--batch-size", "1,64"], "takes at most 32 crops in a batch, and a batch size is 64"),
         (["broken_onnx"], "broken_onnx"),
         (["missing.onnx"], "missing.onnx"),
