@@ -125,7 +125,7 @@ def test_a_missing_server_or_model_is_one_line(
     server: LocalTriton, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["perf", "--model", "nope", "--url", server.grpc_url]) == 1
-    assert "no model nope" in capsys.readouterr().err
+    assert "There is no nope at" in capsys.readouterr().err
     assert main(["perf", "--model", "nope", "--url", "127.0.0.1:1"]) == 1
     error = capsys.readouterr().err
     assert "No Triton server is ready at 127.0.0.1:1" in error
