@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from arcface_client.contract import INPUT_SPEC, Progress, no_progress, output_spec
+from arcface_client.contract import Progress, no_progress
 from arcface_client.models.golden import golden_crops, golden_sha256, recognises_nobody, to_text
 from arcface_client.models.manifest import (
     MODEL_FILE,
@@ -20,12 +20,13 @@ from arcface_client.models.manifest import (
     ModelParity,
     Preprocessing,
     SourceInfo,
+    contract_of,
 )
 from arcface_client.models.naming import onnx_model
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 
 from .check.accuracy import check_onnx_model
-from .repository.config import ServingOptions, config_text, onnx_config
+from .repository.config import CONFIG_FILE, ServingOptions, check_width, config_text, onnx_config
 from .repository.publish import ModelRepository, check_name, tool_versions
 from .source.load import Source, build_arguments
 
@@ -87,6 +88,8 @@ def build(
     for warning in loaded.warnings:
         _log.warning("%s: %s", origin.name, warning)
     golden = loaded.embed(golden_crops())
+    dim = golden.shape[1]
+    check_width(target.root / model / CONFIG_FILE, dim)
     alike = recognises_nobody(golden)
     if alike and not origin.synthetic:
         _log.warning("%s: %s", origin.name, alike)
@@ -125,19 +128,14 @@ def build(
             compared_with=loaded.runs,
             parity=ModelParity(**asdict(accuracy)),
             golden=Golden(crops_sha256=golden_sha256(), embeddings=to_text(golden)),
+            contract=contract_of(dim),
             rebuild_command=_command(source, name, repository, options),
-            contract={
-                "input": INPUT_SPEC,
-                "output": output_spec(golden.shape[1]),
-                "channels": "BGR",
-                "length": 1,
-            },
             tools=tool_versions(),
         )
         version = target.publish(
             model,
             staged,
-            config=config_text(onnx_config(model, serving)),
+            config=config_text(onnx_config(model, serving, dim)),
             keep_config=options is None,
             manifest=lambda version: replace(draft, version=version).to_json(),
         )

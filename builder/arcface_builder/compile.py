@@ -120,7 +120,13 @@ def compile_plan(
     # The refusals belong to this repository: the store may have the plan because it was asked for by itself.
     manifest = replace(plan.manifest, refusals=tuple(refusals) or plan.manifest.refusals)
     plan = replace(plan, manifest=manifest)
-    (added,) = add_plans(repository, [plan], version=onnx.version, instances=instances)
+    (added,) = add_plans(
+        repository,
+        [plan],
+        version=onnx.version,
+        embedding_dim=onnx.manifest.embedding_dim,
+        instances=instances,
+    )
     return replace(added, from_store=from_store)
 
 

@@ -71,7 +71,13 @@ def assemble(
         missing[version] = [sm for sm, key in found.items() if key is None]
         if not missing[version]:
             plans = [_take(key, store, repository, onnx.version) for key in found.values() if key]
-            return add_plans(repository, plans, version=onnx.version, instances=instances)
+            return add_plans(
+                repository,
+                plans,
+                version=onnx.version,
+                embedding_dim=onnx.manifest.embedding_dim,
+                instances=instances,
+            )
     best = min(missing, key=lambda version: len(missing[version]), default=None)
     lacking = missing[best] if best else [sm_of(capability) for capability in capabilities]
     raise CompileError(

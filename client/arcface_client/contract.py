@@ -43,8 +43,6 @@ TensorSpec = tuple[str, str, tuple[int, ...]]
 """Name, Triton data type and dimensions of a tensor, without the batch dimension."""
 
 INPUT_SPEC: Final[TensorSpec] = (INPUT_NAME, "UINT8", CROP_SHAPE)
-OUTPUT_SPEC: Final[TensorSpec] = (OUTPUT_NAME, "FP32", (EMBEDDING_DIM,))
-"""The output of ArcFace's own networks; see ``output_spec`` for others."""
 
 
 def no_progress(stage: str, done: float | None) -> None:

@@ -109,7 +109,7 @@ class ReferenceEmbeddings:
 
     Attributes:
         crops: uint8 [N, 112, 112, 3].
-        embeddings: float32 [N, 512], unit rows.
+        embeddings: float32 [N, D], unit rows.
         controls: Largest drift that each perturbation causes in the served ONNX model.
         computed_by: What computed the embeddings, for the report.
         max_drift_cosine: The largest drift that is allowed.
@@ -236,7 +236,7 @@ def _controls(
     Args:
         served: The served ONNX model.
         crops: uint8 [N, 112, 112, 3]; some of them are used.
-        reference: Their reference embeddings, float32 [N, 512].
+        reference: Their reference embeddings, float32 [N, D].
         another: Another model, for one more control.
 
     Returns:

@@ -73,20 +73,22 @@ class ServingOptions:
         ]
 
 
-def onnx_config(model: str, options: ServingOptions) -> Any:
+def onnx_config(model: str, options: ServingOptions, embedding_dim: int = EMBEDDING_DIM) -> Any:
     """Make the complete configuration of an ONNX Runtime model, with nothing left to auto-completion.
 
     Args:
         model: Name of the model, which is the name of its folder.
         options: The operator's choices.
+        embedding_dim: Numbers in an embedding.
 
     Returns:
         A ``model_config_pb2.ModelConfig``.
     """
-    config = _config_of(model, platform="onnxruntime_onnx", backend="onnxruntime")
+    config = _config_of(model, embedding_dim, platform="onnxruntime_onnx", backend="onnxruntime")
     config.default_model_filename = MODEL_FILE
-    config.max_batch_size = options.max_batch_size
-    config.dynamic_batching.max_queue_delay_microseconds = options.max_queue_delay_us
+    _set_batches(config, options.max_batch_size)
+    if options.max_batch_size > 1:
+        config.dynamic_batching.max_queue_delay_microseconds = options.max_queue_delay_us
     config.instance_group.add(name=options.device, kind=_KINDS[options.device], count=options.instances)
     config.version_policy.latest.num_versions = VERSIONS_SERVED
     config.parameters["intra_op_thread_count"].string_value = str(options.intra_op_threads)
@@ -100,6 +102,7 @@ def plan_config(
     versions: Sequence[int],
     max_batch_size: int,
     profiles: int,
+    embedding_dim: int = EMBEDDING_DIM,
     instances: int | None = None,
     old: Any | None = None,
 ) -> Any:
@@ -115,6 +118,7 @@ def plan_config(
         max_batch_size: Largest batch that all their plans take.
         profiles: Optimisation profiles that all plans have; Triton takes the one whose tuned batch is
             nearest.
+        embedding_dim: Numbers in an embedding.
         instances: Copies on each GPU; None keeps the number of the old configuration, or is 2.
         old: The present configuration, if there is one. What does not follow from the plans stays as the
             operator left it.
@@ -123,8 +127,9 @@ def plan_config(
         A ``model_config_pb2.ModelConfig``.
     """
     config = model_config_pb2.ModelConfig()
-    config.CopyFrom(_plan_defaults(model) if old is None else old)
-    config.max_batch_size = max_batch_size
+    config.CopyFrom(_plan_defaults(model, embedding_dim) if old is None else old)
+    config.output[0].dims[:] = [embedding_dim]
+    _set_batches(config, max_batch_size)
     config.cc_model_filenames.clear()
     config.cc_model_filenames.update(filenames)
     config.version_policy.specific.versions[:] = sorted(versions)
@@ -132,10 +137,24 @@ def plan_config(
         group.profile[:] = map(str, range(profiles))
         if instances is not None:
             group.count = instances
-    for warmup in config.model_warmup:
-        if warmup.name == _FULL_BATCH:
-            warmup.batch_size = max_batch_size
     return config
+
+
+def check_width(path: Path, embedding_dim: int) -> None:
+    """Refuse a version whose embeddings have another width than the model's ``config.pbtxt`` says.
+
+    Raises:
+        RepositoryError: They have, or Triton could not read the file.
+    """
+    config = read_config(path)
+    if config is None:
+        return
+    for output in config.output:
+        if list(output.dims) != [embedding_dim]:
+            raise RepositoryError(
+                f"The embeddings of {config.name} have {output.dims[0]} numbers, and those of this source "
+                f"{embedding_dim}: galleries of both cannot be compared. Build it with another --name."
+            )
 
 
 def config_text(config: Any) -> str:
@@ -172,23 +191,34 @@ def check_range(name: str, value: int, low: int, high: int) -> None:
         raise OptionError(f"{name} is {value}; expected {low} to {high}.")
 
 
-def _config_of(model: str, *, platform: str, backend: str) -> Any:
+def _set_batches(config: Any, largest: int) -> None:
+    """Set the largest batch; with batches of one there is nothing to merge, and Triton does not try."""
+    config.max_batch_size = largest
+    if largest == 1:
+        config.ClearField("dynamic_batching")
+    elif config.WhichOneof("scheduling_choice") is None:
+        # The message switches batching on, even with a delay of 0.
+        config.dynamic_batching.max_queue_delay_microseconds = 0
+    for warmup in config.model_warmup:
+        if warmup.name == _FULL_BATCH:
+            warmup.batch_size = largest
+
+
+def _config_of(model: str, embedding_dim: int, *, platform: str, backend: str) -> Any:
     """What the configurations of all models have in common."""
     pb = model_config_pb2
     config = pb.ModelConfig(name=model, platform=platform, backend=backend)
     config.input.add(name=INPUT_NAME, data_type=pb.TYPE_UINT8, dims=CROP_SHAPE)
-    config.output.add(name=OUTPUT_NAME, data_type=pb.TYPE_FP32, dims=[EMBEDDING_DIM])
-    # The message switches batching on, even with a delay of 0.
-    config.dynamic_batching.max_queue_delay_microseconds = 0
+    config.output.add(name=OUTPUT_NAME, data_type=pb.TYPE_FP32, dims=[embedding_dim])
     # A model becomes ready only after it has embedded one crop: the first caller does not wait for memory and
     # kernels to be set up, and a model that loads but cannot run is not offered.
     _add_warmup(config, "one_crop")
     return config
 
 
-def _plan_defaults(model: str) -> Any:
+def _plan_defaults(model: str, embedding_dim: int) -> Any:
     """What does not follow from the plans."""
-    config = _config_of(model, platform="tensorrt_plan", backend="tensorrt")
+    config = _config_of(model, embedding_dim, platform="tensorrt_plan", backend="tensorrt")
     config.instance_group.add(name="gpu", kind="KIND_GPU", count=DEFAULT_PLAN_INSTANCES)
     # A CUDA graph is recorded for batch 1 and for the largest; other sizes run without. The largest does not
     # fit the profile for small batches: Triton logs that at each start, and serves.

@@ -24,6 +24,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from arcface_client.contract import EMBEDDING_DIM
 from arcface_client.models.files import sha256_of
 from arcface_client.models.manifest import PlanKey, PlanManifest, manifest_path, plan_manifest_paths
 from arcface_client.models.naming import plan_model
@@ -124,7 +125,12 @@ def check_free(repository: ModelRepository, key: PlanKey, version: int) -> None:
 
 
 def add_plans(
-    repository: ModelRepository, stored: Sequence[StoredPlan], *, version: int, instances: int | None = None
+    repository: ModelRepository,
+    stored: Sequence[StoredPlan],
+    *,
+    version: int,
+    embedding_dim: int = EMBEDDING_DIM,
+    instances: int | None = None,
 ) -> list[AddedPlan]:
     """Add stored plans of one model to a version of ``{name}_trt``: all of them, or none.
 
@@ -132,6 +138,7 @@ def add_plans(
         repository: The model repository.
         stored: Plans from the store, each for another architecture.
         version: The ONNX sibling's version that they were built from.
+        embedding_dim: Numbers in an embedding of that version.
         instances: Copies that Triton runs side by side on each GPU; None keeps the present number, or is 2.
 
     Raises:
@@ -170,6 +177,7 @@ def add_plans(
                 versions=served,
                 max_batch_size=min(key.max_batch_size for key in keys),
                 profiles=min(key.profiles for key in keys),
+                embedding_dim=embedding_dim,
                 instances=instances,
                 old=old,
             )

@@ -18,7 +18,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 from typing_extensions import Self
 
-from ..contract import Embeddings
+from ..contract import EMBEDDING_DIM, INPUT_SPEC, Embeddings, output_spec
 from ..errors import DeploymentError
 from .embedding_space import PRECISIONS, EmbeddingSpace, PrecisionClass, describe_preprocessing
 from .golden import from_text, golden_sha256
@@ -143,6 +143,11 @@ class Golden:
         return text
 
 
+def contract_of(dim: int) -> dict[str, Any]:
+    """The tensors of a model whose embeddings have ``dim`` numbers, as its manifest has them."""
+    return {"input": INPUT_SPEC, "output": output_spec(dim), "channels": "BGR", "length": 1}
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ModelManifest(ManifestFile):
     """The manifest of a version of an ONNX model.
@@ -179,9 +184,14 @@ class ModelManifest(ManifestFile):
     parity: ModelParity
     golden: Golden
     rebuild_command: str
-    contract: Mapping[str, Any] = Field(default_factory=dict)
+    contract: Mapping[str, Any] = Field(default_factory=lambda: contract_of(EMBEDDING_DIM))
     tools: Mapping[str, str] = Field(default_factory=dict)
     schema_version: Literal[1] = 1
+
+    @property
+    def embedding_dim(self) -> int:
+        """D, how many numbers an embedding has."""
+        return int(self.contract["output"][2][0])
 
     @cached_property
     def golden_embeddings(self) -> Embeddings | None:

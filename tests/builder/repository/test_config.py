@@ -7,8 +7,14 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from arcface_builder.errors import OptionError
-from arcface_builder.repository.config import ServingOptions, config_text, onnx_config, plan_config
+from arcface_builder.errors import OptionError, RepositoryError
+from arcface_builder.repository.config import (
+    ServingOptions,
+    check_width,
+    config_text,
+    onnx_config,
+    plan_config,
+)
 
 ONNX = onnx_config("arcface_r100_onnx", ServingOptions())
 PLANS = plan_config(
@@ -40,6 +46,38 @@ def test_the_operators_choices_are_in_the_configuration() -> None:
     assert config.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
     assert config.instance_group[0].count == 2
     assert config.parameters["intra_op_thread_count"].string_value == "4"
+
+
+def test_a_model_that_takes_one_crop_at_a_time_has_nothing_to_merge() -> None:
+    of_plans: dict[str, Any] = {"filenames": {"8.0": "m-fp16-sm80.plan"}, "versions": [1], "profiles": 1}
+    onnx = onnx_config("m_onnx", ServingOptions(max_batch_size=1))
+    plans = plan_config("m_trt", max_batch_size=1, **of_plans)
+
+    for config in (onnx, plans):
+        assert config.max_batch_size == 1
+        assert config.WhichOneof("scheduling_choice") is None
+        assert {warmup.batch_size for warmup in config.model_warmup} == {1}
+    larger = plan_config("m_trt", max_batch_size=8, old=plans, **of_plans)
+    assert larger.WhichOneof("scheduling_choice") == "dynamic_batching"
+    assert sorted(warmup.batch_size for warmup in larger.model_warmup) == [1, 8]
+
+
+def test_the_width_of_an_embedding_is_the_networks_own(tmp_path: Path) -> None:
+    onnx = onnx_config("m_onnx", ServingOptions(), 128)
+    plans = plan_config(
+        "m_trt",
+        filenames={"8.0": "m-fp16-sm80.plan"},
+        versions=[1],
+        max_batch_size=8,
+        profiles=1,
+        embedding_dim=128,
+    )
+
+    assert [list(config.output[0].dims) for config in (onnx, plans)] == [[128], [128]]
+    (tmp_path / "config.pbtxt").write_text(config_text(onnx))
+    check_width(tmp_path / "config.pbtxt", 128)
+    with pytest.raises(RepositoryError, match=r"m_onnx have 128 numbers, .* 512: .* another --name"):
+        check_width(tmp_path / "config.pbtxt", 512)
 
 
 @pytest.mark.parametrize(
