@@ -100,16 +100,6 @@ def check_shape(model: str, shape: tuple[int, ...] | None, count: int, dim: int 
         raise ServerError(f"{model} answered with shape {shape}; expected {wanted}.")
 
 
-def check_finite(model: str, embeddings: Embeddings) -> None:
-    """Check the values of a model's embeddings.
-
-    Raises:
-        ServerError: A value is NaN or infinite.
-    """
-    if not np.isfinite(embeddings).all():
-        raise ServerError(f"{model} answered with NaN or infinite values; compare the model with its source.")
-
-
 def _describe(specs: Sequence[TensorSpec]) -> str:
     texts = [f"{name} {datatype}[{', '.join(['N', *map(str, shape)])}]" for name, datatype, shape in specs]
     return " + ".join(texts) or "none"

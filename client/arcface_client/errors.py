@@ -21,6 +21,8 @@
     │   │   └── ManifestSchemaError      another version of this project wrote it
     │   ├── MissingExtraError            an optional dependency is not installed
     │   ├── CudaError                    no GPU, a driver that is too old, or no GPU memory left
+    │   ├── AccessError                  the server, or a gateway before it, wants another token or key
+    │   ├── RequestTooLargeError         the server, or a proxy before it, takes no request of this size
     │   ├── ModelNotFoundError           the server or the model repository lacks the model or version
     │   ├── ModelNotReadyError           the server could not load the model
     │   ├── ContractError                a model's tensors differ from the contract's
@@ -28,6 +30,7 @@
     │   ├── OtherEmbeddingSpaceError     a model's embeddings are not comparable with the others'
     │   ├── NoCandidateError             every candidate was refused
     │   └── ServerError                  the server failed on a valid request
+    │       └── NotFiniteError           the embeddings of some crops are NaN or infinite; it holds the others
     └── CallCancelledError               nothing to do: the caller cancelled the call
 
 ``arcface_builder.errors`` and ``arcface_server.errors`` add their own errors below ``ArcFaceError``, each in
@@ -38,9 +41,13 @@ and what to do next.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 Error = TypeVar("Error", bound=BaseException)
 
@@ -117,6 +124,14 @@ class CudaError(DeploymentError):
     """A CUDA call failed: no GPU, a driver that is too old, or no GPU memory left."""
 
 
+class AccessError(DeploymentError):
+    """The server, or a gateway before it, wants a token or key that was not given, or another one."""
+
+
+class RequestTooLargeError(DeploymentError):
+    """The server, or a proxy before it, takes no request of this size."""
+
+
 class ModelNotFoundError(DeploymentError):
     """The server or the model repository lacks the model or version."""
 
@@ -147,6 +162,20 @@ class OtherEmbeddingSpaceError(DeploymentError):
 
 class ServerError(DeploymentError):
     """The server failed on a valid request."""
+
+
+class NotFiniteError(ServerError):
+    """The embeddings of some crops are NaN or infinite.
+
+    Attributes:
+        positions: Which crops, counted from 0 in what was passed in.
+        embeddings: float32 [N, D]: right for all other crops, NaN for these.
+    """
+
+    def __init__(self, message: str, positions: Sequence[int], embeddings: npt.NDArray[np.float32]) -> None:
+        super().__init__(message)
+        self.positions = tuple(positions)
+        self.embeddings = embeddings
 
 
 class NoCandidateNowError(TransientError):

@@ -85,6 +85,7 @@ class EmbeddingBackend(ABC):
             InputError: The crops, or the backend (closed), cannot be used.
             TransientError: No candidate could serve in time.
             DeploymentError: No candidate can serve before something is fixed.
+            NotFiniteError: The embeddings of some crops are NaN on every replica; the error holds the others.
         """
         request = EmbedRequest(as_batch(crops, color=color), Deadline(timeout_s))
         served = self.run(request)

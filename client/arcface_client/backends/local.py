@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from ..contract import INPUT_NAME, Embeddings, check_finite, check_shape
+from ..contract import INPUT_NAME, Embeddings, check_shape
 from ..errors import DeploymentError, MissingExtraError, ModelLoadingError, require
 from ..failover.replica import Origin
 from ..models.embedding_space import EmbeddingSpace
@@ -65,6 +65,7 @@ class LocalModel:
         Raises:
             TransientError: The time is up, or the model was freed.
             DeploymentError: The model does not run, or its output is not a batch of embeddings.
+            NotFiniteError: The embeddings of some crops are NaN; all others are in the request.
         """
         with self._in_use():
             if self._dim is not None:
@@ -79,9 +80,9 @@ class LocalModel:
                     self._crop_s = (time.perf_counter() - started) / size
                     check_shape(self.source.model, embeddings.shape, size, self._dim)
                     self._dim = embeddings.shape[1]
-                    check_finite(self.source.model, embeddings)
                     request.fill(rows, embeddings)
                     start = rows.stop
+            request.check_finite(self.source.model)
 
     def embed_golden(self, deadline: Deadline) -> Embeddings:
         """Embed the golden crops."""

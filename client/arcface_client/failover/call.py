@@ -16,6 +16,7 @@ from ..errors import (
     ModelLoadingError,
     NoCandidateError,
     NoCandidateNowError,
+    NotFiniteError,
     ServerBusyError,
     ServerError,
     TransientError,
@@ -89,6 +90,7 @@ class Call:
             DeadlineExceededError: The call's time is up.
             NoCandidateNowError: No replica serves, but trying again may help.
             NoCandidateError: No replica can serve before something is fixed.
+            NotFiniteError: Only crops are missing whose embeddings are NaN.
         """
         try:
             found = self._again or self._next()
@@ -151,6 +153,9 @@ class Call:
     def _wait(self) -> None:
         """Wait before all replicas are tried again."""
         self._pause(0.0)  # raises if the embedder was closed meanwhile
+        not_finite = [name for name, error in self._failures.items() if isinstance(error, NotFiniteError)]
+        if not_finite:  # they embedded all other crops, and would give the same again
+            self._request.check_finite(" and ".join(not_finite))
         reasons = self._reasons()
         if time.monotonic() - self._moved_at + self._wait_s > self._patience(reasons):
             raise no_candidate(reasons)
@@ -165,7 +170,9 @@ class Call:
         self._failures[replica.name] = error
         self._metrics.fell_back(type(error).__name__)
         self._pool.left_a_call(replica, error)
-        if isinstance(error, ServerError) or replica.is_local:
+        if isinstance(error, NotFiniteError):
+            pass  # one crop's embedding says nothing of the others; the golden check does
+        elif isinstance(error, ServerError) or replica.is_local:
             # The crops may be at fault; if another replica serves them, they are not.
             self._suspects.append((replica, error))
         elif not isinstance(error, ServerBusyError):

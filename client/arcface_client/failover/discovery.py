@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from ..errors import ArcFaceError, ConfigError, ModelNotFoundError
+from ..errors import AccessError, ArcFaceError, ConfigError, ModelNotFoundError
 from ..models.naming import onnx_model, plan_model
-from ..triton.status import ModelStatus, Target, model_error
+from ..triton.status import Reply, Target, model_error
 
 _PIN: Final = re.compile(r"(?P<model>[^\s:]+)(?::(?P<version>[1-9]\d*))?")
 
@@ -77,25 +76,28 @@ class Wanted:
         preference = self.preference(candidate)
         return preference if self.pins else (preference[1], preference[0], preference[2])
 
-    def sight(self, url: str, models: Sequence[ModelStatus] | None) -> dict[Target, ArcFaceError | None]:
+    def sight(self, url: str, reply: Reply) -> dict[Target, ArcFaceError | None]:
         """Find the candidates of a server.
 
         Args:
             url: The server.
-            models: What it lists; None when it does not tell, so that only pins can be used.
+            reply: Its models; where it does not list them, only pins can be used.
 
         Returns:
             Why each candidate is not ready; None when it is.
 
         Raises:
             ModelNotFoundError: It has none of the models.
+            AccessError: It does not list its models, and there are no pins.
         """
+        models = reply.models
         pinned = {pin: Target(url, pin.model, pin.version) for pin in self.pins}
         if models is None:
             if not self.pins:
-                raise ModelNotFoundError(
-                    "the server does not list its models (a restricted protocol); name them as candidates, "
-                    f"for example {self._models[0]}"
+                raise AccessError(
+                    f"the server does not list its models ({reply.problem}); give the token or key that it "
+                    "wants, as triton.token_file or triton.metadata, or name them as candidates, for example "
+                    f"{self._models[0]}"
                 )
             return dict.fromkeys(pinned.values())
         listed = {Target(url, model.name, model.version): model.problem for model in models}

@@ -192,7 +192,7 @@ def _tick(health: weakref.ref[Health], ended: threading.Event, intervals: Interv
         if alive is None:
             return
         now = time.monotonic()
-        with suppress(ClientClosedError):
+        with suppress(ArcFaceError):  # closed meanwhile, or the token's file is gone
             if now >= round_at:
                 round_at = now + intervals.recheck_s
                 alive.recheck()

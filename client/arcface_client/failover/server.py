@@ -45,7 +45,7 @@ class Server:
 
         self.url = url
         # Without gRPC's own retries: meanwhile the next replica could have answered.
-        self.connection = Connection(url, limits.tls, retries=False)
+        self.connection = Connection(url, limits, retries=False)
         self._wanted = wanted
         self._records = records
         self._limits = limits
@@ -63,7 +63,7 @@ class Server:
         asked_at = time.monotonic()
         answer = self.connection.ask(timeout_s)
         if answer.answers:
-            found = self._wanted.sight(self.url, answer.models)
+            found = self._wanted.sight(self.url, answer)
             return [(self._replica(target), problem) for target, problem in found.items()]
         if self.connection.answered_since(asked_at):
             return None

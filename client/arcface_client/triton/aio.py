@@ -12,8 +12,9 @@ from typing import Any
 
 from ..contract import Crops, Embeddings
 from ..crops import Color, CropsLike, as_batch
+from ..errors import RequestTooLargeError
 from .client import Call, ModelClient
-from .embed_request import Deadline, EmbedRequest
+from .embed_request import Deadline, EmbedRequest, check_rows
 from .protocol import Answer, Shape, batches, pinned
 from .status import ServerStatus
 
@@ -36,18 +37,22 @@ class AsyncEmbeddingClient(ModelClient):
         request = EmbedRequest(as_batch(crops, color=color), Deadline(timeout_s))
         shape = await self._model(request.deadline)
         request.set_width(shape.dim)
-        parts = request.parts(shape.batch)
+        parts = request.parts(min(shape.batch, self._connection.crops_of_a_request))
         done = iter(parts)
-        async for embeddings in self._pipeline((request.crops[part] for part in parts), request.deadline):
+        async for embeddings in self._in_order((request.crops[part] for part in parts), request.deadline):
             request.fill(next(done), embeddings)
+        request.check_finite(str(self._target))
         return request.embeddings
 
     async def stream(self, crops: Iterable[Any], *, color: Color = "bgr") -> AsyncIterator[Embeddings]:
         """Embed crops as they come; see ``EmbeddingClient.stream``."""
         deadline = Deadline(None)
         shape = await self._model(deadline)
-        arrays = (as_batch(batch, color=color) for batch in batches(crops, shape.batch))
-        async for embeddings in self._pipeline(arrays, deadline):
+        size, done = min(shape.batch, self._connection.crops_of_a_request), 0
+        arrays = (as_batch(batch, color=color) for batch in batches(crops, size))
+        async for embeddings in self._in_order(arrays, deadline):
+            check_rows(str(self._target), embeddings, done)
+            done += len(embeddings)
             yield embeddings
 
     async def ensure_ready(self, *, timeout_s: float | None = None) -> None:
@@ -74,7 +79,7 @@ class AsyncEmbeddingClient(ModelClient):
         shape = self._shape
         return await asyncio.to_thread(self._ask_shape, deadline) if shape is None else shape
 
-    async def _pipeline(self, arrays: Iterable[Crops], deadline: Deadline) -> AsyncIterator[Embeddings]:
+    async def _in_order(self, arrays: Iterable[Crops], deadline: Deadline) -> AsyncIterator[Embeddings]:
         """Send batches, a few at a time, and yield their embeddings in order."""
         under_way: deque[Call] = deque()
         source, target = iter(arrays), self._target
@@ -89,7 +94,7 @@ class AsyncEmbeddingClient(ModelClient):
                 yield answer.embeddings
         finally:
             for call in under_way:
-                call.handle.cancel()
+                call.cancel()
 
     async def _answer(self, call: Call) -> Answer:
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
@@ -102,9 +107,15 @@ class AsyncEmbeddingClient(ModelClient):
         try:
             await ended.wait()
         except asyncio.CancelledError:
-            call.handle.cancel()
+            call.cancel()
             raise
         if call.result.exception() is None:
             return self._wait(call)
-        # To explain an error, the server is asked for its models.
-        return await asyncio.to_thread(self._wait, call)
+        return await asyncio.to_thread(self._explain, call)
+
+    def _explain(self, call: Call) -> Answer:
+        """Raise the error of a call, or embed its crops in smaller requests; the server is asked for both."""
+        try:
+            return self._wait(call)
+        except RequestTooLargeError as error:
+            return self._in_parts(call, error)

@@ -13,7 +13,7 @@ from tritonclient.utils import InferenceServerException
 
 from ..errors import ArcFaceError, ConfigError, ServerUnavailableError
 from .fork_guard import ForkGuard
-from .limits import Tls
+from .limits import RequestLimits, Tls
 from .status import PROBE_TIMEOUT_S, Reply, Target, answered, closed, is_unavailable, models_from_index
 
 _MAX_MESSAGE_BYTES: Final = 2**31 - 1
@@ -35,27 +35,31 @@ class Connection:
     Questions about the server go over a TCP connection of their own, so that they do not wait behind crops.
 
     Args:
-        url: ``host:port`` of the server's gRPC service.
-        tls: Certificates; None connects without encryption.
+        url: ``host:port`` of the server's gRPC service; ``dns:///host:port`` spreads the requests over all
+            servers behind the name; ``unix:PATH`` is a socket on this machine.
+        limits: Limits, certificates and metadata of requests; None for the defaults.
         retries: Let gRPC itself repeat what the server did not take. Off if another server can be asked.
 
     Attributes:
         triton: tritonclient's client; read it anew for each call, since ``drop`` replaces it.
+        crops_of_a_request: How many crops a request may have, as far as is known.
 
     Raises:
         ConfigError: The URL cannot be used.
     """
 
-    def __init__(self, url: str, tls: Tls | None = None, *, retries: bool = True) -> None:
+    def __init__(self, url: str, limits: RequestLimits | None = None, *, retries: bool = True) -> None:
+        limits = limits or RequestLimits()
         self.url = url
-        self._arguments = _triton_arguments(url, tls, retries=retries)
+        self.crops_of_a_request = limits.crops_of_a_request
+        self._limits = limits
+        self._arguments = _triton_arguments(url, limits.tls, retries=retries)
         self._fork_guard = ForkGuard(f"The client of {url}")
         self._lock = threading.Lock()
         self._closed = False
         self._dropped = ""
         self._answered_at = -math.inf
-        self.triton = triton.InferenceServerClient(**self._arguments)
-        self._questions = triton.InferenceServerClient(**self._arguments)
+        self.triton, self._questions = self._connect(), self._connect()
 
     def check(self, target: Target) -> None:
         """Check that a call may begin.
@@ -82,7 +86,7 @@ class Connection:
                 return
             self._dropped = why
             old = self.triton, self._questions
-            self.triton, self._questions = (triton.InferenceServerClient(**self._arguments) for _ in old)
+            self.triton, self._questions = self._connect(), self._connect()
         _close(*old)
 
     def close(self) -> None:
@@ -94,6 +98,12 @@ class Connection:
                 return
             self._closed = True
         _close(self.triton, self._questions)
+
+    def make_smaller(self, crops: int) -> bool:
+        """Note that a request of so many crops was too large; returns whether a smaller one can be tried."""
+        with self._lock:
+            self.crops_of_a_request = min(self.crops_of_a_request, max(1, crops // 2))
+        return crops > 1
 
     def answered(self) -> None:
         """Note that a request was answered."""
@@ -124,6 +134,22 @@ class Connection:
             return True
         return True
 
+    def _connect(self) -> triton.InferenceServerClient:
+        client = triton.InferenceServerClient(**self._arguments)
+        if self._limits.metadata or self._limits.token_file:
+            client.register_plugin(_Headers(self._limits))
+        return client
+
+
+class _Headers(triton.InferenceServerClientPlugin):  # type: ignore[misc]
+    """Adds the metadata to each of tritonclient's requests."""
+
+    def __init__(self, limits: RequestLimits) -> None:
+        self._limits = limits
+
+    def __call__(self, request: Any) -> None:
+        request.headers = self._limits.headers()
+
 
 def _close(*clients: triton.InferenceServerClient) -> None:
     # In threads, since gRPC waits for ever for a call that Ctrl-C interrupted while it began.
@@ -138,15 +164,20 @@ def _triton_arguments(url: str, tls: Tls | None, *, retries: bool) -> dict[str, 
     """Arguments for tritonclient's ``InferenceServerClient``.
 
     Raises:
-        ConfigError: The URL is not ``host:port``.
+        ConfigError: The URL cannot be used.
     """
-    host, _, port = url.rpartition(":")
-    if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 2**16:
+    address = url.removeprefix("dns:").removeprefix("///")
+    host, _, port = address.rpartition(":")
+    is_local = url.startswith("unix:") and len(url) > len("unix:")
+    if not is_local and (not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 2**16):
         raise ConfigError(
             f"The server's URL is {url!r}; expected host:port of its gRPC service, for example "
-            "localhost:8001."
+            "localhost:8001, or dns:///host:port for several servers behind one name, or unix:PATH."
         )
-    arguments: dict[str, Any] = {"url": url, "channel_args": _channel_arguments(retries)}
+    arguments: dict[str, Any] = {
+        "url": url,
+        "channel_args": _channel_arguments(retries, spread=url.startswith("dns:")),
+    }
     if tls is not None:
         arguments["ssl"] = True
         for name in ("root_certificates", "private_key", "certificate_chain"):
@@ -155,7 +186,7 @@ def _triton_arguments(url: str, tls: Tls | None, *, retries: bool) -> dict[str, 
     return arguments
 
 
-def _channel_arguments(retries: bool) -> list[tuple[str, Any]]:
+def _channel_arguments(retries: bool, *, spread: bool) -> list[tuple[str, Any]]:
     policy = {
         "maxAttempts": 4,
         "initialBackoff": "0.1s",
@@ -164,7 +195,11 @@ def _channel_arguments(retries: bool) -> list[tuple[str, Any]]:
         # An embedding is the same however often it is asked for, so a retry is safe.
         "retryableStatusCodes": ["UNAVAILABLE" if retries else _NEVER],
     }
-    service = [{"service": "inference.GRPCInferenceService"}]
+    config = {
+        "methodConfig": [{"name": [{"service": "inference.GRPCInferenceService"}], "retryPolicy": policy}],
+        # By default gRPC sends everything to the first address of a name that answers.
+        "loadBalancingConfig": [{"round_robin" if spread else "pick_first": {}}],
+    }
     # Channel arguments replace tritonclient's own, so the message sizes have to be set again.
     return [
         ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
@@ -173,7 +208,7 @@ def _channel_arguments(retries: bool) -> list[tuple[str, Any]]:
         # socket of a server that hangs.
         ("grpc.enable_retries", 1),
         ("grpc.per_rpc_retry_buffer_size", _RETRY_BUFFER_BYTES),
-        ("grpc.service_config", json.dumps({"methodConfig": [{"name": service, "retryPolicy": policy}]})),
+        ("grpc.service_config", json.dumps(config)),
         # Two clients in one process do not share a connection, nor the state of a dead one.
         ("grpc.use_local_subchannel_pool", 1),
         # A server that is back is found while the retries last; gRPC's own waits grow to two minutes.

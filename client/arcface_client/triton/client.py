@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
+import numpy as np
 from tritonclient.utils import InferenceServerException
 
-from ..contract import Crops, Embeddings
+from ..contract import CROP_SHAPE, Crops, Embeddings
 from ..crops import Color, CropsLike, as_batch
-from ..errors import ArcFaceError, InputError, ServerBusyError
+from ..errors import ArcFaceError, InputError, RequestTooLargeError, ServerBusyError
 from ..models.naming import DEFAULT_MODEL
 from .channel import Connection
-from .embed_request import Deadline, EmbedRequest
+from .embed_request import Deadline, EmbedRequest, check_rows
 from .limits import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, RequestLimits, Tls
 from .protocol import Answer, Shape, batches, build, pinned, read, read_shape
 from .status import (
@@ -32,6 +34,8 @@ from .status import (
 )
 
 Key = TypeVar("Key")
+
+NO_CROPS: Final[Crops] = np.empty((0, *CROP_SHAPE), np.uint8)
 
 
 class ModelClient:
@@ -46,18 +50,28 @@ class ModelClient:
         request_timeout_s: float = DEFAULT_REQUEST_TIMEOUT_S,
         max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
         tls: Tls | None = None,
+        metadata: Mapping[str, str] | None = None,
+        token_file: Path | None = None,
+        max_request_mb: float | None = None,
         connection: Connection | None = None,
     ) -> None:
         self._limits = RequestLimits(
-            request_timeout_s=request_timeout_s, max_in_flight=max_in_flight, tls=tls
+            request_timeout_s=request_timeout_s,
+            max_in_flight=max_in_flight,
+            tls=tls,
+            metadata=metadata or {},
+            token_file=token_file,
+            max_request_mb=max_request_mb,
         )
-        if connection is not None and (url is not None or tls is not None):
+        if connection is not None and any(
+            one is not None for one in (url, tls, metadata, token_file, max_request_mb)
+        ):
             raise InputError(
-                f"url or tls is given beside a connection to {connection.url}; give only the connection, "
-                "which has both."
+                f"An address, certificates, metadata or a size is given beside a connection to "
+                f"{connection.url}; give only the connection, which has them."
             )
         self._owns_connection = connection is None
-        self._connection = connection or Connection(url or "", tls)
+        self._connection = connection or Connection(url or "", self._limits)
         self._target = Target(self._connection.url, model, version)
         self._shape: Shape | None = None
         self._answered_by: int | None = None
@@ -107,8 +121,10 @@ class ModelClient:
 
     def _send(self, crops: Crops, deadline: Deadline, target: Target) -> Call:
         """Send one batch without waiting for its answer."""
-        call = self._begin(deadline, target)
-        call.count = len(crops)
+        call = self._begin(deadline, target, crops)
+        if len(crops) > self._connection.crops_of_a_request:
+            call.result.set_exception(RequestTooLargeError("A request of this size was refused before."))
+            return call
         with self._explained(call):
             call.handle = call.client.async_infer(
                 **build(target, crops), callback=call.answered, client_timeout=call.timeout_s
@@ -118,19 +134,19 @@ class ModelClient:
     def _wait(self, call: Call) -> Answer:
         with self._explained(call):
             result = call.result.result()
-        return self._read(call, result, call.count)
+        return self._read(call, result)
 
-    def _read(self, call: Call, result: Any, count: int) -> Answer:
+    def _read(self, call: Call, result: Any) -> Answer:
         self._connection.answered()
-        answer = read(call.target, result, count, self.embedding_dim)
+        answer = read(call.target, result, len(call.crops), self.embedding_dim)
         self._answered_by = answer.version
         return answer
 
-    def _begin(self, deadline: Deadline, target: Target | None = None) -> Call:
+    def _begin(self, deadline: Deadline, target: Target | None = None, crops: Crops = NO_CROPS) -> Call:
         target = target or self._target
         self._connection.check(target)
         timeout_s = deadline.remaining_s(self._limits.request_timeout_s)
-        return Call(target, deadline, timeout_s, self._connection.triton)
+        return Call(target, deadline, timeout_s, self._connection.triton, crops)
 
     @contextmanager
     def _explained(self, call: Call) -> Iterator[None]:
@@ -150,6 +166,70 @@ class ModelClient:
     def _ask(self, call: Call) -> Reply:
         return self._connection.ask(call.deadline.remaining_s(PROBE_TIMEOUT_S))
 
+    def _embed(self, request: EmbedRequest) -> None:
+        shape = self._ask_shape(request.deadline)
+        request.set_width(shape.dim)
+        parts = request.parts(min(shape.batch, self._connection.crops_of_a_request))
+        if len(parts) == 1:
+            # Without another thread, whose wake-up would cost a third of a millisecond.
+            call = self._begin(request.deadline, crops=request.crops[parts[0]])
+            try:
+                with self._explained(call):
+                    result = call.client.infer(
+                        **build(call.target, call.crops), client_timeout=call.timeout_s
+                    )
+            except RequestTooLargeError as error:
+                request.fill(parts[0], self._in_parts(call, error).embeddings)
+            else:
+                request.fill(parts[0], self._read(call, result).embeddings)
+            return
+        keyed = ((part, request.crops[part]) for part in parts)
+        for part, embeddings in self._pipeline(keyed, request.deadline, salvage=True):
+            request.fill(part, embeddings)
+
+    def _in_parts(self, call: Call, error: RequestTooLargeError) -> Answer:
+        """Embed a batch that was too large for one request; raises the error if it is a single crop."""
+        if not self._connection.make_smaller(len(call.crops)):
+            raise error
+        request = EmbedRequest(call.crops, call.deadline)
+        self._embed(request)
+        return Answer(request.embeddings, self._answered_by)
+
+    def _pipeline(
+        self, keyed: Iterable[tuple[Key, Crops]], deadline: Deadline, *, salvage: bool = False
+    ) -> Iterator[tuple[Key, Embeddings]]:
+        """Send batches, a few at a time, and yield their embeddings in order, each with its batch's key.
+
+        With ``salvage``, the other requests' answers are yielded before the error of a failed one is raised.
+        """
+        under_way: deque[tuple[Key, Call]] = deque()
+        source, target = iter(keyed), self._target
+        try:
+            while True:
+                for key, crops in itertools.islice(source, self._limits.max_in_flight - len(under_way)):
+                    under_way.append((key, self._send(crops, deadline, target)))
+                if not under_way:
+                    return
+                key, call = under_way.popleft()
+                try:
+                    answer = self._wait(call)
+                except RequestTooLargeError as error:
+                    answer = self._in_parts(call, error)
+                target = pinned(target, answer)
+                yield key, answer.embeddings
+        except ArcFaceError as error:
+            for key, call in under_way if salvage else ():
+                # A full queue refuses one request while it serves the others: those are worth a wait.
+                waits = isinstance(error, ServerBusyError)
+                if (waits or call.result.done()) and call.result.exception() is None:
+                    answer = self._wait(call)
+                    target = pinned(target, answer)
+                    yield key, answer.embeddings
+            raise
+        finally:
+            for _, call in under_way:
+                call.cancel()
+
 
 class EmbeddingClient(ModelClient):
     """Embeds face crops with one model of one Triton server. Safe to share between threads.
@@ -166,11 +246,14 @@ class EmbeddingClient(ModelClient):
         request_timeout_s: Seconds that a single request may take, its wait in the server's queue included.
         max_in_flight: Requests that one call keeps with the server at a time.
         tls: Certificates; None connects without encryption.
+        metadata: Sent with every request; see ``RequestLimits``.
+        token_file: File of a bearer token; see ``RequestLimits``.
+        max_request_mb: Largest request in MiB; see ``RequestLimits``.
         connection: A connection that other clients use too, and that this client does not close.
 
     Raises:
         ConfigError: The URL or a certificate cannot be used. Nothing is sent before the first call.
-        InputError: A limit is out of its range, or ``url`` or ``tls`` is given beside a connection.
+        InputError: A limit is out of its range, or an address is given beside a connection.
     """
 
     def encode(self, crops: CropsLike, *, color: Color = "bgr", timeout_s: float | None = None) -> Embeddings:
@@ -202,20 +285,8 @@ class EmbeddingClient(ModelClient):
         Raises:
             ArcFaceError: As ``encode``.
         """
-        shape = self._ask_shape(request.deadline)
-        request.set_width(shape.dim)
-        parts = request.parts(shape.batch)
-        if len(parts) == 1:
-            # Without another thread, whose wake-up would cost a third of a millisecond.
-            call = self._begin(request.deadline)
-            crops = request.crops[parts[0]]
-            with self._explained(call):
-                result = call.client.infer(**build(call.target, crops), client_timeout=call.timeout_s)
-            request.fill(parts[0], self._read(call, result, len(crops)).embeddings)
-            return
-        keyed = ((part, request.crops[part]) for part in parts)
-        for part, embeddings in self._pipeline(keyed, request.deadline, salvage=True):
-            request.fill(part, embeddings)
+        self._embed(request)
+        request.check_finite(str(self._target))
 
     def stream(self, crops: Iterable[Any], *, color: Color = "bgr") -> Iterator[Embeddings]:
         """Embed crops as they come, however many, and hold only a few batches in memory.
@@ -231,9 +302,13 @@ class EmbeddingClient(ModelClient):
             ArcFaceError: As ``encode``.
         """
         deadline = Deadline(None)
-        size = self._ask_shape(deadline).batch
+        size = min(self._ask_shape(deadline).batch, self._connection.crops_of_a_request)
         keyed = ((None, as_batch(batch, color=color)) for batch in batches(crops, size))
-        return (embeddings for _, embeddings in self._pipeline(keyed, deadline))
+        done = 0
+        for _, embeddings in self._pipeline(keyed, deadline):
+            check_rows(str(self._target), embeddings, done)
+            done += len(embeddings)
+            yield embeddings
 
     def ensure_ready(self, *, timeout_s: float | None = None) -> None:
         """Check that the server answers and serves the model with the contract's tensors.
@@ -267,38 +342,6 @@ class EmbeddingClient(ModelClient):
     ) -> None:
         self.close()
 
-    def _pipeline(
-        self, keyed: Iterable[tuple[Key, Crops]], deadline: Deadline, *, salvage: bool = False
-    ) -> Iterator[tuple[Key, Embeddings]]:
-        """Send batches, a few at a time, and yield their embeddings in order, each with its batch's key.
-
-        With ``salvage``, the other requests' answers are yielded before the error of a failed one is raised.
-        """
-        under_way: deque[tuple[Key, Call]] = deque()
-        source, target = iter(keyed), self._target
-        try:
-            while True:
-                for key, crops in itertools.islice(source, self._limits.max_in_flight - len(under_way)):
-                    under_way.append((key, self._send(crops, deadline, target)))
-                if not under_way:
-                    return
-                key, call = under_way.popleft()
-                answer = self._wait(call)
-                target = pinned(target, answer)
-                yield key, answer.embeddings
-        except ArcFaceError as error:
-            for key, call in under_way if salvage else ():
-                # A full queue refuses one request while it serves the others: those are worth a wait.
-                waits = isinstance(error, ServerBusyError)
-                if (waits or call.result.done()) and call.result.exception() is None:
-                    answer = self._wait(call)
-                    target = pinned(target, answer)
-                    yield key, answer.embeddings
-            raise
-        finally:
-            for _, call in under_way:
-                call.handle.cancel()
-
 
 @dataclass
 class Call:
@@ -309,9 +352,14 @@ class Call:
     timeout_s: float
     client: Any
     """tritonclient's client that it goes over."""
-    count: int = 0
+    crops: Crops
     result: Future[Any] = field(default_factory=Future)
     handle: Any = None
+
+    def cancel(self) -> None:
+        """Give up waiting."""
+        if self.handle is not None:
+            self.handle.cancel()
 
     def answered(self, result: Any, error: InferenceServerException | None) -> None:
         """Take the answer; called by tritonclient in one of gRPC's threads."""

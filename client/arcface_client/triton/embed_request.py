@@ -19,6 +19,7 @@ from ..errors import (
     CallCancelledError,
     DeadlineExceededError,
     InputError,
+    NotFiniteError,
     OtherEmbeddingSpaceError,
     detached,
 )
@@ -109,7 +110,7 @@ class EmbedRequest:
 
     @property
     def embeddings(self) -> Embeddings:
-        """float32 [N, D]; rows that are missing hold arbitrary values. Its width must have been set."""
+        """float32 [N, D]; rows that are missing are not finite. Its width must have been set."""
         assert self._embeddings is not None
         return self._embeddings
 
@@ -120,7 +121,7 @@ class EmbedRequest:
             OtherEmbeddingSpaceError: A part of the call has embeddings of another width.
         """
         if self._embeddings is None:
-            self._embeddings = np.empty((len(self.crops), dim), np.float32)
+            self._embeddings = np.full((len(self.crops), dim), np.nan, np.float32)
         elif self._embeddings.shape[1] != dim:
             raise OtherEmbeddingSpaceError(
                 f"The model's embeddings have {dim} numbers, those of the call so far "
@@ -142,7 +143,38 @@ class EmbedRequest:
         ]
 
     def fill(self, part: slice, embeddings: Embeddings) -> None:
-        """Store the checked embeddings of a part, float32 [n, D]."""
+        """Store the embeddings of a part, float32 [n, D]; crops whose row is not finite stay missing."""
         self.set_width(embeddings.shape[1])
         self.embeddings[part] = embeddings
-        self._done[part] = True
+        self._done[part] = np.isfinite(embeddings).all(axis=1)
+
+    def check_finite(self, model: str) -> None:
+        """Check, when a model has embedded all crops, that the embeddings are finite.
+
+        Raises:
+            NotFiniteError: Some are not; it names the crops and holds all other embeddings.
+        """
+        if self.missing:
+            check_rows(model, self.embeddings)
+
+
+def check_rows(model: str, embeddings: Embeddings, first: int = 0) -> None:
+    """Check that embeddings are finite, float32 [N, D]; ``first`` is the position of the first crop.
+
+    Raises:
+        NotFiniteError: Some are not; it names the crops and holds all other embeddings.
+    """
+    rows = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+    if not rows.size:
+        return
+    embeddings = embeddings.copy()
+    embeddings[rows] = np.nan
+    positions = [first + int(row) for row in rows]
+    named = ", ".join(map(str, positions[:5])) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
+    raise NotFiniteError(
+        f"{model} gave NaN or infinite values for {'crop' if len(rows) == 1 else 'crops'} {named}, counted "
+        "from 0. All other embeddings are in this error's `embeddings`. If these crops are faces, compare "
+        "the model with its source.",
+        positions,
+        embeddings,
+    )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from ..contract import CROP_BYTES
 from ..errors import ConfigError, InputError
 
 DEFAULT_REQUEST_TIMEOUT_S: Final = 60.0
@@ -16,6 +20,9 @@ DEFAULT_MAX_DRIFT_COSINE: Final = 0.001
 
 LONGEST_REQUEST_S: Final = 86_400.0
 """A day; gRPC counts far longer times as already over."""
+
+_REQUEST_BYTES: Final = 4096
+"""What a request has besides its crops, at most."""
 
 _PEM_FILES: Final = ("root_certificates", "private_key", "certificate_chain")
 
@@ -53,22 +60,40 @@ class Tls:
 
 @dataclass(frozen=True, kw_only=True)
 class RequestLimits:
-    """Limits and certificates of requests.
+    """Limits of requests, and what they carry to be let in.
 
     Attributes:
         request_timeout_s: Seconds that a single request may take, its wait in the server's queue included.
         max_in_flight: Requests that one call keeps with the server at a time.
         tls: Certificates; None connects without encryption.
+        metadata: Sent with every request, for example
+            ``{"triton-grpc-protocol-infer-key": "secret"}`` for a protocol that Triton restricts.
+        token_file: File of a bearer token, sent as ``authorization``; read for each request, since tokens
+            are renewed.
+        max_request_mb: Largest request in MiB, for a proxy that takes no larger one; None for no limit.
 
     Raises:
-        InputError: A limit is out of its range.
+        InputError: A limit is out of its range, or the metadata cannot be sent.
     """
 
     request_timeout_s: float = DEFAULT_REQUEST_TIMEOUT_S
     max_in_flight: int = DEFAULT_MAX_IN_FLIGHT
     tls: Tls | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    token_file: Path | None = None
+    max_request_mb: float | None = None
 
     def __post_init__(self) -> None:
+        for key, value in self.metadata.items():
+            if not (re.fullmatch(r"[0-9a-z_.-]+", key) and value.isascii() and value.isprintable()):
+                raise InputError(
+                    f"metadata has the key {key!r}; expected a key of a-z, 0-9, '_', '-' and '.', and a "
+                    "value of printable ASCII."
+                )
+        if self.max_request_mb is not None and self.crops_of_a_request < 1:
+            raise InputError(
+                f"max_request_mb is {self.max_request_mb:g}; expected at least 0.04, which one crop takes."
+            )
         if not 0 < self.request_timeout_s <= LONGEST_REQUEST_S:
             raise InputError(
                 f"request_timeout_s is {self.request_timeout_s:g}; expected a number of seconds above 0, "
@@ -76,6 +101,27 @@ class RequestLimits:
             )
         if self.max_in_flight < 1:
             raise InputError(f"max_in_flight is {self.max_in_flight}; expected 1 or more.")
+
+    @property
+    def crops_of_a_request(self) -> int:
+        """How many crops a request may have."""
+        if self.max_request_mb is None:
+            return sys.maxsize
+        return int((self.max_request_mb * 2**20 - _REQUEST_BYTES) // CROP_BYTES)
+
+    def headers(self) -> dict[str, str]:
+        """The metadata of a request.
+
+        Raises:
+            ConfigError: The token's file cannot be read.
+        """
+        if self.token_file is None:
+            return dict(self.metadata)
+        try:
+            token = Path(self.token_file).read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"Cannot read the token from {self.token_file}: {error}.") from error
+        return {**self.metadata, "authorization": f"Bearer {token}"}
 
 
 def check_max_drift_cosine(value: float) -> None:

@@ -16,7 +16,6 @@ from ..contract import (
     Crops,
     Embeddings,
     TensorSpec,
-    check_finite,
     check_shape,
     check_tensors,
 )
@@ -87,12 +86,11 @@ def read(target: Target, result: Any, count: int, dim: int | None) -> Answer:
     """Read tritonclient's result for ``count`` crops.
 
     Raises:
-        ServerError: The shape is not [count, dim], or a value is not finite.
+        ServerError: The shape is not [count, dim].
     """
     output = result.get_output(OUTPUT_NAME)
     check_shape(str(target), None if output is None else tuple(output.shape), count, dim)
     embeddings: Embeddings = result.as_numpy(OUTPUT_NAME)
-    check_finite(str(target), embeddings)
     version = result.get_response().model_version
     return Answer(embeddings, int(version) if version else None)
 

@@ -8,17 +8,20 @@ decides from both.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import (
+    AccessError,
     ArcFaceError,
     ClientClosedError,
     DeadlineExceededError,
     ModelLoadingError,
     ModelNotFoundError,
     ModelNotReadyError,
+    RequestTooLargeError,
     ServerBusyError,
     ServerError,
     ServerUnavailableError,
@@ -34,6 +37,17 @@ _UNAVAILABLE: Final = "StatusCode.UNAVAILABLE"
 _DEADLINE_EXCEEDED: Final = "StatusCode.DEADLINE_EXCEEDED"
 _NOT_FOUND: Final = "StatusCode.NOT_FOUND"
 _CANCELLED: Final = "StatusCode.CANCELLED"
+_UNAUTHENTICATED: Final = "StatusCode.UNAUTHENTICATED"
+_PERMISSION_DENIED: Final = "StatusCode.PERMISSION_DENIED"
+_RESOURCE_EXHAUSTED: Final = "StatusCode.RESOURCE_EXHAUSTED"
+
+_RESTRICTED: Final = "This protocol is restricted"
+"""Triton answers UNAVAILABLE with this where a restricted protocol's key is missing or wrong."""
+
+_TOO_LARGE: Final = re.compile(
+    "http2 header with status: 413|larger than max|(entity|payload) too large", re.I
+)
+"""What a proxy's 413 becomes in gRPC, and gRPC's own words."""
 
 _PROXIES: Final = ("grpc_proxy", "https_proxy", "http_proxy")
 """Variables in which gRPC looks for a proxy, which it then uses for localhost as well."""
@@ -45,7 +59,7 @@ class ModelStatus:
 
     Attributes:
         name: The model.
-        version: Its version; None if the model's configuration cannot be read.
+        version: Its version; None if it was never loaded.
         state: READY, UNAVAILABLE, LOADING or UNLOADING; empty if it was never loaded.
         reason: Why it is not ready, in the server's words.
     """
@@ -67,6 +81,17 @@ class ModelStatus:
             return None
         if self.state in ("LOADING", "UNLOADING"):
             return ModelLoadingError(f"the server is {self.state.lower()} it; try again in a moment")
+        load = (
+            f"start the server with --load-model={self.name}, or send POST "
+            f"/v2/repository/models/{self.name}/load to its HTTP port"
+        )
+        if self.reason == "unloaded":
+            return ModelNotReadyError(f"the server was asked to unload it; {load}")
+        if not self.state:
+            return ModelNotReadyError(
+                "the server was never asked to load it (explicit model control), or cannot read its "
+                f"config.pbtxt; {load}"
+            )
         return ModelNotReadyError(f"the server could not load it: {self.reason or 'its log says why'}")
 
 
@@ -187,6 +212,16 @@ def explain(
         return DeadlineExceededError(
             f"No answer from {target} within {seconds} s; allow more time, or look at the server's load."
         )
+    if status in (_UNAUTHENTICATED, _PERMISSION_DENIED) or _RESTRICTED in text:
+        return AccessError(
+            f"{target.url} refuses a request for {target}: {text} Give the token or key that it wants, as "
+            "triton.token_file or triton.metadata."
+        )
+    if _TOO_LARGE.search(text):
+        return RequestTooLargeError(
+            f"{target.url} takes no request of this size ({text}); set its limit, or that of the proxy "
+            "before it, above 40 KB, which one crop takes."
+        )
     reply = ask()
     if status == _UNAVAILABLE and not reply.answers:
         return unanswered(target.url, text)
@@ -195,7 +230,7 @@ def explain(
         return problem
     if status == _NOT_FOUND and target.model is not None:
         return ModelNotFoundError(f"There is no {target}: {text}")
-    if status == _UNAVAILABLE:
+    if status in (_UNAVAILABLE, _RESOURCE_EXHAUSTED):
         return ServerBusyError(
             f"The server refused a request for {target}, although it is running: {text}. Try again later."
         )
@@ -207,7 +242,9 @@ def model_error(target: Target, models: Sequence[ModelStatus] | None) -> ArcFace
     if target.model is None or models is None:
         return None
     versions = [model for model in models if model.name == target.model]
-    asked_for = [model for model in versions if target.version in (None, model.version)]
+    asked_for = [
+        model for model in versions if target.version is None or model.version in (None, target.version)
+    ]
     if not asked_for:
         known, what = {model.name for model in models}, "the server's models"
         if versions:
