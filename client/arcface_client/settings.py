@@ -22,7 +22,13 @@ from .errors import ConfigError
 from .models.naming import family, onnx_model
 from .models.schema import expectation
 from .runtimes.base import Device, read_device
-from .triton.limits import DEFAULT_MAX_DRIFT_COSINE, DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, Tls
+from .triton.limits import (
+    DEFAULT_MAX_DRIFT_COSINE,
+    DEFAULT_MAX_IN_FLIGHT,
+    DEFAULT_REQUEST_TIMEOUT_S,
+    RequestLimits,
+    Tls,
+)
 
 if TYPE_CHECKING:
     from .triton.client import EmbeddingClient
@@ -46,6 +52,11 @@ def _backend(name: object) -> object:
 def _texts(value: object) -> object:
     """Texts with commas between them as a list."""
     return value.replace(" ", "").split(",") if isinstance(value, str) and value else value or ()
+
+
+def _pairs(value: object) -> object:
+    """``key=value`` texts with commas between them as a mapping."""
+    return dict(pair.partition("=")[::2] for pair in value.split(",")) if isinstance(value, str) else value
 
 
 def _family(text: str) -> str:
@@ -126,6 +137,9 @@ class TritonSettings(_Section):
         version: Its version; None means the newest one that the server has ready.
         request_timeout_s: Seconds that one request may take.
         max_in_flight: Requests that one call keeps with the server at a time.
+        metadata: gRPC metadata of every request, for example the key of a restricted protocol.
+        token_file: File of a bearer token, which is read for each request.
+        max_request_mb: Largest request in MiB; None for no limit.
         shadow_rate: Share of the live crops that the sibling embeds as well, to compare.
         recheck_s: Seconds between two questions to the servers for their models.
         liveness_s: Seconds between two questions to a server in use whether it is alive.
@@ -139,6 +153,9 @@ class TritonSettings(_Section):
     version: int | None = None
     request_timeout_s: _Seconds = DEFAULT_REQUEST_TIMEOUT_S
     max_in_flight: Annotated[int, Field(ge=1)] = DEFAULT_MAX_IN_FLIGHT
+    metadata: Annotated[dict[str, str], BeforeValidator(_pairs)] = {}
+    token_file: Path | None = None
+    max_request_mb: Annotated[float, Field(gt=0)] | None = None
     shadow_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
     recheck_s: _Seconds = 2
     liveness_s: _Seconds = 1
@@ -147,10 +164,17 @@ class TritonSettings(_Section):
     tls: TlsSettings = TlsSettings()
 
     @property
-    def certificates(self) -> Tls | None:
-        """The certificates, None without TLS; raises ConfigError for a file that cannot be used."""
+    def limits(self) -> RequestLimits:
+        """Limits, certificates and metadata of requests; raises ConfigError for a bad file."""
         files = self.tls.model_dump(exclude={"enabled"})
-        return Tls(**files) if self.tls.enabled or any(files.values()) else None
+        return RequestLimits(
+            request_timeout_s=self.request_timeout_s,
+            max_in_flight=self.max_in_flight,
+            tls=Tls(**files) if self.tls.enabled or any(files.values()) else None,
+            metadata=self.metadata,
+            token_file=self.token_file,
+            max_request_mb=self.max_request_mb,
+        )
 
     def required_urls(self) -> tuple[str, ...]:
         """The servers' URLs; raises ConfigError if there is none."""
@@ -166,9 +190,7 @@ class TritonSettings(_Section):
             url or self.required_urls()[0],
             self.model or onnx_model(EmbeddingSettings().model),
             self.version,
-            request_timeout_s=self.request_timeout_s,
-            max_in_flight=self.max_in_flight,
-            tls=self.certificates,
+            **vars(self.limits),
         )
 
 
@@ -275,7 +297,7 @@ def load_pipeline_settings(
     layers.append(_from_file(None if named == TENSORRT_PATH else named, TENSORRT_PATH, _TENSORRT))
     settings = _merged(layers)
     triton = settings.triton
-    _ = triton.certificates  # certificates that cannot be used are an error now, not at the first call
+    _ = triton.limits  # certificates and metadata that cannot be used are an error now, not at the first call
     if triton.model is None:
         triton = triton.model_copy(update={"model": onnx_model(settings.embedding.model)})
     return settings.model_copy(update={"triton": triton})

@@ -83,11 +83,11 @@ def test_shared_memory_of_an_older_file_is_ignored_with_a_warning(caplog: pytest
 
 def test_any_certificate_turns_tls_on() -> None:
     Path("ca.pem").write_text("-----BEGIN CERTIFICATE-----")
-    tls = load(TRITON_TLS_ROOT_CERTIFICATES="ca.pem").triton.certificates
+    tls = load(TRITON_TLS_ROOT_CERTIFICATES="ca.pem").triton.limits.tls
     assert tls is not None
     assert tls.root_certificates == Path("ca.pem")
-    assert load(TRITON_TLS_ENABLED="true").triton.certificates is not None
-    assert load(TRITON_TLS_ENABLED="0").triton.certificates is None
+    assert load(TRITON_TLS_ENABLED="true").triton.limits.tls is not None
+    assert load(TRITON_TLS_ENABLED="0").triton.limits.tls is None
 
 
 @pytest.mark.parametrize(

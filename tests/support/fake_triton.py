@@ -23,6 +23,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         value: What the embeddings are made of; None gives a crop whose first byte is n the n-th unit vector.
         model: The model that it lists, in version 1.
         max_batch_size: That model's largest batch.
+        token: The bearer token that it wants; None wants none.
+        nan: With ``value`` None, whether a crop whose second byte is 255 is answered with NaN.
     """
 
     def __init__(
@@ -31,7 +33,13 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         value: float | None = 512**-0.5,
         model: str = "fake",
         max_batch_size: int = 64,
+        token: str | None = None,
+        nan: bool = True,
     ) -> None:
+        self.nan = nan
+        self.token = token
+        self.counts: list[int] = []
+        """How many crops each request had."""
         self.failures = list(failures)
         self.value = value
         self.model = model
@@ -41,19 +49,30 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         """Cleared, requests for embeddings hang, while all others are answered."""
         self.answers.set()
 
+    def _check_token(self, context: grpc.ServicerContext) -> None:
+        given = dict(context.invocation_metadata()).get("authorization")
+        if self.token is not None and given is None:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token")
+        if self.token is not None and given != f"Bearer {self.token}":
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, "another token")
+
     def ModelConfig(self, request: Any, context: grpc.ServicerContext) -> Any:
+        self._check_token(context)
         config = model_config_pb2.ModelConfig(name=request.name, max_batch_size=self.max_batch_size)
         config.input.add(name=INPUT_NAME, data_type=model_config_pb2.TYPE_UINT8, dims=CROP_SHAPE)
         config.output.add(name=OUTPUT_NAME, data_type=model_config_pb2.TYPE_FP32, dims=[EMBEDDING_DIM])
         return service_pb2.ModelConfigResponse(config=config)
 
     def RepositoryIndex(self, request: Any, context: grpc.ServicerContext) -> Any:
+        self._check_token(context)
         response = service_pb2.RepositoryIndexResponse()
         response.models.add(name=self.model, version="1", state="READY")
         return response
 
     def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:
+        self._check_token(context)
         self.requests += 1
+        self.counts.append(request.inputs[0].shape[0])
         self.answers.wait(20)
         failure = self.failures.pop(0) if self.failures else None
         if failure is not None:
@@ -62,8 +81,10 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         response = service_pb2.ModelInferResponse(model_name=request.model_name)
         response.outputs.add(name=OUTPUT_NAME, datatype="FP32", shape=[count, EMBEDDING_DIM])
         if self.value is None:
-            first_bytes = np.frombuffer(request.raw_input_contents[0], np.uint8).reshape(count, -1)[:, 0]
-            embeddings = np.eye(EMBEDDING_DIM, dtype=np.float32)[first_bytes]
+            crops = np.frombuffer(request.raw_input_contents[0], np.uint8).reshape(count, -1)
+            embeddings = np.eye(EMBEDDING_DIM, dtype=np.float32)[crops[:, 0]]
+            if self.nan:
+                embeddings[crops[:, 1] == 255, 3] = np.nan
         else:
             embeddings = np.full((count, EMBEDDING_DIM), self.value, np.float32)
         response.raw_output_contents.append(embeddings.tobytes())
@@ -71,13 +92,14 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
 
 
 @contextmanager
-def served(fake: FakeTriton) -> Iterator[str]:
-    """Serve it on a free port of this machine, and give its address."""
-    server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.max_receive_message_length", -1)])
+def served(fake: FakeTriton, address: str = "127.0.0.1:0", largest_bytes: int = -1) -> Iterator[str]:
+    """Serve it, by default on a free port of this machine, and give its address."""
+    options = [("grpc.max_receive_message_length", largest_bytes), ("grpc.so_reuseport", 0)]
+    server = grpc.server(ThreadPoolExecutor(16), options=options)
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(fake, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(address)
     server.start()
     try:
-        yield f"127.0.0.1:{port}"
+        yield address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
     finally:
         server.stop(grace=None).wait()

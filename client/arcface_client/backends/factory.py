@@ -14,7 +14,6 @@ from ..models.naming import is_plan, onnx_model, plan_model
 from ..models.repository import LocalModels
 from ..runtimes.base import CPU, read_device, switch_off_telemetry
 from ..settings import BACKEND_TYPES, KEYS, Enabled, PipelineSettings, load_pipeline_settings
-from ..triton.limits import RequestLimits
 from .base import EmbeddingBackend
 from .insightface import insightface_origin
 from .local import onnx_origin, plan_origin, provider_order, switched_off
@@ -132,11 +131,7 @@ def _triton(settings: PipelineSettings, registry: Any) -> EmbeddingBackend:
             local=local,
             records=models,
             max_drift_cosine=embedding.max_drift_cosine,
-            limits=RequestLimits(
-                request_timeout_s=server.request_timeout_s,
-                max_in_flight=server.max_in_flight,
-                tls=server.certificates,
-            ),
+            limits=server.limits,
             intervals=Intervals(
                 recheck_s=server.recheck_s,
                 liveness_s=server.liveness_s,

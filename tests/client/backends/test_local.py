@@ -20,6 +20,7 @@ from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import (
     ClientClosedError,
     DeadlineExceededError,
+    DeploymentError,
     DriftError,
     ModelLoadingError,
     NoCandidateError,
@@ -122,7 +123,7 @@ def test_what_is_not_a_batch_of_embeddings_is_never_returned(
     spoil: Callable[[Embeddings], Embeddings], message: str, save: Save, crops: Crops
 ) -> None:
     bad = local(save("model"), runtime=lambda path: Spoilt(path, spoil))
-    with PooledBackend("onnxruntime", [bad]) as alone, pytest.raises(NoCandidateError, match=message):
+    with PooledBackend("onnxruntime", [bad]) as alone, pytest.raises(DeploymentError, match=message):
         alone.encode(crops[:3])
     with PooledBackend("onnxruntime", [bad, local(save("second"))]) as both:
         embeddings, served = both.encode(crops[:3], return_source=True)

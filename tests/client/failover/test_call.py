@@ -11,20 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from arcface_client.backends.pooled import TritonBackend
-from arcface_client.contract import CROP_SHAPE, EMBEDDING_DIM, Crops
 from arcface_client.errors import NoCandidateError
 from arcface_client.failover.call import BUSY_WAITS_S
 from arcface_client.triton.limits import RequestLimits
 from support.fake_triton import FakeTriton, served
+from support.numbered import numbered, unit_vectors
 
 FAILURES = (None, None, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE)
-
-
-def numbered(count: int) -> Crops:
-    """Crops whose first byte is their number."""
-    crops = np.zeros((count, *CROP_SHAPE), np.uint8)
-    crops[:, 0, 0, 0] = np.arange(count)
-    return crops
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +48,7 @@ def test_whatever_fails_nothing_is_lost_doubled_or_misplaced(
             embeddings, report = embedder.encode(numbered(count), return_source=True)
         finally:
             fakes[0][0].failures, fakes[1][0].failures = [], []
-    np.testing.assert_array_equal(embeddings, np.eye(count, EMBEDDING_DIM, dtype=np.float32))
+    np.testing.assert_array_equal(embeddings, unit_vectors(count))
     assert sum(source.crops for source in report.sources) == count
 
 

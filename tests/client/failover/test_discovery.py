@@ -1,10 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
-from arcface_client.errors import ConfigError, ModelLoadingError, ModelNotFoundError, ModelNotReadyError
+from arcface_client.errors import (
+    ArcFaceError,
+    ConfigError,
+    ModelLoadingError,
+    ModelNotFoundError,
+    ModelNotReadyError,
+)
 from arcface_client.failover.discovery import Pin, Wanted
-from arcface_client.triton.status import ModelStatus, Target
+from arcface_client.triton.status import ModelStatus, Reply, Target
 
 WANTED = Wanted(("one:1", "two:2"), "arcface")
 
@@ -13,8 +21,15 @@ def ready(name: str, *versions: int) -> list[ModelStatus]:
     return [ModelStatus(name, version, "READY", "") for version in versions]
 
 
+def sight(models: Sequence[ModelStatus]) -> dict[str, ArcFaceError | None]:
+    return {str(one): why for one, why in WANTED.sight("one:1", Reply(answers=True, models=models)).items()}
+
+
 def found(wanted: Wanted, *models: ModelStatus, urls: tuple[str, ...] = ("one:1",)) -> list[Target]:
-    return sorted((one for url in urls for one in wanted.sight(url, models)), key=wanted.preference)
+    return sorted(
+        (one for url in urls for one in wanted.sight(url, Reply(answers=True, models=models))),
+        key=wanted.preference,
+    )
 
 
 def test_plans_go_before_onnx_then_the_newest_version_then_the_order_of_urls() -> None:
@@ -55,7 +70,10 @@ def test_a_model_that_is_not_ready_is_a_candidate_with_its_reason() -> None:
         ModelStatus("arcface_trt", None, "", ""),
         ModelStatus("arcface_onnx", 2, "LOADING", ""),
     ]
-    problems = {str(one): problem for one, problem in WANTED.sight("one:1", models).items()}
+    problems = {
+        str(one): problem
+        for one, problem in WANTED.sight("one:1", Reply(answers=True, models=models)).items()
+    }
     assert isinstance(problems["arcface_trt:2 at one:1"], ModelNotReadyError)
     assert "no plan for this GPU" in str(problems["arcface_trt:2 at one:1"])
     assert isinstance(problems["arcface_trt at one:1"], ModelNotReadyError)
@@ -64,7 +82,7 @@ def test_a_model_that_is_not_ready_is_a_candidate_with_its_reason() -> None:
 
 def test_a_server_without_any_of_the_models_is_reported_with_what_it_has() -> None:
     with pytest.raises(ModelNotFoundError, match="no arcface_trt or arcface_onnx; its models: resnet"):
-        WANTED.sight("one:1", ready("resnet", 1))
+        sight(ready("resnet", 1))
 
 
 @pytest.mark.parametrize("text", ["", ":3", "arcface:", "arcface:0", "arcface:x", "arcface:3:4", "a b"])

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tritonclient import grpc as tritonclient
 
 from arcface_client import EmbeddingClient
+from arcface_client.backends.pooled import TritonBackend
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import (
     ArcFaceError,
@@ -21,6 +22,7 @@ from arcface_client.errors import (
     DeadlineExceededError,
     ModelNotFoundError,
     ModelNotReadyError,
+    NoCandidateError,
     ServerBusyError,
 )
 from arcface_server import LocalTriton
@@ -141,6 +143,35 @@ def test_a_model_that_cannot_be_used_is_refused_with_the_reason(
             client.encode(crops[:1])
         with pytest.raises(error, match=message):
             client.ensure_ready()
+
+
+def test_a_model_that_was_never_asked_to_load_is_told_so_and_how_to_load_it(
+    tmp_path: Path, crops: Crops
+) -> None:
+    write_tiny_repository(tmp_path, TINY)
+    write_tiny_repository(tmp_path, "other_onnx")
+    flags = ("--model-control-mode=explicit", "--load-model=other_onnx")
+    with LocalTriton(tmp_path, flags=flags, stop_timeout_s=1) as server:
+        for version in (None, 1):
+            with (
+                EmbeddingClient(server.grpc_url, TINY, version) as client,
+                pytest.raises(
+                    ModelNotReadyError, match=f"never asked to load .* --load-model={TINY}, or send POST"
+                ),
+            ):
+                client.encode(crops[:1])
+        with (
+            TritonBackend(server.grpc_url, "tiny") as embedder,
+            pytest.raises(NoCandidateError, match=f"never asked to load .* --load-model={TINY}"),
+        ):
+            embedder.ensure_ready()
+        with tritonclient.InferenceServerClient(server.grpc_url) as control:
+            control.load_model(TINY)
+            control.unload_model(TINY)
+            with EmbeddingClient(server.grpc_url, TINY) as client:
+                wait_until(lambda: not any(one.state == "UNLOADING" for one in client.status().models))
+                with pytest.raises(ModelNotReadyError, match="was asked to unload it"):
+                    client.encode(crops[:1])
 
 
 def test_status_tells_every_version_and_why_one_is_not_ready(client: EmbeddingClient) -> None:
