@@ -43,13 +43,16 @@ def inspect(
 ) -> None:
     """Say what an ONNX file is, what its callers must do, and what a build would fix.
 
-    What the graph does to the pixels is found by running it, not by its names.
+    What the graph does to the pixels is found by running it, not by its names. The exit code is 1 if a build
+    refuses the file.
     """
     found = inspection.inspect(file)
     if json:
         terminal.print_json(found.to_dict())
     else:
         print(found.to_text())
+    if found.refused:
+        raise typer.Exit(1)
 
 
 app.command(
@@ -57,6 +60,7 @@ app.command(
         "arcface-builder build --name arcface_r100 --onnx-path glintr100.onnx",
         "arcface-builder build --name arcface_r50 --insightface-pack buffalo_l --accept-license",
         "arcface-builder build --name mine --checkpoint backbone.safetensors --device gpu --instances 2",
+        "arcface-builder build --name adaface --onnx-path adaface_ir101.onnx --family adaface",
         "arcface-builder build --name demo --synthetic r50 --seed 7",
     )
 )(build)

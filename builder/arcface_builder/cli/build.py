@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from ..build import build as build_model
 from ..repository.config import ServingOptions
 from ..source.insightface_pack import DEFAULT_ROOT
 from ..source.load import Checkpoint, InsightFacePack, OnnxFile, Source, Synthetic
-from ..source.normalisation import Normalisation
+from ..source.normalisation import FAMILIES, NAMED, Normalisation
 from .options import Json, Name, Repository, checked, recorded_path
 
 _source_option = partial(typer.Option, rich_help_panel="Source (exactly one)")
@@ -56,9 +57,30 @@ def build(
         Normalisation | None,
         _detail(
             parser=checked(Normalisation.parse),
-            metavar="MEAN,STD",
-            help="With --onnx-path: what callers do to pixels 0 to 255, where the file leaves it open "
-            "(default: by its SHA-256, else by what the graph computes).",
+            metavar="NAME|MEAN,STD",
+            help="With --onnx-path or --checkpoint: what callers do to pixels 0 to 255, where the file "
+            f"leaves it open: {', '.join(NAMED)}, or mean and std, one number each or three (default: by the "
+            "file's SHA-256, else by what the graph computes, else pytorch: (x - 127.5) / 127.5).",
+        ),
+    ] = None,
+    color: Annotated[
+        Literal["rgb", "bgr"] | None,
+        _detail(
+            help="With --onnx-path or --checkpoint: the channel order that callers give, where the file "
+            "leaves it open (default: rgb, unless the graph reverses the channels)."
+        ),
+    ] = None,
+    family: Annotated[
+        Literal["arcface", "adaface", "magface", "keras_insightface", "sface"] | None,
+        _detail(
+            help="With --onnx-path or --checkpoint: --normalisation and --color as this project's own code "
+            "has them."
+        ),
+    ] = None,
+    output: Annotated[
+        str | None,
+        _detail(
+            metavar="NAME", help="With --onnx-path: the output that is the embedding, where several could be."
         ),
     ] = None,
     insightface_root: Annotated[
@@ -105,7 +127,8 @@ def build(
     source = _source(
         {"onnx_path": onnx_path, "insightface_pack": insightface_pack}
         | {"checkpoint": checkpoint, "synthetic": synthetic},
-        {"normalisation": normalisation, "insightface_root": insightface_root}
+        {"normalisation": normalisation, "color": color, "family": family, "output": output}
+        | {"insightface_root": insightface_root}
         | {"accept_license": accept_license or None, "seed": seed},
     )
     serving: dict[str, Any] = {
@@ -129,11 +152,15 @@ def build(
     print(f"{built.model} version {built.version} in {built.path}, within {drift:.1e} of {of}")
 
 
-_BELONGS_TO: Final = {
-    "normalisation": "onnx_path",
-    "insightface_root": "insightface_pack",
-    "accept_license": "insightface_pack",
-    "seed": "synthetic",
+_PIXELS: Final = ("onnx_path", "checkpoint")
+_BELONGS_TO: Final[Mapping[str, Sequence[str]]] = {
+    "normalisation": _PIXELS,
+    "color": _PIXELS,
+    "family": _PIXELS,
+    "output": ["onnx_path"],
+    "insightface_root": ["insightface_pack"],
+    "accept_license": ["insightface_pack"],
+    "seed": ["synthetic"],
 }
 
 
@@ -145,15 +172,18 @@ def _source(sources: dict[str, Any], details: dict[str, Any]) -> Source:
     ((kind, value),) = given.items()
     details = {name: detail for name, detail in details.items() if detail is not None}
     for name in details:
-        if _BELONGS_TO[name] != kind:
-            raise UsageError(f"{_flag(name)} belongs to {_flag(_BELONGS_TO[name])}.")
+        if kind not in _BELONGS_TO[name]:
+            raise UsageError(f"{_flag(name)} belongs to {' or '.join(map(_flag, _BELONGS_TO[name]))}.")
+    if "family" in details:
+        color, normalisation = FAMILIES[details.pop("family")]
+        details = {"color": color, "normalisation": normalisation} | details
     match kind:
         case "onnx_path":
             return OnnxFile(value, **details)
         case "insightface_pack":
             return InsightFacePack(value, details.pop("insightface_root", DEFAULT_ROOT), **details)
         case "checkpoint":
-            return Checkpoint(value)
+            return Checkpoint(value, **details)
         case _:
             return Synthetic(value, **details)
 

@@ -94,8 +94,9 @@ def optimise(
     fold_batch_norms(model)
     fold_preactivations(model)
     last = model.graph.outputs[0].producer()
-    if last is not None and last.op_type == "LpNormalization":
-        # TensorRT 8.5 needs a plugin library for it; ReduceL2 and Div are built in.
+    # TensorRT 8.5 needs a plugin library for LpNormalization; ReduceL2 and Div are built in. A Squeeze to [D]
+    # holds for a batch of one.
+    if last is not None and last.op_type in ("LpNormalization", "Squeeze"):
         bypass(last)
     _end_with_unit_vectors(model, image, output)
     return _finished(model), kept

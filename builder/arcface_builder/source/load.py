@@ -30,17 +30,14 @@ _log = logging.getLogger(__name__)
 Location: TypeAlias = Mapping[str, str | int]
 """What a source needs to be opened again, except the consent to a licence, which is given each time."""
 
-_AS_TRAINED: Final = Stated("arcface_torch, which trains so", PYTORCH, "rgb")
+_ARCFACE_TORCH: Final = Stated(PYTORCH, "rgb", "arcface_torch, which trains so")
+
+_PIXELS: Final = {"normalisation": "--normalisation", "color": "--color"}
 
 _FLAGS: Final[Mapping[str, Mapping[str, str]]] = {
-    "onnx": {
-        "path": "--onnx-path",
-        "normalisation": "--normalisation",
-        "color": "--color",
-        "output": "--output",
-    },
+    "onnx": {"path": "--onnx-path", **_PIXELS, "output": "--output"},
     "insightface": {"pack": "--insightface-pack", "root": "--insightface-root"},
-    "checkpoint": {"path": "--checkpoint"},
+    "checkpoint": {"path": "--checkpoint", **_PIXELS},
     "synthetic": {"depth": "--synthetic", "seed": "--seed"},
 }
 """The flag of ``arcface-builder build`` for each part of a location, by kind."""
@@ -64,15 +61,13 @@ class OnnxFile:
 
     def load(self) -> SourceModel:
         """Read the file; raises NotOnnxError or NotArcFaceError."""
-        stated = Stated(normalisation=self.normalisation, color=self.color)
-        return _read(self.path, "onnx", stated, self.output)
+        return _read(self.path, "onnx", Stated(self.normalisation, self.color), self.output)
 
     def location(self) -> Location:
         """What a manifest holds."""
-        normalisation = self.normalisation.to_argument() if self.normalisation else None
-        stated = {"normalisation": normalisation, "color": self.color, "output": self.output}
-        given = {part: value for part, value in stated.items() if value is not None}
-        return {"kind": "onnx", "path": str(self.path.absolute()), **given}
+        stated = Stated(self.normalisation, self.color).location()
+        output = {"output": self.output} if self.output is not None else {}
+        return {"kind": "onnx", "path": str(self.path.absolute()), **stated, **output}
 
 
 @dataclass(frozen=True)
@@ -106,20 +101,28 @@ class Checkpoint:
 
     Attributes:
         path: ``.pth``, ``.pt`` and the like, or ``.safetensors``, which needs no torch.
+        normalisation: What callers must do with the pixels, if not what arcface_torch does.
+        color: The channel order that callers must give, if it is "bgr".
     """
 
     path: Path
+    normalisation: Normalisation | None = None
+    color: str | None = None
 
     def load(self) -> SourceModel:
         """Read the weights and build the network; raises CheckpointError or MissingExtraError."""
         depth, weights = read_checkpoint(self.path)
         sha256 = hashlib.sha256(self.path.read_bytes()).hexdigest()
         origin = Origin("checkpoint", self.path.name, sha256, depth=depth)
-        return SourceModel(ir.to_proto(iresnet_model(depth, weights)), origin, _AS_TRAINED)
+        stated = _ARCFACE_TORCH
+        if self.normalisation or self.color:
+            stated = Stated(self.normalisation or PYTORCH, self.color or "rgb")
+        return SourceModel(ir.to_proto(iresnet_model(depth, weights)), origin, stated)
 
     def location(self) -> Location:
         """What a manifest holds."""
-        return {"kind": "checkpoint", "path": str(self.path.absolute())}
+        stated = Stated(self.normalisation, self.color).location()
+        return {"kind": "checkpoint", "path": str(self.path.absolute()), **stated}
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ class Synthetic:
         model.metadata_props.update(origin.labels())
         proto = ir.to_proto(model)
         sha256 = hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
-        return SourceModel(proto, replace(origin, sha256=sha256), _AS_TRAINED)
+        return SourceModel(proto, replace(origin, sha256=sha256), _ARCFACE_TORCH)
 
     def location(self) -> Location:
         """What a manifest holds."""
@@ -165,13 +168,12 @@ def located(location: object) -> Source:
     """
     match location:
         case {"kind": "onnx", "path": str(path), **rest}:
-            given = {part: str(rest[part]) for part in ("color", "output") if part in rest}
-            stated = rest.get("normalisation")
-            return OnnxFile(Path(path), Normalisation.parse(str(stated)) if stated else None, **given)
+            output = str(rest["output"]) if "output" in rest else None
+            return OnnxFile(Path(path), *_stated(rest), output)
         case {"kind": "insightface", "pack": str(pack), **rest}:
             return InsightFacePack(pack, Path(str(rest.get("root", DEFAULT_ROOT))))
-        case {"kind": "checkpoint", "path": str(path)}:
-            return Checkpoint(Path(path))
+        case {"kind": "checkpoint", "path": str(path), **rest}:
+            return Checkpoint(Path(path), *_stated(rest))
         case {"kind": "synthetic", "depth": str(depth), "seed": int(seed)}:
             return Synthetic(depth, seed)
     raise OptionError(f"{location!r:.200} is not the location of a source model.")
@@ -184,6 +186,11 @@ def build_arguments(source: Source) -> list[str]:
     return [
         f"{flag}={location[part]}" for part, flag in _FLAGS[str(location["kind"])].items() if part in location
     ]
+
+
+def _stated(location: Mapping[str, object]) -> tuple[Normalisation | None, str | None]:
+    normalisation, color = (location.get(part) for part in _PIXELS)
+    return Normalisation.parse(str(normalisation)) if normalisation else None, str(color) if color else None
 
 
 def source_embedder(source: Source | None, sha256: str) -> tuple[Embed, str] | None:

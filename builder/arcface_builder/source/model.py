@@ -98,14 +98,19 @@ class Stated:
     """What need not be inferred of a source's input.
 
     Attributes:
-        by: Who says so.
         normalisation: What callers do with the pixels.
         color: The channel order that they give, "rgb" or "bgr".
+        by: Who says so.
     """
 
-    by: str = "the command line"
     normalisation: Normalisation | None = None
     color: str | None = None
+    by: str = "the command line"
+
+    def location(self) -> dict[str, str]:
+        """What a manifest holds."""
+        normalisation = {"normalisation": self.normalisation.to_argument()} if self.normalisation else {}
+        return normalisation | ({"color": self.color} if self.color else {})
 
 
 @dataclass(frozen=True)

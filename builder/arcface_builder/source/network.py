@@ -110,8 +110,8 @@ def open_network(proto: onnx.ModelProto, output: str | None = None) -> Network:
             network = replace(
                 _opened(model, ir.to_proto(model).SerializeToString(), output), runs="fixed copy"
             )
-        except RUN_ERRORS as still:
-            raise _cannot_run(still) from still
+        except RUN_ERRORS:
+            raise _cannot_run(error) from error
         _warn(fixes)
         issues += fixes
     return _widened(replace(network, issues=tuple(issues)))

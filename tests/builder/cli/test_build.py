@@ -22,7 +22,7 @@ from arcface_builder.source.load import (
     build_arguments,
     located,
 )
-from arcface_builder.source.normalisation import Normalisation
+from arcface_builder.source.normalisation import PYTORCH, UNIT, Normalisation
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from photograph import face_crops
 from support.exports import mxnet_broken, pytorch_pack, small_arcface
@@ -149,9 +149,11 @@ def test_bad_input_is_one_line_and_nothing_is_written(
         OnnxFile(Path("/f.onnx")),
         OnnxFile(Path("/f.onnx"), Normalisation.uniform(-1, 57.1234567)),
         OnnxFile(Path("/f.onnx"), Normalisation((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))),
+        OnnxFile(Path("/f.onnx"), PYTORCH, "bgr", "feature"),
         InsightFacePack("buffalo_l"),
         InsightFacePack("buffalo_l", Path("/packs")),
         Checkpoint(Path("/backbone.pth")),
+        Checkpoint(Path("/magface.pth"), UNIT, "bgr"),
         Synthetic("r50"),
         Synthetic("r50", seed=7),
     ],
@@ -207,6 +209,21 @@ def test_the_output_says_if_the_source_itself_was_not_run(
 
 
 @pytest.mark.parametrize(
+    ("flags", "source"),
+    [
+        (["--family", "magface"], OnnxFile(Path("/f.onnx"), UNIT, "bgr")),
+        (["--family", "magface", "--color", "rgb"], OnnxFile(Path("/f.onnx"), UNIT, "rgb")),
+        (["--normalisation", "mxnet"], OnnxFile(Path("/f.onnx"), Normalisation.uniform(127.5, 128))),
+    ],
+    ids=["family", "family with another order", "name of a normalisation"],
+)
+def test_a_family_stands_for_its_channel_order_and_normalisation(
+    flags: list[str], source: Source, asked_for: Callable[[list[str]], Source]
+) -> None:
+    assert asked_for(["--onnx-path", "/f.onnx", *flags]) == source
+
+
+@pytest.mark.parametrize(
     "command", [[], ["inspect"], ["build"], ["compile"], ["engines"], ["engines", "prune"]]
 )
 def test_the_help_has_every_option_and_examples(
@@ -235,6 +252,9 @@ def test_the_help_has_every_option_and_examples(
         ["build", "--name", "m", "--synthetic", "r42"],
         ["build", "--name", "m", "--onnx-path", "f.onnx", "--normalisation", "127.5"],
         ["build", "--name", "m", "--synthetic", "r18", "--normalisation", "0,1"],
+        ["build", "--name", "m", "--synthetic", "r18", "--color", "bgr"],
+        ["build", "--name", "m", "--checkpoint", "f.pth", "--output", "feature"],
+        ["build", "--name", "m", "--onnx-path", "f.onnx", "--family", "facenet"],
         ["build", "--name", "m", "--onnx-path", "f.onnx", "--accept-license"],
         [],
     ],

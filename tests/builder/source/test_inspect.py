@@ -100,6 +100,21 @@ def test_inspect_prints_text_or_json(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert report["opset"] == 11
 
 
+def test_inspect_of_a_file_that_a_build_refuses_shows_what_it_found_and_ends_with_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = small_arcface()
+    model.graph.node[1].attribute.append(helper.make_attribute("training_mode", 1))
+    model.opset_import[0].version = 14
+    onnx.save_model(model, tmp_path / "model.onnx")
+
+    assert main(["inspect", str(tmp_path / "model.onnx")]) == 1
+
+    shown = capsys.readouterr().out
+    assert "opset       14, IR version 6" in shown
+    assert "! a build refuses it: BatchNormalization 'bn1' is in training mode" in shown
+
+
 ONNX = small_arcface().SerializeToString()
 
 
