@@ -176,7 +176,8 @@ def _source(sources: dict[str, Any], details: dict[str, Any]) -> Source:
             raise UsageError(f"{_flag(name)} belongs to {' or '.join(map(_flag, _BELONGS_TO[name]))}.")
     if "family" in details:
         color, normalisation = FAMILIES[details.pop("family")]
-        details = {"color": color, "normalisation": normalisation} | details
+        details.setdefault("color", color)
+        details.setdefault("normalisation", normalisation)
     match kind:
         case "onnx_path":
             return OnnxFile(value, **details)

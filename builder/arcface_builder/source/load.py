@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import onnx_ir as ir
 
@@ -188,7 +188,7 @@ def build_arguments(source: Source) -> list[str]:
     ]
 
 
-def _stated(location: Mapping[str, object]) -> tuple[Normalisation | None, str | None]:
+def _stated(location: Mapping[Any, object]) -> tuple[Normalisation | None, str | None]:
     normalisation, color = (location.get(part) for part in _PIXELS)
     return Normalisation.parse(str(normalisation)) if normalisation else None, str(color) if color else None
 

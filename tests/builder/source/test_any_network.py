@@ -253,7 +253,7 @@ def test_where_several_outputs_could_be_the_embedding_one_is_chosen_by_its_name(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_familys_networks_are_fed_as_the_familys_own_code_feeds_them(family: str, tmp_path: Path) -> None:
-    prepared = {
+    prepared: Any = {
         "arcface": lambda bgr: (bgr[..., ::-1] / 255 - 0.5) / 0.5,
         "adaface": lambda bgr: (bgr / 255 - 0.5) / 0.5,
         "magface": lambda bgr: bgr / 255,
