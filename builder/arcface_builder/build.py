@@ -122,6 +122,8 @@ def build(
                 mean=loaded.normalisation.mean,
                 std=loaded.normalisation.std,
                 channels=loaded.channels,
+                caller_mean=loaded.caller.mean,
+                caller_std=loaded.caller.std,
                 found_in=loaded.caller_from,
                 assumed=loaded.assumed,
             ),

@@ -179,7 +179,7 @@ def _local(settings: PipelineSettings) -> list[Origin]:
         embedding.device, embedding.providers, allow_cpu_fallback=embedding.allow_cpu_fallback
     )
     if embedding.backend == "insightface":
-        return [insightface_origin(models, name, embedding.source, each, gpu) for each in providers]
+        return [insightface_origin(models, embedding.source, each, gpu) for each in providers]
     onnx = [onnx_origin(models, name, each, gpu) for each in providers]
     if embedding.backend == "onnxruntime":
         return onnx

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
-from ..contract import CROP_SHAPE, CROP_SIZE, Crops, Embeddings
+from ..contract import CROP_SHAPE, CROP_SIZE, INPUT_NAME, Crops, Embeddings
 from ..errors import ContractError, DeploymentError, ModelNotFoundError, require
 from ..failover.replica import Origin
 from ..models.embedding_space import EmbeddingSpace
 from ..models.files import expanded, file_sha256
+from ..models.golden import golden_crops, largest_drift
+from ..models.normalisation import PYTORCH, RAW, Normalisation, Pixels
 from ..models.repository import LocalModels
 from ..observability.diagnostics import Diagnostics
+from ..runtimes.base import in_batches
 from .local import BATCH_SIZE, LocalModel, provider_options
 
 if TYPE_CHECKING:
@@ -26,32 +31,69 @@ _log = logging.getLogger(__name__)
 PACKS: Final = Path("~/.insightface/models")
 
 _PURPOSE: Final = "The reference"
+_PLANES: Final = (3, CROP_SIZE, CROP_SIZE)
+_SAME: Final = 1e-5
+"""Drift that rounding explains."""
+
+_DTYPES: Final[Mapping[str, type[np.generic]]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(uint8)": np.uint8,
+}
 
 
-class InsightFaceRuntime:
-    """InsightFace's ``ArcFaceONNX`` as a runtime: its preprocessing, its network, and unit length.
+class SourceRuntime:
+    """A source network as its own users run it, and unit length.
+
+    InsightFace's own ``get_feat`` prepares the pixels and runs the network, unless the file is none of its
+    kind (channels last, several outputs) or takes other pixels.
 
     Args:
-        path: A recognition model as InsightFace's packs hold it.
+        path: An ONNX file of a face network.
         session: The file, loaded with ONNX Runtime.
+        pixels: What the network takes; None leaves it to InsightFace, whose default is RGB, -1 to 1.
 
     Raises:
-        ContractError: It is not a recognition model.
+        ContractError: It is not a face network.
     """
 
-    def __init__(self, path: Path, session: onnxruntime.InferenceSession) -> None:
-        arcface = require("insightface.model_zoo.arcface_onnx", extra="insightface", purpose=_PURPOSE)
+    def __init__(
+        self, path: Path, session: onnxruntime.InferenceSession, pixels: Pixels | None = None
+    ) -> None:
+        self._path, self._session = path, session
         inputs, outputs = session.get_inputs(), session.get_outputs()
-        if len(outputs) != 1 or not _takes_crops([tensor.shape for tensor in inputs]):
+        shapes = [tensor.shape for tensor in inputs]
+        self._first, self._last = _takes(shapes, _PLANES), _takes(shapes, CROP_SHAPE)
+        dtype = _DTYPES.get(inputs[0].type)
+        if inputs[0].name == INPUT_NAME and dtype is np.uint8:
             raise ContractError(
-                f"{path} is not a recognition model of InsightFace: it has inputs "
-                f"{[tensor.shape for tensor in inputs]}; expected [N, 3, {CROP_SIZE}, {CROP_SIZE}]. Name "
-                "another file as embedding.source."
+                f"{path} is a serving graph; as embedding.source or --reference name the file that it was "
+                "built from."
             )
-        self.batch_size = inputs[0].shape[0] if isinstance(inputs[0].shape[0], int) else BATCH_SIZE
+        if dtype is None or not (self._first or self._last):
+            raise ContractError(
+                f"{path} is not a face network: it has inputs {shapes}; expected one image, "
+                f"[N, 3, {CROP_SIZE}, {CROP_SIZE}] or [N, {CROP_SIZE}, {CROP_SIZE}, 3]. Name another file."
+            )
+        self._image, self._dtype, fixed = inputs[0].name, dtype, shapes[0][0]
+        self._fixed = fixed if isinstance(fixed, int) else None
+        self._insightface: Any = None
+        self.pixels = pixels or Pixels("RGB", RAW if dtype is np.uint8 else PYTORCH)
+        if self._first and len(outputs) == 1 and dtype is np.float32:
+            arcface = require("insightface.model_zoo.arcface_onnx", extra="insightface", purpose=_PURPOSE)
+            model = arcface.ArcFaceONNX(str(path), session=session)
+            own = Pixels("RGB", Normalisation.uniform(model.input_mean, model.input_std))
+            if pixels in (None, own):
+                self._insightface, self.pixels = model, own
+        self._output = self._find_output()
+        self.batch_size = self._fixed or (BATCH_SIZE if self._takes_batches() else 1)
         """The largest batch that the file takes."""
 
-        self._model = arcface.ArcFaceONNX(str(path), session=session)
+    @property
+    def by_insightface(self) -> bool:
+        """Whether InsightFace's own code runs it."""
+        return self._insightface is not None
 
     def embed(self, crops: Crops) -> Embeddings:
         """Embed one batch: uint8 [N, 112, 112, 3] BGR in, float32 [N, D] unit rows out.
@@ -59,21 +101,62 @@ class InsightFaceRuntime:
         Raises:
             DeploymentError: The model fails on it.
         """
-        from ..runtimes.onnxruntime import RUN_ERRORS
+        return self._embed(crops, None if self.by_insightface else self.pixels)
 
-        try:
-            features = np.asarray(self._model.get_feat(list(crops)), np.float32).reshape(len(crops), -1)
-        except RUN_ERRORS as error:
-            raise DeploymentError(f"InsightFace failed on a batch of {len(crops)}: {error}") from error
-        return features / np.linalg.norm(features, axis=1, keepdims=True)  # type: ignore[no-any-return]
+    def embed_as(self, crops: Crops, pixels: Pixels) -> Embeddings:
+        """Embed crops of any number with other pixels than the network is said to take."""
+        return in_batches(lambda batch: self._embed(batch, pixels), crops, self.batch_size)
 
     def close(self) -> None:
         """Free the session."""
-        del self._model
+        del self._session, self._insightface
+
+    def _embed(self, crops: Crops, pixels: Pixels | None) -> Embeddings:
+        from ..runtimes.onnxruntime import RUN_ERRORS
+
+        # A file with a fixed batch takes no smaller one.
+        batch = crops if self._fixed is None else np.resize(crops, (self._fixed, *CROP_SHAPE))
+        try:
+            if pixels is None:
+                features = self._insightface.get_feat(list(batch))
+            else:
+                (features,) = self._session.run([self._output], {self._image: self._prepared(batch, pixels)})
+        except RUN_ERRORS as error:
+            raise DeploymentError(f"The reference failed on a batch of {len(batch)}: {error}") from error
+        rows = np.asarray(features, np.float32).reshape(len(batch), -1)[: len(crops)]
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)  # type: ignore[no-any-return]
+
+    def _prepared(self, crops: Crops, pixels: Pixels) -> npt.NDArray[Any]:
+        planes = pixels.planes(crops)
+        return (planes if self._first else planes.transpose(0, 2, 3, 1)).astype(self._dtype)
+
+    def _find_output(self) -> str:
+        """The output that is a vector for each crop; the longest of several, such as embedding and norm."""
+        names: list[str] = [tensor.name for tensor in self._session.get_outputs()]
+        image = self._prepared(np.zeros((self._fixed or 1, *CROP_SHAPE), np.uint8), self.pixels)
+        values = dict(zip(names, self._session.run(names, {self._image: image}), strict=True))
+        vectors = {
+            name: value.size
+            for name, value in values.items()
+            if value.size == len(image) * max(value.shape[1:] or value.shape)
+        }
+        if not vectors:
+            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in values.items())
+            raise ContractError(f"{self._path} gives no embedding; its outputs: {shapes}.")
+        return max(vectors, key=vectors.__getitem__)
+
+    def _takes_batches(self) -> bool:
+        """Whether a crop has the same embedding in a batch: a free dimension in the file proves nothing."""
+        crops = golden_crops()[:2]
+        alone = in_batches(self.embed, crops, 1)
+        try:
+            return largest_drift(self.embed(crops), alone) < _SAME
+        except (DeploymentError, ValueError):  # fewer rows than crops
+            return False
 
 
-def insightface_origin(models: LocalModels, name: str, source: str, provider: str, gpu: int) -> Origin:
-    """The reference on a provider; ``name`` is the family of models whose reference it may be."""
+def insightface_origin(models: LocalModels, source: str, provider: str, gpu: int) -> Origin:
+    """The reference on a provider; a manifest of what was built from it says which pixels it takes."""
 
     def load(*_: object) -> LocalModel:
         require("insightface.model_zoo.arcface_onnx", extra="insightface", purpose=_PURPOSE)
@@ -82,14 +165,16 @@ def insightface_origin(models: LocalModels, name: str, source: str, provider: st
 
         path = find_source(source)
 
+        sha256 = file_sha256(path)
+        manifest = models.built_from(sha256)
+        pixels = None if manifest is None else manifest.preprocessing.caller
+
         def try_out(session: onnxruntime.InferenceSession) -> None:
-            InsightFaceRuntime(path, session).embed(np.zeros((1, *CROP_SHAPE), np.uint8))
+            SourceRuntime(path, session, pixels).embed(np.zeros((1, *CROP_SHAPE), np.uint8))
 
         options = provider_options(provider, gpu)
         session = open_on(provider, path, options=options, try_out=try_out)
-        runtime = InsightFaceRuntime(path, session)
-        sha256 = file_sha256(path)
-        reference = models.golden_of_source(name, sha256)
+        runtime = SourceRuntime(path, session, pixels)
         known = Diagnostics(
             backend="insightface",
             model=path.stem,
@@ -99,7 +184,7 @@ def insightface_origin(models: LocalModels, name: str, source: str, provider: st
             batch_size=runtime.batch_size,
         )
         space = EmbeddingSpace(source_sha256=sha256, precision_class="float")
-        golden = None if reference is None else reference.embeddings
+        golden = None if manifest is None else manifest.golden_embeddings
         return LocalModel(runtime, known, runtime.batch_size, space, golden)
 
     return Origin(f"{source} through InsightFace on {provider}", load)
@@ -146,8 +231,13 @@ def _is_recognition(path: Path) -> bool:
         for value in graph.input
         if value.name not in weights
     ]
-    return len(graph.output) == 1 and _takes_crops(shapes)
+    return len(graph.output) == 1 and _takes(shapes, _PLANES)
 
 
-def _takes_crops(shapes: list[list[Any]]) -> bool:
-    return len(shapes) == 1 and list(shapes[0][1:]) == [3, CROP_SIZE, CROP_SIZE]
+def _takes(shapes: list[list[Any]], image: tuple[int, ...]) -> bool:
+    """Whether a model has one input, of images of this shape; a dimension with a name is free."""
+    if len(shapes) != 1 or len(shapes[0]) != 1 + len(image):
+        return False
+    return all(
+        dim == size or not isinstance(dim, int) for dim, size in zip(shapes[0][1:], image, strict=True)
+    )

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
 from . import connection
 from .terminal import DONE, FAILED, examples, print_json, progress
 
+if TYPE_CHECKING:
+    from ..models.normalisation import Channels
+
 EPILOG: Final = examples(
     "arcface-client compare --n-samples 100",
     "arcface-client compare arcface_r100_onnx:1 arcface_r100_trt:1 --images crops/ --report out.html",
     "arcface-client compare --reference glintr100.onnx arcface_r100_trt:2 --pairs lfw.bin --json",
+    "arcface-client compare --reference adaface.onnx --color bgr adaface_onnx",
     exit_codes="0 passed, 1 failed or inconclusive (a negative control was not seen), 2 wrong usage",
 )
 
@@ -30,7 +34,18 @@ def compare(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="The source model's ONNX file, or the name of an InsightFace pack, run by InsightFace.",
+            help="The source network's ONNX file, or the name of an InsightFace pack.",
+        ),
+    ] = None,
+    color: Annotated[
+        Literal["rgb", "bgr"] | None,
+        typer.Option(help="With --reference: the channel order that the network takes."),
+    ] = None,
+    normalisation: Annotated[
+        str | None,
+        typer.Option(
+            help="With --reference: the normalisation that the network takes: pytorch, mxnet, unit, raw, or "
+            "MEAN,STD."
         ),
     ] = None,
     control_model: Annotated[
@@ -78,19 +93,30 @@ def compare(
     private_key: connection.PrivateKey = None,
     certificate_chain: connection.CertificateChain = None,
 ) -> int:
-    """Compare models with each other, or with InsightFace.
+    """Compare models with each other, or with the network that they were built from.
 
     Ways of embedding are compared on the same crops: models of a Triton server, ONNX files in this process,
-    and InsightFace itself as the reference. The first one is the baseline (the reference, if there is one).
-    Without models, every ready version of the settings' model is compared: {name}_onnx and {name}_trt.
+    and as the reference the source network as its own users run it, by InsightFace where that takes it. The
+    first one is the baseline (the reference, if there is one). Without models, every ready version of the
+    settings' model is compared: {name}_onnx and {name}_trt.
     """
     specs = [*(more_models or []), *(models or [])]
     if len(specs) == 1 and reference is None:
         raise typer.BadParameter(
             f"{specs[0]} is compared with nothing; name a second model, or give --reference FILE."
         )
+    if reference is None and (color or normalisation):
+        raise typer.BadParameter(
+            "--color and --normalisation say what the reference takes; give --reference."
+        )
     from ..evaluation import comparison  # brings gRPC, for which `--help` need not wait
+    from ..models.normalisation import PYTORCH, Normalisation, Pixels
     from .output import check_output, replace_text
+
+    pixels = None
+    if color or normalisation:
+        channels: Channels = "BGR" if color == "bgr" else "RGB"
+        pixels = Pixels(channels, Normalisation.parse(normalisation) if normalisation else PYTORCH)
 
     if report is not None:
         from ..evaluation.page import check_extra, to_html
@@ -101,6 +127,7 @@ def compare(
     options = comparison.Options(
         models=specs,
         reference=reference,
+        pixels=pixels,
         control_models=control_model or [],
         images=images,
         n_samples=n_samples,

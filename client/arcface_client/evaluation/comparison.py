@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING
 from ..contract import Progress, no_progress
 from ..errors import InputError, require
 from ..models.golden import golden_crops, recognises_nobody
+from ..models.normalisation import Pixels
+from ..models.repository import LocalModels
 from .controls import run_controls
+from .fit import find_fits
 from .measure import measure
 from .pairs import PairFile, read_pair_file, score_pairs
 from .report import FLIP_CROPS, Report, result_of, versions
@@ -31,7 +34,8 @@ class Options:
 
     Attributes:
         models: Models and files; none means every ready version of the settings' model.
-        reference: ONNX file or pack that InsightFace runs; None compares without InsightFace.
+        reference: ONNX file or pack of the source network; None compares without it.
+        pixels: What the reference takes; None finds out.
         control_models: Models of another source, which the comparison must tell apart.
         images: Folder of face crops; None generates crops.
         n_samples: Number of crops.
@@ -45,6 +49,7 @@ class Options:
 
     models: Sequence[str] = ()
     reference: str | None = None
+    pixels: Pixels | None = None
     control_models: Sequence[str] = ()
     images: Path | None = None
     n_samples: int = 100
@@ -85,7 +90,10 @@ def compare(options: Options, settings: PipelineSettings, progress: Progress = n
             with settings.triton.client() as client:
                 server = client.status()
             names = names or siblings_on(server, settings.embedding.model)
-        systems = [] if options.reference is None else [open_reference(options.reference, stack)]
+        systems = []
+        if options.reference is not None:
+            models = LocalModels(settings.embedding.model_repository)
+            systems.append(open_reference(options.reference, options.pixels, models, stack))
         systems += open_systems(names, connect, server, stack)
         if len(systems) < 2:
             raise InputError(
@@ -154,6 +162,7 @@ def compare_systems(
     controls = run_controls(
         systems[0], control_models, crops, batch_size=batch_size, max_drift_cosine=max_drift_cosine
     )
+    drifting = {a.other: golden[a.other] for a in agreements if not a.drift_max <= max_drift_cosine}
     verification = None
     if pair_file is not None:
         verification = score_pairs(
@@ -169,6 +178,7 @@ def compare_systems(
         systems=measured,
         agreements=agreements,
         controls=controls,
+        fits=find_fits(systems[0], drifting),
         warnings=[f"{name}: {why}" for name, why in told.items() if why],
         result=result_of(measured, agreements, controls, max_drift_cosine),
         samples=samples,

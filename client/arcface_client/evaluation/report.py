@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 
 from ..contract import LENGTH_TOLERANCE
 from .controls import Control
+from .fit import Fit
 from .measure import Measured
 from .pairs import PairScores
 from .samples import Samples
@@ -43,6 +44,7 @@ class Report:
         systems: Each by itself.
         agreements: Each other system against the baseline.
         controls: The negative controls.
+        fits: Which pixels for the reference would explain a drift, for each model that drifts.
         warnings: What is odd and does not change the outcome.
         result: What the comparison found.
         samples: The crops.
@@ -58,6 +60,7 @@ class Report:
     systems: Sequence[Measured]
     agreements: Sequence[Agreement]
     controls: Sequence[Control]
+    fits: Sequence[Fit]
     warnings: Sequence[str]
     result: Result
     samples: Samples
@@ -78,6 +81,7 @@ class Report:
         """Give the fields for JSON, which docs/compare.md describes."""
         return {
             "result": asdict(self.result),
+            "fits": [asdict(fit) for fit in self.fits],
             "warnings": list(self.warnings),
             "max_drift_cosine": self.max_drift_cosine,
             "samples": {
@@ -121,7 +125,11 @@ class Report:
         crops = f"{len(self.samples.crops)} crops ({self.samples.origin}), in batches of {self.batch_size}"
         last = f"{self.result.outcome}: the largest drift may be {self.max_drift_cosine:g}"
         tables = [table.to_text() for table in self.tables()]
-        return "\n\n".join([crops, *tables, "\n".join([*self.warnings, *self.result.reasons, last])])
+        return "\n\n".join([crops, *tables, "\n".join([*self.notes(), *self.result.reasons, last])])
+
+    def notes(self) -> list[str]:
+        """What to say besides the result."""
+        return [*self.warnings, *map(str, self.fits)]
 
     def _agreements(self) -> Table:
         columns = ["model", "drift max", "p99", "mean", "cosine min", "p1", "mean", "L2 max", "mean", "flips"]

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
-from ..backends.insightface import InsightFaceRuntime, find_source
+from ..backends.insightface import SourceRuntime, find_source
 from ..contract import Crops, Embeddings
 from ..errors import DeploymentError, InputError, ModelNotFoundError, require
 from ..failover.discovery import Pin
+from ..models.files import file_sha256
 from ..models.naming import onnx_model, plan_model
+from ..models.normalisation import Pixels
+from ..models.repository import LocalModels
 from ..runtimes.base import ENTRIES, Embed, in_batches
 from ..triton.status import ServerStatus
 
@@ -36,12 +39,16 @@ class System:
         kind: What runs it.
         where: The server's address, or the file.
         run: Embeds one batch.
+        pixels: What the reference is given; None for others.
+        embed_as: Embeds crops with other pixels; None for all but the reference.
     """
 
     name: str
     kind: Literal["served", "in process", "reference"]
     where: str
     run: Embed
+    pixels: Pixels | None = None
+    embed_as: Callable[[Crops, Pixels], Embeddings] | None = None
 
     def embed(self, crops: Crops) -> Embeddings:
         """Embed one batch: uint8 [N, 112, 112, 3] BGR in, float32 [N, D] out.
@@ -109,29 +116,34 @@ def _open_served(name: str, connect: Connect, server: ServerStatus | None, stack
     )
 
 
-def open_reference(source: str, stack: ExitStack) -> System:
-    """Open InsightFace's own ``ArcFaceONNX.get_feat`` on the CPU, its features scaled to length one.
+def open_reference(source: str, stated: Pixels | None, models: LocalModels, stack: ExitStack) -> System:
+    """Open a source network as its own users run it, on the CPU; see ``SourceRuntime``.
 
     Args:
-        source: The source model's ONNX file, as InsightFace takes it, or the name of one of its packs.
+        source: Its ONNX file, or the name of one of InsightFace's packs.
+        stated: Which pixels it takes; None asks the manifest of what was built from it, and then InsightFace.
+        models: The model repository, where it can be read from here.
         stack: Closes the system.
 
     Raises:
-        DeploymentError: The file is missing, or InsightFace cannot use it.
-        MissingExtraError: The insightface package is not installed.
+        DeploymentError: The file is missing, or is not a face network.
+        MissingExtraError: ONNX Runtime or the insightface package is not installed.
     """
-    require("insightface.model_zoo.arcface_onnx", extra="insightface", purpose=_PURPOSE)
     require("onnxruntime", extra="onnxruntime", purpose=_PURPOSE)
     from ..runtimes.onnxruntime import open_session
 
     path = find_source(source)
-    runtime = InsightFaceRuntime(path, open_session(path, entries=ENTRIES))
+    manifest = None if stated else models.built_from(file_sha256(path))
+    pixels = stated if manifest is None else manifest.preprocessing.caller
+    runtime = SourceRuntime(path, open_session(path, entries=ENTRIES), pixels)
     stack.callback(runtime.close)
     return System(
-        name=f"InsightFace {path.name}",
+        name=f"{'InsightFace' if runtime.by_insightface else 'source'} {path.name}",
         kind="reference",
         where=str(path),
         run=lambda crops: in_batches(runtime.embed, crops, runtime.batch_size),
+        pixels=runtime.pixels,
+        embed_as=runtime.embed_as,
     )
 
 

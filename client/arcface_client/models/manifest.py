@@ -22,6 +22,7 @@ from ..contract import EMBEDDING_DIM, INPUT_SPEC, Embeddings, output_spec
 from ..errors import DeploymentError
 from .embedding_space import PRECISIONS, EmbeddingSpace, PrecisionClass, describe_preprocessing
 from .golden import from_text, golden_sha256
+from .normalisation import Normalisation, Pixels
 from .schema import (
     STRICT,
     Drift,
@@ -94,6 +95,15 @@ class Preprocessing:
     caller_std: tuple[float, float, float] | None = None
     found_in: str = "unknown"
     assumed: tuple[Literal["channels", "normalisation"], ...] | None = None
+
+    @property
+    def caller(self) -> Pixels | None:
+        """What a caller of the source does; None in older manifests."""
+        if self.caller_mean is None or self.caller_std is None:
+            return None
+        return Pixels(
+            "BGR" if self.channels == "BGR" else "RGB", Normalisation(self.caller_mean, self.caller_std)
+        )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

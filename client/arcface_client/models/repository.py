@@ -161,14 +161,14 @@ class LocalModels:
         precision_class = self._precision_class(model, version) if sibling else "float"
         return GoldenReference(manifest.golden_embeddings, manifest.embedding_space(precision_class))
 
-    def golden_of_source(self, name: str, source_sha256: str) -> GoldenReference | None:
-        """The reference embeddings of a source model, if a ``{name}_onnx`` was built from it."""
-        model = onnx_model(name)
-        for version in reversed(self.versions(model)):
-            reference = self.golden(model, version)
-            if reference is not None and reference.space.source_sha256 == source_sha256:
-                return reference
-        return None
+    def built_from(self, source_sha256: str) -> ModelManifest | None:
+        """The newest manifest of an ONNX model that was built from a source; None if there is none here."""
+        found = [
+            manifest
+            for path in self.root.glob(f"{onnx_model('*')}-*.manifest.json")
+            if (manifest := ModelManifest.read(path)).source.sha256 == source_sha256
+        ]
+        return max(found, key=lambda manifest: manifest.created, default=None)
 
     def only_plan(self, model: str, version: int) -> PlanManifest | None:
         """The manifest of a version's plan; None when it has no plan, or several of which any may serve.

@@ -72,7 +72,7 @@ def test_a_reference_that_takes_one_crop_at_a_time_gets_them_so(make: Make, tmp_
     [
         ("buffalo_l", r"no pack buffalo_l at .*models/buffalo_l\. Set"),
         ("gone.onnx", r"There is no file gone\.onnx; give an ONNX file"),
-        ("{built}/models/small_onnx/1/model.onnx", r"not a recognition model .* it has inputs \[\['N', 112"),
+        ("{built}/models/small_onnx/1/model.onnx", r"is a serving graph; as embedding\.source"),
     ],
 )
 def test_a_reference_that_cannot_be_used_is_reported_with_what_to_do(

@@ -207,6 +207,7 @@ def test_tls_that_the_server_does_not_speak_is_one_line(triton: LocalTriton) -> 
         ["embed", "x", "--version", "new", "--output", "x.npz"],
         ["embed", "x", "--output", "embeddings"],
         ["compare", "a"],
+        ["compare", "a", "b", "--color", "bgr"],
         ["compare", "a", "b", "--n-samples", "1"],
         ["compare", "a", "b", "--batch-size", "0"],
         ["compare", "a", "b", "--threshold", "1.5"],

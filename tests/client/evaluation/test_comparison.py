@@ -126,6 +126,11 @@ def test_insightface_and_the_model_built_from_its_file_agree_without_a_server(
     found = compared([served, "--reference", str(source), *FEW, "--url", "127.0.0.1:9"], capsys, 0)
     assert [backend["kind"] for backend in found["backends"]] == ["reference", "in process"]
     assert found["pairs"][0]["drift_max"] < 1e-6
+    assert found["fits"] == []
+    stated = ["--reference", str(source), "--color", "bgr", "--normalisation", "unit"]
+    (fit,) = compared([served, *stated, *FEW, "--url", "127.0.0.1:9"], capsys, 1)["fits"]
+    assert (fit["given"], fit["best"]) == ("BGR, x / 255", "RGB, (x - 127.5) / 127.5")
+    assert fit["drift_best"] < 1e-6 < fit["drift_given"]
     assert "triton" not in found["versions"]
 
 

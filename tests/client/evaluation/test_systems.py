@@ -11,11 +11,28 @@ import onnx
 import pytest
 from insightface.model_zoo.arcface_onnx import ArcFaceONNX
 
+from arcface_builder.build import build
+from arcface_builder.source.load import OnnxFile
 from arcface_client.errors import DeploymentError, ModelNotFoundError
+from arcface_client.evaluation.fit import find_fits
 from arcface_client.evaluation.samples import generated_samples
-from arcface_client.evaluation.systems import open_reference, siblings_on
+from arcface_client.evaluation.scores import largest_drift
+from arcface_client.evaluation.systems import System, open_reference, siblings_on
+from arcface_client.models.golden import golden_crops
+from arcface_client.models.normalisation import PYTORCH, UNIT, Pixels
+from arcface_client.models.repository import LocalModels
+from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_client.triton.status import ModelStatus, ServerStatus
-from support.exports import Export, as_is, constant_reshape, mxnet, small_arcface
+from support.exports import (
+    Export,
+    as_is,
+    bytes_channels_last,
+    constant_reshape,
+    gathered_channels,
+    half_weights,
+    mxnet,
+    small_arcface,
+)
 from support.tiny import tiny_serving_graph
 
 CROPS = generated_samples(10).crops
@@ -55,6 +72,10 @@ def save(tmp_path: Path) -> Callable[[onnx.ModelProto], str]:
     return save
 
 
+def opened(path: str, stack: ExitStack, pixels: Pixels | None = None, models: Path = Path("none")) -> System:
+    return open_reference(path, pixels, LocalModels(models), stack)
+
+
 @pytest.mark.parametrize("export", [as_is, constant_reshape, mxnet])
 def test_the_reference_gives_insightfaces_own_features_scaled_to_length_one(
     export: Export, save: Callable[[onnx.ModelProto], str]
@@ -64,14 +85,68 @@ def test_the_reference_gives_insightfaces_own_features_scaled_to_length_one(
     features = np.concatenate([insightface.get_feat(crop) for crop in CROPS])
     expected = features / np.linalg.norm(features, axis=1, keepdims=True)
     with ExitStack() as stack:
-        reference = open_reference(path, stack)
+        reference = opened(path, stack)
         assert reference.name == "InsightFace source.onnx"
         np.testing.assert_allclose(reference.embed(CROPS), expected, atol=1e-6)
 
 
+def batch_of_two(model: onnx.ModelProto) -> onnx.ModelProto:
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 2
+    return model
+
+
+def embedding_and_norm(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Two outputs, as AdaFace's networks have."""
+    (output,) = model.graph.output
+    model.graph.node.append(onnx.helper.make_node("ReduceL2", [output.name], ["norm"], axes=[1]))
+    model.graph.output.insert(0, onnx.helper.make_tensor_value_info("norm", onnx.TensorProto.FLOAT, ["N", 1]))
+    return model
+
+
+@pytest.mark.parametrize("export", [batch_of_two, embedding_and_norm])
+def test_a_source_with_a_fixed_batch_or_more_outputs_is_a_reference_too(
+    export: Export, save: Callable[[onnx.ModelProto], str]
+) -> None:
+    with ExitStack() as stack:
+        expected = opened(save(small_arcface()), stack).embed(CROPS)
+        embeddings = opened(save(export(small_arcface())), stack).embed(CROPS[:5])
+    assert largest_drift(embeddings, expected[:5]) < 1e-9
+
+
+@pytest.mark.parametrize("export", [bytes_channels_last, half_weights, gathered_channels, mxnet])
+def test_any_source_that_builds_is_a_reference_that_agrees_with_what_was_built(
+    export: Export, save: Callable[[onnx.ModelProto], str], tmp_path: Path
+) -> None:
+    path = save(export(small_arcface()))
+    built = build(OnnxFile(Path(path)), name="any", repository=tmp_path / "models")
+    expected = OnnxRuntime(built.path / "model.onnx").embed(CROPS)
+    with ExitStack() as stack:
+        embeddings = opened(path, stack, models=tmp_path / "models").embed(CROPS)
+    assert largest_drift(embeddings, expected) < (1e-3 if export is half_weights else 1e-9)
+
+
+def test_a_model_that_was_built_with_other_pixels_agrees_best_with_those(
+    save: Callable[[onnx.ModelProto], str],
+) -> None:
+    with ExitStack() as stack:
+        reference = opened(save(small_arcface()), stack)
+        assert reference.embed_as is not None
+        swapped, unit = (
+            reference.embed_as(golden_crops(), pixels)
+            for pixels in (Pixels("BGR", PYTORCH), Pixels("RGB", UNIT))
+        )
+        random = np.random.default_rng(0).standard_normal(swapped.shape).astype(np.float32)
+        fits = find_fits(reference, {"swapped": swapped, "unit": unit, "other": random})
+    assert [fit.best for fit in fits[:2]] == ["BGR, (x - 127.5) / 127.5", "RGB, x / 255"]
+    assert all(fit.drift_best < 1e-9 < fit.drift_given for fit in fits[:2])
+    assert "build the model again with --color rgb --normalisation 127.5,127.5;" in str(fits[0])
+    assert fits[2].drift_best > 0.5
+
+
 def test_a_file_that_insightface_cannot_use_is_one_line(save: Callable[[onnx.ModelProto], str]) -> None:
     with ExitStack() as stack:
-        with pytest.raises(DeploymentError, match=r"recognition model"):
-            open_reference(save(tiny_serving_graph()), stack)
+        with pytest.raises(DeploymentError, match=r"is a serving graph"):
+            opened(save(tiny_serving_graph()), stack)
         with pytest.raises(DeploymentError, match=r"There is no file missing\.onnx"):
-            open_reference("missing.onnx", stack)
+            opened("missing.onnx", stack)

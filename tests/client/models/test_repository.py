@@ -81,10 +81,12 @@ def test_without_a_manifest_of_these_golden_crops_there_is_no_reference(models: 
     assert LocalModels(models).golden("small_onnx", 1) is None
 
 
-def test_references_are_found_by_the_sources_sha256(models: Path, built: Path) -> None:
-    repository = LocalModels(models)
-    assert repository.golden_of_source("small", file_sha256(built / "source-0.onnx")) is not None
-    assert repository.golden_of_source("small", "0" * 64) is None
+def test_what_was_built_from_a_source_is_found_by_its_sha256(models: Path, built: Path) -> None:
+    another_release(models, built / "source-0.onnx")
+    found = LocalModels(models).built_from(file_sha256(built / "source-0.onnx"))
+    assert found is not None
+    assert (found.model, found.version) == ("small_onnx", 2)
+    assert LocalModels(models).built_from("0" * 64) is None
 
 
 def test_the_newest_version_is_found(models: Path, built: Path) -> None:
