@@ -11,13 +11,13 @@ from typing import Annotated, Any, Final, Literal
 import typer
 
 from arcface_client.cli.terminal import UsageError, print_json, progress
+from arcface_client.models.normalisation import FAMILIES, NAMED, Normalisation
 
 from ..build import DEFAULT_REPOSITORY
 from ..build import build as build_model
 from ..repository.config import ServingOptions
 from ..source.insightface_pack import DEFAULT_ROOT
 from ..source.load import Checkpoint, InsightFacePack, OnnxFile, Source, Synthetic
-from ..source.normalisation import FAMILIES, NAMED, Normalisation
 from .options import Json, Name, Repository, checked, recorded_path
 
 _source_option = partial(typer.Option, rich_help_panel="Source (exactly one)")

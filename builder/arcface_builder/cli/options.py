@@ -12,9 +12,8 @@ from typing import Annotated, Any, Final, Literal, TypeVar, get_type_hints
 import typer
 
 from arcface_client.cli.terminal import utf8_path
+from arcface_client.errors import InputError
 from arcface_client.settings import TENSORRT_PATH
-
-from ..errors import OptionError
 
 T = TypeVar("T")
 
@@ -34,7 +33,7 @@ def checked(parse: Callable[[str], T]) -> Callable[[str], T]:
     def parsed(text: str) -> T:
         try:
             return parse(text)
-        except OptionError as error:
+        except InputError as error:
             raise typer.BadParameter(str(error)) from error
 
     return parsed

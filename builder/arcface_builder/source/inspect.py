@@ -8,12 +8,13 @@ from typing import Any, Final
 
 import onnx_ir as ir
 
+from arcface_client.models.normalisation import RAW
+
 from ..errors import NotArcFaceError
 from ..graph.serving import is_serving_graph
 from ..graph.signature import describe_shape
 from .fixes import Issue
 from .model import Origin, SourceModel
-from .normalisation import RAW
 from .onnx_file import read_onnx
 
 _OF_ORIGIN: Final = ("sha256", "known_file", "terms", "synthetic", "depth", "seed")

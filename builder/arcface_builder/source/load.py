@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from arcface_client.errors import ArcFaceError
 from arcface_client.models.files import expanded
+from arcface_client.models.normalisation import PYTORCH, Normalisation
 from arcface_client.runtimes.base import Embed
 
 from ..errors import NotArcFaceError, OptionError
@@ -21,7 +22,6 @@ from .checkpoint import read_checkpoint
 from .insightface_pack import DEFAULT_ROOT, recognition_model
 from .iresnet import BLOCKS, iresnet_model
 from .model import Origin, SourceKind, SourceModel, Stated
-from .normalisation import PYTORCH, Normalisation
 from .onnx_file import read_onnx
 from .synthetic import synthetic_weights
 

@@ -14,6 +14,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from arcface_client.contract import INPUT_NAME, OUTPUT_NAME, Crops, Embeddings
+from arcface_client.models.normalisation import PYTORCH, RAW, Normalisation
 from arcface_client.runtimes.base import in_batches
 from arcface_client.runtimes.onnxruntime import RUN_ERRORS
 
@@ -24,7 +25,6 @@ from ..graph.edit import first_line, session
 from ..graph.serving import Pixels, crop_by_crop, optimise, to_file, wrap
 from .fixes import Issue, free_batch, in_opset_17, is_too_old, simplify
 from .network import Network, Reference, open_network
-from .normalisation import PYTORCH, RAW, Normalisation
 from .preprocessing import InputPreprocessing, contradicts, expected_of_caller, read_preprocessing
 
 SourceKind = Literal["onnx", "insightface", "checkpoint", "synthetic"]

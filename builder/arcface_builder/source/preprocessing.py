@@ -15,11 +15,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from arcface_client.contract import CROP_SIZE
+from arcface_client.models.normalisation import PYTORCH, RAW, UNIT, Normalisation, Triple
 from arcface_client.runtimes.onnxruntime import RUN_ERRORS
 
 from ..graph.edit import values_of
 from ..graph.signature import Image
-from .normalisation import PYTORCH, RAW, UNIT, Normalisation, Triple
 
 _LARGEST_DEVIATION: Final = 3.0
 """How far an end of the network's input range may lie from -1 and 1."""

@@ -13,11 +13,11 @@ import onnx_ir as ir
 import onnxruntime
 
 from arcface_client.contract import CROP_SIZE
+from arcface_client.models.normalisation import PYTORCH
 from arcface_client.runtimes.base import usable_cores
 
 from ..check.crops import face_like, noise, texture
 from .iresnet import CHANNELS, EPSILON, flat_features, model_of, parameter_shapes
-from .normalisation import PYTORCH
 
 _PRELU_SLOPE = 0.25
 _FACES, _TEXTURES, _NOISES = 90, 40, 8  # crops of the calibration pass

@@ -22,7 +22,7 @@ from arcface_builder.source.load import (
     build_arguments,
     located,
 )
-from arcface_builder.source.normalisation import PYTORCH, UNIT, Normalisation
+from arcface_client.models.normalisation import PYTORCH, UNIT, Normalisation
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from photograph import face_crops
 from support.exports import mxnet_broken, pytorch_pack, small_arcface

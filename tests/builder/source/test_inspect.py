@@ -16,7 +16,7 @@ from arcface_builder.errors import NotArcFaceError, NotOnnxError
 from arcface_builder.source.fixes import Issue
 from arcface_builder.source.inspect import Inspection, Tensor, inspect
 from arcface_builder.source.load import OnnxFile
-from arcface_builder.source.normalisation import Normalisation
+from arcface_client.models.normalisation import Normalisation
 from support.exports import EXPORTS, small_arcface
 
 

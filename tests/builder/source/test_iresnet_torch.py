@@ -17,7 +17,7 @@ from arcface_builder.graph.edit import session
 from arcface_builder.source.checkpoint import read_checkpoint
 from arcface_builder.source.iresnet import BLOCKS
 from arcface_builder.source.load import Checkpoint, OnnxFile
-from arcface_builder.source.normalisation import PYTORCH
+from arcface_client.models.normalisation import PYTORCH
 from photograph import face_crops
 
 torch = pytest.importorskip("torch")
