@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from arcface_builder.source.normalisation import FAMILIES, Normalisation
 from onnx import helper, numpy_helper, parser
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -18,7 +19,6 @@ from arcface_builder.check.accuracy import TOLERANCE
 from arcface_builder.check.crops import face_like
 from arcface_builder.errors import NotArcFaceError, OptionError
 from arcface_builder.source.load import OnnxFile
-from arcface_builder.source.normalisation import FAMILIES, Normalisation
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 
