@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from arcface_builder.source.normalisation import FAMILIES, Normalisation
 from onnx import helper, numpy_helper, parser
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -20,6 +19,7 @@ from arcface_builder.check.crops import face_like
 from arcface_builder.errors import NotArcFaceError, OptionError
 from arcface_builder.source.load import OnnxFile
 from arcface_client.contract import Crops, Embeddings
+from arcface_client.models.normalisation import FAMILIES, Normalisation
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 
 STEM = "stem = Conv<kernel_shape=[16,16], strides=[16,16]>(data, w)"  # [N, 8, 7, 7]
