@@ -9,11 +9,11 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 
 import typer
 
-from arcface_client.cli.output import check_output, replace_text
+from arcface_client.cli.output import check_output, replace_text, replacing
 from arcface_client.cli.terminal import DONE, examples, new_app, run, whole_numbers
 
 from .errors import FlagError
@@ -25,11 +25,14 @@ from .perf.measurement import (
     NOT_SETTLED_NOTE,
     Load,
     Measurement,
+    Protocol,
     SharedMemory,
     load_crops,
     measure,
     write_input_data,
 )
+
+_USUAL_URLS: Final[dict[Protocol, str]] = {"grpc": "127.0.0.1:8001", "http": "127.0.0.1:8000"}
 
 app = new_app(
     "Run the real Triton Inference Server without its container, and measure a server.",
@@ -100,7 +103,14 @@ def run_server(
 def perf(
     model: Annotated[str, typer.Option(metavar="NAME", help="Model to measure.")],
     version: Annotated[int | None, typer.Option(metavar="N", help="Its version; default the newest.")] = None,
-    url: Annotated[str, typer.Option(metavar="HOST:PORT", help="gRPC address.")] = "127.0.0.1:8001",
+    protocol: Annotated[Protocol, typer.Option(help="How requests are sent.")] = "grpc",
+    url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Address for that (default: 127.0.0.1, port 8001 for grpc, 8000 for http).",
+        ),
+    ] = None,
     concurrency: Annotated[
         Any,
         typer.Option(
@@ -124,20 +134,30 @@ def perf(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON object; the table goes to standard error.")
     ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw throughput against latency: .svg, .png or .pdf."),
+    ] = None,
 ) -> int:
-    """Measure a model over gRPC with NVIDIA's perf_analyzer: the one on the PATH, or one downloaded once."""
+    """Measure a model with NVIDIA's perf_analyzer: the one on the PATH, or one that is downloaded once."""
     from arcface_client import EmbeddingClient  # imports gRPC, which `--help` does not need
+    from arcface_client.evaluation.benchmark_plot import check_plot, draw
 
-    if output is not None:
-        check_output(output)
-    with EmbeddingClient(url, model, version) as client:
-        client.ensure_ready()
-    about = {"model": model, "version": version, "url": url, "shared_memory": shared_memory}
+    for path in filter(None, (output, plot)):
+        check_output(path)
+    if plot is not None:
+        check_plot(plot)
+    url = url or _USUAL_URLS[protocol]
+    if protocol == "grpc":  # else perf_analyzer asks, and its reason is shown
+        with EmbeddingClient(url, model, version) as client:
+            client.ensure_ready()
+    about = {"model": model, "version": version, "protocol": protocol, "url": url}
+    about["shared_memory"] = shared_memory
     table = sys.stderr if as_json else sys.stdout
     figures: list[Measurement] = []
     perf_analyzer = find_perf_analyzer()
     with tempfile.TemporaryDirectory(prefix="arcface-perf-") as scratch:
-        load = Load(url, model, version, Path(scratch, "crops.json"), shared_memory, requests)
+        load = Load(url, model, version, Path(scratch, "crops.json"), shared_memory, requests, protocol)
         write_input_data(load_crops(images), load.input_data)
         for batch, level in ((batch, level) for batch in batch_size for level in concurrency):
             figure = measure(perf_analyzer, load, batch, level)
@@ -149,6 +169,17 @@ def perf(
                 replace_text(output, _report(about, figures) + "\n")
     if not all(figure.settled for figure in figures):
         print(NOT_SETTLED_NOTE, file=table)
+    if plot is not None:
+        lines = {
+            f"batch {batch}": [
+                (figure.p50_ms, figure.faces_per_s, str(figure.concurrency))
+                for figure in figures
+                if figure.batch_size == batch
+            ]
+            for batch in batch_size
+        }
+        with replacing(plot) as file:
+            draw(lines, "requests at a time").savefig(file, format=plot.suffix[1:].lower())
     if as_json:
         print(_report(about, figures))
     return DONE

@@ -97,7 +97,7 @@ def benchmark(
     for path in filter(None, (output, plot)):
         check_output(path)
     if plot is not None:
-        from ..evaluation.benchmark_plot import check_plot, save_plot
+        from ..evaluation.benchmark_plot import check_plot, draw, lines_of
 
         check_plot(plot)
     flags = {"embedding.model": name, "embedding.source": source, "embedding.device": device}
@@ -120,7 +120,8 @@ def benchmark(
         _print(result)
     if plot is not None:
         with replacing(plot) as file:
-            save_plot(file, plot.suffix, result.to_dict()["systems"])
+            lines = lines_of(result.to_dict()["systems"])
+            draw(lines, "crops in a call").savefig(file, format=plot.suffix[1:].lower())
     return _conclude(result)
 
 

@@ -23,6 +23,7 @@ from ..errors import PerfAnalyzerError
 from .binary import PerfAnalyzer, last_line
 
 SharedMemory = Literal["none", "system"]
+Protocol = Literal["grpc", "http"]
 
 CROP_COUNT: Final = 32
 """How many different crops are sent in turn; at most so many are read from a folder."""
@@ -48,12 +49,13 @@ class Load:
     """What is sent, and where.
 
     Attributes:
-        url: ``host:port`` of the server's gRPC service.
+        url: ``host:port`` of the server's service for the protocol.
         model: Name of the model.
         version: Its version; None means the newest.
         input_data: File that ``write_input_data`` wrote.
         shared_memory: Whether crops reach a server on this machine inside the request or in shared memory.
         requests: Requests in each window; three to ten windows are measured.
+        protocol: How requests are sent.
     """
 
     url: str
@@ -62,6 +64,7 @@ class Load:
     input_data: Path
     shared_memory: SharedMemory
     requests: int
+    protocol: Protocol = "grpc"
 
 
 @dataclass(frozen=True)
@@ -191,7 +194,7 @@ def parse_report(text: str, batch_size: int, concurrency: int, *, settled: bool)
 
 
 def _flags(load: Load, batch_size: int, concurrency: int, stability_percent: int) -> list[str]:
-    flags = ["-m", load.model, "-u", load.url, "-i", "grpc", "-b", str(batch_size)]
+    flags = ["-m", load.model, "-u", load.url, "-i", load.protocol, "-b", str(batch_size)]
     flags += [] if load.version is None else ["-x", str(load.version)]
     flags += ["--concurrency-range", str(concurrency), "--input-data", str(load.input_data)]
     flags += ["--shared-memory", load.shared_memory, "--stability-percentage", str(stability_percent)]

