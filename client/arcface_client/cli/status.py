@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from ..errors import ArcFaceError, DeploymentError
+from ..errors import ArcFaceError, DeploymentError, ManifestError
 from . import connection
 from .terminal import DONE, FAILED, examples, print_json, print_table, say
 
 if TYPE_CHECKING:
+    from ..models.repository import LocalModels
     from ..settings import PipelineSettings, TritonSettings
-    from ..triton.status import ServerStatus
+    from ..triton.status import ModelStatus, ServerStatus
 
 _TIMED_CALLS: Final = 5
 
@@ -48,6 +49,9 @@ def status(
 ) -> int:
     """Show the servers, their models and versions, and why one is not ready.
 
+    For models whose manifest is in embedding.model_repository, also the channel order and the normalisation
+    of their network, and which of them was assumed when it was built.
+
     With --json also the embedder that the settings make: which model embeds, how fast, how exactly, and why
     not another. A few crops are embedded to find out.
     """
@@ -55,16 +59,18 @@ def status(
         raise typer.BadParameter(
             "--backend and --device say which embedder --json reports; give --json as well."
         )
+    from ..models.repository import LocalModels  # brings pydantic, for which `--help` need not wait
+
     flags = {"embedding.backend": backend, "embedding.device": device}
     settings = connection.settings_of(context, **flags)
-    triton = settings.triton
+    triton, models = settings.triton, LocalModels(settings.embedding.model_repository)
     servers = [_ask(triton, url) for url in (triton.url if as_json else triton.required_urls())]
     if as_json:
         embedder = _embedder(settings)
-        print_json({"servers": [dataclasses.asdict(server) for server in servers], "embedder": embedder})
+        print_json({"servers": [_as_dict(server, models) for server in servers], "embedder": embedder})
         return DONE if embedder["problem"] is None else FAILED
     for server in servers:
-        _show(server)
+        _show(server, models)
     return DONE if any(model.ready for server in servers for model in server.models) else FAILED
 
 
@@ -78,13 +84,30 @@ def _ask(triton: TritonSettings, url: str) -> ServerStatus:
             return ServerStatus(url, None, ready=False, problem=str(error))
 
 
-def _show(server: ServerStatus) -> None:
+def _pixels(model: ModelStatus, models: LocalModels) -> str | None:
+    """What a model does to the pixels, if its manifest is here."""
+    try:
+        manifest = None if model.version is None else models.manifest(model.name, model.version)
+    except ManifestError as error:
+        return str(error)
+    return None if manifest is None else str(manifest.preprocessing)
+
+
+def _as_dict(server: ServerStatus, models: LocalModels) -> dict[str, Any]:
+    described = [dataclasses.asdict(model) | {"pixels": _pixels(model, models)} for model in server.models]
+    return dataclasses.asdict(server) | {"models": described}
+
+
+def _show(server: ServerStatus, models: LocalModels) -> None:
     if server.problem:
         say(f"arcface-client: {server.problem}", style="red")
         return
     print(f"Triton {server.version} at {server.url}: {'ready' if server.ready else 'not ready'}")
-    rows = [(model.name, model.version, model.state or "NOT LOADED", model.reason) for model in server.models]
-    print_table(("model", "version", "state", "reason"), rows)
+    rows = [
+        (model.name, model.version, model.state or "NOT LOADED", _pixels(model, models), model.reason)
+        for model in server.models
+    ]
+    print_table(("model", "version", "state", "pixels", "reason"), rows)
 
 
 def _embedder(settings: PipelineSettings) -> dict[str, Any]:

@@ -96,6 +96,12 @@ class Preprocessing:
     found_in: str = "unknown"
     assumed: tuple[Literal["channels", "normalisation"], ...] | None = None
 
+    def __str__(self) -> str:
+        text = f"{self.channels}, {Normalisation(self.mean, self.std)}"
+        words = {"channels": "channel order", "normalisation": "normalisation"}
+        assumed = " and ".join(words[one] for one in self.assumed or ())
+        return f"{text} ({assumed} assumed)" if assumed else text
+
     @property
     def caller(self) -> Pixels | None:
         """What a caller of the source does; None in older manifests."""

@@ -153,13 +153,20 @@ class LocalModels:
         Raises:
             ManifestError: A manifest is wrong.
         """
-        sibling = sibling_of(model)
-        path = manifest_path(self.root, sibling or model, version)
-        manifest = ModelManifest.read(path) if path.is_file() else None
+        manifest = self.manifest(model, version)
         if manifest is None or manifest.golden_embeddings is None:
             return None
-        precision_class = self._precision_class(model, version) if sibling else "float"
+        precision_class = self._precision_class(model, version) if sibling_of(model) else "float"
         return GoldenReference(manifest.golden_embeddings, manifest.embedding_space(precision_class))
+
+    def manifest(self, model: str, version: int) -> ModelManifest | None:
+        """The manifest of a version, that of its ONNX sibling for a plan; None when it is not here.
+
+        Raises:
+            ManifestError: It is wrong.
+        """
+        path = manifest_path(self.root, sibling_of(model) or model, version)
+        return ModelManifest.read(path) if path.is_file() else None
 
     def built_from(self, source_sha256: str) -> ModelManifest | None:
         """The newest manifest of an ONNX model that was built from a source; None if there is none here."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,9 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from arcface_builder.build import build
+from arcface_builder.source.load import OnnxFile
 from arcface_client.cli.app import main
 from arcface_client.contract import Crops, Embeddings
+from arcface_client.models.normalisation import UNIT
 from arcface_server import LocalTriton
+from support.exports import save_for_insightface
 from support.processes import open_files, wait_until
 from support.tiny import write_tiny_repository
 
@@ -101,13 +106,28 @@ def test_status_shows_models_and_reasons(
     text = capsys.readouterr().out
     assert f"at {triton.grpc_url}: ready" in text
     assert "UNAVAILABLE" in text
-    assert text.count("\n") == 7  # the server, the heading, and a line for each version, without tracebacks
+    assert text.count("\n") == 8  # the server, the heading, and a line for each version, without tracebacks
     config = tmp_path / "embedding.yaml"
     config.write_text(f"embedding: {{backend: triton, model: tiny, model_repository: {tmp_path}}}")
     assert main(["status", "--url", triton.grpc_url, "--config", str(config), "--json"]) == 0
     (server,) = json.loads(capsys.readouterr().out)["servers"]
     models = server["models"]
-    assert {"name": "tiny_onnx", "version": 2, "state": "READY", "reason": ""} in models
+    assert {"name": "tiny_onnx", "version": 2, "state": "READY", "reason": "", "pixels": None} in models
+
+
+def test_status_shows_what_a_model_does_to_the_pixels_and_what_of_it_was_assumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, models = save_for_insightface(tmp_path), tmp_path / "models"
+    build(OnnxFile(source), name="small", repository=models)
+    build(OnnxFile(source, UNIT, color="bgr"), name="small", repository=models)
+    with LocalTriton(models, stop_timeout_s=1) as server:
+        config = tmp_path / "embedding.yaml"
+        config.write_text(f"embedding: {{model_repository: {models}}}")
+        assert main(["status", "--url", server.grpc_url, "--config", str(config)]) == 0
+        text = capsys.readouterr().out
+    assert re.search(r"small_onnx +1 +READY +RGB, \(x - 127\.5\) / 127\.5 \(.* assumed\)", text)
+    assert re.search(r"small_onnx +2 +READY +BGR, x / 255 *$", text, re.M)
 
 
 def test_a_proxy_that_grpc_uses_is_named(
