@@ -5,13 +5,15 @@ TORCH_PYTHON ?= python3
 MINUTES ?= 10
 # How many files of tests run at a time. Those of `make test-faults` measure time and run one after the other.
 JOBS ?= 2
+# How many random networks `make fuzz` builds.
+EXAMPLES ?= 2000
 EXTRAS := cli,builder,server,insightface,openvino,s3,bench,report
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-faults test-torch test-lowest test-gpu soak lint format type check ci bench bench-gpu package clean
+.PHONY: help install demo test test-faults test-torch test-real test-lowest test-gpu fuzz soak lint format type check ci bench bench-gpu package clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,7 +31,7 @@ demo: $(READY) ## Build, serve and call a model on a real photograph; ONNX=FILE 
 	$(BIN)/python examples/demo.py $(if $(ONNX),--onnx-path '$(ONNX)')
 
 test: $(READY) ## Run the tests, against a real Triton server, in JOBS (2) processes
-	$(BIN)/pytest -m 'not faults' --numprocesses $(JOBS) --dist loadfile
+	$(BIN)/pytest -m 'not faults and not real' --numprocesses $(JOBS) --dist loadfile
 
 test-faults: $(READY) ## Run the tests of servers, models and networks that fail in the middle (3 minutes)
 	$(BIN)/pytest -m faults
@@ -38,12 +40,18 @@ test-torch: $(READY) ## Install PyTorch and compare the network with a plain PyT
 	$(BIN)/pip install --quiet 'torch==2.13.0' 'onnxscript>=0.5'
 	$(BIN)/pytest tests/builder/source/test_iresnet_torch.py tests/builder/source/test_checkpoint.py
 
+test-real: $(READY) ## Fetch two small trained networks and serve them; ARCFACE_TEST_FACES=DIR has crops, DIR/p01/*.png, ...
+	$(BIN)/pytest -m real -rs tests/real
+
+fuzz: $(READY) ## Build EXAMPLES (2000) random networks: each embeds as its file does, or is refused by name
+	FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/pytest tests/fuzz
+
 test-lowest: ## Run the tests with the lowest versions that pyproject.toml allows, in .venv-lowest (10 minutes)
 	$(PYTHON) -m venv $(VENV)-lowest
 	$(VENV)-lowest/bin/pip install --quiet uv
 	$(VENV)-lowest/bin/uv pip install --quiet --python $(VENV)-lowest --resolution lowest-direct --editable '.[$(EXTRAS)]'
 	$(VENV)-lowest/bin/uv pip install --quiet --python $(VENV)-lowest --group test
-	$(VENV)-lowest/bin/pytest -m 'not faults' --numprocesses $(JOBS) --dist loadfile
+	$(VENV)-lowest/bin/pytest -m 'not faults and not real' --numprocesses $(JOBS) --dist loadfile
 
 test-gpu: $(READY) ## Run the tests that need a GPU and TensorRT (8 minutes; `make test` skips them)
 	$(BIN)/pytest -m gpu tests/gpu

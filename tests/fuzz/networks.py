@@ -1,0 +1,536 @@
+"""Random small face networks of the operators that face networks use, as exporters write them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from arcface_builder.source.normalisation import PYTORCH, RAW, UNIT, Normalisation
+
+T = TypeVar("T")
+Array = npt.NDArray[Any]
+
+HALVES = Normalisation.uniform(127.5, 128)
+IMAGENET = Normalisation((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+
+
+class Value(NamedTuple):
+    """A value of the graph: its name, and its shape without the batch."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network, and what a careful caller must know of it.
+
+    Attributes:
+        model: Its file.
+        caller: What its callers do with pixels 0 to 255.
+        channels: Channel order that they give.
+        channels_last: It takes [N, 112, 112, 3].
+        batch: The batch that it runs on; None is any.
+        stated: Whether the file leaves open what callers do, so that it has to be stated.
+    """
+
+    model: onnx.ModelProto
+    caller: Normalisation
+    channels: str
+    channels_last: bool
+    batch: int | None
+    stated: bool
+
+    def __repr__(self) -> str:
+        """What a failing example shows."""
+        ops = " ".join(node.op_type for node in self.model.graph.node)
+        return (
+            f"Network(opset {self.model.opset_import[0].version}, {self.caller}, {self.channels}, "
+            f"channels_last={self.channels_last}, batch={self.batch}, stated={self.stated}: {ops})"
+        )
+
+
+class Writer:
+    """Writes nodes as one exporter would, with choices of its own where exporters differ."""
+
+    def __init__(self, draw: Callable[[st.SearchStrategy[Any]], Any]) -> None:
+        self._draw = draw
+        self.opset = self.any_of(11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21)
+        self.batch = self.any_of(None, None, None, 1, 1, 2)
+        # A file often declares a free batch and fixes it to one inside.
+        self.inner_batch = self.batch or self.any_of(None, None, None, 1)
+        self._constant_nodes = self.any_of(False, True)
+        self._random = np.random.RandomState(draw(st.integers(0, 2**16)))
+        self.nodes: list[onnx.NodeProto] = []
+        self.tensors: list[onnx.TensorProto] = []
+
+    def any_of(self, *choices: T) -> T:
+        return self._draw(st.sampled_from(choices))  # type: ignore[no-any-return]
+
+    def op(self, kind: str, *inputs: Value, shape: tuple[int, ...] | None = None, **attributes: Any) -> Value:
+        return self.ops(kind, *inputs, shapes=[inputs[0].shape if shape is None else shape], **attributes)[0]
+
+    def ops(
+        self, kind: str, *inputs: Value, shapes: Sequence[tuple[int, ...]], **attributes: Any
+    ) -> list[Value]:
+        name = f"{kind}_{len(self.nodes)}"
+        outputs = [Value(f"{name}.{index}", shape) for index, shape in enumerate(shapes)]
+        self.nodes.append(
+            helper.make_node(kind, [x.name for x in inputs], [x.name for x in outputs], name, **attributes)
+        )
+        return outputs
+
+    def constant(self, array: Any, dtype: Any = np.float32) -> Value:
+        array = np.asarray(array, dtype)
+        name = f"c{len(self.nodes)}_{len(self.tensors)}"
+        tensor = numpy_helper.from_array(array, name)
+        if self._constant_nodes:
+            return self.op("Constant", shape=array.shape, value=tensor)
+        self.tensors.append(tensor)
+        return Value(name, array.shape)
+
+    def ints(self, *numbers: int) -> Value:
+        return self.constant(numbers, np.int64)
+
+    def weight(self, *shape: int) -> Value:
+        return self.constant(self.normal(*shape) / np.sqrt(np.prod(shape[1:]) / 2))
+
+    def normal(self, *shape: int) -> Array:
+        return self._random.standard_normal(shape).astype(np.float32)
+
+    def uniform(self, low: float, high: float, *shape: int) -> Value:
+        return self.constant(self._random.uniform(low, high, shape))
+
+    def bias(self, size: int) -> Value:
+        """Small, since large ones make all images alike."""
+        return self.uniform(-0.1, 0.1, size)
+
+    def by_channel(self, array: Array, rank: int = 3) -> Value:
+        return self.constant(array.reshape(-1, *[1] * (rank - 1)))
+
+    # Operators whose form depends on the opset.
+
+    def with_axes(
+        self, kind: str, x: Value, axes: Sequence[int], shape: tuple[int, ...], since: int, **attributes: Any
+    ) -> Value:
+        """An operator that takes its axes as an input since an opset, and as an attribute before."""
+        if self.opset >= since:
+            return self.op(kind, x, self.ints(*axes), shape=shape, **attributes)
+        return self.op(kind, x, shape=shape, axes=list(axes), **attributes)
+
+    def reduce(self, kind: str, x: Value, axes: Sequence[int], shape: tuple[int, ...], keep: int) -> Value:
+        since = 13 if kind == "ReduceSum" else 18
+        return self.with_axes(kind, x, axes, shape, since, keepdims=keep)
+
+    def split(self, x: Value, *sizes: int) -> list[Value]:
+        shapes = [(size, *x.shape[1:]) for size in sizes]
+        if self.opset >= 13:
+            return self.ops("Split", x, self.ints(*sizes), shapes=shapes, axis=1)
+        return self.ops("Split", x, shapes=shapes, axis=1, split=list(sizes))
+
+    def reshape(self, x: Value, *dims: int) -> Value:
+        """Reshape all but the batch, in one of the ways of saying "the same batch"."""
+        if self.inner_batch:
+            first: int | None = self.any_of(self.inner_batch, self.inner_batch, 0, -1)
+        else:
+            first = self.any_of(-1, 0, None)
+        if first is not None:
+            return self.op("Reshape", x, self.ints(first, *dims), shape=dims)
+        shape = self.op("Shape", x, shape=())
+        if self.any_of(True, False):
+            one = self.op("Slice", shape, self.ints(0), self.ints(1), self.ints(0), shape=())
+        else:
+            one = self.op("Gather", shape, self.ints(0), shape=(), axis=0)
+        target = self.op("Concat", one, self.ints(*dims), shape=(), axis=0)
+        return self.op("Reshape", x, target, shape=dims)
+
+    # What networks are made of; maps are [C, H, W], tokens [T, C].
+
+    def conv(self, x: Value, channels: int, kernel: int = 3, stride: int = 1, group: int = 1) -> Value:
+        pad, before = kernel // 2, x.shape[0]
+        size = tuple((dim + 2 * pad - kernel) // stride + 1 for dim in x.shape[1:])
+        weight = self.weight(channels, before // group, kernel, kernel)
+        if self.any_of(*[False] * 7, True):  # as weight standardisation and fine-tuning adapters leave it
+            weight = self.op("Mul", weight, self.constant(1.5))
+        inputs = [x, weight, *([self.bias(channels)] if self.any_of(True, False) else [])]
+        return self.op(
+            "Conv",
+            *inputs,
+            shape=(channels, *size),
+            kernel_shape=[kernel] * 2,
+            pads=[pad] * 4,
+            strides=[stride] * 2,
+            group=group,
+        )
+
+    def batch_norm(self, x: Value) -> Value:
+        channels = x.shape[0]
+        ranges = ((0.5, 2), (-1, 1), (-0.5, 0.5), (0.2, 2))
+        fields = [self.uniform(low, high, channels) for low, high in ranges]
+        return self.op("BatchNormalization", x, *fields, epsilon=self.any_of(1e-5, 2e-5, 1e-3))
+
+    def activation(self, x: Value) -> Value:
+        kinds = [
+            "Relu",
+            "PRelu",
+            "LeakyRelu",
+            "relu6",
+            "silu",
+            "hardswish",
+            "Elu",
+            "Sigmoid",
+            "apart",
+            "none",
+        ]
+        kinds += [*["HardSwish"] * (self.opset >= 14), *["Mish"] * (self.opset >= 18)]
+        kinds += ["Gelu"] * (self.opset >= 20)
+        match kind := self.any_of(*kinds):
+            case "none":
+                return x
+            case "PRelu":
+                return self.op("PRelu", x, self._slope(x))
+            case "apart":
+                return self._prelu_apart(x)
+            case "relu6":
+                return self.op("Clip", x, self.constant(0), self.constant(6))
+            case "silu":
+                return self.op("Mul", x, self.op("Sigmoid", x))
+            case "hardswish":
+                return self.op("Mul", x, self.op("HardSigmoid", x, alpha=1 / 6, beta=0.5))
+            case _:
+                return self.op(kind, x)
+
+    def _slope(self, x: Value) -> Value:
+        rank = self.any_of(3, 4) if len(x.shape) == 3 else 1
+        slope = self._random.uniform(0.1, 0.5, x.shape[0] if len(x.shape) == 3 else x.shape[-1])
+        return self.constant(slope.reshape(*[1] * (rank - 3), -1, *[1] * min(rank - 1, 2)))
+
+    def _prelu_apart(self, x: Value) -> Value:
+        slope, zero = self._slope(x), self.constant(0)
+        positive = self.op("Relu", x) if self.any_of(True, False) else self.op("Max", x, zero)
+        return self.op("Add", positive, self.op("Mul", self.op("Min", x, zero), slope))
+
+    def linear(self, x: Value, features: int) -> Value:
+        """On [C], or on each of the tokens [T, C]."""
+        before = x.shape[-1]
+        shape = (*x.shape[:-1], features)
+        if len(x.shape) == 1 and self.any_of(True, False):
+            return self.op(
+                "Gemm", x, self.weight(features, before), self.bias(features), shape=shape, transB=1
+            )
+        weight = self.constant(self.normal(before, features) / np.sqrt(before))
+        product = self.op("MatMul", x, weight, shape=shape)
+        return self.op("Add", product, self.bias(features)) if self.any_of(True, False) else product
+
+    def layer_norm(self, x: Value) -> Value:
+        size = x.shape[-1]
+        scale, shift = self.uniform(0.5, 2, size), self.uniform(-1, 1, size)
+        if self.opset >= 17 and self.any_of(True, False):
+            return self.op("LayerNormalization", x, scale, shift, axis=-1)
+        one = (*x.shape[:-1], 1)
+        centred = self.op("Sub", x, self.reduce("ReduceMean", x, [-1], one, 1))
+        variance = self.reduce("ReduceMean", self.op("Mul", centred, centred), [-1], one, 1)
+        deviation = self.op("Sqrt", self.op("Add", variance, self.constant(1e-5)))
+        return self.op("Add", self.op("Mul", self.op("Div", centred, deviation), scale), shift)
+
+
+def preprocessing(
+    writer: Writer, image: Value, channels_last: bool
+) -> tuple[Value, Normalisation, str, bool]:
+    """Normalise in the graph, or not; to [3, 112, 112].
+
+    Returns:
+        The image, what callers do, the channel order that they give, and whether these are other ones than
+        what the file lets expect.
+    """
+    rank = 1 if channels_last else 3
+    kind = writer.any_of("none", "none", "none", "sub mul", "sub div", "unit", "batch norm")
+    x, caller, channels = image, RAW, "RGB"
+    stated = writer.any_of(*[False] * 4, True)
+    match kind:
+        case "none":
+            caller = writer.any_of(RAW, UNIT, IMAGENET, HALVES) if stated else PYTORCH
+        case "sub mul":
+            minus = writer.op("Sub", x, writer.constant(127.5))
+            x = writer.op("Mul", minus, writer.constant(1 / 128))
+        case "sub div":
+            mean, std = (np.array(triple) for triple in (IMAGENET.mean, IMAGENET.std))
+            minus = writer.op("Sub", x, writer.by_channel(mean, rank))
+            x = writer.op("Div", minus, writer.by_channel(std, rank))
+        case "unit":
+            x = writer.op("Div", writer.op("Sub", x, writer.constant(0.5)), writer.constant(0.5))
+            caller = UNIT
+    if channels_last:
+        x = writer.op("Transpose", x, shape=(3, 112, 112), perm=[0, 3, 1, 2])
+    if kind == "batch norm":
+        fields = (np.ones(3), np.zeros(3), np.full(3, 127.5), np.full(3, 128.0**2))
+        x = writer.op("BatchNormalization", x, *(writer.constant(field) for field in fields), epsilon=0.0)
+    if writer.any_of(*[False] * 5, True):
+        x, channels = writer.op("Gather", x, writer.ints(2, 1, 0), axis=1), "BGR"
+    elif stated:
+        channels = writer.any_of("RGB", "BGR")
+    return x, caller, channels, stated
+
+
+def stem(writer: Writer, x: Value) -> tuple[Value, bool]:
+    """To a map of at most 28x28; whether the image goes straight to a convolution."""
+    kind = writer.any_of("conv", "conv", "conv", "pad", "crop", "pool", "resize", "patches")
+    match kind:
+        case "pad":
+            x = pad(writer, x, "constant")
+        case "crop":
+            ends = writer.ints(108, 108)
+            x = writer.op("Slice", x, writer.ints(4, 4), ends, writer.ints(2, 3), shape=(3, 104, 104))
+        case "pool":
+            x = writer.op("AveragePool", x, shape=(3, 56, 56), kernel_shape=[2, 2], strides=[2, 2])
+        case "resize":
+            x = resize(writer, x, 0.5)
+    channels = writer.any_of(4, 8)
+    if kind == "patches":  # a vision transformer's patches without a convolution
+        x = writer.op("SpaceToDepth", x, shape=(192, 14, 14), blocksize=8)
+        return writer.conv(x, channels, kernel=1), False
+    return writer.conv(x, channels, stride=8 if x.shape[1] > 60 else 4), kind == "conv"
+
+
+def pad(writer: Writer, x: Value, mode: str) -> Value:
+    shape = (x.shape[0], x.shape[1] + 2, x.shape[2] + 2)
+    return writer.op("Pad", x, writer.ints(0, 0, 1, 1, 0, 0, 1, 1), shape=shape, mode=mode)
+
+
+def resize(writer: Writer, x: Value, scale: float) -> Value:
+    shape = (x.shape[0], *(int(dim * scale) for dim in x.shape[1:]))
+    roi, scales = writer.constant([]), writer.constant([1, 1, scale, scale])
+    mode = writer.any_of("nearest", "linear")
+    return writer.op(
+        "Resize", x, roi, scales, shape=shape, mode=mode, coordinate_transformation_mode="asymmetric"
+    )
+
+
+def conv_block(writer: Writer, x: Value) -> Value:
+    group = writer.any_of(1, 1, x.shape[0])
+    return writer.activation(writer.batch_norm(writer.conv(x, x.shape[0], group=group)))
+
+
+def residual(writer: Writer, x: Value) -> Value:
+    """As in IResNet, or with the norm behind the convolution."""
+    branch = writer.batch_norm(x) if writer.any_of(True, False) else x
+    branch = writer.activation(writer.batch_norm(writer.conv(branch, x.shape[0])))
+    stride = writer.any_of(1, 2) if x.shape[1] > 7 else 1
+    branch = writer.batch_norm(writer.conv(branch, x.shape[0], stride=stride))
+    if stride > 1:
+        x = writer.batch_norm(writer.conv(x, x.shape[0], kernel=1, stride=stride))
+    return writer.op("Add", *writer.any_of((branch, x), (x, branch)))
+
+
+def squeeze_and_excite(writer: Writer, x: Value) -> Value:
+    channels = x.shape[0]
+    if writer.any_of(True, False):
+        seen = writer.op("GlobalAveragePool", x, shape=(channels, 1, 1))
+        inner = writer.activation(writer.conv(seen, 4, kernel=1))
+        weights = writer.conv(inner, channels, kernel=1)
+    else:
+        seen = writer.reduce("ReduceMean", x, [2, 3], (channels,), 0)
+        inner = writer.activation(writer.linear(seen, 4))
+        weights = writer.reshape(writer.linear(inner, channels), channels, 1, 1)
+    gate = writer.op(writer.any_of("Sigmoid", "HardSigmoid"), weights)
+    return writer.op("Mul", x, gate)
+
+
+def shuffle(writer: Writer, x: Value) -> Value:
+    channels, height, width = x.shape
+    apart = writer.reshape(x, 2, channels // 2, height, width)
+    swapped = writer.op("Transpose", apart, shape=(channels // 2, 2, height, width), perm=[0, 2, 1, 3, 4])
+    return writer.reshape(swapped, channels, height, width)
+
+
+def split_and_concat(writer: Writer, x: Value) -> Value:
+    half = x.shape[0] // 2
+    first, second = writer.split(x, half, half)
+    return writer.op("Concat", second, writer.conv(first, half), shape=x.shape, axis=1)
+
+
+def pad_and_conv(writer: Writer, x: Value) -> Value:
+    padded = pad(writer, x, writer.any_of("constant", "reflect", "edge"))
+    return writer.op("Conv", padded, writer.weight(x.shape[0], x.shape[0], 3, 3), shape=x.shape)
+
+
+def pool(writer: Writer, x: Value) -> Value:
+    if x.shape[1] < 8:
+        return x
+    shape = (x.shape[0], *(dim // 2 for dim in x.shape[1:]))
+    kind = writer.any_of("MaxPool", "AveragePool")
+    return writer.op(kind, x, shape=shape, kernel_shape=[2, 2], strides=[2, 2])
+
+
+def up_and_down(writer: Writer, x: Value) -> Value:
+    up = resize(writer, x, 2.0)
+    return writer.conv(up, x.shape[0], stride=2) if up.shape[1] == 2 * x.shape[1] else x
+
+
+def channels_last_norm(writer: Writer, x: Value) -> Value:
+    """As ConvNeXt normalises, or as a TensorFlow graph computes between its transposes."""
+    channels, height, width = x.shape
+    last = writer.op("Transpose", x, shape=(height, width, channels), perm=[0, 2, 3, 1])
+    last = writer.layer_norm(last) if writer.any_of(True, False) else writer.op("Relu", last)
+    return writer.op("Transpose", last, shape=x.shape, perm=[0, 3, 1, 2])
+
+
+def scale_and_shift(writer: Writer, x: Value) -> Value:
+    rank = writer.any_of(3, 4)
+    ones = [1] * (rank - 3)
+    scaled = writer.op("Mul", x, writer.uniform(0.5, 2, *ones, x.shape[0], 1, 1))
+    return writer.op(writer.any_of("Add", "Sub"), scaled, writer.uniform(-1, 1, *ones, x.shape[0], 1, 1))
+
+
+def instance_norm(writer: Writer, x: Value) -> Value:
+    fields = [writer.uniform(low, high, x.shape[0]) for low, high in ((0.5, 2), (-1, 1))]
+    return writer.op("InstanceNormalization", x, *fields)
+
+
+def nothing(writer: Writer, x: Value) -> Value:
+    """Nodes that pass on their input."""
+    return writer.op(writer.any_of("Identity", "Dropout"), x)
+
+
+BLOCKS = (
+    conv_block,
+    residual,
+    residual,
+    squeeze_and_excite,
+    shuffle,
+    split_and_concat,
+    pad_and_conv,
+    pool,
+    up_and_down,
+    channels_last_norm,
+    scale_and_shift,
+    instance_norm,
+    nothing,
+)
+
+
+def attention(writer: Writer, x: Value) -> Value:
+    count, width = x.shape
+    heads = writer.any_of(1, 2)
+    qkv = []
+    for _ in range(3):
+        apart = writer.reshape(writer.linear(x, width), count, heads, width // heads)
+        qkv.append(writer.op("Transpose", apart, shape=(heads, count, width // heads), perm=[0, 2, 1, 3]))
+    query, key, value = qkv
+    turned = writer.op("Transpose", key, shape=(heads, width // heads, count), perm=[0, 1, 3, 2])
+    scores = writer.op("MatMul", query, turned, shape=(heads, count, count))
+    scaled = writer.op("Mul", scores, writer.constant((width // heads) ** -0.5))
+    seen = writer.op("MatMul", writer.op("Softmax", scaled, axis=-1), value, shape=value.shape)
+    back = writer.op("Transpose", seen, shape=(count, heads, width // heads), perm=[0, 2, 1, 3])
+    return writer.linear(writer.reshape(back, count, width), width)
+
+
+def transformer(writer: Writer, x: Value, image: Value) -> Value:
+    """Tokens of a map through layers of attention, to a row."""
+    channels, height, width = x.shape
+    tokens = writer.reshape(x, channels, height * width)
+    tokens = writer.op("Transpose", tokens, shape=(height * width, channels), perm=[0, 2, 1])
+    head = writer.any_of("flat", "mean", "class token")
+    if head == "class token":
+        token = writer.constant(writer.normal(1, 1, channels))
+        if writer.inner_batch:
+            target = writer.ints(writer.inner_batch, 1, channels)
+        else:
+            shape = writer.op("Shape", writer.any_of(image, x), shape=())
+            batch = writer.op("Gather", shape, writer.ints(0), shape=(), axis=0)
+            target = writer.op("Concat", batch, writer.ints(1, channels), shape=(), axis=0)
+        token = writer.op("Expand", token, target, shape=(1, channels))
+        shape_ = (height * width + 1, channels)
+        tokens = writer.op("Concat", token, tokens, shape=shape_, axis=1)
+    tokens = writer.op("Add", tokens, writer.constant(0.2 * writer.normal(1, *tokens.shape)))
+    for _ in range(writer.any_of(1, 2)):
+        tokens = writer.op("Add", tokens, attention(writer, writer.layer_norm(tokens)))
+        inner = writer.linear(writer.layer_norm(tokens), 2 * channels)
+        tokens = writer.op("Add", tokens, writer.linear(writer.op("Relu", inner), channels))
+    tokens = writer.layer_norm(tokens)
+    if head == "flat":
+        return writer.reshape(tokens, tokens.shape[0] * channels)
+    if head == "mean":
+        return writer.reduce("ReduceMean", tokens, [1], (channels,), 0)
+    return writer.op("Gather", tokens, writer.constant(0, np.int64), shape=(channels,), axis=1)
+
+
+def row_of(writer: Writer, x: Value) -> Value:
+    """A map as one row."""
+    channels, height, width = x.shape
+    size = channels * height * width
+    match writer.any_of("flatten", "flatten", "reshape", "pool", "mean", "depthwise"):
+        case "flatten":
+            return writer.op("Flatten", x, shape=(size,), axis=1)
+        case "reshape":
+            return writer.reshape(x, size)
+        case "pool":
+            pooled = writer.op("GlobalAveragePool", x, shape=(channels, 1, 1))
+            return writer.op("Flatten", pooled, shape=(channels,), axis=1)
+        case "mean":
+            return writer.reduce("ReduceMean", x, [2, 3], (channels,), 0)
+        case _:
+            kernel = writer.weight(channels, 1, height, width)
+            one = writer.op("Conv", x, kernel, shape=(channels, 1, 1), group=channels)
+            return writer.with_axes("Squeeze", one, [2, 3], (channels,), 13)
+
+
+def unit_length(writer: Writer, x: Value) -> Value:
+    match writer.any_of("none", "none", "none", "lp", "l2", "clipped", "by hand"):
+        case "none":
+            return x
+        case "lp":
+            return writer.op("LpNormalization", x, axis=1, p=2)
+        case "l2":
+            return writer.op("Div", x, writer.reduce("ReduceL2", x, [1], (1,), 1))
+        case "clipped":
+            length = writer.op("Clip", writer.reduce("ReduceL2", x, [1], (1,), 1), writer.constant(1e-12))
+            like = writer.op("Shape", x, shape=())
+            return writer.op("Div", x, writer.op("Expand", length, like, shape=x.shape))
+        case _:
+            squares = writer.reduce("ReduceSum", writer.op("Mul", x, x), [1], (1,), 1)
+            return writer.op("Div", x, writer.op("Sqrt", squares))
+
+
+@st.composite
+def networks(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Network:
+    """Draw a network."""
+    writer = Writer(draw)
+    channels_last = writer.any_of(False, False, True)
+    batch: int | str = writer.batch or "N"
+    image = Value("data", (112, 112, 3) if channels_last else (3, 112, 112))
+    declared = helper.make_tensor_value_info("data", TensorProto.FLOAT, [batch, *image.shape])
+
+    x, caller, channels, stated = preprocessing(writer, image, channels_last)
+    x, plain = stem(writer, x)
+    for _ in range(writer.any_of(0, 1, 2, 3, 4)):
+        x = writer.any_of(*BLOCKS)(writer, x)
+    row = transformer(writer, x, image) if writer.any_of(True, False, False) else row_of(writer, x)
+
+    dim = writer.any_of(512, 512, 32, 128, 256)
+    embedding = writer.linear(row, dim)
+    if writer.any_of(True, False):
+        embedding = writer.batch_norm(embedding)
+    embedding = unit_length(writer, embedding)
+    if writer.any_of(*[False] * 5, True):
+        embedding = writer.with_axes("Unsqueeze", embedding, [2, 3], (dim, 1, 1), 13)
+    output = helper.make_tensor_value_info(embedding.name, TensorProto.FLOAT, [batch, *embedding.shape])
+    if writer.any_of(*[False] * 5, True):
+        output.type.tensor_type.ClearField("shape")
+    outputs = [output]
+    if writer.any_of(*[False] * 5, True):  # its length as well, as AdaFace gives it
+        length = writer.reduce("ReduceL2", embedding, [1], (1, *embedding.shape[1:]), 1)
+        outputs.append(helper.make_tensor_value_info(length.name, TensorProto.FLOAT, [batch, *length.shape]))
+    graph = helper.make_graph(writer.nodes, "network", [declared], outputs, writer.tensors)
+    opsets = [helper.make_opsetid("", writer.opset)]
+    model = helper.make_model(
+        graph, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets), producer_name="fuzz"
+    )
+    return Network(model, caller, channels, channels_last, writer.inner_batch, stated or not plain)
