@@ -12,7 +12,7 @@ import onnx
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from arcface_builder.source.normalisation import PYTORCH, RAW, UNIT, Normalisation
+from arcface_client.models.normalisation import PYTORCH, RAW, UNIT, Normalisation
 
 T = TypeVar("T")
 Array = npt.NDArray[Any]
