@@ -22,13 +22,7 @@ from .errors import ConfigError
 from .models.naming import family, onnx_model
 from .models.schema import expectation
 from .runtimes.base import Device, read_device
-from .triton.limits import (
-    DEFAULT_MAX_DRIFT_COSINE,
-    DEFAULT_MAX_IN_FLIGHT,
-    DEFAULT_REQUEST_TIMEOUT_S,
-    RequestLimits,
-    Tls,
-)
+from .triton.limits import DEFAULT_MAX_DRIFT_COSINE, RequestLimits, Tls
 
 if TYPE_CHECKING:
     from .triton.client import EmbeddingClient
@@ -151,8 +145,8 @@ class TritonSettings(_Section):
     url: _Texts = ("localhost:8001",)
     model: _Text | None = None
     version: int | None = None
-    request_timeout_s: _Seconds = DEFAULT_REQUEST_TIMEOUT_S
-    max_in_flight: Annotated[int, Field(ge=1)] = DEFAULT_MAX_IN_FLIGHT
+    request_timeout_s: _Seconds = RequestLimits.request_timeout_s
+    max_in_flight: Annotated[int, Field(ge=1)] = RequestLimits.max_in_flight
     metadata: Annotated[dict[str, str], BeforeValidator(_pairs)] = {}
     token_file: Path | None = None
     max_request_mb: Annotated[float, Field(gt=0)] | None = None
@@ -186,12 +180,8 @@ class TritonSettings(_Section):
         """Make a client of a server, by default the first; raises ConfigError if there is none."""
         from .triton.client import EmbeddingClient  # brings gRPC, which backends in this process do without
 
-        return EmbeddingClient(
-            url or self.required_urls()[0],
-            self.model or onnx_model(EmbeddingSettings().model),
-            self.version,
-            **vars(self.limits),
-        )
+        model = self.model or onnx_model(EmbeddingSettings().model)
+        return EmbeddingClient(url or self.required_urls()[0], model, self.version, **vars(self.limits))
 
 
 class TensorRtSettings(_Section):

@@ -23,7 +23,7 @@ from arcface_client.models.manifest import PlanManifest
 from arcface_client.models.repository import LocalModels
 from arcface_client.observability.diagnostics import Diagnostics, Served
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
-from arcface_client.triton import limits
+from arcface_client.triton.limits import RequestLimits
 from arcface_server import LocalTriton
 from support.processes import wait_until
 from support.tiny import tiny_serving_graph, write_tiny_repository
@@ -106,7 +106,7 @@ def in_the_middle(
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(embedder.encode, crops, timeout_s=30, return_source=True)
         # More than the client keeps under way, so that some answers have reached it.
-        wait_until(lambda: answered(server) > before + 2 * limits.DEFAULT_MAX_IN_FLIGHT)
+        wait_until(lambda: answered(server) > before + 2 * RequestLimits.max_in_flight)
         os.kill(server.pid, happens)
         return call.result()
 

@@ -22,7 +22,6 @@ from ..triton.embed_request import Deadline, EmbedRequest
 from ..triton.fork_guard import ForkGuard
 from ..triton.limits import (
     DEFAULT_MAX_DRIFT_COSINE,
-    DEFAULT_REQUEST_TIMEOUT_S,
     RequestLimits,
     check_max_drift_cosine,
 )
@@ -59,7 +58,7 @@ class PooledBackend(EmbeddingBackend):
         servers: Sequence[Server] = (),
         max_drift_cosine: float = DEFAULT_MAX_DRIFT_COSINE,
         intervals: Intervals | None = None,
-        patience_s: float = DEFAULT_REQUEST_TIMEOUT_S,
+        patience_s: float = RequestLimits.request_timeout_s,
         registry: Any = None,
     ) -> None:
         check_max_drift_cosine(max_drift_cosine)

@@ -236,7 +236,7 @@ class ReplicaPool:
         """Every replica, by preference, and the servers of which none is known."""
         ranking, now = self.ranking, time.monotonic()
         return tuple(_report(replica, ranking, now) for replica in ranking.replicas) + tuple(
-            CandidateReport(candidate=anything_at(url), state="failing", reason=str(error))
+            CandidateReport(candidate=anything_at(url), state=_state_of(error), reason=str(error))
             for url, error in ranking.silent.items()
         )
 
@@ -310,10 +310,14 @@ def _serving(replicas: Sequence[Replica]) -> tuple[Replica, ...]:
     return tuple(sorted(good, key=lambda replica: replica.cooldown.active(now)))  # stable
 
 
+def _state_of(error: ArcFaceError) -> str:
+    return "failing" if isinstance(error, (TransientError, ServerError)) else "refused"
+
+
 def _report(replica: Replica, ranking: Ranking, now: float) -> CandidateReport:
     is_cooling = replica.cooldown.active(now)
     if replica.error is not None:
-        state = "failing" if isinstance(replica.error, (TransientError, ServerError)) else "refused"
+        state = _state_of(replica.error)
     elif ranking.first is replica:
         state = "serving"
     else:

@@ -22,7 +22,7 @@ from ..errors import ArcFaceError, InputError, RequestTooLargeError, ServerBusyE
 from ..models.naming import DEFAULT_MODEL
 from .channel import Connection
 from .embed_request import Deadline, EmbedRequest, check_rows
-from .limits import DEFAULT_MAX_IN_FLIGHT, DEFAULT_REQUEST_TIMEOUT_S, RequestLimits, Tls
+from .limits import RequestLimits, Tls
 from .protocol import Answer, Shape, batches, build, pinned, read, read_shape
 from .status import (
     PROBE_TIMEOUT_S,
@@ -47,8 +47,8 @@ class ModelClient:
         model: str = DEFAULT_MODEL,
         version: int | None = None,
         *,
-        request_timeout_s: float = DEFAULT_REQUEST_TIMEOUT_S,
-        max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
+        request_timeout_s: float = RequestLimits.request_timeout_s,
+        max_in_flight: int = RequestLimits.max_in_flight,
         tls: Tls | None = None,
         metadata: Mapping[str, str] | None = None,
         token_file: Path | None = None,

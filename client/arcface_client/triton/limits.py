@@ -12,9 +12,6 @@ from typing import Final
 from ..contract import CROP_BYTES
 from ..errors import ConfigError, InputError
 
-DEFAULT_REQUEST_TIMEOUT_S: Final = 60.0
-DEFAULT_MAX_IN_FLIGHT: Final = 8
-
 DEFAULT_MAX_DRIFT_COSINE: Final = 0.001
 """The largest cosine distance from the reference embeddings that passes."""
 
@@ -76,8 +73,8 @@ class RequestLimits:
         InputError: A limit is out of its range, or the metadata cannot be sent.
     """
 
-    request_timeout_s: float = DEFAULT_REQUEST_TIMEOUT_S
-    max_in_flight: int = DEFAULT_MAX_IN_FLIGHT
+    request_timeout_s: float = 60.0
+    max_in_flight: int = 8
     tls: Tls | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     token_file: Path | None = None

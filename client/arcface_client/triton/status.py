@@ -214,7 +214,7 @@ def explain(
         )
     if status in (_UNAUTHENTICATED, _PERMISSION_DENIED) or _RESTRICTED in text:
         return AccessError(
-            f"{target.url} refuses a request for {target}: {text} Give the token or key that it wants, as "
+            f"Access to {target} is refused: {text.rstrip('.')}. Give the token or key that it wants, as "
             "triton.token_file or triton.metadata."
         )
     if _TOO_LARGE.search(text):
