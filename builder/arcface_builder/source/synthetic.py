@@ -7,6 +7,8 @@ Batch-norm statistics prevent both, as in training: one forward pass over genera
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
@@ -113,7 +115,15 @@ def _measure(depth: str, weights: dict[str, _Array], batch: _Array) -> tuple[dic
     session = onnxruntime.InferenceSession(
         ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    *measured, features = session.run(None, {"input": batch})
+    # All crops at once, since each norm needs the statistics of all; in a thread, where Ctrl-C can end it.
+    running = onnxruntime.RunOptions()
+    with ThreadPoolExecutor(1) as thread:
+        run = thread.submit(session.run, None, {"input": batch}, running)
+        try:
+            *measured, features = run.result()
+        except KeyboardInterrupt:
+            running.terminate = True  # before the next operator
+            raise
     names = [str(value.name) for value in statistics]
     return {name: value.reshape(-1) for name, value in zip(names, measured, strict=True)}, features
 

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,6 +19,7 @@ from arcface_builder.check.crops import face_like, noise
 from arcface_builder.cli.app import main
 from arcface_builder.errors import OptionError
 from arcface_builder.graph.edit import session
+from arcface_builder.source import synthetic
 from arcface_builder.source.inspect import inspect
 from arcface_builder.source.load import OnnxFile, Synthetic
 from arcface_builder.source.model import SourceModel
@@ -48,6 +54,26 @@ def test_a_seed_gives_the_same_embeddings_on_every_machine(r18: SourceModel) -> 
     # Recorded on another machine.
     expected = [-0.010517764, 0.002078052, -0.065250389, -0.033071347, -0.054317452, 0.037981331]
     np.testing.assert_allclose(embedding[:6], expected, rtol=0, atol=1e-4)
+
+
+def test_ctrl_c_ends_the_calibration_pass_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    pressed: list[float] = []
+
+    def press(*_: object) -> None:
+        time.sleep(4)  # the pass has begun
+        pressed.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def pass_over(depth: str, weights: dict[str, Any], batch: Any) -> Any:
+        Thread(target=press).start()
+        return measure(depth, weights, batch)
+
+    measure = synthetic._measure
+    monkeypatch.setattr(synthetic, "_measure", pass_over)
+    with pytest.raises(KeyboardInterrupt):
+        synthetic.synthetic_weights("r18", 0)
+
+    assert time.monotonic() - pressed[0] < 5  # the pass takes 15 s and more
 
 
 def test_activations_and_weights_stay_far_inside_fp16(r18: SourceModel) -> None:
