@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from arcface_client.contract import Crops, Progress, no_progress
-from arcface_client.models.manifest import PlanKey, PlanManifest, PlanParity
+from arcface_client.models.manifest import PlanKey, PlanManifest
 from arcface_client.models.naming import plan_model
 from arcface_client.models.repository import LocalOnnx
 from arcface_client.models.schema import Setting
@@ -322,11 +322,6 @@ def _manifest(
     notes: tuple[str, ...] = ()
     if built.workspace_size_mb != request.options.workspace_size_mb:
         notes = (f"out of memory: built with a workspace of {built.workspace_size_mb} MB",)
-    details = accuracy.to_record()
-    headlines = {
-        name: details.pop(name)
-        for name in ("largest_drift_cosine", "max_drift_cosine", "crops", "compared_with")
-    }
     return PlanManifest(
         **describe_plan(plan),
         identity=key,
@@ -334,7 +329,7 @@ def _manifest(
         gpu_name=gpu.name,
         driver_version=gpu.driver_version,
         precisions_used=precisions.layers,
-        parity=PlanParity(**headlines, details=details),
+        parity=accuracy.parity,
         rebuild_command=request.command(key.precision),
         tools=tool_versions() | {gpu.trt.__name__: gpu.trt.__version__},
         notes=notes,

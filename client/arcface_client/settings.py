@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -32,8 +32,8 @@ _log = logging.getLogger(__name__)
 PIPELINE_PATH: Final = Path("config/pipeline/embedding.yaml")
 TENSORRT_PATH: Final = Path("config/pipeline/arcface_tensorrt.yaml")
 
-BackendType = Literal["insightface", "tensorrt", "onnxruntime", "triton"]
-BACKEND_TYPES: Final[tuple[BackendType, ...]] = ("insightface", "tensorrt", "onnxruntime", "triton")
+BackendType = Literal["insightface", "tensorrt", "openvino", "onnxruntime", "triton"]
+BACKEND_TYPES: Final[tuple[BackendType, ...]] = get_args(BackendType)
 
 Enabled = Literal["auto", "required", "off"]
 """What ``arcface_tensorrt.enabled`` says: "auto", true ("required") or false ("off")."""
@@ -56,7 +56,7 @@ def _pairs(value: object) -> object:
 def _family(text: str) -> str:
     if not text or family(text) != text:
         raise ValueError(
-            "expected the name that models share, without _onnx or _trt, for example arcface_r100"
+            "expected the name that models share, without _onnx, _trt or _openvino, for example arcface_r100"
         )
     return text
 

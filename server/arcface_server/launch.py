@@ -129,6 +129,7 @@ def write_backends(installation: Installation, target: Path) -> None:
 
         python/       libtriton_python.so  triton_python_backend_utils.py  triton_python_backend_stub
         onnxruntime/  model.py
+        openvino/     model.py
         tensorrt/     model.py
     """
     python = target / "python"

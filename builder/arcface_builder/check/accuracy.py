@@ -20,6 +20,7 @@ import onnx_ir as ir
 from arcface_client.contract import INPUT_NAME, Crops, Embeddings
 from arcface_client.evaluation.controls import PERTURBATIONS, control_rows
 from arcface_client.models.golden import drifts, largest_drift
+from arcface_client.models.manifest import PlanParity
 from arcface_client.runtimes.base import Embed, in_batches
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 
@@ -97,6 +98,13 @@ class AccuracyReport:
                     f"expected more than {allowed:g}. Pass real face crops with --calibration-dir, and check "
                     "the model's weights."
                 )
+
+    @property
+    def parity(self) -> PlanParity:
+        """The report as the manifest of a plan or of a sibling has it."""
+        record = self.to_record()
+        names = ("largest_drift_cosine", "max_drift_cosine", "crops", "compared_with")
+        return PlanParity(**{name: record.pop(name) for name in names}, details=record)
 
     def to_record(self) -> dict[str, Any]:
         """The report as JSON has it."""

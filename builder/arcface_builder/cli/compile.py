@@ -6,7 +6,7 @@ import shlex
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import typer
@@ -14,10 +14,12 @@ import typer
 from arcface_client.cli.terminal import UsageError, counted, print_json, progress, say
 from arcface_client.contract import Crops, Progress
 from arcface_client.evaluation.images import find_images, read_crop
+from arcface_client.models.manifest import PlanParity
 from arcface_client.models.repository import LocalOnnx
 from arcface_client.settings import TensorRtSettings, load_tensorrt_settings, variable
 
 from ..build import DEFAULT_REPOSITORY
+from ..check.accuracy import reference_for_plans
 from ..compile import PlanRequest, compile_plan, compile_with_fallback
 from ..errors import OptionError, RepositoryError
 from ..fleet import assemble
@@ -25,7 +27,8 @@ from ..graph.precision import calibration_crops
 from ..repository.config import MOST_INSTANCES, check_range
 from ..repository.plans import AddedPlan
 from ..repository.publish import ModelRepository, find_onnx
-from ..source.load import Source, located
+from ..sibling import KINDS, compile_sibling
+from ..source.load import Source, located, source_embedder
 from ..store import open_store, sm_of
 from ..trt.gpu import gpu_at_hand
 from ..trt.options import LEAST_WORKSPACE_MB, MOST_CROPS, BuildOptions
@@ -47,10 +50,11 @@ _MOST_CALIBRATION_CROPS: Final = 1024  # of a folder: more make no better ranges
 _plan = partial(typer.Option, rich_help_panel="The plan")
 _fleet = partial(typer.Option, rich_help_panel="A fleet's plans, without a GPU")
 
+_TOLERANCE: Final = "validation.max_drift_cosine"
 _WITHOUT_FLAG: Final = (
     "tensorrt.hardware_compatible",
     "tensorrt.small_batch_profile",
-    "validation.max_drift_cosine",
+    _TOLERANCE,
 )
 """The settings of a plan that only a file or the environment can give."""
 
@@ -67,6 +71,13 @@ def compile_(
     ] = None,
     config: Config = None,
     json: Json = False,
+    runtime: Annotated[
+        Literal["tensorrt", "openvino"],
+        typer.Option(
+            help="tensorrt: a plan for this machine's GPU, in NAME_trt. openvino: for processors, in "
+            "bfloat16 where they have it, in NAME_openvino; takes no option of plans."
+        ),
+    ] = "tensorrt",
     precision: Annotated[Precision | None, _plan(help="Default: tensorrt.precision.")] = None,
     fallback_precision: Annotated[
         bool,
@@ -89,14 +100,15 @@ def compile_(
     ] = None,
     calibration_dir: Annotated[
         Path | None,
-        _plan(metavar="DIR", help="Real face crops, for int8's ranges and for the accuracy check."),
+        typer.Option(metavar="DIR", help="Real face crops, for int8's ranges and for the accuracy check."),
     ] = None,
     instances: Annotated[
         int | None,
-        _plan(
+        typer.Option(
             min=1,
             max=MOST_INSTANCES,
-            help="Copies on each GPU; default: tensorrt.instances, or as the model has it, or 2.",
+            help="Copies that serve side by side (on each GPU); default: as the model has it, or "
+            "tensorrt.instances, or 2 of a plan and 1 for OpenVINO.",
         ),
     ] = None,
     timing_cache: Annotated[
@@ -137,8 +149,30 @@ def compile_(
 
     A stored plan is used if there is one. A new plan is kept only if its embeddings equal those of the
     source model; where that file is missing, those of the ONNX model. Options take precedence over
-    ARCFACE_TENSORRT_* variables, and those over the settings' file.
+    ARCFACE_TENSORRT_* variables, and those over the settings' file. With --runtime openvino the model
+    NAME_openvino is made instead, by the same rule.
     """
+    if runtime != "tensorrt":
+        of_plans = {
+            "--precision": precision,
+            "--fallback-precision": fallback_precision,
+            "--max-batch-size": max_batch_size,
+            "--opt-batch-size": opt_batch_size,
+            "--workspace-size-mb": workspace_size_mb,
+            "--timing-cache": timing_cache,
+            "--bucket": bucket,
+            "--endpoint-url": endpoint_url,
+            "--cache-dir": cache_dir,
+            "--from-store": from_store,
+            "--cc": cc,
+            "--tensorrt-version": tensorrt_version,
+            "--platform": platform,
+        }
+        wrong = [flag for flag, value in of_plans.items() if value]
+        if wrong:
+            raise UsageError(f"--runtime {runtime} takes no option of TensorRT plans: {', '.join(wrong)}.")
+        _compile_sibling(runtime, name, version, repository, config, calibration_dir, instances, as_json=json)
+        return
     sms = [sm for part in cc or () for sm in part]
     if bool(sms) != from_store:
         raise UsageError("--cc and --from-store go together: a plan is built on the GPU that it is for.")
@@ -203,11 +237,59 @@ def compile_(
         kind = f"TensorRT {place['tensorrt_version']}, {place['platform']}"
         print(f"{plan.path.name} {state} {plan.model} version {plan.version} ({kind})")
     if not from_store:
-        parity = added[0].manifest.parity
-        print(
-            f"largest drift {parity.largest_drift_cosine:.2g} from the {parity.compared_with} "
-            f"over {parity.crops} crops"
+        _print_drift(added[0].manifest.parity)
+
+
+def _compile_sibling(
+    runtime: str,
+    name: str,
+    version: int | None,
+    repository: Path,
+    config: Path | None,
+    calibration_dir: Path | None,
+    instances: int | None,
+    *,
+    as_json: bool,
+) -> None:
+    max_drift_cosine = load_tensorrt_settings(config).max_drift_cosine
+    models = ModelRepository(repository)
+    onnx = find_onnx(models, name, version)
+    command = ["arcface-builder", "compile", "--name", name, "--version", str(onnx.version)]
+    command += ["--repository", str(repository), "--runtime", runtime]
+    if calibration_dir:
+        command += ["--calibration-dir", str(calibration_dir)]
+    with progress(onnx.name) as report:
+        crops = _crops(calibration_dir, report)
+        added = compile_sibling(
+            KINDS[runtime],
+            onnx,
+            models,
+            lambda: reference_for_plans(
+                onnx.path,
+                source_embedder(_source(models, onnx), onnx.source_sha256),
+                crops,
+                max_drift_cosine=max_drift_cosine,
+            ),
+            command=f"{variable(_TOLERANCE)}={max_drift_cosine} {shlex.join(command)}",
+            instances=instances,
+            report=report,
         )
+    manifest = added.manifest
+    if as_json:
+        place = {"model": added.model, "version": added.version, "path": str(added.path)}
+        print_json({"siblings": [{**place, "is_new": added.is_new}], "manifest": asdict(manifest)})
+        return
+    state = "added" if added.is_new else "is there already"
+    made = f"{runtime} {manifest.runtime_version}, {manifest.precision} on {manifest.device}"
+    print(f"{added.model} version {added.version} {state} ({made})")
+    _print_drift(manifest.parity)
+
+
+def _print_drift(parity: PlanParity) -> None:
+    print(
+        f"largest drift {parity.largest_drift_cosine:.2g} from the {parity.compared_with} "
+        f"over {parity.crops} crops"
+    )
 
 
 def _place(plan: AddedPlan) -> dict[str, Any]:

@@ -157,6 +157,32 @@ def check_width(path: Path, embedding_dim: int) -> None:
             )
 
 
+def openvino_config(model: str, embedding_dim: int, instances: int) -> Any:
+    """Make the complete configuration of a model for OpenVINO.
+
+    It is one without Triton's batching, and takes batches of any size: with batching, NVIDIA's backend pads
+    every request to the largest batch.
+
+    Args:
+        model: Name of the model, which is the name of its folder.
+        embedding_dim: Numbers in an embedding.
+        instances: Batches that run side by side, on a share of the threads each.
+
+    Returns:
+        A ``model_config_pb2.ModelConfig``.
+    """
+    config = _config_of(model, embedding_dim, platform="", backend="openvino")
+    config.default_model_filename = MODEL_FILE
+    for tensor in (*config.input, *config.output):
+        tensor.dims.insert(0, -1)
+    config.model_warmup[0].inputs[INPUT_NAME].dims[:] = [1, *CROP_SHAPE]
+    config.instance_group.add(name="cpu", kind=_KINDS["cpu"], count=instances)
+    config.version_policy.latest.num_versions = VERSIONS_SERVED
+    config.parameters["NUM_STREAMS"].string_value = str(instances)
+    config.parameters["PERFORMANCE_HINT"].string_value = "LATENCY" if instances == 1 else "THROUGHPUT"
+    return config
+
+
 def config_text(config: Any) -> str:
     """Write a ``ModelConfig`` as the text that Triton reads."""
     return str(text_format.MessageToString(config))

@@ -10,13 +10,13 @@ from typing import Any, Final
 
 from ..errors import ConfigError, InputError
 from ..failover.replica import Intervals, Origin
-from ..models.naming import is_plan, onnx_model, plan_model
+from ..models.naming import family_models, is_plan, onnx_model, sibling_model
 from ..models.repository import LocalModels
 from ..runtimes.base import CPU, read_device, switch_off_telemetry
 from ..settings import BACKEND_TYPES, KEYS, Enabled, PipelineSettings, load_pipeline_settings
 from .base import EmbeddingBackend
 from .insightface import insightface_origin
-from .local import onnx_origin, plan_origin, provider_order, switched_off
+from .local import onnx_origin, openvino_origin, plan_origin, provider_order, switched_off
 from .pooled import PooledBackend, TritonBackend
 from .shadow import ShadowBackend
 
@@ -46,8 +46,8 @@ def get_embedding_backend(
 
     Args:
         backend_type: "insightface" (the reference, through the insightface package; "pytorch" is an alias),
-            "tensorrt" or "onnxruntime" (in this process), or "triton" (a server); None leaves it to
-            ``embedding.backend``.
+            "tensorrt", "openvino" or "onnxruntime" (in this process), or "triton" (a server); None leaves it
+            to ``embedding.backend``.
         device: Where to compute in this process: "cpu", "cuda", "cuda:N", or "auto" for the best provider of
             ONNX Runtime that is there. A TensorRT plan runs on a GPU whatever it says, the first unless it
             names another. A server computes where its own configuration says. None leaves it to
@@ -142,7 +142,7 @@ def _triton(settings: PipelineSettings, registry: Any) -> EmbeddingBackend:
         )
 
     candidates = _candidates(settings, enabled)
-    local = [onnx_origin(models, embedding.model, CPU)] if may_fall_back else []
+    local = _on_this_cpu(models, embedding.model) if may_fall_back else []
     if not server.shadow_rate:
         return backend(candidates, local, registry)
     return ShadowBackend(
@@ -160,7 +160,7 @@ def _candidates(settings: PipelineSettings, enabled: Enabled) -> tuple[str, ...]
     if enabled == "auto":
         return embedding.candidates
     wants_plans = enabled == "required"
-    named = embedding.candidates or (plan_model(embedding.model), onnx_model(embedding.model))
+    named = embedding.candidates or family_models(embedding.model)
     left = tuple(name for name in named if is_plan(name.partition(":")[0]) == wants_plans)
     if not left:
         word = "true" if wants_plans else "false"
@@ -183,7 +183,15 @@ def _local(settings: PipelineSettings) -> list[Origin]:
     onnx = [onnx_origin(models, name, each, gpu) for each in providers]
     if embedding.backend == "onnxruntime":
         return onnx
+    if embedding.backend == "openvino":
+        return [openvino_origin(models, name), *(onnx if embedding.allow_cpu_fallback else [])]
     if enabled == "required":
         return [plan_origin(models, name, gpu)]
     plan = switched_off(name) if enabled == "off" else plan_origin(models, name, gpu)
     return [plan, *(onnx if embedding.allow_cpu_fallback else [])]
+
+
+def _on_this_cpu(models: LocalModels, name: str) -> list[Origin]:
+    """What stands in for servers: OpenVINO, where the model repository has its sibling, and ONNX Runtime."""
+    openvino = [openvino_origin(models, name)] if models.versions(sibling_model(name, "openvino")) else []
+    return [*openvino, onnx_origin(models, name, CPU)]

@@ -17,7 +17,7 @@ from ..errors import DeploymentError, MissingExtraError, ModelLoadingError, requ
 from ..failover.replica import Origin
 from ..models.embedding_space import EmbeddingSpace
 from ..models.golden import golden_crops
-from ..models.naming import onnx_model, plan_model
+from ..models.naming import onnx_model, plan_model, sibling_model
 from ..models.repository import LocalModels
 from ..observability.diagnostics import HERE, Diagnostics, Source
 from ..runtimes.base import COREML, CPU, CUDA, Device, Runtime
@@ -163,6 +163,31 @@ def onnx_origin(models: LocalModels, name: str, provider: str, gpu: int = 0) -> 
         )
 
     return Origin(f"{onnx_model(name)} on {provider}", load)
+
+
+def openvino_origin(models: LocalModels, name: str) -> Origin:
+    """The newest ``{name}_openvino`` of a model repository on this machine's CPU."""
+    model = sibling_model(name, "openvino")
+
+    def load(space: EmbeddingSpace | None, _: Deadline) -> LocalModel:
+        require("arcface_client.runtimes.openvino", extra="openvino", purpose="OpenVINO in this process")
+        from ..runtimes.openvino import OpenVino
+
+        found = models.sibling(model, space)
+        runtime = OpenVino(found.path)
+        known = Diagnostics(
+            backend="openvino",
+            model=found.model,
+            version=found.version,
+            engine_path=str(found.path),
+            precision=runtime.precision,
+            batch_size=BATCH_SIZE,
+        )
+        return LocalModel(
+            runtime, known, BATCH_SIZE, found.onnx.embedding_space(), found.onnx.golden_embeddings
+        )
+
+    return Origin(f"{model} on this CPU", load)
 
 
 def plan_origin(models: LocalModels, name: str, gpu: int) -> Origin:

@@ -183,7 +183,8 @@ class TritonBackend(PooledBackend):
 
     Args:
         urls: ``host:port`` of a server's gRPC service, or of several, best first.
-        name: Base name of the models: ``{name}_trt`` is preferred to ``{name}_onnx``, newest version first.
+        name: Base name of the models; ``models.naming.family_models`` has their order. The newest version of
+            each goes first.
         candidates: Models to use instead of those, best first, for example "arcface_r100_trt:3".
         local: Models in this process for when no server's model serves; loaded at first need.
         records: The model repository, where it can be read from here; see ``LocalModels``.

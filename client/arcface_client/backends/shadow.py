@@ -15,7 +15,7 @@ from typing import Any, Final
 from ..contract import Crops, Embeddings
 from ..errors import ArcFaceError, DriftError, InputError
 from ..models.golden import drifts
-from ..models.naming import is_plan
+from ..models.naming import made_from
 from ..observability.diagnostics import Diagnostics, Served, Source
 from ..observability.metrics import PrometheusExporter
 from ..triton.embed_request import Deadline, EmbedRequest
@@ -145,7 +145,7 @@ class ShadowBackend(EmbeddingBackend):
     def run(self, request: EmbedRequest) -> Served:
         """Embed with the primary backend, and keep a share of the crops to compare; never waits for it."""
         served = self._primary.run(request)
-        if len(served.sources) == 1 and is_plan(served.sources[0].model):
+        if len(served.sources) == 1 and made_from(served.sources[0].model):
             self._offer(request, served.sources[0])
         return served
 

@@ -15,7 +15,7 @@ from ..contract import Crops, Embeddings
 from ..errors import DeploymentError, InputError, ModelNotFoundError, require
 from ..failover.discovery import Pin
 from ..models.files import file_sha256
-from ..models.naming import onnx_model, plan_model
+from ..models.naming import family_models
 from ..models.normalisation import Pixels
 from ..models.repository import LocalModels
 from ..runtimes.base import ENTRIES, Embed, in_batches
@@ -148,7 +148,7 @@ def open_reference(source: str, stated: Pixels | None, models: LocalModels, stac
 
 
 def siblings_on(server: ServerStatus, name: str) -> list[str]:
-    """Name every ready version of ``{name}_onnx`` and ``{name}_trt``, as ``open_systems`` takes them.
+    """Name every ready version of ``{name}_onnx`` and its siblings, as ``open_systems`` takes them.
 
     ONNX models come first, and the newest version first, so that the baseline is the newest ONNX model.
 
@@ -161,7 +161,7 @@ def siblings_on(server: ServerStatus, name: str) -> list[str]:
     """
     ready = [model for model in server.models if model.ready]
     newest_first = sorted(ready, key=lambda model: -(model.version or 0))
-    siblings = (onnx_model(name), plan_model(name))
+    siblings = family_models(name)[::-1]  # the ONNX model is what others are compared with
     found = [
         f"{model.name}:{model.version}"
         for wanted in siblings

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ..errors import AccessError, ArcFaceError, ConfigError, ModelNotFoundError
-from ..models.naming import onnx_model, plan_model
+from ..models.naming import family_models
 from ..triton.status import Reply, Target, model_error
 
 _PIN: Final = re.compile(r"(?P<model>[^\s:]+)(?::(?P<version>[1-9]\d*))?")
@@ -49,7 +49,7 @@ class Wanted:
 
     Attributes:
         urls: The servers, ``host:port``, best first.
-        name: Base name of the models: ``{name}_trt`` goes before ``{name}_onnx``, then the newest version
+        name: Base name of the models: they go in the order of ``family_models``, then the newest version
             goes first, then the order of the URLs.
         pins: Models to take instead of those, best first.
     """
@@ -60,8 +60,7 @@ class Wanted:
     _models: tuple[Pin, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        siblings = (Pin(plan_model(self.name)), Pin(onnx_model(self.name)))
-        object.__setattr__(self, "_models", self.pins or siblings)
+        object.__setattr__(self, "_models", self.pins or tuple(map(Pin, family_models(self.name))))
 
     def preference(self, candidate: Target) -> tuple[int, int, int]:
         """What to sort candidates by, the one to use first."""
@@ -97,7 +96,7 @@ class Wanted:
                 raise AccessError(
                     f"the server does not list its models ({reply.problem}); give the token or key that it "
                     "wants, as triton.token_file or triton.metadata, or name them as candidates, for example "
-                    f"{self._models[0]}"
+                    f"{self._models[-1]}"
                 )
             return dict.fromkeys(pinned.values())
         listed = {Target(url, model.name, model.version): model.problem for model in models}

@@ -11,7 +11,7 @@ from ..contract import LENGTH_TOLERANCE, Embeddings
 from ..errors import ContractError, DeploymentError, OtherEmbeddingSpaceError
 from ..models.embedding_space import EmbeddingSpace
 from ..models.golden import GoldenReference, drift_error, largest_drift
-from ..models.naming import is_plan
+from ..models.naming import made_from
 from ..observability.diagnostics import Diagnostics, Source, Validation
 from ..triton.embed_request import Deadline, EmbedRequest
 
@@ -89,7 +89,7 @@ def golden_check(model: Model, deadline: Deadline) -> Finding:
 
     Raises:
         ContractError: The embeddings are not of length one.
-        DeploymentError: The model is a plan, and there is nothing to compare it with.
+        DeploymentError: The model is made from an ONNX model, and there is nothing to compare it with.
         ArcFaceError: The model could not embed them.
     """
     embeddings = model.embed_golden(deadline)
@@ -99,17 +99,16 @@ def golden_check(model: Model, deadline: Deadline) -> Finding:
         raise ContractError(f"Its embeddings have length {worst:.3g}; expected 1.")
     if model.golden is not None:
         return _compared(embeddings, GoldenReference(model.golden, model.space), MANIFEST)
-    if not is_plan(model.source.model):
+    if made_from(model.source.model) is None:
         return Finding(embeddings, GoldenReference(embeddings, model.space), ITSELF, None)
     try:
         reference = model.embed_golden_by_sibling(deadline)
     except DeploymentError as error:
         raise DeploymentError(
-            f"Nothing to check the plan against: no manifest is here, and its ONNX sibling does not serve "
-            f"({error})"
+            f"Nothing to check it against: no manifest is here, and its ONNX sibling does not serve ({error})"
         ) from error
     if reference is None:
-        raise DeploymentError("Nothing to check the plan against: neither a manifest nor an ONNX sibling.")
+        raise DeploymentError("Nothing to check it against: neither a manifest nor an ONNX sibling.")
     return _compared(embeddings, GoldenReference(reference, model.space), ONNX_SIBLING)
 
 

@@ -13,7 +13,7 @@ from ..errors import ArcFaceError
 from ..models.embedding_space import EmbeddingSpace
 from ..models.golden import GoldenReference, golden_crops
 from ..models.manifest import PlanManifest
-from ..models.naming import sibling_of
+from ..models.naming import made_from
 from ..models.repository import LocalModels
 from ..observability.diagnostics import Diagnostics, Source
 from ..triton.embed_request import Deadline, EmbedRequest
@@ -163,7 +163,7 @@ class ServerModel:
 
     def embed_golden_by_sibling(self, deadline: Deadline) -> Embeddings | None:
         """Embed the golden crops with the ONNX model of the same version on the same server."""
-        sibling = sibling_of(self.source.model)
+        sibling = made_from(self.source.model)
         return None if sibling is None else self._golden(sibling, deadline)
 
     def diagnostics(self) -> Diagnostics:

@@ -392,6 +392,43 @@ class PlanManifest(ManifestFile):
             )
 
 
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SiblingManifest(ManifestFile):
+    """The manifest of a version that was made from an ONNX model for another runtime.
+
+    Attributes:
+        model: Name of the model in the repository.
+        version: Its version, which is the ONNX model's.
+        created: When it was made, ISO 8601 with its offset from UTC.
+        runtime: What runs it: "openvino".
+        runtime_version: The version that it was checked with.
+        device: The processor that it was checked on.
+        precision: What that computes in; another processor may compute in another one.
+        onnx_sha256: SHA-256 of the ONNX model's file.
+        model_file: The served file.
+        parity: The comparison that let it be published.
+        rebuild_command: The command that makes it again.
+        tools: Versions of what made it.
+        schema_version: Version of this record's fields.
+    """
+
+    COMMAND = "arcface-builder compile"
+
+    model: str
+    version: int
+    created: Moment
+    runtime: str
+    runtime_version: str
+    device: str
+    precision: Precision
+    onnx_sha256: Sha256
+    model_file: ModelFile
+    parity: PlanParity
+    rebuild_command: str
+    tools: Mapping[str, str] = Field(default_factory=dict)
+    schema_version: Literal[1] = 1
+
+
 def manifest_path(root: Path, model: str, version: int, sm: str | None = None) -> Path:
     """Where a version's manifest is, or that of its plan for an SM."""
     plan = "" if sm is None else f"-sm{sm}"

@@ -1,4 +1,4 @@
-"""The names of a family's models: ``{name}_onnx``, and ``{name}_trt`` for the plans built from it."""
+"""The names of a family's models: ``{name}_onnx``, and the siblings that are made from it, one a runtime."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ DEFAULT_MODEL: Final = "arcface_r100_onnx"
 
 _ONNX: Final = "_onnx"
 _PLANS: Final = "_trt"
+_SIBLINGS: Final = ("_cudnn", _PLANS, "_openvino")
+"""The fastest first. What a host cannot run is not ready there, so the order is the same for all hosts."""
 
 
 def onnx_model(name: str) -> str:
@@ -20,9 +22,20 @@ def plan_model(name: str) -> str:
     return name + _PLANS
 
 
+def sibling_model(name: str, runtime: str) -> str:
+    """The sibling for a runtime, for example "openvino"."""
+    return f"{name}_{runtime}"
+
+
+def family_models(name: str) -> tuple[str, ...]:
+    """All models of a family, the one to prefer first."""
+    return (*(name + suffix for suffix in _SIBLINGS), onnx_model(name))
+
+
 def family(model: str) -> str:
     """The family of a model; a name without a known suffix stays as it is."""
-    return model.removesuffix(_ONNX).removesuffix(_PLANS)
+    suffix = next((suffix for suffix in (*_SIBLINGS, _ONNX) if model.endswith(suffix)), "")
+    return model.removesuffix(suffix)
 
 
 def is_plan(model: str) -> bool:
@@ -30,6 +43,6 @@ def is_plan(model: str) -> bool:
     return model.endswith(_PLANS)
 
 
-def sibling_of(model: str) -> str | None:
-    """The ONNX sibling of a plan's model; None for another model."""
-    return onnx_model(model.removesuffix(_PLANS)) if is_plan(model) else None
+def made_from(model: str) -> str | None:
+    """The ONNX model that a sibling is made from; None for another model."""
+    return onnx_model(family(model)) if model.endswith(_SIBLINGS) else None

@@ -9,8 +9,15 @@ from ..errors import ManifestError, ModelNotFoundError
 from .embedding_space import EmbeddingSpace, PrecisionClass
 from .files import file_sha256
 from .golden import GoldenReference
-from .manifest import MODEL_FILE, ModelManifest, PlanManifest, manifest_path, plan_manifest_paths
-from .naming import family, onnx_model, plan_model, sibling_of
+from .manifest import (
+    MODEL_FILE,
+    ModelManifest,
+    PlanManifest,
+    SiblingManifest,
+    manifest_path,
+    plan_manifest_paths,
+)
+from .naming import family, is_plan, made_from, onnx_model, plan_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +60,20 @@ class LocalPlan:
     version: int
     path: Path
     manifest: PlanManifest
+    onnx: ModelManifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalSibling:
+    """A version of an ONNX model's sibling, whose file had the SHA-256 of its manifest when it was found.
+
+    ``onnx`` is the manifest of the ONNX model that it was made from.
+    """
+
+    model: str
+    version: int
+    path: Path
+    manifest: SiblingManifest
     onnx: ModelManifest
 
 
@@ -126,13 +147,7 @@ class LocalModels:
             if not path.is_file():
                 continue
             manifest = PlanManifest.read(path)
-            onnx = ModelManifest.read(manifest_path(self.root, onnx_model(name), version))
-            if onnx.model_file.sha256 != manifest.identity.onnx_sha256:
-                raise ManifestError(
-                    f"{path} describes a plan of an ONNX model with SHA-256 "
-                    f"{manifest.identity.onnx_sha256:.12}...; {onnx_model(name)} version {version} has "
-                    f"{onnx.model_file.sha256:.12}... Run `arcface-builder build` and compile that version."
-                )
+            onnx = self._onnx_of(manifest.identity.onnx_sha256, path, name, version)
             conflict = wanted and wanted.conflict(onnx.embedding_space(manifest.precision_class))
             if conflict is None:
                 file = self.root / model / str(version) / f"{name}-{manifest.identity.precision}-sm{sm}.plan"
@@ -142,6 +157,33 @@ class LocalModels:
             f"There is no plan of {name} for sm{sm} in {self.root.absolute()}"
             f"{''.join(f'; {reason}' for reason in refused)}. Run `arcface-builder compile --name {name}` on "
             "this GPU."
+        )
+
+    def sibling(self, model: str, space: EmbeddingSpace | None = None) -> LocalSibling:
+        """Find the newest version of a model that is made from an ONNX model and is no plan.
+
+        Args:
+            model: Its name, for example "arcface_r100_openvino".
+            space: The embedding space that it must not conflict with; None allows any.
+
+        Raises:
+            ModelNotFoundError: There is no such version.
+            ManifestError: A manifest is missing or wrong, or the file has another SHA-256.
+        """
+        name, refused = family(model), []
+        for version in reversed(self.versions(model)):
+            record = manifest_path(self.root, model, version)
+            manifest = SiblingManifest.read(record)
+            onnx = self._onnx_of(manifest.onnx_sha256, record, name, version)
+            conflict = space and space.conflict(onnx.embedding_space())
+            if not conflict:
+                path = self.root / model / str(version) / manifest.model_file.name
+                _check_sha256(path, manifest.model_file.sha256)
+                return LocalSibling(model=model, version=version, path=path, manifest=manifest, onnx=onnx)
+            refused.append(f"; version {version} has {conflict}")
+        raise ModelNotFoundError(
+            f"There is no {model} in {self.root.absolute()}{''.join(refused)}. Run `arcface-builder compile "
+            f"--name {name} --runtime {model.removeprefix(f'{name}_')}`."
         )
 
     def golden(self, model: str, version: int) -> GoldenReference | None:
@@ -156,7 +198,7 @@ class LocalModels:
         manifest = self.manifest(model, version)
         if manifest is None or manifest.golden_embeddings is None:
             return None
-        precision_class = self._precision_class(model, version) if sibling_of(model) else "float"
+        precision_class = self._precision_class(model, version) if is_plan(model) else "float"
         return GoldenReference(manifest.golden_embeddings, manifest.embedding_space(precision_class))
 
     def manifest(self, model: str, version: int) -> ModelManifest | None:
@@ -165,7 +207,7 @@ class LocalModels:
         Raises:
             ManifestError: It is wrong.
         """
-        path = manifest_path(self.root, sibling_of(model) or model, version)
+        path = manifest_path(self.root, made_from(model) or model, version)
         return ModelManifest.read(path) if path.is_file() else None
 
     def built_from(self, source_sha256: str) -> ModelManifest | None:
@@ -185,6 +227,17 @@ class LocalModels:
         """
         paths = plan_manifest_paths(self.root, model, version)
         return PlanManifest.read(paths[0]) if len(paths) == 1 else None
+
+    def _onnx_of(self, sha256: str, manifest: Path, name: str, version: int) -> ModelManifest:
+        """The manifest of the ONNX model that a version was made from."""
+        onnx = ModelManifest.read(manifest_path(self.root, onnx_model(name), version))
+        if onnx.model_file.sha256 != sha256:
+            raise ManifestError(
+                f"{manifest} describes what was made from an ONNX model with SHA-256 {sha256:.12}...; "
+                f"{onnx_model(name)} version {version} has {onnx.model_file.sha256:.12}... "
+                "Run `arcface-builder build` and compile that version."
+            )
+        return onnx
 
     def _newest_space(self, name: str) -> EmbeddingSpace | None:
         """That of the newest ``{name}_onnx``, for any class of precision; None when there is no version."""

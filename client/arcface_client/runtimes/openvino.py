@@ -38,6 +38,8 @@ class OpenVino:
 
     Attributes:
         precision: What it computes in: "bf16", "fp16" or "fp32".
+        device: The processor's name.
+        version: OpenVINO's version, for example "2026.4.1".
 
     Raises:
         DeploymentError: The file is missing, or OpenVINO cannot load it on this processor.
@@ -56,7 +58,8 @@ class OpenVino:
         path = Path(model_path)
         if not path.is_file():
             raise DeploymentError(f"No model file at {path}; build one with `arcface-builder build`.")
-        check_version(openvino.__version__)
+        self.version: str = openvino.__version__.partition("-")[0]
+        check_version(self.version)
         if not has_avx2():
             raise DeploymentError("OpenVINO is used on processors with AVX2, and this one has none.")
         settings: dict[str, Any] = {
@@ -76,6 +79,7 @@ class OpenVino:
             self._requests: SimpleQueue[Any] = SimpleQueue()
             for _ in range(streams):
                 self._requests.put(model.create_infer_request())
+            self.device: str = core.get_property("CPU", "FULL_DEVICE_NAME")
             computes_in = model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         except RuntimeError as error:
             raise DeploymentError(f"OpenVINO cannot load {path}: {_reason(error)}") from error
@@ -104,7 +108,7 @@ class OpenVino:
 
 
 def check_version(version: str) -> None:
-    """Check the version of the installed OpenVINO, for example "2026.4.1-22982-releases/2026/4".
+    """Check the version of the installed OpenVINO, for example "2026.4.1".
 
     Raises:
         MissingExtraError: It is too old.
@@ -113,7 +117,7 @@ def check_version(version: str) -> None:
     if (int(major), int(minor)) < LEAST_VERSION:
         least = ".".join(map(str, LEAST_VERSION))
         raise MissingExtraError(
-            f"OpenVINO {version.partition('-')[0]} is installed, and {least} or newer is needed: "
+            f"OpenVINO {version} is installed, and {least} or newer is needed: "
             "pip install --upgrade 'arcface-triton[openvino]'"
         )
 

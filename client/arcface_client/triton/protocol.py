@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from tritonclient import grpc as triton
 
@@ -21,6 +21,9 @@ from ..contract import (
 )
 from ..errors import ModelChangedError
 from .status import Target
+
+ANY_BATCH: Final = 32
+"""Crops in a request to a model that takes any number of them."""
 
 
 class Answer(NamedTuple):
@@ -67,7 +70,8 @@ def read_shape(target: Target, response: Any) -> Shape:
         ]
 
     dim = check_tensors(str(target), specs(config.input), specs(config.output))
-    return Shape(int(config.max_batch_size) or 1, dim)
+    takes_any = skip and config.input[0].dims[0] == -1
+    return Shape(ANY_BATCH if takes_any else int(config.max_batch_size) or 1, dim)
 
 
 def build(target: Target, crops: Crops) -> dict[str, Any]:

@@ -54,10 +54,12 @@ def read_instance_config(args: Mapping[str, str]) -> InstanceConfig:
         ContractError: The configuration declares other tensors than the contract's.
     """
     config: dict[str, Any] = json.loads(args["model_config"])
+    # A model without Triton's batching spells the batch dimension out, as -1.
+    skip = 0 if config["max_batch_size"] > 0 else 1
     check_tensors(
         f"The config.pbtxt of {args['model_name']}",
-        [_spec(tensor) for tensor in config["input"]],
-        [_spec(tensor) for tensor in config["output"]],
+        [_spec(tensor, skip) for tensor in config["input"]],
+        [_spec(tensor, skip) for tensor in config["output"]],
     )
     return InstanceConfig(
         version_folder=Path(args["model_repository"], args["model_version"]),
@@ -69,6 +71,6 @@ def read_instance_config(args: Mapping[str, str]) -> InstanceConfig:
     )
 
 
-def _spec(tensor: Mapping[str, Any]) -> TensorSpec:
-    dims = tuple(int(dim) for dim in tensor["dims"])  # numbers of 64 bits are text in Triton's JSON
+def _spec(tensor: Mapping[str, Any], skip: int) -> TensorSpec:
+    dims = tuple(int(dim) for dim in tensor["dims"][skip:])  # numbers of 64 bits are text in Triton's JSON
     return tensor["name"], tensor["data_type"].removeprefix("TYPE_"), dims

@@ -48,6 +48,13 @@ def test_plans_go_before_onnx_then_the_newest_version_then_the_order_of_urls() -
     ]
 
 
+def test_the_fastest_sibling_that_a_host_can_run_goes_first() -> None:
+    names = ["onnx", "openvino", "trt", "cudnn"]
+    models = [*(status for name in names for status in ready(f"arcface_{name}", 1)), *ready("arcface_x", 1)]
+    order = [one.model for one in found(WANTED, *models)]
+    assert order == ["arcface_cudnn", "arcface_trt", "arcface_openvino", "arcface_onnx"]
+
+
 def test_pins_override_the_order_and_everything_else_is_out() -> None:
     wanted = Wanted(("one:1",), "arcface", (Pin.parse("arcface_onnx:1"), Pin.parse("mine")))
     models = [*ready("arcface_onnx", 1, 2), *ready("arcface_trt", 1), *ready("mine", 3, 4)]
@@ -81,7 +88,7 @@ def test_a_model_that_is_not_ready_is_a_candidate_with_its_reason() -> None:
 
 
 def test_a_server_without_any_of_the_models_is_reported_with_what_it_has() -> None:
-    with pytest.raises(ModelNotFoundError, match="no arcface_trt or arcface_onnx; its models: resnet"):
+    with pytest.raises(ModelNotFoundError, match="arcface_openvino or arcface_onnx; its models: resnet"):
         sight(ready("resnet", 1))
 
 

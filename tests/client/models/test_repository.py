@@ -173,6 +173,6 @@ def test_a_plan_of_another_onnx_model_is_refused(models: Path) -> None:
     write_plan(models, onnx_sha256="1" * 64)
 
     with pytest.raises(
-        ManifestError, match=r"a plan of an ONNX model with SHA-256 111111111111\.\.\.; small"
+        ManifestError, match=r"made from an ONNX model with SHA-256 111111111111\.\.\.; small"
     ):
         LocalModels(models).plan("small", "90")

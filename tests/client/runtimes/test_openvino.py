@@ -87,10 +87,10 @@ def test_a_batch_that_does_not_fit_the_model_is_told_and_the_next_one_is_embedde
 
 
 def test_an_openvino_that_is_too_old_is_refused() -> None:
-    check_version("2026.4.1-22982-e213a147257-releases/2026/4")
-    check_version("2025.4.0-20398-releases/2025/4")
+    check_version("2026.4.1")
+    check_version("2025.4.0")
     with pytest.raises(MissingExtraError, match=r"2025\.3\.0 is installed, and 2025\.4 or newer is needed"):
-        check_version("2025.3.0-19807-44526285f24-releases/2025/3")
+        check_version("2025.3.0")
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ def config(tmp_path: Path) -> InstanceConfig:
 
 def test_the_configuration_that_triton_passes_names_the_plans() -> None:
     model_config = {
+        "max_batch_size": 32,
         "input": [{"name": "image", "data_type": "TYPE_UINT8", "dims": ["112", "112", "3"]}],
         "output": [{"name": "embedding", "data_type": "TYPE_FP32", "dims": ["512"]}],
         "default_model_filename": "other.plan",

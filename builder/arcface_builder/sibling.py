@@ -1,0 +1,179 @@
+"""Compile for a runtime that reads the ONNX model's own file: check it there, and add it as a sibling."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from arcface_client.contract import Crops, Embeddings, Progress, no_progress
+from arcface_client.errors import require
+from arcface_client.models.manifest import MODEL_FILE, ModelFile, SiblingManifest, manifest_path
+from arcface_client.models.naming import sibling_model
+from arcface_client.models.repository import LocalOnnx
+
+from .check.accuracy import ReferenceEmbeddings
+from .errors import ParityError, RepositoryError
+from .repository.config import CONFIG_FILE, config_text, openvino_config, read_config
+from .repository.publish import ModelRepository, os_errors, tool_versions
+
+_BATCHES: Final = (1, 8, 32)
+"""Batch sizes of the accuracy check."""
+
+
+class CheckedRuntime(Protocol):
+    """A runtime that says what it computes in.
+
+    Attributes:
+        precision: For example "bf16".
+        device: The processor.
+        version: The runtime's version.
+    """
+
+    precision: str
+    device: str
+    version: str
+
+    def embed(self, crops: Crops) -> Embeddings:
+        """Embed one batch."""
+        ...
+
+    def close(self) -> None:
+        """Free the model."""
+        ...
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of sibling.
+
+    Attributes:
+        runtime: Its name, which is the sibling's suffix.
+        open: Loads the staged file.
+        config: Makes the configuration, by the model's name, D, and the number of instances.
+    """
+
+    runtime: str
+    open: Callable[[Path], CheckedRuntime]
+    config: Callable[[str, int, int], Any]
+
+
+@dataclass(frozen=True)
+class AddedSibling:
+    """A sibling's version in the repository.
+
+    Attributes:
+        model: Its name.
+        version: Its version.
+        path: Its file.
+        is_new: Whether it was not there before.
+        manifest: What was recorded of it.
+    """
+
+    model: str
+    version: int
+    path: Path
+    is_new: bool
+    manifest: SiblingManifest
+
+
+def _openvino(path: Path) -> CheckedRuntime:
+    require("arcface_client.runtimes.openvino", extra="openvino", purpose="A model for OpenVINO")
+    from arcface_client.runtimes.openvino import OpenVino
+
+    return OpenVino(path)
+
+
+KINDS: Final = {"openvino": Kind("openvino", _openvino, openvino_config)}
+"""By the runtime's name."""
+
+
+def compile_sibling(
+    kind: Kind,
+    onnx: LocalOnnx,
+    repository: ModelRepository,
+    reference: Callable[[], ReferenceEmbeddings],
+    *,
+    command: str,
+    instances: int | None = None,
+    report: Progress = no_progress,
+) -> AddedSibling:
+    """Check the ONNX model in another runtime, and add it to the repository as that runtime's sibling.
+
+    Args:
+        kind: The kind of sibling.
+        onnx: The ONNX model.
+        repository: Where both are.
+        reference: Computes what the embeddings must be, which takes a while.
+        command: The command line that makes it again, for the manifest.
+        instances: Batches that Triton runs side by side; None leaves the configuration as it is, or is 1.
+        report: Called with each stage.
+
+    Raises:
+        ParityError: The embeddings are not those of the source model; nothing was published.
+        DeploymentError: The runtime cannot run the model on this machine.
+        MissingExtraError: The runtime is not installed, or too old.
+        RepositoryError: The version is there already, of another ONNX model, or it cannot be written.
+    """
+    model, version = sibling_model(onnx.name, kind.runtime), onnx.version
+    folder, record = repository.root / model / str(version), manifest_path(repository.root, model, version)
+    there = SiblingManifest.read(record) if folder.is_dir() else None
+    if there is not None and there.onnx_sha256 != onnx.sha256:
+        raise RepositoryError(
+            f"{folder} was made from an ONNX model with SHA-256 {there.onnx_sha256:.12}..., and "
+            f"{onnx.model} version {version} has {onnx.sha256:.12}... A published version is never changed: "
+            "build the next one."
+        )
+    with repository.staging() as staged, os_errors(repository.root):
+        if there is None:
+            manifest = _checked(kind, onnx, model, staged / MODEL_FILE, reference, command, report)
+        else:
+            manifest = there
+        with repository.lock():
+            old = read_config(folder.parent / CONFIG_FILE)
+            config = kind.config(model, onnx.manifest.embedding_dim, instances or 1)
+            text = config_text(config) if old is None or (instances and config != old) else None
+            manifests = {} if there else {record: (MODEL_FILE, manifest.to_json())}
+            repository.put(staged, folder, manifests=manifests, config=text)
+    return AddedSibling(model, version, folder / MODEL_FILE, there is None, manifest)
+
+
+def _checked(
+    kind: Kind,
+    onnx: LocalOnnx,
+    model: str,
+    path: Path,
+    reference: Callable[[], ReferenceEmbeddings],
+    command: str,
+    report: Progress,
+) -> SiblingManifest:
+    """Copy the ONNX model's file, and compare what the runtime makes of it with the source model."""
+    shutil.copyfile(onnx.path, path)
+    report(f"Loading it with {kind.runtime}", None)
+    with closing(kind.open(path)) as runtime:
+        report("Comparing the ONNX model with its source", None)
+        expected = reference()
+        report(f"Comparing it in {runtime.precision} with its source", None)
+        accuracy = expected.compare(runtime.embed, _BATCHES)
+    try:
+        accuracy.check(f"model in {kind.runtime}")
+    except ParityError as error:
+        raise ParityError(f"{error} Nothing was published.") from error
+    return SiblingManifest(
+        model=model,
+        version=onnx.version,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        runtime=kind.runtime,
+        runtime_version=runtime.version,
+        device=runtime.device,
+        precision=runtime.precision,
+        onnx_sha256=onnx.sha256,
+        model_file=ModelFile(name=MODEL_FILE, bytes=path.stat().st_size, sha256=onnx.sha256),
+        parity=accuracy.parity,
+        rebuild_command=command,
+        tools=tool_versions(),
+    )
