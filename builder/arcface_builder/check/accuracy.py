@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +26,7 @@ from arcface_client.runtimes.base import Embed, in_batches
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 
 from ..errors import ParityError, ServedModelError
-from ..graph.edit import constant, first_convolution, session, set_constant
+from ..graph.edit import constant, session, set_constant
 from .crops import comparison_crops, face_like, noise
 
 _log = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ SERVED_MODEL: Final = "served ONNX model"
 
 _BUILD_DRIFT: Final = 1e-4
 """Drift that each control of a build should exceed."""
+
+_LAYER: Final = re.compile("Conv|Gemm|MatMul|DequantizeLinear")
 
 _BUILD_BATCHES: Final = (1, 3, 8)
 _BATCH: Final = 8
@@ -260,9 +263,10 @@ def _controls(
 def another_model(serving_graph: bytes) -> bytes:
     """A model that embeds differently: a serving graph with the filters of its first layer reversed."""
     model = ir.from_proto(onnx.load_model_from_string(serving_graph))
-    convolution = first_convolution(model)
-    weight = constant(convolution.inputs[1])
-    if weight is None:
-        raise ValueError("The first convolution has no weights.")
-    set_constant(convolution, 1, np.ascontiguousarray(weight[::-1]), "another")
-    return bytes(ir.to_proto(model).SerializeToString())
+    for node in model.graph.all_nodes():
+        for index, value in enumerate(node.inputs):
+            weight = constant(value) if _LAYER.search(node.op_type) else None
+            if weight is not None and weight.ndim > 1:
+                set_constant(node, index, np.ascontiguousarray(weight[::-1]), "another")
+                return bytes(ir.to_proto(model).SerializeToString())
+    raise ServedModelError("The ONNX model has no layer with weights, so that no plan of it can be checked.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -23,7 +23,8 @@ from ..check.accuracy import reference_for_plans
 from ..compile import PlanRequest, compile_plan, compile_with_fallback
 from ..errors import OptionError, RepositoryError
 from ..fleet import assemble
-from ..graph.precision import calibration_crops
+from ..graph.precision import calibration_crops, is_quantised
+from ..graph.serving import takes_one_crop
 from ..repository.config import MOST_INSTANCES, check_range
 from ..repository.plans import AddedPlan
 from ..repository.publish import ModelRepository, find_onnx
@@ -198,10 +199,13 @@ def compile_(
         check_range("instances", settings.instances, 1, MOST_INSTANCES)
     models = ModelRepository(repository)
     onnx = find_onnx(models, name, version)
-    options = BuildOptions.from_settings(settings, timing_cache)
+    options, content = BuildOptions.from_settings(settings, timing_cache), onnx.content()
+    if takes_one_crop(content):
+        say(f"{onnx.model} embeds one crop at a time, and so do its plans")
+        options = replace(options, max_batch_size=1, opt_batch_size=None)
     with progress(onnx.name) as report:
         crops = _crops(calibration_dir, report)
-        if options.precision == "int8":
+        if options.precision == "int8" and not is_quantised(content):
             calibration_crops(crops)  # checked before the GPU is looked for
         request = PlanRequest(
             onnx=onnx,
@@ -209,7 +213,7 @@ def compile_(
             max_drift_cosine=settings.max_drift_cosine,
             calibration=crops,
             source=None if from_store else _source(models, onnx),
-            command=lambda chosen: _command(onnx, repository, settings, chosen, calibration_dir),
+            command=lambda chosen: _command(onnx, repository, settings, options, chosen, calibration_dir),
         )
         gpu = None if from_store else gpu_at_hand()
         store = open_store(
@@ -327,7 +331,12 @@ def _crops(folder: Path | None, report: Progress) -> Crops | None:
 
 
 def _command(
-    onnx: LocalOnnx, repository: Path, settings: TensorRtSettings, precision: str, crops: Path | None
+    onnx: LocalOnnx,
+    repository: Path,
+    settings: TensorRtSettings,
+    options: BuildOptions,
+    precision: str,
+    crops: Path | None,
 ) -> str:
     """The command that builds the plan again, whatever a file or the environment contain then."""
     command = [
@@ -335,9 +344,9 @@ def _command(
     ]
     command += ["arcface-builder", "compile", "--name", onnx.name, "--version", str(onnx.version)]
     command += ["--repository", str(repository)]
-    command += ["--precision", precision, "--max-batch-size", str(settings.max_batch_size)]
-    command += ["--opt-batch-size", str(settings.opt_batch_size or settings.max_batch_size)]
-    command += ["--workspace-size-mb", str(settings.workspace_size_mb)]
+    command += ["--precision", precision, "--max-batch-size", str(options.max_batch_size)]
+    command += ["--opt-batch-size", str(options.tuned_for)]
+    command += ["--workspace-size-mb", str(options.workspace_size_mb)]
     if crops:  # whatever the precision: the accuracy check uses them
         command += ["--calibration-dir", str(crops)]
     return shlex.join(command)

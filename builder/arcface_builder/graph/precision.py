@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,13 +38,14 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 from onnxruntime.quantization.quant_utils import add_infer_metadata, add_pre_process_metadata
-from onnxruntime.transformers.float16 import convert_float_to_float16
+from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
 from arcface_client.contract import INPUT_NAME, Crops
 
 from ..errors import OptionError, PrecisionError
 from .batchnorm import affine
-from .edit import first_convolution, set_constant
+from .edit import first_line, set_constant
+from .serving import one_crop
 
 _NEXT: Final = {"int8": "fp16", "fp16": "tf32", "bf16": "tf32", "tf32": "fp32"}
 """The next more exact precision; fp32 has none."""
@@ -53,7 +55,19 @@ _FROM_AMPERE: Final = {"tf32": "fp32", "bf16": "fp16"}
 
 _AMPERE: Final = 80
 
-_FLOAT32_OPS: Final = ["ReduceL2", "Div"]
+_FLOAT32_OPS: Final = [*DEFAULT_OP_BLOCK_LIST, "ReduceL2", "ReduceSumSquare", "LpNormalization"]
+"""What float16 does not have, and what sums squares, which it may not hold."""
+
+_INTEGER: Final = re.compile("^(Dynamic)?Quantize|^Dequantize|^QLinear|Integer$")
+
+_CANNOT_CONVERT: Final = (
+    onnx.checker.ValidationError,
+    onnx.shape_inference.InferenceError,
+    onnx.version_converter.ConvertError,
+    RuntimeError,  # what ONNX's converter and its shape inference raise besides
+)
+
+_MOVES: Final = {"Gather", "Reshape"}
 
 # The first opset, and the IR version of its time, in which ...
 _PER_CHANNEL: Final = (13, 7)  # ... Q/DQ have a scale for each channel
@@ -98,22 +112,23 @@ def typed_graph(
 
     Raises:
         OptionError: int8 has no calibration crops.
+        PrecisionError: The network does not allow the precision.
     """
-    model = ir.from_proto(onnx.load_model_from_string(serving_graph))
-    passes.NameFixPass()(model)  # exporters may leave nodes without a name, and the quantiser needs names
-    _plain_batch_norms(model)
-    if precision == "int8":
-        model = _quantise(_in_opset(model, *_PER_CHANNEL), calibration_crops(calibration))
-        if strongly_typed:
-            model = _half(_in_opset(model, *_HALF_SCALES))
-    elif precision == "fp16":
-        model = _half(model)
-    elif precision == "bf16":
-        model = _in_opset(model, *_BFLOAT_CONV)
-        model = _bfloat(_half(model), model)
-    proto = ir.to_proto(model)
-    onnx.checker.check_model(proto, full_check=True)
+    model = one_crop(ir.from_proto(onnx.load_model_from_string(serving_graph)))
+    try:
+        proto = ir.to_proto(_typed(model, precision, calibration, strongly_typed))
+        onnx.checker.check_model(proto, full_check=True)
+    except _CANNOT_CONVERT as error:
+        raise PrecisionError(
+            f"The network cannot be written in {precision} ({first_line(error)}); try another precision. "
+            "The ONNX model serves as it is."
+        ) from error
     return bytes(proto.SerializeToString(deterministic=True))
+
+
+def is_quantised(serving_graph: bytes) -> bool:
+    """Whether a network computes in int8 as it is, so that its plans need no calibration."""
+    return _is_quantised(ir.from_proto(onnx.load_model_from_string(serving_graph)))
 
 
 def fallbacks(precision: str, sm: str) -> list[str]:
@@ -158,6 +173,30 @@ def _gpu_has(precision: str, sm: str) -> bool:
     return precision not in _FROM_AMPERE or int(sm) >= _AMPERE
 
 
+def _typed(model: ir.Model, precision: str, calibration: Crops | None, strongly_typed: bool) -> ir.Model:
+    if _is_quantised(model):
+        if precision != "int8":
+            raise PrecisionError("The network is quantised already: its plans have --precision int8.")
+        return model
+    passes.NameFixPass()(model)  # exporters may leave nodes without a name, and the quantiser needs names
+    _plain_batch_norms(model)
+    match precision:
+        case "int8":
+            model = _quantise(_in_opset(model, *_PER_CHANNEL), calibration_crops(calibration))
+            return _half(_in_opset(model, *_HALF_SCALES)) if strongly_typed else model
+        case "fp16":
+            return _half(model)
+        case "bf16":
+            model = _in_opset(model, *_BFLOAT_CONV)
+            return _bfloat(_half(model), model)
+        case _:
+            return model
+
+
+def _is_quantised(model: ir.Model) -> bool:
+    return any(_INTEGER.search(node.op_type) for node in model.graph.all_nodes())
+
+
 def _plain_batch_norms(model: ir.Model) -> None:
     """Reduce each batch norm to scale and shift: a variance may be too large for 16 bits."""
     for norm in model.graph:
@@ -174,7 +213,10 @@ def _plain_batch_norms(model: ir.Model) -> None:
 def _half(model: ir.Model) -> ir.Model:
     """Cast the network to float16 with ONNX Runtime's converter."""
     converted = convert_float_to_float16(
-        ir.to_proto(model), keep_io_types=True, op_block_list=_FLOAT32_OPS, disable_shape_infer=False
+        ir.to_proto(model),
+        keep_io_types=True,
+        op_block_list=_FLOAT32_OPS,
+        node_block_list=[node.name for node in _last_step(model)],
     )
     typed: ir.Model = ir.from_proto(converted)
     typed.graph.sort()  # the converter puts its casts at the end
@@ -182,6 +224,14 @@ def _half(model: ir.Model) -> ir.Model:
     # Older converters cast a value again for each node that reads it.
     passes.CommonSubexpressionEliminationPass()(typed)
     return typed
+
+
+def _last_step(model: ir.Model) -> Iterator[ir.Node]:
+    """The division by the length, and what only moves its result."""
+    node = model.graph.outputs[0].producer()
+    while node is not None:
+        yield node
+        node = node.inputs[0].producer() if node.op_type in _MOVES and node.inputs[0] is not None else None
 
 
 def _drop_detours(model: ir.Model) -> None:
@@ -238,6 +288,9 @@ def _in_opset(model: ir.Model, opset: int, ir_version: int) -> ir.Model:
 
 def _quantise(model: ir.Model, crops: Crops) -> ir.Model:
     """Put Q/DQ pairs around the convolutions of a float32 graph, with ranges from calibration crops."""
+    convolutions = [str(node.name) for node in model.graph if node.op_type == "Conv"]
+    if len(convolutions) < 2:
+        raise PrecisionError("int8 is for convolutions after the first, and this network has none; use fp16.")
     if len(crops) < _FEW:
         _log.warning("The ranges of int8 come from %d crops; a few hundred are usual.", len(crops))
     proto = onnx.shape_inference.infer_shapes(ir.to_proto(model))
@@ -253,7 +306,7 @@ def _quantise(model: ir.Model, crops: Crops) -> ir.Model:
             _Reader(crops),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv"],
-            nodes_to_exclude=[first_convolution(model).name],
+            nodes_to_exclude=convolutions[:1],
             per_channel=True,
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,

@@ -128,6 +128,41 @@ def crop_by_crop(wrapped: ir.Model, image: Image, output: Output) -> ir.Model:
     return _finished(ir.Model(graph, ir_version=wrapped.ir_version))
 
 
+def takes_one_crop(graph: bytes) -> bool:
+    """Whether a serving graph embeds the crops of a batch one after the other."""
+    return any(node.op_type == "Scan" for node in onnx.load_model_from_string(graph).graph.node)
+
+
+def one_crop(model: ir.Model) -> ir.Model:
+    """What ``crop_by_crop`` does with each crop, for a batch of one: TensorRT has no such loop.
+
+    Any other graph is returned as it is.
+    """
+    scan = model.graph.outputs[0].producer()
+    if scan is None or scan.op_type != "Scan":
+        return model
+    body, crops, tape = scan.attributes["body"].as_graph(), _image(), ir.tape.Tape()
+    body.opset_imports.update(model.graph.opset_imports)
+    (expand,) = body.inputs[0].consumers()
+    (cast,) = expand.outputs[0].consumers()
+    # TensorRT takes bytes only as a network input that is cast at once.
+    pixels = tape.op("Cast", [crops], {"to": ir.DataType.FLOAT}, name=cast.name)
+    batch = tape.op("Expand", [pixels, expand.inputs[1]], name=expand.name)
+    ir.convenience.replace_all_uses_with(cast.outputs[0], batch)
+    body.remove([expand, cast], safe=True)
+    body.insert_before(body[0], tape.nodes)
+
+    row, tape = body.outputs[0], ir.tape.Tape()
+    count = tape.op("Gather", [tape.op("Shape", [crops]), initializer(body, "batch_axis", np.array([0]))])
+    dims = tape.op("Concat", [count, initializer(body, "row_dim", np.array(row.shape))], {"axis": 0})
+    embedding = tape.op("Reshape", [row, dims], name="rows")
+    body.extend(tape.nodes)
+    embedding.name, embedding.dtype = OUTPUT_NAME, ir.DataType.FLOAT
+    embedding.shape = ir.Shape((BATCH, *(row.shape or ())))
+    body.inputs[:], body.outputs[:] = [crops], [embedding]
+    return _finished(ir.Model(body, ir_version=model.ir_version))
+
+
 def to_file(model: ir.Model, metadata: Mapping[str, str]) -> onnx.ModelProto:
     """A serving graph as an ONNX file, marked as one.
 

@@ -162,7 +162,8 @@ def _parse(trt: ModuleType, network: Any, typed_graph: bytes, log: Any) -> Any:
         node = onnx.load_model_from_string(typed_graph).graph.node[error.node()]
         where = f" at the {node.op_type} node {node.name or error.node()!r}"
     raise CompileError(
-        f"TensorRT {trt.__version__} cannot parse the graph{where}: {' '.join(error.desc().split())}"
+        f"TensorRT {trt.__version__} cannot parse the graph{where}: {' '.join(error.desc().split())}. "
+        "The ONNX model serves as it is."
     )
 
 

@@ -107,20 +107,23 @@ def check_precision(found: LayerPrecisions, precision: str) -> None:
     """Check that a plan runs in the precision that it is named after.
 
     Raises:
-        PrecisionError: Most of its convolutions run in another, or any of an fp32 plan does.
+        PrecisionError: Most of its convolutions (without any: of its layers) run in another, or any of an
+            fp32 plan does.
     """
     expected = _EXPECTED[precision]
-    total, right = sum(found.convolutions.values()), found.convolutions.get(expected, 0)
+    judged = found.convolutions or found.layers  # a network may have none
+    total, right = sum(judged.values()), judged.get(expected, 0)
     needed = total if expected == "fp32" else total // 2 + 1
     if not total:
         raise PrecisionError(
-            f"TensorRT's inspector lists no convolution in the plan named {precision}, so its precision is "
-            "unknown. It was not stored; please report this with TensorRT's version."
+            f"TensorRT's inspector lists no layer with a type in the plan named {precision}: its precision "
+            "is unknown. It was not stored; please report this with TensorRT's version."
         )
     if right < needed:
-        counts = ", ".join(f"{count} in {kind}" for kind, count in sorted(found.convolutions.items()))
+        counts = ", ".join(f"{count} in {kind}" for kind, count in sorted(judged.items()))
+        kinds = "convolutions" if found.convolutions else "layers"
         raise PrecisionError(
-            f"The plan named {precision} runs its convolutions in other precisions: {counts}; "
+            f"The plan named {precision} runs its {kinds} in other precisions: {counts}; "
             f"expected {'all' if expected == 'fp32' else 'most'} in {expected}. It was not stored; "
             "does this GPU have that precision?"
         )

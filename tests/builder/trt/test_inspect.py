@@ -97,6 +97,9 @@ def test_a_plan_that_runs_in_another_precision_is_refused(
         check_precision(LayerPrecisions(convolutions, convolutions), precision)
 
 
-def test_a_plan_without_known_convolutions_is_refused() -> None:
-    with pytest.raises(PrecisionError, match="lists no convolution in the plan named fp16"):
-        check_precision(LayerPrecisions({"fp16": 3}, {}), "fp16")
+def test_a_plan_without_convolutions_is_judged_by_its_layers() -> None:
+    check_precision(LayerPrecisions({"fp16": 3, "fp32": 1}, {}), "fp16")
+    with pytest.raises(PrecisionError, match="runs its layers in other precisions: 3 in fp16; expected all"):
+        check_precision(LayerPrecisions({"fp16": 3}, {}), "fp32")
+    with pytest.raises(PrecisionError, match="lists no layer with a type in the plan named fp16"):
+        check_precision(LayerPrecisions({}, {}), "fp16")

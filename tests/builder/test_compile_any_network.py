@@ -1,0 +1,192 @@
+"""Plans of networks that are no IResNets: their precisions, widths, opsets and batches of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from google.protobuf import text_format
+from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
+from tritonclient.grpc import model_config_pb2
+
+from arcface_builder.build import build
+from arcface_builder.check.crops import face_like
+from arcface_builder.cli.app import main
+from arcface_builder.compile import PlanRequest, compile_plan
+from arcface_builder.errors import CompileError, PrecisionError
+from arcface_builder.graph.precision import typed_graph
+from arcface_builder.repository.publish import ModelRepository, find_onnx
+from arcface_builder.source.load import OnnxFile, located
+from arcface_builder.store import PlanStore
+from arcface_builder.trt.engine import build_plan
+from arcface_builder.trt.options import BuildOptions
+from arcface_client.contract import Embeddings
+from arcface_client.models.golden import largest_drift
+from support.absent_gpu import AbsentGpu
+from support.embedders import embedder
+from support.networks import HEAD, NETWORKS, ONE_CROP, STEM, network
+
+CROPS = face_like(8, seed=3)
+PARSED = [name for name in NETWORKS if name != "opset 18"]  # TensorRT has no Resize of named axes
+
+
+class Batches:
+    """The quantiser's calibration data."""
+
+    def __init__(self) -> None:
+        self._left = [{"data": np.random.RandomState(0).standard_normal((4, 3, 112, 112)).astype(np.float32)}]
+
+    def get_next(self) -> dict[str, Any] | None:
+        return self._left.pop() if self._left else None
+
+
+def publish(model: onnx.ModelProto, folder: Path, **stated: Any) -> ModelRepository:
+    (folder / "source.onnx").write_bytes(model.SerializeToString())
+    build(OnnxFile(folder / "source.onnx", **stated), name="net", repository=folder / "models")
+    return ModelRepository(folder / "models")
+
+
+def request_for(repository: ModelRepository, **options: Any) -> PlanRequest:
+    onnx_model = find_onnx(repository, "net")
+    source = located(onnx_model.manifest.source_location)
+    return PlanRequest(onnx=onnx_model, options=BuildOptions(**options), source=source)
+
+
+def absent(repository: ModelRepository, trt: ModuleType, **more: Any) -> AbsentGpu:
+    graph = find_onnx(repository, "net").content()
+    return AbsentGpu(trt, sm="86", name="absent", driver_version="13.0", target_sm="86", graph=graph, **more)
+
+
+def config(repository: ModelRepository, model: str) -> model_config_pb2.ModelConfig:
+    text = (repository.root / model / "config.pbtxt").read_text()
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def graph_of(model: onnx.ModelProto, folder: Path) -> bytes:
+    return find_onnx(publish(model, folder), "net").content()
+
+
+def embed(graph: bytes, size: int = 4) -> Embeddings:
+    run = embedder(graph)
+    return np.concatenate([run(CROPS[start : start + size]) for start in range(0, len(CROPS), size)])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_any_network_drifts_little_in_fp16(name: str, tmp_path: Path) -> None:
+    graph = graph_of(NETWORKS[name], tmp_path)
+
+    assert largest_drift(embed(typed_graph(graph, "fp16")), embed(graph)) < 1e-5
+
+
+@pytest.mark.parametrize("name", PARSED)
+def test_tensorrt_builds_any_network_in_fp16_and_bf16(name: str, tmp_path: Path, trt: ModuleType) -> None:
+    graph = graph_of(NETWORKS[name], tmp_path)
+
+    for precision in ("fp16", "bf16"):
+        options = BuildOptions(precision=precision, max_batch_size=4)
+        assert build_plan(trt, typed_graph(graph, precision), options, target_sm="89").plan
+
+
+def test_what_tensorrt_does_not_take_is_one_sentence_with_the_node(tmp_path: Path, trt: ModuleType) -> None:
+    graph = graph_of(NETWORKS["opset 18"], tmp_path)
+
+    refusal = (
+        r"^TensorRT [\d.]+ cannot parse the graph at the Resize node .*The ONNX model serves as it is\.$"
+    )
+    with pytest.raises(CompileError, match=refusal):
+        build_plan(trt, typed_graph(graph, "fp16"), BuildOptions(), target_sm="89")
+
+
+@pytest.mark.usefixtures("few_crops")
+def test_a_plan_of_another_width_and_channel_order_is_checked_and_served_as_such(
+    tmp_path: Path, trt: ModuleType, store: PlanStore
+) -> None:
+    model = network(f"{STEM} map = Relu(stem) {HEAD}")
+    repository = publish(model, tmp_path, color="bgr")
+
+    added = compile_plan(request_for(repository), absent(repository, trt), store, repository)
+
+    assert list(config(repository, "net_trt").output[0].dims) == [64]
+    assert list(config(repository, "net_onnx").output[0].dims) == [64]
+    controls = added.manifest.parity.details["controls"]
+    assert {"red and blue swapped", "another model"} <= controls.keys()
+    assert all(drift > 0.001 for drift in controls.values())
+
+
+@pytest.mark.usefixtures("few_crops")
+def test_a_network_that_takes_one_crop_at_a_time_gets_plans_of_batches_of_one(
+    tmp_path: Path,
+    trt: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    repository = publish(ONE_CROP, tmp_path)
+    monkeypatch.setattr("arcface_builder.cli.compile.gpu_at_hand", lambda: absent(repository, trt))
+    monkeypatch.setenv("ARCFACE_CACHE_DIR", str(tmp_path / "cache"))
+
+    assert main(["compile", "--name", "net", "--repository", str(repository.root)]) == 0
+
+    assert "net_onnx embeds one crop at a time, and so do its plans" in capsys.readouterr().err
+    plans = config(repository, "net_trt")
+    assert plans.max_batch_size == 1
+    assert plans.WhichOneof("scheduling_choice") is None
+    assert list(plans.instance_group[0].profile) == ["0"]
+
+
+def test_one_crop_at_a_time_is_the_same_without_the_loop(tmp_path: Path) -> None:
+    graph = graph_of(ONE_CROP, tmp_path)
+
+    for precision, allowed in (("fp32", 1e-6), ("fp16", 1e-5)):
+        typed = typed_graph(graph, precision)
+        assert "Scan" not in {node.op_type for node in onnx.load_model_from_string(typed).graph.node}
+        assert largest_drift(embed(typed, 1), embed(graph)) < allowed
+
+
+def quantised_by_pairs(model: onnx.ModelProto, path: Path) -> None:
+    symmetric = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False}
+    quantize_static(
+        model,
+        path,
+        Batches(),
+        quant_format=QuantFormat.QDQ,
+        activation_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=["Conv"],
+        extra_options=symmetric,
+    )
+
+
+def test_a_network_that_is_quantised_already_has_int8_plans_alone_and_needs_no_crops(
+    tmp_path: Path, trt: ModuleType
+) -> None:
+    quantised_by_pairs(network(f"{STEM} map = Relu(stem) {HEAD}"), tmp_path / "int8.onnx")
+    graph = graph_of(onnx.load_model(tmp_path / "int8.onnx"), tmp_path)
+
+    typed = typed_graph(graph, "int8")
+
+    np.testing.assert_allclose(embed(typed), embed(graph), rtol=0, atol=1e-6)
+    assert build_plan(trt, typed, BuildOptions(precision="int8", max_batch_size=4), target_sm="89").plan
+    with pytest.raises(PrecisionError, match=r"is quantised already: its plans have --precision int8\."):
+        typed_graph(graph, "fp16")
+
+
+def test_a_network_quantised_in_a_way_that_tensorrt_lacks_is_one_sentence(
+    tmp_path: Path, trt: ModuleType
+) -> None:
+    model = network(f"{STEM} map = Relu(stem) {HEAD}")
+    quantize_dynamic(model, tmp_path / "int8.onnx", weight_type=QuantType.QUInt8)
+    typed = typed_graph(graph_of(onnx.load_model(tmp_path / "int8.onnx"), tmp_path), "int8")
+
+    with pytest.raises(CompileError, match=r"cannot parse the graph at the \w+ node .*serves as it is\.$"):
+        build_plan(trt, typed, BuildOptions(precision="int8", max_batch_size=1), target_sm="89")
+
+
+def test_int8_of_a_network_without_convolutions_is_one_sentence(tmp_path: Path) -> None:
+    graph = graph_of(NETWORKS["no convolution"], tmp_path)
+
+    with pytest.raises(PrecisionError, match="int8 is for convolutions after the first"):
+        typed_graph(graph, "int8", calibration=CROPS)
