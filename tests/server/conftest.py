@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import tritonclient.grpc as grpcclient
 
+from arcface_builder.repository.config import config_text, openvino_config
 from arcface_builder.repository.plans import add_plans
 from arcface_builder.repository.publish import ModelRepository
+from arcface_client.contract import EMBEDDING_DIM
 from arcface_server import LocalTriton
 from support.engines import stored_plan
 from support.tiny import tiny_serving_graph, write_tiny_repository
@@ -31,6 +33,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     foreign = tiny_serving_graph()
     foreign.graph.output[0].name = foreign.graph.node[-1].output[0] = "fc1"
     (write_tiny_repository(folder, "foreign") / "1" / "model.onnx").write_bytes(foreign.SerializeToString())
+    for name, instances in (("tiny_openvino", 1), ("pair_openvino", 2)):
+        file = write_tiny_repository(folder, name, versions=(2,)) / "config.pbtxt"
+        file.write_text(config_text(openvino_config(name, EMBEDDING_DIM, instances)))
     plan = stored_plan(tmp_path_factory.mktemp("store"), "86")
     add_plans(ModelRepository(folder), [plan], version=1)
     return folder

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
 
+from arcface_client import EmbeddingClient
 from arcface_client.contract import CROP_SHAPE, INPUT_NAME, OUTPUT_NAME, Crops, Embeddings
+from arcface_client.models.golden import largest_drift
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_server import LocalTriton
 from support.processes import command_line, cpu_seconds, group_members, thread_count
@@ -44,6 +46,19 @@ def test_each_version_serves_its_own_graph(
         np.testing.assert_allclose(infer(client, "tiny_onnx", crops, version), expected, atol=1e-6)
     newest = infer(client, "tiny_onnx", crops)
     np.testing.assert_array_equal(newest, infer(client, "tiny_onnx", crops, "2"))
+
+
+@pytest.mark.parametrize("model", ["tiny_openvino", "pair_openvino"])
+def test_openvino_takes_batches_of_any_size(
+    client: grpcclient.InferenceServerClient, server: LocalTriton, crops: Crops, model: str
+) -> None:
+    for batch in (crops[:1], crops, np.concatenate([crops] * 30)):
+        embeddings = infer(client, model, batch)
+        assert largest_drift(infer(client, "tiny_onnx", batch[:32], "2"), embeddings[:32]) < 1e-3
+        assert embeddings.shape == (len(batch), 512)
+    with EmbeddingClient(server.grpc_url, model) as embedder:
+        np.testing.assert_allclose(embedder.encode(crops), infer(client, model, crops), atol=1e-6)
+        assert embedder.max_batch_size == 32
 
 
 @pytest.mark.parametrize(

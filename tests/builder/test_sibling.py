@@ -1,0 +1,146 @@
+"""``arcface-builder compile --runtime openvino``: the ONNX model's sibling for processors."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from arcface_builder.check import crops as faces
+from arcface_builder.cli.app import main
+from arcface_builder.errors import ParityError
+from arcface_builder.repository.config import openvino_config, read_config
+from arcface_builder.repository.publish import ModelRepository, find_onnx
+from arcface_builder.sibling import Kind, compile_sibling
+from arcface_client.contract import Crops, Embeddings
+from arcface_client.models.golden import golden_crops, largest_drift
+from arcface_client.models.manifest import SiblingManifest
+from arcface_client.models.repository import LocalModels
+from arcface_client.runtimes.openvino import OpenVino
+
+from .conftest import reference_of
+
+pytestmark = pytest.mark.usefixtures("few_crops")
+
+
+def arguments(repository: ModelRepository, *more: str) -> list[str]:
+    place = ["--name", "small", "--repository", str(repository.root)]
+    return ["compile", *place, "--runtime", "openvino", *more]
+
+
+def test_it_embeds_as_the_source_does_and_says_in_which_precision(
+    repository: ModelRepository, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(repository)) == 0
+
+    first, second = capsys.readouterr().out.splitlines()
+    found = LocalModels(repository.root).sibling("small_openvino")
+    made = f"openvino {found.manifest.runtime_version}, {found.manifest.precision} on {found.manifest.device}"
+    assert first == f"small_openvino version 1 added ({made})"
+    assert second.startswith("largest drift ")
+    assert found.path.read_bytes() == find_onnx(repository, "small").content()
+    assert found.manifest.precision in ("bf16", "fp16", "fp32")
+    assert found.onnx.golden_embeddings is not None
+    drift = largest_drift(found.onnx.golden_embeddings, OpenVino(found.path).embed(golden_crops()))
+    assert drift <= found.manifest.parity.max_drift_cosine
+    assert " compile --name small --version 1 " in found.manifest.rebuild_command
+
+
+def test_a_second_time_it_is_there_already_and_only_the_instances_change(
+    repository: ModelRepository, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(repository)) == 0
+    config, record = repository.root / "small_openvino/config.pbtxt", repository.root
+    before = (config.stat(), (record / "small_openvino-1.manifest.json").read_text())
+    capsys.readouterr()
+
+    assert main(arguments(repository, "--json")) == 0
+    assert json.loads(capsys.readouterr().out)["siblings"][0]["is_new"] is False
+    assert (config.stat(), (record / "small_openvino-1.manifest.json").read_text()) == before
+
+    assert main(arguments(repository, "--instances", "4")) == 0
+    changed = read_config(config)
+    assert changed == openvino_config("small_openvino", 512, 4)
+    assert changed.parameters["NUM_STREAMS"].string_value == "4"
+    assert changed.parameters["PERFORMANCE_HINT"].string_value == "THROUGHPUT"
+
+
+class Wrong(OpenVino):
+    """OpenVINO as it would be with a fault."""
+
+    def embed(self, crops: Crops) -> Embeddings:
+        embeddings = super().embed(crops)
+        return np.roll(embeddings, 1, axis=1)
+
+
+class Mixed(OpenVino):
+    """OpenVINO as it would be if it mixed the rows of a batch."""
+
+    def embed(self, crops: Crops) -> Embeddings:
+        return super().embed(crops)[::-1]
+
+
+@pytest.mark.parametrize(
+    ("runtime", "reason"),
+    [
+        (Wrong, "The model in openvino drifts by .* from the served ONNX model; .*Nothing was published"),
+        (Mixed, "embedding of a crop drifts by .* with its place in a batch"),
+    ],
+)
+def test_embeddings_that_are_not_the_sources_are_not_published(
+    runtime: Callable[[Path], OpenVino], reason: str, repository: ModelRepository
+) -> None:
+    onnx = find_onnx(repository, "small")
+    before = sorted(repository.root.rglob("*"))
+
+    with pytest.raises(ParityError, match=reason):
+        compile_sibling(
+            Kind("openvino", runtime, openvino_config),
+            onnx,
+            repository,
+            lambda: reference_of(onnx, faces.noise(32)),
+            command="",
+        )
+
+    assert sorted(repository.root.rglob("*")) == before
+
+
+def test_a_version_that_was_made_from_another_onnx_model_is_never_changed(
+    repository: ModelRepository, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(repository)) == 0
+    record = repository.root / "small_openvino-1.manifest.json"
+    record.write_text(record.read_text().replace(find_onnx(repository, "small").sha256, "1" * 64))
+
+    assert main(arguments(repository)) == 1
+
+    assert "A published version is never changed: build the next one." in capsys.readouterr().err
+    assert SiblingManifest.read(record).onnx_sha256 == "1" * 64
+
+
+def test_without_openvino_one_line_says_what_to_install(
+    repository: ModelRepository, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "arcface_client.runtimes.openvino")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+
+    assert main(arguments(repository)) == 1
+
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == (
+        "arcface-builder: A model for OpenVINO needs the package openvino: "
+        "pip install 'arcface-triton[openvino]'"
+    )
+    assert not (repository.root / "small_openvino").exists()
+
+
+def test_options_of_plans_are_wrong_usage(
+    repository: ModelRepository, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(repository, "--precision", "fp16", "--workspace-size-mb", "512")) == 2
+    told = capsys.readouterr().err
+    assert "takes no option of TensorRT plans: --precision, --workspace-size-mb." in told
