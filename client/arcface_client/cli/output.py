@@ -74,8 +74,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 def replace_text(path: Path, text: str) -> None:
     """Write a text as ``replacing`` does, in UTF-8."""
     with replacing(path) as file:
-        # A path may hold bytes that are not UTF-8, which Python keeps as halves of characters.
-        file.write(text.encode(errors="backslashreplace"))
+        file.write(text.encode(errors="backslashreplace"))  # a path may hold bytes that are not UTF-8
 
 
 @contextmanager

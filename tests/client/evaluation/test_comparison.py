@@ -105,17 +105,6 @@ def test_without_models_every_ready_sibling_is_compared(
     assert [backend["name"] for backend in found["backends"]] == ["face_onnx:1", "face_trt:1"]
 
 
-def test_a_file_in_this_process_is_compared_with_the_server(
-    url: list[str], models: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = str(models / "face_onnx/1/model.onnx")
-    found = compared(["--models", file, "face_trt", *FEW, *url], capsys, 0)
-    assert [(backend["name"], backend["kind"]) for backend in found["backends"]] == [
-        (file, "in process"),
-        ("face_trt:1", "served"),
-    ]
-
-
 def test_insightface_and_the_model_built_from_its_file_agree_without_a_server(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -119,7 +119,7 @@ def test_embeddings_of_another_length_fail(tiny: System) -> None:
     ]
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 0])
+@pytest.mark.parametrize("value", [np.nan, 0])
 def test_embeddings_without_a_direction_are_an_error(tiny: System, value: float) -> None:
     broken = altered("broken", tiny, lambda run, crops: np.full_like(run(crops), value))
     with pytest.raises(DeploymentError, match="broken answered with embeddings that are zero, NaN"):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from arcface_client.models.embedding_space import EmbeddingSpace, describe_preprocessing
+from arcface_client.models.embedding_space import EmbeddingSpace
 
 OURS = EmbeddingSpace(
     source_sha256="a" * 64, preprocessing="RGB, mean 127.5, std 127.5", precision_class="float"
@@ -37,8 +37,3 @@ def test_only_what_is_unknown_is_filled_in() -> None:
     assert EmbeddingSpace().completed(OURS) == OURS
     other = EmbeddingSpace(source_sha256="b" * 64, preprocessing="mean 0", precision_class="int8")
     assert OURS.completed(other) == OURS
-
-
-def test_a_preprocessing_is_one_line() -> None:
-    assert describe_preprocessing((127.5,) * 3, (128.0,) * 3, "RGB") == "RGB, mean 127.5, std 128"
-    assert describe_preprocessing((1.0, 2.0, 3.0), (1.0,) * 3, "BGR") == "BGR, mean 1/2/3, std 1"

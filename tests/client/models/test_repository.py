@@ -89,15 +89,6 @@ def test_what_was_built_from_a_source_is_found_by_its_sha256(models: Path, built
     assert LocalModels(models).built_from("0" * 64) is None
 
 
-def test_the_newest_version_is_found(models: Path, built: Path) -> None:
-    another_release(models, built / "source-0.onnx")
-
-    found = LocalModels(models).onnx("small")
-
-    assert (found.model, found.version) == ("small_onnx", 2)
-    assert found.path == models / "small_onnx/2/model.onnx"
-
-
 def test_a_missing_model_is_an_error_that_says_what_to_do(models: Path, tmp_path: Path) -> None:
     message = r"no other_onnx in .*models; name another .* or run `arcface-builder build"
     with pytest.raises(ModelNotFoundError, match=message):
