@@ -16,7 +16,7 @@ _CHANNELS = 8
 _FLAT = _CHANNELS * 7 * 7
 
 
-def small_arcface(seed: int = 0) -> onnx.ModelProto:
+def small_arcface(seed: int = 0, *, channels: int = _CHANNELS) -> onnx.ModelProto:
     """A network with every structure of an IResNet, as small as a photograph: opset 11, free batch.
 
     The stem, a block with a convolution on its shortcut, a block without, and the head.
@@ -37,37 +37,39 @@ def small_arcface(seed: int = 0) -> onnx.ModelProto:
         nodes.append(helper.make_node("BatchNormalization", [value, *parameters], [name], name, epsilon=2e-5))
         return name
 
-    def conv(value: str, name: str, channels: int = _CHANNELS, *, size: int = 3, stride: int = 1) -> str:
-        kernel = weight(f"{name}.weight", _CHANNELS, channels, size, size)
+    def conv(value: str, name: str, inputs: int = channels, *, size: int = 3, stride: int = 1) -> str:
+        kernel = weight(f"{name}.weight", channels, inputs, size, size)
         shape: dict[str, Any] = {"kernel_shape": [size] * 2, "pads": [size // 2] * 4, "strides": [stride] * 2}
         nodes.append(helper.make_node("Conv", [value, kernel], [name], name, **shape))
         return name
 
     def prelu(value: str, name: str) -> str:
-        weights[f"{name}.slope"] = random.uniform(0.1, 0.5, (_CHANNELS, 1, 1)).astype(np.float32)
+        weights[f"{name}.slope"] = random.uniform(0.1, 0.5, (channels, 1, 1)).astype(np.float32)
         nodes.append(helper.make_node("PRelu", [value, f"{name}.slope"], [name], name))
         return name
 
     def block(value: str, number: int, *, stride: int = 1) -> str:
-        inner = conv(batch_norm(value, f"bn{number}a", _CHANNELS), f"conv{number}")
-        inner = prelu(batch_norm(inner, f"bn{number}b", _CHANNELS), f"prelu{number}")
+        inner = conv(batch_norm(value, f"bn{number}a", channels), f"conv{number}")
+        inner = prelu(batch_norm(inner, f"bn{number}b", channels), f"prelu{number}")
         inner = conv(inner, f"conv{number + 1}", stride=stride)
-        inner = batch_norm(inner, f"bn{number + 1}", _CHANNELS)
+        inner = batch_norm(inner, f"bn{number + 1}", channels)
         if stride > 1:
             beside = conv(value, f"downsample{number}", size=1, stride=stride)
-            value = batch_norm(beside, f"bn{number}c", _CHANNELS)
+            value = batch_norm(beside, f"bn{number}c", channels)
         nodes.append(helper.make_node("Add", [inner, value], [f"sum{number}"], f"sum{number}"))
         return f"sum{number}"
 
     nodes: list[onnx.NodeProto] = []
-    value = prelu(batch_norm(conv("data", "conv1", 3, stride=4), "bn1", _CHANNELS), "prelu1")
+    value = prelu(batch_norm(conv("data", "conv1", 3, stride=4), "bn1", channels), "prelu1")
     value = block(block(value, 2, stride=4), 4)
-    value = batch_norm(value, "bn6", _CHANNELS)
+    value = batch_norm(value, "bn6", channels)
     nodes.append(helper.make_node("Dropout", [value], ["dropped"], "dropout"))
     nodes.append(helper.make_node("Flatten", ["dropped"], ["flat"], "flatten", axis=1))
     weights["fc.bias"] = random.standard_normal(512).astype(np.float32)
     nodes.append(
-        helper.make_node("Gemm", ["flat", weight("fc.weight", 512, _FLAT), "fc.bias"], ["fc"], "fc", transB=1)
+        helper.make_node(
+            "Gemm", ["flat", weight("fc.weight", 512, channels * 7 * 7), "fc.bias"], ["fc"], "fc", transB=1
+        )
     )
     batch_norm("fc", "features", 512)
     return _model(nodes, weights, opset=11, output="features")

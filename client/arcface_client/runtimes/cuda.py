@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -79,6 +79,25 @@ def current_gpu_kept() -> Iterator[None]:
         yield
     finally:
         driver.cuCtxSetCurrent(before)  # fails only if its owner has destroyed it
+
+
+def recorded(enqueue: Callable[[], object], stream: cudart.cudaStream_t) -> cudart.cudaGraphExec_t:
+    """Record what ``enqueue`` starts on the stream as a CUDA graph, without running it.
+
+    ``enqueue`` must have run before, since some of what libraries do the first time cannot be recorded.
+    """
+    mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+    check(cudart.cudaStreamBeginCapture(stream, mode))
+    try:
+        enqueue()
+    except BaseException:
+        cudart.cudaStreamEndCapture(stream)  # its error only says that the capture failed
+        raise
+    graph = check(cudart.cudaStreamEndCapture(stream))
+    try:
+        return check(cudart.cudaGraphInstantiate(graph, 0))
+    finally:
+        cudart.cudaGraphDestroy(graph)
 
 
 class DeviceBuffer:

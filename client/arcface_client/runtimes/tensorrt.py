@@ -24,7 +24,7 @@ from ..contract import (
     check_tensors,
 )
 from ..errors import ClientClosedError, DeploymentError, InputError
-from .cuda import DeviceBuffer, PinnedBuffer, check, current_gpu_kept, free_bytes
+from .cuda import DeviceBuffer, PinnedBuffer, check, current_gpu_kept, free_bytes, recorded
 from .tensorrt_api import create_context, error_log, scratch_bytes, start, tensor_specs
 
 _log = logging.getLogger(__name__)
@@ -170,26 +170,11 @@ class TensorRt:
         self._enqueue(count)
         if count in self._seen and count not in self._graphs:
             try:
-                self._graphs[count] = self._record(count)
+                self._graphs[count] = recorded(lambda: self._enqueue(count), self._stream)
             except DeploymentError as error:  # for example, no memory for it
                 self._graphs[count] = None
                 _log.warning("Batches of %d run without a CUDA graph: %s", count, error)
         self._seen.add(count)
-
-    def _record(self, count: int) -> cudart.cudaGraphExec_t:
-        """Record ``_enqueue``, which must have run for this size before, as that sets up TensorRT."""
-        mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        check(cudart.cudaStreamBeginCapture(self._stream, mode))
-        try:
-            self._enqueue(count)
-        except BaseException:
-            cudart.cudaStreamEndCapture(self._stream)  # its error only says that the capture failed
-            raise
-        graph = check(cudart.cudaStreamEndCapture(self._stream))
-        try:
-            return check(cudart.cudaGraphInstantiate(graph, 0))
-        finally:
-            cudart.cudaGraphDestroy(graph)
 
     def _enqueue(self, count: int) -> None:
         crops, embeddings = self._device_crops.address, self._device_embeddings.address

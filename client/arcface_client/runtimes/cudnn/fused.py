@@ -1,0 +1,222 @@
+"""Layers as fused cuDNN graphs: FP16 in and out, float32 in between, one kernel each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import cudnn
+
+from ...errors import DeploymentError
+from .network import Affine, Convolution
+
+MOST_PLANS: Final = 9
+"""Kernels to try for a shape: on an H200, those behind them were never the fastest."""
+
+REFUSED: Final = (cudnn.cudnnGraphNotSupportedError, RuntimeError, ValueError)
+"""What the frontend raises for a graph or a plan that cuDNN does not take."""
+
+_HALF: Final = cudnn.data_type.HALF
+_FLOAT: Final = cudnn.data_type.FLOAT
+_HEURISTICS: Final = (cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK)
+_UIDS: Final = {
+    name: uid
+    for uid, name in enumerate(
+        ("source", "weight", "bias", "slopes", "residual", "scale", "shift", "output"), start=1
+    )
+}
+"""What a plan calls the tensors, whatever its shape."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a fused graph depends on; layers of one shape share it.
+
+    Attributes:
+        kind: "conv", "affine" (a batch norm) or "gemm".
+        batch: Crops at a time.
+        channels: Channels of the feature map that it reads.
+        size: Height and width of that.
+        outputs: Channels of what it writes; for "gemm", the embedding's numbers.
+        kernel: Height and width of a convolution's kernels.
+        stride: Its stride.
+        padding: Its padding.
+        prelu: How the PRelu behind it is computed: a slope of at most 1 needs a step less than others.
+        residual: Whether a residual is added.
+    """
+
+    kind: Literal["conv", "affine", "gemm"]
+    batch: int
+    channels: int
+    size: int
+    outputs: int
+    kernel: int = 1
+    stride: int = 1
+    padding: int = 0
+    prelu: Literal["none", "flat", "steep"] = "none"
+    residual: bool = False
+
+    @classmethod
+    def of(cls, layer: Convolution | Affine, batch: int) -> Shape:
+        """The shape of a layer in a batch."""
+        source, outputs = layer.source, layer.output.channels
+        if isinstance(layer, Affine):
+            return cls("affine", batch, source.channels, source.size, outputs)
+        return cls(
+            "conv",
+            batch,
+            source.channels,
+            source.size,
+            outputs,
+            layer.weight.shape[2],
+            layer.stride,
+            layer.padding,
+            "none" if layer.slopes is None else "flat" if layer.slopes.max() <= 1 else "steep",
+            layer.residual is not None,
+        )
+
+    @property
+    def topology(self) -> tuple[str, ...]:
+        """Shapes of one topology share compiled kernels."""
+        return (self.kind, str(self.kernel), str(self.stride), self.prelu, str(self.residual))
+
+    def __str__(self) -> str:
+        window = f"{self.kernel}x{self.kernel}s{self.stride}p{self.padding}" if self.kind == "conv" else ""
+        extras = (self.prelu if self.prelu != "none" else "", "residual" if self.residual else "")
+        sizes = f"{self.batch}x{self.size}x{self.size}x{self.channels}-{self.outputs}"
+        return "-".join(filter(None, (self.kind, sizes, window, *extras)))
+
+
+def compiled_plans(shape: Shape, handle: Any) -> Iterator[bytes]:
+    """Compile the kernels that cuDNN suggests for a shape; each takes a few tenths of a second of one core.
+
+    Raises:
+        DeploymentError: cuDNN does not take the graph.
+    """
+    graph = cudnn.pygraph(
+        io_data_type=_HALF, intermediate_data_type=_FLOAT, compute_data_type=_FLOAT, handle=handle
+    )
+    output = _GRAPHS[shape.kind](shape, _Tensors(graph))
+    output.set_output(True).set_data_type(_FLOAT if shape.kind == "gemm" else _HALF).set_uid(_UIDS["output"])
+    try:
+        graph.validate()
+        graph.build_operation_graph()
+        graph.create_execution_plans(list(_HEURISTICS))
+        graph.check_support()
+    except REFUSED as error:
+        raise DeploymentError(f"cuDNN cannot run {shape}: {error}") from error
+    engine, _ = graph.get_engine_and_knobs_at_index(0)
+    for index in range(min(graph.get_execution_plan_count(), MOST_PLANS)):
+        if graph.get_engine_and_knobs_at_index(index)[0] != engine:
+            continue  # the engine that cuDNN puts first always had the fastest kernel
+        try:
+            graph.build_plan_at_index(index)
+            yield bytes(graph.serialize(as_bytes=True))
+        except REFUSED:  # this one does not suit the GPU; others do
+            continue
+
+
+class Fused:
+    """A compiled kernel.
+
+    Args:
+        plan: What ``compiled_plans`` gave, with the same cuDNN for the same kind of GPU.
+        handle: A cuDNN handle, whose stream it runs on.
+
+    Attributes:
+        workspace_bytes: GPU memory that it needs while it runs.
+
+    Raises:
+        RuntimeError, ValueError: cuDNN cannot load it.
+    """
+
+    def __init__(self, plan: bytes, handle: Any) -> None:
+        # CUDA graphs start a little faster when they do not keep the plan alive; here the runtime does.
+        self._graph = cudnn.pygraph(handle=handle, cuda_graph_retention=cudnn.cuda_graph_retention.NONE)
+        self._graph.deserialize(handle, plan)
+        self._handle = handle
+        self.workspace_bytes = int(self._graph.get_workspace_size())
+
+    def run(self, addresses: Mapping[str, int], workspace: int) -> None:
+        """Start it on the handle's stream.
+
+        Args:
+            addresses: Where its tensors are, by their name in the fused graph.
+            workspace: Where ``workspace_bytes`` are.
+        """
+        self._graph.execute(
+            {_UIDS[name]: address for name, address in addresses.items()}, workspace, self._handle
+        )
+
+
+class _Tensors:
+    """Makes the tensors of a graph."""
+
+    def __init__(self, graph: Any) -> None:
+        self.graph = graph
+
+    def image(self, name: str, batch: int, channels: int, size: int, kind: Any = _HALF) -> Any:
+        """A feature map or kernels, with the channels last."""
+        return self.array(
+            name, [batch, channels, size, size], [size * size * channels, 1, size * channels, channels], kind
+        )
+
+    def by_channel(self, name: str, channels: int) -> Any:
+        """A number for each channel."""
+        return self.image(name, 1, channels, 1, _FLOAT)
+
+    def array(self, name: str, dims: list[int], strides: list[int], kind: Any = _HALF) -> Any:
+        """Any tensor."""
+        return self.graph.tensor(name=name, dim=dims, stride=strides, data_type=kind, uid=_UIDS[name])
+
+
+def _conv(shape: Shape, tensors: _Tensors) -> Any:
+    graph, outputs = tensors.graph, shape.outputs
+    result = graph.conv_fprop(
+        image=tensors.image("source", shape.batch, shape.channels, shape.size),
+        weight=tensors.image("weight", outputs, shape.channels, shape.kernel),
+        padding=[shape.padding] * 2,
+        stride=[shape.stride] * 2,
+        dilation=[1, 1],
+        compute_data_type=_FLOAT,
+    )
+    result = graph.bias(input=result, bias=tensors.by_channel("bias", outputs))
+    if shape.prelu != "none":
+        slopes = tensors.by_channel("slopes", outputs)
+        if shape.prelu == "flat":
+            result = graph.max(result, graph.mul(result, slopes))
+        else:
+            below = graph.mul(graph.relu(graph.neg(result)), slopes)
+            result = graph.sub(graph.relu(result), below)
+    if shape.residual:
+        size = (shape.size + 2 * shape.padding - shape.kernel) // shape.stride + 1
+        result = graph.add(result, tensors.image("residual", shape.batch, outputs, size))
+    return result
+
+
+def _affine(shape: Shape, tensors: _Tensors) -> Any:
+    graph = tensors.graph
+    source = tensors.image("source", shape.batch, shape.channels, shape.size)
+    scaled = graph.mul(source, tensors.by_channel("scale", shape.channels))
+    return graph.add(scaled, tensors.by_channel("shift", shape.channels))
+
+
+def _gemm(shape: Shape, tensors: _Tensors) -> Any:
+    """One product for each pixel of the feature map, in float32, which the last step adds up.
+
+    One product of all pixels would keep few of the GPU's multiprocessors busy.
+    """
+    batch, channels, outputs, pixels = shape.batch, shape.channels, shape.outputs, shape.size**2
+    return tensors.graph.matmul(
+        A=tensors.array("source", [pixels, batch, channels], [channels, pixels * channels, 1]),
+        B=tensors.array("weight", [pixels, channels, outputs], [outputs * channels, 1, channels]),
+        compute_data_type=_FLOAT,
+    )
+
+
+_GRAPHS: Final[Mapping[str, Callable[[Shape, _Tensors], Any]]] = {
+    "conv": _conv,
+    "affine": _affine,
+    "gemm": _gemm,
+}

@@ -1,0 +1,219 @@
+"""A serving graph on one GPU, through cuDNN."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import cudnn
+import numpy as np
+from cuda.bindings import runtime as cudart
+
+from ...contract import CROP_BYTES, CROP_SHAPE, Crops, Embeddings
+from ...errors import ClientClosedError, CudaError, DeploymentError, InputError, MissingExtraError
+from ...models.files import cache_folder
+from ..cuda import (
+    PinnedBuffer,
+    check,
+    compute_capability,
+    current_gpu_kept,
+    device_count,
+    free_bytes,
+)
+from .loaded import Gpu, LoadedNetwork
+from .network import read_network
+from .plans import PlanCache
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_MAX_BATCH: Final = 256
+_OLDEST_CUDNN: Final = 90000
+_AMPERE: Final = 80
+_MIB: Final = 1 << 20
+_SLOTS: Final = 2
+_TO_DEVICE: Final = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
+_TO_HOST: Final = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Memory of the host for one call, so that one call can be copied while another one runs."""
+
+    crops: PinnedBuffer
+    embeddings: PinnedBuffer
+    done: Any
+
+
+class Cudnn:
+    """A serving graph in FP16 with float32 sums, one CUDA graph for each batch size that is a power of two.
+
+    Other sizes are padded to the next one. Safe to share between threads: the GPU runs one batch after
+    another, while the crops of the next are copied. Calls leave the thread's current GPU as it was.
+
+    Args:
+        model_path: ONNX file that ``arcface-builder build`` wrote, of an IResNet.
+        device: Ordinal of the GPU.
+        max_batch_size: The largest batch to take.
+        cache: The cache folder, where the choice of kernels is kept; None takes the usual one. Without a
+            choice in it, loading takes up to a minute longer.
+
+    Attributes:
+        max_batch_size: The largest batch; less than asked for if the GPU has no memory for that.
+        vram_mb: GPU memory that loading took, in MiB; inexact while other programs allocate or free some.
+
+    Raises:
+        MissingExtraError: cuDNN or NVRTC is not installed.
+        CudaError: There is no such GPU, its driver is too old, or it has no memory left.
+        DeploymentError: The GPU or cuDNN is too old, or the graph is not of this kind.
+    """
+
+    def __init__(
+        self,
+        model_path: str | Path,
+        *,
+        device: int = 0,
+        max_batch_size: int = DEFAULT_MAX_BATCH,
+        cache: Path | None = None,
+    ) -> None:
+        network = read_network(Path(model_path))
+        version = cudnn_version()
+        count = device_count()
+        if device >= count:
+            raise CudaError(f"There is no GPU {device}: CUDA sees {count}.")
+        sm = compute_capability(device).replace(".", "")
+        if int(sm) < _AMPERE:
+            raise DeploymentError(
+                f"GPU {device} has compute capability {sm[:-1]}.{sm[-1]}; the fused kernels need 8.0."
+            )
+        self._device = device
+        self._lock = threading.Lock()
+        self._slots: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
+        self._closed = False
+        with current_gpu_kept(), ExitStack() as taken:  # frees what was allocated if a later step fails
+            check(cudart.cudaSetDevice(device))
+            properties = check(cudart.cudaGetDeviceProperties(device))
+            gpu = Gpu(device, properties.name.decode().strip("\0"), sm, properties.multiProcessorCount)
+            plans = PlanCache(cache or cache_folder(), gpu.name, version)
+            free_before = free_bytes()
+            self._stream = check(cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking))
+            taken.callback(_destroy_stream, self._stream)
+            self._network = LoadedNetwork(network, gpu, max_batch_size, plans, self._stream, taken)
+            self.max_batch_size = self._network.max_batch_size
+            for _ in range(_SLOTS):
+                self._slots.put(_new_slot(self.max_batch_size, network.dim, taken))
+            check(cudart.cudaStreamSynchronize(self._stream))
+            self.vram_mb = (free_before - free_bytes()) / _MIB
+            self._taken = taken.pop_all()
+
+    def embed(self, crops: Crops) -> Embeddings:
+        """Embed one batch: uint8 [N, 112, 112, 3] BGR in, float32 [N, D] unit rows out.
+
+        Raises:
+            InputError: N is 0 or above ``max_batch_size``, or the runtime is closed.
+            CudaError: The GPU failed.
+        """
+        return self.embed_joined([crops])
+
+    def embed_joined(self, batches: Sequence[Crops]) -> Embeddings:
+        """Embed several batches as one, each copied once; see ``embed``."""
+        count = sum(map(len, batches))
+        if not 0 < count <= self.max_batch_size:
+            raise InputError(f"The batch has {count} crops; the model takes 1 to {self.max_batch_size}.")
+        with self._slot() as slot, current_gpu_kept():
+            check(cudart.cudaSetDevice(self._device))
+            start = 0
+            for crops in batches:
+                np.copyto(slot.crops.array[start : start + len(crops)], crops)
+                start += len(crops)
+            with self._lock:
+                self._launch(slot, count)
+            check(cudart.cudaEventSynchronize(slot.done))
+            return slot.embeddings.array[:count].copy()
+
+    def back_to_back_s(self, crops: Crops, repeats: int, *, copies: bool = True) -> float:
+        """Measure the seconds for a batch while the GPU never waits for the host, with copies or without."""
+        self.embed(crops)
+        with self._slot() as slot, self._lock, current_gpu_kept():
+            check(cudart.cudaSetDevice(self._device))
+            started = time.perf_counter()
+            for _ in range(repeats):
+                if copies:
+                    self._launch(slot, len(crops))
+                else:
+                    self._network.launch(len(crops))
+            check(cudart.cudaStreamSynchronize(self._stream))
+            return (time.perf_counter() - started) / repeats
+
+    def close(self) -> None:
+        """Free everything on the GPU, after the batches that are running."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        held = [self._slots.get() for _ in range(_SLOTS)]
+        with current_gpu_kept():
+            check(cudart.cudaSetDevice(self._device))
+            self._taken.close()  # runs to the end even if a step fails
+        for slot in held:
+            self._slots.put(slot)  # calls that wait for one find the runtime closed
+
+    @contextmanager
+    def _slot(self) -> Iterator[_Slot]:
+        slot = self._slots.get()
+        try:
+            if self._closed:
+                raise ClientClosedError("The model is closed; load it again.")
+            yield slot
+        finally:
+            self._slots.put(slot)
+
+    def _launch(self, slot: _Slot, count: int) -> None:
+        network, stream = self._network, self._stream
+        check(
+            cudart.cudaMemcpyAsync(network.crops, slot.crops.address, count * CROP_BYTES, _TO_DEVICE, stream)
+        )
+        network.launch(count)
+        nbytes = slot.embeddings.array[:count].nbytes
+        check(cudart.cudaMemcpyAsync(slot.embeddings.address, network.embeddings, nbytes, _TO_HOST, stream))
+        check(cudart.cudaEventRecord(slot.done, stream))
+
+
+def cudnn_version() -> str:
+    """The version of the cuDNN library, for example "9.19.0".
+
+    Raises:
+        MissingExtraError: It is not installed.
+        DeploymentError: It is too old.
+    """
+    try:
+        number, version = int(cudnn.backend_version()), str(cudnn.backend_version_string())
+    except RuntimeError as error:  # the frontend found no library
+        raise MissingExtraError(
+            "cuDNN's library is not installed: pip install nvidia-cudnn-cu13 (or -cu12, as the driver has), "
+            "or run in an image of NVIDIA's that brings it."
+        ) from error
+    if number < _OLDEST_CUDNN:
+        raise DeploymentError(f"cuDNN {version} is installed; the fused kernels need 9.0 or newer.")
+    return version
+
+
+def _new_slot(max_batch_size: int, dim: int, taken: ExitStack) -> _Slot:
+    crops = PinnedBuffer((max_batch_size, *CROP_SHAPE), np.uint8)
+    taken.callback(crops.free)
+    embeddings = PinnedBuffer((max_batch_size, dim), np.float32)
+    taken.callback(embeddings.free)
+    done = check(cudart.cudaEventCreateWithFlags(cudart.cudaEventDisableTiming))
+    taken.callback(cudart.cudaEventDestroy, done)
+    return _Slot(crops, embeddings, done)
+
+
+def _destroy_stream(stream: Any) -> None:
+    check(cudart.cudaStreamSynchronize(stream))
+    check(cudart.cudaStreamDestroy(stream))

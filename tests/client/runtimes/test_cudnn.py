@@ -1,0 +1,280 @@
+"""What the cuDNN runtime can be tested for without a GPU; the rest is in tests/gpu."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from arcface_builder.build import build
+from arcface_builder.source.load import OnnxFile
+from arcface_client.errors import DeploymentError
+from arcface_client.models.golden import golden_crops
+from arcface_client.runtimes.cudnn.network import Affine, Array, Network, place, read_network
+from support.exports import small_arcface
+from support.tiny import tiny_serving_graph
+
+CHANNELS = 32
+
+Change = Callable[[onnx.GraphProto], None]
+
+
+@pytest.fixture(scope="module")
+def serving_graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cudnn")
+    onnx.save(small_arcface(channels=CHANNELS), folder / "source.onnx")
+    return build(OnnxFile(folder / "source.onnx"), name="small", repository=folder).path / "model.onnx"
+
+
+def changed(path: Path, change: Change, folder: Path) -> Path:
+    model = onnx.load(path)
+    change(model.graph)
+    onnx.save(model, folder / "changed.onnx")
+    return folder / "changed.onnx"
+
+
+def initializer(graph: onnx.GraphProto, part: str) -> onnx.TensorProto:
+    return next(tensor for tensor in graph.initializer if part in tensor.name)
+
+
+def fill(graph: onnx.GraphProto, part: str, *values: float) -> None:
+    """Set a constant to values, over and over."""
+    tensor = initializer(graph, part)
+    array = np.resize(np.array(values, np.float32), tensor.dims)
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+
+def by_channel(values: Array) -> Array:
+    return values[None, :, None, None]
+
+
+def convolved(maps: Array, weight: Array, stride: int, padding: int) -> Array:
+    kernel = weight.shape[2]
+    padded = np.pad(maps, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (kernel, kernel), axis=(2, 3))
+    strided = windows[:, :, ::stride, ::stride]
+    return np.asarray(np.einsum("nchwrs,kcrs->nkhw", strided, weight, optimize=True), np.float32)
+
+
+def computed(network: Network, crops: npt.NDArray[np.uint8]) -> Array:
+    """What a network's layers compute, in NumPy."""
+    maps = {network.first.source.name: (crops.astype(np.float32) - network.mean).transpose(0, 3, 1, 2)}
+    for layer in (network.first, *([network.shifted] if network.shifted else []), *network.layers):
+        result = maps[layer.source.name]
+        if isinstance(layer, Affine):
+            result = result * by_channel(layer.scale) + by_channel(layer.shift)
+        else:
+            result = convolved(result, layer.weight, layer.stride, layer.padding) + by_channel(layer.bias)
+            if layer.slopes is not None:
+                result = np.where(result > 0, result, result * by_channel(layer.slopes))
+            if layer.residual is not None:
+                result = result + maps[layer.residual.name]
+        assert result.shape[1:] == (layer.output.channels, layer.output.size, layer.output.size)
+        maps[layer.output.name] = result
+    features = maps[network.features.name]
+    pixels = features.reshape(*features.shape[:2], -1)
+    raw = np.einsum("ncp,pdc->nd", pixels, network.gemm) + network.bias
+    return np.asarray(raw / np.linalg.norm(raw, axis=1, keepdims=True), np.float32)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda graph: None, id="as built"),
+        pytest.param(lambda graph: fill(graph, "prelu2.slope", -0.5, 1.5, 2.5), id="steep slopes"),
+        pytest.param(lambda graph: fill(graph, "pixel_mean", 123.7), id="another mean"),
+    ],
+)
+def test_the_layers_compute_what_the_serving_graph_does(
+    serving_graph: Path, change: Change, tmp_path: Path
+) -> None:
+    path = changed(serving_graph, change, tmp_path)
+
+    network = read_network(path)
+
+    (expected,) = onnxruntime.InferenceSession(path).run(None, {"image": golden_crops()})
+    np.testing.assert_allclose(computed(network, golden_crops()), expected, atol=2e-6)
+    assert network.shifted is not None  # the first block's batch norm, which the builder cannot fold
+    assert network.dim == 512
+
+
+def test_feature_maps_that_are_needed_at_once_have_places_of_their_own(serving_graph: Path) -> None:
+    network = read_network(serving_graph)
+    assert network.shifted is not None
+    first = [network.first.output, network.shifted.output]
+
+    places = place(network.layers, first)
+
+    for number, layer in enumerate(network.layers):
+        needed = {value.name for later in network.layers[number:] for value in later.sources}
+        written = {value.name for value in first} | {one.output.name for one in network.layers[:number]}
+        held = {places[name] for name in needed & written}
+        assert len(held) == len(needed & written)
+        assert places[layer.output.name] not in held
+    assert len(set(places.values())) == 3
+
+
+def add_sigmoid(graph: onnx.GraphProto) -> None:
+    (node,) = (node for node in graph.node if node.name == "prelu2")
+    node.CopyFrom(helper.make_node("Sigmoid", [node.input[0]], list(node.output), name="gate"))
+
+
+def grouped(graph: onnx.GraphProto) -> None:
+    (node,) = (node for node in graph.node if node.name == "conv3")
+    node.attribute.append(helper.make_attribute("group", CHANNELS))
+    weight = initializer(graph, "conv3.weight")
+    array = numpy_helper.to_array(weight)[:, :1]
+    weight.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), weight.name))
+
+
+def other_tail(graph: onnx.GraphProto) -> None:
+    graph.node[-1].CopyFrom(
+        helper.make_node("Max", list(graph.node[-1].input), ["embedding"], name="greatest")
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (add_sigmoid, "first node that is not as in an IResNet is Sigmoid gate; serve the model with"),
+        (grouped, "first node that is not as in an IResNet is Conv conv3"),
+        (other_tail, "first node that is not as in an IResNet is ReduceL2 length"),
+        (lambda graph: fill(graph, "conv4.weight", 1, np.nan), "node conv4 has weights that are NaN, inf"),
+        (lambda graph: fill(graph, "conv4.weight", 1e5), "node conv4 has weights .* too large for FP16"),
+    ],
+)
+def test_another_graph_is_refused_and_its_first_unknown_node_is_named(
+    serving_graph: Path, change: Change, reason: str, tmp_path: Path
+) -> None:
+    path = changed(serving_graph, change, tmp_path)
+
+    with pytest.raises(DeploymentError, match=rf"cuDNN cannot run \S+changed.onnx: .*{reason}"):
+        read_network(path)
+
+
+def test_a_graph_without_convolutions_is_refused(tmp_path: Path) -> None:
+    onnx.save(tiny_serving_graph(), tmp_path / "tiny.onnx")
+    with pytest.raises(DeploymentError, match="AveragePool"):
+        read_network(tmp_path / "tiny.onnx")
+
+
+def test_eight_channels_are_refused(tmp_path: Path) -> None:
+    onnx.save(small_arcface(), tmp_path / "source.onnx")
+    path = build(OnnxFile(tmp_path / "source.onnx"), name="small", repository=tmp_path).path / "model.onnx"
+    with pytest.raises(DeploymentError, match="Conv conv1"):
+        read_network(path)
+
+
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"\x08\xff")
+    with pytest.raises(DeploymentError, match="is not a readable ONNX file"):
+        read_network(tmp_path / "model.onnx")
+    with pytest.raises(DeploymentError, match="No model file at"):
+        read_network(tmp_path / "missing.onnx")
+
+
+def test_constants_may_be_nodes(serving_graph: Path, tmp_path: Path) -> None:
+    def as_nodes(graph: onnx.GraphProto) -> None:
+        for tensor in graph.initializer:
+            graph.node.insert(0, helper.make_node("Constant", [], [tensor.name], value=tensor))
+        del graph.initializer[:]
+
+    network = read_network(changed(serving_graph, as_nodes, tmp_path))
+
+    np.testing.assert_array_equal(network.gemm, read_network(serving_graph).gemm)
+
+
+def test_the_first_layers_weights_are_packed_row_by_row(serving_graph: Path) -> None:
+    pytest.importorskip("cuda.bindings", reason="needs the package cuda-bindings")
+    from arcface_client.runtimes.cudnn import kernels
+
+    network = read_network(serving_graph)
+    packed, unit = kernels.packed_weights(network.first)
+
+    assert packed.shape == (CHANNELS, 32)
+    assert 0.5 < np.abs(packed).max() <= 1
+    for row in range(3):
+        for column in range(3):
+            taps = packed[:, 10 * row + 3 * column :][:, :3].astype(np.float32) * unit
+            np.testing.assert_allclose(taps, network.first.weight[:, :, row, column], rtol=1e-3, atol=1e-6)
+    assert not packed[:, [9, 19, 29, 30, 31]].any()
+
+
+def test_only_the_pixels_that_the_shortcut_reads_are_written(serving_graph: Path) -> None:
+    pytest.importorskip("cuda.bindings", reason="needs the package cuda-bindings")
+    from arcface_client.runtimes.cudnn import kernels
+
+    network = read_network(serving_graph)
+    assert network.shifted is not None
+
+    assert kernels.stride_of_readers(network.first.output, network.layers) == 4
+    assert kernels.stride_of_readers(network.shifted.output, network.layers) == 1
+
+
+def test_a_missing_library_says_what_to_install(serving_graph: Path) -> None:
+    cudnn = pytest.importorskip("cudnn", reason="needs the package nvidia-cudnn-frontend")
+    from arcface_client.errors import MissingExtraError
+    from arcface_client.runtimes.cudnn.runtime import Cudnn
+
+    try:
+        cudnn.backend_version()
+    except RuntimeError:
+        with pytest.raises(MissingExtraError, match="pip install nvidia-cudnn-cu13"):
+            Cudnn(serving_graph)
+    else:
+        pytest.skip("this machine has cuDNN")
+
+
+class Frontend:
+    """Stands for the frontend with another version of the library."""
+
+    def __init__(self, version: int, text: str) -> None:
+        self.backend_version = lambda: version
+        self.backend_version_string = lambda: text
+
+
+def test_an_old_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cudnn", reason="needs the package nvidia-cudnn-frontend")
+    from arcface_client.runtimes.cudnn import runtime
+
+    monkeypatch.setattr(runtime, "cudnn", Frontend(91900, "9.19.0"))
+    assert runtime.cudnn_version() == "9.19.0"
+    monkeypatch.setattr(runtime, "cudnn", Frontend(8907, "8.9.7"))
+    with pytest.raises(DeploymentError, match=r"cuDNN 8\.9\.7 is installed; the fused kernels need 9\.\d"):
+        runtime.cudnn_version()
+
+
+def test_plans_are_kept_for_each_gpu_and_version(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("cudnn", reason="needs the package nvidia-cudnn-frontend")
+    from arcface_client.runtimes.cudnn.fused import Shape
+    from arcface_client.runtimes.cudnn.plans import PlanCache
+
+    shape: Any = Shape("conv", 8, 64, 56, 128, 3, 1, 1, "flat", residual=True)
+    cache = PlanCache(tmp_path, "NVIDIA H200", "9.19.0")
+    assert cache.get(shape) is None
+    cache.put(shape, b"a plan")
+
+    assert cache.get(shape) == b"a plan"
+    assert [path.name for path in cache.folder.iterdir()] == ["conv-8x56x56x64-128-3x3s1p1-flat-residual.plan"]
+    assert PlanCache(tmp_path, "NVIDIA H200", "9.20.0").get(shape) is None
+    assert PlanCache(tmp_path, "NVIDIA L4", "9.19.0").get(shape) is None
+
+    (tmp_path / "file").touch()
+    PlanCache(tmp_path / "file", "NVIDIA L4", "9.19.0").put(shape, b"a plan")
+    assert "is not kept for the next start" in caplog.text
+
+
+def test_batch_sizes_are_powers_of_two_and_the_largest() -> None:
+    pytest.importorskip("cudnn", reason="needs the package nvidia-cudnn-frontend")
+    from arcface_client.runtimes.cudnn.loaded import batch_sizes
+
+    assert batch_sizes(1) == [1]
+    assert batch_sizes(8) == [1, 2, 4, 8]
+    assert batch_sizes(24) == [1, 2, 4, 8, 16, 24]
