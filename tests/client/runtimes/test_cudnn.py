@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from arcface_builder.build import build
 from arcface_builder.source.load import OnnxFile
@@ -40,7 +40,7 @@ def changed(path: Path, change: Change, folder: Path) -> Path:
     return folder / "changed.onnx"
 
 
-def initializer(graph: onnx.GraphProto, part: str) -> onnx.TensorProto:
+def initializer(graph: onnx.GraphProto, part: str) -> Any:
     return next(tensor for tensor in graph.initializer if part in tensor.name)
 
 
@@ -58,7 +58,8 @@ def by_channel(values: Array) -> Array:
 def convolved(maps: Array, weight: Array, stride: int, padding: int) -> Array:
     kernel = weight.shape[2]
     padded = np.pad(maps, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (kernel, kernel), axis=(2, 3))
+    view: Any = np.lib.stride_tricks.sliding_window_view
+    windows = view(padded, (kernel, kernel), axis=(2, 3))
     strided = windows[:, :, ::stride, ::stride]
     return np.asarray(np.einsum("nchwrs,kcrs->nkhw", strided, weight, optimize=True), np.float32)
 
@@ -262,7 +263,9 @@ def test_plans_are_kept_for_each_gpu_and_version(tmp_path: Path, caplog: pytest.
     cache.put(shape, b"a plan")
 
     assert cache.get(shape) == b"a plan"
-    assert [path.name for path in cache.folder.iterdir()] == ["conv-8x56x56x64-128-3x3s1p1-flat-residual.plan"]
+    assert [path.name for path in cache.folder.iterdir()] == [
+        "conv-8x56x56x64-128-3x3s1p1-flat-residual.plan"
+    ]
     assert PlanCache(tmp_path, "NVIDIA H200", "9.20.0").get(shape) is None
     assert PlanCache(tmp_path, "NVIDIA L4", "9.19.0").get(shape) is None
 

@@ -35,10 +35,9 @@ Addresses = dict[str, int]
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU: its ordinal, its name, its compute capability ("90"), and how many multiprocessors it has."""
+    """A GPU: its ordinal, its compute capability ("90"), and how many multiprocessors it has."""
 
     index: int
-    name: str
     sm: str
     processors: int
 
@@ -139,16 +138,13 @@ class LoadedNetwork:
 
     def _load(self, plans: PlanCache, sizes: Sequence[int], device: int) -> None:
         """Load a plan for every layer in every batch size; what the cache lacks is compiled and timed."""
-        shapes = dict.fromkeys(shape for size in sizes for shape, _ in self._steps(size))
-        for shape in shapes:
-            plan = plans.get(shape)
-            try:
-                if plan is not None:
-                    self._fused[shape] = Fused(plan, self._handle)
-            except REFUSED as error:
-                _log.warning("The kernel for %s in %s is compiled again: %s", shape, plans.folder, error)
-        missing = [shape for shape in shapes if shape not in self._fused]
-        if missing:
+        shapes = list(dict.fromkeys(shape for size in sizes for shape, _ in self._steps(size)))
+        if not self._load_known(plans, shapes):
+            return
+        with plans.locked():  # another process may be compiling them
+            missing = self._load_known(plans, shapes)
+            if not missing:
+                return
             _log.info(
                 "Compiling and timing kernels for %d layers, about a minute; the fastest are kept in %s",
                 len(missing),
@@ -158,6 +154,17 @@ class LoadedNetwork:
                 compile_all(missing, device, Path(folder))
                 for size in sizes:
                     self._choose(size, plans, Path(folder))
+
+    def _load_known(self, plans: PlanCache, shapes: Sequence[Shape]) -> list[Shape]:
+        """Load the plans that the cache has; returns the shapes that it lacks."""
+        for shape in shapes:
+            plan = plans.get(shape) if shape not in self._fused else None
+            try:
+                if plan is not None:
+                    self._fused[shape] = Fused(plan, self._handle)
+            except REFUSED as error:
+                _log.warning("The kernel for %s in %s is compiled again: %s", shape, plans.folder, error)
+        return [shape for shape in shapes if shape not in self._fused]
 
     def _choose(self, count: int, plans: PlanCache, compiled: Path) -> None:
         """Choose the missing plans of a batch size layer by layer, on the numbers that each will work on."""

@@ -195,7 +195,7 @@ class _Reader:
             if node.op_type == "Flatten":
                 gemm, bias = self._head(node)
                 break
-            elif node.op_type in convolutions:
+            if node.op_type in convolutions:
                 convolutions[node.op_type](node)
             else:
                 raise self._unknown(node)

@@ -7,6 +7,7 @@ so that processes have to do it, one for each core.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import math
@@ -15,8 +16,9 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -71,6 +73,18 @@ class PlanCache:
             Path(file.name).replace(self._path(shape))
         except OSError as error:
             _log.warning("The kernel for %s is not kept for the next start: %s", shape, error)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from compiling the same plans."""
+        with ExitStack() as held:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                file = held.enter_context((self.folder / ".lock").open("w"))
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                _log.debug("Kernels are compiled without a lock: %s", error)
+            yield
 
     def _path(self, shape: Shape) -> Path:
         return self.folder / f"{shape}{_SUFFIX}"

@@ -66,6 +66,9 @@ class Cudnn:
 
     Attributes:
         max_batch_size: The largest batch; less than asked for if the GPU has no memory for that.
+        precision: What it computes in: "fp16".
+        device: The GPU's name.
+        version: cuDNN's version, for example "9.19.0".
         vram_mb: GPU memory that loading took, in MiB; inexact while other programs allocate or free some.
 
     Raises:
@@ -83,7 +86,7 @@ class Cudnn:
         cache: Path | None = None,
     ) -> None:
         network = read_network(Path(model_path))
-        version = cudnn_version()
+        self.version, self.precision = cudnn_version(), "fp16"
         count = device_count()
         if device >= count:
             raise CudaError(f"There is no GPU {device}: CUDA sees {count}.")
@@ -92,15 +95,16 @@ class Cudnn:
             raise DeploymentError(
                 f"GPU {device} has compute capability {sm[:-1]}.{sm[-1]}; the fused kernels need 8.0."
             )
-        self._device = device
+        self._index = device
         self._lock = threading.Lock()
         self._slots: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
         self._closed = False
         with current_gpu_kept(), ExitStack() as taken:  # frees what was allocated if a later step fails
             check(cudart.cudaSetDevice(device))
             properties = check(cudart.cudaGetDeviceProperties(device))
-            gpu = Gpu(device, properties.name.decode().strip("\0"), sm, properties.multiProcessorCount)
-            plans = PlanCache(cache or cache_folder(), gpu.name, version)
+            self.device: str = properties.name.decode().strip("\0")
+            gpu = Gpu(device, sm, properties.multiProcessorCount)
+            plans = PlanCache(cache or cache_folder(), self.device, self.version)
             free_before = free_bytes()
             self._stream = check(cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking))
             taken.callback(_destroy_stream, self._stream)
@@ -127,7 +131,7 @@ class Cudnn:
         if not 0 < count <= self.max_batch_size:
             raise InputError(f"The batch has {count} crops; the model takes 1 to {self.max_batch_size}.")
         with self._slot() as slot, current_gpu_kept():
-            check(cudart.cudaSetDevice(self._device))
+            check(cudart.cudaSetDevice(self._index))
             start = 0
             for crops in batches:
                 np.copyto(slot.crops.array[start : start + len(crops)], crops)
@@ -141,7 +145,7 @@ class Cudnn:
         """Measure the seconds for a batch while the GPU never waits for the host, with copies or without."""
         self.embed(crops)
         with self._slot() as slot, self._lock, current_gpu_kept():
-            check(cudart.cudaSetDevice(self._device))
+            check(cudart.cudaSetDevice(self._index))
             started = time.perf_counter()
             for _ in range(repeats):
                 if copies:
@@ -159,7 +163,7 @@ class Cudnn:
             self._closed = True
         held = [self._slots.get() for _ in range(_SLOTS)]
         with current_gpu_kept():
-            check(cudart.cudaSetDevice(self._device))
+            check(cudart.cudaSetDevice(self._index))
             self._taken.close()  # runs to the end even if a step fails
         for slot in held:
             self._slots.put(slot)  # calls that wait for one find the runtime closed
