@@ -29,16 +29,6 @@ def filled() -> Metrics:
     return metrics
 
 
-def test_calls_and_faces_are_counted_by_source() -> None:
-    snapshot = filled().snapshot()
-    labels = {"backend": "triton", "model": "arcface_trt", "version": "3", "where": "localhost:8001"}
-    assert snapshot["sources"][0] == labels | {"calls": 2, "faces": 60}
-    assert snapshot["sources"][1]["version"] == ""
-    assert snapshot["calls_fell_back"] == 1  # the one that two had a part in
-    assert snapshot["fallbacks"] == {"ServerUnavailableError": 1}
-    assert snapshot["errors"] == {"InputError": 1}
-
-
 def test_prometheus_reads_the_counters_when_it_scrapes() -> None:
     registry = CollectorRegistry()
     candidate = CandidateReport(candidate="arcface_trt:3 at localhost:8001", state="failing")
