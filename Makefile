@@ -38,7 +38,8 @@ test-faults: $(READY) ## Run the tests of servers, models and networks that fail
 
 test-torch: $(READY) ## Install PyTorch and compare the network with a plain PyTorch one
 	$(BIN)/pip install --quiet 'torch==2.13.0' 'onnxscript>=0.5'
-	$(BIN)/pytest tests/builder/source/test_iresnet_torch.py tests/builder/source/test_checkpoint.py
+	$(BIN)/pytest tests/builder/source/test_iresnet_torch.py tests/builder/source/test_exports_torch.py \
+		tests/builder/source/test_checkpoint.py
 
 test-real: $(READY) ## Fetch two small trained networks and serve them; ARCFACE_TEST_FACES=DIR has crops, DIR/p01/*.png, ...
 	$(BIN)/pytest -m real -rs tests/real

@@ -81,6 +81,7 @@ def build(
     report("Reading the source model", None)
     loaded = source.load()
     origin = loaded.origin
+    report("Building the serving graph", None)
     if origin.synthetic:
         _log.warning("%s holds synthetic weights: it recognises no one", origin.name)
     for issue in loaded.issues:
@@ -96,7 +97,6 @@ def build(
     serving = options or ServingOptions()
     if loaded.served.crop_by_crop:
         serving = replace(serving, max_batch_size=1)
-    report("Building the serving graph", None)
     _log.info("%s: pixels as %s", origin.name, loaded.normalisation)
     metadata = {"source": origin.name, "source_sha256": origin.sha256, **origin.labels()}
     graph = loaded.serving_graph(metadata)

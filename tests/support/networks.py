@@ -123,6 +123,9 @@ NETWORKS = {
         gives="float[N,192] out",
         weights={"w": (8, 3, 16, 16), "fc": (192, 392)},
     ),
+    "bytes": network(
+        f"data = Cast<to=1>(image) {STEM} map = Relu(stem) {HEAD}", takes="uint8[N,3,112,112] image"
+    ),
     "no convolution": network(
         "flat = Flatten(data) out = Gemm<transB=1>(flat, fc)", weights={"fc": (64, 3 * 112 * 112)}
     ),

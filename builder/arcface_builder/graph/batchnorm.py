@@ -192,7 +192,7 @@ def _parameters(layer: ir.Node) -> tuple[_Array, _Array]:
 
 def _linear(layer: ir.Node) -> tuple[_Array, _Array] | None:
     """Weight [out, in, ...] and bias [out] of a Conv or a plain Gemm with constant parameters."""
-    if layer.op_type not in ("Conv", "Gemm"):
+    if layer.op_type not in ("Conv", "Gemm") or layer.domain:
         return None
     weight, bias = (constant(value) for value in (*layer.inputs[1:3], None)[:2])
     has_bias = len(layer.inputs) > 2 and layer.inputs[2] is not None

@@ -87,7 +87,7 @@ def first_convolution(model: ir.Model) -> ir.Node:
         NotArcFaceError: There is none, or its weights are computed.
     """
     for node in model.graph:
-        if node.op_type == "Conv":
+        if node.op_type == "Conv" and not node.domain:
             weight = constant(node.inputs[1])
             if weight is None or weight.ndim != 4 or weight.shape[1] != 3:
                 break

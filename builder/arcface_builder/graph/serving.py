@@ -88,7 +88,9 @@ def optimise(
         The serving graph, and why its preprocessing was not folded.
     """
     model = network.clone()
-    kept = _fold_preprocessing(model, image, seen) if seen else "it does more than normalise by channel"
+    kept = (
+        _fold_preprocessing(model, image, seen) if seen else "the graph does more than normalise by channel"
+    )
     if kept:
         _feed(model, image, pixels)
     fold_batch_norms(model)

@@ -98,7 +98,7 @@ class Output:
                 "Pass the recognition model itself."
             )
         # The embedding and the same one at unit length are one embedding.
-        rows = [np.stack([_unit(run[key], batch) for run in runs]) for key in fitting]
+        rows = [unit_rows(np.stack([run[key].reshape(batch, -1)[0] for run in runs])) for key in fitting]
         if any(row.shape != rows[0].shape or np.abs(row - rows[0]).max() > _SAME for row in rows):
             raise NotArcFaceError(
                 f"The model gives {_listed({key: first[key] for key in fitting})}, and each could be the "
@@ -152,9 +152,11 @@ def _embedding_dim(array: Any, batch: int) -> int:
     return dim if dim > 1 and dim in inner else 0
 
 
-def _unit(array: npt.NDArray[Any], batch: int) -> npt.NDArray[np.float64]:
-    row = array.reshape(batch, -1)[0].astype(np.float64)
-    return np.asarray(row / np.linalg.norm(row))
+def unit_rows(rows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Rows [N, D] at length one; NaN where a row has no direction."""
+    exact = rows.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(exact / np.linalg.norm(exact, axis=1, keepdims=True))
 
 
 def _listed(outputs: dict[str, Any]) -> str:

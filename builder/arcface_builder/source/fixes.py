@@ -112,22 +112,14 @@ def is_too_old(model: ir.Model) -> bool:
     return bool(model.graph.opset_imports.get("", 1) < _OLDEST_OPSET)
 
 
-def fix_to_run(model: ir.Model) -> tuple[ir.Model, list[Issue]]:
-    """Fix what keeps ONNX Runtime from running a file.
-
-    Returns:
-        The model, and what was fixed in it; nothing if no such issue is known.
+def fix_to_run(model: ir.Model) -> list[Issue]:
+    """Fix what keeps ONNX Runtime from running a file; gives nothing if it is no such issue.
 
     Raises:
         NotArcFaceError: A batch norm has statistics for every pixel.
     """
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    issues = [*_spatial_batch_norms(model), *_prelu_slopes(model)]
-    opset = model.graph.opset_imports.get("", 1)
-    if opset > OPSET:
-        model, converted = in_opset_17(model)
-        issues += converted
-    return model, issues
+    return [*_spatial_batch_norms(model), *_prelu_slopes(model)]
 
 
 def widen(model: ir.Model) -> list[Issue]:
@@ -193,7 +185,7 @@ def in_opset_17(model: ir.Model) -> tuple[ir.Model, list[Issue]]:
         return model, [Issue(f"opset {opset}", f"kept: it cannot be converted ({first_line(error)})")]
     proto.ir_version = IR_VERSION
     remedy = f"converted to {OPSET}, which TensorRT 8.5 and ONNX Runtime both know"
-    return ir.from_proto(proto), [Issue(f"opset {opset}", remedy, "may fail" if opset > OPSET else "sound")]
+    return ir.from_proto(proto), [Issue(f"opset {opset}", remedy)]
 
 
 def is_random(node: ir.Node) -> bool:

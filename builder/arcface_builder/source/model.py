@@ -23,6 +23,7 @@ from ..check.crops import face_like, noise
 from ..errors import NotArcFaceError
 from ..graph.edit import first_line, session
 from ..graph.serving import Pixels, crop_by_crop, optimise, to_file, wrap
+from ..graph.signature import unit_rows
 from .fixes import Issue, free_batch, in_opset_17, is_too_old, simplify
 from .network import Network, Reference, open_network
 from .preprocessing import InputPreprocessing, contradicts, expected_of_caller, read_preprocessing
@@ -120,12 +121,12 @@ class Served:
     Attributes:
         model: The graph, without what a build writes into its metadata.
         issues: What was changed, or could not be.
-        crop_by_crop: It embeds the crops of a batch one after the other.
+        crop_by_crop: Why it embeds the crops of a batch one after the other; None if it does not.
     """
 
     model: ir.Model
     issues: tuple[Issue, ...]
-    crop_by_crop: bool = False
+    crop_by_crop: str | None = None
 
 
 @dataclass(frozen=True)
@@ -166,27 +167,29 @@ class SourceModel:
         """What the graph itself does to the image; None if that is no normalisation by channel."""
         return read_preprocessing(self.network.model, self.network.image)
 
+    @cached_property
+    def _caller(self) -> tuple[Normalisation, str]:
+        if self.stated.normalisation:
+            return self.stated.normalisation, self.stated.by
+        if self.origin.known_file:
+            return PYTORCH, _KNOWN
+        graph = self.preprocessing
+        if self.network.image.dtype == ir.DataType.UINT8:
+            return RAW, SHOWN
+        if graph is None or graph.normalisation == RAW:
+            return PYTORCH, self._unshown
+        expected, sure = expected_of_caller(graph.normalisation)
+        return expected, SHOWN if sure else self._unshown
+
     @property
     def caller(self) -> Normalisation:
         """What a caller of the source model must do with the pixels."""
-        if self.stated.normalisation:
-            return self.stated.normalisation
-        if self.origin.known_file or self.preprocessing is None:
-            return PYTORCH
-        return expected_of_caller(self.preprocessing.normalisation)[0]
+        return self._caller[0]
 
     @property
     def caller_from(self) -> str:
         """How ``caller`` is known."""
-        if self.stated.normalisation:
-            return self.stated.by
-        if self.origin.known_file:
-            return _KNOWN
-        graph = self.preprocessing
-        shown = (
-            graph is not None and graph.normalisation != RAW and expected_of_caller(graph.normalisation)[1]
-        )
-        return SHOWN if shown else self._unshown
+        return self._caller[1]
 
     @property
     def channels(self) -> str:
@@ -227,8 +230,8 @@ class SourceModel:
             problem = f"the graph itself does {graph.normalisation}, so its callers give it {expected}"
             warnings.append(Issue(problem, f"{self.caller} is used, as stated; leave --normalisation out"))
         if self.served.crop_by_crop:
-            remedy = "max_batch_size is 1; export it with a free batch dimension to serve larger batches"
-            warnings.append(Issue("the network runs on one batch size only", remedy))
+            remedy = "crops are embedded one by one, and max_batch_size is 1; export it with a free batch"
+            warnings.append(Issue(f"the network does not serve {self.served.crop_by_crop}", remedy))
         return warnings
 
     @property
@@ -244,29 +247,28 @@ class SourceModel:
 
         Returns:
             float32 [N, D], unit rows.
+
+        Raises:
+            NotArcFaceError: The network gives no direction for a crop.
         """
         order = ["RGB".index(channel) for channel in self.channels]
-        raw = self.network.run(self.caller.apply(crops)[:, order])
-        return np.asarray(raw / np.linalg.norm(raw, axis=1, keepdims=True), np.float32)
+        rows = unit_rows(self.network.run(self.caller.apply(crops)[:, order]))
+        if not np.isfinite(rows).all():
+            raise NotArcFaceError(
+                f"The network gives NaN or a vector of length 0 for pixels as {self.caller}; check its "
+                "weights, or state with --normalisation what it wants."
+            )
+        return rows.astype(np.float32)
 
     @cached_property
     def served(self) -> Served:
         """The fastest serving graph whose embeddings are the source's, alone and in batches."""
         crops = np.concatenate([noise(1, _SEED), face_like(2, _SEED)])
         expected = self.embed(crops)
-        if not np.isfinite(expected).all():
-            raise NotArcFaceError(
-                f"The network gives NaN or vectors of length 0 for pixels as {self.caller}; check its "
-                "weights, or state with --normalisation what it wants."
-            )
         left_out: list[Issue] = []
         for make, what, instead in (
             (self._optimised, "folded layers", "the network is served as it is"),
-            (
-                self._wrapped,
-                "batches",
-                "crops are embedded one by one",
-            ),
+            (self._wrapped, "batches", "crops are embedded one by one"),
             (self._one_by_one, "crops one by one", ""),
         ):
             try:
@@ -275,7 +277,8 @@ class SourceModel:
             except RUN_ERRORS as error:
                 problem = f"ONNX Runtime cannot run it ({first_line(error)})"
             if problem is None:
-                return replace(served, issues=(*left_out, *served.issues))
+                why = left_out[-1].problem if make == self._one_by_one else None
+                return replace(served, issues=(*left_out, *served.issues), crop_by_crop=why)
             left_out.append(Issue(f"{what}: {problem}", instead))
         raise NotArcFaceError(f"No serving graph gives the source's embeddings: {left_out[-1].problem}.")
 
@@ -310,7 +313,7 @@ class SourceModel:
         model, issues = simplify(network.model.clone(), network.reshapes, network.image.batch)
         graph, kept = optimise(model, network.image, network.output, self._pixels, self._seen)
         if kept:
-            issues.append(Issue(f"preprocessing: {kept}", "it stays in front of the first convolution"))
+            issues.append(Issue(kept, "the preprocessing is not folded into the first convolution"))
         return Served(graph, (*issues, *free_batch(network.model)))
 
     def _wrapped(self) -> Served:
@@ -323,7 +326,7 @@ class SourceModel:
     def _one_by_one(self) -> Served:
         network, wrapped = self.network, self._wrapped()
         graph = crop_by_crop(wrapped.model, network.image, network.output)
-        return Served(graph, (), crop_by_crop=True)
+        return Served(graph, ())
 
 
 def _difference(running: onnxruntime.InferenceSession, crops: Crops, expected: Embeddings) -> str | None:

@@ -19,7 +19,7 @@ from arcface_client.runtimes.onnxruntime import RUN_ERRORS
 
 from ..errors import NotArcFaceError
 from ..graph.edit import first_line, session, values_of
-from ..graph.signature import Image, Output
+from ..graph.signature import Image, Output, unit_rows
 from .fixes import Issue, Shapes, check_inference, fix_to_run, image_reshapes, is_random, prepare, widen
 
 _log = logging.getLogger(__name__)
@@ -103,18 +103,15 @@ def open_network(proto: onnx.ModelProto, output: str | None = None) -> Network:
     try:
         network = _opened(model, proto.SerializeToString(), output)
     except RUN_ERRORS as error:
-        model, fixes = fix_to_run(model)
+        fixes = fix_to_run(model)
         if not fixes:
             raise _cannot_run(error) from error
         try:
-            network = replace(
-                _opened(model, ir.to_proto(model).SerializeToString(), output), runs="fixed copy"
-            )
+            network = _opened(model, ir.to_proto(model).SerializeToString(), output)
         except RUN_ERRORS:
             raise _cannot_run(error) from error
-        _warn(fixes)
-        issues += fixes
-    return _widened(replace(network, issues=tuple(issues)))
+        network = _fixed_copy(network, fixes)
+    return _widened(replace(network, issues=(*issues, *network.issues)))
 
 
 def _opened(model: ir.Model, content: bytes, name: str | None) -> Network:
@@ -153,16 +150,16 @@ def _widened(network: Network) -> Network:
         wide = _opened(model, ir.to_proto(model).SerializeToString(), network.output.name)
     except (NotArcFaceError, *RUN_ERRORS):
         return network
-    half, full = (_unit_rows(one.run(_probes())) for one in (network, wide))
+    half, full = (unit_rows(one.run(_probes())) for one in (network, wide))
     if not (1 - (half * full).sum(axis=1) <= _HALF_DRIFT).all():
         return network
-    _warn(issues)
-    return replace(wide, issues=(*network.issues, *issues), runs="fixed copy")
+    return _fixed_copy(wide, [*network.issues, *issues])
 
 
-def _warn(issues: list[Issue]) -> None:
+def _fixed_copy(network: Network, issues: list[Issue]) -> Network:
     problems = "; ".join(issue.problem for issue in issues if issue.when_run != "sound")
     _log.warning("The source file itself was not run (%s); its fixed copy is the reference", problems)
+    return replace(network, issues=tuple(issues), runs="fixed copy")
 
 
 def _cannot_run(error: Exception) -> NotArcFaceError:
@@ -180,7 +177,3 @@ def _chance(model: ir.Model) -> str:
 def _probes() -> npt.NDArray[np.float32]:
     """Two images. Values of 0, 1 and 2 suit bytes, normalised pixels and anything between."""
     return np.random.RandomState(0).randint(0, 3, (2, 3, CROP_SIZE, CROP_SIZE)).astype(np.float32)
-
-
-def _unit_rows(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))

@@ -63,7 +63,7 @@ def test_a_batch_fixed_to_one_that_cannot_be_freed_is_served_crop_by_crop(
     )
 
     assert "max_batch_size: 1\n" in config(model)
-    assert "the network runs on one batch size only" in caplog.text
+    assert "the network does not serve batches: ONNX Runtime cannot run it" in caplog.text
     assert any("Concat" in line for line in model.manifest.repairs)
 
 

@@ -233,7 +233,7 @@ def test_a_graph_that_does_more_than_normalise_is_served_with_it(tmp_path: Path)
     manifest = built_with(model, tmp_path).manifest
 
     assert manifest.parity.max_abs_difference <= TOLERANCE
-    assert any("preprocessing: it does more than normalise by channel" in line for line in manifest.repairs)
+    assert any("the graph does more than normalise by channel" in line for line in manifest.repairs)
     inspection = inspect(tmp_path / "model.onnx")
     assert inspection.pixels
     assert inspection.pixels.graph_normalises == "more than to normalise by channel"
