@@ -57,10 +57,7 @@ def test_every_network_that_onnx_runtime_runs_is_served_with_its_own_embeddings(
 def test_a_batch_fixed_to_one_that_cannot_be_freed_is_served_crop_by_crop(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = built(
-        ONE_CROP,
-        tmp_path,
-    )
+    model = built(ONE_CROP, tmp_path)
 
     assert "max_batch_size: 1\n" in config(model)
     assert "the network does not serve batches: ONNX Runtime cannot run it" in caplog.text
