@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 
 from arcface_client.contract import Crops, Progress, no_progress
-from arcface_client.models.manifest import PlanKey, PlanManifest
 from arcface_client.models.naming import plan_model
+from arcface_client.models.plan_manifest import PlanKey, PlanManifest
 from arcface_client.models.repository import LocalOnnx
 from arcface_client.models.schema import Setting
 from arcface_client.triton.limits import DEFAULT_MAX_DRIFT_COSINE

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from arcface_client.models.manifest import PlanKey, PlanManifest
 from arcface_client.models.naming import plan_model
+from arcface_client.models.plan_manifest import PlanKey, PlanManifest
 
 from .compile import PlanRequest, convert, plan_key
 from .errors import CompileError

@@ -12,8 +12,9 @@ from typing import Any, Final, Protocol
 
 from arcface_client.contract import Crops, Embeddings, Progress, no_progress
 from arcface_client.errors import require
-from arcface_client.models.manifest import MODEL_FILE, ModelFile, SiblingManifest, manifest_path
+from arcface_client.models.manifest import MODEL_FILE, ModelFile, manifest_path
 from arcface_client.models.naming import sibling_model
+from arcface_client.models.plan_manifest import SiblingManifest
 from arcface_client.models.repository import LocalOnnx
 
 from .check.accuracy import ReferenceEmbeddings

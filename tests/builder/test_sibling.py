@@ -18,7 +18,7 @@ from arcface_builder.repository.publish import ModelRepository, find_onnx
 from arcface_builder.sibling import Kind, compile_sibling
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.models.golden import golden_crops, largest_drift
-from arcface_client.models.manifest import SiblingManifest
+from arcface_client.models.plan_manifest import SiblingManifest
 from arcface_client.models.repository import LocalModels
 from arcface_client.runtimes.openvino import OpenVino
 

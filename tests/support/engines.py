@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from arcface_builder.store import PlanKey, PlanManifest, StoredPlan
-from arcface_client.models.manifest import PlanParity
+from arcface_client.models.plan_manifest import PlanParity
 
 KEY = PlanKey(
     model="arcface_r100",

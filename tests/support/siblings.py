@@ -19,7 +19,7 @@ from arcface_client.contract import Crops, Embeddings
 from arcface_client.failover.replica import Intervals, Origin
 from arcface_client.models.embedding_space import EmbeddingSpace
 from arcface_client.models.golden import GoldenReference
-from arcface_client.models.manifest import PlanManifest
+from arcface_client.models.plan_manifest import PlanManifest
 from arcface_client.models.repository import LocalModels
 from arcface_client.observability.diagnostics import Diagnostics, Served
 from arcface_client.runtimes.onnxruntime import OnnxRuntime

@@ -21,7 +21,7 @@ import onnx_ir as ir
 from arcface_client.contract import INPUT_NAME, Crops, Embeddings
 from arcface_client.evaluation.controls import PERTURBATIONS, control_rows
 from arcface_client.models.golden import drifts, largest_drift
-from arcface_client.models.manifest import PlanParity
+from arcface_client.models.plan_manifest import PlanParity
 from arcface_client.runtimes.base import Embed, in_batches
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 

@@ -14,7 +14,7 @@ import typer
 from arcface_client.cli.terminal import UsageError, counted, print_json, progress, say
 from arcface_client.contract import Crops, Progress
 from arcface_client.evaluation.images import find_images, read_crop
-from arcface_client.models.manifest import PlanParity
+from arcface_client.models.plan_manifest import PlanParity
 from arcface_client.models.repository import LocalOnnx
 from arcface_client.settings import TensorRtSettings, load_tensorrt_settings, variable
 

@@ -26,8 +26,9 @@ from typing import Any
 
 from arcface_client.contract import EMBEDDING_DIM
 from arcface_client.models.files import sha256_of
-from arcface_client.models.manifest import PlanKey, PlanManifest, manifest_path, plan_manifest_paths
+from arcface_client.models.manifest import manifest_path
 from arcface_client.models.naming import plan_model
+from arcface_client.models.plan_manifest import PlanKey, PlanManifest, plan_manifest_paths
 
 from ..errors import PlanDamagedError, RepositoryError
 from ..store import StoredPlan, check_plan, release_of

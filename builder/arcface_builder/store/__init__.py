@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from arcface_client.models.manifest import PlanKey, PlanManifest
+from arcface_client.models.plan_manifest import PlanKey, PlanManifest
 
 from .local import LocalStore
 from .plan_store import PlanStore, PruneRule, open_store

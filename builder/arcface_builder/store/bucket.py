@@ -21,7 +21,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from s3transfer.exceptions import RetriesExceededError
 
 from arcface_client.contract import Progress, no_progress
-from arcface_client.models.manifest import PlanKey, PlanManifest
+from arcface_client.models.plan_manifest import PlanKey, PlanManifest
 
 from ..errors import BucketError, PlanDamagedError
 from .stored import MANIFEST_ENDING, Entry, StoredPlan, check_plan, read_manifest

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from arcface_client.models.files import cache_folder
-from arcface_client.models.manifest import PlanKey, PlanManifest
+from arcface_client.models.plan_manifest import PlanKey, PlanManifest
 
 from ..disk import flush, locked
 from ..errors import CacheError, PlanDamagedError

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from arcface_client.contract import Progress, no_progress
 from arcface_client.errors import require
-from arcface_client.models.manifest import PlanKey, PlanManifest
+from arcface_client.models.plan_manifest import PlanKey, PlanManifest
 
 from ..errors import BucketError, OptionError, PlanDamagedError
 from .local import LocalStore

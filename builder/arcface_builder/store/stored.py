@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from arcface_client.errors import ManifestError
 from arcface_client.models.files import sha256_of
-from arcface_client.models.manifest import PlanManifest
+from arcface_client.models.plan_manifest import PlanManifest
 
 from ..errors import OptionError, PlanDamagedError
 

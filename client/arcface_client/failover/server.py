@@ -12,8 +12,8 @@ from ..contract import Embeddings
 from ..errors import ArcFaceError
 from ..models.embedding_space import EmbeddingSpace
 from ..models.golden import GoldenReference, golden_crops
-from ..models.manifest import PlanManifest
 from ..models.naming import made_from
+from ..models.plan_manifest import PlanManifest
 from ..models.repository import LocalModels
 from ..observability.diagnostics import Diagnostics, Source
 from ..triton.embed_request import Deadline, EmbedRequest

@@ -9,15 +9,9 @@ from ..errors import ManifestError, ModelNotFoundError
 from .embedding_space import EmbeddingSpace, PrecisionClass
 from .files import file_sha256
 from .golden import GoldenReference
-from .manifest import (
-    MODEL_FILE,
-    ModelManifest,
-    PlanManifest,
-    SiblingManifest,
-    manifest_path,
-    plan_manifest_paths,
-)
+from .manifest import MODEL_FILE, ModelManifest, manifest_path
 from .naming import family, is_plan, made_from, onnx_model, plan_model
+from .plan_manifest import PlanManifest, SiblingManifest, plan_manifest_paths
 
 
 @dataclass(frozen=True, kw_only=True)

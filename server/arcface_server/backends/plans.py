@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from arcface_client.errors import ConfigError, DeploymentError, require
-from arcface_client.models.manifest import PlanManifest, manifest_path
+from arcface_client.models.manifest import manifest_path
+from arcface_client.models.plan_manifest import PlanManifest
 
 from .config import InstanceConfig
 

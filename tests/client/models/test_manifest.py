@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from arcface_builder.build import build
 from arcface_builder.source.load import OnnxFile
 from arcface_client.errors import DeploymentError, ManifestError, ManifestSchemaError
-from arcface_client.models.manifest import ModelManifest, PlanManifest, manifest_path
+from arcface_client.models.manifest import ModelManifest, manifest_path
+from arcface_client.models.plan_manifest import PlanManifest
 from support.engines import KEY, manifest, plan_key
 
 Content = dict[str, Any]
