@@ -69,9 +69,9 @@ CacheDir = Annotated[
 
 def with_shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Let a command take a dataclass of options as its first argument; each field becomes a flag."""
-    hints = get_type_hints(command, include_extras=True)
-    first, *own = signature(command).parameters.values()
-    shared = hints[first.name]
+    # Not get_type_hints: Python 3.10's hides the annotation of an option whose default is None.
+    first, *own = signature(command, eval_str=True).parameters.values()
+    shared = first.annotation
     types = get_type_hints(shared, include_extras=True)
 
     @wraps(command)
@@ -79,7 +79,7 @@ def with_shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(shared(**{name: given.pop(name) for name in types}), **given)
 
     flags = [(field.name, types[field.name], field.default) for field in fields(shared)]
-    flags += [(parameter.name, hints[parameter.name], parameter.default) for parameter in own]
+    flags += [(parameter.name, parameter.annotation, parameter.default) for parameter in own]
     call.__annotations__ = {name: kind for name, kind, _ in flags}
     parameters = [
         Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kind)

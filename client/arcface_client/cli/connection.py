@@ -64,4 +64,5 @@ def settings_of(context: typer.Context, **more: object) -> PipelineSettings:
         "triton.tls.private_key": flags["private_key"],
         "triton.tls.certificate_chain": flags["certificate_chain"],
     }
-    return load_pipeline_settings(flags["config"], arguments=connection | more)
+    config = flags["config"]  # a string with an older Typer
+    return load_pipeline_settings(Path(config) if config else None, arguments=connection | more)

@@ -55,7 +55,7 @@ def raising(error: BaseException) -> Callable[[], int | None]:
             FileNotFoundError(2, "No such file or directory", "/a/b"),
             "command: No such file or directory: /a/b\n",
         ),
-        (InputError("a long line " * 50), "command: " + "a long line " * 50 + "\n"),
+        (InputError("a long line, " * 50 + "end"), "command: " + "a long line, " * 50 + "end\n"),
     ],
 )
 def test_an_expected_error_is_one_line_and_exit_code_1(
