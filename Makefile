@@ -13,7 +13,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-faults test-torch test-real test-lowest test-gpu fuzz soak lint format type check ci bench bench-gpu package clean
+.PHONY: help install demo test test-faults test-torch test-real test-lowest test-gpu fuzz soak lint format type check ci bench bench-gpu report package clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,13 +76,16 @@ check: lint type test ## Style, types and tests, before every commit
 # PyTorch is here and not in `test`: it compares the network with a plain PyTorch one.
 ci: test test-faults test-torch lint type ## All that a change must pass (10 minutes)
 
-bench: $(READY) ## Measure serving against running in process, on this machine (about 20 minutes)
-	$(BIN)/python benchmarks/serving.py --output docs/benchmarks
-	$(BIN)/python benchmarks/client.py --output docs/benchmarks
-	$(BIN)/python benchmarks/fallback.py --output docs/benchmarks
+bench: $(READY) ## Measure the ways to embed on this CPU, and outages (about 20 minutes); then `make report`
+	$(BIN)/python benchmarks/cpu.py --depth r50
+	$(BIN)/python benchmarks/cpu.py --depth r100
+	$(BIN)/python benchmarks/fallback.py
 
 bench-gpu: $(READY) ## Measure TensorRT plans on this GPU (about an hour; benchmarks/gpu.py runs it in pieces)
 	$(BIN)/python benchmarks/gpu.py --torch-python $(TORCH_PYTHON) --output docs/benchmarks
+
+report: $(READY) ## Write docs/benchmarks/index.html and the tables in README.md from docs/benchmarks/*.json
+	$(BIN)/python benchmarks/report.py
 
 package: $(READY) ## Build the wheel and the source distribution into dist/
 	$(BIN)/pip install --quiet build

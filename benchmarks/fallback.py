@@ -1,21 +1,18 @@
-"""What a call with fallback costs, and how long it takes until another replica serves.
-
-The overhead: this project's backend and a bare loop of tritonclient take turns on the same server, each in
-a process of its own. The outages: servers are killed while calls run.
-"""
+"""How long it takes until another replica serves, when servers are killed while calls run."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import signal
-import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from rich.console import Console
 from rich.progress import track
@@ -25,16 +22,11 @@ from arcface_builder.check.crops import face_like
 from arcface_builder.source.load import Synthetic
 from arcface_client.backends.base import EmbeddingBackend
 from arcface_client.backends.factory import get_embedding_backend
+from arcface_client.evaluation.benchmark import machine
+from arcface_client.evaluation.report import versions
 from arcface_client.observability.diagnostics import HERE
 from arcface_server import LocalTriton
-from report import network, new_parser, numbers, origin, publish, table
-from serving import Row, cells, measure
-from workers import Worker, bare, selecting, triton
-
-BARE: Final = "bare tritonclient loop"
-AGAIN: Final = "the same, a second time"
-CLIENT: Final = "EmbeddingClient"
-EMBEDDER: Final = "embedder with replica pool and counters"
+from report import FOLDER
 
 NEXT: Final = "killed, another server is there: first embedding by it"
 HUNG: Final = "stopped (SIGSTOP), another server is there: first embedding by it"
@@ -47,52 +39,27 @@ CALM_S: Final = 1.0
 
 def main() -> None:
     """Run the benchmark."""
-    parser = new_parser(__doc__, depth="r50", turns=15)
-    parser.add_argument("--batches", default="1,8", help="batch sizes (default: %(default)s)")
-    parser.add_argument("--outages", type=int, default=7, help="outages of each kind (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--depth", default="r50", choices=["r18", "r34", "r50", "r100"])
+    parser.add_argument("--outages", type=int, default=7, help="of each kind (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=FOLDER, help="folder (default: docs/benchmarks)")
     arguments = parser.parse_args()
-    load_average = round(os.getloadavg()[0], 2)
     with tempfile.TemporaryDirectory() as name:
         repository = Path(name)
-        model = build(Synthetic(arguments.depth), name="arcface", repository=repository).model
-        rows = overhead(repository, model, numbers(arguments.batches), arguments.turns)
+        build(Synthetic(arguments.depth), name="arcface", repository=repository)
         seconds = outages(repository, arguments.outages)
     report = {
-        **origin(arguments),
-        "load_average": load_average,
+        "command": f"python benchmarks/fallback.py --depth {arguments.depth} --outages {arguments.outages}",
+        "machine": machine(),
+        "versions": versions(None),
         "depth": arguments.depth,
-        "overhead": [
-            {
-                "rival": row.rival,
-                "batch": row.batch,
-                "ms": round(_ms(row), 3),
-                "overhead": round(_over(row), 4),
-            }
-            for row in rows
-        ],
         "outages_s": {kind: [round(each, 3) for each in several] for kind, several in seconds.items()},
     }
-    publish("fallback", report, page(report, rows), arguments.output)
-
-
-def overhead(repository: Path, model: str, batches: Sequence[int], turns: int) -> list[Row]:
-    """How much longer a call takes than the bare loop in the same turn."""
-    with ExitStack() as stack:
-        url = stack.enter_context(LocalTriton(repository)).grpc_url
-        makers = {BARE: (bare, model), AGAIN: (bare, model), CLIENT: (triton, model)}
-        rivals = {
-            name: stack.enter_context(Worker(make, url, argument))
-            for name, (make, argument) in (makers | {EMBEDDER: (selecting, "arcface")}).items()
-        }
-        return measure(rivals, batches, turns, base=BARE)
-
-
-def _ms(row: Row) -> float:
-    return 1000 * row.batch / row.faces_per_s
-
-
-def _over(row: Row) -> float:
-    return 1 / row.ratio - 1
+    path = arguments.output / "fallback.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    print(path)
 
 
 def outages(repository: Path, repeats: int) -> dict[str, list[float]]:
@@ -163,38 +130,6 @@ def _seconds_until(where: str, embedder: EmbeddingBackend, happens: Callable[[],
                 return answered_at - happened_at[0]
     finally:
         trouble.join()
-
-
-def page(report: Mapping[str, Any], rows: Sequence[Row]) -> str:
-    """The page for the documentation."""
-    outages_s = report["outages_s"]
-    medians = [
-        [kind, f"{statistics.median(seconds):.2f} s", f"{max(seconds):.2f} s"]
-        for kind, seconds in outages_s.items()
-    ]
-    return f"""# Fallback: its cost, and its delay
-
-## Time of a call
-
-{network(report["depth"])} with synthetic weights on one Triton server, one call of one request at a time.
-In brackets is the difference to a bare loop of tritonclient. Medians of alternating turns in one run, each
-rival in a process of its own. The loop is measured twice; the difference between the two is noise.
-
-{cells(rows, lambda row: f"{_ms(row):.1f} ms ({_over(row):+.1%})")}
-
-## Outages
-
-The same network, the default settings, calls of one crop all the time; {len(outages_s[NEXT])} outages of each
-kind.
-
-{table(["the server is", "median", "worst"], medians)}
-
-Machine: {report["machine"]}; its load average at the beginning was {report["load_average"]}. Absolute figures
-are this machine's.
-
-Made by `{report["command"]} --output docs/benchmarks`
-(`make bench`); as data: [fallback.json](fallback.json).
-"""
 
 
 if __name__ == "__main__":

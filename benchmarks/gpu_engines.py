@@ -25,15 +25,16 @@ from arcface_builder.store import LocalStore, PlanStore
 from arcface_builder.trt.gpu import Gpu
 from arcface_builder.trt.options import BuildOptions
 from arcface_client.errors import ModelNotFoundError
+from arcface_client.evaluation.benchmark_worker import Worker
 from arcface_client.models.golden import largest_drift
 from arcface_client.models.repository import LocalOnnx
 from arcface_client.runtimes.base import in_batches
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
+from arcface_client.settings import load_pipeline_settings
 from arcface_server import LocalTriton
 from arcface_server.perf.binary import find_perf_analyzer
 from arcface_server.perf.measurement import Load, SharedMemory, load_crops, measure, write_input_data
 from gpu_report import Figure
-from workers import Worker, pipeline
 
 if TYPE_CHECKING:
     from arcface_client.runtimes.tensorrt import TensorRt
@@ -185,8 +186,18 @@ def served(
                     figure = measure(perf_analyzer, load, batch, concurrency)
                     where = {**about, "shared_memory": shared_memory}
                     yield {"caller": "perf_analyzer", **where, **dataclasses.asdict(figure)}
-        with Worker(pipeline, server.grpc_url, onnx.name, str(onnx.path.parents[2])) as client:
-            times = [client.seconds(_CLIENT_CROPS, 1) for _ in range(_CLIENT_CALLS)]
+        settings = load_pipeline_settings(
+            environment={},
+            arguments={
+                "triton.url": server.grpc_url,
+                "embedding.model": onnx.name,
+                "embedding.model_repository": onnx.path.parents[2],
+                "embedding.allow_cpu_fallback": False,
+            },
+        )
+        with closing(Worker("triton", settings)) as client:
+            client.open()
+            times = [client.turn(_CLIENT_CROPS, 0, 1).wall_s for _ in range(_CLIENT_CALLS)]
         yield {
             "caller": "one client process",
             **about,

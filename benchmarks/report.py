@@ -1,57 +1,296 @@
-"""What the benchmarks share: their options, and the page and the data that they write."""
+"""The report: docs/benchmarks/index.html and the tables in README.md, made from docs/benchmarks/*.json.
+
+The page is one file that asks nothing of the network. Each part of it names the machine, the versions and the
+command of its figures.
+"""
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
+import re
+import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+from arcface_client.evaluation.page import environment
+from arcface_client.evaluation.plot import draw
+
+ROOT: Final = Path(__file__).parents[1]
+FOLDER: Final = ROOT / "docs" / "benchmarks"
+BEGIN: Final = "<!-- benchmarks: written by `make report` -->"
+END: Final = "<!-- end of benchmarks -->"
+
+_README_BATCHES: Final = ("1", "8", "32", "256")
 
 
-def new_parser(description: str | None, *, depth: str, turns: int) -> argparse.ArgumentParser:
-    """A parser with the options that all benchmarks on a CPU have, and these defaults."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--depth", default=depth, choices=["r18", "r34", "r50", "r100"])
-    parser.add_argument("--turns", type=int, default=turns, help="alternating turns (default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="folder for the page and the data")
-    return parser
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A system under one load.
+
+    Attributes:
+        load: What the load is, for example the batch size.
+        fps: Faces a second.
+        times_ms: Percentiles of a call's time, by their names.
+        ratio: Faces a second relative to the first system of the benchmark; None if they did not take turns.
+    """
+
+    load: str
+    fps: float
+    times_ms: Mapping[str, float]
+    ratio: float | None = None
+
+    @property
+    def speed(self) -> str:
+        """The speed as the tables show it."""
+        return f"{self.fps:,.1f}" + ("" if self.ratio is None else f" ({self.ratio:.2f}x)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """A way to embed: its points, and other facts about it by the names of their columns."""
+
+    name: str
+    points: Sequence[Point]
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one JSON file shows, or a part of it.
+
+    Attributes:
+        title: What was measured.
+        file: The JSON file's name.
+        loads: What the points' loads are, for example "batch".
+        systems: What was measured; none if ``table`` has it all.
+        table: Further figures: a row of headings, and the others.
+        notes: What has to be known about the figures.
+        about: Machine, versions and command.
+    """
+
+    title: str
+    file: str
+    loads: str = "batch"
+    systems: Sequence[System] = ()
+    table: Sequence[Sequence[str]] = ()
+    notes: Sequence[str] = ()
+    about: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def all_loads(self) -> list[str]:
+        """The loads of all systems, each once."""
+        return list(dict.fromkeys(point.load for system in self.systems for point in system.points))
+
+    def speeds(self, loads: Sequence[str]) -> list[list[str]]:
+        """A row of headings and a row for each system: speeds, and the facts that any system has."""
+        names = list(dict.fromkeys(name for system in self.systems for name in system.facts))
+        rows = [["faces a second", *(f"{self.loads} {load}" for load in loads), *names]]
+        for system in self.systems:
+            found = {point.load: point.speed for point in system.points}
+            cells = [found.get(load, "") for load in loads]
+            rows.append([system.name, *cells, *(system.facts.get(name, "") for name in names)])
+        return rows
+
+    def times(self) -> list[list[str]]:
+        """A row of headings and a row for each point: percentiles of the time of a call."""
+        names = list(dict.fromkeys(n for system in self.systems for p in system.points for n in p.times_ms))
+        rows = [["time of a call, ms", self.loads, *names]]
+        for system in self.systems:
+            for point in system.points:
+                cells = [f"{point.times_ms[name]:,.2f}" if name in point.times_ms else "" for name in names]
+                rows.append([system.name, point.load, *cells])
+        return rows
+
+    def plot(self) -> Any:
+        """Throughput against latency, one line a system."""
+        return draw(
+            {
+                system.name: [(point.times_ms["p50"], point.fps, point.load) for point in system.points]
+                for system in self.systems
+            },
+            self.loads,
+        )
+
+
+def read(folder: Path) -> list[Part]:
+    """Read all JSON files of a folder.
+
+    Raises:
+        ValueError: One of them is of no known kind.
+    """
+    return [part for file in sorted(folder.glob("*.json")) for part in _parts(file)]
+
+
+def _parts(file: Path) -> list[Part]:
+    data = json.loads(file.read_text())
+    for key, make in (
+        ("systems", _of_benchmark),
+        ("measurements", _of_perf),
+        ("outages_s", _of_outages),
+        ("matrix_tflops", _of_gpu),
+    ):
+        if key in data:
+            return make(file.name, data)
+    raise ValueError(f"{file} is no benchmark's JSON: it has only {', '.join(data)}.")
+
+
+def _of_benchmark(file: str, data: dict[str, Any]) -> list[Part]:
+    """What ``arcface-client benchmark`` wrote; ``title`` and ``facts`` are added by benchmarks/cpu.py."""
+    systems = []
+    for system in data["systems"]:
+        points = [
+            Point(
+                load=str(figure["batch_size"]),
+                fps=figure["throughput_fps"],
+                times_ms={name: figure[f"{name}_ms"] for name in ("p50", "p95", "p99")},
+                ratio=1.0 if figure["ratio"] is None else figure["ratio"]["median"],
+            )
+            for figure in system["figures"]
+        ]
+        facts = {
+            "drift": _number(system["drift"], ".1e"),
+            "cold start s": _number(system["start_s"], ".1f"),
+            "host MiB": _number(system["host_mb"], ",.0f"),
+            "GPU MiB": _number(system["vram_mb"], ",.0f"),
+        }
+        kept = {name: value for name, value in facts.items() if value}
+        systems.append(System(name=system["name"], points=points, facts=kept))
+    served_by = [f"{system['name']} by {', '.join(system['served_by'])}" for system in data["systems"]]
+    notes = [
+        f"Served: {'; '.join(served_by)}.",
+        "In brackets: relative to the first system, median of the ratios of turns that were taken in "
+        f"alternation ({data['turns']} turns of {data['turn_s']:g} s). Drift: from the first system.",
+        *data.get("facts", ()),
+    ]
+    if data["noisy"]:
+        notes.append("The machine was noisy: the turns of some figures differ by more than a tenth.")
+    if not data["complete"]:
+        notes.append(f"Not everything was measured: {data['stopped']}.")
+    title = data.get("title", f"{data['systems'][0]['name']} and others")
+    about = _about(data, _machine(data["machine"]), data["versions"])
+    return [Part(title=title, file=file, systems=systems, notes=notes, about=about)]
+
+
+def _of_perf(file: str, data: dict[str, Any]) -> list[Part]:
+    by_batch: dict[int, list[Point]] = {}
+    for figure in data["measurements"]:
+        times_ms = {name: figure[f"{name}_ms"] for name in ("p50", "p95", "p99")}
+        point = Point(load=str(figure["concurrency"]), fps=figure["faces_per_s"], times_ms=times_ms)
+        by_batch.setdefault(figure["batch_size"], []).append(point)
+    systems = [System(name=f"batch {batch}", points=points) for batch, points in by_batch.items()]
+    title = f"{data['model']} through Triton, over {data['protocol']}, shared memory: {data['shared_memory']}"
+    return [Part(title=title, file=file, loads="requests at a time", systems=systems)]
+
+
+def _of_outages(file: str, data: dict[str, Any]) -> list[Part]:
+    rows = [
+        [kind, f"{statistics.median(seconds):.2f}", f"{max(seconds):.2f}", str(len(seconds))]
+        for kind, seconds in data["outages_s"].items()
+    ]
+    table = [["the server is", "median s", "worst s", "outages"], *rows]
+    about = _about(data, _machine(data["machine"]), data.get("versions", {}))
+    return [Part(title="Outages: until another replica serves", file=file, table=table, about=about)]
+
+
+def _of_gpu(file: str, data: dict[str, Any]) -> list[Part]:
+    parts = []
+    about = _about({"command": "benchmarks/gpu.py"}, data["machine"].get("GPU", ""), data["machine"])
+    for network in sorted({row["network"] for row in data["figures"]}):
+        by_name: dict[str, list[dict[str, Any]]] = {}
+        for row in data["figures"]:
+            if row["network"] == network:
+                by_name.setdefault(f"{row['runtime']} {row['precision']}", []).append(row)
+        systems = [_gpu_system(name, rows) for name, rows in by_name.items()]
+        title = f"IResNet-{network.removeprefix('r')} on a GPU, in process"
+        parts.append(Part(title=title, file=file, systems=systems, about=about))
+    parts[-1:] = [replace(part, notes=data["remarks"]) for part in parts[-1:]]
+    if data["served"]:
+        head = ["through Triton", "called by", "shared memory", "batch", "concurrency", "faces a second"]
+        table = [
+            [
+                f"{row['network']} {row['precision']}",
+                row["caller"],
+                row["shared_memory"],
+                str(row["batch_size"] or ""),
+                str(row["concurrency"] or ""),
+                f"{row['faces_per_s']:,.0f}",
+            ]
+            for row in data["served"]
+        ]
+        parts.append(Part(title="On a GPU, through Triton", file=file, table=[head, *table], about=about))
+    return parts
+
+
+def _gpu_system(name: str, rows: Sequence[Mapping[str, Any]]) -> System:
+    points = [
+        Point(
+            load=str(row["batch"]),
+            fps=row["faces_per_s"],
+            times_ms={key: row[f"{key}_ms"] for key in ("p50", "p99")},
+        )
+        for row in sorted(rows, key=lambda row: int(row["batch"]))
+    ]
+    facts = {
+        "drift": _number(rows[0]["drift"], ".1e"),
+        "build s": _number(rows[0]["build_s"], ".0f"),
+        "GPU MiB": _number(max(row["device_mb"] or 0 for row in rows) or None, ",.0f"),
+    }
+    return System(name=name, points=points, facts={key: value for key, value in facts.items() if value})
+
+
+def _about(data: Mapping[str, Any], machine: str, versions: Mapping[str, str]) -> dict[str, str]:
+    texts = [f"{name} {version}" for name, version in versions.items() if name not in ("platform", "GPU")]
+    return {"machine": machine, "versions": ", ".join(texts), "command": data.get("command", "")}
+
+
+def _machine(machine: dict[str, Any] | str) -> str:
+    if isinstance(machine, str):
+        return machine
+    return ", ".join([machine["cpu"], f"{machine['cores']} cores", *machine["gpus"], machine["system"]])
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def to_html(parts: Sequence[Part]) -> str:
+    """Write the page."""
+    template = Path(__file__).with_suffix(".html").read_text()
+    return environment().from_string(template).render(parts=parts)
+
+
+def to_markdown(parts: Sequence[Part]) -> str:
+    """Write README's tables: speeds of every benchmark of several systems."""
+    texts = []
+    for part in parts:
+        loads = [load for load in _README_BATCHES if load in part.all_loads]
+        if part.loads == "batch" and loads:
+            texts.append(f"{part.title} ({part.about['machine']}):\n\n{table(*_split(part.speeds(loads)))}")
+    return "\n\n".join(texts)
+
+
+def _split(rows: Sequence[Sequence[str]]) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+    return rows[0], rows[1:]
+
+
+def with_tables(readme: str, tables: str) -> str:
+    """Put the tables between README's markers.
+
+    Raises:
+        ValueError: There are no markers.
+    """
+    pattern = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
+    if not pattern.search(readme):
+        raise ValueError(f"README.md lacks the markers {BEGIN} and {END}.")
+    return pattern.sub(lambda _: f"{BEGIN}\n\n{tables}\n\n{END}", readme)
 
 
 def numbers(text: str) -> tuple[int, ...]:
     """Read a list of whole numbers: "1,8,32"."""
     return tuple(map(int, text.split(",")))
-
-
-def origin(arguments: argparse.Namespace) -> dict[str, str]:
-    """The first entries of a report: the command, which can be run again, and the machine."""
-    flags = [f"--{name} {value}" for name, value in vars(arguments).items() if name != "output"]
-    command = " ".join([f"python benchmarks/{Path(sys.argv[0]).name}", *flags])
-    return {"command": command, "machine": machine()}
-
-
-def machine() -> str:
-    """The processor's name, the system and Python's version."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.partition(":")[2] for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0].strip() if names else model
-    return f"{model}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
-
-
-def publish(name: str, report: Mapping[str, Any], page: str, folder: Path | None) -> None:
-    """Print the page, and write it and its data to the folder, if there is one."""
-    print(page)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
-        (folder / f"{name}.md").write_text(page)
 
 
 def network(depth: str) -> str:
@@ -63,3 +302,17 @@ def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
     """A table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
+
+
+def main() -> int:
+    """Write the page and README's tables."""
+    parts = read(FOLDER)
+    (FOLDER / "index.html").write_text(to_html(parts))
+    readme = ROOT / "README.md"
+    readme.write_text(with_tables(readme.read_text(), to_markdown(parts)))
+    print(f"{FOLDER / 'index.html'} and {readme}: {len(parts)} parts")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

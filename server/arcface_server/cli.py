@@ -141,7 +141,7 @@ def perf(
 ) -> int:
     """Measure a model with NVIDIA's perf_analyzer: the one on the PATH, or one that is downloaded once."""
     from arcface_client import EmbeddingClient  # imports gRPC, which `--help` does not need
-    from arcface_client.evaluation.benchmark_plot import check_plot, draw
+    from arcface_client.evaluation.plot import check_plot, draw
 
     for path in filter(None, (output, plot)):
         check_output(path)

@@ -97,7 +97,7 @@ def benchmark(
     for path in filter(None, (output, plot)):
         check_output(path)
     if plot is not None:
-        from ..evaluation.benchmark_plot import check_plot, draw, lines_of
+        from ..evaluation.plot import check_plot, draw, lines_of
 
         check_plot(plot)
     flags = {"embedding.model": name, "embedding.source": source, "embedding.device": device}

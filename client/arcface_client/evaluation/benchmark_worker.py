@@ -13,6 +13,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from ..backends.base import EmbeddingBackend
 from ..backends.factory import make_backend
 from ..backends.local import BATCH_SIZE, LocalModel
@@ -29,6 +31,7 @@ from ..settings import BACKEND_TYPES, PipelineSettings
 from .samples import generated_samples
 from .systems import is_file
 
+_CROPS: Final = 64  # different ones
 _STOP_S: Final = 5.0
 
 
@@ -128,9 +131,11 @@ def _serve(pipe: Connection, name: str, settings: PipelineSettings) -> None:
             backend.ensure_ready()
             golden = backend.encode(golden_crops())
             pipe.send(Opened(diagnostics=backend.diagnostics(), golden=golden))
+            samples = generated_samples(_CROPS).crops
             while True:
                 batch_size, seconds, clients = pipe.recv()
-                pipe.send(_turn(backend, generated_samples(batch_size).crops, seconds, clients))
+                crops = np.resize(samples, (batch_size, *samples.shape[1:]))  # repeated, if need be
+                pipe.send(_turn(backend, crops, seconds, clients))
     except ArcFaceError as error:
         pipe.send(str(error))
     except EOFError:

@@ -12,10 +12,12 @@ import numpy as np
 from ..contract import Crops
 from ..errors import require
 from .measure import Measured
+from .plot import new_figure, plain, to_svg
 from .report import FLIP_CROPS, Report
 from .scores import Same, Values, drifts, flipped, similarities_of_all_pairs
 
 if TYPE_CHECKING:
+    import jinja2
     from matplotlib.figure import Figure
 
 _BLUE: Final = "#2563eb"
@@ -23,24 +25,7 @@ _RED: Final = "#dc2626"
 _GREY: Final = "#64748b"
 _BARS: Final = ("#2563eb", "#93b4f5")
 
-_STYLE: Final[Any] = {
-    "axes.edgecolor": "#94a3b8",
-    "axes.grid": True,
-    "axes.labelcolor": "#334155",
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.axisbelow": True,
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "grid.color": "#e2e8f0",
-    "svg.fonttype": "none",  # text stays text, in the page's own font
-    "text.color": "#0f172a",
-    "xtick.color": "#475569",
-    "ytick.color": "#475569",
-}
-
 _WORST: Final = 8
-_LONGEST_NAME: Final = 32
 
 _LEAST_DRIFT: Final = 1e-15
 """About the rounding of float32; a logarithmic axis cannot show 0."""
@@ -58,6 +43,19 @@ def check_extra() -> None:
 
 def to_html(report: Report) -> str:
     """Write a report as HTML; see ``check_extra`` for what it needs."""
+    return (
+        environment()
+        .get_template("page.html")
+        .render(
+            report=report,
+            speed=_speed_bars(report.systems),
+            details=[_details(report, number) for number in range(1, len(report.systems))],
+        )
+    )
+
+
+def environment() -> jinja2.Environment:
+    """What makes pages: templates that may include "style.css", and a filter that draws figures."""
     import jinja2
     from markupsafe import Markup
 
@@ -68,12 +66,8 @@ def to_html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["svg"] = lambda figure: Markup(_svg(figure))  # all other text is escaped
-    return environment.get_template("page.html").render(
-        report=report,
-        speed=_speed_bars(report.systems),
-        details=[_details(report, number) for number in range(1, len(report.systems))],
-    )
+    environment.filters["svg"] = lambda figure: Markup(to_svg(figure))  # all other text is escaped
+    return environment
 
 
 def _details(report: Report, number: int) -> Mapping[str, Any]:
@@ -114,7 +108,7 @@ def _drift_histogram(drift: Values, allowed: float) -> Figure:
     """How many crops drift how far, on a logarithmic axis."""
     shown = np.maximum(drift, _LEAST_DRIFT)
     low, high = min(shown.min(), allowed) / 10, max(shown.max(), allowed) * 10
-    figure, axes = _figure("Drift of each crop (cosine distance)", "crops")
+    figure, axes = new_figure("Drift of each crop (cosine distance)", "crops")
     bins = np.geomspace(low, high, 61)
     for kept, colour in ((shown <= allowed, _BLUE), (shown > allowed, _RED)):
         axes.hist(shown[kept], bins, color=colour)
@@ -128,7 +122,7 @@ def _drift_histogram(drift: Values, allowed: float) -> Figure:
 def _drift_scatter(drift: Values, worst: Sequence[int], allowed: float) -> Figure:
     """Every crop's drift; the worst crops have their rank beside them."""
     shown = np.maximum(drift, _LEAST_DRIFT)
-    figure, axes = _figure("crop", "drift")
+    figure, axes = new_figure("crop", "drift")
     axes.scatter(np.arange(len(shown)), shown, s=14, color=[_RED if d > allowed else _BLUE for d in shown])
     for rank, index in enumerate(worst, start=1):
         axes.annotate(str(rank), (index, shown[index]), xytext=(4, 3), textcoords="offset points", fontsize=9)
@@ -143,7 +137,7 @@ def _similarity_scatter(
     left: Values, right: Values, names: tuple[str, str], threshold: float, same: Same | None
 ) -> Figure:
     """Similarity of each pair by the baseline against that by another system, flips in red."""
-    figure, axes = _figure(f"similarity by {_plain(names[0])}", f"by {_plain(names[1])}")
+    figure, axes = new_figure(f"similarity by {plain(names[0])}", f"by {plain(names[1])}")
     changed = flipped(left, right, threshold)
     known = [("pairs of crops", np.ones(len(left), bool), _BLUE)]
     if same is not None:
@@ -162,7 +156,7 @@ def _similarity_scatter(
 def _speed_bars(systems: Sequence[Measured]) -> Figure:
     """Crops a second of each system, by batch size, with the speedup over the baseline."""
     sizes = [speed.batch_size for speed in systems[0].speed]
-    figure, axes = _figure("faces a second", "", width=8, height=0.9 + 0.5 * len(systems))
+    figure, axes = new_figure("faces a second", "", width=8, height=0.9 + 0.5 * len(systems))
     height = 0.8 / len(sizes)
     for number, size in enumerate(sizes):
         speeds = [system.speed[number] for system in systems]
@@ -171,7 +165,7 @@ def _speed_bars(systems: Sequence[Measured]) -> Figure:
         bars = axes.barh(places, widths, height, label=f"batch {size}", color=_BARS[number])
         labels = [f"{speed.faces_per_s:,.1f}  ({speed.speedup:.2f}x)" for speed in speeds]
         axes.bar_label(bars, labels, padding=4, fontsize=9)
-    axes.set_yticks(np.arange(len(systems)), [_plain(system.name) for system in systems])
+    axes.set_yticks(np.arange(len(systems)), [plain(system.name) for system in systems])
     axes.invert_yaxis()
     axes.margins(x=0.3)  # room for the labels
     axes.grid(axis="y", visible=False)
@@ -179,35 +173,8 @@ def _speed_bars(systems: Sequence[Measured]) -> Figure:
     return figure
 
 
-def _figure(x_label: str, y_label: str, *, width: float = 4.8, height: float = 3.4) -> tuple[Figure, Any]:
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots()
-    axes.set(xlabel=x_label, ylabel=y_label)
-    return figure, axes
-
-
 def _draw_allowed(line: Any, allowed: float) -> None:
     line(allowed, color=_RED, linewidth=1.2, linestyle="--", label=f"allowed: {allowed:g}")
-
-
-def _plain(name: str) -> str:
-    """Shorten a long name at its beginning, and escape dollars, which begin a formula in matplotlib."""
-    short = name if len(name) <= _LONGEST_NAME else "…" + name[-_LONGEST_NAME:]
-    return short.replace("$", r"\$")
-
-
-def _svg(figure: Figure) -> str:
-    from matplotlib import rc_context
-
-    with rc_context(_STYLE):
-        file = io.StringIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(file, format="svg", dpi=150, transparent=True, metadata=nothing)
-    return file.getvalue()[file.getvalue().index("<svg") :]
 
 
 def _png(crop: Crops) -> str:

@@ -1,0 +1,51 @@
+"""The report of docs/benchmarks: the page, and README's tables, against the JSON files."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import report
+from support.browser import CHROMIUM, PHONE, show
+
+FILES = sorted(report.FOLDER.glob("*.json"))
+
+
+def speeds(data: dict[str, Any]) -> list[float]:
+    """All speeds of a JSON file, read without the report's code."""
+    by_system = [figure["throughput_fps"] for system in data.get("systems", ()) for figure in system["figures"]]
+    return by_system + [row["faces_per_s"] for row in data.get("figures", ())]
+
+
+def test_readmes_tables_are_those_of_the_json_files() -> None:
+    readme = (report.ROOT / "README.md").read_text()
+    assert report.with_tables(readme, report.to_markdown(report.read(report.FOLDER))) == readme
+    tables = readme[readme.index(report.BEGIN) : readme.index(report.END)]
+    known = {f"{speed:,.1f}" for file in FILES for speed in speeds(json.loads(file.read_text()))}
+    rows = [line.split("|")[2:-1] for line in tables.splitlines() if line.startswith("| ")]
+    shown = {cell.split()[0] for row in rows for cell in row[:3] if re.match(r" [\d,]+\.\d\b", cell)}
+    assert shown
+    assert shown <= known
+
+
+def test_the_page_names_the_machine_the_versions_and_the_command_of_every_figure() -> None:
+    for part in report.read(report.FOLDER):
+        assert part.about["machine"], part.title
+        assert part.about["command"], part.title
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium")
+def test_the_page_is_whole_in_a_browser_without_a_network_and_on_a_phone(tmp_path: Path) -> None:
+    path = tmp_path / "index.html"
+    path.write_text(report.to_html(report.read(report.FOLDER)))
+    page = show(path, tmp_path / "profile")
+    assert page.complaints == []
+    assert page.requests == []
+    assert page.width <= PHONE
+    for file in FILES:
+        for speed in speeds(json.loads(file.read_text())):
+            assert f"{speed:,.1f}" in page.text
