@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from arcface_client.evaluation.page import environment
 from arcface_client.evaluation.plot import draw
+from arcface_client.triton.limits import DEFAULT_MAX_DRIFT_COSINE
 
 ROOT: Final = Path(__file__).parents[1]
 FOLDER: Final = ROOT / "docs" / "benchmarks"
@@ -50,10 +51,11 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """A way to embed: its points, and other facts about it by the names of their columns."""
+    """A way to embed: its points, its drift, and other facts about it by the names of their columns."""
 
     name: str
     points: Sequence[Point]
+    drift: float
     facts: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -157,7 +159,7 @@ def _of_benchmark(file: str, data: dict[str, Any]) -> list[Part]:
             "GPU MiB": _number(system["vram_mb"], ",.0f"),
         }
         kept = {name: value for name, value in facts.items() if value}
-        systems.append(System(name=system["name"], points=points, facts=kept))
+        systems.append(System(name=system["name"], points=points, drift=system["drift"] or 0, facts=kept))
     served_by = [f"{system['name']} by {', '.join(system['served_by'])}" for system in data["systems"]]
     notes = [
         f"Served: {'; '.join(served_by)}.",
@@ -180,7 +182,7 @@ def _of_perf(file: str, data: dict[str, Any]) -> list[Part]:
         times_ms = {name: figure[f"{name}_ms"] for name in ("p50", "p95", "p99")}
         point = Point(load=str(figure["concurrency"]), fps=figure["faces_per_s"], times_ms=times_ms)
         by_batch.setdefault(figure["batch_size"], []).append(point)
-    systems = [System(name=f"batch {batch}", points=points) for batch, points in by_batch.items()]
+    systems = [System(name=f"batch {batch}", points=points, drift=0) for batch, points in by_batch.items()]
     title = f"{data['model']} through Triton, over {data['protocol']}, shared memory: {data['shared_memory']}"
     return [Part(title=title, file=file, loads="requests at a time", systems=systems)]
 
@@ -238,7 +240,8 @@ def _gpu_system(name: str, rows: Sequence[Mapping[str, Any]]) -> System:
         "build s": _number(rows[0]["build_s"], ".0f"),
         "GPU MiB": _number(max(row["device_mb"] or 0 for row in rows) or None, ",.0f"),
     }
-    return System(name=name, points=points, facts={key: value for key, value in facts.items() if value})
+    kept = {key: value for key, value in facts.items() if value}
+    return System(name=name, points=points, drift=rows[0]["drift"] or 0, facts=kept)
 
 
 def _about(data: Mapping[str, Any], machine: str, versions: Mapping[str, str]) -> dict[str, str]:
@@ -263,17 +266,15 @@ def to_html(parts: Sequence[Part]) -> str:
 
 
 def to_markdown(parts: Sequence[Part]) -> str:
-    """Write README's tables: speeds of every benchmark of several systems."""
+    """Write README's tables: speeds of the systems of every benchmark that are within the tolerance."""
     texts = []
     for part in parts:
         loads = [load for load in _README_BATCHES if load in part.all_loads]
         if part.loads == "batch" and loads:
-            texts.append(f"{part.title} ({part.about['machine']}):\n\n{table(*_split(part.speeds(loads)))}")
+            right = [system for system in part.systems if system.drift <= DEFAULT_MAX_DRIFT_COSINE]
+            header, *rows = replace(part, systems=right).speeds(loads)
+            texts.append(f"{part.title} ({part.about['machine']}):\n\n{table(header, rows)}")
     return "\n\n".join(texts)
-
-
-def _split(rows: Sequence[Sequence[str]]) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
-    return rows[0], rows[1:]
 
 
 def with_tables(readme: str, tables: str) -> str:

@@ -17,7 +17,9 @@ FILES = sorted(report.FOLDER.glob("*.json"))
 
 def speeds(data: dict[str, Any]) -> list[float]:
     """All speeds of a JSON file, read without the report's code."""
-    by_system = [figure["throughput_fps"] for system in data.get("systems", ()) for figure in system["figures"]]
+    by_system = [
+        figure["throughput_fps"] for system in data.get("systems", ()) for figure in system["figures"]
+    ]
     return by_system + [row["faces_per_s"] for row in data.get("figures", ())]
 
 

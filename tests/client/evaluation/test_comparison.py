@@ -22,6 +22,7 @@ from arcface_client.evaluation.images import read_crop
 from arcface_client.evaluation.scores import flips, similarities
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_server import LocalTriton
+from support.browser import CHROMIUM, PHONE, show
 from support.exports import small_arcface
 from support.pair_files import PYTHON_2, encode, pairs
 
@@ -275,3 +276,21 @@ def test_every_field_of_the_json_is_documented(url: list[str], capsys: pytest.Ca
     del found["versions"]  # whose keys are packages
     documented = set(re.findall(r"`(\w+)`", DOCUMENTATION.read_text(encoding="utf-8")))
     assert keys(found) - {"0.001", "0.0001"} <= documented
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium")
+def test_the_html_report_is_whole_in_a_browser_without_a_network_and_on_a_phone(
+    url: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "out.html"
+    assert main(["compare", "face_onnx", "slight_trt", *FEW, *url, "--report", str(path), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    page = show(path, tmp_path / "profile")
+    assert page.complaints == []
+    assert page.requests == []
+    assert page.width <= PHONE
+    (pair,) = found["pairs"]
+    for drift in (pair["drift_max"], pair["drift_p99"], *(one["drift_max"] for one in found["controls"])):
+        assert f"{drift:.1e}" in page.text
+    for speed in (speed for system in found["backends"] for speed in system["speed"]):
+        assert f"{speed['faces_per_s']:.1f}" in page.text
