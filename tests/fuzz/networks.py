@@ -482,6 +482,42 @@ def row_of(writer: Writer, x: Value) -> Value:
             return writer.with_axes("Squeeze", one, [2, 3], (channels,), 13)
 
 
+def head(writer: Writer, row: Value, dim: int) -> Value:
+    """A row to the embedding, perhaps by a convolution of 1x1 as mobile networks end."""
+    if writer.any_of(True, True, False):
+        embedding = writer.linear(row, dim)
+        return writer.batch_norm(embedding) if writer.any_of(True, False) else embedding
+    pixel = writer.with_axes("Unsqueeze", row, [2, 3], (*row.shape, 1, 1), 13)
+    embedding = writer.batch_norm(writer.conv(pixel, dim, kernel=1))
+    match writer.any_of("map", "squeeze", "flatten", "reshape"):
+        case "squeeze":
+            return writer.with_axes("Squeeze", embedding, [2, 3], (dim,), 13)
+        case "flatten":
+            return writer.op("Flatten", embedding, shape=(dim,), axis=1)
+        case "reshape":
+            return writer.reshape(embedding, dim)
+    return embedding
+
+
+NAMES = ("image", "embedding", "pixels", "centred", "planes", "length", "unit", "crops", "row", "pixel_mean")
+"""Names that exporters choose and that a serving graph has, too."""
+
+
+def renamed(writer: Writer, graph: onnx.GraphProto) -> None:
+    """Give some values other names, the last one among them."""
+    produced = [output for node in graph.node for output in node.output]
+    picked = [produced[-1], *(writer.any_of(*produced) for _ in range(writer.any_of(0, 3)))]
+    names = {old: writer.any_of(*NAMES) for old in picked}
+    taken = [*names.values(), graph.input[0].name]
+    names = {old: new for old, new in names.items() if taken.count(new) == 1}
+    for node in graph.node:
+        for values in (node.input, node.output):
+            for index, value in enumerate(values):
+                values[index] = names.get(value, value)
+    for output in graph.output:
+        output.name = names.get(output.name, output.name)
+
+
 def unit_length(writer: Writer, x: Value) -> Value:
     match writer.any_of("none", "none", "none", "lp", "l2", "clipped", "by hand"):
         case "none":
@@ -505,8 +541,8 @@ def networks(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Network:
     writer = Writer(draw)
     channels_last = writer.any_of(False, False, True)
     batch: int | str = writer.batch or "N"
-    image = Value("data", (112, 112, 3) if channels_last else (3, 112, 112))
-    declared = helper.make_tensor_value_info("data", TensorProto.FLOAT, [batch, *image.shape])
+    image = Value(writer.any_of("data", "image", "input"), (112, 112, 3) if channels_last else (3, 112, 112))
+    declared = helper.make_tensor_value_info(image.name, TensorProto.FLOAT, [batch, *image.shape])
 
     x, caller, channels, stated = preprocessing(writer, image, channels_last)
     x, plain = stem(writer, x)
@@ -514,21 +550,22 @@ def networks(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Network:
         x = writer.any_of(*BLOCKS)(writer, x)
     row = transformer(writer, x, image) if writer.any_of(True, False, False) else row_of(writer, x)
 
-    dim = writer.any_of(512, 512, 32, 128, 256)
-    embedding = writer.linear(row, dim)
-    if writer.any_of(True, False):
-        embedding = writer.batch_norm(embedding)
-    embedding = unit_length(writer, embedding)
-    if writer.any_of(*[False] * 5, True):
-        embedding = writer.with_axes("Unsqueeze", embedding, [2, 3], (dim, 1, 1), 13)
-    output = helper.make_tensor_value_info(embedding.name, TensorProto.FLOAT, [batch, *embedding.shape])
+    embedding = unit_length(writer, head(writer, row, writer.any_of(512, 512, 32, 128, 256)))
+    alone = writer.batch == 1 and len(embedding.shape) == 1 and writer.any_of(*[False] * 3, True)
+    if alone:  # [D] of a batch of one
+        embedding = writer.with_axes("Squeeze", embedding, [0], embedding.shape, 13)
+        own: list[int | str] = list(embedding.shape)
+    else:
+        own = [batch, *embedding.shape]
+    output = helper.make_tensor_value_info(embedding.name, TensorProto.FLOAT, own)
     if writer.any_of(*[False] * 5, True):
         output.type.tensor_type.ClearField("shape")
     outputs = [output]
-    if writer.any_of(*[False] * 5, True):  # its length as well, as AdaFace gives it
+    if not alone and writer.any_of(*[False] * 5, True):  # its length as well, as AdaFace gives it
         length = writer.reduce("ReduceL2", embedding, [1], (1, *embedding.shape[1:]), 1)
         outputs.append(helper.make_tensor_value_info(length.name, TensorProto.FLOAT, [batch, *length.shape]))
     graph = helper.make_graph(writer.nodes, "network", [declared], outputs, writer.tensors)
+    renamed(writer, graph)
     opsets = [helper.make_opsetid("", writer.opset)]
     model = helper.make_model(
         graph, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets), producer_name="fuzz"

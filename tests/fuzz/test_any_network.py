@@ -41,7 +41,8 @@ def reference(network: Network, crops: Crops) -> Embeddings | None:
     planes = np.ascontiguousarray(planes)
     try:
         loaded = session(network.model.SerializeToString())
-        raw = in_steps(lambda part: loaded.run(None, {"data": part})[0], planes, network.batch)
+        name = loaded.get_inputs()[0].name
+        raw = in_steps(lambda part: loaded.run(None, {name: part})[0], planes, network.batch)
     except RUN_ERRORS:
         return None
     rows = raw.reshape(len(crops), -1).astype(np.float64)
