@@ -70,7 +70,7 @@ def _external_data(tensor: onnx.TensorProto, path: Path) -> bytes:
             raise ValueError(f"{info.length:,} bytes instead of {length:,}")
     except (TypeError, ValueError) as error:
         raise NotOnnxError(
-            f"{path} is damaged: it says where weight {tensor.name!r} is, and that is wrong ({error}); "
+            f"{path} is damaged: the place that it gives for weight {tensor.name!r} is wrong ({error}); "
             "fetch or export it again."
         ) from error
     name = Path(info.location)
