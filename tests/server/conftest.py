@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 import tritonclient.grpc as grpcclient
 
+from arcface_builder.build import build
 from arcface_builder.repository.config import config_text, openvino_config
 from arcface_builder.repository.plans import add_plans
 from arcface_builder.repository.publish import ModelRepository
+from arcface_builder.source.load import OnnxFile
 from arcface_client.contract import EMBEDDING_DIM
 from arcface_server import LocalTriton
 from support.engines import stored_plan
+from support.networks import NETWORKS, ONE_CROP
 from support.tiny import tiny_serving_graph, write_tiny_repository
 
 
@@ -36,6 +39,10 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, instances in (("tiny_openvino", 1), ("pair_openvino", 2)):
         file = write_tiny_repository(folder, name, versions=(2,)) / "config.pbtxt"
         file.write_text(config_text(openvino_config(name, EMBEDDING_DIM, instances)))
+    for name, network in {"narrow": NETWORKS["192 numbers, channels last"], "single": ONE_CROP}.items():
+        source = tmp_path_factory.mktemp(name) / "source.onnx"
+        source.write_bytes(network.SerializeToString())
+        build(OnnxFile(source, color="bgr"), name=name, repository=folder)
     plan = stored_plan(tmp_path_factory.mktemp("store"), "86")
     add_plans(ModelRepository(folder), [plan], version=1)
     return folder

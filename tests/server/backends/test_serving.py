@@ -109,6 +109,19 @@ def test_only_the_request_that_the_model_fails_on_gets_an_error(
     assert isinstance(good, np.ndarray)
 
 
+@pytest.mark.parametrize(("model", "dim"), [("narrow_onnx", 192), ("single_onnx", 64)])
+def test_networks_of_any_width_and_of_one_crop_at_a_time_are_served(
+    model: str, dim: int, server: LocalTriton, repository: Path, crops: Crops
+) -> None:
+    expected = OnnxRuntime(repository / model / "1" / "model.onnx").embed(crops)
+
+    with EmbeddingClient(server.grpc_url, model) as client:
+        embeddings = client.encode(crops)
+
+    assert embeddings.shape == (3, dim)
+    np.testing.assert_allclose(embeddings, expected, rtol=0, atol=1e-6)
+
+
 def test_two_instances_share_the_requests(
     client: grpcclient.InferenceServerClient, server: LocalTriton, crops: Crops
 ) -> None:
