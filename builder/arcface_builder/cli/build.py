@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 
 import typer
 
-from arcface_client.cli.terminal import UsageError, print_json, progress
+from arcface_client.cli.terminal import UsageError, checked, print_json, progress
 from arcface_client.models.normalisation import FAMILIES, NAMED, Normalisation
 
 from ..build import DEFAULT_REPOSITORY
@@ -18,7 +18,7 @@ from ..build import build as build_model
 from ..repository.config import ServingOptions
 from ..source.insightface_pack import DEFAULT_ROOT
 from ..source.load import Checkpoint, InsightFacePack, OnnxFile, Source, Synthetic
-from .options import Json, Name, Repository, checked, recorded_path
+from .options import Json, Name, Repository, recorded_path
 
 _source_option = partial(typer.Option, rich_help_panel="Source (exactly one)")
 _detail = partial(typer.Option, rich_help_panel="Details of the source")

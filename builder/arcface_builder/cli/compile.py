@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 import numpy as np
 import typer
 
-from arcface_client.cli.terminal import UsageError, counted, print_json, progress, say
+from arcface_client.cli.terminal import UsageError, checked, counted, print_json, progress, say
 from arcface_client.contract import Crops, Progress
 from arcface_client.evaluation.images import find_images, read_crop
 from arcface_client.models.plan_manifest import PlanParity
@@ -43,7 +43,6 @@ from .options import (
     Name,
     Precision,
     Repository,
-    checked,
     recorded_path,
 )
 

@@ -10,23 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from arcface_client.cli.terminal import DONE, FAILED, UsageError, examples, print_json, progress, say
+from arcface_client.cli.terminal import DONE, FAILED, UsageError, checked, examples, print_json, progress, say
 from arcface_client.contract import Progress
 from arcface_client.settings import load_tensorrt_settings
 
 from ..errors import OptionError, PlanDamagedError
 from ..store import GPU, Entry, LocalStore, PlanStore, PruneRule, open_store, sm_of
-from .options import (
-    BUCKET_KEY,
-    Bucket,
-    CacheDir,
-    Config,
-    EndpointUrl,
-    Json,
-    Precision,
-    checked,
-    with_shared_options,
-)
+from .options import BUCKET_KEY, Bucket, CacheDir, Config, EndpointUrl, Json, Precision, with_shared_options
 
 if TYPE_CHECKING:  # boto3 is an extra
     from ..store.bucket import Bucket as S3Bucket

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Final, Literal, TypeVar, get_type_hints
 import typer
 
 from arcface_client.cli.terminal import utf8_path
-from arcface_client.errors import InputError
 from arcface_client.settings import TENSORRT_PATH
 
 T = TypeVar("T")
@@ -25,18 +24,6 @@ _store_option = partial(typer.Option, rich_help_panel="Where plans are kept")
 def recorded_path(value: str | Path) -> Path:
     """Read a path that goes into a manifest; Typer passes defaults through here, too."""
     return utf8_path(str(value))
-
-
-def checked(parse: Callable[[str], T]) -> Callable[[str], T]:
-    """Let a value that a parser refuses be wrong usage."""
-
-    def parsed(text: str) -> T:
-        try:
-            return parse(text)
-        except InputError as error:
-            raise typer.BadParameter(str(error)) from error
-
-    return parsed
 
 
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8"]

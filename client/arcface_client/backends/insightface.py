@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from ..contract import CROP_SHAPE, CROP_SIZE, INPUT_NAME, Crops, Embeddings
 from ..errors import ContractError, DeploymentError, ModelNotFoundError, require
 from ..failover.replica import Origin
 from ..models.embedding_space import EmbeddingSpace
-from ..models.files import expanded, file_sha256
+from ..models.files import expanded
 from ..models.golden import golden_crops, largest_drift
 from ..models.normalisation import PYTORCH, RAW, Normalisation, Pixels
 from ..models.repository import LocalModels
@@ -32,6 +33,7 @@ PACKS: Final = Path("~/.insightface/models")
 
 _PURPOSE: Final = "The reference"
 _PLANES: Final = (3, CROP_SIZE, CROP_SIZE)
+_CHECKPOINTS: Final = (".ckpt", ".pt", ".pth", ".safetensors")
 _SAME: Final = 1e-5
 """Drift that rounding explains."""
 
@@ -80,7 +82,8 @@ class SourceRuntime:
         self._fixed = fixed if isinstance(fixed, int) else None
         self._insightface: Any = None
         self.pixels = pixels or Pixels("RGB", RAW if dtype is np.uint8 else PYTORCH)
-        if self._first and len(outputs) == 1 and dtype is np.float32:
+        ours = self._first and len(outputs) == 1 and dtype is np.float32
+        if ours and not _external_weights(path):  # InsightFace's loader refuses links to these
             arcface = require("insightface.model_zoo.arcface_onnx", extra="insightface", purpose=_PURPOSE)
             model = arcface.ArcFaceONNX(str(path), session=session)
             own = Pixels("RGB", Normalisation.uniform(model.input_mean, model.input_std))
@@ -165,7 +168,7 @@ def insightface_origin(models: LocalModels, source: str, provider: str, gpu: int
 
         path = find_source(source)
 
-        sha256 = file_sha256(path)
+        sha256 = source_sha256(path)
         manifest = models.built_from(sha256)
         pixels = None if manifest is None else manifest.preprocessing.caller
 
@@ -202,6 +205,11 @@ def find_source(source: str) -> Path:
             raise ModelNotFoundError(
                 f"There is no file {path}; give an ONNX file or a pack, for example buffalo_l."
             )
+        if path.suffix in _CHECKPOINTS:
+            raise ModelNotFoundError(
+                f"{path} holds weights without a network, and the reference runs ONNX files; export the "
+                "network to ONNX, or compare with the model that was built from it."
+            )
         return path
     folder = expanded(PACKS) / source
     # antelopev2.zip holds a folder of its own name, so its files lie one level deeper.
@@ -216,6 +224,39 @@ def find_source(source: str) -> Path:
             "InsightFace's packs there (for non-commercial research only); other backends need neither."
         )
     return found[0]
+
+
+def source_sha256(path: Path) -> str:
+    """SHA-256 of a source as its manifest has it: of the file, and of the weights that it keeps in others.
+
+    Raises:
+        DeploymentError: A file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        digest.update(path.read_bytes())
+        for file, offset, length in _external_weights(path):
+            with file.open("rb") as data:
+                data.seek(offset)
+                digest.update(data.read(length))
+    except OSError as error:
+        raise DeploymentError(f"Cannot read {error.filename}: {error.strerror}.") from error
+    return digest.hexdigest()
+
+
+def _external_weights(path: Path) -> list[tuple[Path, int, int]]:
+    """The file, place and length of each weight that an ONNX file keeps in another file."""
+    onnx: Any = require("onnx", extra="insightface", purpose=_PURPOSE)
+    try:
+        weights = onnx.load(path, load_external_data=False).graph.initializer
+    except DecodeError:
+        return []
+    places = [{entry.key: entry.value for entry in weight.external_data} for weight in weights]
+    return [
+        (path.parent / place["location"], int(place.get("offset", 0)), int(place.get("length", -1)))
+        for place in places
+        if "location" in place
+    ]
 
 
 def _is_recognition(path: Path) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import typer
 
 from . import connection
-from .terminal import DONE, FAILED, examples, print_json, progress
+from .terminal import DONE, FAILED, checked, examples, print_json, progress
 
 if TYPE_CHECKING:
     from ..models.normalisation import Channels
@@ -116,7 +116,7 @@ def compare(
     pixels = None
     if color or normalisation:
         channels: Channels = "BGR" if color == "bgr" else "RGB"
-        pixels = Pixels(channels, Normalisation.parse(normalisation) if normalisation else PYTORCH)
+        pixels = Pixels(channels, checked(Normalisation.parse)(normalisation) if normalisation else PYTORCH)
 
     if report is not None:
         from ..evaluation.page import check_extra, to_html

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar, cast
@@ -24,7 +24,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from ..contract import Progress
-from ..errors import ArcFaceError
+from ..errors import ArcFaceError, InputError
 
 T = TypeVar("T")
 
@@ -221,6 +221,18 @@ def counted(items: Iterable[T], progress: Progress, stage: str, total: int) -> I
     for done, item in enumerate(items):
         progress(stage, done / total)
         yield item
+
+
+def checked(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """Let a value that a parser refuses be wrong usage."""
+
+    def parsed(text: str) -> T:
+        try:
+            return parse(text)
+        except InputError as error:
+            raise typer.BadParameter(str(error)) from error
+
+    return parsed
 
 
 def utf8_path(text: str) -> Path:

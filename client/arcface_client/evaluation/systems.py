@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
-from ..backends.insightface import SourceRuntime, find_source
+from ..backends.insightface import SourceRuntime, find_source, source_sha256
 from ..contract import Crops, Embeddings
 from ..errors import DeploymentError, InputError, ModelNotFoundError, require
 from ..failover.discovery import Pin
-from ..models.files import file_sha256
 from ..models.naming import family_models
 from ..models.normalisation import Pixels
 from ..models.repository import LocalModels
@@ -133,7 +132,7 @@ def open_reference(source: str, stated: Pixels | None, models: LocalModels, stac
     from ..runtimes.onnxruntime import open_session
 
     path = find_source(source)
-    manifest = None if stated else models.built_from(file_sha256(path))
+    manifest = None if stated else models.built_from(source_sha256(path))
     pixels = stated if manifest is None else manifest.preprocessing.caller
     runtime = SourceRuntime(path, open_session(path, entries=ENTRIES), pixels)
     stack.callback(runtime.close)

@@ -200,6 +200,7 @@ def test_status_as_json_describes_the_embedder_without_a_server_too(
         ["status", "--backend", "triton"],
         ["compare", "a"],
         ["compare", "a", "b", "--color", "bgr"],
+        ["compare", "a", "--reference", "b", "--normalisation", "none"],
         ["compare", "a", "b", "--n-samples", "1"],
         ["compare", "a", "b", "--batch-size", "0"],
         ["compare", "a", "b", "--threshold", "1.5"],

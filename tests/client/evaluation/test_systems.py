@@ -126,6 +126,22 @@ def test_any_source_that_builds_is_a_reference_that_agrees_with_what_was_built(
     assert largest_drift(embeddings, expected) < (1e-3 if export is half_weights else 1e-9)
 
 
+def test_a_source_with_weights_behind_links_is_given_what_its_manifest_says(tmp_path: Path) -> None:
+    """As torch's exporter writes files, and Hugging Face's cache keeps them."""
+    blobs, folder = tmp_path / "blobs", tmp_path / "snapshot"
+    blobs.mkdir()
+    folder.mkdir()
+    onnx.save(small_arcface(), blobs / "m.onnx", save_as_external_data=True, location="w", size_threshold=0)
+    for name in ("m.onnx", "w"):
+        (folder / name).symlink_to(blobs / name)
+    built = build(OnnxFile(folder / "m.onnx", UNIT, "bgr"), name="any", repository=tmp_path / "models")
+    expected = OnnxRuntime(built.path / "model.onnx").embed(CROPS)
+    with ExitStack() as stack:
+        reference = opened(str(folder / "m.onnx"), stack, models=tmp_path / "models")
+        assert str(reference.pixels) == "BGR, x / 255"
+        assert largest_drift(reference.embed(CROPS), expected) < 1e-9
+
+
 def test_a_model_that_was_built_with_other_pixels_agrees_best_with_those(
     save: Callable[[onnx.ModelProto], str],
 ) -> None:
@@ -148,5 +164,9 @@ def test_a_file_that_insightface_cannot_use_is_one_line(save: Callable[[onnx.Mod
     with ExitStack() as stack:
         with pytest.raises(DeploymentError, match=r"is a serving graph"):
             opened(save(tiny_serving_graph()), stack)
+        checkpoint = Path(save(small_arcface())).with_suffix(".pt")
+        checkpoint.touch()
+        with pytest.raises(DeploymentError, match=r"source\.pt holds weights without a network"):
+            opened(str(checkpoint), stack)
         with pytest.raises(DeploymentError, match=r"There is no file missing\.onnx"):
             opened("missing.onnx", stack)
