@@ -5,7 +5,7 @@
     python examples/photographs.py PHOTOGRAPHS faces.npz --pack ~/.insightface/models/buffalo_l
 
 Detection and alignment are InsightFace's. Its packs are not part of the wheel, and are for non-commercial
-research unless you have a licence for them. ``np.load("faces.npz")`` has ``embeddings``, float32 [N, 512],
+research unless you have a licence for them. ``np.load("faces.npz")`` has ``embeddings``, float32 [N, D],
 ``paths``, the photograph of each face, and ``boxes``, its place there as x1, y1, x2, y2 in pixels.
 """
 

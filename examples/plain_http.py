@@ -15,7 +15,7 @@ def embed(url: str, model: str, crops: np.ndarray[Any, Any]) -> np.ndarray[Any, 
         image.set_data_from_numpy(crops)
         result = client.infer(model, [image])
         embeddings: np.ndarray[Any, Any] = result.as_numpy("embedding")
-    return embeddings  # float32 [N, 512], rows of length one
+    return embeddings  # float32 [N, D], rows of length one
 
 
 if __name__ == "__main__":

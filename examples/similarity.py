@@ -13,7 +13,7 @@ def similarity_figure(crops: Crops, embeddings: Embeddings) -> Figure:
 
     Args:
         crops: uint8 [N, 112, 112, 3], BGR.
-        embeddings: float32 [N, 512], rows of length one.
+        embeddings: float32 [N, D], rows of length one.
     """
     count = len(crops)
     similarity = embeddings @ embeddings.T

@@ -256,7 +256,6 @@ _PIPELINE: Final = tuple(field for field in _FIELDS if field not in _TENSORRT)
 KEYS: Final = tuple(dict.fromkeys(_MOVED.get(field, field) for field in _FIELDS))
 """Every key of the two files."""
 
-_WITHOUT_EFFECT: Final = "triton.shared_memory"
 _KUBERNETES: Final = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_[A-Z]+(_\w+)?)=|_PORT=\w+://")
 """Variables that pods find for each service, for example for one named arcface-triton."""
 
@@ -334,8 +333,6 @@ def _above_files(
             continue
         if name in variables:
             layers[1] |= _values(variables[name], text, f"{name}: ", fields)
-        elif name == variable(_WITHOUT_EFFECT):
-            _warn_without_effect(name)
         elif name != "ARCFACE_CACHE_DIR" and not _KUBERNETES.search(f"{name}={text}"):
             near = difflib.get_close_matches(name, variables, 1, 0.7)
             hint = f"did you mean {near[0]}?" if near else "there is no such setting."
@@ -370,9 +367,7 @@ def _flatten(content: object, keys: list[str], path: Path, prefix: str = "") -> 
         raise ConfigError(f"{path} has {content!r} where {section} should hold keys and values.")
     for name, value in content.items():
         key = f"{prefix}{name}"
-        if key == _WITHOUT_EFFECT:
-            _warn_without_effect(f"{path}: {key}")
-        elif any(known.startswith(f"{key}.") for known in keys):
+        if any(known.startswith(f"{key}.") for known in keys):
             yield from _flatten(value, keys, path, f"{key}.")
         elif key not in keys:
             near = difflib.get_close_matches(key, keys, 1)
@@ -380,10 +375,6 @@ def _flatten(content: object, keys: list[str], path: Path, prefix: str = "") -> 
             raise ConfigError(f"{path} has the unknown key {key}; {hint}")
         elif value is not None:
             yield key, value
-
-
-def _warn_without_effect(name: str) -> None:
-    _log.warning("%s has no effect any more: crops go by gRPC alone; remove it", name)
 
 
 def _merged(layers: list[_Layer]) -> PipelineSettings:

@@ -73,14 +73,6 @@ def test_a_mistyped_variable_is_warned_of_with_the_nearest_name(caplog: pytest.L
     ]
 
 
-def test_shared_memory_of_an_older_file_is_ignored_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    assert load("triton: {shared_memory: auto}") == load(TRITON_SHARED_MEMORY="off")
-    assert [message.partition(":")[0] for message in caplog.messages] == [
-        "embedding.yaml",
-        "ARCFACE_TRITON_SHARED_MEMORY has no effect any more",
-    ]
-
-
 def test_any_certificate_turns_tls_on() -> None:
     Path("ca.pem").write_text("-----BEGIN CERTIFICATE-----")
     tls = load(TRITON_TLS_ROOT_CERTIFICATES="ca.pem").triton.limits.tls

@@ -47,6 +47,15 @@ def test_embed_writes_one_row_for_each_crop(
         assert archive["paths"].tolist() == [str(folder / f"{index:03}.png") for index in range(40)]
 
 
+def test_embed_writes_embeddings_as_wide_as_the_networks_own(triton: LocalTriton, folder: Path) -> None:
+    output = folder.parent / "out.npz"
+    flags = ["--output", str(output), "--url", triton.grpc_url, "--model", "narrow_onnx"]
+    assert main(["embed", str(folder), *flags]) == 0
+    with np.load(output) as archive:
+        assert archive["embeddings"].shape == (40, 128)
+        np.testing.assert_allclose(np.linalg.norm(archive["embeddings"], axis=1), 1, atol=1e-5)
+
+
 def test_embed_reports_and_skips_files_that_are_not_crops(
     triton: LocalTriton, folder: Path, expected: Embeddings, capsys: pytest.CaptureFixture[str]
 ) -> None:
