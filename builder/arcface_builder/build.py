@@ -85,7 +85,8 @@ def build(
     if origin.synthetic:
         _log.warning("%s holds synthetic weights: it recognises no one", origin.name)
     for issue in loaded.issues:
-        _log.info("Found: %s", issue)
+        if issue not in loaded.warnings:
+            _log.info("Found: %s", issue)
     for warning in loaded.warnings:
         _log.warning("%s: %s", origin.name, warning)
     golden = loaded.embed(golden_crops())

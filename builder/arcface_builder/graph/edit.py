@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -28,8 +29,8 @@ _FATAL_ONLY: Final = 4
 
 
 def first_line(error: Exception) -> str:
-    """What a runtime's error says, without its stack of frames."""
-    return str(error).strip().splitlines()[0]
+    """What a runtime's error says, without its codes and its stack of frames."""
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip().splitlines()[0])
 
 
 def constant(value: ir.Value | None) -> npt.NDArray[Any] | None:

@@ -175,7 +175,7 @@ def _try_to_build(source: SourceModel) -> tuple[Pixels | None, list[Issue], bool
             embedding_dim=network.output.dim,
             unit_length=network.unit_length,
         )
-        return pixels, [*source.issues, *source.warnings], False
+        return pixels, [*dict.fromkeys((*source.issues, *source.warnings))], False
     except NotArcFaceError as error:
         return pixels, [*issues, Issue("a build refuses it", str(error))], True
 

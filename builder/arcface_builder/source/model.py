@@ -31,7 +31,7 @@ from .preprocessing import InputPreprocessing, contradicts, expected_of_caller, 
 SourceKind = Literal["onnx", "insightface", "checkpoint", "synthetic"]
 
 SHOWN: Final = "what the graph computes"
-ASSUMED: Final = "an assumption: the file does not show it"
+ASSUMED: Final = "an assumption, since the file does not show it"
 _KNOWN: Final = "the file's SHA-256"
 _SEED: Final = 2  # of the crops that choose a serving graph
 
@@ -121,12 +121,12 @@ class Served:
     Attributes:
         model: The graph, without what a build writes into its metadata.
         issues: What was changed, or could not be.
-        crop_by_crop: Why it embeds the crops of a batch one after the other; None if it does not.
+        crop_by_crop: It embeds the crops of a batch one after the other; the issue says why.
     """
 
     model: ir.Model
     issues: tuple[Issue, ...]
-    crop_by_crop: str | None = None
+    crop_by_crop: bool = False
 
 
 @dataclass(frozen=True)
@@ -223,16 +223,16 @@ class SourceModel:
         if self.assumed:
             values = {"channels": self.channels, "normalisation": str(self.caller)}
             problem = f"the file does not show the {' and the '.join(self.assumed)} that it wants"
-            remedy = " and ".join(values[part] for part in self.assumed)
-            warnings.append(Issue(problem, f"assumed: {remedy}; see --color, --normalisation and --family"))
+            assumed = " and ".join(values[part] for part in self.assumed)
+            remedy = (
+                f"it is served with {assumed}; say what is right with --color, --normalisation or --family"
+            )
+            warnings.append(Issue(problem, remedy))
         expected = graph and contradicts(self.caller, graph.normalisation)
         if graph and expected:
             problem = f"the graph itself does {graph.normalisation}, so its callers give it {expected}"
             warnings.append(Issue(problem, f"{self.caller} is used, as stated; leave --normalisation out"))
-        if self.served.crop_by_crop:
-            remedy = "crops are embedded one by one, and max_batch_size is 1; export it with a free batch"
-            warnings.append(Issue(f"the network does not serve {self.served.crop_by_crop}", remedy))
-        return warnings
+        return [*warnings, *self.served.issues] if self.served.crop_by_crop else warnings
 
     @property
     def normalisation(self) -> Normalisation:
@@ -266,21 +266,23 @@ class SourceModel:
         crops = np.concatenate([noise(1, _SEED), face_like(2, _SEED)])
         expected = self.embed(crops)
         left_out: list[Issue] = []
-        for make, what, instead in (
-            (self._optimised, "folded layers", "the network is served as it is"),
-            (self._wrapped, "batches", "crops are embedded one by one"),
-            (self._one_by_one, "crops one by one", ""),
+        one_by_one = "crops are embedded one by one, and max_batch_size is 1; export it with a free batch"
+        for make, problem_is, instead in (
+            (self._optimised, "the network cannot be folded", "it is served as it is"),
+            (self._wrapped, "the network does not serve batches", one_by_one),
+            (self._one_by_one, "the network does not serve crops", ""),
         ):
             try:
                 served = make()
                 problem = _difference(session(served.model), crops, expected)
             except RUN_ERRORS as error:
-                problem = f"ONNX Runtime cannot run it ({first_line(error)})"
+                problem = f"ONNX Runtime: {first_line(error)}"
             if problem is None:
-                why = left_out[-1].problem if make == self._one_by_one else None
-                return replace(served, issues=(*left_out, *served.issues), crop_by_crop=why)
-            left_out.append(Issue(f"{what}: {problem}", instead))
-        raise NotArcFaceError(f"No serving graph gives the source's embeddings: {left_out[-1].problem}.")
+                if served.crop_by_crop:
+                    left_out = left_out[-1:]
+                return replace(served, issues=(*left_out, *served.issues))
+            left_out.append(Issue(f"{problem_is} ({problem})", instead))
+        raise NotArcFaceError(f"No serving graph can be made: {left_out[-1].problem}.")
 
     def serving_graph(self, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
         """Its serving graph as a file; see ``graph.serving``."""
@@ -326,7 +328,7 @@ class SourceModel:
     def _one_by_one(self) -> Served:
         network, wrapped = self.network, self._wrapped()
         graph = crop_by_crop(wrapped.model, network.image, network.output)
-        return Served(graph, ())
+        return Served(graph, (), crop_by_crop=True)
 
 
 def _difference(running: onnxruntime.InferenceSession, crops: Crops, expected: Embeddings) -> str | None:

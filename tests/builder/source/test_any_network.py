@@ -60,7 +60,7 @@ def test_a_batch_fixed_to_one_that_cannot_be_freed_is_served_crop_by_crop(
     model = built(ONE_CROP, tmp_path)
 
     assert "max_batch_size: 1\n" in config(model)
-    assert "the network does not serve batches: ONNX Runtime cannot run it" in caplog.text
+    assert "the network does not serve batches (ONNX Runtime: " in caplog.text
     assert any("Concat" in line for line in model.manifest.repairs)
 
 
@@ -151,7 +151,7 @@ def test_what_the_file_does_not_show_is_told_to_be_an_assumption(
     model = network(f"{STEM} map = Relu(stem) {HEAD}")
 
     assert built(model, tmp_path).manifest.preprocessing.assumed == ("channels", "normalisation")
-    assert "assumed: RGB and (x - 127.5) / 127.5; see --color, --normalisation and --family" in caplog.text
+    assert "it is served with RGB and (x - 127.5) / 127.5; say what is right with --color" in caplog.text
 
     stated = built(model, tmp_path, normalisation=Normalisation.parse("raw"))
     assert stated.manifest.preprocessing.assumed == ("channels",)
