@@ -265,24 +265,23 @@ class SourceModel:
         """The fastest serving graph whose embeddings are the source's, alone and in batches."""
         crops = np.concatenate([noise(1, _SEED), face_like(2, _SEED)])
         expected = self.embed(crops)
-        left_out: list[Issue] = []
         one_by_one = "crops are embedded one by one, and max_batch_size is 1; export it with a free batch"
-        for make, problem_is, instead in (
-            (self._optimised, "the network cannot be folded", "it is served as it is"),
-            (self._wrapped, "the network does not serve batches", one_by_one),
-            (self._one_by_one, "the network does not serve crops", ""),
+        reason = None
+        for make, problem, remedy in (
+            (self._optimised, "", ""),
+            (self._wrapped, "the network cannot be folded", "it is served as it is"),
+            (self._one_by_one, "the network does not serve batches", one_by_one),
         ):
             try:
                 served = make()
-                problem = _difference(session(served.model), crops, expected)
+                difference = _difference(session(served.model), crops, expected)
             except RUN_ERRORS as error:
-                problem = f"ONNX Runtime: {first_line(error)}"
-            if problem is None:
-                if served.crop_by_crop:
-                    left_out = left_out[-1:]
+                difference = f"ONNX Runtime: {first_line(error)}"
+            if difference is None:
+                left_out = [Issue(f"{problem} ({reason})", remedy)] if reason else []
                 return replace(served, issues=(*left_out, *served.issues))
-            left_out.append(Issue(f"{problem_is} ({problem})", instead))
-        raise NotArcFaceError(f"No serving graph can be made: {left_out[-1].problem}.")
+            reason = reason or difference
+        raise NotArcFaceError(f"No serving graph gives the source's embeddings ({difference}).")
 
     def serving_graph(self, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
         """Its serving graph as a file; see ``graph.serving``."""
