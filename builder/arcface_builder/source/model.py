@@ -278,8 +278,9 @@ class SourceModel:
             except RUN_ERRORS as error:
                 difference = f"ONNX Runtime: {first_line(error)}"
             if difference is None:
-                left_out = [Issue(f"{problem} ({reason})", remedy)] if reason else []
-                return replace(served, issues=(*left_out, *served.issues))
+                if reason is None:
+                    return served
+                return replace(served, issues=(Issue(f"{problem} ({reason})", remedy), *served.issues))
             reason = reason or difference
         raise NotArcFaceError(f"No serving graph gives the source's embeddings ({difference}).")
 
