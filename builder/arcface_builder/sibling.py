@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -19,7 +19,15 @@ from arcface_client.models.repository import LocalOnnx
 
 from .check.accuracy import ReferenceEmbeddings
 from .errors import ParityError, RepositoryError
-from .repository.config import CONFIG_FILE, config_text, openvino_config, read_config
+from .repository.config import (
+    CONFIG_FILE,
+    DEFAULT_PLAN_INSTANCES,
+    PYTHON_FILE,
+    config_text,
+    cudnn_config,
+    openvino_config,
+    read_config,
+)
 from .repository.publish import ModelRepository, os_errors, tool_versions
 
 _BATCHES: Final = (1, 8, 32)
@@ -56,11 +64,15 @@ class Kind:
         runtime: Its name, which is the sibling's suffix.
         open: Loads the staged file.
         config: Makes the configuration, by the model's name, D, and the number of instances.
+        instances: How many instances, unless the user says.
+        files: Further files of a version, by their name.
     """
 
     runtime: str
     open: Callable[[Path], CheckedRuntime]
     config: Callable[[str, int, int], Any]
+    instances: int = 1
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,7 +101,28 @@ def _openvino(path: Path) -> CheckedRuntime:
     return OpenVino(path)
 
 
-KINDS: Final = {"openvino": Kind("openvino", _openvino, openvino_config)}
+def _cudnn(path: Path) -> CheckedRuntime:
+    require("arcface_client.runtimes.cudnn.runtime", extra="cudnn", purpose="A model for cuDNN")
+    from arcface_client.runtimes.cudnn.runtime import Cudnn
+
+    return Cudnn(path)
+
+
+KINDS: Final = {
+    kind.runtime: kind
+    for kind in (
+        Kind(
+            "cudnn",
+            _cudnn,
+            cudnn_config,
+            instances=DEFAULT_PLAN_INSTANCES,
+            files={
+                PYTHON_FILE: "from arcface_server.backends.cudnn import TritonPythonModel  # noqa: F401\n"
+            },
+        ),
+        Kind("openvino", _openvino, openvino_config),
+    )
+}
 """By the runtime's name."""
 
 
@@ -111,7 +144,8 @@ def compile_sibling(
         repository: Where both are.
         reference: Computes what the embeddings must be, which takes a while.
         command: The command line that makes it again, for the manifest.
-        instances: Batches that Triton runs side by side; None leaves the configuration as it is, or is 1.
+        instances: Batches that Triton runs side by side; None leaves the configuration as it is, or is the
+            kind's number.
         report: Called with each stage.
 
     Raises:
@@ -136,7 +170,7 @@ def compile_sibling(
             manifest = there
         with repository.lock():
             old = read_config(folder.parent / CONFIG_FILE)
-            config = kind.config(model, onnx.manifest.embedding_dim, instances or 1)
+            config = kind.config(model, onnx.manifest.embedding_dim, instances or kind.instances)
             text = config_text(config) if old is None or (instances and config != old) else None
             manifests = {} if there else {record: (MODEL_FILE, manifest.to_json())}
             repository.put(staged, folder, manifests=manifests, config=text)
@@ -154,6 +188,8 @@ def _checked(
 ) -> SiblingManifest:
     """Copy the ONNX model's file, and compare what the runtime makes of it with the source model."""
     shutil.copyfile(onnx.path, path)
+    for name, text in kind.files.items():
+        path.with_name(name).write_text(text, encoding="utf-8")
     report(f"Loading it with {kind.runtime}", None)
     with closing(kind.open(path)) as runtime:
         report("Comparing the ONNX model with its source", None)

@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 PIPELINE_PATH: Final = Path("config/pipeline/embedding.yaml")
 TENSORRT_PATH: Final = Path("config/pipeline/arcface_tensorrt.yaml")
 
-BackendType = Literal["insightface", "tensorrt", "openvino", "onnxruntime", "triton"]
+BackendType = Literal["insightface", "cudnn", "tensorrt", "openvino", "onnxruntime", "triton"]
 BACKEND_TYPES: Final[tuple[BackendType, ...]] = get_args(BackendType)
 
 Enabled = Literal["auto", "required", "off"]
@@ -56,7 +56,7 @@ def _pairs(value: object) -> object:
 def _family(text: str) -> str:
     if not text or family(text) != text:
         raise ValueError(
-            "expected the name that models share, without _onnx, _trt or _openvino, for example arcface_r100"
+            "expected the name that models share, without _onnx, _trt and the like, for example arcface_r100"
         )
     return text
 

@@ -1,10 +1,11 @@
-"""``arcface-builder compile --runtime openvino``: the ONNX model's sibling for processors."""
+"""``arcface-builder compile --runtime openvino`` and ``cudnn``: the ONNX model's siblings."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,9 @@ import pytest
 from arcface_builder.check import crops as faces
 from arcface_builder.cli.app import main
 from arcface_builder.errors import ParityError
-from arcface_builder.repository.config import openvino_config, read_config
+from arcface_builder.repository.config import cudnn_config, openvino_config, read_config
 from arcface_builder.repository.publish import ModelRepository, find_onnx
-from arcface_builder.sibling import Kind, compile_sibling
+from arcface_builder.sibling import KINDS, Kind, compile_sibling
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.models.golden import golden_crops, largest_drift
 from arcface_client.models.plan_manifest import SiblingManifest
@@ -144,3 +145,38 @@ def test_options_of_plans_are_wrong_usage(
     assert main(arguments(repository, "--precision", "fp16", "--workspace-size-mb", "512")) == 2
     told = capsys.readouterr().err
     assert "takes no option of TensorRT plans: --precision, --workspace-size-mb." in told
+
+
+def test_a_model_for_cudnn_has_what_tritons_python_backend_runs(repository: ModelRepository) -> None:
+    onnx = find_onnx(repository, "small")
+
+    added = compile_sibling(
+        replace(KINDS["cudnn"], open=OpenVino),  # in place of a GPU
+        onnx,
+        repository,
+        lambda: reference_of(onnx, faces.noise(32)),
+        command="",
+    )
+
+    version = repository.root / "small_cudnn/1"
+    assert added.path == version / "model.onnx"
+    assert sorted(path.name for path in version.iterdir()) == ["model.onnx", "model.py"]
+    assert (version / "model.py").read_text().startswith("from arcface_server.backends.cudnn import ")
+    assert read_config(repository.root / "small_cudnn/config.pbtxt") == cudnn_config("small_cudnn", 512, 2)
+    assert LocalModels(repository.root).sibling("small_cudnn").manifest.runtime == "cudnn"
+
+
+def test_without_cudnn_one_line_says_what_is_missing(
+    repository: ModelRepository, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "arcface_client.runtimes.cudnn.runtime", raising=False)
+    monkeypatch.setitem(sys.modules, "cudnn", None)
+    place = ["--name", "small", "--repository", str(repository.root)]
+
+    assert main(["compile", *place, "--runtime", "cudnn"]) == 1
+
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == (
+        "arcface-builder: A model for cuDNN needs the package cudnn: pip install 'arcface-triton[cudnn]'"
+    )
+    assert not (repository.root / "small_cudnn").exists()

@@ -72,10 +72,11 @@ def compile_(
     config: Config = None,
     json: Json = False,
     runtime: Annotated[
-        Literal["tensorrt", "openvino"],
+        Literal["tensorrt", "cudnn", "openvino"],
         typer.Option(
-            help="tensorrt: a plan for this machine's GPU, in NAME_trt. openvino: for processors, in "
-            "bfloat16 where they have it, in NAME_openvino; takes no option of plans."
+            help="tensorrt: a plan for this machine's GPU, in NAME_trt. cudnn: for GPUs from compute "
+            "capability 8.0, in float16, in NAME_cudnn. openvino: for processors, in bfloat16 where they "
+            "have it, in NAME_openvino. The last two take no option of plans."
         ),
     ] = "tensorrt",
     precision: Annotated[Precision | None, _plan(help="Default: tensorrt.precision.")] = None,
@@ -108,7 +109,7 @@ def compile_(
             min=1,
             max=MOST_INSTANCES,
             help="Copies that serve side by side (on each GPU); default: as the model has it, or "
-            "tensorrt.instances, or 2 of a plan and 1 for OpenVINO.",
+            "tensorrt.instances, or 2 of a plan and for cuDNN, and 1 for OpenVINO.",
         ),
     ] = None,
     timing_cache: Annotated[
@@ -149,8 +150,8 @@ def compile_(
 
     A stored plan is used if there is one. A new plan is kept only if its embeddings equal those of the
     source model; where that file is missing, those of the ONNX model. Options take precedence over
-    ARCFACE_TENSORRT_* variables, and those over the settings' file. With --runtime openvino the model
-    NAME_openvino is made instead, by the same rule.
+    ARCFACE_TENSORRT_* variables, and those over the settings' file. With --runtime cudnn or
+    openvino, NAME_cudnn or NAME_openvino is made instead, by the same rule.
     """
     if runtime != "tensorrt":
         of_plans = {

@@ -24,6 +24,11 @@ proved itself. Each further version costs memory."""
 
 MOST_INSTANCES: Final = 64
 
+PYTHON_FILE: Final = "model.py"
+"""What Triton's Python backend runs."""
+
+_LARGEST_CUDNN_BATCH: Final = 256
+
 DEFAULT_PLAN_INSTANCES: Final = 2
 """Copies of a plan on each GPU: one copies its input while the other computes."""
 
@@ -180,6 +185,25 @@ def openvino_config(model: str, embedding_dim: int, instances: int) -> Any:
     config.version_policy.latest.num_versions = VERSIONS_SERVED
     config.parameters["NUM_STREAMS"].string_value = str(instances)
     config.parameters["PERFORMANCE_HINT"].string_value = "LATENCY" if instances == 1 else "THROUGHPUT"
+    return config
+
+
+def cudnn_config(model: str, embedding_dim: int, instances: int) -> Any:
+    """Make the complete configuration of a model for cuDNN, which Triton's Python backend runs.
+
+    Args:
+        model: Name of the model, which is the name of its folder.
+        embedding_dim: Numbers in an embedding.
+        instances: Copies on each GPU.
+
+    Returns:
+        A ``model_config_pb2.ModelConfig``.
+    """
+    config = _config_of(model, embedding_dim, platform="", backend="python")
+    config.default_model_filename = PYTHON_FILE
+    _set_batches(config, _LARGEST_CUDNN_BATCH)
+    config.instance_group.add(name="gpu", kind=_KINDS["gpu"], count=instances)
+    config.version_policy.latest.num_versions = VERSIONS_SERVED
     return config
 
 

@@ -16,7 +16,7 @@ from ..runtimes.base import CPU, read_device, switch_off_telemetry
 from ..settings import BACKEND_TYPES, KEYS, Enabled, PipelineSettings, load_pipeline_settings
 from .base import EmbeddingBackend
 from .insightface import insightface_origin
-from .local import onnx_origin, openvino_origin, plan_origin, provider_order, switched_off
+from .local import cudnn_origin, onnx_origin, openvino_origin, plan_origin, provider_order, switched_off
 from .pooled import PooledBackend, TritonBackend
 from .shadow import ShadowBackend
 
@@ -46,8 +46,8 @@ def get_embedding_backend(
 
     Args:
         backend_type: "insightface" (the reference, through the insightface package; "pytorch" is an alias),
-            "tensorrt", "openvino" or "onnxruntime" (in this process), or "triton" (a server); None leaves it
-            to ``embedding.backend``.
+            "cudnn", "tensorrt", "openvino" or "onnxruntime" (in this process), or "triton" (a server); None
+            leaves it to ``embedding.backend``.
         device: Where to compute in this process: "cpu", "cuda", "cuda:N", or "auto" for the best provider of
             ONNX Runtime that is there. A TensorRT plan runs on a GPU whatever it says, the first unless it
             names another. A server computes where its own configuration says. None leaves it to
@@ -183,6 +183,8 @@ def _local(settings: PipelineSettings) -> list[Origin]:
     onnx = [onnx_origin(models, name, each, gpu) for each in providers]
     if embedding.backend == "onnxruntime":
         return onnx
+    if embedding.backend == "cudnn":
+        return [cudnn_origin(models, name, gpu), *(onnx if embedding.allow_cpu_fallback else [])]
     if embedding.backend == "openvino":
         return [openvino_origin(models, name), *(onnx if embedding.allow_cpu_fallback else [])]
     if enabled == "required":

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 
@@ -167,27 +168,55 @@ def onnx_origin(models: LocalModels, name: str, provider: str, gpu: int = 0) -> 
 
 def openvino_origin(models: LocalModels, name: str) -> Origin:
     """The newest ``{name}_openvino`` of a model repository on this machine's CPU."""
-    model = sibling_model(name, "openvino")
 
-    def load(space: EmbeddingSpace | None, _: Deadline) -> LocalModel:
+    def open_(path: Path) -> tuple[Runtime, dict[str, Any]]:
         require("arcface_client.runtimes.openvino", extra="openvino", purpose="OpenVINO in this process")
         from ..runtimes.openvino import OpenVino
 
+        runtime = OpenVino(path)
+        return runtime, {"precision": runtime.precision, "batch_size": BATCH_SIZE}
+
+    return _sibling_origin(models, name, "openvino", "this CPU", open_)
+
+
+def cudnn_origin(models: LocalModels, name: str, gpu: int) -> Origin:
+    """The newest ``{name}_cudnn`` of a model repository on a GPU of this machine."""
+
+    def open_(path: Path) -> tuple[Runtime, dict[str, Any]]:
+        require("arcface_client.runtimes.cudnn.runtime", extra="cudnn", purpose="cuDNN in this process")
+        from ..runtimes.cudnn.runtime import Cudnn
+
+        runtime = Cudnn(path, device=gpu)
+        return runtime, {
+            "precision": runtime.precision,
+            "batch_size": runtime.max_batch_size,
+            "vram_mb": round(runtime.vram_mb, 1) if runtime.vram_mb > 0 else None,
+        }
+
+    return _sibling_origin(models, name, "cudnn", f"cuda:{gpu}", open_)
+
+
+def _sibling_origin(
+    models: LocalModels,
+    name: str,
+    runtime: str,
+    where: str,
+    open_: Callable[[Path], tuple[Runtime, dict[str, Any]]],
+) -> Origin:
+    """The newest sibling for a runtime; ``open_`` loads its file, and says what diagnostics show of it."""
+    model = sibling_model(name, runtime)
+
+    def load(space: EmbeddingSpace | None, _: Deadline) -> LocalModel:
         found = models.sibling(model, space)
-        runtime = OpenVino(found.path)
+        loaded, facts = open_(found.path)
         known = Diagnostics(
-            backend="openvino",
-            model=found.model,
-            version=found.version,
-            engine_path=str(found.path),
-            precision=runtime.precision,
-            batch_size=BATCH_SIZE,
+            backend=runtime, model=found.model, version=found.version, engine_path=str(found.path), **facts
         )
         return LocalModel(
-            runtime, known, BATCH_SIZE, found.onnx.embedding_space(), found.onnx.golden_embeddings
+            loaded, known, facts["batch_size"], found.onnx.embedding_space(), found.onnx.golden_embeddings
         )
 
-    return Origin(f"{model} on this CPU", load)
+    return Origin(f"{model} on {where}", load)
 
 
 def plan_origin(models: LocalModels, name: str, gpu: int) -> Origin:

@@ -23,6 +23,7 @@ class InstanceConfig:
         device_id: Number of the GPU; 0 for a CPU.
         cc_filenames: The files by compute capability ("8.6").
         parameters: The configuration's free parameters.
+        max_batch_size: The largest batch; 0 without Triton's batching.
     """
 
     version_folder: Path
@@ -31,6 +32,7 @@ class InstanceConfig:
     device_id: int
     cc_filenames: Mapping[str, str] = field(default_factory=dict)
     parameters: Mapping[str, str] = field(default_factory=dict)
+    max_batch_size: int = 0
 
     def integer(self, name: str, *, default: int) -> int:
         """A parameter that is a number.
@@ -68,6 +70,7 @@ def read_instance_config(args: Mapping[str, str]) -> InstanceConfig:
         device_id=int(args["model_instance_device_id"]),
         cc_filenames=config.get("cc_model_filenames", {}),
         parameters={name: value["string_value"] for name, value in config.get("parameters", {}).items()},
+        max_batch_size=int(config["max_batch_size"]),
     )
 
 

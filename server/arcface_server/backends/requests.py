@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -12,8 +12,16 @@ from arcface_client.contract import INPUT_NAME, OUTPUT_NAME, Crops, Embeddings
 from arcface_client.errors import ArcFaceError
 from arcface_client.runtimes.base import Embed
 
+EmbedJoined = Callable[[Sequence[Crops]], Embeddings]
+"""Embeds several batches as one."""
 
-def respond(pb_utils: ModuleType, embed: Embed, requests: Sequence[Any]) -> list[Any]:
+
+def joined(embed: Embed) -> EmbedJoined:
+    """Join batches before they are embedded; a single one is not copied."""
+    return lambda batches: embed(batches[0] if len(batches) == 1 else np.concatenate(batches))
+
+
+def respond(pb_utils: ModuleType, embed: EmbedJoined, requests: Sequence[Any]) -> list[Any]:
     """Answer the requests that Triton has batched, each with its embeddings or with its own error.
 
     All requests go into one run of the model. If that run fails, each request runs alone, so that only the
@@ -36,14 +44,14 @@ def respond(pb_utils: ModuleType, embed: Embed, requests: Sequence[Any]) -> list
 
     def alone(batch: Crops) -> Any:
         try:
-            return response(embed(batch))
+            return response(embed([batch]))
         except ArcFaceError as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
 
     if len(batches) == 1:
-        return [alone(batches[0])]  # without the copy that joining makes
+        return [alone(batches[0])]
     try:
-        embeddings = embed(np.concatenate(batches))
+        embeddings = embed(batches)
     except ArcFaceError:
         return [alone(batch) for batch in batches]
     ends = np.cumsum([len(batch) for batch in batches[:-1]])

@@ -12,6 +12,7 @@ from arcface_builder.repository.config import (
     ServingOptions,
     check_width,
     config_text,
+    cudnn_config,
     onnx_config,
     openvino_config,
     plan_config,
@@ -27,10 +28,11 @@ PLANS = plan_config(
 )
 
 
+CUDNN = cudnn_config("arcface_r100_cudnn", 512, instances=2)
 OPENVINO = openvino_config("arcface_r100_openvino", 512, instances=2)
 
 
-@pytest.mark.parametrize("config", [ONNX, PLANS, OPENVINO], ids=["onnx", "plans", "openvino"])
+@pytest.mark.parametrize("config", [ONNX, PLANS, CUDNN, OPENVINO], ids=["onnx", "plans", "cudnn", "openvino"])
 def test_the_configuration_is_the_golden_file(config: Any) -> None:
     golden = (Path(__file__).parent / f"{config.name}.pbtxt").read_text()
     assert config_text(config) == golden

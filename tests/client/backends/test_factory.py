@@ -234,7 +234,7 @@ def test_required_plans_are_not_replaced_by_their_sibling(
     [
         (
             {"backend_type": "torch"},
-            "backend_type is 'torch'; expected one of insightface, tensorrt, openvino, onnxruntime",
+            "backend_type is 'torch'; expected one of insightface, cudnn, tensorrt, openvino",
         ),
         ({"device": "mps"}, "device is 'mps'; expected 'cpu'"),
         ({"triton_ulr": "x"}, r"There is no setting 'triton_ulr'; did you mean triton_url\?"),

@@ -40,7 +40,7 @@ def test_the_configuration_that_triton_passes_names_the_plans() -> None:
         "model_version": "3",
     }
     folder = Path("/models/arcface_trt/3")
-    expected = InstanceConfig(folder, "other.plan", "GPU", 1, cc_filenames=PLANS)
+    expected = InstanceConfig(folder, "other.plan", "GPU", 1, cc_filenames=PLANS, max_batch_size=32)
     assert read_instance_config(arguments) == expected
 
 

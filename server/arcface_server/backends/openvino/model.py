@@ -13,7 +13,7 @@ import triton_python_backend_utils as pb_utils
 from arcface_client.errors import ConfigError, require
 from arcface_client.runtimes.base import usable_cores
 from arcface_server.backends.config import read_instance_config
-from arcface_server.backends.requests import respond
+from arcface_server.backends.requests import joined, respond
 
 
 class TritonPythonModel:
@@ -41,7 +41,7 @@ class TritonPythonModel:
 
     def execute(self, requests: Sequence[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
         """Answer the requests that Triton has batched."""
-        return respond(pb_utils, self._runtime.embed, requests)
+        return respond(pb_utils, joined(self._runtime.embed), requests)
 
     def finalize(self) -> None:
         """Free the model."""

@@ -12,7 +12,7 @@ import triton_python_backend_utils as pb_utils
 
 from arcface_server.backends.config import read_instance_config
 from arcface_server.backends.plans import load_plan
-from arcface_server.backends.requests import respond
+from arcface_server.backends.requests import joined, respond
 
 
 class TritonPythonModel:
@@ -24,7 +24,7 @@ class TritonPythonModel:
 
     def execute(self, requests: Sequence[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
         """Answer the requests that Triton has batched."""
-        return respond(pb_utils, self._runtime.embed, requests)
+        return respond(pb_utils, joined(self._runtime.embed), requests)
 
     def finalize(self) -> None:
         """Free the plan."""
