@@ -207,7 +207,7 @@ class SiblingManifest(ManifestFile):
         model: Name of the model in the repository.
         version: Its version, which is the ONNX model's.
         created: When it was made, ISO 8601 with its offset from UTC.
-        runtime: What runs it: "openvino".
+        runtime: What runs it: "cudnn" or "openvino".
         runtime_version: The version that it was checked with.
         device: The processor that it was checked on.
         precision: What that computes in; another processor may compute in another one.

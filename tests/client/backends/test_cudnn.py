@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from arcface_client.contract import Crops
-from arcface_client.models.manifest import ModelManifest, PlanParity, SiblingManifest
+from arcface_client.models.manifest import ModelManifest
+from arcface_client.models.plan_manifest import PlanParity, SiblingManifest
 
 from .conftest import Make
 
