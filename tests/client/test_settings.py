@@ -91,11 +91,11 @@ def test_any_certificate_turns_tls_on() -> None:
         ("triton: {version: newest}", r"yaml: triton\.version is 'newest'; expected a valid integer"),
         ("triton: {url: 'a:1,,b:2'}", r"triton\.url is 'a:1,,b:2'; expected at least 1 character\."),
         ("triton: {tls: {root_certificates: /nowhere.pem}}", r"tls\.root_certificates is /nowhere\.pem"),
-        ("embedding: {backend: torch}", r"backend is 'torch'; expected 'insightface', 'tensorrt', "),
+        ("embedding: {backend: torch}", r"backend is 'torch'; expected 'insightface', 'cudnn', "),
         ("embedding: {device: mps}", r"embedding\.device is 'mps'; expected 'cpu', 'cuda', 'cuda:N' for"),
         (
             "embedding: {model: a_onnx}",
-            r"embedding\.model is 'a_onnx'; expected .* without _onnx, _trt or",
+            r"embedding\.model is 'a_onnx'; expected .* without _onnx, _trt and",
         ),
         ("embedding: {tensorrt_config: no.yaml}", r"Cannot read the configuration file no\.yaml"),
         ("validation: {max_drift_cosine: 0}", r"max_drift_cosine is 0; expected greater than 0"),
