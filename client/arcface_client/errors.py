@@ -172,8 +172,13 @@ class NotFiniteError(ServerError):
         embeddings: float32 [N, D]: right for all other crops, NaN for these.
     """
 
-    def __init__(self, message: str, positions: Sequence[int], embeddings: npt.NDArray[np.float32]) -> None:
-        super().__init__(message)
+    def __init__(self, model: str, positions: Sequence[int], embeddings: npt.NDArray[np.float32]) -> None:
+        named = ", ".join(map(str, positions[:5]))
+        more = f" and {len(positions) - 5} more" if len(positions) > 5 else ""
+        super().__init__(
+            f"{model} gave NaN or infinite values for the crops at {named}{more} (counted from 0); the "
+            "embeddings of all others are kept. If these are faces, compare the model with its source."
+        )
         self.positions = tuple(positions)
         self.embeddings = embeddings
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
+import numpy as np
 import typer
 
-from ..errors import ImageFileError, require
+from ..errors import ImageFileError, NotFiniteError, require
 from . import connection
 from .terminal import DONE, FAILED, counted, examples, print_json, progress, say
 
@@ -82,10 +83,20 @@ def embed(
                 names.append(file)
                 yield crop
 
-        done = 0
-        for embeddings in client.stream(crops()):
-            add(names[done : done + len(embeddings)], embeddings)
-            done += len(embeddings)
+        seen = 0
+        try:
+            for embeddings in client.stream(crops()):
+                batch = names[seen : seen + len(embeddings)]
+                seen += len(embeddings)
+                right = np.isfinite(embeddings).all(axis=1)
+                add(
+                    [name for name, is_right in zip(batch, right, strict=True) if is_right], embeddings[right]
+                )
+        except NotFiniteError as error:
+            for position in error.positions:
+                say(f"skipped: {names[position]}: its embedding is NaN or infinite")
+                skipped.append(names[position])
+        done = len(files) - len(skipped)
         if not done:
             raise ImageFileError(f"None of {len(files)} files is a face crop; {output} is not written.")
     if as_json:

@@ -12,9 +12,9 @@ from typing import Any
 
 from ..contract import Crops, Embeddings
 from ..crops import Color, CropsLike, as_batch
-from ..errors import RequestTooLargeError
-from .client import Call, ModelClient
-from .embed_request import Deadline, EmbedRequest, check_rows
+from ..errors import NotFiniteError, RequestTooLargeError
+from .client import NO_EMBEDDINGS, Call, ModelClient
+from .embed_request import Deadline, EmbedRequest, bad_rows
 from .protocol import Answer, Shape, batches, pinned
 from .status import ServerStatus
 
@@ -48,12 +48,15 @@ class AsyncEmbeddingClient(ModelClient):
         """Embed crops as they come; see ``EmbeddingClient.stream``."""
         deadline = Deadline(None)
         shape = await self._model(deadline)
-        size, done = min(shape.batch, self._connection.crops_of_a_request), 0
+        size = min(shape.batch, self._connection.crops_of_a_request)
         arrays = (as_batch(batch, color=color) for batch in batches(crops, size))
+        done, bad, embeddings = 0, list[int](), NO_EMBEDDINGS
         async for embeddings in self._in_order(arrays, deadline):
-            check_rows(str(self._target), embeddings, done)
+            bad += (done + row for row in bad_rows(embeddings))
             done += len(embeddings)
             yield embeddings
+        if bad:
+            raise NotFiniteError(str(self._target), bad, embeddings[:0])
 
     async def ensure_ready(self, *, timeout_s: float | None = None) -> None:
         """Check that the model can be used; see ``EmbeddingClient.ensure_ready``."""

@@ -18,10 +18,10 @@ from tritonclient.utils import InferenceServerException
 
 from ..contract import CROP_SHAPE, Crops, Embeddings
 from ..crops import Color, CropsLike, as_batch
-from ..errors import ArcFaceError, InputError, RequestTooLargeError, ServerBusyError
+from ..errors import ArcFaceError, InputError, NotFiniteError, RequestTooLargeError, ServerBusyError
 from ..models.naming import DEFAULT_MODEL
 from .channel import Connection
-from .embed_request import Deadline, EmbedRequest, check_rows
+from .embed_request import Deadline, EmbedRequest, bad_rows
 from .limits import RequestLimits, Tls
 from .protocol import Answer, Shape, batches, build, pinned, read, read_shape
 from .status import (
@@ -36,6 +36,7 @@ from .status import (
 Key = TypeVar("Key")
 
 NO_CROPS: Final[Crops] = np.empty((0, *CROP_SHAPE), np.uint8)
+NO_EMBEDDINGS: Final[Embeddings] = np.empty((0, 0), np.float32)
 
 
 class ModelClient:
@@ -271,6 +272,7 @@ class EmbeddingClient(ModelClient):
             InputError: The crops cannot be used, or the client is closed.
             TransientError: The server is away, full or late.
             DeploymentError: The model is missing, not ready, not of the contract, or failed.
+            NotFiniteError: The embeddings of some crops are NaN; the error holds the others.
         """
         request = EmbedRequest(as_batch(crops, color=color), Deadline(timeout_s))
         self.embed(request)
@@ -299,16 +301,19 @@ class EmbeddingClient(ModelClient):
             float32 [n, D] for the next n crops, in their order.
 
         Raises:
+            NotFiniteError: After all others: some rows are NaN or infinite; without ``embeddings``.
             ArcFaceError: As ``encode``.
         """
         deadline = Deadline(None)
         size = min(self._ask_shape(deadline).batch, self._connection.crops_of_a_request)
         keyed = ((None, as_batch(batch, color=color)) for batch in batches(crops, size))
-        done = 0
+        done, bad, embeddings = 0, list[int](), NO_EMBEDDINGS
         for _, embeddings in self._pipeline(keyed, deadline):
-            check_rows(str(self._target), embeddings, done)
+            bad += (done + row for row in bad_rows(embeddings))
             done += len(embeddings)
             yield embeddings
+        if bad:
+            raise NotFiniteError(str(self._target), bad, embeddings[:0])
 
     def ensure_ready(self, *, timeout_s: float | None = None) -> None:
         """Check that the server answers and serves the model with the contract's tensors.

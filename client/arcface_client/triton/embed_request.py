@@ -154,27 +154,14 @@ class EmbedRequest:
         Raises:
             NotFiniteError: Some are not; it names the crops and holds all other embeddings.
         """
-        if self.missing:
-            check_rows(model, self.embeddings)
+        rows = bad_rows(self.embeddings) if self.missing else []
+        if rows:
+            embeddings = self.embeddings.copy()
+            embeddings[rows] = np.nan
+            raise NotFiniteError(model, rows, embeddings)
 
 
-def check_rows(model: str, embeddings: Embeddings, first: int = 0) -> None:
-    """Check that embeddings are finite, float32 [N, D]; ``first`` is the position of the first crop.
-
-    Raises:
-        NotFiniteError: Some are not; it names the crops and holds all other embeddings.
-    """
-    rows = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
-    if not rows.size:
-        return
-    embeddings = embeddings.copy()
-    embeddings[rows] = np.nan
-    positions = [first + int(row) for row in rows]
-    named = ", ".join(map(str, positions[:5])) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
-    raise NotFiniteError(
-        f"{model} gave NaN or infinite values for {'crop' if len(rows) == 1 else 'crops'} {named}, counted "
-        "from 0. All other embeddings are in this error's `embeddings`. If these crops are faces, compare "
-        "the model with its source.",
-        positions,
-        embeddings,
-    )
+def bad_rows(embeddings: Embeddings) -> list[int]:
+    """The rows of float32 [N, D] in which a number is NaN or infinite."""
+    rows: list[int] = np.flatnonzero(~np.isfinite(embeddings).all(axis=1)).tolist()
+    return rows

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from arcface_client import AsyncEmbeddingBackend, AsyncEmbeddingClient, EmbeddingClient
 from arcface_client.backends.pooled import TritonBackend
-from arcface_client.contract import Crops
+from arcface_client.cli.app import main
+from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import NotFiniteError
 from support.fake_triton import FakeTriton, served
 from support.numbered import numbered, spoilt, unit_vectors
@@ -57,7 +60,9 @@ def test_the_crops_are_named_and_the_other_embeddings_are_kept(
     url: str, call: Callable[[str, Crops], None], positions: tuple[int, ...]
 ) -> None:
     crops = spoilt(numbered(20), *positions)
-    with pytest.raises(NotFiniteError, match=r"fake_onnx.* NaN or infinite values for crops? 3") as caught:
+    with pytest.raises(
+        NotFiniteError, match=r"fake_onnx.* NaN or infinite values for the crops at 3"
+    ) as caught:
         call(url, crops)
     error = caught.value
     assert error.positions == positions
@@ -66,12 +71,46 @@ def test_the_crops_are_named_and_the_other_embeddings_are_kept(
     assert np.isnan(error.embeddings[list(positions)]).all()
 
 
-def test_a_stream_counts_the_crops_from_its_start(url: str) -> None:
-    done = 0
-    with EmbeddingClient(url, "fake_onnx") as client, pytest.raises(NotFiniteError) as caught:
-        for embeddings in client.stream(iter(spoilt(numbered(20), 17))):
-            done += len(embeddings)
-    assert (done, caught.value.positions) == (16, (17,))
+def stream(url: str, parts: list[Embeddings]) -> None:
+    with EmbeddingClient(url, "fake_onnx") as client:
+        for embeddings in client.stream(iter(CROPS)):
+            parts.append(embeddings)
+
+
+def stream_async(url: str, parts: list[Embeddings]) -> None:
+    async def run() -> None:
+        async with AsyncEmbeddingClient(url, "fake_onnx") as client:
+            async for embeddings in client.stream(iter(CROPS)):
+                parts.append(embeddings)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("call", [stream, stream_async])
+def test_a_stream_goes_on_and_names_the_crops_at_its_end(
+    url: str, call: Callable[[str, list[Embeddings]], None]
+) -> None:
+    parts: list[Embeddings] = []
+    with pytest.raises(NotFiniteError, match=r"at 3, 17 \(counted from 0\)") as caught:
+        call(url, parts)
+    assert caught.value.positions == (3, 17)
+    others = np.delete(np.arange(20), [3, 17])
+    np.testing.assert_array_equal(np.concatenate(parts)[others], unit_vectors(20)[others])
+
+
+def test_the_command_embed_skips_such_files(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, crop in enumerate(CROPS):
+        Image.fromarray(crop[..., ::-1]).save(tmp_path / f"{number:02}.png")
+    output = tmp_path / "out.npz"
+    assert main(["embed", str(tmp_path), "--output", str(output), "--url", url, "--model", "fake_onnx"]) == 1
+    printed = capsys.readouterr()
+    assert f"skipped: {tmp_path}/03.png: its embedding is NaN" in printed.err
+    assert printed.out == f"{output}: 18 embeddings, 2 files skipped\n"
+    with np.load(output) as archive:
+        np.testing.assert_array_equal(archive["embeddings"], np.delete(unit_vectors(20), [3, 17], axis=0))
+        assert f"{tmp_path}/03.png" not in archive["paths"]
 
 
 def test_another_replica_embeds_such_a_crop_and_the_first_one_stays_in_service(url: str) -> None:
@@ -81,5 +120,5 @@ def test_another_replica_embeds_such_a_crop_and_the_first_one_stays_in_service(u
             embeddings, report = embedder.encode(CROPS, return_source=True)
             np.testing.assert_array_equal(embeddings, unit_vectors(20))
             assert [(source.where, source.crops) for source in report.sources] == [(url, 18), (other, 2)]
-            assert "NaN or infinite values for crops 3, 17" in report.refusals[0].reason
+            assert "NaN or infinite values for the crops at 3, 17" in report.refusals[0].reason
         assert embedder.diagnostics().candidates[0].state == "serving"
