@@ -74,12 +74,14 @@ class SizeProxy:
                 answer = b""
                 if kind == _DATA:  # the server will not give this part of the window back
                     answer = _frame(_WINDOW_UPDATE, 0, 0, length.to_bytes(4, "big"))
-                if before <= self._largest_bytes:
+                is_new = before <= self._largest_bytes
+                if is_new:
                     self.refused += 1
-                    server.sendall(_frame(_RST_STREAM, 0, stream, (8).to_bytes(4, "big")))
                     answer += _frame(_HEADERS, _END_STREAM_AND_HEADERS, stream, _STATUS_413)
                 with lock:
                     client.sendall(answer)
+                if is_new:  # afterwards, since the server may answer to this
+                    server.sendall(_frame(_RST_STREAM, 0, stream, (8).to_bytes(4, "big")))
 
     def _download(self, client: socket.socket, server: socket.socket, lock: threading.Lock) -> None:
         with suppress(OSError), server.makefile("rb") as source:
