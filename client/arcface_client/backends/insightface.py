@@ -55,13 +55,19 @@ class SourceRuntime:
         path: An ONNX file of a face network.
         session: The file, loaded with ONNX Runtime.
         pixels: What the network takes; None leaves it to InsightFace, whose default is RGB, -1 to 1.
+        output: The output that is the embedding; None finds it.
 
     Raises:
         ContractError: It is not a face network.
+        DeploymentError: It cannot be run.
     """
 
     def __init__(
-        self, path: Path, session: onnxruntime.InferenceSession, pixels: Pixels | None = None
+        self,
+        path: Path,
+        session: onnxruntime.InferenceSession,
+        pixels: Pixels | None = None,
+        output: str | None = None,
     ) -> None:
         self._path, self._session = path, session
         inputs, outputs = session.get_inputs(), session.get_outputs()
@@ -79,7 +85,7 @@ class SourceRuntime:
                 f"[N, 3, {CROP_SIZE}, {CROP_SIZE}] or [N, {CROP_SIZE}, {CROP_SIZE}, 3]. Name another file."
             )
         self._image, self._dtype, fixed = inputs[0].name, dtype, shapes[0][0]
-        self._fixed = fixed if isinstance(fixed, int) else None
+        self._fixed = fixed if isinstance(fixed, int) and fixed > 0 else None
         self._insightface: Any = None
         self.pixels = pixels or Pixels("RGB", RAW if dtype is np.uint8 else PYTORCH)
         ours = self._first and len(outputs) == 1 and dtype is np.float32
@@ -89,7 +95,7 @@ class SourceRuntime:
             own = Pixels("RGB", Normalisation.uniform(model.input_mean, model.input_std))
             if pixels in (None, own):
                 self._insightface, self.pixels = model, own
-        self._output = self._find_output()
+        self._output = output or self._find_output()
         self.batch_size = self._fixed or (BATCH_SIZE if self._takes_batches() else 1)
         """The largest batch that the file takes."""
 
@@ -123,25 +129,31 @@ class SourceRuntime:
             if pixels is None:
                 features = self._insightface.get_feat(list(batch))
             else:
-                (features,) = self._session.run([self._output], {self._image: self._prepared(batch, pixels)})
+                features = self._run([self._output], batch, pixels)[0]
         except RUN_ERRORS as error:
             raise DeploymentError(f"The reference failed on a batch of {len(batch)}: {error}") from error
         rows = np.asarray(features, np.float32).reshape(len(batch), -1)[: len(crops)]
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)  # type: ignore[no-any-return]
 
-    def _prepared(self, crops: Crops, pixels: Pixels) -> npt.NDArray[Any]:
+    def _run(self, outputs: list[str], crops: Crops, pixels: Pixels) -> list[npt.NDArray[Any]]:
         planes = pixels.planes(crops)
-        return (planes if self._first else planes.transpose(0, 2, 3, 1)).astype(self._dtype)
+        image = planes if self._first else planes.transpose(0, 2, 3, 1)
+        return list(self._session.run(outputs, {self._image: image.astype(self._dtype)}))
 
     def _find_output(self) -> str:
         """The output that is a vector for each crop; the longest of several, such as embedding and norm."""
+        from ..runtimes.onnxruntime import RUN_ERRORS
+
         names: list[str] = [tensor.name for tensor in self._session.get_outputs()]
-        image = self._prepared(np.zeros((self._fixed or 1, *CROP_SHAPE), np.uint8), self.pixels)
-        values = dict(zip(names, self._session.run(names, {self._image: image}), strict=True))
+        crops = golden_crops()[:1].repeat(self._fixed or 1, axis=0)
+        try:
+            values = dict(zip(names, self._run(names, crops, self.pixels), strict=True))
+        except RUN_ERRORS as error:
+            raise DeploymentError(f"ONNX Runtime cannot run {self._path}: {error}") from error
         vectors = {
             name: value.size
             for name, value in values.items()
-            if value.size == len(image) * max(value.shape[1:] or value.shape)
+            if value.size == len(crops) * max(value.shape[1:] or value.shape)
         }
         if not vectors:
             shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in values.items())
@@ -167,17 +179,23 @@ def insightface_origin(models: LocalModels, source: str, provider: str, gpu: int
         from ..runtimes.onnxruntime import open_on
 
         path = find_source(source)
-
         sha256 = source_sha256(path)
         manifest = models.built_from(sha256)
-        pixels = None if manifest is None else manifest.preprocessing.caller
+        pixels, output = (manifest.preprocessing.caller, manifest.output) if manifest else (None, None)
 
         def try_out(session: onnxruntime.InferenceSession) -> None:
-            SourceRuntime(path, session, pixels).embed(np.zeros((1, *CROP_SHAPE), np.uint8))
+            SourceRuntime(path, session, pixels, output).embed(golden_crops()[:1])
 
         options = provider_options(provider, gpu)
         session = open_on(provider, path, options=options, try_out=try_out)
-        runtime = SourceRuntime(path, session, pixels)
+        runtime = SourceRuntime(path, session, pixels, output)
+        if pixels is None and not runtime.by_insightface:
+            _log.warning(
+                "%s is given %s, which is an assumption: %s has no model that was built from it",
+                path,
+                runtime.pixels,
+                models.root,
+            )
         known = Diagnostics(
             backend="insightface",
             model=path.stem,

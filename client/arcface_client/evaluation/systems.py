@@ -132,9 +132,9 @@ def open_reference(source: str, stated: Pixels | None, models: LocalModels, stac
     from ..runtimes.onnxruntime import open_session
 
     path = find_source(source)
-    manifest = None if stated else models.built_from(source_sha256(path))
-    pixels = stated if manifest is None else manifest.preprocessing.caller
-    runtime = SourceRuntime(path, open_session(path, entries=ENTRIES), pixels)
+    manifest = models.built_from(source_sha256(path))
+    pixels, output = (manifest.preprocessing.caller, manifest.output) if manifest else (None, None)
+    runtime = SourceRuntime(path, open_session(path, entries=ENTRIES), stated or pixels, output)
     stack.callback(runtime.close)
     return System(
         name=f"{'InsightFace' if runtime.by_insightface else 'source'} {path.name}",

@@ -198,6 +198,12 @@ class ModelManifest(ManifestFile):
         """D, how many numbers an embedding has."""
         return int(self.contract["output"][2][0])
 
+    @property
+    def output(self) -> str | None:
+        """The source's output that was stated as its embedding; None if it was found."""
+        name = self.source_location.get("output")
+        return None if name is None else str(name)
+
     @cached_property
     def golden_embeddings(self) -> Embeddings | None:
         """float32 [8, D]; None when they are of other crops than this package's."""
