@@ -37,15 +37,11 @@ class RepositoryError(BuilderError, DeploymentError):
     """A model repository cannot be read or written."""
 
 
-class StoreError(BuilderError):
-    """A place where plans are kept cannot be used."""
-
-
-class CacheError(StoreError, DeploymentError):
+class CacheError(BuilderError, DeploymentError):
     """The local cache cannot be read or written."""
 
 
-class BucketError(StoreError, DeploymentError):
+class BucketError(BuilderError, DeploymentError):
     """S3 refused a request or did not answer; the message has the bucket, the key and S3's own words."""
 
 

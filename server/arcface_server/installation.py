@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes.util
 import importlib.util
-import platform
 import sys
 import sysconfig
 from dataclasses import dataclass
@@ -24,8 +23,6 @@ CONTAINER_COMMAND: Final = (
     "docker run --rm --gpus all -p 127.0.0.1:8000-8002:8000-8002 -v $PWD/model_repository:/models:ro "
     f"nvcr.io/nvidia/tritonserver:<YY.MM>-py3 tritonserver --model-repository=/models {' '.join(FLAGS)}"
 )
-_FIRST_GLIBC: Final = (2, 35)
-_LAST_PYTHON: Final = (3, 12)  # it needs numpy < 2, which has no wheel for a later one
 
 
 @dataclass(frozen=True)
@@ -52,22 +49,15 @@ def find_installation() -> Installation:
         TritonNotInstalledError: There is none; the message says how to install it, or which container to run
             on a machine without a wheel.
     """
-    if not _has_wheel():
-        libc = " ".join(platform.libc_ver()).strip() or "no glibc"
-        raise TritonNotInstalledError(
-            "nvidia-pytriton, which carries tritonserver, has wheels for Linux on x86_64 with glibc "
-            f"{_dotted(_FIRST_GLIBC)} or later and Python {_dotted(_LAST_PYTHON)} or earlier; this is "
-            f"{platform.system()} on {platform.machine()}, {libc}, "
-            f"Python {_dotted(sys.version_info[:2])}. Run NVIDIA's container instead (without an NVIDIA GPU, "
-            f"leave out --gpus all): {CONTAINER_COMMAND}"
-        )
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
         raise TritonNotInstalledError(
-            "No tritonserver in this environment; install it with: pip install 'arcface-triton[server]'"
+            "No tritonserver in this environment; install it with: pip install 'arcface-triton[server]'. It "
+            "has wheels for Linux on x86_64 with glibc 2.35 or later and Python 3.12 or earlier. Elsewhere, "
+            f"run NVIDIA's container (without an NVIDIA GPU, leave out --gpus all): {CONTAINER_COMMAND}"
         )
     package = Path(spec.submodule_search_locations[0])
-    version = _dotted(sys.version_info[:2])
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
     triton = package / "tritonserver"
     installation = Installation(
         tritonserver=triton / "bin" / "tritonserver",
@@ -82,21 +72,6 @@ def find_installation() -> Installation:
                 "pip install --force-reinstall nvidia-pytriton"
             )
     return installation
-
-
-def _has_wheel() -> bool:
-    library, version = platform.libc_ver()
-    return (
-        platform.system() == "Linux"
-        and platform.machine() == "x86_64"
-        and library == "glibc"
-        and tuple(int(part) for part in version.split(".")[:2]) >= _FIRST_GLIBC
-        and sys.version_info[:2] <= _LAST_PYTHON
-    )
-
-
-def _dotted(version: tuple[int, ...]) -> str:
-    return ".".join(map(str, version))
 
 
 def _libpython_dirs(version: str) -> tuple[Path, ...]:

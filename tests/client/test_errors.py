@@ -32,7 +32,6 @@ GROUPS = (InputError, TransientError, DeploymentError, CallCancelledError)
 BASES = {
     ArcFaceError,
     arcface_builder.errors.BuilderError,
-    arcface_builder.errors.StoreError,
     arcface_server.errors.LocalServerError,
 }
 """Classes to catch, which are never raised themselves."""

@@ -21,9 +21,7 @@ from ..store import release_of
 _log = logging.getLogger(__name__)
 
 _FIRST_OLD: Final = (8,)  # what is below is TensorRT-RTX
-_STRONGLY_TYPED: Final = (10,)
-_PROGRESS_MONITOR: Final = (10,)
-_NEWER_OPSETS: Final = (10,)
+_TEN: Final = (10,)
 _OPSET_OF_8: Final = 17
 _SAME_COMPUTE_CAPABILITY: Final = (10, 9)
 
@@ -48,17 +46,17 @@ def find_tensorrt() -> ModuleType:
 
 def is_strongly_typed(version: str) -> bool:
     """Whether this TensorRT runs a network as its graph says; before 10, the graph's types are hints."""
-    return _is_from(version, _STRONGLY_TYPED)
+    return _is_from(version, _TEN)
 
 
 def newest_opset(version: str) -> int | None:
     """The newest opset that this TensorRT's parser reads; None where it reads all that ONNX Runtime runs."""
-    return None if _is_from(version, _NEWER_OPSETS) else _OPSET_OF_8
+    return None if _is_from(version, _TEN) else _OPSET_OF_8
 
 
 def has_progress_monitor(version: str) -> bool:
     """Whether this TensorRT tells how far a build is, and can stop one (from 10)."""
-    return _is_from(version, _PROGRESS_MONITOR)
+    return _is_from(version, _TEN)
 
 
 def can_be_hardware_compatible(version: str) -> bool:

@@ -79,21 +79,6 @@ def test_the_manifest_is_uploaded_last_and_progress_ends_with_1(
     assert all(max(share or 0 for share in shares) == 1 for shares in told.values())
 
 
-def test_two_machines_that_upload_one_plan_leave_one_that_is_whole(
-    bucket: Bucket, stored: StoredPlan, tmp_path: Path
-) -> None:
-    other = plan(seed=1)
-    (tmp_path / "other.plan").write_bytes(other)
-    bucket.upload(stored)
-    bucket.upload(StoredPlan(tmp_path / "other.plan", manifest(other)))
-
-    found = bucket.find(KEY)
-
-    assert found is not None
-    assert bucket.download(found, tmp_path).read_bytes() == other
-    assert bucket.download(ENTRY, tmp_path).read_bytes() == CONTENT  # for a reader of the first manifest
-
-
 def test_an_altered_plan_is_refused(s3: S3Server, bucket: Bucket, stored: StoredPlan, tmp_path: Path) -> None:
     bucket.upload(stored)
     s3.client.put_object(Bucket="plans", Key=PLAN_NAME, Body=plan(len(CONTENT), seed=1))
@@ -102,16 +87,6 @@ def test_an_altered_plan_is_refused(s3: S3Server, bucket: Bucket, stored: Stored
     s3.client.delete_object(Bucket="plans", Key=PLAN_NAME)
     with pytest.raises(PlanDamagedError, match="is missing from the bucket 'plans'"):
         bucket.download(ENTRY, tmp_path)
-
-
-def test_a_connection_that_is_cut_is_tried_again(
-    wire: Proxy, bucket: Bucket, stored: StoredPlan, tmp_path: Path
-) -> None:
-    bucket.upload(stored)
-    wire.cut_after_bytes, wire.cuts = 2_000_000, 2
-    downloaded = Bucket("plans", endpoint_url=f"http://{wire.url}").download(ENTRY, tmp_path)
-    assert downloaded.read_bytes() == CONTENT
-    assert wire.was_cut == 2
 
 
 def test_an_upload_that_is_cut_is_one_line_and_leaves_nothing(
@@ -123,11 +98,6 @@ def test_an_upload_that_is_cut_is_one_line_and_leaves_nothing(
     assert wire.was_cut
     assert s3.keys("plans") == []
     assert "Uploads" not in s3.client.list_multipart_uploads(Bucket="plans")
-
-
-def test_a_bucket_that_is_silent_is_given_up(wire: Proxy) -> None:
-    with wire.black_hole(), pytest.raises(BucketError, match="Read timeout"):
-        hasty(f"http://{wire.url}").find(KEY)
 
 
 def test_an_endpoint_that_does_not_answer_is_one_line() -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -170,21 +169,6 @@ def test_what_a_killed_process_left_is_removed_after_a_day(
 
     assert not left.exists()
     assert fresh.exists()
-
-
-def test_many_writers_at_once_store_one_whole_plan(store: LocalStore, tmp_path: Path) -> None:
-    contents = [plan(200_000, seed=seed) for seed in range(8)]
-    writers = [
-        threading.Thread(target=store.add, args=(plan_file(tmp_path / str(seed), content), manifest(content)))
-        for seed, content in enumerate(contents)
-    ]
-    for writer in writers:
-        writer.start()
-    while any(writer.is_alive() for writer in writers):
-        found = store.find(KEY)
-        assert found is None or found.path.read_bytes() in contents
-    assert store.find(KEY) is not None
-    assert len(files(store)) == 2
 
 
 BUILD = """

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 
 from arcface_builder.errors import PrecisionError
@@ -64,12 +61,3 @@ def test_bf16_needs_tensorrt_10() -> None:
     compat.check_knows("10.0.1", "bf16")
     with pytest.raises(PrecisionError, match=r"TensorRT 8\.5\.3\.1 has no bf16; use fp16"):
         compat.check_knows("8.5.3.1", "bf16")
-
-
-def test_a_network_is_made_where_the_flag_of_strong_typing_is_gone() -> None:
-    made: list[int] = []
-    later: Any = SimpleNamespace(__version__="12.0.0", NetworkDefinitionCreationFlag=SimpleNamespace())
-
-    compat.create_network(later, SimpleNamespace(create_network=made.append))
-
-    assert made == [0]

@@ -36,15 +36,6 @@ def test_a_plan_is_built_for_another_architecture_without_a_gpu(
     assert built.workspace_size_mb == 1024
 
 
-@pytest.mark.parametrize("precision", ["bf16", "int8"])
-def test_tensorrt_takes_the_other_typed_graphs(precision: str, trt: ModuleType, small_graph: bytes) -> None:
-    from arcface_builder.check import crops as faces
-
-    typed = typed_graph(small_graph, precision, calibration=faces.face_like(8, seed=5))
-
-    assert build_plan(trt, typed, BuildOptions(precision=precision), target_sm="89").plan
-
-
 @pytest.mark.parametrize(("precision", "on"), [("fp32", False), ("fp16", False), ("tf32", True)])
 def test_tf32_is_on_for_tf32_alone(precision: str, on: bool, trt: ModuleType) -> None:
     config = trt.Builder(compat.logger(trt, compat.Messages())).create_builder_config()
