@@ -104,7 +104,7 @@ def test_a_plan_without_a_manifest_and_without_an_onnx_sibling_is_refused(
 ) -> None:
     with (
         TritonBackend(crowd.grpc_url, NAME, ["wrong_trt:1"]) as embedder,
-        pytest.raises(NoCandidateError, match="Nothing to check the plan against: no manifest is here"),
+        pytest.raises(NoCandidateError, match="Nothing to check it against: no manifest is here"),
     ):
         embedder.encode(crops[:1])
 

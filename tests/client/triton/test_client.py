@@ -214,7 +214,7 @@ def test_closing_ends_a_call_in_another_thread(triton: LocalTriton, crops: Crops
 def test_a_full_queue_is_told_from_no_server_where_models_are_not_listed(
     tmp_path: Path, crops: Crops
 ) -> None:
-    write_tiny_repository(tmp_path, max_batch_size=1, work=30, queue=1)
+    write_tiny_repository(tmp_path, max_batch_size=1, work=10, queue=1)
     flags = ("--grpc-restricted-protocol=model-repository:key=value",)
     with (
         LocalTriton(tmp_path, flags=flags, stop_timeout_s=1) as server,
