@@ -101,6 +101,10 @@ NETWORKS = {
         gives="float[N,64,1,1] out",
         weights={"w": (8, 3, 16, 16), "head": (64, 8, 7, 7)},
     ),
+    "[N, D] by a Squeeze": network(
+        f"{STEM} map = Conv<kernel_shape=[7,7]>(stem, head) out = Squeeze(map, sides)",
+        weights={"w": (8, 3, 16, 16), "head": (64, 8, 7, 7), "sides": [2, 3]},
+    ),
     "[D] of a batch of one": network(
         f"{STEM} flat = Reshape(stem, one_row) row = Gemm<transB=1>(flat, fc) out = Squeeze(row, zero)",
         takes="float[1,3,112,112] data",

@@ -148,7 +148,7 @@ def build(
     drift = built.manifest.parity.max_abs_difference
     of = "its source"
     if built.manifest.compared_with != "source file":
-        of = f"its source's {built.manifest.compared_with}: the source file itself was not run"
+        of = f"its source's {built.manifest.compared_with}, not of the file itself"
     print(f"{built.model} version {built.version} in {built.path}, within {drift:.1e} of {of}")
 
 

@@ -98,7 +98,8 @@ def optimise(
     last = model.graph.outputs[0].producer()
     # TensorRT 8.5 needs a plugin library for LpNormalization; ReduceL2 and Div are built in. A Squeeze to [D]
     # holds for a batch of one.
-    if last is not None and last.op_type in ("LpNormalization", "Squeeze"):
+    superfluous = ("LpNormalization", "Squeeze") if len(output.shape) == 1 else ("LpNormalization",)
+    if last is not None and last.op_type in superfluous:
         bypass(last)
     _end_with_unit_vectors(model, image, output)
     return _finished(model), kept

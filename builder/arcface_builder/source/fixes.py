@@ -72,7 +72,7 @@ def check_inference(model: ir.Model) -> None:
             flag = constant(node.inputs[2])
             training = flag is not None and bool(flag.all())
         elif node.op_type == "BatchNormalization":
-            training |= len(node.outputs) > 1
+            training |= sum(bool(value.name) for value in node.outputs) > 1
         if training:
             raise NotArcFaceError(
                 f"{node.op_type} {node.name!r} is in training mode, so that an embedding depends on the rest "

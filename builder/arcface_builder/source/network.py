@@ -158,7 +158,7 @@ def _widened(network: Network) -> Network:
 
 def _fixed_copy(network: Network, issues: list[Issue]) -> Network:
     problems = "; ".join(issue.problem for issue in issues if issue.when_run != "sound")
-    _log.warning("The source file itself was not run (%s); its fixed copy is the reference", problems)
+    _log.warning("The reference is a fixed copy of the source, not the file itself (%s)", problems)
     return replace(network, issues=tuple(issues), runs="fixed copy")
 
 

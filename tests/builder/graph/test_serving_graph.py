@@ -147,4 +147,7 @@ def test_it_is_a_warning_that_the_fixed_copy_is_the_reference(
 
     (record,) = caplog.records
     assert record.levelname == "WARNING"
-    assert "The source file itself was not run (10 batch norms say spatial=0" in record.message
+    assert (
+        "The reference is a fixed copy of the source, not the file itself (10 batch norms say"
+        in record.message
+    )

@@ -52,6 +52,7 @@ def test_every_network_that_onnx_runtime_runs_is_served_with_its_own_embeddings(
     model = built(NETWORKS[name], tmp_path)
 
     assert "max_batch_size: 32" in config(model)
+    assert not any("cannot be folded" in line for line in model.manifest.repairs)
 
 
 def test_a_batch_fixed_to_one_that_cannot_be_freed_is_served_crop_by_crop(
