@@ -147,7 +147,7 @@ class TritonSettings(_Section):
     version: int | None = None
     request_timeout_s: _Seconds = RequestLimits.request_timeout_s
     max_in_flight: Annotated[int, Field(ge=1)] = RequestLimits.max_in_flight
-    metadata: Annotated[dict[str, str], BeforeValidator(_pairs)] = {}
+    metadata: Annotated[dict[str, str], BeforeValidator(_pairs), Field(repr=False)] = {}
     token_file: Path | None = None
     max_request_mb: Annotated[float, Field(gt=0)] | None = None
     shadow_rate: Annotated[float, Field(ge=0, le=1)] = 0.0

@@ -170,12 +170,12 @@ class Call:
         self._failures[replica.name] = error
         self._metrics.fell_back(type(error).__name__)
         self._pool.left_a_call(replica, error)
-        if isinstance(error, NotFiniteError):
-            pass  # one crop's embedding says nothing of the others; the golden check does
-        elif isinstance(error, ServerError) or replica.is_local:
+        if isinstance(error, (ServerBusyError, NotFiniteError)):
+            return  # neither a full queue nor the embedding of one crop says anything of the next call
+        if isinstance(error, ServerError) or replica.is_local:
             # The crops may be at fault; if another replica serves them, they are not.
             self._suspects.append((replica, error))
-        elif not isinstance(error, ServerBusyError):
+        else:
             self._pool.failed(replica, error)
 
     def _credit(self, source: Source) -> bool:

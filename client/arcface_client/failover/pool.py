@@ -97,8 +97,7 @@ class ReplicaPool:
         self._max_drift = max_drift
         self._lock = threading.Lock()
         self._first: str | None = None
-        self._has_served = False
-        self._is_announced = False
+        self._has_served = self._is_announced = False
         self._closed = False
         self._logged_at: dict[tuple[str, str], float] = {}
 

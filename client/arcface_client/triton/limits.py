@@ -76,7 +76,7 @@ class RequestLimits:
     request_timeout_s: float = 60.0
     max_in_flight: int = 8
     tls: Tls | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict, repr=False)  # has secrets
     token_file: Path | None = None
     max_request_mb: float | None = None
 

@@ -6,6 +6,7 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from arcface_client.errors import (
+    AccessError,
     ArcFaceError,
     DeadlineExceededError,
     ModelLoadingError,
@@ -42,6 +43,9 @@ def model(state: str, version: int | None = 2, name: str = "arcface") -> Reply:
         ("INTERNAL", model("READY"), ServerError),
         ("INTERNAL", SILENT, ServerError),  # it had just answered with the error
         ("CANCELLED", model("READY"), ServerError),
+        ("UNAUTHENTICATED", SILENT, AccessError),
+        ("PERMISSION_DENIED", UNLISTED, AccessError),
+        ("RESOURCE_EXHAUSTED", model("READY"), ServerBusyError),
     ],
 )
 def test_status_and_reply_decide(status: str, reply: Reply, expected: type[ArcFaceError]) -> None:
