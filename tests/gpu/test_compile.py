@@ -28,6 +28,7 @@ from arcface_client.cli.terminal import FAILED
 from arcface_client.models.repository import LocalOnnx
 from support.exports import small_arcface
 from support.gpu_models import Model, build_seconds, publish
+from support.networks import NETWORKS, ONE_CROP
 
 COMMAND = "import sys; from arcface_builder.__main__ import main; sys.exit(main())"
 
@@ -57,6 +58,25 @@ def test_a_plan_in_fp16_gives_the_source_models_embeddings(r18_plan: AddedPlan, 
 def test_a_plan_in_fp32_is_exact(small_plan: AddedPlan) -> None:
     assert small_plan.manifest.parity.largest_drift_cosine < 1e-6
     assert set(small_plan.manifest.precisions_used) == {"fp32"}
+
+
+@pytest.mark.parametrize(
+    ("network", "max_batch_size"),
+    [(NETWORKS["opset 20"], 8), (NETWORKS["192 numbers, channels last"], 8), (ONE_CROP, 1)],
+    ids=["opset 20", "192 numbers", "one crop at a time"],
+)
+def test_a_network_that_is_no_iresnet_gets_a_plan_that_is_exact(
+    network: onnx.ModelProto, max_batch_size: int, gpu: Gpu, tmp_path: Path
+) -> None:
+    onnx.save_model(network, tmp_path / "source.onnx")
+    model = publish(OnnxFile(tmp_path / "source.onnx"), "net", tmp_path / "models")
+    options = BuildOptions(precision="fp32", max_batch_size=max_batch_size)
+
+    added = compile_plan(
+        model.request(options), gpu, PlanStore(LocalStore(tmp_path / "cache")), model.repository
+    )
+
+    assert added.manifest.parity.largest_drift_cosine < 1e-6
 
 
 def test_the_second_time_the_plan_comes_from_the_store(
