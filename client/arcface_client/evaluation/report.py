@@ -19,7 +19,15 @@ from .scores import FALSE_ACCEPT_RATES, FOLDS, Agreement
 FLIP_CROPS: Final = 1000
 """From how many crops at most every two are taken as a pair; the number of pairs grows with the square."""
 
-_PACKAGES: Final = ("arcface-triton", "numpy", "tritonclient", "onnxruntime", "insightface")
+_PACKAGES: Final = (
+    "arcface-triton",
+    "numpy",
+    "tritonclient",
+    "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "insightface",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
