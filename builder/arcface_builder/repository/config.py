@@ -180,7 +180,7 @@ def openvino_config(model: str, embedding_dim: int, instances: int) -> Any:
     config.default_model_filename = MODEL_FILE
     for tensor in (*config.input, *config.output):
         tensor.dims.insert(0, -1)
-    config.model_warmup[0].inputs[INPUT_NAME].dims[:] = [1, *CROP_SHAPE]
+    del config.model_warmup[:]  # without Triton's batching, tritonserver 2.51 may die of it at its start
     config.instance_group.add(name="cpu", kind=_KINDS["cpu"], count=instances)
     config.version_policy.latest.num_versions = VERSIONS_SERVED
     config.parameters["NUM_STREAMS"].string_value = str(instances)
