@@ -25,7 +25,7 @@ class EmbeddingSpace:
 
     Attributes:
         source_sha256: SHA-256 of the source model's file.
-        preprocessing: What happens to the pixels, as ``describe_preprocessing`` writes it.
+        preprocessing: What happens to the pixels, as ``manifest.Preprocessing`` writes it.
         precision_class: How exactly it is computed.
     """
 
@@ -51,15 +51,6 @@ class EmbeddingSpace:
             preprocessing=self.preprocessing or other.preprocessing,
             precision_class=self.precision_class or other.precision_class,
         )
-
-
-def describe_preprocessing(mean: tuple[float, ...], std: tuple[float, ...], channels: str) -> str:
-    """Write a preprocessing as one line: mean and std of R, G and B, and the network's channel order."""
-    return f"{channels}, mean {_numbers(mean)}, std {_numbers(std)}"
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return "/".join(f"{value:g}" for value in (values[:1] if len({*values}) == 1 else values))
 
 
 def _differ(left: str | None, right: str | None) -> bool:

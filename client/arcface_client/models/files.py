@@ -42,21 +42,16 @@ def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file of any size, in hexadecimal digits; raises OSError."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file.
+    """SHA-256 of a file of any size, in hexadecimal digits.
 
     Raises:
         DeploymentError: It cannot be read.
     """
+    digest = hashlib.sha256()
     try:
-        return sha256_of(path)
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
     except OSError as error:
         raise DeploymentError(f"Cannot read {path}: {error.strerror}.") from error
+    return digest.hexdigest()

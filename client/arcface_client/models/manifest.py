@@ -14,7 +14,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
 from ..contract import EMBEDDING_DIM, INPUT_SPEC, Embeddings, output_spec
-from .embedding_space import EmbeddingSpace, PrecisionClass, describe_preprocessing
+from .embedding_space import EmbeddingSpace, PrecisionClass
 from .golden import from_text, golden_sha256
 from .normalisation import Normalisation, Pixels
 from .schema import (
@@ -85,11 +85,15 @@ class Preprocessing:
     found_in: str = "unknown"
     assumed: tuple[Literal["channels", "normalisation"], ...] | None = None
 
+    @property
+    def pixels(self) -> str:
+        """The channel order and the normalisation as one line."""
+        return f"{self.channels}, {Normalisation(self.mean, self.std)}"
+
     def __str__(self) -> str:
-        text = f"{self.channels}, {Normalisation(self.mean, self.std)}"
         words = {"channels": "channel order", "normalisation": "normalisation"}
         assumed = " and ".join(words[one] for one in self.assumed or ())
-        return f"{text} ({assumed} assumed)" if assumed else text
+        return f"{self.pixels} ({assumed} assumed)" if assumed else self.pixels
 
     @property
     def caller(self) -> Pixels | None:
@@ -211,10 +215,9 @@ class ModelManifest(ManifestFile):
 
     def embedding_space(self, precision_class: PrecisionClass | None = "float") -> EmbeddingSpace:
         """The embedding space of this model, or of a plan of another class of precision."""
-        pixels = self.preprocessing
         return EmbeddingSpace(
             source_sha256=self.source.sha256,
-            preprocessing=describe_preprocessing(pixels.mean, pixels.std, pixels.channels),
+            preprocessing=self.preprocessing.pixels,
             precision_class=precision_class,
         )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import ManifestError, ModelNotFoundError
 from .embedding_space import EmbeddingSpace, PrecisionClass
-from .files import file_sha256
+from .files import sha256_of
 from .golden import GoldenReference
 from .manifest import MODEL_FILE, ModelManifest, manifest_path
 from .naming import family, is_plan, made_from, onnx_model, plan_model
@@ -249,7 +249,7 @@ class LocalModels:
 
 
 def _check_sha256(path: Path, expected: str) -> None:
-    actual = file_sha256(path)
+    actual = sha256_of(path)
     if actual != expected:
         raise ManifestError(
             f"{path} has SHA-256 {actual:.12}...; its manifest says {expected:.12}... "

@@ -5,7 +5,7 @@ import pytest
 from arcface_client.models.embedding_space import EmbeddingSpace
 
 OURS = EmbeddingSpace(
-    source_sha256="a" * 64, preprocessing="RGB, mean 127.5, std 127.5", precision_class="float"
+    source_sha256="a" * 64, preprocessing="RGB, (x - 127.5) / 127.5", precision_class="float"
 )
 
 
@@ -23,8 +23,8 @@ def test_what_is_unknown_conflicts_with_nothing() -> None:
             "another source model, SHA-256 bbbbbbbbbbbb..., not aaaaaaaaaaaa...",
         ),
         (
-            EmbeddingSpace(preprocessing="RGB, mean 127.5, std 128"),
-            "another preprocessing, RGB, mean 127.5, std 128, not RGB, mean 127.5, std 127.5",
+            EmbeddingSpace(preprocessing="RGB, (x - 127.5) / 128"),
+            "another preprocessing, RGB, (x - 127.5) / 128, not RGB, (x - 127.5) / 127.5",
         ),
         (EmbeddingSpace(precision_class="int8"), "another precision class, int8, not float"),
     ],

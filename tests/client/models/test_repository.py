@@ -10,7 +10,7 @@ import pytest
 from arcface_builder.build import build
 from arcface_builder.source.load import OnnxFile
 from arcface_client.errors import ManifestError, ModelNotFoundError
-from arcface_client.models.files import file_sha256
+from arcface_client.models.files import sha256_of
 from arcface_client.models.golden import golden_crops
 from arcface_client.models.repository import LocalModels
 from support.engines import manifest, plan_key
@@ -24,7 +24,7 @@ def write_plan(
     path = models / f"small_trt/{version}/small-{precision}-sm{sm}.plan"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"plan")
-    onnx_sha256 = file_sha256(models / f"small_onnx/{version}/model.onnx")
+    onnx_sha256 = sha256_of(models / f"small_onnx/{version}/model.onnx")
     key = {"model": "small", "onnx_sha256": onnx_sha256, "sm": sm, "precision": precision} | changes
     record = models / f"small_trt-{version}-sm{sm}.manifest.json"
     record.write_text(manifest(b"plan", plan_key(**key)).to_json())
@@ -41,9 +41,9 @@ def test_the_references_are_the_source_models_embeddings_of_the_golden_crops(bui
     source = OnnxFile(built / "source-0.onnx").load()
     assert reference is not None
     np.testing.assert_array_equal(reference.embeddings, source.embed(golden_crops()))
-    assert reference.space.source_sha256 == file_sha256(built / "source-0.onnx")
+    assert reference.space.source_sha256 == sha256_of(built / "source-0.onnx")
     assert reference.space.precision_class == "float"
-    assert reference.space.preprocessing == "RGB, mean 127.5, std 127.5"
+    assert reference.space.preprocessing == "RGB, (x - 127.5) / 127.5"
 
 
 def test_a_plans_references_are_its_siblings_in_the_class_of_all_its_plans(models: Path) -> None:
@@ -83,7 +83,7 @@ def test_without_a_manifest_of_these_golden_crops_there_is_no_reference(models: 
 
 def test_what_was_built_from_a_source_is_found_by_its_sha256(models: Path, built: Path) -> None:
     another_release(models, built / "source-0.onnx")
-    found = LocalModels(models).built_from(file_sha256(built / "source-0.onnx"))
+    found = LocalModels(models).built_from(sha256_of(built / "source-0.onnx"))
     assert found is not None
     assert (found.model, found.version) == ("small_onnx", 2)
     assert LocalModels(models).built_from("0" * 64) is None
@@ -127,7 +127,7 @@ def test_the_plan_is_the_newest_for_the_gpu(models: Path, built: Path) -> None:
     found = LocalModels(models).plan("small", "90")
 
     assert (found.path, found.version) == (newest, 2)
-    assert found.manifest.plan_sha256 == file_sha256(newest)
+    assert found.manifest.plan_sha256 == sha256_of(newest)
 
 
 def test_a_plan_of_an_older_release_serves_only_in_the_same_embedding_space(
