@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from ..errors import ConfigError, DeploymentError
+from ..errors import ConfigError
 
 _CHUNK_BYTES: Final = 1 << 20
 
@@ -42,16 +42,9 @@ def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file of any size, in hexadecimal digits.
-
-    Raises:
-        DeploymentError: It cannot be read.
-    """
+    """SHA-256 of a file of any size, in hexadecimal digits; raises OSError."""
     digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-    except OSError as error:
-        raise DeploymentError(f"Cannot read {path}: {error.strerror}.") from error
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
     return digest.hexdigest()

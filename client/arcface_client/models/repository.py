@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ManifestError, ModelNotFoundError
+from ..errors import DeploymentError, ManifestError, ModelNotFoundError
 from .embedding_space import EmbeddingSpace, PrecisionClass
 from .files import sha256_of
 from .golden import GoldenReference
@@ -249,7 +249,10 @@ class LocalModels:
 
 
 def _check_sha256(path: Path, expected: str) -> None:
-    actual = sha256_of(path)
+    try:
+        actual = sha256_of(path)
+    except OSError as error:
+        raise DeploymentError(f"Cannot read {path}: {error.strerror}.") from error
     if actual != expected:
         raise ManifestError(
             f"{path} has SHA-256 {actual:.12}...; its manifest says {expected:.12}... "
