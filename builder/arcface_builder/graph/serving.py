@@ -10,7 +10,6 @@ since x - 127.5 has at most eight binary digits.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -20,6 +19,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from arcface_client.contract import CROP_SHAPE, INPUT_NAME, OUTPUT_NAME
+from arcface_client.models.normalisation import Normalisation, Triple
 
 from ..errors import NotArcFaceError
 from .batchnorm import fold_batch_norms, fold_preactivations
@@ -45,23 +45,8 @@ _AXES_ARE_INPUTS: Final = 18
 """The first opset in which ReduceL2 takes its axes as an input."""
 
 
-@dataclass(frozen=True)
-class Pixels:
-    """How pixels 0 to 255 reach a network: (x - mean) / std, in an order of channels.
-
-    Attributes:
-        mean: Subtracted from R, G and B.
-        std: What R, G and B are divided by then.
-        channels: The colours that the network takes, for example "RGB".
-    """
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    channels: str
-
-    def array(self, values: tuple[float, float, float], channels: str) -> npt.NDArray[np.float64]:
-        """Mean or std in an order of channels; one number if all are the same."""
-        return np.array(values[0] if len({*values}) == 1 else [values["RGB".index(c)] for c in channels])
+Pixels = tuple[Normalisation, str]
+"""How pixels reach a network: their normalisation, and its order of channels, for example "RGB"."""
 
 
 def wrap(network: ir.Model, image: Image, output: Output, pixels: Pixels) -> ir.Model:
@@ -187,6 +172,12 @@ def _image() -> ir.Value:
     return ir.val(INPUT_NAME, ir.DataType.UINT8, (BATCH, *CROP_SHAPE))
 
 
+def _by_channel(values: Triple, channels: str) -> npt.NDArray[np.float64]:
+    """Values of R, G and B in an order of channels; one number if all are the same."""
+    same = len({*values}) == 1
+    return np.array(values[0] if same else [values["RGB".index(channel)] for channel in channels])
+
+
 def _feed(model: ir.Model, image: Image, pixels: Pixels) -> None:
     """Make what a network takes of the crops."""
     graph, crops, tape = model.graph, _image(), ir.tape.Tape()
@@ -198,10 +189,11 @@ def _feed(model: ir.Model, image: Image, pixels: Pixels) -> None:
 
     # TensorRT takes bytes only as a network input that is cast at once.
     value = tape.op("Cast", [crops], {"to": ir.DataType.FLOAT}, name="pixels")
-    if pixels.channels != _BYTES:
-        order = np.array([_BYTES.index(channel) for channel in pixels.channels])
+    normalisation, channels = pixels
+    if channels != _BYTES:
+        order = np.array([_BYTES.index(channel) for channel in channels])
         value = with_constant("Gather", value, "channels", order, axis=3)
-    mean, std = (pixels.array(values, pixels.channels) for values in (pixels.mean, pixels.std))
+    mean, std = (_by_channel(values, channels) for values in (normalisation.mean, normalisation.std))
     if mean.any():
         value = with_constant("Sub", value, "mean", mean.astype(np.float32))
     if (std != 1).any():
@@ -241,10 +233,11 @@ def _fold_preprocessing(model: ir.Model, image: Image, seen: Pixels) -> str | No
             elif node not in prefix and not (node is convolution and given is value):
                 return f"{node.op_type} {node.name!r} reads the image, too"
 
-    scaled = weight / seen.array(seen.std, seen.channels).reshape(1, -1, 1, 1)
-    order = [seen.channels.index(channel) for channel in _BYTES]
+    normalisation, channels = seen
+    scaled = weight / _by_channel(normalisation.std, channels).reshape(1, -1, 1, 1)
+    order = [channels.index(channel) for channel in _BYTES]
     set_constant(convolution, 1, np.ascontiguousarray(scaled[:, order]).astype(np.float32), "bgr")
-    mean = initializer(graph, "pixel_mean", seen.array(seen.mean, _BYTES).astype(np.float32))
+    mean = initializer(graph, "pixel_mean", _by_channel(normalisation.mean, _BYTES).astype(np.float32))
     crops, tape = _image(), ir.tape.Tape()
     # TensorRT takes bytes only as a network input that is cast at once.
     pixels = tape.op("Cast", [crops], {"to": ir.DataType.FLOAT}, name="pixels")

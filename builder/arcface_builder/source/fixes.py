@@ -33,7 +33,7 @@ from ..graph.edit import (
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes of values in a run, by name."""
 
-_OLDEST_OPSET: Final = 9
+OLDEST_OPSET: Final = 9
 """The first opset that has every operator of a wrapped graph."""
 
 _RANDOM: Final = ("Random", "Bernoulli", "Multinomial")
@@ -107,11 +107,6 @@ def free_batch(model: ir.Model) -> list[Issue]:
     return issues
 
 
-def is_too_old(model: ir.Model) -> bool:
-    """Whether a model's opset lacks operators of a wrapped graph."""
-    return bool(model.graph.opset_imports.get("", 1) < _OLDEST_OPSET)
-
-
 def fix_to_run(model: ir.Model) -> list[Issue]:
     """Fix what keeps ONNX Runtime from running a file; gives nothing if it is no such issue.
 
@@ -164,9 +159,7 @@ def simplify(model: ir.Model, shapes: Shapes, batch: int) -> tuple[ir.Model, lis
         The model in opset 17, or in its own if that is newer, and what was changed.
     """
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    issues: list[Issue] = []
-    if model.graph.opset_imports.get("", 1) < OPSET:
-        model, issues = in_opset_17(model)
+    model, issues = raised(model, below=OPSET)
     issues += [*_computed_weights(model), *_reshapes(model, shapes, batch)]
     for node in [node for node in model.graph if node.op_type in _PASSING]:
         if not any(mask.uses() for mask in node.outputs[1:]):
@@ -174,9 +167,12 @@ def simplify(model: ir.Model, shapes: Shapes, batch: int) -> tuple[ir.Model, lis
     return model, issues
 
 
-def in_opset_17(model: ir.Model) -> tuple[ir.Model, list[Issue]]:
-    """Convert a model to opset 17, if ONNX's converter can; else it stays as it is."""
-    opset, proto = model.graph.opset_imports.get("", 1), ir.to_proto(model)
+def raised(model: ir.Model, *, below: int) -> tuple[ir.Model, list[Issue]]:
+    """Convert a model of an older opset to 17, if ONNX's converter can; else it stays as it is."""
+    opset = model.graph.opset_imports.get("", 1)
+    if opset >= below:
+        return model, []
+    proto = ir.to_proto(model)
     # The converter expects the weights of IR versions below 4 among the inputs.
     proto.ir_version = max(proto.ir_version, 4)
     try:

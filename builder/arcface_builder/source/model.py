@@ -24,7 +24,7 @@ from ..errors import NotArcFaceError
 from ..graph.edit import first_line, session
 from ..graph.serving import Pixels, crop_by_crop, optimise, to_file, wrap
 from ..graph.signature import unit_rows
-from .fixes import Issue, free_batch, in_opset_17, is_too_old, simplify
+from .fixes import OLDEST_OPSET, Issue, free_batch, raised, simplify
 from .network import Network, Reference, open_network
 from .preprocessing import InputPreprocessing, contradicts, expected_of_caller, read_preprocessing
 
@@ -237,7 +237,7 @@ class SourceModel:
     @property
     def normalisation(self) -> Normalisation:
         """All that happens to the pixels before the first convolution, by the caller and by the graph."""
-        return Normalisation(self._seen.mean, self._seen.std) if self._seen else self.caller
+        return self._seen[0] if self._seen else self.caller
 
     def embed(self, crops: Crops) -> Embeddings:
         """Embed crops as a careful user of the source would: with its preprocessing, one by one.
@@ -297,32 +297,27 @@ class SourceModel:
         return "InsightFace's own code" if self.origin.kind == "insightface" else ASSUMED
 
     @property
-    def _pixels(self) -> Pixels:
-        return Pixels(self.caller.mean, self.caller.std, self.channels)
-
-    @property
     def _seen(self) -> Pixels | None:
         """What the first convolution sees, where the graph normalises by channel."""
         graph = self.preprocessing
         if graph is None:
             return None
         channels = "".join(self.channels[index] for index in graph.order)
-        total = self.caller.then(graph.normalisation.of_channels(channels))
-        return Pixels(total.mean, total.std, channels)
+        return self.caller.then(graph.normalisation.of_channels(channels)), channels
 
     def _optimised(self) -> Served:
         network = self.network
         model, issues = simplify(network.model.clone(), network.reshapes, network.image.batch)
-        graph, kept = optimise(model, network.image, network.output, self._pixels, self._seen)
+        given = (self.caller, self.channels)
+        graph, kept = optimise(model, network.image, network.output, given, self._seen)
         if kept:
             issues.append(Issue(kept, "the preprocessing is not folded into the first convolution"))
         return Served(graph, (*issues, *free_batch(network.model)))
 
     def _wrapped(self) -> Served:
-        network, model, issues = self.network, self.network.model, list[Issue]()
-        if is_too_old(model):
-            model, issues = in_opset_17(model)
-        graph = wrap(model, network.image, network.output, self._pixels)
+        network = self.network
+        model, issues = raised(network.model, below=OLDEST_OPSET)
+        graph = wrap(model, network.image, network.output, (self.caller, self.channels))
         return Served(graph, (*issues, *free_batch(network.model)))
 
     def _one_by_one(self) -> Served:
