@@ -184,7 +184,8 @@ def _of_perf(file: str, data: dict[str, Any]) -> list[Part]:
         by_batch.setdefault(figure["batch_size"], []).append(point)
     systems = [System(name=f"batch {batch}", points=points, drift=0) for batch, points in by_batch.items()]
     title = f"{data['model']} through Triton, over {data['protocol']}, shared memory: {data['shared_memory']}"
-    return [Part(title=title, file=file, loads="requests at a time", systems=systems)]
+    about = _about(data, _machine(data["machine"]), data["versions"])
+    return [Part(title=title, file=file, loads="requests at a time", systems=systems, about=about)]
 
 
 def _of_outages(file: str, data: dict[str, Any]) -> list[Part]:

@@ -101,6 +101,7 @@ def run_server(
 
 @app.command()
 def perf(
+    context: typer.Context,
     model: Annotated[str, typer.Option(metavar="NAME", help="Model to measure.")],
     version: Annotated[int | None, typer.Option(metavar="N", help="Its version; default the newest.")] = None,
     protocol: Annotated[Protocol, typer.Option(help="How requests are sent.")] = "grpc",
@@ -141,7 +142,9 @@ def perf(
 ) -> int:
     """Measure a model with NVIDIA's perf_analyzer: the one on the PATH, or one that is downloaded once."""
     from arcface_client import EmbeddingClient  # imports gRPC, which `--help` does not need
+    from arcface_client.evaluation.benchmark import machine
     from arcface_client.evaluation.plot import check_plot, draw
+    from arcface_client.evaluation.report import versions
 
     for path in filter(None, (output, plot)):
         check_output(path)
@@ -151,8 +154,9 @@ def perf(
     if protocol == "grpc":  # else perf_analyzer asks, and its reason is shown
         with EmbeddingClient(url, model, version) as client:
             client.ensure_ready()
-    about = {"model": model, "version": version, "protocol": protocol, "url": url}
-    about["shared_memory"] = shared_memory
+    about: dict[str, Any] = {"model": model, "version": version, "protocol": protocol, "url": url}
+    about |= {"shared_memory": shared_memory, "command": str(context.obj)}
+    about |= {"machine": machine(), "versions": versions(None)}
     table = sys.stderr if as_json else sys.stdout
     figures: list[Measurement] = []
     perf_analyzer = find_perf_analyzer()

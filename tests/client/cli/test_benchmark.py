@@ -15,6 +15,7 @@ import pytest
 
 from arcface_client.cli.app import main
 from arcface_server import LocalTriton
+from report import read
 from support.processes import command_line, wait_until
 from support.tiny import write_tiny_repository
 
@@ -76,6 +77,9 @@ def test_ways_to_embed_take_turns_and_each_is_compared_with_the_first(
     drawn = plot.read_text()
     assert drawn.startswith("<?xml")
     assert "</svg>" in drawn
+    (part,) = read(tmp_path)
+    assert [system.name for system in part.systems] == [system["name"] for system in written["systems"]]
+    assert part.systems[1].points[0].ratio == theirs["figures"][0]["ratio"]["median"]
 
 
 def test_a_model_of_a_server_is_measured_in_batches_up_to_its_largest_with_several_callers(
@@ -119,6 +123,19 @@ def test_what_cannot_be_measured_is_one_line_and_no_table(
     assert printed.out == ""
     (line,) = (line for line in printed.err.splitlines() if line.startswith("arcface-client: "))
     assert message in line
+
+
+def test_a_run_in_which_every_request_fails_is_an_error_without_a_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tiny_repository(tmp_path, poison=True)  # the eleventh of the crops is poison
+    with LocalTriton(tmp_path, stop_timeout_s=1) as server:
+        arguments = ["tiny_onnx", "--batch-size", "16", "--url", server.grpc_url]
+        assert main(["benchmark", *arguments, "--output", str(tmp_path / "speed.json"), *QUICK]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "arcface-client: tiny_onnx: " in printed.err
+    assert not (tmp_path / "speed.json").exists()
 
 
 def test_what_was_measured_before_the_server_died_is_kept_and_marked(

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import report
 from arcface_client.contract import CROP_SHAPE, INPUT_NAME
 from arcface_client.errors import ImageFileError
 from arcface_server import LocalTriton
@@ -96,20 +97,24 @@ def test_a_server_is_measured_with_real_crops(
     shared_memory: str,
     more: list[str],
 ) -> None:
-    report, plot = tmp_path / "perf.json", tmp_path / "perf.svg"
+    output, plot = tmp_path / "perf.json", tmp_path / "perf.svg"
     arguments = ["--batch-size", "2", "--concurrency", "2", "--requests", "10", "--version", "1"]
     arguments += ["--protocol", protocol, "--shared-memory", shared_memory]
     arguments += ["--url", server.grpc_url if protocol == "grpc" else server.http_url]
-    arguments += ["--output", str(report), "--plot", str(plot)]
+    arguments += ["--output", str(output), "--plot", str(plot)]
     assert main(["perf", "--model", "tiny_onnx", *arguments, *more]) == 0
 
     told = capsys.readouterr()
     header, row, *note = (told.err if more else told.out).splitlines()
     assert header == HEADER
     assert row.split()[:2] == ["2", "2"]
-    written = json.loads(report.read_text())
+    written = json.loads(output.read_text())
     assert not more or json.loads(told.out) == written
     assert (written["protocol"], written["shared_memory"]) == (protocol, shared_memory)
+    assert written["command"].startswith("arcface-server perf --model tiny_onnx")
+    (part,) = report.read(tmp_path)
+    assert part.about["machine"].endswith(written["machine"]["system"])
+    assert part.systems[0].points[0].fps == written["measurements"][0]["faces_per_s"]
     assert "</svg>" in plot.read_text()
     (figure,) = written["measurements"]
     assert figure["faces_per_s"] > 0
