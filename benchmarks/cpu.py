@@ -1,4 +1,4 @@
-"""Ways to embed on a CPU, in one run: InsightFace, ONNX Runtime in process, and the model through Triton.
+"""Ways to embed on a CPU, in one run: InsightFace, ONNX Runtime and OpenVINO, in process and through Triton.
 
 Builds a network with synthetic weights, serves it, and measures as `arcface-client benchmark` does.
 """
@@ -12,17 +12,17 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Final
 
 from arcface_builder.build import build
+from arcface_builder.cli.app import main as compile_model
 from arcface_builder.source.load import Synthetic
 from arcface_client.cli.terminal import progress
 from arcface_client.evaluation.benchmark import Options, benchmark
+from arcface_client.models.naming import onnx_model, sibling_model
+from arcface_client.models.repository import LocalModels
 from arcface_client.settings import load_pipeline_settings
 from arcface_server import LocalTriton
 from report import FOLDER, network, numbers
-
-SYSTEMS: Final = ("insightface", "onnxruntime", "triton")
 
 
 def main() -> int:
@@ -44,6 +44,9 @@ def main() -> int:
         started = time.perf_counter()
         build(synthetic, name=name, repository=repository)
         build_s = time.perf_counter() - started
+        if compile_model(["compile", f"--name={name}", f"--repository={repository}", "--runtime=openvino"]):
+            return 1
+        sibling = LocalModels(repository).sibling(sibling_model(name, "openvino")).manifest
         started = time.perf_counter()
         with LocalTriton(repository) as server, progress("benchmark") as shown:
             server_s = time.perf_counter() - started
@@ -57,7 +60,7 @@ def main() -> int:
                 },
             )
             options = Options(
-                systems=SYSTEMS,
+                systems=("insightface", "onnxruntime", "openvino", onnx_model(name), sibling.model),
                 batch_sizes=arguments.batches,
                 turns=arguments.turns,
                 turn_s=arguments.turn_s,
@@ -69,7 +72,8 @@ def main() -> int:
         "title": f"{network(arguments.depth)} on a CPU",
         "facts": [
             f"The model was built and checked in {build_s:.1f} s.",
-            f"Triton with this model was ready after {server_s:.1f} s and took {server_mb:,.0f} MiB.",
+            f"OpenVINO {sibling.runtime_version} computes in {sibling.precision} on this processor.",
+            f"Triton with both models was ready after {server_s:.1f} s and took {server_mb:,.0f} MiB.",
         ],
     }
     path = arguments.output / f"cpu-{arguments.depth}.json"

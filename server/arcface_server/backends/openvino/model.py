@@ -38,6 +38,9 @@ class TritonPythonModel:
             config.version_folder / (config.filename or "model.onnx"),
             threads=max(1, threads // config.integer("NUM_STREAMS", default=1)),
         )
+        pb_utils.Logger.log_info(
+            f"{args['model_name']}: OpenVINO {self._runtime.version} computes in {self._runtime.precision}"
+        )
 
     def execute(self, requests: Sequence[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
         """Answer the requests that Triton has batched."""
