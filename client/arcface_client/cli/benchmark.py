@@ -37,8 +37,8 @@ def benchmark(
     system: Annotated[
         str | None,
         typer.Argument(
-            help="What to measure: a backend (insightface, onnxruntime, openvino, tensorrt, triton), a model of "
-            "the server (NAME or NAME:VERSION), or an ONNX file (default: embedding.backend)."
+            help="What to measure: a backend (insightface, onnxruntime, openvino, tensorrt, triton), a model "
+            "of the server (NAME or NAME:VERSION), or an ONNX file (default: embedding.backend)."
         ),
     ] = None,
     against: Annotated[
