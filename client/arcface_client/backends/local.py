@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from ..contract import INPUT_NAME, Embeddings, check_shape
-from ..errors import DeploymentError, MissingExtraError, ModelLoadingError, require
+from ..errors import DeploymentError, ModelLoadingError, require
 from ..failover.replica import Origin
 from ..models.embedding_space import EmbeddingSpace
 from ..models.golden import golden_crops
@@ -223,19 +223,13 @@ def plan_origin(models: LocalModels, name: str, gpu: int) -> Origin:
     """The newest plan of ``{name}_trt`` for a GPU of this machine."""
 
     def load(space: EmbeddingSpace | None, _: Deadline) -> LocalModel:
-        try:
-            import tensorrt
+        for module in ("tensorrt", "arcface_client.runtimes.tensorrt"):
+            require(module, extra="tensorrt", purpose="TensorRT in this process")
+        import tensorrt
 
-            from ..runtimes.cuda import compute_capability, device_count
-            from ..runtimes.tensorrt import TensorRt
-        except ModuleNotFoundError as error:
-            raise MissingExtraError(
-                f"TensorRT in this process needs the package {error.name}, which is not installed: "
-                "pip install 'arcface-triton[tensorrt]', with the TensorRT version that built the plans, or "
-                "run in NVIDIA's tensorrt image."
-            ) from error
-        except (ImportError, OSError) as error:  # one of its libraries
-            raise MissingExtraError(f"TensorRT is installed, but cannot be loaded: {error}") from error
+        from ..runtimes.cuda import compute_capability, device_count
+        from ..runtimes.tensorrt import TensorRt
+
         count = device_count()
         if gpu >= count:
             raise DeploymentError(

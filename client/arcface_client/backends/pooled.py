@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from ..errors import ArcFaceError, ClientClosedError, ConfigError
+from ..errors import ArcFaceError, ClientClosedError, ConfigError, InputError
 from ..failover.call import Call, no_candidate
 from ..failover.discovery import Pin, Wanted
 from ..failover.health import Health
@@ -23,7 +23,6 @@ from ..triton.fork_guard import ForkGuard
 from ..triton.limits import (
     DEFAULT_MAX_DRIFT_COSINE,
     RequestLimits,
-    check_max_drift_cosine,
 )
 from .base import EmbeddingBackend
 
@@ -61,7 +60,8 @@ class PooledBackend(EmbeddingBackend):
         patience_s: float = RequestLimits.request_timeout_s,
         registry: Any = None,
     ) -> None:
-        check_max_drift_cosine(max_drift_cosine)
+        if not max_drift_cosine > 0:
+            raise InputError(f"max_drift_cosine is {max_drift_cosine}; expected a number above 0.")
         intervals = intervals or Intervals()
         self.metrics = Metrics()
         self._backend = backend

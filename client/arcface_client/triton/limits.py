@@ -119,13 +119,3 @@ class RequestLimits:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"Cannot read the token from {self.token_file}: {error}.") from error
         return {**self.metadata, "authorization": f"Bearer {token}"}
-
-
-def check_max_drift_cosine(value: float) -> None:
-    """Check the tolerance of drift.
-
-    Raises:
-        InputError: It is not above 0.
-    """
-    if not value > 0:
-        raise InputError(f"max_drift_cosine is {value}; expected a number above 0.")

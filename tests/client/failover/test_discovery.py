@@ -1,16 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 
-from arcface_client.errors import (
-    ArcFaceError,
-    ConfigError,
-    ModelLoadingError,
-    ModelNotFoundError,
-    ModelNotReadyError,
-)
+from arcface_client.errors import ConfigError
 from arcface_client.failover.discovery import Pin, Wanted
 from arcface_client.triton.status import ModelStatus, Reply, Target
 
@@ -19,10 +11,6 @@ WANTED = Wanted(("one:1", "two:2"), "arcface")
 
 def ready(name: str, *versions: int) -> list[ModelStatus]:
     return [ModelStatus(name, version, "READY", "") for version in versions]
-
-
-def sight(models: Sequence[ModelStatus]) -> dict[str, ArcFaceError | None]:
-    return {str(one): why for one, why in WANTED.sight("one:1", Reply(answers=True, models=models)).items()}
 
 
 def found(wanted: Wanted, *models: ModelStatus, urls: tuple[str, ...] = ("one:1",)) -> list[Target]:
@@ -69,27 +57,6 @@ def test_the_newest_release_settles_the_embedding_space_though_an_older_plan_is_
     candidates = found(WANTED, *ready("arcface_trt", 1), *ready("arcface_onnx", 1, 2))
     assert str(candidates[0]) == "arcface_trt:1 at one:1"
     assert str(min(candidates, key=WANTED.release)) == "arcface_onnx:2 at one:1"
-
-
-def test_a_model_that_is_not_ready_is_a_candidate_with_its_reason() -> None:
-    models = [
-        ModelStatus("arcface_trt", 2, "UNAVAILABLE", "no plan for this GPU"),
-        ModelStatus("arcface_trt", None, "", ""),
-        ModelStatus("arcface_onnx", 2, "LOADING", ""),
-    ]
-    problems = {
-        str(one): problem
-        for one, problem in WANTED.sight("one:1", Reply(answers=True, models=models)).items()
-    }
-    assert isinstance(problems["arcface_trt:2 at one:1"], ModelNotReadyError)
-    assert "no plan for this GPU" in str(problems["arcface_trt:2 at one:1"])
-    assert isinstance(problems["arcface_trt at one:1"], ModelNotReadyError)
-    assert isinstance(problems["arcface_onnx:2 at one:1"], ModelLoadingError)
-
-
-def test_a_server_without_any_of_the_models_is_reported_with_what_it_has() -> None:
-    with pytest.raises(ModelNotFoundError, match="arcface_openvino or arcface_onnx; its models: resnet"):
-        sight(ready("resnet", 1))
 
 
 @pytest.mark.parametrize("text", ["", ":3", "arcface:", "arcface:0", "arcface:x", "arcface:3:4", "a b"])

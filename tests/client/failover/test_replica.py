@@ -10,22 +10,6 @@ from arcface_client.failover.replica import PEACE_S, Cooldown, Intervals
 NEW = Cooldown(first_s=1, longest_s=8)
 
 
-def test_three_failures_in_a_row_start_a_cooldown_and_a_success_between_them_does_not() -> None:
-    cooldown = NEW
-    for _ in range(5):
-        cooldown = cooldown.failed(0, certain=False).failed(0, certain=False).succeeded()
-    assert not cooldown.active(0)
-    for _ in range(3):
-        cooldown = cooldown.failed(0, certain=False)
-    assert cooldown.active(0)
-
-
-def test_a_certain_failure_and_one_during_a_cooldown_start_a_cooldown_at_once() -> None:
-    cooldown = NEW.failed(0, certain=True)
-    assert (cooldown.active(0.9), cooldown.active(1)) == (True, False)
-    assert cooldown.failed(0.9, certain=False).active(2)
-
-
 def test_it_doubles_with_every_failure_until_a_minute_of_peace() -> None:
     now, cooldown, waits = 0.0, NEW, list[float]()
     for _ in range(5):

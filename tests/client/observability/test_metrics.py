@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sys
 import time
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from arcface_client.backends.pooled import TritonBackend
-from arcface_client.errors import InputError, MissingExtraError
+from arcface_client.errors import InputError
 from arcface_client.observability.diagnostics import CandidateReport, Served, Source
 from arcface_client.observability.metrics import Metrics, PrometheusExporter
 from support.fake_triton import FakeTriton, served
@@ -78,12 +77,6 @@ def test_a_backend_counts_its_calls_and_errors_for_a_registry() -> None:
         state = {"candidate": f"fake_onnx:1 at {url}", "state": "serving"}
         assert sample("arcface_client_candidate", state) == 1
         assert sample("arcface_client_call_seconds_count") == 3
-
-
-def test_without_prometheus_client_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "prometheus_client.core", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'arcface-triton\[metrics\]'"):
-        TritonBackend("localhost:1", registry=CollectorRegistry())
 
 
 def by(faces: int) -> Served:

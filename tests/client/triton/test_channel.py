@@ -92,16 +92,6 @@ def test_a_file_that_is_not_a_certificate_is_refused_before_grpc_sees_it(tmp_pat
         Tls(private_key=text)
 
 
-def test_without_retries_a_refusal_is_raised_at_once(crops: Crops) -> None:
-    fake = FakeTriton(failures=(grpc.StatusCode.UNAVAILABLE,))
-    with served(fake) as url:
-        connection = Connection(url, retries=False)
-        with pytest.raises(ServerBusyError):
-            EmbeddingClient(model="fake", connection=connection).encode(crops[:1])
-        connection.close()
-    assert fake.requests == 1
-
-
 def test_a_refused_request_does_not_lose_the_others_that_are_under_way(crops: Crops) -> None:
     fake = FakeTriton(failures=(grpc.StatusCode.UNAVAILABLE,), max_batch_size=2)
     request = EmbedRequest(crops[:10], Deadline(None))
@@ -116,17 +106,3 @@ def test_a_refused_request_does_not_lose_the_others_that_are_under_way(crops: Cr
     assert request.missing == 0
     assert fake.requests == 6
     np.testing.assert_array_equal(request.embeddings, np.full((10, 512), 512**-0.5, np.float32))
-
-
-def test_a_connection_knows_whether_its_server_lives_and_answers(crops: Crops) -> None:
-    with waiting_call(crops[:1]) as (fake, connection, _, call):
-        began = time.monotonic()
-        assert connection.ask().answers
-        assert not connection.answered_since(began)
-        fake.answers.set()
-        call.result(timeout=10)
-        assert connection.answered_since(began)
-    gone = Connection("127.0.0.1:9")
-    assert not gone.is_live()
-    assert not gone.ask().answers
-    gone.close()

@@ -9,29 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arcface_client.contract import CROP_SHAPE
-from arcface_client.errors import CallCancelledError, DeadlineExceededError, InputError
+from arcface_client.errors import InputError
 from arcface_client.triton.embed_request import Deadline, EmbedRequest
-
-
-def test_the_smaller_of_the_calls_and_the_requests_limit_counts() -> None:
-    assert Deadline(None).remaining_s() == math.inf
-    assert Deadline(None).remaining_s(at_most=5) == 5
-    assert 9 < Deadline(10).remaining_s(at_most=60) <= 10
-    assert Deadline(10).remaining_s(at_most=1) == 1
-    assert Deadline(10**400).remaining_s() > 1e8, "longer than floats are"
-
-
-def test_a_spent_deadline_raises_a_timeout_error() -> None:
-    with pytest.raises(DeadlineExceededError, match=r"1e-09 s, is over") as caught:
-        Deadline(1e-9).remaining_s()
-    assert isinstance(caught.value, TimeoutError)
-
-
-def test_a_cancelled_deadline_lets_no_further_request_begin() -> None:
-    deadline = Deadline(None)
-    deadline.cancel()
-    with pytest.raises(CallCancelledError):
-        deadline.remaining_s()
 
 
 @pytest.mark.parametrize("timeout_s", ["1", 0, -1, math.nan, True])
