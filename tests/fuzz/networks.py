@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import onnx
 from hypothesis import strategies as st
-from onnx import helper
+from onnx import TensorProto, helper
 
 from arcface_client.models.normalisation import PYTORCH, RAW, UNIT, Normalisation
+from fuzz.blocks import BLOCKS, pad, resize
 from fuzz.writer import Value, Writer
 
 HALVES = Normalisation.uniform(127.5, 128)
@@ -28,7 +29,8 @@ class Network:
         channels: Channel order that they give.
         channels_last: It takes [N, 112, 112, 3].
         batch: The batch that it runs on; None is any.
-        dtype: What it computes in.
+        dtype: What its input is.
+        tolerance: How far two numbers of an embedding may be apart, which float16 rounds.
         stated: Whether the file leaves open what callers do, so that it has to be stated.
     """
 
@@ -37,7 +39,8 @@ class Network:
     channels: str
     channels_last: bool
     batch: int | None
-    dtype: type[np.floating[Any]]
+    dtype: type[np.generic]
+    tolerance: float
     stated: bool
 
     def __repr__(self) -> str:
@@ -60,8 +63,12 @@ def preprocessing(
         what the file lets expect.
     """
     rank = 1 if channels_last else 3
-    kind = writer.any_of("none", "none", "none", "sub mul", "sub div", "unit", "batch norm")
+    kind = writer.any_of("none", "none", "none", "sub mul", "sub div", "steps", "unit", "batch norm")
     x, caller, channels = image, RAW, "RGB"
+    if writer.bytes_in:
+        kind = "sub mul" if kind in ("none", "unit") else kind
+        real = helper.np_dtype_to_tensor_dtype(np.dtype(writer.dtype))
+        x = writer.op("Cast", x, to=real)
     stated = writer.any_of(*[False] * 4, True)
     match kind:
         case "none":
@@ -73,6 +80,15 @@ def preprocessing(
             mean, std = (np.array(triple) for triple in (IMAGENET.mean, IMAGENET.std))
             minus = writer.op("Sub", x, writer.by_channel(mean, rank))
             x = writer.op("Div", minus, writer.by_channel(std, rank))
+        case "steps":
+            mean, std = (np.array(triple) / 255 for triple in (IMAGENET.mean, IMAGENET.std))
+            x = (
+                writer.op("Div", x, writer.constant(255))
+                if writer.any_of(True, False)
+                else writer.op("Mul", x, writer.constant(1 / 255))
+            )
+            x = writer.op("Sub", x, writer.by_channel(mean, rank))
+            x = writer.op("Div", x, writer.by_channel(std, rank))
         case "unit":
             x = writer.op("Div", writer.op("Sub", x, writer.constant(0.5)), writer.constant(0.5))
             caller = UNIT
@@ -90,7 +106,8 @@ def preprocessing(
 
 def stem(writer: Writer, x: Value) -> tuple[Value, bool]:
     """To a map of at most 28x28; whether the image goes straight to a convolution."""
-    kind = writer.any_of("conv", "conv", "conv", "pad", "crop", "pool", "resize", "patches")
+    kinds = ("conv", "conv", "conv", "pad", "crop", "pool", "resize", "patches", "twice", "grouped")
+    kind = writer.any_of(*kinds)
     match kind:
         case "pad":
             x = pad(writer, x, "constant")
@@ -102,127 +119,31 @@ def stem(writer: Writer, x: Value) -> tuple[Value, bool]:
         case "resize":
             x = resize(writer, x, 0.5)
     channels = writer.any_of(4, 8)
-    if kind == "patches":  # a vision transformer's patches without a convolution
-        x = writer.op("SpaceToDepth", x, shape=(192, 14, 14), blocksize=8)
-        return writer.conv(x, channels, kernel=1), False
+    match kind:
+        case "patches":  # a vision transformer's patches without a convolution
+            x = writer.op("SpaceToDepth", x, shape=(192, 14, 14), blocksize=8)
+            return writer.conv(x, channels, kernel=1), False
+        case "twice":  # the image goes to two convolutions
+            first, second = (writer.conv(x, channels, stride=8) for _ in range(2))
+            return writer.op("Add", first, second), False
+        case "grouped":
+            return writer.conv(x, 6, stride=8, group=3), False
     return writer.conv(x, channels, stride=8 if x.shape[1] > 60 else 4), kind == "conv"
 
 
-def pad(writer: Writer, x: Value, mode: str) -> Value:
-    shape = (x.shape[0], x.shape[1] + 2, x.shape[2] + 2)
-    return writer.op("Pad", x, writer.ints(0, 0, 1, 1, 0, 0, 1, 1), shape=shape, mode=mode)
+def with_mirrored(writer: Writer, x: Value) -> Value:
+    """The images, and behind them their mirror images: test-time augmentation inside a graph."""
+    ends, width = writer.ints(-(2**31)), writer.ints(3)
+    mirrored = writer.op("Slice", x, writer.ints(-1), ends, width, writer.ints(-1))
+    writer.inner_batch = 2 * writer.inner_batch if writer.inner_batch else None
+    return writer.op("Concat", x, mirrored, axis=0)
 
 
-def resize(writer: Writer, x: Value, scale: float) -> Value:
-    shape = (x.shape[0], *(int(dim * scale) for dim in x.shape[1:]))
-    roi, scales = (writer.constant(array, np.float32) for array in ([], [1, 1, scale, scale]))
-    mode = writer.any_of("nearest", "linear")
-    return writer.op(
-        "Resize", x, roi, scales, shape=shape, mode=mode, coordinate_transformation_mode="asymmetric"
-    )
-
-
-def conv_block(writer: Writer, x: Value) -> Value:
-    group = writer.any_of(1, 1, x.shape[0])
-    return writer.activation(writer.batch_norm(writer.conv(x, x.shape[0], group=group)))
-
-
-def residual(writer: Writer, x: Value) -> Value:
-    """As in IResNet, or with the norm behind the convolution."""
-    branch = writer.batch_norm(x) if writer.any_of(True, False) else x
-    branch = writer.activation(writer.batch_norm(writer.conv(branch, x.shape[0])))
-    stride = writer.any_of(1, 2) if x.shape[1] > 7 else 1
-    branch = writer.batch_norm(writer.conv(branch, x.shape[0], stride=stride))
-    if stride > 1:
-        x = writer.batch_norm(writer.conv(x, x.shape[0], kernel=1, stride=stride))
-    return writer.op("Add", *writer.any_of((branch, x), (x, branch)))
-
-
-def squeeze_and_excite(writer: Writer, x: Value) -> Value:
-    channels = x.shape[0]
-    if writer.any_of(True, False):
-        seen = writer.op("GlobalAveragePool", x, shape=(channels, 1, 1))
-        inner = writer.activation(writer.conv(seen, 4, kernel=1))
-        weights = writer.conv(inner, channels, kernel=1)
-    else:
-        seen = writer.reduce("ReduceMean", x, [2, 3], (channels,), 0)
-        inner = writer.activation(writer.linear(seen, 4))
-        weights = writer.reshape(writer.linear(inner, channels), channels, 1, 1)
-    gate = writer.op(writer.any_of("Sigmoid", "HardSigmoid"), weights)
-    return writer.op("Mul", x, gate)
-
-
-def shuffle(writer: Writer, x: Value) -> Value:
-    channels, height, width = x.shape
-    apart = writer.reshape(x, 2, channels // 2, height, width)
-    swapped = writer.op("Transpose", apart, shape=(channels // 2, 2, height, width), perm=[0, 2, 1, 3, 4])
-    return writer.reshape(swapped, channels, height, width)
-
-
-def split_and_concat(writer: Writer, x: Value) -> Value:
-    half = x.shape[0] // 2
-    first, second = writer.split(x, half, half)
-    return writer.op("Concat", second, writer.conv(first, half), shape=x.shape, axis=1)
-
-
-def pad_and_conv(writer: Writer, x: Value) -> Value:
-    padded = pad(writer, x, writer.any_of("constant", "reflect", "edge"))
-    return writer.op("Conv", padded, writer.weight(x.shape[0], x.shape[0], 3, 3), shape=x.shape)
-
-
-def pool(writer: Writer, x: Value) -> Value:
-    if x.shape[1] < 8:
-        return x
-    shape = (x.shape[0], *(dim // 2 for dim in x.shape[1:]))
-    kind = writer.any_of("MaxPool", "AveragePool")
-    return writer.op(kind, x, shape=shape, kernel_shape=[2, 2], strides=[2, 2])
-
-
-def up_and_down(writer: Writer, x: Value) -> Value:
-    up = resize(writer, x, 2.0)
-    return writer.conv(up, x.shape[0], stride=2) if up.shape[1] == 2 * x.shape[1] else x
-
-
-def channels_last_norm(writer: Writer, x: Value) -> Value:
-    """As ConvNeXt normalises, or as a TensorFlow graph computes between its transposes."""
-    channels, height, width = x.shape
-    last = writer.op("Transpose", x, shape=(height, width, channels), perm=[0, 2, 3, 1])
-    last = writer.layer_norm(last) if writer.any_of(True, False) else writer.op("Relu", last)
-    return writer.op("Transpose", last, shape=x.shape, perm=[0, 3, 1, 2])
-
-
-def scale_and_shift(writer: Writer, x: Value) -> Value:
-    rank = writer.any_of(3, 4)
-    ones = [1] * (rank - 3)
-    scaled = writer.op("Mul", x, writer.uniform(0.5, 2, *ones, x.shape[0], 1, 1))
-    return writer.op(writer.any_of("Add", "Sub"), scaled, writer.uniform(-1, 1, *ones, x.shape[0], 1, 1))
-
-
-def instance_norm(writer: Writer, x: Value) -> Value:
-    fields = [writer.uniform(low, high, x.shape[0]) for low, high in ((0.5, 2), (-1, 1))]
-    return writer.op("InstanceNormalization", x, *fields)
-
-
-def nothing(writer: Writer, x: Value) -> Value:
-    """Nodes that pass on their input."""
-    return writer.op(writer.any_of("Identity", "Dropout"), x)
-
-
-BLOCKS = (
-    conv_block,
-    residual,
-    residual,
-    squeeze_and_excite,
-    shuffle,
-    split_and_concat,
-    pad_and_conv,
-    pool,
-    up_and_down,
-    channels_last_norm,
-    scale_and_shift,
-    instance_norm,
-    nothing,
-)
+def sum_of_both(writer: Writer, row: Value) -> Value:
+    """The rows of images and of mirror images, added."""
+    half = writer.inner_batch // 2 if writer.inner_batch else -1
+    pairs = writer.op("Reshape", row, writer.ints(2, half, *row.shape), shape=(half, *row.shape))
+    return writer.reduce("ReduceSum", pairs, [0], row.shape, 0)
 
 
 def attention(writer: Writer, x: Value) -> Value:
@@ -349,37 +270,62 @@ def networks(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Network:
     """Draw a network."""
     writer = Writer(draw)
     channels_last = writer.any_of(False, False, True)
-    batch: int | str = writer.batch or "N"
+    batch: int | str = writer.batch or writer.any_of("N", "batch", "None", "unk__1")
     image = Value(writer.any_of("data", "image", "input"), (112, 112, 3) if channels_last else (3, 112, 112))
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(writer.dtype))
-    declared = helper.make_tensor_value_info(image.name, kind, [batch, *image.shape])
+    sides: list[int | str] = ["height", "width"] if writer.rarely() else [112, 112]
+    dims = [*sides, 3] if channels_last else [3, *sides]
+    declared = helper.make_tensor_value_info(
+        image.name, TensorProto.UINT8 if writer.bytes_in else kind, [batch, *dims]
+    )
 
     x, caller, channels, stated = preprocessing(writer, image, channels_last)
+    alone = writer.inner_batch
+    both = writer.rarely()
+    if both:
+        x = with_mirrored(writer, x)
     x, plain = stem(writer, x)
     for _ in range(writer.any_of(0, 1, 2, 3, 4)):
         x = writer.any_of(*BLOCKS)(writer, x)
-    row = transformer(writer, x, image) if writer.any_of(True, False, False) else row_of(writer, x)
+    row = (
+        transformer(writer, x, x if both else image)
+        if writer.any_of(True, False, False)
+        else row_of(writer, x)
+    )
+    if both:
+        row = sum_of_both(writer, row)
+        writer.inner_batch = alone
 
     embedding = unit_length(writer, head(writer, row, writer.any_of(512, 512, 32, 128, 256)))
-    alone = writer.batch == 1 and len(embedding.shape) == 1 and writer.any_of(*[False] * 3, True)
-    if alone:  # [D] of a batch of one
+    single = writer.batch == 1 and len(embedding.shape) == 1 and writer.any_of(*[False] * 3, True)
+    if single:  # [D] of a batch of one
         embedding = writer.with_axes("Squeeze", embedding, [0], embedding.shape, 13)
         own: list[int | str] = list(embedding.shape)
     else:
-        own = [batch, *embedding.shape]
+        own = [writer.any_of(batch, batch, batch, 1), *embedding.shape]
     output = helper.make_tensor_value_info(embedding.name, kind, own)
     if writer.any_of(*[False] * 5, True):
         output.type.tensor_type.ClearField("shape")
     outputs = [output]
-    if not alone and writer.any_of(*[False] * 5, True):  # its length as well, as AdaFace gives it
+    if not single and writer.any_of(*[False] * 5, True):  # its length as well, as AdaFace gives it
         length = writer.reduce("ReduceL2", embedding, [1], (1, *embedding.shape[1:]), 1)
         outputs.append(helper.make_tensor_value_info(length.name, kind, [batch, *length.shape]))
     graph = helper.make_graph(writer.nodes, "network", [declared], outputs, writer.tensors)
     renamed(writer, graph)
     opsets = [helper.make_opsetid("", writer.opset)]
+    ir_version = helper.find_min_ir_version_for(opsets)
+    if writer.functions:
+        opsets.append(helper.make_opsetid("local", 1))
     model = helper.make_model(
-        graph, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets), producer_name="fuzz"
+        graph, opset_imports=opsets, ir_version=ir_version, functions=writer.functions, producer_name="fuzz"
     )
     return Network(
-        model, caller, channels, channels_last, writer.inner_batch, writer.dtype, stated or not plain
+        model=model,
+        caller=caller,
+        channels=channels,
+        channels_last=channels_last,
+        batch=writer.inner_batch,
+        dtype=np.uint8 if writer.bytes_in else writer.dtype,
+        tolerance=1e-4 if writer.dtype is np.float32 else 2e-2,
+        stated=stated or both or not plain,
     )

@@ -33,13 +33,19 @@ class Writer:
         self.inner_batch = self.batch or self.any_of(None, None, None, 1)
         half = self.any_of(*[False] * 7, True)
         self.dtype: type[np.floating[Any]] = np.float16 if half else np.float32
+        self.bytes_in = self.rarely()
         self._constant_nodes = self.any_of(False, True)
         self._random = np.random.RandomState(draw(st.integers(0, 2**16)))
+        self._weights: dict[tuple[int, ...], Value] = {}
         self.nodes: list[onnx.NodeProto] = []
         self.tensors: list[onnx.TensorProto] = []
+        self.functions: list[onnx.FunctionProto] = []
 
     def any_of(self, *choices: T) -> T:
         return self._draw(st.sampled_from(choices))  # type: ignore[no-any-return]
+
+    def rarely(self) -> bool:
+        return self.any_of(*[False] * 7, True)
 
     def op(self, kind: str, *inputs: Value, shape: tuple[int, ...] | None = None, **attributes: Any) -> Value:
         return self.ops(kind, *inputs, shapes=[inputs[0].shape if shape is None else shape], **attributes)[0]
@@ -59,6 +65,8 @@ class Writer:
         name = f"c{len(self.nodes)}_{len(self.tensors)}"
         tensor = numpy_helper.from_array(array, name)
         if self._constant_nodes:
+            if array.dtype == np.int64 and array.ndim == 1:
+                return self.op("Constant", shape=array.shape, value_ints=array.tolist())
             return self.op("Constant", shape=array.shape, value=tensor)
         self.tensors.append(tensor)
         return Value(name, array.shape)
@@ -67,7 +75,21 @@ class Writer:
         return self.constant(numbers, np.int64)
 
     def weight(self, *shape: int) -> Value:
-        return self.constant(self.normal(*shape) / np.sqrt(np.prod(shape[1:]) / 2))
+        """A new weight, or one that another node uses as well, perhaps computed from constants."""
+        if shape in self._weights and self.rarely():
+            return self._weights[shape]
+        array = self.normal(*shape) / np.sqrt(np.prod(shape[1:]) / 2)
+        match self.any_of(*["plain"] * 7, "scaled", "transposed"):
+            case "scaled":  # as weight standardisation and fine-tuning adapters leave it
+                value = self.op("Mul", self.constant(array), self.constant(1.5))
+            case "transposed":  # as converters of TensorFlow's layout leave it
+                perm = [*range(1, len(shape)), 0]
+                back = np.argsort(perm).tolist()
+                value = self.op("Transpose", self.constant(array.transpose(perm)), shape=shape, perm=back)
+            case _:
+                value = self.constant(array)
+        self._weights[shape] = value
+        return value
 
     def normal(self, *shape: int) -> Array:
         return self._random.standard_normal(shape).astype(np.float32)
@@ -123,18 +145,21 @@ class Writer:
     def conv(self, x: Value, channels: int, kernel: int = 3, stride: int = 1, group: int = 1) -> Value:
         pad, before = kernel // 2, x.shape[0]
         size = tuple((dim + 2 * pad - kernel) // stride + 1 for dim in x.shape[1:])
-        weight = self.weight(channels, before // group, kernel, kernel)
-        if self.any_of(*[False] * 7, True):  # as weight standardisation and fine-tuning adapters leave it
-            weight = self.op("Mul", weight, self.constant(1.5))
-        inputs = [x, weight, *([self.bias(channels)] if self.any_of(True, False) else [])]
+        padding: dict[str, Any] = {"pads": [pad] * 4}
+        if self.rarely():
+            padding = {"auto_pad": "SAME_UPPER"}
+        elif kernel == 3 and stride == 1 and self.rarely():
+            padding = {"pads": [2] * 4, "dilations": [2, 2]}
         return self.op(
             "Conv",
-            *inputs,
+            x,
+            self.weight(channels, before // group, kernel, kernel),
+            *([self.bias(channels)] if self.any_of(True, False) else []),
             shape=(channels, *size),
             kernel_shape=[kernel] * 2,
-            pads=[pad] * 4,
             strides=[stride] * 2,
             group=group,
+            **padding,
         )
 
     def batch_norm(self, x: Value) -> Value:
@@ -157,7 +182,7 @@ class Writer:
             "none",
         ]
         kinds += [*["HardSwish"] * (self.opset >= 14), *["Mish"] * (self.opset >= 18)]
-        kinds += ["Gelu"] * (self.opset >= 20)
+        kinds += [*["Gelu"] * (self.opset >= 20), *["function"] * (self.opset >= 15)]
         match kind := self.any_of(*kinds):
             case "none":
                 return x
@@ -167,12 +192,22 @@ class Writer:
                 return self._prelu_apart(x)
             case "relu6":
                 return self.op("Clip", x, self.constant(0), self.constant(6))
+            case "function":
+                return self.op(self._silu(), x, domain="local")
             case "silu":
                 return self.op("Mul", x, self.op("Sigmoid", x))
             case "hardswish":
                 return self.op("Mul", x, self.op("HardSigmoid", x, alpha=1 / 6, beta=0.5))
             case _:
                 return self.op(kind, x)
+
+    def _silu(self) -> str:
+        """The name of a function of the model itself, as torch's exporters write them."""
+        if not self.functions:
+            nodes = [helper.make_node("Sigmoid", ["x"], ["s"]), helper.make_node("Mul", ["x", "s"], ["y"])]
+            opsets = [helper.make_opsetid("", self.opset)]
+            self.functions.append(helper.make_function("local", "silu", ["x"], ["y"], nodes, opsets))
+        return "silu"
 
     def _slope(self, x: Value) -> Value:
         rank = self.any_of(3, 4) if len(x.shape) == 3 else 1
@@ -189,9 +224,10 @@ class Writer:
         before = x.shape[-1]
         shape = (*x.shape[:-1], features)
         if len(x.shape) == 1 and self.any_of(True, False):
-            return self.op(
-                "Gemm", x, self.weight(features, before), self.bias(features), shape=shape, transB=1
-            )
+            turned = self.any_of(1, 1, 0)
+            weight = self.weight(*((features, before) if turned else (before, features)))
+            inputs = [x, weight, *([self.bias(features)] if self.any_of(True, False) else [])]
+            return self.op("Gemm", *inputs, shape=shape, transB=turned, alpha=self.any_of(1.0, 1.0, 0.5))
         weight = self.constant(self.normal(before, features) / np.sqrt(before))
         product = self.op("MatMul", x, weight, shape=shape)
         return self.op("Add", product, self.bias(features)) if self.any_of(True, False) else product
