@@ -65,7 +65,7 @@ class Writer:
         name = f"c{len(self.nodes)}_{len(self.tensors)}"
         tensor = numpy_helper.from_array(array, name)
         if self._constant_nodes:
-            if array.dtype == np.int64 and array.ndim == 1:
+            if array.dtype == np.int64 and array.ndim == 1 and self.opset >= 12:
                 return self.op("Constant", shape=array.shape, value_ints=array.tolist())
             return self.op("Constant", shape=array.shape, value=tensor)
         self.tensors.append(tensor)
