@@ -15,6 +15,7 @@ const int TAPS = 10;             // of a row of the 3x3 kernel: 3 pixels of 3 ch
 const int DEPTH = 32;            // taps of a kernel, with zeros behind them: two steps of the tensor cores
 const int TILES = CHANNELS / 8;
 const int THREADS = (OUT + 15) / 16 * 32;
+const int EACH = (HEIGHT * ROW / 4 + THREADS - 1) / THREADS;  // words of the bytes for each thread
 
 __device__ half rounded(float value) {
     half bits;
@@ -40,12 +41,23 @@ __device__ void multiply_add(float (&sum)[4], const half2 (&a)[4], half2 b0, hal
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// Start to load the rows that a strip of the output is computed from, a word for each thread at a time.
+__device__ void load(half2 (&words)[EACH], const byte *images, int strip, int strips) {
+    const int image = strip / (OUT / ROWS), top = strip % (OUT / ROWS) * ROWS;
+#pragma unroll
+    for (int each = 0; each < EACH; ++each) {
+        const int i = threadIdx.x + each * THREADS, row = top * STRIDE - 1 + i / (ROW / 4);
+        const bool inside = strip < strips && i < HEIGHT * ROW / 4 && row >= 0 && row < SIZE;
+        words[each] = inside ? ((const half2 *)(images + image * SIZE * ROW + row * ROW))[i % (ROW / 4)] : 0;
+    }
+}
+
 // Subtract the mean, convolve, multiply by the unit of the weights, add the bias, PRelu; and a batch norm of that.
 //
 // A warp computes 16 pixels of a row, as a product of their surroundings [16, DEPTH] and the weights [DEPTH, CHANNELS].
 // images: [N, 112, 112, 3]; weights: [CHANNELS, DEPTH]; constants: [CHANNELS][bias, slope, scale, shift];
 // plain, shifted: [N, OUT, OUT, CHANNELS]. shifted may be null. Of plain, every PLAIN_STRIDE-th pixel and row is written.
-extern "C" __global__ void __launch_bounds__(THREADS, 3) first_layer(const byte *images, int strips, float mean_b, float mean_g, float mean_r,
+extern "C" __global__ void __launch_bounds__(THREADS, 2) first_layer(const byte *images, int strips, float mean_b, float mean_g, float mean_r,
                                        float unit, const half2 *weights, const float4 *constants, half *plain,
                                        half *shifted) {
     __shared__ __align__(16) half pixels[HEIGHT + 1][PADDED];  // the last row is of zeros, for the taps behind the kernel
@@ -67,28 +79,28 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) first_layer(const byte 
         for (int j = 0; j < TILES; ++j)
             kernel[j][step] = weights[((j / 4 * 32 + group / 2 * 8 + j % 4 * 2 + group % 2) * DEPTH + tap) / 2];
     }
+    half2 next[EACH];  // bytes of the next strip, which are on their way while this one is computed
+    load(next, images, blockIdx.x, strips);
     for (int strip = blockIdx.x; strip < strips; strip += gridDim.x) {
         const int image = strip / (OUT / ROWS), top = strip % (OUT / ROWS) * ROWS;
-        const byte *from = images + image * SIZE * ROW;
         __syncthreads();
-        for (int i = threadIdx.x; i < HEIGHT * ROW / 4; i += blockDim.x) {
-            const int y = i / (ROW / 4), x = i % (ROW / 4) * 4, row = top * STRIDE - 1 + y;
-            half2 two[2] = {};
-            if (row >= 0 && row < SIZE) {
-                const unsigned int four = *(const unsigned int *)(from + row * ROW + x);
-                const int channel = x % 3;
-                const float mean[3] = {channel == 0 ? mean_b : channel == 1 ? mean_g : mean_r,
-                                       channel == 0 ? mean_g : channel == 1 ? mean_r : mean_b,
-                                       channel == 0 ? mean_r : channel == 1 ? mean_b : mean_g};
-                half one[4];
 #pragma unroll
-                for (int k = 0; k < 4; ++k) one[k] = rounded((float)(four >> 8 * k & 255) - mean[k % 3]);
-                two[0] = pair(one[0], one[1]);
-                two[1] = pair(one[2], one[3]);
-            }
-            *(uint2 *)&pixels[y][START + x] = make_uint2(two[0], two[1]);
+        for (int each = 0; each < EACH; ++each) {
+            const int i = threadIdx.x + each * THREADS, y = i / (ROW / 4), x = i % (ROW / 4) * 4;
+            const int row = top * STRIDE - 1 + y, channel = x % 3;
+            const float mean[3] = {channel == 0 ? mean_b : channel == 1 ? mean_g : mean_r,
+                                   channel == 0 ? mean_g : channel == 1 ? mean_r : mean_b,
+                                   channel == 0 ? mean_r : channel == 1 ? mean_b : mean_g};
+            float value[4];
+#pragma unroll
+            for (int k = 0; k < 4; ++k) value[k] = (float)(next[each] >> 8 * k & 255) - mean[k % 3];
+            const bool inside = row >= 0 && row < SIZE;  // the padding is zero after the subtraction
+            const uint2 four = make_uint2(inside ? rounded_pair(value[0], value[1]) : 0,
+                                          inside ? rounded_pair(value[2], value[3]) : 0);
+            if (y < HEIGHT) *(uint2 *)&pixels[y][START + x] = four;
         }
         __syncthreads();
+        load(next, images, strip + gridDim.x, strips);
         const int first = min(left, OUT - 1) * STRIDE * 3, second = min(right, OUT - 1) * STRIDE * 3;
         for (int row = 0; row < ROWS; ++row) {
             half2 around[2][4];

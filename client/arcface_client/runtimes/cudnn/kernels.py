@@ -22,7 +22,7 @@ _SOURCE: Final = "kernels.cu"
 _TAPS: Final = 10  # of a kernel's row: 3 pixels of 3 channels, and one of weight 0
 _DEPTH: Final = 32
 _ROWS: Final = 2  # of the output, that a block computes at a time
-_BLOCKS_PER_PROCESSOR: Final = 3
+_BLOCKS_PER_PROCESSOR: Final = 2
 _LAST_THREADS: Final = 256
 
 

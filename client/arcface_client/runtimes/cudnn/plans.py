@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -28,6 +28,7 @@ import cudnn
 from cuda.bindings import runtime as cudart
 
 from ...errors import DeploymentError
+from ..base import usable_cores
 from ..cuda import check, free_bytes, recorded
 from .fused import REFUSED, Fused, Shape, compiled_plans
 
@@ -90,20 +91,18 @@ class PlanCache:
         return self.folder / f"{shape}{_SUFFIX}"
 
 
-def compile_all(shapes: Iterable[Shape], device: int, folder: Path) -> None:
+def compile_all(shapes: Sequence[Shape], device: int, folder: Path) -> None:
     """Compile the plans of many shapes with one process for each core, into ``{shape}-{number}.plan``.
 
     Raises:
         DeploymentError: A process failed; the message has its reason.
     """
-    by_topology: dict[tuple[str, ...], list[Shape]] = {}
-    for shape in shapes:
-        by_topology.setdefault((*shape.topology, str(shape.channels)), []).append(shape)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    at_once = max(1, min(_MOST_COMPILERS, cores, free_bytes() // _COMPILER_BYTES - 1))
-    with ThreadPoolExecutor(at_once) as pool:  # largest first, so that none is left over at the end
-        groups = sorted(by_topology.values(), key=len, reverse=True)
-        for _ in pool.map(lambda group: _compile_in_process(group, device, folder), groups):
+    ordered = sorted(shapes, key=lambda shape: (shape.topology, shape.channels, shape.size))
+    at_once = max(1, min(_MOST_COMPILERS, usable_cores(), free_bytes() // _COMPILER_BYTES - 1))
+    each = -(-len(ordered) // at_once)
+    shares = [ordered[start : start + each] for start in range(0, len(ordered), each)]
+    with ThreadPoolExecutor(at_once) as pool:
+        for _ in pool.map(lambda share: _compile_in_process(share, device, folder), shares):
             pass
 
 
