@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
+from arcface_client.contract import Crops, Embeddings, no_progress
 from arcface_client.errors import PairFileError
 from arcface_client.evaluation.images import read_crop
-from arcface_client.evaluation.pairs import read_pair_file
+from arcface_client.evaluation.pairs import PairFile, read_pair_file, score_pairs
+from arcface_client.evaluation.systems import System
+from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from support.pair_files import PYTHON_2, PYTHON_2_TEXT, as_opencv, pairs
+from support.tiny import tiny_serving_graph
 
 IMAGES, SAME = pairs(6)
 
@@ -54,6 +59,33 @@ def test_a_set_that_python_2_wrote_is_read(path: Path) -> None:
 def test_a_set_that_numpy_2_wrote_is_read(tmp_path: Path) -> None:
     content = pickle.dumps((as_opencv(IMAGES), SAME), 2).replace(b"numpy.core.", b"numpy._core.")
     assert read_pair_file(written(tmp_path, content)).images == IMAGES
+
+
+def test_an_image_is_embedded_once_however_many_pairs_it_is_in(tmp_path: Path) -> None:
+    seen: list[int] = []
+    onnx.save(tiny_serving_graph(), tmp_path / "model.onnx")
+    model = OnnxRuntime(tmp_path / "model.onnx")
+
+    def embed(crops: Crops) -> Embeddings:
+        seen.append(len(crops))
+        return model.embed(crops)
+
+    first, second, third = IMAGES[0], IMAGES[2], IMAGES[4]
+    images = [first, second, first, third, second, third, third, first]
+    pairs_of_three = PairFile(Path("three.bin"), images, np.array([True, False, False, True]))
+    system = System(name="tiny", kind="in process", where="", run=embed)
+    scores = score_pairs(
+        [system],
+        pairs_of_three,
+        batch_size=2,
+        threshold=0.3,
+        mirrored=False,
+        resize=False,
+        progress=no_progress,
+    )
+    assert seen == [2, 1]
+    each = model.embed(np.stack([read_crop(image) for image in images]))
+    np.testing.assert_allclose(scores.similarities[0], (each[0::2] * each[1::2]).sum(axis=1), atol=1e-6)
 
 
 class Command:
