@@ -21,11 +21,11 @@ from .check.accuracy import AccuracyReport, ReferenceEmbeddings, reference_for_p
 from .check.refusal import keep_refusal
 from .errors import CompileError, ParityError, PrecisionError, ServedModelError
 from .graph.opset import lowered
-from .graph.precision import check_gpu_has, fallbacks, typed_graph
+from .graph.precision import check_gpu_has, fallbacks, is_quantised, typed_graph
 from .repository.plans import AddedPlan, add_plans, check_free, published_plans, recorded_plan
 from .repository.publish import ModelRepository, tool_versions
 from .source.load import Source, source_embedder
-from .store import GPU, PlanStore, describe_plan, this_platform
+from .store import GPU, PlanStore, StoredPlan, describe_plan, this_platform
 from .trt.compat import can_be_hardware_compatible, check_knows, is_strongly_typed, newest_opset
 from .trt.engine import BuiltPlan, build_plan
 from .trt.gpu import Gpu
@@ -109,14 +109,10 @@ def compile_plan(
     from_store = plan is not None
     if plan is None:
         check_free(repository, key, onnx.version)  # what follows takes minutes
-        with store.local.building(key), store.local.staging() as folder:
+        with store.local.building(key):
             plan = store.fetch(key)
             from_store = plan is not None
-            if plan is None:
-                path = folder / key.filename
-                built, layers = _build(request, key, graph, gpu, store, path, report)
-                accuracy = _check(request, key, graph, gpu, store, path, report)
-                plan = store.put(path, _manifest(request, key, path, gpu, built, layers, accuracy))
+            plan = plan or _new_plan(request, key, graph, gpu, store, report)
     # The refusals belong to this repository: the store may have the plan because it was asked for by itself.
     manifest = replace(plan.manifest, refusals=tuple(refusals) or plan.manifest.refusals)
     plan = replace(plan, manifest=manifest)
@@ -251,18 +247,12 @@ def plan_key(
     )
 
 
-def _build(
-    request: PlanRequest,
-    key: PlanKey,
-    graph: bytes,
-    gpu: Gpu,
-    store: PlanStore,
-    path: Path,
-    report: Progress,
-) -> tuple[BuiltPlan, LayerPrecisions]:
-    """Build a plan into a file, if the ONNX model passes; also tells in which precisions its layers run."""
+def _new_plan(
+    request: PlanRequest, key: PlanKey, graph: bytes, gpu: Gpu, store: PlanStore, report: Progress
+) -> StoredPlan:
+    """Build a plan, if the ONNX model passes the check; check it, and store it."""
     report("Comparing the ONNX model with its source", None)
-    _ = request.reference  # an ONNX model that drifts would waste the build
+    reference = request.reference  # an ONNX model that drifts would waste the build
     trt = gpu.trt
     timings = store.local.timing_cache(f"{trt.__name__}-{trt.__version__}", gpu.name)
     options = replace(
@@ -273,41 +263,31 @@ def _build(
     precisions = gpu.inspect(built.plan)
     for profile in precisions:
         check_precision(profile, key.precision)
-    path.write_bytes(built.plan)
-    return built, precisions[0]
-
-
-def _check(
-    request: PlanRequest,
-    key: PlanKey,
-    graph: bytes,
-    gpu: Gpu,
-    store: PlanStore,
-    path: Path,
-    report: Progress,
-) -> AccuracyReport:
-    """Compare a plan's embeddings with the reference; what a refused plan was made of is kept."""
-    report("Comparing the plan with its source", None)
-    largest = key.max_batch_size
-    with gpu.load(path) as plan:
-        # Full batches of each profile, a batch that is not full, and single crops.
-        sizes = sorted({1, min(SMALL_BATCH, largest), (largest + 1) // 2, largest})
-        accuracy = request.reference.compare(plan.embed, sizes)
-    try:
-        accuracy.check()
-    except ParityError as error:
-        report("Looking for the layer that diverges", None)
-        kept = keep_refusal(
-            store.local.root / "refused" / path.stem,
-            converted=graph,
-            float32=typed_graph(request.onnx.content(), "fp32"),
-            settings={"plan": asdict(key), "accuracy": accuracy.to_record()},
-            crops=request.reference.crops[list(accuracy.worst_crops)],
-            max_drift_cosine=request.max_drift_cosine,
-            strongly_typed=is_strongly_typed(gpu.trt.__version__),
-        )
-        raise ParityError(f"{error} Nothing was stored. {kept}") from error
-    return accuracy
+    with store.local.staging() as folder:
+        path = folder / key.filename
+        path.write_bytes(built.plan)
+        report("Comparing the plan with its source", None)
+        largest = key.max_batch_size
+        with gpu.load(path) as plan:
+            # Full batches of each profile, a batch that is not full, and single crops.
+            sizes = sorted({1, min(SMALL_BATCH, largest), (largest + 1) // 2, largest})
+            accuracy = reference.compare(plan.embed, sizes)
+        try:
+            accuracy.check()
+        except ParityError as error:
+            report("Looking for the layer that diverges", None)
+            content = request.onnx.content()
+            kept = keep_refusal(
+                store.local.root / "refused" / path.stem,
+                converted=graph,
+                exact=typed_graph(content, "int8" if is_quantised(content) else "fp32"),
+                settings={"plan": asdict(key), "accuracy": accuracy.to_record()},
+                crops=reference.crops[list(accuracy.worst_crops[:largest])],
+                max_drift_cosine=request.max_drift_cosine,
+                strongly_typed=is_strongly_typed(trt.__version__),
+            )
+            raise ParityError(f"{error} Nothing was stored. {kept}") from error
+        return store.put(path, _manifest(request, key, path, gpu, built, precisions[0], accuracy))
 
 
 def _manifest(

@@ -17,7 +17,7 @@ from arcface_builder.build import build
 from arcface_builder.check.crops import face_like
 from arcface_builder.cli.app import main
 from arcface_builder.compile import PlanRequest, compile_plan
-from arcface_builder.errors import CompileError, PrecisionError
+from arcface_builder.errors import CompileError, ParityError, PrecisionError
 from arcface_builder.graph.precision import typed_graph
 from arcface_builder.repository.publish import ModelRepository, find_onnx
 from arcface_builder.source.load import OnnxFile, located
@@ -133,6 +133,17 @@ def test_a_network_that_takes_one_crop_at_a_time_gets_plans_of_batches_of_one(
     assert plans.max_batch_size == 1
     assert plans.WhichOneof("scheduling_choice") is None
     assert list(plans.instance_group[0].profile) == ["0"]
+
+
+@pytest.mark.usefixtures("few_crops")
+def test_a_refused_plan_of_one_crop_at_a_time_names_where_it_diverges(
+    tmp_path: Path, trt: ModuleType, store: PlanStore
+) -> None:
+    repository = publish(ONE_CROP, tmp_path)
+    wrong = absent(repository, trt, wrong_below=1 << 30)
+
+    with pytest.raises(ParityError, match=r"The plan drifts .*the cause is TensorRT's build"):
+        compile_plan(request_for(repository, max_batch_size=1), wrong, store, repository)
 
 
 def test_one_crop_at_a_time_is_the_same_without_the_loop(tmp_path: Path) -> None:

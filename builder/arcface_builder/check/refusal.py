@@ -30,7 +30,7 @@ def keep_refusal(
     folder: Path,
     *,
     converted: bytes,
-    float32: bytes,
+    exact: bytes,
     settings: Mapping[str, Any],
     crops: Crops,
     max_drift_cosine: float,
@@ -43,7 +43,7 @@ def keep_refusal(
     Args:
         folder: Folder for this plan.
         converted: The graph that TensorRT built the plan from, with its precision written into it.
-        float32: The same graph in float32.
+        exact: The same graph in float32, or as a quantised source has it.
         settings: The plan's settings and its accuracy report, as JSON takes them.
         crops: uint8 [N, 112, 112, 3], those with the largest drift first.
         max_drift_cosine: The largest drift that is allowed.
@@ -57,14 +57,14 @@ def keep_refusal(
     graph.write_bytes(converted)
     (folder / "settings.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     np.save(folder / "crops.npy", crops)
-    shape = ",".join(map(str, (_CROPS, *CROP_SHAPE)))
+    shape = ",".join(map(str, (len(crops[:_CROPS]), *CROP_SHAPE)))
     command = (
         f"polygraphy run {shlex.quote(str(graph))} --onnxrt --trt {_TYPING[strongly_typed]} "
         f"--onnx-outputs mark all --trt-outputs mark all --input-shapes '{INPUT_NAME}:[{shape}]' --fail-fast"
     )
     kept = f"The converted graph, the settings and the worst crops are in {folder}."
     try:
-        layer = diverging_layer(converted, float32, crops[:_CROPS], max_drift_cosine)
+        layer = diverging_layer(converted, exact, crops[:_CROPS], max_drift_cosine)
     except MissingExtraError as error:
         return f"{kept} To compare layer by layer: {error}; then run `{command}`."
     except RUN_ERRORS as error:

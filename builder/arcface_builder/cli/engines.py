@@ -15,7 +15,7 @@ from arcface_client.contract import Progress
 from arcface_client.settings import load_tensorrt_settings
 
 from ..errors import OptionError, PlanDamagedError
-from ..store import GPU, Entry, LocalStore, PlanStore, PruneRule, open_store, sm_of
+from ..store import GPU, Entry, LocalStore, PlanStore, open_store, prunable, sm_of
 from .options import BUCKET_KEY, Bucket, CacheDir, Config, EndpointUrl, Json, Precision, with_shared_options
 
 if TYPE_CHECKING:  # boto3 is an extra
@@ -171,17 +171,22 @@ def prune(
     remote: Remote = False,
 ) -> None:
     """Remove the plans for which all conditions hold; --tensorrt-version is one."""
-    try:
-        rule = PruneRule(keep=keep, older_than_days=older_than_days, tensorrt_version=plans.tensorrt_version)
-    except OptionError as error:
-        raise UsageError(str(error)) from error
+    if (keep, older_than_days, plans.tensorrt_version) == (None, None, None):
+        raise UsageError("Nothing to prune by; give --keep, --older-than-days or --tensorrt-version.")
     with progress("engines prune", quiet=True) as report:
         _, place = plans.place(report, remote=remote)
         # The newest are counted over all versions of TensorRT.
         counted = plans.wanted(by_any_tensorrt=True)
         entries = {entry.path: entry for entry in place.entries() if counted.items() <= entry.labels.items()}
         manifests = [entry.manifest for entry in entries.values() if entry.manifest]
-        chosen = [entries[old.identity.key] for old in rule.choose(manifests, datetime.now(timezone.utc))]
+        old = prunable(
+            manifests,
+            datetime.now(timezone.utc),
+            keep=keep or 0,
+            older_than_days=older_than_days or 0.0,
+            tensorrt_version=plans.tensorrt_version,
+        )
+        chosen = [entries[manifest.identity.key] for manifest in old]
 
         def removed() -> Iterator[dict[str, Any]]:
             for entry in chosen:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from arcface_client.models.plan_manifest import PlanKey, PlanManifest
 
 from .local import LocalStore
-from .plan_store import PlanStore, PruneRule, open_store
+from .plan_store import PlanStore, open_store, prunable
 from .stored import (
     GPU,
     Entry,
@@ -24,11 +24,11 @@ __all__ = [
     "PlanKey",
     "PlanManifest",
     "PlanStore",
-    "PruneRule",
     "StoredPlan",
     "check_plan",
     "describe_plan",
     "open_store",
+    "prunable",
     "release_of",
     "sm_of",
     "this_platform",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from arcface_client.contract import Progress, no_progress
 from arcface_client.errors import require
 from arcface_client.models.plan_manifest import PlanKey, PlanManifest
 
-from ..errors import BucketError, OptionError, PlanDamagedError
+from ..errors import BucketError, PlanDamagedError
 from .local import LocalStore
 from .stored import GPU, Entry, StoredPlan
 
@@ -145,43 +145,30 @@ class PlanStore:
         return True
 
 
-@dataclass(frozen=True, kw_only=True)
-class PruneRule:
-    """Which plans may be removed; where several conditions are given, all must hold.
+def prunable(
+    manifests: Iterable[PlanManifest],
+    now: datetime,
+    *,
+    keep: int = 0,
+    older_than_days: float = 0.0,
+    tensorrt_version: str | None = None,
+) -> list[PlanManifest]:
+    """Choose the plans that may be removed, oldest first; all conditions must hold.
 
-    Attributes:
+    Args:
+        manifests: The plans.
+        now: The time.
         keep: The plan is not among this many newest for the same model, precision, architecture and platform.
         older_than_days: It was built at least this long ago.
         tensorrt_version: It was built by this TensorRT.
-
-    Raises:
-        OptionError: No condition is given, which would mean every plan.
     """
-
-    keep: int | None = None
-    older_than_days: float | None = None
-    tensorrt_version: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.keep is None and self.older_than_days is None and self.tensorrt_version is None:
-            raise OptionError("Nothing to prune by; give --keep, --older-than-days or --tensorrt-version.")
-
-    def choose(self, manifests: Iterable[PlanManifest], now: datetime) -> list[PlanManifest]:
-        """Choose what may be removed, oldest first."""
-        newer: dict[tuple[object, ...], int] = {}
-        chosen = []
-        for manifest in sorted(manifests, key=lambda manifest: manifest.created_at, reverse=True):
-            key = manifest.identity
-            use = (key.filename, key.platform, key.settings.get(GPU), key.max_batch_size)
-            count = newer.setdefault(use, 0)
-            newer[use] += 1
-            if (
-                (self.keep is None or count >= self.keep)
-                and (
-                    self.older_than_days is None
-                    or now - manifest.created_at >= timedelta(days=self.older_than_days)
-                )
-                and self.tensorrt_version in (None, key.tensorrt_version)
-            ):
-                chosen.append(manifest)
-        return chosen[::-1]
+    newer: Counter[tuple[object, ...]] = Counter()
+    chosen = []
+    for manifest in sorted(manifests, key=lambda manifest: manifest.created_at, reverse=True):
+        key = manifest.identity
+        use = (key.filename, key.platform, key.settings.get(GPU), key.max_batch_size)
+        newer[use] += 1
+        is_old = now - manifest.created_at >= timedelta(days=older_than_days)
+        if newer[use] > keep and is_old and tensorrt_version in (None, key.tensorrt_version):
+            chosen.append(manifest)
+    return chosen[::-1]

@@ -21,7 +21,7 @@ def kept(folder: Path, converted: bytes, serving_graph: bytes) -> str:
     return keep_refusal(
         folder,
         converted=converted,
-        float32=typed_graph(serving_graph, "fp32"),
+        exact=typed_graph(serving_graph, "fp32"),
         settings={"precision": "fp16"},
         crops=face_crops(),
         max_drift_cosine=0.001,

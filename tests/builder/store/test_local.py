@@ -46,12 +46,6 @@ def test_a_plan_is_written_once(store: LocalStore, add: Callable[..., StoredPlan
     assert first.path.read_bytes() == plan()
 
 
-def test_bytes_that_the_manifest_does_not_describe_are_not_stored(store: LocalStore, tmp_path: Path) -> None:
-    with pytest.raises(PlanDamagedError, match="has SHA-256"):
-        store.add(plan_file(tmp_path, plan(seed=1)), manifest())
-    assert files(store) == []
-
-
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[1000] ^= 1

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from arcface_builder.errors import BucketError
-from arcface_builder.store import PlanManifest, PlanStore, PruneRule, StoredPlan, open_store
+from arcface_builder.store import PlanManifest, PlanStore, StoredPlan, open_store, prunable
 from support.engines import KEY, manifest, plan, plan_file, plan_key
 from support.s3_server import S3Server
 
@@ -113,24 +113,24 @@ SMALLER = of_age(70, opt_batch_size=8, max_batch_size=8)
 @pytest.mark.parametrize(
     ("rule", "chosen"),
     [
-        (PruneRule(keep=0), [OTHER_SM, OLD, MIDDLE, OTHER_TENSORRT, YOUNG]),
-        (PruneRule(keep=1), [OLD, MIDDLE, OTHER_TENSORRT]),
-        (PruneRule(older_than_days=15), [OTHER_SM, OLD, MIDDLE]),
-        (PruneRule(keep=3, older_than_days=15), [OLD]),
-        (PruneRule(tensorrt_version="11.1.0.106"), [OTHER_TENSORRT]),
-        (PruneRule(keep=2, tensorrt_version="11.1.0.106"), []),
+        ({"keep": 0}, [OTHER_SM, OLD, MIDDLE, OTHER_TENSORRT, YOUNG]),
+        ({"keep": 1}, [OLD, MIDDLE, OTHER_TENSORRT]),
+        ({"older_than_days": 15}, [OTHER_SM, OLD, MIDDLE]),
+        ({"keep": 3, "older_than_days": 15}, [OLD]),
+        ({"tensorrt_version": "11.1.0.106"}, [OTHER_TENSORRT]),
+        ({"keep": 2, "tensorrt_version": "11.1.0.106"}, []),
     ],
     ids=str,
 )
 def test_pruning_chooses_the_plans_for_which_all_conditions_hold(
-    rule: PruneRule, chosen: list[PlanManifest]
+    rule: dict[str, Any], chosen: list[PlanManifest]
 ) -> None:
-    assert rule.choose([YOUNG, OLD, OTHER_SM, MIDDLE, OTHER_TENSORRT], NOW) == chosen
+    assert prunable([YOUNG, OLD, OTHER_SM, MIDDLE, OTHER_TENSORRT], NOW, **rule) == chosen
 
 
 def test_the_newest_are_counted_among_plans_that_can_replace_each_other() -> None:
     others = [FOR_ARM, FOR_ONE_GPU, SMALLER]
-    assert PruneRule(keep=1).choose([YOUNG, *others, MIDDLE], NOW) == [MIDDLE]
+    assert prunable([YOUNG, *others, MIDDLE], NOW, keep=1) == [MIDDLE]
 
 
 def test_a_plans_path_says_what_it_is_and_its_key_covers_everything() -> None:

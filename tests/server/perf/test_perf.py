@@ -199,15 +199,6 @@ def test_the_newer_wheel_has_the_program(tmp_path: Path) -> None:
         assert archive.read(NEWER.member)[:4] == b"\x7fELF"
 
 
-def test_pips_own_reason_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    answer = subprocess.CompletedProcess([], 1, "", "WARNING: retrying\nERROR: No matching distribution\n")
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: answer)
-    with pytest.raises(
-        PerfAnalyzerError, match=r"cannot download tritonclient==2\.51\.0: ERROR: No matching distribution"
-    ):
-        download(OLDER, tmp_path)
-
-
 def test_a_wheel_with_another_checksum_is_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def fake_pip(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         assert command[0] == sys.executable
