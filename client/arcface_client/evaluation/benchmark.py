@@ -364,8 +364,8 @@ def machine() -> dict[str, Any]:
 
 
 def _gpu_mb() -> float:
-    """Used memory of all GPUs, in MiB; 0 where there is none."""
-    return sum(float(used) for _, _, used in _gpus())
+    """Used memory of all GPUs, in MiB; 0 where there is none, or where they do not tell."""
+    return sum(float(used) for _, _, used in _gpus() if used.isdecimal())  # else "[N/A]"
 
 
 def _gpus() -> list[list[str]]:
