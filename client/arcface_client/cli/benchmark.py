@@ -28,7 +28,7 @@ EPILOG: Final = examples(
     "arcface-client benchmark onnxruntime --name arcface_r50",
     "arcface-client benchmark triton --name arcface_r50 --against onnxruntime --against insightface",
     "arcface-client benchmark arcface_r50_trt:2 --against arcface_r50_trt:1 --plot speed.svg --json",
-    exit_codes="0 measured, 1 failed or fell back, 2 wrong usage, 130 interrupted: the rest is kept",
+    exit_codes="0 measured, 1 failed or fell back, 2 wrong usage, 130 interrupted (figures are kept)",
 )
 
 
@@ -37,8 +37,8 @@ def benchmark(
     system: Annotated[
         str | None,
         typer.Argument(
-            help="What to measure: a backend (insightface, onnxruntime, openvino, tensorrt, triton), a model "
-            "of the server (NAME or NAME:VERSION), or an ONNX file (default: embedding.backend)."
+            help="What to measure: a backend, for example onnxruntime or triton; a model of the server, NAME "
+            "or NAME:VERSION; or an ONNX file (default: embedding.backend)."
         ),
     ] = None,
     against: Annotated[
