@@ -95,10 +95,10 @@ def compare(
 ) -> int:
     """Compare models with each other, or with the network that they were built from.
 
-    Ways of embedding are compared on the same crops: models of a Triton server, ONNX files in this process,
-    and as the reference the source network as its own users run it, by InsightFace where that takes it. The
-    first one is the baseline (the reference, if there is one). Without models, every ready version of the
-    settings' model is compared: {name}_onnx and its siblings.
+    All of them embed the same crops: models of a Triton server, ONNX files in this process, and the
+    reference. The reference is the source network as its own users run it, by InsightFace's code where that
+    takes the file. The first one is the baseline (the reference, if there is one). Without models, every
+    ready version of the settings' model is compared: {name}_onnx and its siblings.
     """
     specs = [*(more_models or []), *(models or [])]
     if len(specs) == 1 and reference is None:

@@ -32,8 +32,8 @@ def status(
         str | None,
         typer.Option(
             metavar="TYPE",
-            help="With --json: the embedder to report: insightface, tensorrt, onnxruntime or triton "
-            "(default: embedding.backend).",
+            help="With --json: the embedder to report: insightface, cudnn, tensorrt, openvino, onnxruntime "
+            "or triton (default: embedding.backend).",
         ),
     ] = None,
     device: Annotated[
