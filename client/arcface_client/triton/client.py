@@ -124,6 +124,7 @@ class ModelClient:
         """Send one batch without waiting for its answer."""
         call = self._begin(deadline, target, crops)
         if len(crops) > self._connection.crops_of_a_request:
+            call.is_sent = False
             call.result.set_exception(RequestTooLargeError("A request of this size was refused before."))
             return call
         with self._explained(call):
@@ -190,7 +191,7 @@ class ModelClient:
 
     def _in_parts(self, call: Call, error: RequestTooLargeError) -> Answer:
         """Embed a batch that was too large for one request; raises the error if it is a single crop."""
-        if not self._connection.make_smaller(len(call.crops)):
+        if call.is_sent and not self._connection.make_smaller(len(call.crops)):
             raise error
         request = EmbedRequest(call.crops, call.deadline)
         self._embed(request)
@@ -360,6 +361,7 @@ class Call:
     crops: Crops
     result: Future[Any] = field(default_factory=Future)
     handle: Any = None
+    is_sent: bool = True
 
     def cancel(self) -> None:
         """Give up waiting."""

@@ -82,6 +82,18 @@ def test_a_pool_splits_requests_and_does_not_blame_the_server() -> None:
         assert sorted(fake.counts[-9:]) == [4, *[7] * 8]
 
 
+def test_requests_are_no_smaller_than_they_have_to_be() -> None:
+    fake = FakeTriton(value=None)
+    with (
+        served(fake, largest_bytes=40 * CROP_BYTES) as url,
+        EmbeddingClient(url, "fake", max_in_flight=1) as client,
+    ):
+        client.encode(numbered(100))
+        fake.counts.clear()
+        client.encode(numbered(100))
+    assert fake.counts == [32, 32, 32, 4]
+
+
 def test_a_single_crop_that_is_too_large_is_an_error_that_says_so(crops: Crops) -> None:
     with (
         served(FakeTriton(), largest_bytes=CROP_BYTES // 2) as url,
