@@ -59,13 +59,17 @@ def test_the_schema_finds_a_mistake(right: str, wrong: str, tmp_path: Path) -> N
 def test_one_variable_sets_the_release_of_every_image() -> None:
     images = {name: service["image"] for name, service in services(TRITON_RELEASE="26.05").items()}
     assert images == {
-        "triton": "nvcr.io/nvidia/tritonserver:26.05-py3",
+        "triton": "arcface-triton:26.05-py3",
         "cpu": "nvcr.io/nvidia/tritonserver:26.05-py3",
         "builder": "nvcr.io/nvidia/tensorrt:26.05-py3",
         "perf": "nvcr.io/nvidia/tritonserver:26.05-py3-sdk",
     }
+    build = services(TRITON_RELEASE="26.05")["triton"]["build"]
+    assert build["args"] == {"TRITON_RELEASE": "26.05"}
+    dockerfile = (ROOT / build["dockerfile"]).read_text()
+    assert "FROM nvcr.io/nvidia/tritonserver:${TRITON_RELEASE}-py3\n" in dockerfile
     defaults = {re.search(r":(\d\d\.\d\d)-py3", service["image"]) for service in services().values()}
-    assert len({match and match[1] for match in defaults}) == 1
+    assert {match and match[1] for match in defaults} == set(re.findall(r"RELEASE=(\S+)\n", dockerfile))
 
 
 def test_the_documentation_has_the_release_and_the_variables() -> None:
@@ -86,7 +90,8 @@ def test_only_the_server_and_the_builder_take_gpus() -> None:
 def test_only_this_machine_reaches_a_server_and_it_cannot_change_the_models(name: str) -> None:
     service = services()[name]
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
-    (mount,) = service["volumes"]
+    mount, *cache = service["volumes"]
+    assert [one["target"] for one in cache] == (["/cache"] if name == "triton" else [])
     assert (mount["target"], mount["read_only"]) == ("/models", True)
     assert service["user"] == "1000:1000"
 
@@ -117,7 +122,7 @@ def test_with_these_flags_a_plan_that_cannot_be_loaded_does_not_stop_the_onnx_mo
         'input [{ name: "image" data_type: TYPE_UINT8 dims: [112, 112, 3] }]\n'
         'output [{ name: "embedding" data_type: TYPE_FP32 dims: [512] }]\n'
     )
-    service = services()["cpu"]
+    service = services(HEALTH_MODEL="tiny_onnx")["cpu"]
     flags = service["command"].split()[2:]
     health = urlsplit(service["healthcheck"]["test"][-1])
     with LocalTriton(tmp_path, flags=flags) as server:
@@ -151,7 +156,7 @@ def test_the_builder_installs_the_project_and_passes_its_arguments_on(tmp_path: 
 
     words = done.stdout.split("\n")
     assert words[:3] == ["[-m]", "[pip]", "[install]"]
-    assert "[/project[builder,cli,s3,tensorrt]]" in words
+    assert "[/project[builder,cli,cudnn,s3,tensorrt]]" in words
     assert words[-6:-1] == ["[-m]", "[arcface_builder]", "[build]", "[--name]", "[two words]"]
 
 

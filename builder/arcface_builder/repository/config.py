@@ -28,6 +28,7 @@ PYTHON_FILE: Final = "model.py"
 """What Triton's Python backend runs."""
 
 _LARGEST_CUDNN_BATCH: Final = 256
+_EVERY_GRAPH: Final = 32
 
 DEFAULT_PLAN_INSTANCES: Final = 2
 """Copies of a plan on each GPU: one copies its input while the other computes."""
@@ -252,6 +253,20 @@ def _set_batches(config: Any, largest: int) -> None:
     for warmup in config.model_warmup:
         if warmup.name == _FULL_BATCH:
             warmup.batch_size = largest
+    # The tensorrt backend records CUDA graphs for the batch sizes that are listed. Others run without one,
+    # few crops up to 1.9 times slower. A size that does not fit a profile is logged at the start, and serves.
+    graphs = config.optimization.cuda
+    if graphs.graph_spec:  # unless an operator has removed them
+        del graphs.graph_spec[:]
+        for size in graph_sizes(largest):
+            graphs.graph_spec.add(batch_size=size)
+
+
+def graph_sizes(largest: int) -> list[int]:
+    """The batch sizes to record CUDA graphs for: all up to 32, then every 32nd, and the largest."""
+    every = range(1, min(largest, _EVERY_GRAPH) + 1)
+    steps = range(2 * _EVERY_GRAPH, largest + 1, _EVERY_GRAPH)
+    return sorted({*every, *steps, largest})
 
 
 def _config_of(model: str, embedding_dim: int, *, platform: str, backend: str) -> Any:
@@ -270,10 +285,9 @@ def _plan_defaults(model: str, embedding_dim: int) -> Any:
     """What does not follow from the plans."""
     config = _config_of(model, embedding_dim, platform="tensorrt_plan", backend="tensorrt")
     config.instance_group.add(name="gpu", kind="KIND_GPU", count=DEFAULT_PLAN_INSTANCES)
-    # A CUDA graph is recorded for batch 1 and for the largest; other sizes run without. The largest does not
-    # fit the profile for small batches: Triton logs that at each start, and serves.
+    # No output_copy_stream: with graphs, backends before 24.10 crash with it.
     config.optimization.cuda.graphs = True
-    config.optimization.cuda.output_copy_stream = True
+    config.optimization.cuda.graph_spec.add(batch_size=1)  # the others follow from the largest batch
     _add_warmup(config, _FULL_BATCH)
     return config
 
