@@ -44,8 +44,8 @@ def compare(
     normalisation: Annotated[
         str | None,
         typer.Option(
-            help="With --reference: the normalisation that the network takes: pytorch, mxnet, unit, raw, or "
-            "MEAN,STD."
+            help="With --reference: the normalisation that the network takes: pytorch, mxnet, imagenet, "
+            "unit, raw, or MEAN,STD."
         ),
     ] = None,
     control_model: Annotated[

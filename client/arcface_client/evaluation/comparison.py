@@ -163,6 +163,8 @@ def compare_systems(
         systems[0], control_models, crops, batch_size=batch_size, max_drift_cosine=max_drift_cosine
     )
     drifting = {a.other: golden[a.other] for a in agreements if not a.drift_max <= max_drift_cosine}
+    if drifting and systems[0].embed_as is not None:
+        progress("trying other channel orders and normalisations", None)
     verification = None
     if pair_file is not None:
         verification = score_pairs(

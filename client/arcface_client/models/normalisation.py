@@ -132,7 +132,16 @@ PYTORCH: Final = Normalisation.uniform(127.5, 127.5)
 MXNET: Final = Normalisation.uniform(127.5, 128)
 """Pixels as nearly -1 to 1, as MXNet's users multiply by 0.0078125."""
 
-NAMED: Final[Mapping[str, Normalisation]] = {"raw": RAW, "unit": UNIT, "pytorch": PYTORCH, "mxnet": MXNET}
+IMAGENET: Final = Normalisation((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+"""ImageNet's mean and std, as torchvision's and timm's networks want."""
+
+NAMED: Final[Mapping[str, Normalisation]] = {
+    "raw": RAW,
+    "unit": UNIT,
+    "pytorch": PYTORCH,
+    "mxnet": MXNET,
+    "imagenet": IMAGENET,
+}
 
 FAMILIES: Final[Mapping[str, tuple[str, Normalisation]]] = {
     "arcface": ("rgb", PYTORCH),  # arcface_torch/inference.py
