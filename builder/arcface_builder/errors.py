@@ -18,7 +18,7 @@ class NotOnnxError(SourceError):
 
 
 class NotArcFaceError(SourceError):
-    """An ONNX model is not an ArcFace, or cannot be made into a serving graph."""
+    """An ONNX model is no face network, or ONNX Runtime does not run it."""
 
 
 class CheckpointError(SourceError):

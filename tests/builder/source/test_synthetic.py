@@ -73,7 +73,7 @@ def test_ctrl_c_ends_the_calibration_pass_within_seconds(monkeypatch: pytest.Mon
     with pytest.raises(KeyboardInterrupt):
         synthetic.synthetic_weights("r18", 0)
 
-    assert time.monotonic() - pressed[0] < 5  # the pass takes 15 s and more
+    assert time.monotonic() - pressed[0] < 8  # the pass takes 15 s and more
 
 
 def test_activations_and_weights_stay_far_inside_fp16(r18: SourceModel) -> None:
