@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import statistics
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -59,21 +58,21 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """A value of each turn: the median, and between which two values the middle half lies."""
+    """A value of each turn.
+
+    Attributes:
+        median: Its median over the turns.
+        low: From which value on the middle half of the turns lies.
+        high: Up to which value.
+        noisy: Whether the turns differ too much to tell anything, or are too few.
+        turns: All values.
+    """
 
     median: float
     low: float
     high: float
+    noisy: bool
     turns: Sequence[float]
-
-    @property
-    def noisy(self) -> bool:
-        """Whether the turns differ too much to tell anything, or are too few."""
-        return len(self.turns) < _LEAST_TURNS or not self.high - self.low <= NOISY * self.median
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give the fields for JSON."""
-        return {**asdict(self), "noisy": self.noisy}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +82,7 @@ class Figure:
     Attributes:
         batch_size: Crops in a call.
         clients: Calls under way at a time.
+        throughput_fps: Faces a second, the median over the turns.
         fps: Faces a second, turn by turn.
         p50_ms: Median time of a call.
         p95_ms: 95th percentile.
@@ -93,17 +93,13 @@ class Figure:
 
     batch_size: int
     clients: int
+    throughput_fps: float
     fps: Spread
     p50_ms: float
     p95_ms: float
     p99_ms: float
     calls: int
     ratio: Spread | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give the fields for JSON."""
-        own = {**asdict(self), "throughput_fps": self.fps.median, "fps": self.fps.to_dict()}
-        return {**own, "ratio": None if self.ratio is None else self.ratio.to_dict()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,27 +121,24 @@ class Measured:
 
     name: str
     diagnostics: Diagnostics
-    served_by: Sequence[str] = ()
-    fell_back: bool = False
-    not_by: Sequence[str] = ()
+    served_by: Sequence[str]
+    fell_back: bool
+    not_by: Sequence[str]
     start_s: float
     host_mb: float
     vram_mb: float | None
     drift: float | None
-    figures: Sequence[Figure] = ()
+    figures: Sequence[Figure]
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields for JSON; the speed in the diagnostics is that of the fastest batch size."""
-        fastest = max(self.figures, key=lambda figure: figure.fps.median)
-        own = asdict(replace(self, figures=()))
-        del own["diagnostics"]
+        own, fastest = asdict(self), max(self.figures, key=lambda figure: figure.throughput_fps)
         return {
-            **self.diagnostics.to_dict(),
+            **own.pop("diagnostics"),
             **own,
             "batch_size": fastest.batch_size,
-            "throughput_fps": fastest.fps.median,
+            "throughput_fps": fastest.throughput_fps,
             "latency_ms": fastest.p50_ms,
-            "figures": [figure.to_dict() for figure in self.figures],
         }
 
 
@@ -311,16 +304,18 @@ def _measured(system: _System, first: _System, clients: int) -> Measured:
 
 
 def _figure(size: int, clients: int, turns: Sequence[Turn], baseline: Sequence[Turn] | None) -> Figure:
-    fps = [_fps(size, turn) for turn in turns]
+    speeds = [_fps(size, turn) for turn in turns]
+    fps = _spread(speeds)
     calls_ms = [1000 * second for turn in turns for second in turn.calls_s]
     p50, p95, p99 = np.percentile(calls_ms, [50, 95, 99]).tolist()
     ratio = None
     if baseline is not None:
-        ratio = _spread([own / _fps(size, other) for own, other in zip(fps, baseline, strict=True)])
+        ratio = _spread([own / _fps(size, other) for own, other in zip(speeds, baseline, strict=True)])
     return Figure(
         batch_size=size,
         clients=clients,
-        fps=_spread(fps),
+        throughput_fps=fps.median,
+        fps=fps,
         p50_ms=p50,
         p95_ms=p95,
         p99_ms=p99,
@@ -334,8 +329,9 @@ def _fps(size: int, turn: Turn) -> float:
 
 
 def _spread(values: Sequence[float]) -> Spread:
-    low, high = np.percentile(values, [25, 75]).tolist()
-    return Spread(median=statistics.median(values), low=low, high=high, turns=tuple(values))
+    low, median, high = np.percentile(values, [25, 50, 75]).tolist()
+    noisy = len(values) < _LEAST_TURNS or not high - low <= NOISY * median
+    return Spread(median=median, low=low, high=high, noisy=noisy, turns=tuple(values))
 
 
 def _place(way: Served) -> str:
