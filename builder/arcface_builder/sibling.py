@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 
 from arcface_client.contract import Crops, Embeddings, Progress, no_progress
 from arcface_client.errors import require
+from arcface_client.models.files import sha256_of
 from arcface_client.models.manifest import MODEL_FILE, ModelFile, manifest_path
 from arcface_client.models.naming import sibling_model
 from arcface_client.models.plan_manifest import SiblingManifest
@@ -152,29 +153,29 @@ def compile_sibling(
         ParityError: The embeddings are not those of the source model; nothing was published.
         DeploymentError: The runtime cannot run the model on this machine.
         MissingExtraError: The runtime is not installed, or too old.
-        RepositoryError: The version is there already, of another ONNX model, or it cannot be written.
+        RepositoryError: The version is there already, of another file, or it cannot be written.
     """
     model, version = sibling_model(onnx.name, kind.runtime), onnx.version
-    folder, record = repository.root / model / str(version), manifest_path(repository.root, model, version)
-    there = SiblingManifest.read(record) if folder.is_dir() else None
-    if there is not None and there.onnx_sha256 != onnx.sha256:
+    record = manifest_path(repository.root, model, version)
+    path = repository.root / model / str(version) / MODEL_FILE
+    if path.is_file() and (sha256 := sha256_of(path)) != onnx.sha256:
         raise RepositoryError(
-            f"{folder} was made from an ONNX model with SHA-256 {there.onnx_sha256:.12}..., and "
-            f"{onnx.model} version {version} has {onnx.sha256:.12}... A published version is never changed: "
-            "build the next one."
+            f"{path} has SHA-256 {sha256:.12}..., and {onnx.model} version {version} has "
+            f"{onnx.sha256:.12}... A published version is never changed: build the next one."
         )
+    there = SiblingManifest.read(record) if path.is_file() and record.is_file() else None
     with repository.staging() as staged, os_errors(repository.root):
         if there is None:
             manifest = _checked(kind, onnx, model, staged / MODEL_FILE, reference, command, report)
         else:
             manifest = there
         with repository.lock():
-            old = read_config(folder.parent / CONFIG_FILE)
+            old = read_config(repository.root / model / CONFIG_FILE)
             config = kind.config(model, onnx.manifest.embedding_dim, instances or kind.instances)
             text = config_text(config) if old is None or (instances and config != old) else None
             manifests = {} if there else {record: (MODEL_FILE, manifest.to_json())}
-            repository.put(staged, folder, manifests=manifests, config=text)
-    return AddedSibling(model, version, folder / MODEL_FILE, there is None, manifest)
+            repository.put(staged, path.parent, manifests=manifests, config=text)
+    return AddedSibling(model, version, path, there is None, manifest)
 
 
 def _checked(

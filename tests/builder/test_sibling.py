@@ -110,17 +110,21 @@ def test_embeddings_that_are_not_the_sources_are_not_published(
     assert sorted(repository.root.rglob("*")) == before
 
 
-def test_a_version_that_was_made_from_another_onnx_model_is_never_changed(
+def test_a_version_with_another_file_is_never_changed_and_a_lost_manifest_is_made_again(
     repository: ModelRepository, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments(repository)) == 0
     record = repository.root / "small_openvino-1.manifest.json"
-    record.write_text(record.read_text().replace(find_onnx(repository, "small").sha256, "1" * 64))
+    file = repository.root / "small_openvino/1/model.onnx"
 
+    record.unlink()
+    assert main(arguments(repository)) == 0
+    assert SiblingManifest.read(record).onnx_sha256 == find_onnx(repository, "small").sha256
+
+    file.write_bytes(b"another file")
     assert main(arguments(repository)) == 1
-
     assert "A published version is never changed: build the next one." in capsys.readouterr().err
-    assert SiblingManifest.read(record).onnx_sha256 == "1" * 64
+    assert file.read_bytes() == b"another file"
 
 
 def test_without_openvino_one_line_says_what_to_install(
