@@ -34,6 +34,13 @@ def test_readmes_tables_are_those_of_the_json_files() -> None:
     assert shown <= known
 
 
+def test_the_page_in_the_repository_has_the_figures_of_the_json_files() -> None:
+    page = (report.FOLDER / "index.html").read_text()
+    for file in FILES:
+        for speed in speeds(json.loads(file.read_text())):
+            assert f"{speed:,.1f}" in page, f"{file} is newer than index.html: make report"
+
+
 def test_the_page_names_the_machine_the_versions_and_the_command_of_every_figure() -> None:
     for part in report.read(report.FOLDER):
         assert part.about["machine"], part.title
