@@ -1,4 +1,4 @@
-"""TensorRT plans on this GPU against PyTorch and ONNX Runtime, alone and through Triton.
+"""cuDNN and TensorRT on this GPU against PyTorch and ONNX Runtime, alone and through Triton.
 
 The whole benchmark takes about an hour. It can be run in parts, each of which adds to the JSON file:
 --networks, --precisions and --parts choose what to measure, and --work keeps models and plans for the next
@@ -26,11 +26,11 @@ from arcface_builder.trt.gpu import Gpu, gpu_at_hand
 from arcface_builder.trt.options import BuildOptions
 from arcface_client.cli.terminal import FAILED
 from arcface_client.errors import ArcFaceError
-from gpu_engines import cpu, make_plan, rebuild_s, served, serving_model, tensorrt
+from gpu_engines import cpu, cudnn, make_plan, rebuild_s, served, serving_model, tensorrt
 from gpu_report import Figure, Findings
 from report import numbers
 
-PARTS: Final = ("rates", "torch", "cpu", "engines", "rebuild", "serving")
+PARTS: Final = ("rates", "torch", "cudnn", "cpu", "engines", "rebuild", "serving")
 PRECISIONS: Final = ("fp32", "tf32", "fp16", "int8")
 _NOT_FOR_TORCH: Final = ("PYTHONPATH", "PYTHONHOME")  # another interpreter's packages
 
@@ -64,12 +64,16 @@ def measure(arguments: argparse.Namespace, findings: Findings, work: Path) -> It
         yield
     for network in arguments.networks:
         if "torch" in arguments.parts:
-            report = _torch(arguments.torch_python, network, arguments.batches)
-            findings.machine["PyTorch"] = report["torch"]
-            name = f"PyTorch {report['torch']}, channels last, CUDA graph,"
-            findings.add(
-                Figure(network=network, runtime=name, precision="fp16", **row) for row in report["rows"]
-            )
+            for flags, what in (([], "eager"), (["--compile"], "torch.compile")):
+                report = _torch(arguments.torch_python, network, arguments.batches, flags)
+                findings.machine["PyTorch"] = report["torch"]
+                name = f"PyTorch {report['torch']} {what}, channels last, CUDA graph,"
+                findings.add(
+                    Figure(network=network, runtime=name, precision="fp16", **row) for row in report["rows"]
+                )
+                yield
+        if "cudnn" in arguments.parts:
+            findings.add(cudnn(serving_model(network, work), arguments.batches))
             yield
         if "cpu" in arguments.parts:
             findings.add(cpu(serving_model(network, work), arguments.cpu_batches))
@@ -110,10 +114,18 @@ def _plan(
         )
 
 
-def _torch(python: str, network: str | None = None, batches: Sequence[int] = ()) -> Any:
+def _torch(
+    python: str, network: str | None = None, batches: Sequence[int] = (), flags: Sequence[str] = ()
+) -> Any:
     command = [python, str(Path(__file__).with_name("gpu_torch.py"))]
     if network:
-        command += ["--blocks", ",".join(map(str, BLOCKS[network])), "--batches", ",".join(map(str, batches))]
+        command += [
+            "--blocks",
+            ",".join(map(str, BLOCKS[network])),
+            "--batches",
+            ",".join(map(str, batches)),
+            *flags,
+        ]
     environment = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_TORCH}
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -153,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--precisions", default=",".join(PRECISIONS), **names(PRECISIONS))
     parser.add_argument("--parts", default=",".join(PARTS), **names(PARTS))
     for flag, default, what in (
-        ("--batches", "1,4,8,32,64,128,256", "batch sizes"),
+        ("--batches", "1,4,8,16,32,64,128,256", "batch sizes"),
         ("--cpu-batches", "1,8,32", "batch sizes of ONNX Runtime"),
         ("--served-batches", "1,32,256", "batch sizes through Triton"),
         ("--concurrency", "1,2,4,8", "requests under way at a time, through Triton"),

@@ -1,4 +1,4 @@
-"""TensorRT and ONNX Runtime, each alone in this process; and a plan through a real Triton."""
+"""cuDNN, TensorRT and ONNX Runtime, each alone in this process; and a plan through a real Triton."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ from arcface_server.perf.measurement import Load, SharedMemory, load_crops, meas
 from gpu_report import Figure
 
 if TYPE_CHECKING:
+    from arcface_client.runtimes.cudnn.runtime import Cudnn
     from arcface_client.runtimes.tensorrt import TensorRt
 
 _SECONDS: Final = 1.0
@@ -44,6 +45,7 @@ _LEAST_CALLS: Final = 3
 _CLIENT_CROPS: Final = 16_384
 _CLIENT_CALLS: Final = 5
 _SHARED: Final[tuple[SharedMemory, ...]] = ("none", "system")
+_WARM_S: Final = 6.0  # to load with kernels that are known
 _HELD_OUT: Final = 64  # crops that were not used for calibration
 
 Call = Callable[[], object]
@@ -118,6 +120,36 @@ def tensorrt(onnx: LocalOnnx, compiled: AddedPlan, batches: Sequence[int]) -> It
             )
 
 
+def cudnn(onnx: LocalOnnx, batches: Sequence[int]) -> Iterator[Figure]:
+    """Measure cuDNN; kernels that the cache folder lacks are compiled and timed first."""
+    from arcface_client.runtimes.cuda import device_count, free_bytes
+    from arcface_client.runtimes.cudnn.runtime import Cudnn
+
+    device_count()  # starts CUDA
+    crops = faces.face_like(max(batches), seed=3)
+    free, started = free_bytes(), time.perf_counter()
+    with closing(Cudnn(onnx.path, max_batch_size=max(batches))) as runtime:
+        build_s = time.perf_counter() - started
+        drift = _held_out_drift(onnx, runtime)
+        for batch in batches:
+            p50_ms, p99_ms = latency_ms(lambda count=batch: runtime.embed(crops[:count]))  # type: ignore[misc]
+            repeats = max(5, round(_SECONDS * 1e3 / p50_ms))
+            yield Figure(
+                network=onnx.name.removeprefix("arcface_"),
+                runtime=f"cuDNN {runtime.version}",
+                precision=runtime.precision,
+                batch=batch,
+                p50_ms=p50_ms,
+                p99_ms=p99_ms,
+                faces_per_s=batch / runtime.back_to_back_s(crops[:batch], repeats),
+                device_faces_per_s=batch / runtime.back_to_back_s(crops[:batch], repeats, copies=False),
+                device_mb=(free - free_bytes()) / 2**20,
+                build_s=build_s,
+                timing_cache="warm" if build_s < _WARM_S else "cold",
+                drift=drift,
+            )
+
+
 def cpu(onnx: LocalOnnx, batches: Sequence[int]) -> Iterator[Figure]:
     """Measure ONNX Runtime on the CPU."""
     with closing(OnnxRuntime(onnx.path)) as runtime:
@@ -149,7 +181,7 @@ def latency_ms(call: Call) -> tuple[float, float]:
     return float(p50) * 1e3, float(p99) * 1e3
 
 
-def _held_out_drift(onnx: LocalOnnx, plan: TensorRt) -> float:
+def _held_out_drift(onnx: LocalOnnx, plan: TensorRt | Cudnn) -> float:
     crops = faces.face_like(_HELD_OUT, seed=77)
     with closing(OnnxRuntime(onnx.path)) as exact:
         expected = in_batches(exact.embed, crops, 8)

@@ -112,6 +112,7 @@ class Part:
             {
                 system.name: [(point.times_ms["p50"], point.fps, point.load) for point in system.points]
                 for system in self.systems
+                if all("p50" in point.times_ms for point in system.points)
             },
             self.loads,
         )
@@ -232,7 +233,7 @@ def _gpu_system(name: str, rows: Sequence[Mapping[str, Any]]) -> System:
         Point(
             load=str(row["batch"]),
             fps=row["faces_per_s"],
-            times_ms={key: row[f"{key}_ms"] for key in ("p50", "p99")},
+            times_ms={key: row[f"{key}_ms"] for key in ("p50", "p99") if row[f"{key}_ms"] is not None},
         )
         for row in sorted(rows, key=lambda row: int(row["batch"]))
     ]
