@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +16,6 @@ from arcface_client.contract import EMBEDDING_DIM
 from arcface_client.errors import require
 
 from ..errors import CheckpointError
-from ..graph.edit import first_line
 from .iresnet import BLOCKS, parameter_shapes
 
 _SHOWN = 4  # names in an error message
@@ -151,17 +151,17 @@ def _read_torch(path: Path) -> dict[str, Any]:
         "torch", extra="torch", purpose="Reading a .pth checkpoint (a .safetensors needs no torch)"
     )
     try:
-        # weights_only refuses everything but tensors, so nothing in the file can run.
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} holds more than weights, or is not a checkpoint; nothing in it was run. Save the "
-            "backbone's state dict alone: torch.save(backbone.state_dict(), 'backbone.pth')."
-        ) from error
-    except (OSError, EOFError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path} is not a checkpoint, or is cut short ({first_line(error)}); fetch it again."
-        ) from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it warns of is in the error
+            # weights_only refuses everything but tensors, so nothing in the file can run.
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, OSError, EOFError, RuntimeError) as error:
+        if isinstance(error, pickle.UnpicklingError) or "TorchScript" in str(error):
+            raise CheckpointError(
+                f"{path} holds more than weights, or is not a checkpoint; nothing in it was run. Save the "
+                "backbone's state dict alone: torch.save(backbone.state_dict(), 'backbone.pth')."
+            ) from error
+        raise CheckpointError(f"{path} is not a checkpoint, or is cut short; fetch it again.") from error
 
     def flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
         if isinstance(value, torch.Tensor):

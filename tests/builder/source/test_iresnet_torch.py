@@ -85,9 +85,27 @@ def test_a_checkpoint_without_weights_or_a_truncated_one_is_refused(tmp_path: Pa
     with pytest.raises(CheckpointError, match="holds no weights"):
         Checkpoint(path).load()
 
-    path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(CheckpointError, match="is cut short"):
-        Checkpoint(path).load()
+    for content in (path.read_bytes()[:-200], b""):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="is cut short"):
+            Checkpoint(path).load()
+
+
+def whole_network(path: Path) -> None:
+    torch.save(torch.nn.Linear(2, 2), path)
+
+
+def torchscript(path: Path) -> None:
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), path)
+
+
+@pytest.mark.parametrize("save", [whole_network, torchscript])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_file_that_is_a_program_is_not_run(save: Callable[[Path], None], tmp_path: Path) -> None:
+    save(tmp_path / "network.pt")
+
+    with pytest.raises(CheckpointError, match="nothing in it was run"):
+        Checkpoint(tmp_path / "network.pt").load()
 
 
 class Mbf(torch.nn.Module):  # type: ignore[misc, name-defined]
