@@ -9,9 +9,10 @@ import pytest
 import tritonclient.grpc as grpcclient
 
 from arcface_builder.build import build
-from arcface_builder.repository.config import config_text, openvino_config
+from arcface_builder.repository.config import config_text, cudnn_config, openvino_config
 from arcface_builder.repository.plans import add_plans
 from arcface_builder.repository.publish import ModelRepository
+from arcface_builder.sibling import KINDS
 from arcface_builder.source.load import OnnxFile
 from arcface_client.contract import EMBEDDING_DIM
 from arcface_server import LocalTriton
@@ -39,6 +40,12 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, instances in (("tiny_openvino", 1), ("pair_openvino", 2)):
         file = write_tiny_repository(folder, name, versions=(2,)) / "config.pbtxt"
         file.write_text(config_text(openvino_config(name, EMBEDDING_DIM, instances)))
+    fused = write_tiny_repository(folder, "tiny_cudnn")
+    config = cudnn_config("tiny_cudnn", EMBEDDING_DIM, 1)
+    config.instance_group[0].kind = config.instance_group[0].KIND_CPU
+    (fused / "config.pbtxt").write_text(config_text(config))
+    for name, text in KINDS["cudnn"].files.items():
+        (fused / "1" / name).write_text(text)
     for name, network in {"narrow": NETWORKS["192 numbers, channels last"], "single": ONE_CROP}.items():
         source = tmp_path_factory.mktemp(name) / "source.onnx"
         source.write_bytes(network.SerializeToString())

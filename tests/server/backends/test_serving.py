@@ -69,6 +69,10 @@ def test_openvino_takes_batches_of_any_size(
         ("foreign", "has inputs image UINT8[N, 112, 112, 3] and outputs fc1 FP32[N, 512]; expected"),
         ("not_a_number", "Parameter intra_op_thread_count is 'many' in config.pbtxt; expected a number."),
         ("on_gpu", "no GPUs are available"),
+        (
+            "tiny_cudnn",
+            "ConfigError: tiny_cudnn asks for KIND_CPU; cuDNN runs on a GPU. Set `kind: KIND_GPU`",
+        ),
         ("m_trt", "instance group gpu of model m_trt has kind KIND_GPU but no GPUs are available"),
     ],
 )
