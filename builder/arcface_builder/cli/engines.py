@@ -10,13 +10,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from arcface_client.cli.terminal import DONE, FAILED, UsageError, checked, examples, print_json, progress, say
+from arcface_client.cli.terminal import (
+    DONE,
+    FAILED,
+    UsageError,
+    checked,
+    examples,
+    print_json,
+    progress,
+    say,
+    with_shared_options,
+)
 from arcface_client.contract import Progress
 from arcface_client.settings import load_tensorrt_settings
 
 from ..errors import OptionError, PlanDamagedError
 from ..store import GPU, Entry, LocalStore, PlanStore, open_store, prunable, sm_of
-from .options import BUCKET_KEY, Bucket, CacheDir, Config, EndpointUrl, Json, Precision, with_shared_options
+from .options import BUCKET_KEY, Bucket, CacheDir, Config, EndpointUrl, Json, Precision
 
 if TYPE_CHECKING:  # boto3 is an extra
     from ..store.bucket import Bucket as S3Bucket

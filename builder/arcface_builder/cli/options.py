@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import fields
-from functools import partial, wraps
-from inspect import Parameter, Signature, signature
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar, get_type_hints
+from typing import Annotated, Final, Literal
 
 import typer
 
 from arcface_client.cli.terminal import utf8_path
 from arcface_client.settings import TENSORRT_PATH
-
-T = TypeVar("T")
 
 BUCKET_KEY: Final = "tensorrt.engine_s3_bucket"
 
@@ -52,25 +47,3 @@ CacheDir = Annotated[
         "~/.cache.",
     ),
 ]
-
-
-def with_shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a command take a dataclass of options as its first argument; each field becomes a flag."""
-    # Not get_type_hints: Python 3.10's hides the annotation of an option whose default is None.
-    first, *own = signature(command, eval_str=True).parameters.values()
-    shared = first.annotation
-    types = get_type_hints(shared, include_extras=True)
-
-    @wraps(command)
-    def call(**given: Any) -> Any:
-        return command(shared(**{name: given.pop(name) for name in types}), **given)
-
-    flags = [(field.name, types[field.name], field.default) for field in fields(shared)]
-    flags += [(parameter.name, parameter.annotation, parameter.default) for parameter in own]
-    call.__annotations__ = {name: kind for name, kind, _ in flags}
-    parameters = [
-        Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-        for name, kind, default in flags
-    ]
-    call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-    return call

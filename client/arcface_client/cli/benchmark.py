@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from . import connection
+from .connection import Server
 from .terminal import (
     DONE,
     FAILED,
@@ -19,6 +19,7 @@ from .terminal import (
     progress,
     say,
     whole_numbers,
+    with_shared_options,
 )
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ EPILOG: Final = examples(
 )
 
 
+@with_shared_options
 def benchmark(
+    server: Server,
     context: typer.Context,
     system: Annotated[
         str | None,
@@ -79,12 +82,6 @@ def benchmark(
         Path | None,
         typer.Option(metavar="FILE", help="Draw throughput against latency: .svg, .png or .pdf."),
     ] = None,
-    url: connection.Url = None,
-    timeout_s: connection.Timeout = None,
-    config: connection.Config = None,
-    root_certificates: connection.RootCertificates = None,
-    private_key: connection.PrivateKey = None,
-    certificate_chain: connection.CertificateChain = None,
 ) -> int:
     """Measure how fast face crops are embedded, batch size by batch size.
 
@@ -101,7 +98,7 @@ def benchmark(
 
         check_plot(plot)
     flags = {"embedding.model": name, "embedding.source": source, "embedding.device": device}
-    settings = connection.settings_of(context, **flags)
+    settings = server.settings(**flags)
     options = measuring.Options(
         systems=[system or settings.embedding.backend, *(against or [])],
         batch_sizes=batch_size or (),

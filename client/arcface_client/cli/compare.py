@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
-from . import connection
-from .terminal import DONE, FAILED, checked, examples, print_json, progress
+from .connection import Server
+from .terminal import DONE, FAILED, checked, examples, print_json, progress, with_shared_options
 
 if TYPE_CHECKING:
     from ..models.normalisation import Channels
@@ -22,7 +22,9 @@ EPILOG: Final = examples(
 )
 
 
+@with_shared_options
 def compare(
+    server: Server,
     context: typer.Context,
     models: Annotated[
         list[str] | None, typer.Argument(help="Models of the server, NAME or NAME:VERSION, and ONNX files.")
@@ -86,12 +88,6 @@ def compare(
     report: Annotated[
         Path | None, typer.Option(metavar="HTML", help="Write an HTML page that stands alone.")
     ] = None,
-    url: connection.Url = None,
-    timeout_s: connection.Timeout = None,
-    config: connection.Config = None,
-    root_certificates: connection.RootCertificates = None,
-    private_key: connection.PrivateKey = None,
-    certificate_chain: connection.CertificateChain = None,
 ) -> int:
     """Compare models with each other, or with the network that they were built from.
 
@@ -123,7 +119,7 @@ def compare(
 
         check_extra()
         check_output(report)
-    settings = connection.settings_of(context, **{"validation.max_drift_cosine": max_drift_cosine})
+    settings = server.settings(**{"validation.max_drift_cosine": max_drift_cosine})
     options = comparison.Options(
         models=specs,
         reference=reference,

@@ -2,67 +2,58 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from ..settings import PipelineSettings
 
-_PANEL: Final = "Server"
-
-Url = Annotated[
-    str | None,
-    typer.Option(
-        metavar="HOST:PORT",
-        help="gRPC address of the server; several with commas.",
-        rich_help_panel=_PANEL,
-    ),
-]
-Timeout = Annotated[
-    float | None,
-    typer.Option("--timeout-s", help="Seconds that one request may take.", rich_help_panel=_PANEL),
-]
-Config = Annotated[
-    Path | None,
-    typer.Option(
-        help="Settings file (default: config/pipeline/embedding.yaml if it exists).", rich_help_panel=_PANEL
-    ),
-]
-RootCertificates = Annotated[
-    Path | None,
-    typer.Option(metavar="PEM", help="Use TLS, and trust these certificates.", rich_help_panel=_PANEL),
-]
-PrivateKey = Annotated[
-    Path | None,
-    typer.Option(metavar="PEM", help="The client's key, for mutual TLS.", rich_help_panel=_PANEL),
-]
-CertificateChain = Annotated[
-    Path | None,
-    typer.Option(metavar="PEM", help="The client's certificate, for mutual TLS.", rich_help_panel=_PANEL),
-]
+_option = partial(typer.Option, rich_help_panel="Server")
+_certificate = partial(_option, metavar="PEM")
 
 
-def settings_of(context: typer.Context, **more: object) -> PipelineSettings:
-    """Read the settings; what the flags of this module say takes precedence.
+@dataclass(frozen=True)
+class Server:
+    """The flags that say which server; see ``terminal.with_shared_options``."""
 
-    Args:
-        context: The command's context, with its flags.
-        more: Further settings that the command has flags for, by key; None does not count.
+    url: Annotated[
+        str | None,
+        _option(metavar="HOST:PORT", help="gRPC address of the server; several with commas."),
+    ] = None
+    timeout_s: Annotated[float | None, _option(help="Seconds that one request may take.")] = None
+    config: Annotated[
+        Path | None,
+        _option(help="Settings file (default: config/pipeline/embedding.yaml if it exists)."),
+    ] = None
+    root_certificates: Annotated[Path | None, _certificate(help="Use TLS, and trust these certificates.")] = (
+        None
+    )
+    private_key: Annotated[Path | None, _certificate(help="The client's key, for mutual TLS.")] = None
+    certificate_chain: Annotated[
+        Path | None, _certificate(help="The client's certificate, for mutual TLS.")
+    ] = None
 
-    Raises:
-        ConfigError: As ``load_pipeline_settings``.
-    """
-    from ..settings import load_pipeline_settings  # brings pydantic, for which `--help` need not wait
+    def settings(self, **more: object) -> PipelineSettings:
+        """Read the settings; what the flags say takes precedence.
 
-    flags = context.params
-    connection = {
-        "triton.url": flags["url"],
-        "triton.request_timeout_s": flags["timeout_s"],
-        "triton.tls.root_certificates": flags["root_certificates"],
-        "triton.tls.private_key": flags["private_key"],
-        "triton.tls.certificate_chain": flags["certificate_chain"],
-    }
-    config = flags["config"]  # a string with an older Typer
-    return load_pipeline_settings(Path(config) if config else None, arguments=connection | more)
+        Args:
+            more: Further settings that the command has flags for, by key; None does not count.
+
+        Raises:
+            ConfigError: As ``load_pipeline_settings``.
+        """
+        from ..settings import load_pipeline_settings  # brings pydantic, for which `--help` need not wait
+
+        arguments = {
+            "triton.url": self.url,
+            "triton.request_timeout_s": self.timeout_s,
+            "triton.tls.root_certificates": self.root_certificates,
+            "triton.tls.private_key": self.private_key,
+            "triton.tls.certificate_chain": self.certificate_chain,
+        }
+        config = self.config  # a string with an older Typer
+        return load_pipeline_settings(Path(config) if config else None, arguments=arguments | more)

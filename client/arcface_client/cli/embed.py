@@ -10,8 +10,8 @@ import numpy as np
 import typer
 
 from ..errors import ImageFileError, NotFiniteError, require
-from . import connection
-from .terminal import DONE, FAILED, counted, examples, print_json, progress, say
+from .connection import Server
+from .terminal import DONE, FAILED, counted, examples, print_json, progress, say, with_shared_options
 
 if TYPE_CHECKING:
     from ..contract import Crops
@@ -29,8 +29,9 @@ def _npz(path: Path) -> Path:
     return path
 
 
+@with_shared_options
 def embed(
-    context: typer.Context,
+    server: Server,
     paths: Annotated[list[Path], typer.Argument(help="Image files, and folders to search.")],
     output: Annotated[Path, typer.Option(callback=_npz, help="The .npz file to write.")],
     resize: Annotated[
@@ -42,12 +43,6 @@ def embed(
         typer.Option(help="Model to use (default: triton.model, which is embedding.model's ONNX model)."),
     ] = None,
     version: Annotated[int | None, typer.Option(help="Its version (default: the newest one ready).")] = None,
-    url: connection.Url = None,
-    timeout_s: connection.Timeout = None,
-    config: connection.Config = None,
-    root_certificates: connection.RootCertificates = None,
-    private_key: connection.PrivateKey = None,
-    certificate_chain: connection.CertificateChain = None,
 ) -> int:
     """Embed image files into an .npz file.
 
@@ -61,7 +56,7 @@ def embed(
 
     require("PIL", extra="cli", purpose="Reading images")  # before a server is asked
     flags = {"triton.model": model, "triton.version": version}
-    settings = connection.settings_of(context, **flags).triton
+    settings = server.settings(**flags).triton
     files = list(find_images(paths))
     if not files:
         searched, known = ", ".join(map(str, paths)), ", ".join(sorted(SUFFIXES))

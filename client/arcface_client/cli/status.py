@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from ..errors import ArcFaceError, DeploymentError, ManifestError
-from . import connection
-from .terminal import DONE, FAILED, examples, print_json, print_table, say
+from .connection import Server
+from .terminal import DONE, FAILED, examples, print_json, print_table, say, with_shared_options
 
 if TYPE_CHECKING:
     from ..models.repository import LocalModels
@@ -25,8 +25,9 @@ EPILOG: Final = examples(
 )
 
 
+@with_shared_options
 def status(
-    context: typer.Context,
+    server: Server,
     as_json: Annotated[bool, typer.Option("--json", help="Report as JSON, the embedder too.")] = False,
     backend: Annotated[
         str | None,
@@ -40,12 +41,6 @@ def status(
         str | None,
         typer.Option(help="With --json: its device: cpu, cuda, cuda:N or auto (default: embedding.device)."),
     ] = None,
-    url: connection.Url = None,
-    timeout_s: connection.Timeout = None,
-    config: connection.Config = None,
-    root_certificates: connection.RootCertificates = None,
-    private_key: connection.PrivateKey = None,
-    certificate_chain: connection.CertificateChain = None,
 ) -> int:
     """Show the servers, their models and versions, and why one is not ready.
 
@@ -62,16 +57,16 @@ def status(
     from ..models.repository import LocalModels  # brings pydantic, for which `--help` need not wait
 
     flags = {"embedding.backend": backend, "embedding.device": device}
-    settings = connection.settings_of(context, **flags)
+    settings = server.settings(**flags)
     triton, models = settings.triton, LocalModels(settings.embedding.model_repository)
     servers = [_ask(triton, url) for url in (triton.url if as_json else triton.required_urls())]
     if as_json:
         embedder = _embedder(settings)
-        print_json({"servers": [_as_dict(server, models) for server in servers], "embedder": embedder})
+        print_json({"servers": [_as_dict(each, models) for each in servers], "embedder": embedder})
         return DONE if embedder["problem"] is None else FAILED
-    for server in servers:
-        _show(server, models)
-    return DONE if any(model.ready for server in servers for model in server.models) else FAILED
+    for each in servers:
+        _show(each, models)
+    return DONE if any(model.ready for each in servers for model in each.models) else FAILED
 
 
 def _ask(triton: TritonSettings, url: str) -> ServerStatus:

@@ -14,8 +14,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar, cast
+from typing import Annotated, Any, Final, TypeVar, cast, get_type_hints
 
 import typer
 from rich.console import Console
@@ -70,6 +73,28 @@ def _version(context: typer.Context, wanted: bool) -> None:
             version = "(not installed)"
         print(f"{context.find_root().info_name} {version}")
         raise typer.Exit
+
+
+def with_shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a command take a dataclass of options as its first argument; each field becomes a flag."""
+    # Not get_type_hints: Python 3.10's hides the annotation of an option whose default is None.
+    first, *own = signature(command, eval_str=True).parameters.values()
+    shared = first.annotation
+    types = get_type_hints(shared, include_extras=True)
+
+    @wraps(command)
+    def call(**given: Any) -> Any:
+        return command(shared(**{name: given.pop(name) for name in types}), **given)
+
+    flags = [(field.name, types[field.name], field.default) for field in fields(shared)]
+    flags += [(parameter.name, parameter.annotation, parameter.default) for parameter in own]
+    call.__annotations__ = {name: kind for name, kind, _ in flags}
+    parameters = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, kind, default in flags
+    ]
+    call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    return call
 
 
 def examples(*lines: str, exit_codes: str = "0 done, 1 failed, 2 wrong usage, 130 interrupted") -> str:
