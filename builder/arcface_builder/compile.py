@@ -20,6 +20,7 @@ from arcface_client.triton.limits import DEFAULT_MAX_DRIFT_COSINE
 from .check.accuracy import AccuracyReport, ReferenceEmbeddings, reference_for_plans
 from .check.refusal import keep_refusal
 from .errors import CompileError, ParityError, PrecisionError, ServedModelError
+from .graph.edit import parse
 from .graph.opset import lowered
 from .graph.precision import check_gpu_has, fallbacks, is_quantised, typed_graph
 from .repository.plans import AddedPlan, add_plans, check_free, published_plans, recorded_plan
@@ -280,7 +281,7 @@ def _new_plan(
             kept = keep_refusal(
                 store.local.root / "refused" / path.stem,
                 converted=graph,
-                exact=typed_graph(content, "int8" if is_quantised(content) else "fp32"),
+                exact=typed_graph(content, "int8" if is_quantised(parse(content)) else "fp32"),
                 settings={"plan": asdict(key), "accuracy": accuracy.to_record()},
                 crops=reference.crops[list(accuracy.worst_crops[:largest])],
                 max_drift_cosine=request.max_drift_cosine,

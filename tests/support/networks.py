@@ -130,17 +130,38 @@ NETWORKS = {
     "bytes": network(
         f"data = Cast<to=1>(image) {STEM} map = Relu(stem) {HEAD}", takes="uint8[N,3,112,112] image"
     ),
+    "bytes that are pooled first": network(
+        f"""
+        numbers = Cast<to=1>(image) planes = Transpose<perm=[0,3,1,2]>(numbers)
+        data = MaxPool<kernel_shape=[3,3], pads=[1,1,1,1]>(planes) {STEM} map = Relu(stem) {HEAD}""",
+        takes="uint8[N,112,112,3] image",
+    ),
+    "a map that is resized": network(
+        f"""{STEM}
+        wide = Resize<mode="linear", coordinate_transformation_mode="asymmetric">(stem, roi, scales)
+        map = AveragePool<kernel_shape=[2,2], strides=[2,2]>(wide) {HEAD}""",
+        weights=WEIGHTS | {"roi": np.zeros(0, np.float32), "scales": np.array([1, 1, 2, 2], np.float32)},
+    ),
     "no convolution": network(
         "flat = Flatten(data) out = Gemm<transB=1>(flat, fc)", weights={"fc": (64, 3 * 112 * 112)}
     ),
 }
 
 ONE_CROP = network(
-    f"""{STEM} rows = Reshape(stem, to_rows) turned = Transpose<perm=[0,2,1]>(rows)
-            all = Concat<axis=1>(token, turned) active = Relu(all)
-            mean = ReduceMean<axes=[1],keepdims=0>(active) out = Gemm<transB=1>(mean, fc)""",
+    f"""{STEM} deep = Conv<kernel_shape=[1,1]>(stem, inner)
+            rows = Reshape(deep, to_rows) turned = Transpose<perm=[0,2,1]>(rows)
+            all = Concat<axis=1>(token, turned) active = Mish(all)
+            mean = ReduceMean<keepdims=0>(active, axes) out = Gemm<transB=1>(mean, fc)""",
     takes="float[1,3,112,112] data",
     gives="float[1,64] out",
-    weights={"w": (8, 3, 16, 16), "fc": (64, 8), "token": (1, 1, 8), "to_rows": [1, 8, 49]},
+    opset=18,
+    weights={
+        "axes": [1],
+        "w": (8, 3, 16, 16),
+        "inner": (8, 8, 1, 1),
+        "fc": (64, 8),
+        "token": (1, 1, 8),
+        "to_rows": [1, 8, 49],
+    },
 )
 """Its batch is fixed to one, and its Concat keeps it from being freed."""

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from arcface_client.contract import INPUT_NAME, Crops, Embeddings
@@ -26,7 +25,7 @@ from arcface_client.runtimes.base import Embed, in_batches
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 
 from ..errors import ParityError, ServedModelError
-from ..graph.edit import constant, session, set_constant
+from ..graph.edit import constant, parse, session, set_constant
 from .crops import comparison_crops, face_like, noise
 
 _log = logging.getLogger(__name__)
@@ -262,7 +261,7 @@ def _controls(
 
 def another_model(serving_graph: bytes) -> bytes:
     """A model that embeds differently: a serving graph with the filters of its first layer reversed."""
-    model = ir.from_proto(onnx.load_model_from_string(serving_graph))
+    model = parse(serving_graph)
     for node in model.graph.all_nodes():
         for index, value in enumerate(node.inputs):
             weight = constant(value) if _LAYER.search(node.op_type) else None

@@ -23,6 +23,7 @@ from ..check.accuracy import reference_for_plans
 from ..compile import PlanRequest, compile_plan, compile_with_fallback
 from ..errors import OptionError, RepositoryError
 from ..fleet import assemble
+from ..graph.edit import parse
 from ..graph.precision import calibration_crops, is_quantised
 from ..graph.serving import takes_one_crop
 from ..repository.config import MOST_INSTANCES, check_range
@@ -199,13 +200,13 @@ def compile_(
         check_range("instances", settings.instances, 1, MOST_INSTANCES)
     models = ModelRepository(repository)
     onnx = find_onnx(models, name, version)
-    options, content = BuildOptions.from_settings(settings, timing_cache), onnx.content()
-    if takes_one_crop(content):
+    options, network = BuildOptions.from_settings(settings, timing_cache), parse(onnx.content())
+    if takes_one_crop(network):
         say(f"{onnx.model} embeds one crop at a time, and so do its plans")
         options = replace(options, max_batch_size=1, opt_batch_size=None)
     with progress(onnx.name) as report:
         crops = _crops(calibration_dir, report)
-        if options.precision == "int8" and not is_quantised(content):
+        if options.precision == "int8" and not is_quantised(network):
             calibration_crops(crops)  # checked before the GPU is looked for
         request = PlanRequest(
             onnx=onnx,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy.typing as npt
+import onnx
 import onnx_ir as ir
 import onnxruntime
 from onnx_ir.passes import common as passes
@@ -26,6 +27,11 @@ BATCH: Final = "N"
 
 # A source with a fixed batch makes ONNX Runtime warn on every run; its errors are raised anyway.
 _FATAL_ONLY: Final = 4
+
+
+def parse(graph: bytes) -> ir.Model:
+    """Read an ONNX file's content."""
+    return ir.from_proto(onnx.load_model_from_string(graph))
 
 
 def first_line(error: Exception) -> str:

@@ -14,7 +14,8 @@ import onnx_ir as ir
 from onnx.inliner import inline_selected_functions
 from onnx_ir.passes import common as passes
 
-from .edit import constant, first_line, set_constant
+from .edit import constant, first_line, parse, set_constant
+from .serving import one_crop
 
 _ALSO_TAKEN_APART: Final = {"LayerNormalization"}
 """In opset 17, but not in TensorRT 8.5."""
@@ -38,10 +39,10 @@ def lowered(graph: bytes, opset: int) -> bytes:
     Raises:
         ValueError: An operator cannot be written in it; the message names the operator.
     """
-    model = ir.from_proto(onnx.load_model_from_string(graph))
+    model = parse(graph)
     if opset_of(model) <= opset:
         return graph
-    model = _without_newer_operators(model, opset)
+    model = _without_newer_operators(one_crop(model), opset)
     for node in model.graph:
         _to_older_form(node)
         node.version = None

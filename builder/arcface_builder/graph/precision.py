@@ -44,8 +44,8 @@ from arcface_client.contract import INPUT_NAME, Crops
 
 from ..errors import OptionError, PrecisionError
 from .batchnorm import affine
-from .edit import first_line, set_constant
-from .serving import one_crop
+from .edit import bypass, first_line, parse, set_constant
+from .serving import one_crop, takes_one_crop
 
 _NEXT: Final = {"int8": "fp16", "fp16": "tf32", "bf16": "tf32", "tf32": "fp32"}
 """The next more exact precision; fp32 has none."""
@@ -114,7 +114,7 @@ def typed_graph(
         OptionError: int8 has no calibration crops.
         PrecisionError: The network does not allow the precision.
     """
-    model = one_crop(ir.from_proto(onnx.load_model_from_string(serving_graph)))
+    model = parse(serving_graph)
     try:
         proto = ir.to_proto(_typed(model, precision, calibration, strongly_typed))
         onnx.checker.check_model(proto, full_check=True)
@@ -126,9 +126,9 @@ def typed_graph(
     return bytes(proto.SerializeToString(deterministic=True))
 
 
-def is_quantised(serving_graph: bytes) -> bool:
+def is_quantised(model: ir.Model) -> bool:
     """Whether a network computes in int8 as it is, so that its plans need no calibration."""
-    return _is_quantised(ir.from_proto(onnx.load_model_from_string(serving_graph)))
+    return any(_INTEGER.search(node.op_type) for node in model.graph.all_nodes())
 
 
 def fallbacks(precision: str, sm: str) -> list[str]:
@@ -174,15 +174,19 @@ def _gpu_has(precision: str, sm: str) -> bool:
 
 
 def _typed(model: ir.Model, precision: str, calibration: Crops | None, strongly_typed: bool) -> ir.Model:
-    if _is_quantised(model):
+    if is_quantised(model):
         if precision != "int8":
             raise PrecisionError("The network is quantised already: its plans have --precision int8.")
-        return model
+        return one_crop(model)
+    one_at_a_time = takes_one_crop(model)
+    model = one_crop(model)
     passes.NameFixPass()(model)  # exporters may leave nodes without a name, and the quantiser needs names
     _plain_batch_norms(model)
+    _tidy_types(model)
     match precision:
         case "int8":
-            model = _quantise(_in_opset(model, *_PER_CHANNEL), calibration_crops(calibration))
+            crops = calibration_crops(calibration)
+            model = _quantise(_in_opset(model, *_PER_CHANNEL), crops, 1 if one_at_a_time else _BATCH)
             return _half(_in_opset(model, *_HALF_SCALES)) if strongly_typed else model
         case "fp16":
             return _half(model)
@@ -191,10 +195,6 @@ def _typed(model: ir.Model, precision: str, calibration: Crops | None, strongly_
             return _bfloat(_half(model), model)
         case _:
             return model
-
-
-def _is_quantised(model: ir.Model) -> bool:
-    return any(_INTEGER.search(node.op_type) for node in model.graph.all_nodes())
 
 
 def _plain_batch_norms(model: ir.Model) -> None:
@@ -210,10 +210,31 @@ def _plain_batch_norms(model: ir.Model) -> None:
     passes.RemoveUnusedNodesPass()(model)
 
 
+def _tidy_types(model: ir.Model) -> None:
+    """Leave out what has a type of its own and does nothing."""
+    for node in list(model.graph):
+        if node.op_type == "Resize" and len(node.inputs) > 1:
+            mode = node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
+            if mode != "tf_crop_and_resize":
+                node.replace_input_with(1, None)  # the region, of which nothing is read
+        elif node.op_type == "Cast" and _target(node) == ir.DataType.UINT8:
+            # Pixels that a network takes as bytes; TensorRT has bytes at its input alone.
+            bypass(node)
+            for value in (value for other in model.graph for value in other.outputs):
+                value.type = value.type if value.is_graph_output() else None  # what follows changes
+    passes.RemoveUnusedNodesPass()(model)
+
+
 def _half(model: ir.Model) -> ir.Model:
     """Cast the network to float16 with ONNX Runtime's converter."""
+    proto = ir.to_proto(model)
+    # The converter would take the declared type of a weight for the one that it has after the conversion.
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    declared = [value for value in proto.graph.value_info if value.name not in weights]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(declared)
     converted = convert_float_to_float16(
-        ir.to_proto(model),
+        proto,
         keep_io_types=True,
         op_block_list=_FLOAT32_OPS,
         node_block_list=[node.name for node in _last_step(model)],
@@ -286,7 +307,7 @@ def _in_opset(model: ir.Model, opset: int, ir_version: int) -> ir.Model:
     return converted
 
 
-def _quantise(model: ir.Model, crops: Crops) -> ir.Model:
+def _quantise(model: ir.Model, crops: Crops, batch: int) -> ir.Model:
     """Put Q/DQ pairs around the convolutions of a float32 graph, with ranges from calibration crops."""
     convolutions = [str(node.name) for node in model.graph if node.op_type == "Conv"]
     if len(convolutions) < 2:
@@ -303,7 +324,7 @@ def _quantise(model: ir.Model, crops: Crops) -> ir.Model:
         quantize_static(
             proto,
             path,
-            _Reader(crops),
+            _Reader(crops, batch),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv"],
             nodes_to_exclude=convolutions[:1],
@@ -337,8 +358,8 @@ def _silence() -> Iterator[None]:
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
     """Gives the quantiser the crops, a batch at a time."""
 
-    def __init__(self, crops: Crops) -> None:
-        self._batches = [crops[start : start + _BATCH] for start in range(0, len(crops), _BATCH)]
+    def __init__(self, crops: Crops, batch: int) -> None:
+        self._batches = [crops[start : start + batch] for start in range(0, len(crops), batch)]
         self._left: Iterator[Crops] = iter(self._batches)
 
     def __len__(self) -> int:

@@ -116,9 +116,10 @@ def crop_by_crop(wrapped: ir.Model, image: Image, output: Output) -> ir.Model:
     return _finished(ir.Model(graph, ir_version=wrapped.ir_version))
 
 
-def takes_one_crop(graph: bytes) -> bool:
+def takes_one_crop(model: ir.Model) -> bool:
     """Whether a serving graph embeds the crops of a batch one after the other."""
-    return any(node.op_type == "Scan" for node in onnx.load_model_from_string(graph).graph.node)
+    last = model.graph.outputs[0].producer()
+    return last is not None and last.op_type == "Scan"
 
 
 def one_crop(model: ir.Model) -> ir.Model:
