@@ -1,20 +1,14 @@
-"""The GPU benchmark's results: a JSON file that runs are merged into, and the page made from it."""
+"""The GPU benchmark's results: a JSON file that runs are merged into; report.py makes the page of it."""
 
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from arcface_builder.source.iresnet import BLOCKS, CHANNELS, FLAT_SIZE
-from arcface_client.contract import CROP_SIZE, EMBEDDING_DIM
-from report import network as network_name
-from report import table
-
-NAME: Final = "gpu"
+NAME: Final = "gpu.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,104 +90,11 @@ def _merged(
 
 def load(folder: Path) -> Findings:
     """Read the results of earlier runs."""
-    path = folder / f"{NAME}.json"
+    path = folder / NAME
     return Findings(**json.loads(path.read_text())) if path.is_file() else Findings()
 
 
 def save(findings: Findings, folder: Path) -> None:
-    """Write the data and the page."""
+    """Write the results."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{NAME}.json").write_text(json.dumps(asdict(findings), indent=1) + "\n")
-    (folder / f"{NAME}.md").write_text(page(findings))
-
-
-def flops(network: str) -> float:
-    """Multiplications and additions for one crop."""
-    size, before = CROP_SIZE, CHANNELS[0]
-    products = size**2 * 27 * CHANNELS[0]
-    for count, channels in zip(BLOCKS[network], CHANNELS, strict=True):
-        products += size**2 * 9 * before * channels
-        size //= 2
-        products += size**2 * channels * (9 * channels + before + (count - 1) * 18 * channels)
-        before = channels
-    return 2.0 * (products + FLAT_SIZE * EMBEDDING_DIM)
-
-
-def page(findings: Findings) -> str:
-    """The page for the documentation."""
-    parts = [_HEAD]
-    for network in sorted({row["network"] for row in findings.figures}):
-        rows = [row for row in findings.figures if row["network"] == network]
-        parts += [f"## {network_name(network)}, {flops(network) / 1e9:.1f} GFLOP a crop", ""]
-        parts += [table(_COLUMNS, [_cells(row, findings.matrix_tflops) for row in rows]), ""]
-    if findings.served:
-        served = table(_SERVED_COLUMNS, map(_served_cells, findings.served))
-        parts += ["## Through Triton", "", served, ""]
-    if findings.rebuilds:
-        lines = [f"- {what}: {seconds:.0f} s" for what, seconds in findings.rebuilds.items()]
-        parts += ["## Second build, with the timing cache of the first", "", *lines, ""]
-    if findings.refused:
-        parts += ["## Refused", "", *(f"- {what}: {why}" for what, why in findings.refused.items()), ""]
-    rates = ", ".join(f"{name} {rate:.0f}" for name, rate in sorted(findings.matrix_tflops.items()))
-    machine = "; ".join(f"{name} {value}" for name, value in findings.machine.items())
-    parts += [f"Matrix products of 8192 x 8192 by PyTorch, TFLOP/s: {rates or 'not measured'}.", ""]
-    parts += [f"Machine: {machine}.", ""]
-    for remark in findings.remarks:
-        parts += [textwrap.fill(remark, 110), ""]
-    return "\n".join(parts)
-
-
-_HEAD: Final = """# cuDNN, TensorRT and PyTorch on a GPU
-
-The networks have synthetic weights. Latency is the time from crops in host memory to embeddings in host
-memory, one call at a time. Faces per second are measured with calls back to back on the device, with the
-copies from the host and to it, and without them. "Share" is the part of the rate that PyTorch's matrix
-product reaches in the same precision. Drift is the largest 1 - cosine similarity to the float32 model in
-ONNX Runtime. PyTorch's network has other weights, and so no drift. A plan needs the memory of its largest
-batch, whatever the batch. "build s" is the time of TensorRT's build, or of cuDNN's load: cold when it
-compiles kernels, warm when it finds them in the cache folder.
-
-Made by `benchmarks/gpu.py`; as data: [gpu.json](gpu.json). `make bench-gpu` measures all of this in one
-run, and also serves every plan and builds it a second time.
-"""
-_COLUMNS: Final = (
-    *("", "batch", "p50 ms", "p99 ms", "faces/s", "without copies", "TFLOP/s", "share"),
-    *("device MB", "build s", "plan MB", "drift"),
-)
-_SERVED_COLUMNS: Final = (
-    *("", "called by", "shared memory", "batch", "concurrency"),
-    *("faces/s", "p50 ms", "p99 ms", "settled"),
-)
-_SETTLED: Final = {True: "yes", False: "no", None: ""}
-
-
-def _cells(row: Mapping[str, Any], rates: Mapping[str, float]) -> list[str]:
-    rate = row["faces_per_s"] * flops(row["network"]) / 1e12
-    card = rates.get(row["precision"]) if "CPU" not in row["runtime"] else None
-    tuned = f", tuned for {row['tuned_for']}" if row["tuned_for"] else ""
-    build = _number(row["build_s"], ".0f") + (f" ({row['timing_cache']})" if row["timing_cache"] else "")
-    return [
-        f"{row['runtime']} {row['precision']}{tuned}",
-        str(row["batch"]),
-        _number(row["p50_ms"], ".2f"),
-        _number(row["p99_ms"], ".2f"),
-        f"{row['faces_per_s']:,.0f}",
-        _number(row.get("device_faces_per_s"), ",.0f"),
-        f"{rate:.1f}",
-        f"{rate / card:.0%}" if card else "",
-        _number(row["device_mb"], ",.0f"),
-        build,
-        _number(row["plan_mb"], ",.0f"),
-        _number(row["drift"], ".1e"),
-    ]
-
-
-def _served_cells(row: Mapping[str, Any]) -> list[object]:
-    cells = [f"{row['network']} {row['precision']}", row["caller"], row["shared_memory"]]
-    cells += [row["batch_size"] or "", row["concurrency"] or "", f"{row['faces_per_s']:,.0f}"]
-    cells += [_number(row["p50_ms"], ".2f"), _number(row["p99_ms"], ".2f"), _SETTLED[row["settled"]]]
-    return cells
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
+    (folder / NAME).write_text(json.dumps(asdict(findings), indent=1) + "\n")

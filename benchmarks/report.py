@@ -209,8 +209,20 @@ def _of_gpu(file: str, data: dict[str, Any]) -> list[Part]:
                 by_name.setdefault(f"{row['runtime']} {row['precision']}", []).append(row)
         systems = [_gpu_system(name, rows) for name, rows in by_name.items()]
         title = f"IResNet-{network.removeprefix('r')} on a GPU, in process"
-        parts.append(Part(title=title, file=file, systems=systems, about=about))
-    parts[-1:] = [replace(part, notes=data["remarks"]) for part in parts[-1:]]
+        table = _without_copies(by_name)
+        parts.append(Part(title=title, file=file, systems=systems, table=table, about=about))
+    rates = ", ".join(f"{name} {rate:.0f}" for name, rate in sorted(data["matrix_tflops"].items()))
+    notes = [
+        "Times are from crops in host memory to embeddings in host memory.",
+        f"Matrix products of 8192 x 8192 by PyTorch, TFLOP/s: {rates}.",
+        *(
+            f"Second build, with the first one's timings: {what}, {s:.0f} s"
+            for what, s in data["rebuilds"].items()
+        ),
+        *(f"Refused: {what}: {why}" for what, why in data["refused"].items()),
+        *data["remarks"],
+    ]
+    parts[-1:] = [replace(part, notes=notes) for part in parts[-1:]]
     if data["served"]:
         head = ["through Triton", "called by", "shared memory", "batch", "concurrency", "faces a second"]
         table = [
@@ -226,6 +238,22 @@ def _of_gpu(file: str, data: dict[str, Any]) -> list[Part]:
         ]
         parts.append(Part(title="On a GPU, through Triton", file=file, table=[head, *table], about=about))
     return parts
+
+
+def _without_copies(by_name: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[list[str]]:
+    """Faces a second of the device alone, where that was measured."""
+    found = {
+        name: {
+            str(row["batch"]): f"{row['device_faces_per_s']:,.0f}"
+            for row in rows
+            if row["device_faces_per_s"]
+        }
+        for name, rows in by_name.items()
+    }
+    batches = sorted({batch for own in found.values() for batch in own}, key=int)
+    rows = [[name, *(own.get(batch, "") for batch in batches)] for name, own in found.items() if own]
+    head = ["faces a second, without copies", *(f"batch {batch}" for batch in batches)]
+    return [head, *rows] if rows else []
 
 
 def _gpu_system(name: str, rows: Sequence[Mapping[str, Any]]) -> System:
