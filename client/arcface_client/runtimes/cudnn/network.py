@@ -7,7 +7,7 @@ between them are named as in the file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -185,18 +185,16 @@ class _Reader:
 
     def read(self) -> Network:
         mean = self._preprocessing()
-        convolutions: Mapping[str, Callable[[onnx.NodeProto], None]] = {
-            "Conv": self._convolution,
-            "BatchNormalization": self._batch_norm,
-        }
         for node in self._nodes:
             if node.output[0] in self._done:
                 continue
             if node.op_type == "Flatten":
                 gemm, bias = self._head(node)
                 break
-            if node.op_type in convolutions:
-                convolutions[node.op_type](node)
+            if node.op_type == "Conv":
+                self._convolution(node)
+            elif node.op_type == "BatchNormalization":
+                self._batch_norm(node)
             else:
                 raise self._unknown(node)
         else:
@@ -205,8 +203,8 @@ class _Reader:
 
     def _network(self, mean: Array, gemm: Array, bias: Array) -> Network:
         first, *rest = self._layers
-        if not isinstance(first, Convolution) or first.source.name != INPUT_NAME or not rest:
-            raise DeploymentError(f"cuDNN cannot run {self._path}: the image does not go to a convolution.")
+        if not isinstance(first, Convolution) or not rest:
+            raise DeploymentError(f"cuDNN cannot run {self._path}: it has fewer than two convolutions.")
         shape = (first.weight.shape[2], first.padding, first.residual)
         is_known = shape == (3, 1, None) and first.stride in (1, 2, 4) and first.slopes is not None
         if not is_known or len(first.bias) > MOST_FIRST_CHANNELS:
@@ -242,6 +240,7 @@ class _Reader:
         )
         is_plain = (
             source is not None
+            and (source.name != INPUT_NAME) == bool(self._layers)  # the first one alone reads the image
             and weight.ndim == 4
             and weight.shape[1] == source.channels  # one group
             and len(weight) % CHANNEL_STEP == 0

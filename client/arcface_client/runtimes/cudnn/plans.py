@@ -54,6 +54,7 @@ class PlanCache:
 
     def __init__(self, folder: Path, gpu: str, version: str) -> None:
         self.folder = folder / "cudnn" / f"{re.sub(r'[^A-Za-z0-9]+', '-', gpu)}-cudnn-{version}"
+        self._is_writable = True
 
     def get(self, shape: Shape) -> bytes | None:
         """The plan for a shape; None if there is none."""
@@ -67,13 +68,16 @@ class PlanCache:
 
     def put(self, shape: Shape, plan: bytes) -> None:
         """Keep the plan for a shape."""
+        if not self._is_writable:
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
                 file.write(plan)
             Path(file.name).replace(self._path(shape))
         except OSError as error:
-            _log.warning("The kernel for %s is not kept for the next start: %s", shape, error)
+            self._is_writable = False
+            _log.warning("Kernels are not kept for the next start: %s", error)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -92,7 +96,7 @@ class PlanCache:
 
 
 def compile_all(shapes: Sequence[Shape], device: int, folder: Path) -> None:
-    """Compile the plans of many shapes with one process for each core, into ``{shape}-{number}.plan``.
+    """Compile the plans of many shapes with one process for each core, into ``{shape}.{number}.plan``.
 
     Raises:
         DeploymentError: A process failed; the message has its reason.
