@@ -31,6 +31,7 @@ from support.exports import (
     gathered_channels,
     half_weights,
     mxnet,
+    pytorch_pack,
     small_arcface,
 )
 from support.tiny import tiny_serving_graph
@@ -88,6 +89,14 @@ def test_the_reference_gives_insightfaces_own_features_scaled_to_length_one(
         reference = opened(path, stack)
         assert reference.name == "InsightFace source.onnx"
         np.testing.assert_allclose(reference.embed(CROPS), expected, atol=1e-6)
+
+
+def test_a_wrong_shape_in_the_file_is_no_warning_of_onnx_runtime(
+    save: Callable[[onnx.ModelProto], str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with ExitStack() as stack:
+        opened(save(pytorch_pack(small_arcface())), stack).embed(CROPS)
+    assert capfd.readouterr().err == ""
 
 
 def batch_of_two(model: onnx.ModelProto) -> onnx.ModelProto:
