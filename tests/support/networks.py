@@ -120,6 +120,11 @@ NETWORKS = {
         f"""mean = ReduceMean<axes=[1,2,3]>(raw) w = Sub(raw, mean) {STEM} map = Relu(stem) {HEAD}""",
         weights={"raw": (8, 3, 16, 16), "fc": (64, 392)},
     ),
+    "a branch that is always taken": network(
+        f"""{STEM} one = Constant<value_ints=[1]>() always = Cast<to=9>(one)
+        map = If(always) <then_branch = then () => (float[n,c,h,w] yes) {{ yes = Relu(stem) }},
+        else_branch = otherwise () => (float[n,c,h,w] no) {{ no = Identity(stem) }}> {HEAD}"""
+    ),
     # J: other widths, other layouts
     "192 numbers, channels last": network(
         f"data = Transpose<perm=[0,3,1,2]>(image) {STEM} map = Relu(stem) {HEAD}",

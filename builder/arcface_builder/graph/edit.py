@@ -118,13 +118,9 @@ def values_of(
     model: ir.Model, names: Sequence[str], feeds: Mapping[str, npt.NDArray[Any]] | None = None
 ) -> list[npt.NDArray[Any]]:
     """Run a model for some of its values; raises one of ``RUN_ERRORS``."""
-    cut = model.clone()
-    found = {value.name: value for node in cut.graph for value in node.outputs if value.name in names}
-    cut.graph.outputs[:] = [found[name] for name in names]
-    if not feeds:
-        cut.graph.inputs.clear()
-    passes.RemoveUnusedNodesPass()(cut)
-    return session(cut).run(None, dict(feeds or {}))  # type: ignore[no-any-return]
+    feeds = dict(feeds or {})
+    cut = ir.convenience.extract(model.graph, [*feeds], names)
+    return session(ir.Model(cut, ir_version=model.ir_version)).run(None, feeds)  # type: ignore[no-any-return]
 
 
 def tidy(model: ir.Model) -> None:
