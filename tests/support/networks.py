@@ -35,7 +35,7 @@ def network(
 
 
 NETWORKS = {
-    # B: reshapes that carry no batch
+    # Reshapes that carry no batch
     "flatten of two axes": network(
         f"""{STEM}
         shape = Shape(stem) lead = Slice(shape, zero, two, zero) target = Concat<axis=0>(lead, rest)
@@ -55,7 +55,7 @@ NETWORKS = {
         f"""{STEM} slopes = Reshape(slope, view) map = PRelu(stem, slopes) {HEAD}""",
         weights=WEIGHTS | {"slope": (8,), "view": [1, 8, 1, 1]},
     ),
-    # C: the image's shape
+    # The image's shape
     "class token": network(
         f"""
         shape = Shape(data) batch = Gather<axis=0>(shape, first) rest = Constant<value_ints=[1, 8]>()
@@ -73,7 +73,7 @@ NETWORKS = {
             "to_rows": [0, 8, 49],
         },
     ),
-    # D: operators and forms of opset 18 and newer
+    # Operators and forms of opset 18 and newer
     "opset 18": network(
         f"""{STEM}
         a, b = Split<axis=1, num_outputs=2>(stem) joined = Concat<axis=1>(a, b)
@@ -95,7 +95,7 @@ NETWORKS = {
         opset=21,
         weights=WEIGHTS | {"scale": (8,), "bias": (8,)},
     ),
-    # E: shapes of outputs
+    # Shapes of outputs
     "[N, D, 1, 1]": network(
         f"{STEM} out = Conv<kernel_shape=[7,7]>(stem, head)",
         gives="float[N,64,1,1] out",
@@ -111,7 +111,7 @@ NETWORKS = {
         gives="float[64] out",
         weights=WEIGHTS | {"one_row": [1, 392], "zero": [0]},
     ),
-    # H: weights that are computed
+    # Weights that are computed
     "normalised weights": network(
         f"""{STEM} map = Relu(stem) flat = Flatten(map)
         length = ReduceL2<axes=[1]>(fc) unit = Div(fc, length) out = Gemm<transB=1>(flat, unit)"""
@@ -125,7 +125,7 @@ NETWORKS = {
         map = If(always) <then_branch = then () => (float[n,c,h,w] yes) {{ yes = Relu(stem) }},
         else_branch = otherwise () => (float[n,c,h,w] no) {{ no = Identity(stem) }}> {HEAD}"""
     ),
-    # J: other widths, other layouts
+    # Other widths, other layouts
     "192 numbers, channels last": network(
         f"data = Transpose<perm=[0,3,1,2]>(image) {STEM} map = Relu(stem) {HEAD}",
         takes="float[N,112,112,3] image",
