@@ -19,7 +19,6 @@ from arcface_client.models.manifest import (
     ModelManifest,
     ModelParity,
     Preprocessing,
-    SourceInfo,
     contract_of,
 )
 from arcface_client.models.naming import onnx_model
@@ -29,6 +28,7 @@ from .check.accuracy import check_onnx_model
 from .repository.config import CONFIG_FILE, ServingOptions, check_width, config_text, onnx_config
 from .repository.publish import ModelRepository, check_name, tool_versions
 from .source.load import Source, build_arguments
+from .source.model import labels_of
 
 _log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def build(
     if loaded.served.crop_by_crop:
         serving = replace(serving, max_batch_size=1)
     _log.info("%s: pixels as %s", origin.name, loaded.normalisation)
-    metadata = {"source": origin.name, "source_sha256": origin.sha256, **origin.labels()}
+    metadata = {"source": origin.name, "source_sha256": origin.sha256, **labels_of(origin)}
     graph = loaded.serving_graph(metadata)
 
     with target.staging() as staged:
@@ -113,7 +113,7 @@ def build(
             model=model,
             version=0,  # known once it is published
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            source=SourceInfo(**asdict(origin)),
+            source=origin,
             source_location=source.location(),
             repairs=tuple(str(issue) for issue in loaded.issues),
             model_file=ModelFile(

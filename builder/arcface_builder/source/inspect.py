@@ -8,13 +8,14 @@ from typing import Any, Final
 
 import onnx_ir as ir
 
+from arcface_client.models.manifest import SourceInfo
 from arcface_client.models.normalisation import RAW
 
 from ..errors import NotArcFaceError
 from ..graph.serving import is_serving_graph
 from ..graph.signature import describe_shape
 from .fixes import Issue
-from .model import Origin, SourceModel
+from .model import SourceModel, identified
 from .onnx_file import read_onnx
 
 _OF_ORIGIN: Final = ("sha256", "known_file", "terms", "synthetic", "depth", "seed")
@@ -83,7 +84,7 @@ class Inspection:
     """
 
     path: str
-    origin: Origin
+    origin: SourceInfo
     inputs: list[Tensor]
     outputs: list[Tensor]
     batch: tuple[str, str]
@@ -138,7 +139,7 @@ def inspect(path: Path) -> Inspection:
     inputs = [value for value in declared.graph.inputs if value.name not in declared.graph.initializers]
     outputs = list(declared.graph.outputs)
     pixels: Pixels | None
-    source = SourceModel(proto, Origin.of_file("onnx", path.name, proto, sha256))
+    source = SourceModel(proto, identified("onnx", path.name, proto, sha256))
     if is_serving_graph(proto):
         pixels, issues, refused = _serving_graph(outputs), [_BUILT], True
     else:

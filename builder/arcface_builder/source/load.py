@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from arcface_client.errors import ArcFaceError
 from arcface_client.models.files import expanded
+from arcface_client.models.manifest import SourceInfo
 from arcface_client.models.normalisation import PYTORCH, Normalisation
 from arcface_client.runtimes.base import Embed
 
@@ -21,7 +22,7 @@ from ..graph.serving import is_serving_graph
 from .checkpoint import read_checkpoint
 from .insightface_pack import DEFAULT_ROOT, recognition_model
 from .iresnet import BLOCKS, iresnet_model
-from .model import Origin, SourceKind, SourceModel, Stated
+from .model import SourceModel, Stated, identified
 from .onnx_file import read_onnx
 from .synthetic import synthetic_weights
 
@@ -113,7 +114,7 @@ class Checkpoint:
         """Read the weights and build the network; raises CheckpointError or MissingExtraError."""
         depth, weights = read_checkpoint(self.path)
         sha256 = hashlib.sha256(self.path.read_bytes()).hexdigest()
-        origin = Origin("checkpoint", self.path.name, sha256, depth=depth)
+        origin = SourceInfo(kind="checkpoint", name=self.path.name, sha256=sha256, depth=depth)
         stated = _ARCFACE_TORCH
         if self.normalisation or self.color:
             stated = Stated(self.normalisation or PYTORCH, self.color or "rgb")
@@ -145,11 +146,10 @@ class Synthetic:
             raise OptionError(f"Seed {self.seed} is out of range; expected 0 to {2**32 - 1}.")
         model = iresnet_model(self.depth, synthetic_weights(self.depth, self.seed))
         name = f"synthetic {self.depth}, seed {self.seed}"
-        origin = Origin("synthetic", name, "", synthetic=True, depth=self.depth, seed=self.seed)
-        model.metadata_props.update(origin.labels())
+        model.metadata_props.update(synthetic="true", depth=self.depth, seed=str(self.seed))
         proto = ir.to_proto(model)
         sha256 = hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
-        return SourceModel(proto, replace(origin, sha256=sha256), _ARCFACE_TORCH)
+        return SourceModel(proto, identified("synthetic", name, proto, sha256), _ARCFACE_TORCH)
 
     def location(self) -> Location:
         """What a manifest holds."""
@@ -220,11 +220,11 @@ def source_embedder(source: Source | None, sha256: str) -> tuple[Embed, str] | N
     return model.embed, model.runs
 
 
-def _read(path: Path, kind: SourceKind, stated: Stated, output: str | None = None) -> SourceModel:
+def _read(path: Path, kind: str, stated: Stated, output: str | None = None) -> SourceModel:
     proto, sha256 = read_onnx(path)
     if is_serving_graph(proto):
         raise NotArcFaceError(
             f"{path} is a serving graph that arcface-builder wrote; build from the file it was made from, "
             "which its manifest names."
         )
-    return SourceModel(proto, Origin.of_file(kind, path.name, proto, sha256), stated, output)
+    return SourceModel(proto, identified(kind, path.name, proto, sha256), stated, output)

@@ -14,6 +14,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from arcface_client.contract import INPUT_NAME, OUTPUT_NAME, Crops, Embeddings
+from arcface_client.models.manifest import SourceInfo
 from arcface_client.models.normalisation import PYTORCH, RAW, Normalisation
 from arcface_client.runtimes.base import in_batches
 from arcface_client.runtimes.onnxruntime import RUN_ERRORS
@@ -27,8 +28,6 @@ from ..graph.signature import unit_rows
 from .fixes import OLDEST_OPSET, Issue, free_batch, raised, simplify
 from .network import Network, Reference, open_network
 from .preprocessing import InputPreprocessing, contradicts, expected_of_caller, read_preprocessing
-
-SourceKind = Literal["onnx", "insightface", "checkpoint", "synthetic"]
 
 SHOWN: Final = "what the graph computes"
 ASSUMED: Final = "an assumption, since the file does not show it"
@@ -46,52 +45,28 @@ KNOWN_FILES: Final[Mapping[str, str]] = {
 """InsightFace's recognition models by SHA-256; their callers normalise pixels to -1 to 1."""
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where a source model comes from, as manifests hold it.
+def identified(kind: str, name: str, proto: onnx.ModelProto, sha256: str) -> SourceInfo:
+    """Identify an ONNX file by its SHA-256 and by the labels that a synthetic model has."""
+    known = KNOWN_FILES.get(sha256)
+    labels = {entry.key: entry.value for entry in proto.metadata_props}
+    synthetic = labels.get("synthetic") == "true"
+    seed = labels.get("seed", "") if synthetic else ""
+    return SourceInfo(
+        kind=kind,
+        name=name,
+        sha256=sha256,
+        known_file=known,
+        terms=PACK_TERMS if known or kind == "insightface" else None,
+        synthetic=synthetic,
+        depth=labels.get("depth") if synthetic else None,
+        seed=int(seed) if seed.isdecimal() else None,
+    )
 
-    Attributes:
-        kind: Kind of source.
-        name: File name, or what was generated. Not its folder, which means nothing on another machine.
-        sha256: SHA-256 of the file (of the generated graph for a synthetic model).
-        known_file: The published file that has this SHA-256.
-        terms: Its terms of use, if they are known.
-        synthetic: The weights are random, so that it recognises no one.
-        depth: "r18" to "r200", of a checkpoint or a synthetic model.
-        seed: Seed of a synthetic model.
-    """
 
-    kind: SourceKind
-    name: str
-    sha256: str
-    known_file: str | None = None
-    terms: str | None = None
-    synthetic: bool = False
-    depth: str | None = None
-    seed: int | None = None
-
-    @classmethod
-    def of_file(cls, kind: SourceKind, name: str, proto: onnx.ModelProto, sha256: str) -> Origin:
-        """Identify an ONNX file by its SHA-256 and by the labels that a synthetic model has."""
-        known = KNOWN_FILES.get(sha256)
-        labels = {entry.key: entry.value for entry in proto.metadata_props}
-        synthetic = labels.get("synthetic") == "true"
-        seed = labels.get("seed", "") if synthetic else ""
-        return cls(
-            kind,
-            name,
-            sha256,
-            known_file=known,
-            terms=PACK_TERMS if known or kind == "insightface" else None,
-            synthetic=synthetic,
-            depth=labels.get("depth") if synthetic else None,
-            seed=int(seed) if seed.isdecimal() else None,
-        )
-
-    def labels(self) -> dict[str, str]:
-        """The labels that ``of_file`` reads, for a file's metadata."""
-        labels = {"synthetic": str(self.synthetic).lower(), "depth": self.depth, "seed": self.seed}
-        return {key: str(value) for key, value in labels.items() if value is not None}
+def labels_of(origin: SourceInfo) -> dict[str, str]:
+    """The labels that ``identified`` reads, for a file's metadata."""
+    labels = {"synthetic": str(origin.synthetic).lower(), "depth": origin.depth, "seed": origin.seed}
+    return {key: str(value) for key, value in labels.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -143,7 +118,7 @@ class SourceModel:
     """
 
     proto: onnx.ModelProto
-    origin: Origin
+    origin: SourceInfo
     stated: Stated = Stated()
     output: str | None = None
 

@@ -40,7 +40,7 @@ class SourceInfo:
         known_file: The published file that has this SHA-256.
         terms: What is known of its terms of use.
         synthetic: Whether the weights are random.
-        depth: "r18" to "r100", of a checkpoint or a synthetic model; ``seed`` of the latter.
+        depth: "r18" to "r200", of a checkpoint or a synthetic model; ``seed`` of the latter.
     """
 
     kind: str
