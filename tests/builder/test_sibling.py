@@ -10,18 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import save_model
 
+from arcface_builder.build import build
 from arcface_builder.check import crops as faces
 from arcface_builder.cli.app import main
 from arcface_builder.errors import ParityError
 from arcface_builder.repository.config import cudnn_config, openvino_config, read_config
 from arcface_builder.repository.publish import ModelRepository, find_onnx
 from arcface_builder.sibling import KINDS, Kind, compile_sibling
+from arcface_builder.source.load import OnnxFile
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.models.golden import golden_crops, largest_drift
 from arcface_client.models.plan_manifest import SiblingManifest
 from arcface_client.models.repository import LocalModels
 from arcface_client.runtimes.openvino import OpenVino
+from support.networks import NETWORKS, ONE_CROP
 
 from .conftest import reference_of
 
@@ -56,18 +60,31 @@ def test_a_second_time_it_is_there_already_and_only_the_instances_change(
 ) -> None:
     assert main(arguments(repository)) == 0
     config, record = repository.root / "small_openvino/config.pbtxt", repository.root
-    before = (config.stat(), (record / "small_openvino-1.manifest.json").read_text())
+    before = (config.stat().st_mtime_ns, (record / "small_openvino-1.manifest.json").read_text())
     capsys.readouterr()
 
     assert main(arguments(repository, "--json")) == 0
     assert json.loads(capsys.readouterr().out)["siblings"][0]["is_new"] is False
-    assert (config.stat(), (record / "small_openvino-1.manifest.json").read_text()) == before
+    assert (config.stat().st_mtime_ns, (record / "small_openvino-1.manifest.json").read_text()) == before
 
     assert main(arguments(repository, "--instances", "4")) == 0
     changed = read_config(config)
     assert changed == openvino_config("small_openvino", 512, 4)
     assert changed.parameters["NUM_STREAMS"].string_value == "4"
     assert changed.parameters["PERFORMANCE_HINT"].string_value == "THROUGHPUT"
+
+
+@pytest.mark.parametrize(
+    "kind", ["flatten of two axes", "opset 21", "192 numbers, channels last", "one crop"]
+)
+def test_any_network_that_is_built_runs_in_openvino(kind: str, tmp_path: Path) -> None:
+    save_model({**NETWORKS, "one crop": ONE_CROP}[kind], tmp_path / "net.onnx")
+    build(OnnxFile(tmp_path / "net.onnx"), name="small", repository=tmp_path / "models")
+
+    assert main(arguments(ModelRepository(tmp_path / "models"))) == 0
+
+    found = LocalModels(tmp_path / "models").sibling("small_openvino")
+    assert OpenVino(found.path).embed(golden_crops()).shape == (8, found.onnx.embedding_dim)
 
 
 class Wrong(OpenVino):
