@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, assume, given, settings
 
 from arcface_builder.build import build
 from arcface_builder.check.crops import face_like, noise
-from arcface_builder.errors import SourceError
+from arcface_builder.errors import ParityError, SourceError
 from arcface_builder.graph.edit import session
 from arcface_builder.source.load import OnnxFile
 from arcface_client.contract import Crops, Embeddings
@@ -63,7 +63,6 @@ def tells_apart(network: Network, embeddings: Embeddings) -> bool:
     swapped = reference(network, np.ascontiguousarray(CROPS[..., ::-1]))
     assert swapped is not None
     others = embeddings @ embeddings.T - 2 * np.eye(len(embeddings))
-    # NaN is not below anything.
     return bool(others.max() < 0.9995 and (embeddings * swapped).sum(axis=1).min() < 0.9995)
 
 
@@ -78,9 +77,8 @@ def tells_apart(network: Network, embeddings: Embeddings) -> bool:
 @given(network=networks())
 def test_any_network_embeds_as_its_file_does_or_is_refused_by_the_name_of_a_node(network: Network) -> None:
     expected = reference(network, CROPS)
-    assume(expected is not None)
+    assume(expected is not None and np.isfinite(expected).all())
     assert expected is not None
-    assume(tells_apart(network, expected))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "network.onnx")
         onnx.save_model(network.model, path)
@@ -91,6 +89,9 @@ def test_any_network_embeds_as_its_file_does_or_is_refused_by_the_name_of_a_node
             built = build(source, name="m", repository=Path(folder, "models"))
         except SourceError as error:
             assert any(node.name in str(error) for node in network.model.graph.node), str(error)
+            return
+        except ParityError as error:  # a comparison would prove nothing
+            assert not tells_apart(network, expected), str(error)
             return
         served = onnxruntime.InferenceSession(built.path / "model.onnx", providers=["CPUExecutionProvider"])
         batch = served.get_inputs()[0].shape[0]
