@@ -16,7 +16,7 @@ import onnx_ir as ir
 import pytest
 
 from arcface_builder.compile import compile_plan
-from arcface_builder.errors import ParityError
+from arcface_builder.errors import CompileError, ParityError
 from arcface_builder.graph.edit import constant, first_convolution, set_constant
 from arcface_builder.repository.plans import AddedPlan
 from arcface_builder.repository.publish import ModelRepository
@@ -65,16 +65,22 @@ def test_a_plan_in_fp32_is_exact(small_plan: AddedPlan) -> None:
     [(NETWORKS["opset 20"], 8), (NETWORKS["192 numbers, channels last"], 8), (ONE_CROP, 1)],
     ids=["opset 20", "192 numbers", "one crop at a time"],
 )
-def test_a_network_that_is_no_iresnet_gets_a_plan_that_is_exact(
+def test_a_network_that_is_no_iresnet_gets_a_plan_that_is_exact_or_is_told_that_tensorrt_cannot(
     network: onnx.ModelProto, max_batch_size: int, gpu: Gpu, tmp_path: Path
 ) -> None:
     onnx.save_model(network, tmp_path / "source.onnx")
     model = publish(OnnxFile(tmp_path / "source.onnx"), "net", tmp_path / "models")
     options = BuildOptions(precision="fp32", max_batch_size=max_batch_size)
 
-    added = compile_plan(
-        model.request(options), gpu, PlanStore(LocalStore(tmp_path / "cache")), model.repository
-    )
+    store = PlanStore(LocalStore(tmp_path / "cache"))
+
+    try:
+        added = compile_plan(model.request(options), gpu, store, model.repository)
+    except CompileError as error:
+        # TensorRT 8.5 has no implementation for some fused parts of transformers.
+        assert gpu.trt.__version__.startswith("8.5"), error
+        assert "cannot build the plan" in str(error)
+        return
 
     assert added.manifest.parity.largest_drift_cosine < 1e-6
 

@@ -77,7 +77,10 @@ def build_plan(
         # TensorRT does not always say that memory was what it lacked.
         if not messages.ran_out_of_memory and (free is None or free >= workspace_mb):
             reason = messages.to_text().rstrip(".")
-            raise CompileError(f"TensorRT {trt.__version__} cannot build the plan: {reason}.{state}")
+            raise CompileError(
+                f"TensorRT {trt.__version__} cannot build the plan: {reason}.{state} "
+                "The ONNX model serves as it is."
+            )
         if workspace_mb <= LEAST_WORKSPACE_MB:
             raise WorkspaceError(
                 f"TensorRT ran out of memory with a workspace of {workspace_mb} MB, the least that is tried "

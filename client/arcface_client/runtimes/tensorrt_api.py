@@ -80,6 +80,8 @@ def tensor_specs(trt: ModuleType, engine: Any) -> tuple[list[TensorSpec], list[T
         name = engine.get_tensor_name(index)
         dtype = engine.get_tensor_dtype(name).name
         batch, *shape = engine.get_tensor_shape(name)
-        spec = (name, _TRITON_TYPES.get(dtype, dtype), tuple(shape) if batch == -1 else (batch, *shape))
+        # TensorRT 8.5 writes the batch of a plan for one crop as 1, later ones as -1.
+        dims = tuple(shape) if batch in (-1, 1) else (batch, *shape)
+        spec = (name, _TRITON_TYPES.get(dtype, dtype), dims)
         (inputs if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else outputs).append(spec)
     return inputs, outputs
