@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 import numpy.typing as npt
 
@@ -10,6 +12,7 @@ from arcface_client.contract import CROP_SHAPE, CROP_SIZE, Crops
 LEAST_CROPS = 256
 """Crops that a plan is compared on, at least."""
 
+_SEED: Final = 2  # of the crops that fill up real ones
 _Images = npt.NDArray[np.float64]
 _Rows = npt.NDArray[np.float64]  # one value per crop, shaped to broadcast over [N, 112, 112]
 
@@ -106,17 +109,16 @@ def noise(count: int, seed: int = 0) -> Crops:
     return np.asarray(random.randint(0, 256, (count, CROP_SIZE, CROP_SIZE, 3)), np.uint8)
 
 
-def comparison_crops(real: Crops | None = None, seed: int = 2) -> Crops:
+def comparison_crops(real: Crops | None = None) -> Crops:
     """Give the crops to compare a plan on: real ones, filled up to ``LEAST_CROPS`` with generated ones.
 
     Args:
         real: uint8 [N, 112, 112, 3], if there are any.
-        seed: Seed of the generated crops.
     """
     given = np.empty((0, *CROP_SHAPE), np.uint8) if real is None else real
     missing = max(0, LEAST_CROPS - len(given))
     noises = missing // 8
-    return np.concatenate([given, face_like(missing - noises, seed), noise(noises, seed)])
+    return np.concatenate([given, face_like(missing - noises, _SEED), noise(noises, _SEED)])
 
 
 def _grey(images: _Images) -> _Images:

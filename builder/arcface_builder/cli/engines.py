@@ -21,7 +21,7 @@ from arcface_client.cli.terminal import (
     say,
     with_shared_options,
 )
-from arcface_client.contract import Progress
+from arcface_client.contract import Progress, no_progress
 from arcface_client.settings import load_tensorrt_settings
 
 from ..errors import OptionError, PlanDamagedError
@@ -90,11 +90,8 @@ class _Plans:
 def list_(plans: _Plans) -> None:
     """List the stored plans, and where they are."""
     wanted = plans.wanted()
-    with progress("engines list", quiet=True) as report:
-        store = plans.open(report)
-        found = [
-            (entry, places) for entry, places in store.entries() if wanted.items() <= entry.labels.items()
-        ]
+    store = plans.open(no_progress)
+    found = [(entry, places) for entry, places in store.entries() if wanted.items() <= entry.labels.items()]
     if plans.json:
         print_json([asdict(entry.manifest) | {"places": places} for entry, places in found if entry.manifest])
         return
@@ -183,28 +180,27 @@ def prune(
     """Remove the plans for which all conditions hold; --tensorrt-version is one."""
     if (keep, older_than_days, plans.tensorrt_version) == (None, None, None):
         raise UsageError("Nothing to prune by; give --keep, --older-than-days or --tensorrt-version.")
-    with progress("engines prune", quiet=True) as report:
-        _, place = plans.place(report, remote=remote)
-        # The newest are counted over all versions of TensorRT.
-        counted = plans.wanted(by_any_tensorrt=True)
-        entries = {entry.path: entry for entry in place.entries() if counted.items() <= entry.labels.items()}
-        manifests = [entry.manifest for entry in entries.values() if entry.manifest]
-        old = prunable(
-            manifests,
-            datetime.now(timezone.utc),
-            keep=keep or 0,
-            older_than_days=older_than_days or 0.0,
-            tensorrt_version=plans.tensorrt_version,
-        )
-        chosen = [entries[manifest.identity.key] for manifest in old]
+    _, place = plans.place(no_progress, remote=remote)
+    # The newest are counted over all versions of TensorRT.
+    counted = plans.wanted(by_any_tensorrt=True)
+    entries = {entry.path: entry for entry in place.entries() if counted.items() <= entry.labels.items()}
+    manifests = [entry.manifest for entry in entries.values() if entry.manifest]
+    old = prunable(
+        manifests,
+        datetime.now(timezone.utc),
+        keep=keep or 0,
+        older_than_days=older_than_days or 0.0,
+        tensorrt_version=plans.tensorrt_version,
+    )
+    chosen = [entries[manifest.identity.key] for manifest in old]
 
-        def removed() -> Iterator[dict[str, Any]]:
-            for entry in chosen:
-                if not dry_run:
-                    place.remove(entry)
-                yield _outcome(entry, "would be removed" if dry_run else "removed")
+    def removed() -> Iterator[dict[str, Any]]:
+        for entry in chosen:
+            if not dry_run:
+                place.remove(entry)
+            yield _outcome(entry, "would be removed" if dry_run else "removed")
 
-        _tell(removed(), as_json=plans.json)
+    _tell(removed(), as_json=plans.json)
     if not chosen:
         say(f"The {place.name} has no {'such ' if manifests or counted else ''}plan.")
 

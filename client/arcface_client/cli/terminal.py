@@ -189,20 +189,17 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
 
 
 @contextmanager
-def progress(title: str, *, quiet: bool = False) -> Iterator[Progress]:
+def progress(title: str) -> Iterator[Progress]:
     """Show on standard error how far a command is.
 
     Args:
         title: What is under way.
-        quiet: Show nothing.
 
     Yields:
         The callback. On a terminal it draws a bar; elsewhere it writes a line when a stage begins,
         and one every minute.
     """
-    if quiet:
-        yield lambda stage, done: None
-    elif not _stderr.is_terminal:
+    if not _stderr.is_terminal:
         yield _lines(title)
     else:
         bars = Bars(

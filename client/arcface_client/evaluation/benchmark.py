@@ -20,6 +20,7 @@ from ..contract import Embeddings, Progress, no_progress
 from ..errors import ArcFaceError, InputError
 from ..models.golden import largest_drift
 from ..observability.diagnostics import HERE, Diagnostics, Served
+from ..runtimes.base import batch_sizes
 from .benchmark_worker import Opened, Turn, Worker
 from .report import versions
 
@@ -261,8 +262,7 @@ def _open(name: str, settings: PipelineSettings, options: Options, stack: ExitSt
 def _batch_sizes(options: Options, systems: Sequence[_System]) -> list[int]:
     if options.batch_sizes:
         return list(options.batch_sizes)
-    largest = min(system.opened.diagnostics.batch_size or 1 for system in systems)
-    return [*(1 << power for power in range((largest - 1).bit_length())), largest]
+    return batch_sizes(min(system.opened.diagnostics.batch_size or 1 for system in systems))
 
 
 def _take_turns(

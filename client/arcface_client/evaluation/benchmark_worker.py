@@ -20,16 +20,16 @@ from ..backends.factory import make_backend
 from ..backends.local import BATCH_SIZE, LocalModel
 from ..backends.pooled import PooledBackend
 from ..contract import Crops, Embeddings
-from ..errors import ArcFaceError, DeploymentError, require
+from ..errors import ArcFaceError, DeploymentError
 from ..failover.discovery import Pin
 from ..failover.replica import Origin
 from ..models.embedding_space import EmbeddingSpace
 from ..models.golden import golden_crops
 from ..observability.diagnostics import Diagnostics, Served
-from ..runtimes.base import CPU, ENTRIES
+from ..runtimes.base import CPU
 from ..settings import BACKEND_TYPES, PipelineSettings
 from .samples import generated_samples
-from .systems import is_file
+from .systems import is_file, load_file
 
 _CROPS: Final = 64  # different ones
 _STOP_S: Final = 5.0
@@ -157,14 +157,10 @@ def open_backend(name: str, settings: PipelineSettings) -> EmbeddingBackend:
 
 
 def _file(path: Path) -> LocalModel:
-    require("onnxruntime", extra="onnxruntime", purpose="Running an ONNX file in this process")
-    from ..runtimes.onnxruntime import OnnxRuntime, open_session
-
-    runtime = OnnxRuntime(path, open_session(path, entries=ENTRIES))
     known = Diagnostics(
         backend="onnxruntime", model=path.stem, engine_path=str(path), provider=CPU, batch_size=BATCH_SIZE
     )
-    return LocalModel(runtime, known, BATCH_SIZE, EmbeddingSpace(), None)
+    return LocalModel(load_file(path), known, BATCH_SIZE, EmbeddingSpace(), None)
 
 
 def _turn(backend: EmbeddingBackend, crops: Crops, seconds: float, clients: int) -> Turn:

@@ -21,6 +21,7 @@ from ..runtimes.base import ENTRIES, Embed, in_batches
 from ..triton.status import ServerStatus
 
 if TYPE_CHECKING:
+    from ..runtimes.onnxruntime import OnnxRuntime
     from ..triton.client import EmbeddingClient
 
 _PURPOSE: Final = "The reference"
@@ -89,13 +90,18 @@ def open_systems(
     return list(systems.values())
 
 
-def _open_file(name: str, stack: ExitStack) -> System:
-    if not name.endswith(".onnx"):
-        raise InputError(f"{name} is not an .onnx file; to compare another model, name one of a server.")
+def load_file(path: Path) -> OnnxRuntime:
+    """Load an ONNX file into this process, on the CPU; raises DeploymentError or MissingExtraError."""
     require("onnxruntime", extra="onnxruntime", purpose="Running an ONNX file in this process")
     from ..runtimes.onnxruntime import OnnxRuntime, open_session
 
-    runtime = OnnxRuntime(Path(name), open_session(Path(name), entries=ENTRIES))
+    return OnnxRuntime(path, open_session(path, entries=ENTRIES))
+
+
+def _open_file(name: str, stack: ExitStack) -> System:
+    if not name.endswith(".onnx"):
+        raise InputError(f"{name} is not an .onnx file; to compare another model, name one of a server.")
+    runtime = load_file(Path(name))
     stack.callback(runtime.close)
     return System(name=name, kind="in process", where=name, run=runtime.embed)
 

@@ -86,6 +86,11 @@ def in_batches(embed: Embed, crops: Crops, size: int) -> Embeddings:
     return np.concatenate([embed(crops[start : start + size]) for start in range(0, len(crops), size)])
 
 
+def batch_sizes(largest: int) -> list[int]:
+    """The powers of two below the largest batch, and the largest batch."""
+    return [*(2**power for power in range((largest - 1).bit_length())), largest]
+
+
 def usable_cores() -> int:
     """Count the cores that this process can keep busy; 0 where the system does not tell.
 

@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from queue import SimpleQueue
+from threading import Lock
 from typing import Any, Final
 
 from ..contract import Crops, Embeddings, TensorSpec, check_tensors
@@ -31,8 +31,6 @@ class OpenVino:
     Args:
         model_path: ONNX file with the contract's tensors.
         threads: Threads in all; 0 is one for each core that this process can keep busy.
-        streams: Batches that run side by side, each on its share of the threads. One is the fastest for a
-            single caller; many callers of one crop each get more from several.
         precision: What to compute in, "fp32" or "bf16"; None is bfloat16 where the processor has it, and
             float32 elsewhere (float16 on Arm).
 
@@ -52,19 +50,19 @@ class OpenVino:
         model_path: str | Path,
         *,
         threads: int = 0,
-        streams: int = 1,
         precision: str | None = None,
     ) -> None:
         path = Path(model_path)
         if not path.is_file():
             raise DeploymentError(f"No model file at {path}; build one with `arcface-builder build`.")
+        self._lock = Lock()
         self.version: str = openvino.__version__.partition("-")[0]
         check_version(self.version)
         if not has_avx2():
             raise DeploymentError("OpenVINO is used on processors with AVX2, and this one has none.")
         settings: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
-            "NUM_STREAMS": str(streams),
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
             "INFERENCE_NUM_THREADS": threads or usable_cores(),
             # A pinned thread waits as long as another process, such as Triton, uses its core.
             "ENABLE_CPU_PINNING": False,
@@ -76,9 +74,7 @@ class OpenVino:
             graph = core.read_model(path)
             check_tensors(str(path), _specs(graph.inputs), _specs(graph.outputs))
             model = core.compile_model(graph, "CPU", settings)
-            self._requests: SimpleQueue[Any] = SimpleQueue()
-            for _ in range(streams):
-                self._requests.put(model.create_infer_request())
+            self._request = model.create_infer_request()
             self.device: str = core.get_property("CPU", "FULL_DEVICE_NAME")
             computes_in = model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         except RuntimeError as error:
@@ -91,20 +87,19 @@ class OpenVino:
         Raises:
             DeploymentError: OpenVINO failed on the batch.
         """
-        request = self._requests.get()
-        try:
-            request.set_input_tensor(openvino.Tensor(crops))
-            request.infer()
-            embeddings: Embeddings = request.get_output_tensor().data.copy()
-        except RuntimeError as error:
-            raise DeploymentError(f"OpenVINO failed on a batch of {len(crops)}: {_reason(error)}") from error
-        finally:
-            self._requests.put(request)
-        return embeddings
+        with self._lock:
+            try:
+                self._request.set_input_tensor(openvino.Tensor(crops))
+                self._request.infer()
+            except RuntimeError as error:
+                raise DeploymentError(
+                    f"OpenVINO failed on a batch of {len(crops)}: {_reason(error)}"
+                ) from error
+            return self._request.get_output_tensor().data.copy()  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """Free the model."""
-        del self._requests
+        del self._request
 
 
 def check_version(version: str) -> None:

@@ -127,9 +127,7 @@ def write_input_data(crops: Crops, file: Path) -> None:
     file.write_text(json.dumps({"data": steps}))
 
 
-def measure(
-    perf_analyzer: PerfAnalyzer, load: Load, batch_size: int, concurrency: int, *, settle: bool = True
-) -> Measurement:
+def measure(perf_analyzer: PerfAnalyzer, load: Load, batch_size: int, concurrency: int) -> Measurement:
     """Measure one figure.
 
     perf_analyzer reports nothing about a figure that does not settle. Such a figure is measured once more
@@ -140,14 +138,13 @@ def measure(
         load: What to send, and where.
         batch_size: Crops in a request.
         concurrency: Requests under way at a time.
-        settle: Try for a settled figure first; without it the first three windows are taken.
 
     Raises:
         PerfAnalyzerError: perf_analyzer failed; the message has its own reason.
     """
     with tempfile.TemporaryDirectory(prefix="arcface-perf-") as scratch:
         report = Path(scratch, "report.csv")
-        for stability_percent in (STABILITY_PERCENT, _ANY_SPREAD_PERCENT)[0 if settle else 1 :]:
+        for stability_percent in (STABILITY_PERCENT, _ANY_SPREAD_PERCENT):
             flags = _flags(load, batch_size, concurrency, stability_percent)
             result = subprocess.run(
                 [str(perf_analyzer.program), *flags, "-f", str(report)],

@@ -20,6 +20,7 @@ from support.processes import command_line, wait_until
 from support.tiny import write_tiny_repository
 
 QUICK = ["--turns", "3", "--turn-s", "0.02"]
+MANY = ["--turns", "1000", "--turn-s", "0.05"]
 
 
 @pytest.fixture
@@ -94,15 +95,17 @@ def test_a_model_of_a_server_is_measured_in_batches_up_to_its_largest_with_sever
     assert {(figure["clients"], figure["calls"] >= 12) for figure in figures(report)} == {(4, True)}
 
 
-def test_a_benchmark_that_fell_back_says_so_and_fails(
+def test_a_benchmark_that_fell_back_fails_and_one_with_too_few_turns_says_so(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--config", str(config), "--url", "127.0.0.1:9", "--batch-size", "1", *QUICK]
-    assert main(["benchmark", "triton", *arguments]) == 1
+    arguments = ["--config", str(config), "--url", "127.0.0.1:9", "--batch-size", "1"]
+    assert main(["benchmark", "triton", *arguments, "--turns", "2", "--turn-s", "0"]) == 1
     printed = capsys.readouterr()
     assert "small_onnx:1 in this process" in printed.out
     (line,) = (line for line in printed.err.splitlines() if "fell back" in line)
     assert "127.0.0.1:9" in line
+    assert " * " in printed.out
+    assert "The machine was too noisy to tell" in printed.err
 
 
 @pytest.mark.parametrize(
@@ -110,7 +113,6 @@ def test_a_benchmark_that_fell_back_says_so_and_fails(
     [
         (["nope_onnx"], "There is no nope_onnx at"),
         (["tiny_onnx", "--batch-size", "1,64"], "takes at most 32 crops in a batch, and a batch size is 64"),
-        (["broken_onnx"], "broken_onnx"),
         (["missing.onnx"], "missing.onnx"),
         (["tiny_onnx", "--plot", "speed.gif"], "expected one of .svg, .png, .pdf"),
     ],
@@ -125,26 +127,13 @@ def test_what_cannot_be_measured_is_one_line_and_no_table(
     assert message in line
 
 
-def test_a_run_in_which_every_request_fails_is_an_error_without_a_table(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_tiny_repository(tmp_path, poison=True)  # the eleventh of the crops is poison
-    with LocalTriton(tmp_path, stop_timeout_s=1) as server:
-        arguments = ["tiny_onnx", "--batch-size", "16", "--url", server.grpc_url]
-        assert main(["benchmark", *arguments, "--output", str(tmp_path / "speed.json"), *QUICK]) == 1
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert "arcface-client: tiny_onnx: " in printed.err
-    assert not (tmp_path / "speed.json").exists()
-
-
 def test_what_was_measured_before_the_server_died_is_kept_and_marked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_tiny_repository(tmp_path / "models")
     report = tmp_path / "speed.json"
     with LocalTriton(tmp_path / "models", stop_timeout_s=1) as server:
-        arguments = ["--url", server.grpc_url, "--batch-size", "1", "--turns", "300", "--output", str(report)]
+        arguments = ["--url", server.grpc_url, "--batch-size", "1", *MANY, "--output", str(report)]
         child = _start(["benchmark", "tiny_onnx", *arguments])
         _wait_for_turns(child)
         os.kill(server.pid, signal.SIGKILL)
@@ -153,12 +142,12 @@ def test_what_was_measured_before_the_server_died_is_kept_and_marked(
     assert "Not everything was measured: tiny_onnx: " in told
     written = json.loads(report.read_text())
     assert not written["complete"]
-    assert 0 < len(figures(written)[0]["fps"]["turns"]) < 300
+    assert 0 < len(figures(written)[0]["fps"]["turns"]) < 1000
 
 
 def test_ctrl_c_keeps_what_was_measured_and_leaves_no_process(config: Path, tmp_path: Path) -> None:
     report = tmp_path / "speed.json"
-    arguments = ["--config", str(config), "--batch-size", "1", "--turns", "1000", "--output", str(report)]
+    arguments = ["--config", str(config), "--batch-size", "1", *MANY, "--output", str(report)]
     child = _start(["benchmark", "onnxruntime", *arguments])
     _wait_for_turns(child)
     workers = [pid for pid in _children(child.pid) if "spawn_main" in command_line(pid)]
@@ -185,14 +174,6 @@ def test_a_process_that_is_killed_is_told(config: Path) -> None:
     assert "The process of onnxruntime ended with exit code -9" in told
 
 
-def test_too_few_turns_are_too_noisy_to_tell(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--config", str(config), "--batch-size", "1", "--turns", "2", "--turn-s", "0"]
-    assert main(["benchmark", "onnxruntime", *arguments]) == 0
-    printed = capsys.readouterr()
-    assert " * " in printed.out
-    assert "The machine was too noisy to tell" in printed.err
-
-
 def _start(arguments: list[str]) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "arcface_client", *arguments]
     pipe = subprocess.PIPE
@@ -202,7 +183,7 @@ def _start(arguments: list[str]) -> subprocess.Popen[str]:
 def _wait_for_turns(child: subprocess.Popen[str]) -> None:
     assert child.stderr is not None
     assert any(line.startswith("benchmark: batch 1 (after") for line in child.stderr)
-    time.sleep(3)
+    time.sleep(1)
 
 
 def _children(pid: int) -> list[int]:

@@ -275,12 +275,3 @@ def test_plans_are_kept_for_each_gpu_and_version(tmp_path: Path, caplog: pytest.
         full.put(shape, b"a plan")
     (said,) = caplog.messages
     assert said.startswith("Kernels are not kept for the next start: ")
-
-
-def test_batch_sizes_are_powers_of_two_and_the_largest() -> None:
-    pytest.importorskip("cudnn", reason="needs the package nvidia-cudnn-frontend")
-    from arcface_client.runtimes.cudnn.loaded import batch_sizes
-
-    assert batch_sizes(1) == [1]
-    assert batch_sizes(8) == [1, 2, 4, 8]
-    assert batch_sizes(24) == [1, 2, 4, 8, 16, 24]

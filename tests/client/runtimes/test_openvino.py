@@ -47,7 +47,7 @@ def test_it_computes_in_bfloat16_where_the_processor_has_that_and_says_so(model:
 
 
 def test_callers_side_by_side_each_get_their_own_rows(model: Path, crops: Crops) -> None:
-    runtime = OpenVino(model, streams=2)
+    runtime = OpenVino(model)
     expected = runtime.embed(crops)
     with ThreadPoolExecutor(8) as pool:
         rows = list(pool.map(lambda at: runtime.embed(crops[at : at + 1])[0], range(len(crops))))

@@ -18,6 +18,7 @@ from cuda.bindings import runtime as cudart
 
 from ...contract import CROP_BYTES
 from ...errors import CudaError
+from ..base import batch_sizes
 from ..cuda import DeviceBuffer, check, recorded
 from .fused import REFUSED, Fused, Shape
 from .kernels import Kernels, packed_constants, packed_weights
@@ -227,11 +228,6 @@ class LoadedNetwork:
         buffer = DeviceBuffer(nbytes)
         self._taken.callback(buffer.free)
         return buffer.address
-
-
-def batch_sizes(largest: int) -> list[int]:
-    """The powers of two below the largest batch, and the largest batch."""
-    return [*(2**power for power in range((largest - 1).bit_length())), largest]
 
 
 def _packed(layer: Convolution | Affine) -> dict[str, npt.NDArray[Any]]:
