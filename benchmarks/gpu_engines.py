@@ -26,6 +26,7 @@ from arcface_builder.trt.gpu import Gpu
 from arcface_builder.trt.options import BuildOptions
 from arcface_client.errors import ModelNotFoundError
 from arcface_client.evaluation.benchmark_worker import Worker
+from arcface_client.evaluation.samples import generated_samples
 from arcface_client.models.golden import largest_drift
 from arcface_client.models.repository import LocalOnnx
 from arcface_client.runtimes.base import in_batches
@@ -33,7 +34,7 @@ from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_client.settings import load_pipeline_settings
 from arcface_server import LocalTriton
 from arcface_server.perf.binary import find_perf_analyzer
-from arcface_server.perf.measurement import Load, SharedMemory, load_crops, measure, write_input_data
+from arcface_server.perf.measurement import CROP_COUNT, Load, SharedMemory, measure, write_input_data
 from gpu_report import Figure
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ def served(
     perf_analyzer = find_perf_analyzer()
     with tempfile.TemporaryDirectory(prefix="arcface-bench-") as scratch, LocalTriton(repository) as server:
         input_data = Path(scratch, "crops.json")
-        write_input_data(load_crops(None), input_data)
+        write_input_data(generated_samples(CROP_COUNT).crops, input_data)
         for shared_memory in _SHARED:
             for batch in batches:
                 load = Load(

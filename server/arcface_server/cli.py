@@ -21,13 +21,13 @@ from .launch import LOCALHOST
 from .local import LocalTriton
 from .perf.binary import find_perf_analyzer
 from .perf.measurement import (
+    CROP_COUNT,
     HEADER,
     NOT_SETTLED_NOTE,
     Load,
     Measurement,
     Protocol,
     SharedMemory,
-    load_crops,
     measure,
     write_input_data,
 )
@@ -145,6 +145,7 @@ def perf(
     from arcface_client.evaluation.benchmark import machine
     from arcface_client.evaluation.plot import check_plot, draw
     from arcface_client.evaluation.report import versions
+    from arcface_client.evaluation.samples import generated_samples, samples_from
 
     for path in filter(None, (output, plot)):
         check_output(path)
@@ -162,7 +163,8 @@ def perf(
     perf_analyzer = find_perf_analyzer()
     with tempfile.TemporaryDirectory(prefix="arcface-perf-") as scratch:
         load = Load(url, model, version, Path(scratch, "crops.json"), shared_memory, requests, protocol)
-        write_input_data(load_crops(images), load.input_data)
+        samples = samples_from(images, CROP_COUNT) if images else generated_samples(CROP_COUNT)
+        write_input_data(samples.crops, load.input_data)
         for batch, level in ((batch, level) for batch in batch_size for level in concurrency):
             figure = measure(perf_analyzer, load, batch, level)
             if not figures:

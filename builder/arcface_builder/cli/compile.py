@@ -8,12 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-import numpy as np
 import typer
 
-from arcface_client.cli.terminal import UsageError, checked, counted, print_json, progress, say
+from arcface_client.cli.terminal import UsageError, checked, print_json, progress, say
 from arcface_client.contract import Crops, Progress
-from arcface_client.evaluation.images import find_images, read_crop
+from arcface_client.evaluation.samples import samples_from
 from arcface_client.models.plan_manifest import PlanParity
 from arcface_client.models.repository import LocalOnnx
 from arcface_client.settings import TensorRtSettings, load_tensorrt_settings, variable
@@ -322,13 +321,7 @@ def _source(repository: ModelRepository, onnx: LocalOnnx) -> Source:
 
 def _crops(folder: Path | None, report: Progress) -> Crops | None:
     """Read the crops of a folder, evenly chosen if there are very many: uint8 [N, 112, 112, 3]."""
-    if folder is None:
-        return None
-    paths = list(find_images([folder]))
-    if not paths:
-        raise OptionError(f"{folder} has no images; --calibration-dir expects 112x112 face crops.")
-    paths = paths[:: -(-len(paths) // _MOST_CALIBRATION_CROPS)]
-    return np.stack([read_crop(path) for path in counted(paths, report, "Reading crops", len(paths))])
+    return None if folder is None else samples_from(folder, _MOST_CALIBRATION_CROPS, progress=report).crops
 
 
 def _command(

@@ -14,19 +14,11 @@ import onnx_ir as ir
 from onnx.inliner import inline_selected_functions
 from onnx_ir.passes import common as passes
 
-from .edit import constant, first_line, parse, set_constant
+from .edit import IR_VERSION, constant, first_line, parse, set_constant
 from .serving import one_crop
 
 _ALSO_TAKEN_APART: Final = {"LayerNormalization"}
 """In opset 17, but not in TensorRT 8.5."""
-
-_IR_VERSIONS: Final = {17: 8}
-"""The IR version that came with an opset."""
-
-
-def opset_of(model: ir.Model) -> int:
-    """The opset of ONNX's own operators that a graph is written in."""
-    return model.graph.opset_imports.get("", 1)
 
 
 def lowered(graph: bytes, opset: int) -> bytes:
@@ -40,7 +32,7 @@ def lowered(graph: bytes, opset: int) -> bytes:
         ValueError: An operator cannot be written in it; the message names the operator.
     """
     model = parse(graph)
-    if opset_of(model) <= opset:
+    if model.graph.opset_imports.get("", 1) <= opset:
         return graph
     model = _without_newer_operators(one_crop(model), opset)
     for node in model.graph:
@@ -48,7 +40,7 @@ def lowered(graph: bytes, opset: int) -> bytes:
         node.version = None
     passes.RemoveUnusedNodesPass()(model)
     model.graph.opset_imports[""] = opset
-    model.ir_version = _IR_VERSIONS[opset]
+    model.ir_version = IR_VERSION
     proto = ir.to_proto(model)
     try:
         onnx.checker.check_model(proto, full_check=True)

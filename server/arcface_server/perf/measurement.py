@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import itertools
 import json
 import os
 import subprocess
@@ -13,11 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-import numpy as np
-
 from arcface_client.contract import CROP_SHAPE, INPUT_NAME, Crops
-from arcface_client.errors import ImageFileError
-from arcface_client.evaluation.images import find_images, read_crop
 
 from ..errors import PerfAnalyzerError
 from .binary import PerfAnalyzer, last_line
@@ -100,22 +95,6 @@ class Measurement:
             f"{' ' if self.settled else '*'} {self.p50_ms:>8.2f} {self.p95_ms:>8.2f} "
             f"{self.p99_ms:>8.2f} {self.queue_ms:>9.2f} {self.compute_ms:>11.2f}"
         )
-
-
-def load_crops(folder: Path | None) -> Crops:
-    """Read crops from a folder; None gives random ones.
-
-    What a crop shows does not change a network's speed. They differ so that a response cache cannot answer.
-
-    Raises:
-        ImageFileError: The folder has no image, or an image that is not a crop.
-    """
-    if folder is None:
-        return np.random.default_rng(0).integers(0, 256, (CROP_COUNT, *CROP_SHAPE), np.uint8)
-    crops = [read_crop(file) for file in itertools.islice(find_images([folder]), CROP_COUNT)]
-    if not crops:
-        raise ImageFileError(f"There is no image in {folder}; expected face crops of 112x112.")
-    return np.stack(crops)
 
 
 def write_input_data(crops: Crops, file: Path) -> None:

@@ -8,12 +8,11 @@ import sys
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import report
-from arcface_client.contract import CROP_SHAPE, INPUT_NAME
-from arcface_client.errors import ImageFileError
+from arcface_client.contract import INPUT_NAME
+from arcface_client.evaluation.samples import generated_samples
 from arcface_server import LocalTriton
 from arcface_server.cli import main
 from arcface_server.errors import PerfAnalyzerError
@@ -22,7 +21,6 @@ from arcface_server.perf.binary import NEWER, OLDER, download, find_perf_analyze
 from arcface_server.perf.measurement import (
     HEADER,
     NOT_SETTLED_NOTE,
-    load_crops,
     parse_report,
     write_input_data,
 )
@@ -51,26 +49,11 @@ def test_a_level_is_a_list_of_numbers(text: str, capsys: pytest.CaptureFixture[s
     assert f"{text!r} is not a list of" in " ".join(capsys.readouterr().err.split())
 
 
-def test_the_crops_of_the_folder_are_sent(tmp_path: Path) -> None:
-    from PIL import Image
-
-    pixels = np.random.default_rng(0).integers(0, 256, CROP_SHAPE, np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "face.png")
-    crops = load_crops(tmp_path)
-    np.testing.assert_array_equal(crops, pixels[np.newaxis, ..., ::-1])
-
+def test_crops_are_written_as_perf_analyzer_reads_them(tmp_path: Path) -> None:
+    crops = generated_samples(2).crops
     write_input_data(crops, tmp_path / "crops.json")
-    (step,) = json.loads((tmp_path / "crops.json").read_text())["data"]
-    assert base64.b64decode(step[INPUT_NAME]["b64"]) == crops[0].tobytes()
-    Image.new("RGB", (64, 64)).save(tmp_path / "small.png")
-    with pytest.raises(ImageFileError, match=r"small.png is 64x64; expected an aligned crop"):
-        load_crops(tmp_path)
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    with pytest.raises(ImageFileError, match="There is no image in"):
-        load_crops(empty)
-    drawn = load_crops(None)
-    assert len({crop.tobytes() for crop in drawn}) == len(drawn)
+    steps = json.loads((tmp_path / "crops.json").read_text())["data"]
+    assert [base64.b64decode(step[INPUT_NAME]["b64"]) for step in steps] == [crop.tobytes() for crop in crops]
 
 
 def test_a_report_is_read_in_milliseconds_and_marked_if_not_settled() -> None:
