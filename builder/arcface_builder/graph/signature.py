@@ -113,14 +113,6 @@ def takes_crops(value: ir.Value) -> bool:
     return value.dtype in _IMAGE_TYPES and (_fits(value, _PLANES) or _fits(value, CROP_SHAPE))
 
 
-def is_recognition(model: ir.Model) -> bool:
-    """Whether a model of a pack takes crops and declares one embedding, and no more, as its output."""
-    inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
-    outputs = [value.shape for value in model.graph.outputs]
-    takes = len(inputs) == 1 and takes_crops(inputs[0])
-    return takes and len(outputs) == 1 and (outputs[0] is None or len(outputs[0]) == 2)
-
-
 def describe_shape(value: ir.Value) -> str:
     """The declared shape as text: "[N, 3, 112, 112]"."""
     return "of unknown shape" if value.shape is None else f"[{', '.join(str(dim) for dim in value.shape)}]"

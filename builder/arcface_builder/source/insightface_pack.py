@@ -10,15 +10,12 @@ import zipfile
 from contextlib import redirect_stdout
 from pathlib import Path
 
-import onnx_ir as ir
-
+from arcface_client.backends.insightface import recognition_models
 from arcface_client.errors import require
 from arcface_client.models.files import expanded
 
-from ..errors import PackError, SourceError
-from ..graph.signature import is_recognition
+from ..errors import PackError
 from .model import PACK_TERMS
-from .onnx_file import read_onnx
 
 _log = logging.getLogger(__name__)
 
@@ -45,8 +42,7 @@ def recognition_model(pack: str, *, root: Path = DEFAULT_ROOT, accept_license: b
                 "--accept-license to download it, or pass a model that you may use with --onnx-path."
             )
         _download(pack, models)
-    # antelopev2.zip holds a folder of its own name, so its files lie one level deeper.
-    candidates = [path for path in sorted(folder.rglob("*.onnx")) if _is_recognition(path)]
+    candidates = recognition_models(folder)
     if len(candidates) != 1:
         found = ", ".join(path.name for path in candidates) or "none"
         raise PackError(
@@ -54,15 +50,6 @@ def recognition_model(pack: str, *, root: Path = DEFAULT_ROOT, accept_license: b
             "Name the file with --onnx-path."
         )
     return candidates[0]
-
-
-def _is_recognition(path: Path) -> bool:
-    try:
-        model = ir.from_proto(read_onnx(path)[0])
-    except SourceError as error:
-        _log.warning("Skipped: %s", error)
-        return False
-    return is_recognition(model)
 
 
 def _download(pack: str, models: Path) -> None:

@@ -230,8 +230,7 @@ def find_source(source: str) -> Path:
             )
         return path
     folder = expanded(PACKS) / source
-    # antelopev2.zip holds a folder of its own name, so its files lie one level deeper.
-    found = [file for file in sorted(folder.rglob("*.onnx")) if _is_recognition(file)]
+    found = recognition_models(folder)
     if len(found) != 1:
         names = ", ".join(file.name for file in found)
         there = (
@@ -275,6 +274,12 @@ def _external_weights(path: Path) -> list[tuple[Path, int, int]]:
         for place in places
         if "location" in place
     ]
+
+
+def recognition_models(folder: Path) -> list[Path]:
+    """The recognition models of a pack, which are found by what they take and give."""
+    # antelopev2.zip holds a folder of its own name, so its files lie one level deeper.
+    return [file for file in sorted(folder.rglob("*.onnx")) if _is_recognition(file)]
 
 
 def _is_recognition(path: Path) -> bool:
