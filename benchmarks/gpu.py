@@ -92,7 +92,7 @@ def _plan(
         precision=precision,
         max_batch_size=max(arguments.batches),
         opt_batch_size=arguments.opt_batch_size,
-        timing_cache=arguments.timing_cache or work / f"{precision}.cache",
+        timing_cache=work / f"{precision}.cache",
     )
     onnx = serving_model(network, work)
     label = f"{network} {precision} tuned for {options.tuned_for}"
@@ -181,12 +181,6 @@ def _parser() -> argparse.ArgumentParser:
         help="largest drift of a measured plan, far above the gate's (default: %(default)s)",
     )
     parser.add_argument("--torch-python", default=sys.executable, metavar="PYTHON", help="has PyTorch")
-    parser.add_argument(
-        "--timing-cache",
-        type=Path,
-        metavar="FILE",
-        help="kernel timings of all networks (default: one file for each precision in --work)",
-    )
     parser.add_argument("--work", type=Path, metavar="DIR", help="keep models and plans for the next run")
     parser.add_argument(
         "--output", type=Path, default=Path("docs/benchmarks"), metavar="DIR", help="default: %(default)s"

@@ -40,9 +40,6 @@ EXPLICIT = ("--model-control-mode=explicit", "--load-model=*")
 QUICK = Intervals(recheck_s=0.1, liveness_s=0.5, refused_again_s=0.2, cooldown_s=0.3)
 """Intervals that tests need not wait for."""
 
-SELDOM = Intervals(recheck_s=600)
-"""Intervals in which nothing is checked again while a test runs."""
-
 
 def write_siblings(repository: Path, **settings: Any) -> Path:
     """Write ``tiny_trt`` and ``tiny_onnx`` of the same projection; the settings are those of ``tiny``."""

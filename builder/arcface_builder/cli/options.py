@@ -8,7 +8,6 @@ from typing import Annotated, Final, Literal
 
 import typer
 
-from arcface_client.cli.terminal import utf8_path
 from arcface_client.settings import TENSORRT_PATH
 
 BUCKET_KEY: Final = "tensorrt.engine_s3_bucket"
@@ -17,8 +16,19 @@ _store_option = partial(typer.Option, rich_help_panel="Where plans are kept")
 
 
 def recorded_path(value: str | Path) -> Path:
-    """Read a path that goes into a manifest; Typer passes defaults through here, too."""
-    return utf8_path(str(value))
+    """Read a path that goes into a manifest; Typer passes defaults through here, too.
+
+    Raises:
+        typer.BadParameter: It is empty, as an unset shell variable is, or its bytes are not UTF-8.
+    """
+    text = str(value)
+    if not text:
+        raise typer.BadParameter("the path is empty; give a name.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise typer.BadParameter(f"{text!a} is not UTF-8; give another name.") from error
+    return Path(text)
 
 
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8"]

@@ -94,7 +94,7 @@ def benchmark(
     for path in filter(None, (output, plot)):
         check_output(path)
     if plot is not None:
-        from ..evaluation.plot import check_plot, draw, lines_of
+        from ..evaluation.plot import check_plot, draw
 
         check_plot(plot)
     flags = {"embedding.model": name, "embedding.source": source, "embedding.device": device}
@@ -117,7 +117,10 @@ def benchmark(
         _print(result)
     if plot is not None:
         with replacing(plot) as file:
-            lines = lines_of(result.to_dict()["systems"])
+            lines = {
+                system.name: [(one.p50_ms, one.throughput_fps, str(one.batch_size)) for one in system.figures]
+                for system in result.systems
+            }
             draw(lines, "crops in a call").savefig(file, format=plot.suffix[1:].lower())
     return _conclude(result)
 

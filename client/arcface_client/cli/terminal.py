@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import fields
 from functools import wraps
 from inspect import Parameter, Signature, signature
-from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar, cast, get_type_hints
 
 import typer
@@ -255,21 +254,6 @@ def checked(parse: Callable[[str], T]) -> Callable[[str], T]:
             raise typer.BadParameter(str(error)) from error
 
     return parsed
-
-
-def utf8_path(text: str) -> Path:
-    """Read an argument as a path that goes into a record.
-
-    Raises:
-        typer.BadParameter: It is empty, as an unset shell variable is, or its bytes are not UTF-8.
-    """
-    if not text:
-        raise typer.BadParameter("the path is empty; give a name.")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise typer.BadParameter(f"{text!a} is not UTF-8; give another name.") from error
-    return Path(text)
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:

@@ -48,17 +48,6 @@ def check_plot(path: Path) -> None:
     require("matplotlib", extra="report", purpose="The plot")
 
 
-def lines_of(systems: Sequence[Mapping[str, Any]]) -> dict[str, list[Point]]:
-    """The line of each of a benchmark's systems, as its JSON has them: a point for each batch size."""
-    return {
-        system["name"]: [
-            (figure["p50_ms"], figure["throughput_fps"], str(figure["batch_size"]))
-            for figure in system["figures"]
-        ]
-        for system in systems
-    }
-
-
 def draw(lines: Mapping[str, Sequence[Point]], labels: str) -> Figure:
     """Draw lines by their names; ``labels`` says what the points' labels count."""
     x_label = f"median latency of a call, ms (at the points: {labels})"

@@ -278,3 +278,13 @@ def test_a_path_that_is_not_utf8_is_wrong_usage(
 ) -> None:
     assert main(arguments) == 2
     assert "\\udcff" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("path", "message"), [("", "the path is empty"), ("a\udcff", "is not UTF-8")], ids=["empty", "bytes"]
+)
+def test_a_path_that_no_manifest_could_hold_is_wrong_usage(
+    path: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["build", "--name", "m", "--repository", path, "--synthetic", "r18"]) == 2
+    assert message in capsys.readouterr().err

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable
 
 import pytest
-import typer
 
 from arcface_client.cli import terminal
 from arcface_client.errors import InputError
@@ -157,10 +156,3 @@ def test_a_table_that_goes_into_a_file_has_a_line_for_each_row(capsys: pytest.Ca
     terminal.print_table(["plan", "state"], [["a" * 100, "ready"], ["b", None]])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines] == [["plan", "state"], ["a" * 100, "ready"], ["b", "-"]]
-
-
-def test_an_empty_path_is_refused() -> None:
-    with pytest.raises(typer.BadParameter, match="the path is empty"):
-        terminal.utf8_path("")
-    with pytest.raises(typer.BadParameter, match="is not UTF-8"):
-        terminal.utf8_path("a\udcff")
