@@ -69,7 +69,7 @@ def test_a_report_is_read_in_milliseconds_and_marked_if_not_settled() -> None:
 
 @pytest.mark.parametrize(
     ("protocol", "shared_memory", "more"),
-    [("grpc", "none", []), ("grpc", "system", ["--json"]), ("http", "none", []), ("http", "system", [])],
+    [("grpc", "none", []), ("http", "system", ["--json"])],
 )
 @pytest.mark.usefixtures("perf_analyzer")
 def test_a_server_is_measured_with_real_crops(
