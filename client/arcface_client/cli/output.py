@@ -78,13 +78,14 @@ def replace_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def embedding_archive(path: Path) -> Iterator[Callable[[list[str], Embeddings], None]]:
+def embedding_archive(path: Path, **texts: str) -> Iterator[Callable[[list[str], Embeddings], None]]:
     """Collect embeddings and the names of their crops, and write them whole or not at all.
 
-    ``np.load(path)`` then has ``embeddings``, float32 [N, D], and ``paths``, N strings.
+    ``np.load(path)`` then has ``embeddings``, float32 [N, D], ``paths``, N strings, and the texts.
 
     Args:
         path: The file to write; it is replaced when the ``with`` block ends without an error.
+        texts: What else it holds: strings by their names.
 
     Yields:
         A function that appends a batch: the names, and a row of float32 [N, D] for each.
@@ -112,5 +113,6 @@ def embedding_archive(path: Path) -> Iterator[Callable[[list[str], Embeddings], 
                 header = {"descr": "<f4", "fortran_order": False, "shape": (len(names), dim)}
                 np.lib.format.write_array_header_1_0(entry, header)  # type: ignore[no-untyped-call]
                 shutil.copyfileobj(rows, entry)
-            with archive.open("paths.npy", "w", force_zip64=True) as entry:
-                np.lib.format.write_array(entry, np.array(names, np.str_))  # type: ignore[no-untyped-call]
+            for name, text in {"paths": names, **texts}.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                    np.lib.format.write_array(entry, np.array(text, np.str_))  # type: ignore[no-untyped-call]

@@ -93,10 +93,7 @@ def golden_check(model: Model, deadline: Deadline) -> Finding:
         ArcFaceError: The model could not embed them.
     """
     embeddings = model.embed_golden(deadline)
-    lengths = np.linalg.norm(embeddings, axis=1)
-    worst = float(lengths[np.argmax(np.abs(lengths - 1))])
-    if not abs(worst - 1) < LENGTH_TOLERANCE:
-        raise ContractError(f"Its embeddings have length {worst:.3g}; expected 1.")
+    _check_lengths(embeddings)
     if model.golden is not None:
         return _compared(embeddings, GoldenReference(model.golden, model.space), MANIFEST)
     if made_from(model.source.model) is None:
@@ -110,6 +107,26 @@ def golden_check(model: Model, deadline: Deadline) -> Finding:
     if reference is None:
         raise DeploymentError("Nothing to check it against: neither a manifest nor an ONNX sibling.")
     return _compared(embeddings, GoldenReference(reference, model.space), ONNX_SIBLING)
+
+
+def check_golden(embeddings: Embeddings, reference: GoldenReference, max_drift: float) -> None:
+    """Compare a model's embeddings of the golden crops, float32 [8, D], with its manifest's.
+
+    Raises:
+        ContractError: They are not of length one.
+        DeploymentError: They drift by more than ``max_drift``, or have another width.
+    """
+    _check_lengths(embeddings)
+    error = objection(_compared(embeddings, reference, MANIFEST), None, "", max_drift)
+    if error is not None:
+        raise error
+
+
+def _check_lengths(embeddings: Embeddings) -> None:
+    lengths = np.linalg.norm(embeddings, axis=1)
+    worst = float(lengths[np.argmax(np.abs(lengths - 1))])
+    if not abs(worst - 1) < LENGTH_TOLERANCE:
+        raise ContractError(f"Its embeddings have length {worst:.3g}; expected 1.")
 
 
 def _compared(embeddings: Embeddings, reference: GoldenReference, where: str) -> Finding:

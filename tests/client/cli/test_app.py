@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from arcface_builder.build import build
 from arcface_builder.source.load import OnnxFile
 from arcface_client.cli.app import main
 from arcface_client.contract import Crops, Embeddings
+from arcface_client.models.files import sha256_of
 from arcface_client.models.normalisation import UNIT
 from arcface_server import LocalTriton
 from support.exports import save_for_insightface
@@ -36,15 +38,19 @@ def folder(tmp_path: Path, crops: Crops) -> Path:
     return folder
 
 
-def test_embed_writes_one_row_for_each_crop(
+def test_embed_writes_one_row_for_each_crop_and_which_model_made_them(
     triton: LocalTriton, folder: Path, expected: Embeddings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = folder.parent / "out.npz"
     assert main(["embed", str(folder), "--output", str(output), "--url", triton.grpc_url, *MODEL]) == 0
-    assert capsys.readouterr().out == f"{output}: 40 embeddings\n"
+    printed = capsys.readouterr()
+    assert printed.out == f"{output}: 40 embeddings by tiny_onnx:2\n"
+    assert "tiny_onnx:2 could not be checked: no manifest of it is in" in printed.err
     with np.load(output) as archive:
         np.testing.assert_allclose(archive["embeddings"], expected[:40], atol=1e-6)
         assert archive["paths"].tolist() == [str(folder / f"{index:03}.png") for index in range(40)]
+        texts = [str(archive[name]) for name in ("model", "version", "source_sha256")]
+    assert texts == ["tiny_onnx", "2", ""]
 
 
 def test_embed_writes_embeddings_as_wide_as_the_networks_own(triton: LocalTriton, folder: Path) -> None:
@@ -72,14 +78,39 @@ def test_embed_reports_and_skips_files_that_are_not_crops(
         "output": str(output),
         "embedded": 38,
         "skipped": [str(folder / "001.png"), str(folder / "002.png")],
+        "model": "tiny_onnx",
+        "version": 2,
+        "source_sha256": None,
     }
-    progress, broken, small = printed.err.splitlines()
+    _unchecked, progress, broken, small = printed.err.splitlines()
     assert progress == "embed: embedding 40 images (after 0 s)"
     assert broken.startswith(f"skipped: {folder}/001.png cannot be read as an image")
     assert small.startswith(f"skipped: {folder}/002.png is 64x64")
     assert small.endswith("scale it with --resize.")
     with np.load(output) as archive:
         np.testing.assert_allclose(archive["embeddings"][1:], expected[3:40], atol=1e-6)
+
+
+def test_embed_refuses_a_served_model_that_is_not_the_one_of_its_manifest(
+    models: Path, built: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, config = tmp_path / "out.npz", tmp_path / "embedding.yaml"
+    config.write_text(f"embedding: {{model_repository: {models}}}")
+    flags = ["--output", str(output), "--config", str(config), "--model", "small_onnx:1"]
+    with LocalTriton(models, stop_timeout_s=1) as server:
+        assert main(["embed", str(folder), "--url", server.grpc_url, *flags]) == 0
+    sha256 = sha256_of(built / "source-0.onnx")
+    assert f"by small_onnx:1 (source SHA-256 {sha256:.12}...)" in capsys.readouterr().out
+    with np.load(output) as archive:
+        assert (str(archive["version"]), str(archive["source_sha256"])) == ("1", sha256)
+
+    output.unlink()
+    build(OnnxFile(save_for_insightface(tmp_path, seed=5)), name="small", repository=tmp_path / "other")
+    shutil.copy(tmp_path / "other/small_onnx/1/model.onnx", models / "small_onnx/1/model.onnx")
+    with LocalTriton(models, stop_timeout_s=1) as server:
+        assert main(["embed", str(folder), "--url", server.grpc_url, *flags]) == 1
+    assert "small_onnx:1 is not the model of its manifest" in capsys.readouterr().err
+    assert not output.exists()
 
 
 def test_embed_without_images_or_server_leaves_what_was_there(
@@ -206,6 +237,7 @@ def test_status_as_json_describes_the_embedder_without_a_server_too(
         ["embed", "x"],
         ["embed", "x", "--version", "new", "--output", "x.npz"],
         ["embed", "x", "--output", "embeddings"],
+        ["embed", "x", "--model", "a_onnx:1", "--version", "2", "--output", "x.npz"],
         ["status", "--backend", "triton"],
         ["compare", "a"],
         ["compare", "a", "b", "--color", "bgr"],
