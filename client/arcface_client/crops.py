@@ -39,7 +39,7 @@ def as_batch(crops: CropsLike, *, color: Color = "bgr") -> Crops:
     if not isinstance(crops, (np.ndarray, list, tuple)):
         raise CropError(
             f"crops is {type(crops).__name__}; expected an array or a list of arrays. Collect "
-            "crops in a list, or pass an iterator to `EmbeddingClient.stream`."
+            f"crops in a list, or pass an iterator to `EmbeddingClient.stream`.{_pillow_hint(crops)}"
         )
     batch = _check_array(crops) if isinstance(crops, np.ndarray) else _stack(crops)
     if color == "rgb":
@@ -64,7 +64,10 @@ def _stack(crops: Sequence[npt.NDArray[Any]]) -> Crops:
     for index, crop in enumerate(crops):
         name = f"crops[{index}]"
         if not isinstance(crop, np.ndarray):
-            raise CropError(f"{name} is {type(crop).__name__}; expected a numpy array, uint8 (112, 112, 3).")
+            raise CropError(
+                f"{name} is {type(crop).__name__}; expected a numpy array, uint8 (112, 112, 3)."
+                f"{_pillow_hint(crop)}"
+            )
         if crop.shape != CROP_SHAPE:
             raise CropError(
                 f"{name} has shape {crop.shape}; expected (112, 112, 3).{_shape_hint(crop.shape)}"
@@ -80,6 +83,11 @@ def _check_dtype(array: npt.NDArray[Any], name: str) -> Crops:
         f"{name} has dtype {array.dtype}; expected uint8 with values 0 to 255. Pass the crop as it was cut "
         "from the image; the model normalises it."
     )
+
+
+def _pillow_hint(value: object) -> str:
+    is_pillow = type(value).__module__.startswith("PIL.")
+    return " Of a Pillow image, pass numpy.asarray(image) with color='rgb'." if is_pillow else ""
 
 
 def _shape_hint(shape: tuple[int, ...]) -> str:

@@ -41,6 +41,7 @@ and what to do next.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
@@ -242,4 +243,5 @@ def detached(error: Error) -> Error:
 
 
 def _listed(reasons: Mapping[str, ArcFaceError]) -> str:
-    return "; ".join(f"{name}: {error}" for name, error in reasons.items()) or "No candidate is known."
+    listed = "; ".join(f"{name}: {error}" for name, error in reasons.items())
+    return re.sub(r"(?<!\.)\.; ", "; ", listed) or "No candidate is known."

@@ -202,6 +202,9 @@ def _check_repository(repository: Path) -> None:
     if not repository.is_dir():
         problem = "is not a folder" if repository.exists() else "does not exist"
         raise RepositoryError(f"The model repository {repository} {problem}; {advice}.")
+    if (repository / "config.pbtxt").is_file():
+        parent = repository.absolute().parent
+        raise RepositoryError(f"{repository} is the folder of one model; give its parent, {parent}.")
     if not any(entry.is_dir() and not entry.name.startswith(".") for entry in repository.iterdir()):
         raise RepositoryError(f"The model repository {repository} holds no model; {advice}.")
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from arcface_client.crops import as_batch
 from arcface_client.errors import CropError
@@ -50,6 +51,8 @@ def test_read_only_and_strided_arrays_are_fine() -> None:
         ([BATCH[0], np.zeros((112, 112), np.uint8)], r"crops\[1\] has shape \(112, 112\).*three channels"),
         ([BATCH[0].astype(np.float16)], r"crops\[0\] has dtype float16"),
         ([BATCH[0], "face.png"], r"crops\[1\] is str; expected a numpy array"),
+        ([Image.new("RGB", (112, 112))], r"is Image; .* pass numpy\.asarray\(image\) with color='rgb'"),
+        (Image.new("RGB", (112, 112)), r"crops is Image; .* pass numpy\.asarray\(image\) with color='rgb'"),
         (np.zeros((2, 0), np.uint8), r"shape \(2, 0\)"),
         (np.zeros((2, 112, 112), np.uint8), r"repeat a grey one"),
         (None, r"crops is NoneType; expected an array or a list"),

@@ -97,3 +97,12 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "prometheus_client.core", None)
     with pytest.raises(MissingExtraError, match=r"^Metrics needs .*pip install 'arcface-triton\[metrics\]'"):
         require("prometheus_client.core", extra="metrics", purpose="Metrics")
+
+
+def test_reasons_are_listed_without_a_full_stop_before_a_semicolon() -> None:
+    reasons = {
+        "a": DeploymentError("gone, SHA-256 4c06..."),
+        "b": DeploymentError("gone."),
+        "c": DeploymentError("gone."),
+    }
+    assert str(NoCandidateError(reasons)).endswith(" a: gone, SHA-256 4c06...; b: gone; c: gone.")

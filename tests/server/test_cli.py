@@ -123,6 +123,14 @@ def test_a_server_that_dies_is_an_error(small_repository: Path) -> None:
     assert group_members(report["pid"]) == []
 
 
+def test_the_folder_of_one_model_is_refused_with_its_parent(
+    small_repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = next(path.parent for path in small_repository.glob("*/config.pbtxt"))
+    assert main(["run", "--model-repository", str(model)]) == 1
+    assert f"{model} is the folder of one model; give its parent, {model.parent}." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("problem", ["does not exist", "is not a folder", "holds no model"])
 def test_a_repository_that_cannot_be_served_is_one_line(
     tmp_path: Path, problem: str, capsys: pytest.CaptureFixture[str]

@@ -13,6 +13,7 @@ from .terminal import (
     DONE,
     FAILED,
     INTERRUPTED,
+    checked,
     examples,
     print_json,
     print_table,
@@ -41,7 +42,7 @@ def benchmark(
         str | None,
         typer.Argument(
             help="What to measure: a backend, for example onnxruntime or triton; a model of the server, NAME "
-            "or NAME:VERSION; or an ONNX file (default: embedding.backend)."
+            "or NAME:VERSION; or an ONNX file that arcface-builder wrote (default: embedding.backend)."
         ),
     ] = None,
     against: Annotated[
@@ -96,7 +97,7 @@ def benchmark(
     if plot is not None:
         from ..evaluation.plot import check_plot, draw
 
-        check_plot(plot)
+        checked(check_plot)(plot)
     flags = {"embedding.model": name, "embedding.source": source, "embedding.device": device}
     settings = server.settings(**flags)
     options = measuring.Options(

@@ -28,6 +28,7 @@ from rich.table import Table
 from ..contract import Progress
 from ..errors import ArcFaceError, InputError
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 DONE: Final = 0
@@ -244,10 +245,10 @@ def counted(items: Iterable[T], progress: Progress, stage: str, total: int) -> I
         yield item
 
 
-def checked(parse: Callable[[str], T]) -> Callable[[str], T]:
+def checked(parse: Callable[[S], T]) -> Callable[[S], T]:
     """Let a value that a parser refuses be wrong usage."""
 
-    def parsed(text: str) -> T:
+    def parsed(text: S) -> T:
         try:
             return parse(text)
         except InputError as error:

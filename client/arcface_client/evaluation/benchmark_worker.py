@@ -20,7 +20,7 @@ from ..backends.factory import make_backend
 from ..backends.local import BATCH_SIZE, LocalModel
 from ..backends.pooled import PooledBackend
 from ..contract import Crops, Embeddings
-from ..errors import ArcFaceError, DeploymentError
+from ..errors import ArcFaceError, ContractError, DeploymentError
 from ..failover.discovery import Pin
 from ..failover.replica import Origin
 from ..models.embedding_space import EmbeddingSpace
@@ -160,7 +160,13 @@ def _file(path: Path) -> LocalModel:
     known = Diagnostics(
         backend="onnxruntime", model=path.stem, engine_path=str(path), provider=CPU, batch_size=BATCH_SIZE
     )
-    return LocalModel(load_file(path), known, BATCH_SIZE, EmbeddingSpace(), None)
+    try:
+        runtime = load_file(path)
+    except ContractError as error:
+        raise ContractError(
+            f"{error} To measure a source network, give insightface --source {path}."
+        ) from error
+    return LocalModel(runtime, known, BATCH_SIZE, EmbeddingSpace(), None)
 
 
 def _turn(backend: EmbeddingBackend, crops: Crops, seconds: float, clients: int) -> Turn:

@@ -106,7 +106,9 @@ def read_crop(image: str | Path | bytes, *, name: str | None = None, resize: boo
     except ImageFileError:
         raise
     except pillow.UnidentifiedImageError as error:
-        raise ImageFileError(f"{name} cannot be read as an image: its format is unknown.") from error
+        size = len(image) if isinstance(image, bytes) else Path(image).stat().st_size
+        why = "its format is unknown" if size else "it is empty"
+        raise ImageFileError(f"{name} cannot be read as an image: {why}.") from error
     except (*_DAMAGE, pillow.DecompressionBombError) as error:
         raise ImageFileError(f"{name} cannot be read as an image: {error}") from error
     if rgb.shape != (CROP_SIZE, CROP_SIZE, 3):

@@ -155,7 +155,7 @@ class ServerModel:
     def embed(self, request: EmbedRequest) -> None:
         """Embed what a request still misses."""
         with self._server.call():
-            self._client.embed(request)
+            self._client.embed_request(request)
 
     def embed_golden(self, deadline: Deadline) -> Embeddings:
         """Embed the golden crops."""

@@ -276,10 +276,10 @@ class EmbeddingClient(ModelClient):
             NotFiniteError: The embeddings of some crops are NaN; the error holds the others.
         """
         request = EmbedRequest(as_batch(crops, color=color), Deadline(timeout_s))
-        self.embed(request)
+        self.embed_request(request)
         return request.embeddings
 
-    def embed(self, request: EmbedRequest) -> None:
+    def embed_request(self, request: EmbedRequest) -> None:
         """Embed the crops that a request still misses.
 
         Args:

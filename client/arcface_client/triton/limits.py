@@ -110,12 +110,18 @@ class RequestLimits:
         """The metadata of a request.
 
         Raises:
-            ConfigError: The token's file cannot be read.
+            ConfigError: The token's file cannot be read, or is empty.
         """
         if self.token_file is None:
             return dict(self.metadata)
         try:
             token = Path(self.token_file).read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"Cannot read the token from {self.token_file}: {error}.") from error
+            why = error.strerror if isinstance(error, OSError) else "it is not ASCII"
+            raise ConfigError(
+                f"Cannot read the token from {self.token_file}: {why}. Write the token there, or set "
+                "triton.token_file to its file."
+            ) from error
+        if not token:
+            raise ConfigError(f"{self.token_file} is empty; expected a token.")
         return {**self.metadata, "authorization": f"Bearer {token}"}

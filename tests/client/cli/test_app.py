@@ -239,6 +239,7 @@ def test_status_as_json_describes_the_embedder_without_a_server_too(
         ["embed", "x", "--output", "embeddings"],
         ["embed", "x", "--model", "a_onnx:1", "--version", "2", "--output", "x.npz"],
         ["status", "--backend", "triton"],
+        ["benchmark", "a", "--plot", "speed.gif"],
         ["compare", "a"],
         ["compare", "a", "b", "--color", "bgr"],
         ["compare", "a", "--reference", "b", "--normalisation", "none"],

@@ -114,7 +114,6 @@ def test_a_benchmark_that_fell_back_fails_and_one_with_too_few_turns_says_so(
         (["nope_onnx"], "There is no nope_onnx at"),
         (["tiny_onnx", "--batch-size", "1,64"], "takes at most 32 crops in a batch, and a batch size is 64"),
         (["missing.onnx"], "missing.onnx"),
-        (["tiny_onnx", "--plot", "speed.gif"], "expected one of .svg, .png, .pdf"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line_and_no_table(
@@ -125,6 +124,14 @@ def test_what_cannot_be_measured_is_one_line_and_no_table(
     assert printed.out == ""
     (line,) = (line for line in printed.err.splitlines() if line.startswith("arcface-client: "))
     assert message in line
+
+
+def test_a_source_network_is_refused_with_how_to_measure_it(
+    built: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = built / "source-0.onnx"
+    assert main(["benchmark", str(source), *QUICK]) == 1
+    assert f"give insightface --source {source}" in capfd.readouterr().err
 
 
 def test_what_was_measured_before_the_server_died_is_kept_and_marked(

@@ -141,3 +141,10 @@ def test_folders_are_searched_in_order_and_named_files_are_always_taken(tmp_path
     assert names == ["notes.txt", "a.PNG", "b.jpg", "linked.png", "deep/c.webp"]
     with pytest.raises(ImageFileError, match=r"linked\.png cannot be read as an image: .*No such file"):
         read_crop(found[3])
+
+
+def test_an_empty_file_is_called_empty(tmp_path: Path) -> None:
+    (tmp_path / "crop.png").touch()
+    for image in (tmp_path / "crop.png", b""):
+        with pytest.raises(ImageFileError, match="cannot be read as an image: it is empty"):
+            read_crop(image)

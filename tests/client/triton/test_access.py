@@ -83,6 +83,19 @@ def test_a_token_is_read_from_its_file_for_each_request(crops: Crops, tmp_path: 
             embedder.encode(crops[:3])
 
 
+def test_an_empty_or_missing_token_file_is_named_once_with_what_to_do(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    with pytest.raises(ConfigError) as missing:
+        RequestLimits(token_file=file).headers()
+    assert str(missing.value) == (
+        f"Cannot read the token from {file}: No such file or directory. Write the token there, or set "
+        "triton.token_file to its file."
+    )
+    file.write_text(" \n")
+    with pytest.raises(ConfigError, match=f"^{file} is empty; expected a token"):
+        RequestLimits(token_file=file).headers()
+
+
 @pytest.mark.parametrize(
     ("token", "reason"), [(None, "no token"), ("another", "another token")], ids=["missing", "wrong"]
 )

@@ -99,9 +99,9 @@ def test_a_refused_request_does_not_lose_the_others_that_are_under_way(crops: Cr
         connection = Connection(url, retries=False)
         client = EmbeddingClient(model="fake", connection=connection)
         with pytest.raises(ServerBusyError):
-            client.embed(request)
+            client.embed_request(request)
         assert request.missing == 2
-        client.embed(request)
+        client.embed_request(request)
         connection.close()
     assert request.missing == 0
     assert fake.requests == 6
