@@ -242,11 +242,13 @@ class SourceModel:
         expected = self.embed(crops)
         one_by_one = "crops are embedded one by one, and max_batch_size is 1; export it with a free batch"
         reason = None
+        # Folding rounds otherwise, and a network that quantises makes a whole step of that on some crops.
+        steps = any(node.op_type.endswith("QuantizeLinear") for node in self.network.model.graph)
         for make, problem, remedy in (
             (self._optimised, "", ""),
             (self._wrapped, "the network cannot be folded", "it is served as it is"),
             (self._one_by_one, "the network does not serve batches", one_by_one),
-        ):
+        )[steps:]:
             try:
                 served = make()
                 difference = _difference(session(served.model), crops, expected)

@@ -196,6 +196,19 @@ def test_a_network_in_int8_is_served_as_it_is(tmp_path: Path) -> None:
     assert "ConvInteger" in str(graph)
 
 
+def test_nothing_is_folded_in_a_network_that_quantises(tmp_path: Path) -> None:
+    # Folding rounds otherwise. On few crops nothing shows, but on some a number then becomes another step.
+    quantised = "q = QuantizeLinear(stem, step, middle) map = DequantizeLinear(q, step, middle)"
+    values = {"step": np.float32(0.01), "middle": np.uint8(128)}
+    model = network(f"{STEM} {quantised} {HEAD}", weights=WEIGHTS | values)
+
+    served = built(model, tmp_path)
+
+    kept = {tensor.name: tensor for tensor in onnx.load_model(served.path / "model.onnx").graph.initializer}
+    weights = [tensor for tensor in model.graph.initializer if tensor.name in WEIGHTS]
+    assert all(np.array_equal(numpy_helper.to_array(kept[w.name]), numpy_helper.to_array(w)) for w in weights)
+
+
 def test_a_file_that_onnx_runtime_optimised_for_this_processor_is_served(tmp_path: Path) -> None:
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
