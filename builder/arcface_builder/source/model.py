@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 
+from arcface_client.backends.insightface import KNOWN_FILES
 from arcface_client.contract import INPUT_NAME, OUTPUT_NAME, Crops, Embeddings
 from arcface_client.models.manifest import SourceInfo
 from arcface_client.models.normalisation import PYTORCH, RAW, Normalisation
@@ -35,14 +36,6 @@ _KNOWN: Final = "the file's SHA-256"
 _SEED: Final = 2  # of the crops that choose a serving graph
 
 PACK_TERMS: Final = "InsightFace's packs are for non-commercial research only"
-
-
-KNOWN_FILES: Final[Mapping[str, str]] = {
-    "4c06341c33c2ca1f86781dab0e829f88ad5b64be9fba56e56bc9ebdefc619e43": "buffalo_l/w600k_r50.onnx",
-    "4ab1d6435d639628a6f3e5008dd4f929edf4c4124b1a7169e1048f9fef534cdf": "antelopev2/glintr100.onnx",
-    "9cc6e4a75f0e2bf0b1aed94578f144d15175f357bdc05e815e5c4a02b319eb4f": "buffalo_s/w600k_mbf.onnx",
-}
-"""InsightFace's recognition models by SHA-256; their callers normalise pixels to -1 to 1."""
 
 
 def identified(kind: str, name: str, proto: onnx.ModelProto, sha256: str) -> SourceInfo:

@@ -31,6 +31,13 @@ _log = logging.getLogger(__name__)
 
 PACKS: Final = Path("~/.insightface/models")
 
+KNOWN_FILES: Final[Mapping[str, str]] = {
+    "4c06341c33c2ca1f86781dab0e829f88ad5b64be9fba56e56bc9ebdefc619e43": "buffalo_l/w600k_r50.onnx",
+    "4ab1d6435d639628a6f3e5008dd4f929edf4c4124b1a7169e1048f9fef534cdf": "antelopev2/glintr100.onnx",
+    "9cc6e4a75f0e2bf0b1aed94578f144d15175f357bdc05e815e5c4a02b319eb4f": "buffalo_s/w600k_mbf.onnx",
+}
+"""InsightFace's recognition models by SHA-256; their callers normalise pixels to -1 to 1."""
+
 _PURPOSE: Final = "The reference"
 _PLANES: Final = (3, CROP_SIZE, CROP_SIZE)
 _CHECKPOINTS: Final = (".ckpt", ".pt", ".pth", ".safetensors")
@@ -189,9 +196,10 @@ def insightface_origin(models: LocalModels, source: str, provider: str, gpu: int
         options = provider_options(provider, gpu)
         session = open_on(provider, path, options=options, try_out=try_out)
         runtime = SourceRuntime(path, session, pixels, output)
-        if pixels is None and not runtime.by_insightface:
+        if pixels is None and sha256 not in KNOWN_FILES and expanded(PACKS) not in path.parents:
             _log.warning(
-                "%s is given %s, which is an assumption: %s has no model that was built from it",
+                "%s is given %s, which is an assumption: %s has no model that was built from it. Build "
+                "one, and state what the network takes (--color, --normalisation)",
                 path,
                 runtime.pixels,
                 models.root,
@@ -217,28 +225,28 @@ def find_source(source: str) -> Path:
     Raises:
         ModelNotFoundError: It is not there.
     """
-    path = expanded(Path(source))
-    if path.suffix == ".onnx" or path.is_file():
-        if not path.is_file():
-            raise ModelNotFoundError(
-                f"There is no file {path}; give an ONNX file or a pack, for example buffalo_l."
-            )
+    path, folder = expanded(Path(source)), expanded(PACKS) / source
+    if path.is_file():
         if path.suffix in _CHECKPOINTS:
             raise ModelNotFoundError(
-                f"{path} holds weights without a network, and the reference runs ONNX files; export the "
-                "network to ONNX, or compare with the model that was built from it."
+                f"{path} is a checkpoint, weights without a network, and the reference runs ONNX files: build "
+                "it with `arcface-builder build`, and use the model that was built from it."
             )
         return path
-    folder = expanded(PACKS) / source
     found = recognition_models(folder)
+    is_path = path.suffix in (".onnx", *_CHECKPOINTS) or len(path.parts) > 1 or path.is_dir()
+    if is_path and not found:
+        problem = f"{path} is a folder" if path.is_dir() else f"There is no file {path}"
+        raise ModelNotFoundError(f"{problem}; give an ONNX file or a pack, for example buffalo_l.")
     if len(found) != 1:
         names = ", ".join(file.name for file in found)
         there = (
             f"{len(found)} recognition models ({names}) are in" if found else f"There is no pack {source} at"
         )
         raise ModelNotFoundError(
-            f"{there} {folder}. Set embedding.source to an ONNX file that you may use, or unpack one of "
-            "InsightFace's packs there (for non-commercial research only); other backends need neither."
+            f"{there} {folder}. Give an ONNX file that you may use (embedding.source, --source or "
+            "--reference), or unpack one of InsightFace's packs there (for non-commercial research only); other "
+            "backends need neither."
         )
     return found[0]
 

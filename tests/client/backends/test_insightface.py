@@ -55,6 +55,24 @@ def test_the_reference_is_found_in_insightfaces_own_folder(
         make("pytorch", embedding_source="buffalo_l").ensure_ready()
 
 
+def test_an_assumed_preprocessing_is_warned_of_but_not_for_a_pack_or_what_a_manifest_states(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    pack = tmp_path / ".insightface/models/buffalo_l"
+    pack.mkdir(parents=True)
+    source = save_for_insightface(tmp_path, seed=5)
+    shutil.copy(source, pack / "w600k_r50.onnx")
+    for known in ({}, {"embedding_source": "buffalo_l"}):
+        with make("pytorch", **known) as embedder:
+            embedder.ensure_ready()
+    assert "assumption" not in caplog.text
+
+    with make("pytorch", embedding_source=str(source)) as embedder:
+        embedder.ensure_ready()
+    assert f"{source} is given RGB, (x - 127.5) / 127.5, which is an assumption" in caplog.text
+
+
 def test_a_reference_that_takes_one_crop_at_a_time_gets_them_so(make: Make, tmp_path: Path) -> None:
     path = tmp_path / "one.onnx"
     onnx.save_model(constant_reshape(small_arcface()), path)
@@ -70,7 +88,9 @@ def test_a_reference_that_takes_one_crop_at_a_time_gets_them_so(make: Make, tmp_
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("buffalo_l", r"no pack buffalo_l at .*models/buffalo_l\. Set"),
+        ("buffalo_l", r"no pack buffalo_l at .*models/buffalo_l\. Give .*--reference"),
+        ("{built}/models", r"models is a folder; give an ONNX file"),
+        ("gone.pth", r"There is no file gone\.pth; give an ONNX file"),
         ("gone.onnx", r"There is no file gone\.onnx; give an ONNX file"),
         ("{built}/models/small_onnx/1/model.onnx", r"is a serving graph; as embedding\.source"),
     ],
