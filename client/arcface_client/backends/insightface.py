@@ -229,8 +229,8 @@ def find_source(source: str) -> Path:
     if path.is_file():
         if path.suffix in _CHECKPOINTS:
             raise ModelNotFoundError(
-                f"{path} is a checkpoint, weights without a network, and the reference runs ONNX files: build "
-                "it with `arcface-builder build`, and use the model that was built from it."
+                f"{path} is a checkpoint, weights without a network, and the reference runs ONNX files: "
+                "build it with `arcface-builder build`, and use the model that was built from it."
             )
         return path
     found = recognition_models(folder)
@@ -245,8 +245,8 @@ def find_source(source: str) -> Path:
         )
         raise ModelNotFoundError(
             f"{there} {folder}. Give an ONNX file that you may use (embedding.source, --source or "
-            "--reference), or unpack one of InsightFace's packs there (for non-commercial research only); other "
-            "backends need neither."
+            "--reference), or unpack one of InsightFace's packs there (for non-commercial research only); "
+            "other backends need neither."
         )
     return found[0]
 

@@ -100,7 +100,7 @@ def embed(
     pin = None if model is None else Pin.parse(model)
     if pin is not None and None not in (pin.version, version):
         raise typer.BadParameter(f"--model {model} names a version; leave out --version {version}.")
-    flags = {"triton.model": pin and pin.model, "triton.version": version or (pin and pin.version)}
+    flags = {"triton.model": pin and pin.model, "triton.version": (pin and pin.version) or version}
     settings = server.settings(**flags)
     files = list(find_images(paths))
     if not files:
