@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import shlex
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 from arcface_client.contract import Progress, no_progress
+from arcface_client.errors import ManifestError
 from arcface_client.models.golden import golden_crops, golden_sha256, recognises_nobody, to_text
 from arcface_client.models.manifest import (
     MODEL_FILE,
@@ -22,6 +23,7 @@ from arcface_client.models.manifest import (
     contract_of,
 )
 from arcface_client.models.naming import onnx_model
+from arcface_client.models.repository import LocalModels
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 
 from .check.accuracy import check_onnx_model
@@ -98,7 +100,7 @@ def build(
     serving = options or ServingOptions()
     if loaded.served.crop_by_crop:
         serving = replace(serving, max_batch_size=1)
-    _log.info("%s: pixels as %s", origin.name, loaded.normalisation)
+    _log.info("%s: the network sees %s", origin.name, loaded.normalisation)
     metadata = {"source": origin.name, "source_sha256": origin.sha256, **labels_of(origin)}
     graph = loaded.serving_graph(metadata)
 
@@ -142,8 +144,27 @@ def build(
             keep_config=options is None,
             manifest=lambda version: replace(draft, version=version).to_json(),
         )
-    folder = target.root / model / str(version)
-    return BuiltModel(model, version, folder, replace(draft, version=version))
+    built = replace(draft, version=version)
+    _warn_of_another_space(target, built)
+    return BuiltModel(model, version, target.root / model / str(version), built)
+
+
+def _warn_of_another_space(repository: ModelRepository, built: ModelManifest) -> None:
+    """Warn if the version before was another model, whose galleries are of no use to this one."""
+    earlier = [version for version in repository.versions(built.model) if version < built.version]
+    before = None
+    with suppress(ManifestError):  # it is no part of this build
+        before = LocalModels(repository.root).manifest(built.model, earlier[-1]) if earlier else None
+    conflict = before and before.embedding_space().conflict(built.embedding_space())
+    if before and conflict:
+        _log.warning(
+            "%s version %d has %s of version %d: their embeddings cannot be compared; embed galleries anew, "
+            "or use another --name",
+            built.model,
+            built.version,
+            conflict,
+            before.version,
+        )
 
 
 def _command(source: Source, name: str, repository: Path, options: ServingOptions | None) -> str:

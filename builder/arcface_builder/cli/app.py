@@ -66,6 +66,7 @@ app.command(
 )(build)
 app.command(
     "compile",
+    short_help="Add a faster model to a built one: a TensorRT plan, cuDNN or OpenVINO.",
     epilog=terminal.examples(
         "arcface-builder compile --name arcface_r100",
         "arcface-builder compile --name arcface_r100 --precision int8 --calibration-dir crops/ "

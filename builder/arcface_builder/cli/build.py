@@ -27,6 +27,7 @@ _serving_option = partial(
     rich_help_panel="Serving (for all versions of the model; without any of these they stay as they are)",
 )
 _DEFAULTS: Final = ServingOptions()
+_NAMES: Final = ", ".join(f"{name} ({normalisation})" for name, normalisation in NAMED.items())
 
 
 def build(
@@ -59,21 +60,22 @@ def build(
             parser=checked(Normalisation.parse),
             metavar="NAME|MEAN,STD",
             help="With --onnx-path or --checkpoint: what callers do to pixels 0 to 255, where the file "
-            f"leaves it open: {', '.join(NAMED)}, or mean and std, one number each or three (default: by the "
-            "file's SHA-256, else by what the graph computes, else pytorch: (x - 127.5) / 127.5).",
+            f"leaves it open: {_NAMES}, or mean and std, one number each or three. It overrules --family "
+            "(default: by the file's SHA-256, else by what the graph computes, else pytorch).",
         ),
     ] = None,
     color: Annotated[
         Literal["rgb", "bgr"] | None,
         _detail(
+            case_sensitive=False,
             help="With --onnx-path or --checkpoint: the channel order that callers give, where the file "
-            "leaves it open (default: rgb, unless the graph reverses the channels)."
+            "leaves it open. It overrules --family (default: rgb, unless the graph reverses the channels).",
         ),
     ] = None,
     family: Annotated[
         Literal["arcface", "adaface", "magface", "keras_insightface", "sface"] | None,
         _detail(
-            help="With --onnx-path or --checkpoint: --normalisation and --color as this project's own code "
+            help="With --onnx-path or --checkpoint: --normalisation and --color as that project's own code "
             "has them."
         ),
     ] = None,
@@ -143,7 +145,9 @@ def build(
     with progress(name) as report:
         built = build_model(source, name=name, repository=repository, options=options, report=report)
     if json:
-        print_json({"path": str(built.path), **asdict(built.manifest)})
+        manifest = asdict(built.manifest)
+        del manifest["golden"]["embeddings"]  # kilobytes; the manifest's file has them
+        print_json({"path": str(built.path), **manifest})
         return
     drift = built.manifest.parity.max_abs_difference
     of = "its source"

@@ -17,6 +17,7 @@ from arcface_client.errors import require
 
 from ..errors import CheckpointError
 from .iresnet import BLOCKS, parameter_shapes
+from .onnx_file import LFS_POINTER, ONNX, kind_of
 
 _SHOWN = 4  # names in an error message
 _BLOCK = re.compile(r"layer([1-4])\.(\d+)\.")
@@ -57,6 +58,10 @@ def read_checkpoint(path: Path) -> tuple[str, StateDict]:
     """
     if not path.is_file():
         raise CheckpointError(f"No checkpoint at {path}; expected a .pth or .safetensors file.")
+    with path.open("rb") as file:
+        kind = kind_of(file.read(64))
+    if (kind == ONNX and path.suffix != ".safetensors") or kind == LFS_POINTER:
+        raise CheckpointError(f"{path} is {kind}.")
     tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     prefix = _prefix(tensors, path)
     names = {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)}

@@ -222,9 +222,12 @@ class SourceModel:
         order = ["RGB".index(channel) for channel in self.channels]
         rows = unit_rows(self.network.run(self.caller.apply(crops)[:, order]))
         if not np.isfinite(rows).all():
+            broken = _not_finite(self.proto)
             raise NotArcFaceError(
-                f"The network gives NaN or a vector of length 0 for pixels as {self.caller}; check its "
-                "weights, or state with --normalisation what it wants."
+                f"{self.origin.name} holds NaN or infinite values in {', '.join(broken)}; fetch it again."
+                if broken
+                else "The network gives NaN or a vector of length 0 where its callers give it "
+                f"{self.caller}; check its weights, or state with --normalisation what it wants."
             )
         return rows.astype(np.float32)
 
@@ -294,6 +297,12 @@ class SourceModel:
         network, wrapped = self.network, self._wrapped()
         graph = crop_by_crop(wrapped.model, network.image, network.output)
         return Served(graph, (), crop_by_crop=True)
+
+
+def _not_finite(proto: onnx.ModelProto) -> list[str]:
+    """Names of a file's weights that hold NaN or infinite values; four of them at most."""
+    weights = ((tensor.name, onnx.numpy_helper.to_array(tensor)) for tensor in proto.graph.initializer)
+    return [name for name, array in weights if array.dtype.kind == "f" and not np.isfinite(array).all()][:4]
 
 
 def _difference(running: onnxruntime.InferenceSession, crops: Crops, expected: Embeddings) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import onnx
 import onnx_ir as ir
@@ -19,6 +19,20 @@ from ..errors import NotOnnxError
 from ..graph.edit import session
 
 _Part = TypeVar("_Part", bound=Message)
+
+ONNX: Final = "an ONNX file; use --onnx-path"
+CHECKPOINT: Final = "a checkpoint; use --checkpoint"
+LFS_POINTER: Final = "a Git LFS pointer; run `git lfs pull`"
+
+
+def kind_of(start: bytes) -> str | None:
+    """What a file is by its first bytes, with the way to use it; None for any other one."""
+    if start.startswith(b"version https://git-lfs"):
+        return LFS_POINTER
+    # torch.save writes a zip archive or a pickle; safetensors the length of its JSON header.
+    if start.startswith((b"PK", b"\x80")) or start[5:9] == b"\0\0\0{":
+        return CHECKPOINT
+    return ONNX if start.startswith(b"\x08") else None  # ONNX: the field ir_version
 
 
 def read_onnx(path: Path) -> tuple[onnx.ModelProto, str]:
@@ -37,6 +51,8 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, str]:
         content = path.read_bytes()
     except OSError as error:
         raise NotOnnxError(f"Cannot read {path}: {error.strerror}; expected an ONNX file.") from error
+    if (kind := kind_of(content)) in (CHECKPOINT, LFS_POINTER):
+        raise NotOnnxError(f"{path} is {kind}.")
     try:
         model = onnx.load_model_from_string(content)
     except DecodeError as error:

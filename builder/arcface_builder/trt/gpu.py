@@ -17,7 +17,9 @@ from ..store import sm_of
 from . import compat
 from .inspect import LayerPrecisions, inspect_engine
 
-_WITHOUT_GPU: Final = "assemble stored plans with --cc ... --from-store."
+_WITHOUT_GPU: Final = (
+    "assemble stored plans with --cc ... --from-store, or use --runtime openvino for this processor."
+)
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,9 @@ def compare(
     ] = None,
     color: Annotated[
         Literal["rgb", "bgr"] | None,
-        typer.Option(help="With --reference: the channel order that the network takes."),
+        typer.Option(
+            case_sensitive=False, help="With --reference: the channel order that the network takes."
+        ),
     ] = None,
     normalisation: Annotated[
         str | None,

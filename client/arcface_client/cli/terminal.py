@@ -133,6 +133,8 @@ def run(app: typer.Typer, prog: str, argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = FAILED
     except UsageError as error:
+        # Typer passes pydantic's words on.
+        error.message = error.message.removeprefix("Value error, ").replace("Input should be", "must be")
         error.show()
         code = WRONG_USAGE
     except ArcFaceError as error:

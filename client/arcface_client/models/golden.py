@@ -108,7 +108,7 @@ def recognises_nobody(embeddings: Embeddings) -> str | None:
     if similarities.mean() <= _MOST_ALIKE:
         return None
     return (
-        f"different faces have a mean cosine similarity of {similarities.mean():.2f}; expected at most "
+        f"different faces have a mean cosine similarity of {similarities.mean():.3f}; expected at most "
         f"{_MOST_ALIKE}. It would recognise nobody. The usual causes are a normalisation or a channel order "
         "that it was not trained with (state them when it is built: --normalisation, --color), an export "
         "that collapsed, or random weights."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -17,6 +18,12 @@ Triple = tuple[float, float, float]
 """One value for each of R, G and B."""
 
 Channels = Literal["RGB", "BGR"]
+
+_WRITTEN: Final = re.compile(r"(?:\(x *- *(.+)\)|x) */ *(.+?)(?: for R, G, B)?")
+"""What ``str`` of a normalisation gives."""
+
+_LARGEST: Final = 256
+"""A network's input is smaller: raw pixels are 255 at most."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +42,18 @@ class Normalisation:
     def parse(cls, text: str) -> Normalisation:
         """Read a name, "MEAN,STD" as in "127.5,128", or six numbers: mean of R, G, B, then std of R, G, B.
 
+        What ``str`` gives is read, too, for example "(x - 127.5) / 128".
+
         Raises:
-            InputError: The text is something else, or std is 0.
+            InputError: The text is something else, std is 0, or the numbers are for pixels of 0 to 1.
         """
         if text in NAMED:
             return NAMED[text]
+        plain = text.strip().replace("\N{MINUS SIGN}", "-")
+        if written := _WRITTEN.fullmatch(plain):
+            plain = re.sub(r"[][]", "", f"{written[1] or 0},{written[2]}")
         try:
-            numbers = [float(part) for part in text.split(",")]
+            numbers = [float(part) for part in plain.split(",")]
         except ValueError:
             numbers = []
         if len(numbers) == 2:
@@ -52,6 +64,14 @@ class Normalisation:
                 f"one of {', '.join(NAMED)}, or e.g. 127.5,128, or the mean of R, G, B and then their std."
             )
         mean_r, mean_g, mean_b, std_r, std_g, std_b = numbers
+        if any(
+            max(abs(mean), abs(255 - mean)) > _LARGEST * abs(std)
+            for mean, std in zip(numbers[:3], numbers[3:], strict=True)
+        ):
+            raise InputError(
+                f"Normalisation {text!r} is on the scale of 0 to 1; pixels are 0 to 255: multiply it by 255, "
+                "as 0.5,0.5 is 127.5,127.5, or give imagenet, pytorch or unit."
+            )
         return cls((mean_r, mean_g, mean_b), (std_r, std_g, std_b))
 
     def to_argument(self) -> str:

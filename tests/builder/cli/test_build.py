@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx.numpy_helper import from_array, to_array
 
 from arcface_builder.build import build
 from arcface_builder.cli.app import main
@@ -108,6 +109,9 @@ def test_it_prints_one_line_or_json(source: Path, capsys: pytest.CaptureFixture[
     report = json.loads(capsys.readouterr().out)
     assert (report["model"], report["version"]) == ("small_onnx", 2)
     assert report["path"].endswith("small_onnx/2")
+    assert "embeddings" not in report["golden"]
+    written = json.loads((source.parent / "models/small_onnx-2.manifest.json").read_text())
+    assert written["golden"]["embeddings"]
 
 
 def test_a_stated_normalisation_is_what_the_graph_does(source: Path) -> None:
@@ -199,6 +203,66 @@ def test_a_build_without_serving_flags_keeps_how_the_model_is_served(
     assert "config.pbtxt of all versions changes: " in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("seed", "flags", "warning"),
+    [
+        (0, [], None),
+        (0, ["--color", "bgr"], "version 2 has another preprocessing, BGR, (x - 127.5) / 127.5, not RGB"),
+        (1, [], "version 2 has another source model, SHA-256 "),
+    ],
+    ids=["the same", "another channel order", "another source"],
+)
+def test_a_version_whose_embeddings_cannot_be_compared_with_the_last_ones_is_a_warning(
+    seed: int, flags: list[str], warning: str | None, source: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main(arguments(source)) == 0
+    onnx.save_model(pytorch_pack(small_arcface(seed)), source)
+    caplog.clear()
+
+    assert main(arguments(source, *flags)) == 0
+    assert ("embed galleries anew" in caplog.text) == (warning is not None)
+    assert (warning or "") in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("flag", "content", "message"),
+    [
+        ("--onnx-path", b"PK\x03\x04", "is a checkpoint; use --checkpoint"),
+        ("--onnx-path", b"\x98\xdb\0\0\0\0\0\0{", "is a checkpoint; use --checkpoint"),
+        (
+            "--onnx-path",
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "is a Git LFS pointer; run `git lfs",
+        ),
+        (
+            "--checkpoint",
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "is a Git LFS pointer; run `git lfs",
+        ),
+        ("--checkpoint", small_arcface().SerializeToString(), "is an ONNX file; use --onnx-path"),
+    ],
+    ids=["torch", "safetensors", "pointer", "pointer to a checkpoint", "ONNX"],
+)
+def test_a_file_of_another_kind_is_named_with_what_to_do(
+    flag: str, content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(content)
+
+    assert main(["build", "--name", "m", "--repository", str(tmp_path / "models"), flag, str(file)]) == 1
+    assert f"{file} {message}" in capsys.readouterr().err
+
+
+def test_broken_weights_are_named(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = onnx.load(source)
+    weights = model.graph.initializer[0]
+    weights.CopyFrom(from_array(np.full_like(to_array(weights), np.nan), weights.name))
+    onnx.save_model(model, source)
+
+    assert main(arguments(source)) == 1
+    assert f"source.onnx holds NaN or infinite values in {weights.name}; " in capsys.readouterr().err
+
+
 def test_the_output_says_if_the_source_itself_was_not_run(
     source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,8 +278,13 @@ def test_the_output_says_if_the_source_itself_was_not_run(
         (["--family", "magface"], OnnxFile(Path("/f.onnx"), UNIT, "bgr")),
         (["--family", "magface", "--color", "rgb"], OnnxFile(Path("/f.onnx"), UNIT, "rgb")),
         (["--normalisation", "mxnet"], OnnxFile(Path("/f.onnx"), Normalisation.uniform(127.5, 128))),
+        (
+            ["--normalisation", "(x - 127.5) / 128"],
+            OnnxFile(Path("/f.onnx"), Normalisation.uniform(127.5, 128)),
+        ),
+        (["--color", "BGR"], OnnxFile(Path("/f.onnx"), color="bgr")),
     ],
-    ids=["family", "family with another order", "name of a normalisation"],
+    ids=["family", "family with another order", "name of a normalisation", "as printed", "capitals"],
 )
 def test_a_family_stands_for_its_channel_order_and_normalisation(
     flags: list[str], source: Source, asked_for: Callable[[list[str]], Source]
@@ -238,6 +307,8 @@ def test_the_help_has_every_option_and_examples(
     if command in ([], ["build"], ["compile"], ["engines"]):
         assert "Examples:" in shown
         assert "arcface-builder " in shown
+    if command == []:
+        assert "a TensorRT plan, cuDNN or OpenVINO" in shown
     if command == ["compile"]:
         for panel in ("The plan", "Where plans are kept", "A fleet's plans, without a GPU"):
             assert panel in shown
@@ -251,6 +322,7 @@ def test_the_help_has_every_option_and_examples(
         ["build", "--name", "m", "--synthetic", "r18", "--onnx-path", "f.onnx"],
         ["build", "--name", "m", "--synthetic", "r42"],
         ["build", "--name", "m", "--onnx-path", "f.onnx", "--normalisation", "127.5"],
+        ["build", "--name", "m", "--onnx-path", "f.onnx", "--normalisation", "0.5,0.5"],
         ["build", "--name", "m", "--synthetic", "r18", "--normalisation", "0,1"],
         ["build", "--name", "m", "--synthetic", "r18", "--color", "bgr"],
         ["build", "--name", "m", "--checkpoint", "f.pth", "--output", "feature"],
@@ -260,8 +332,9 @@ def test_the_help_has_every_option_and_examples(
     ],
     ids=" ".join,
 )
-def test_wrong_usage_ends_with_2(wrong: list[str]) -> None:
+def test_wrong_usage_ends_with_2(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(wrong) == 2
+    assert "Value error" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

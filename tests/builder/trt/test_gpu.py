@@ -25,7 +25,7 @@ def cudart(trt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_machine_without_a_driver_builds_no_plans() -> None:
     with pytest.raises(
         NoGpuError,
-        match=r"CUDA finds no GPU.* --from-store\.$|CUDA cannot be used: CUDA says ",
+        match=r"CUDA finds no GPU.* --runtime openvino .*\.$|CUDA cannot be used: CUDA says ",
     ):
         gpu_at_hand()
 
@@ -33,7 +33,10 @@ def test_a_machine_without_a_driver_builds_no_plans() -> None:
 def test_without_tensorrt_the_message_says_what_works_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
 
-    with pytest.raises(NoGpuError, match=r"TensorRT cannot be imported .* --cc \.\.\. --from-store\.$"):
+    with pytest.raises(
+        NoGpuError,
+        match=r"TensorRT cannot be imported .* --cc \.\.\. --from-store, or use --runtime openvino .*\.$",
+    ):
         gpu_at_hand()
 
 
