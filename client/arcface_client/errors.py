@@ -42,7 +42,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
 
@@ -243,5 +243,9 @@ def detached(error: Error) -> Error:
 
 
 def _listed(reasons: Mapping[str, ArcFaceError]) -> str:
-    listed = "; ".join(f"{name}: {error}" for name, error in reasons.items())
-    return re.sub(r"(?<!\.)\.; ", "; ", listed) or "No candidate is known."
+    return joined(f"{name}: {error}" for name, error in reasons.items()) or "No candidate is known."
+
+
+def joined(sentences: Iterable[str]) -> str:
+    """Join sentences to one, with semicolons in place of their full stops."""
+    return re.sub(r"(?<!\.)\.; ", "; ", "; ".join(sentences))

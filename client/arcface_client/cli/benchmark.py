@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from ..errors import joined
 from .connection import Server
 from .terminal import (
     DONE,
@@ -179,7 +180,7 @@ def _conclude(result: Benchmark) -> int:
         )
     for system in result.systems:
         if system.fell_back:
-            served_by, why = "; ".join(system.served_by), "; ".join(system.not_by)
+            served_by, why = "; ".join(system.served_by), joined(system.not_by)
             say(f"{system.name} fell back: {served_by} embedded, because of {why}", style="red")
     if result.stopped is not None:
         say(f"Not everything was measured: {result.stopped}", style="red")

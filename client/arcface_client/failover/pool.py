@@ -20,6 +20,7 @@ from ..errors import (
     ServerUnavailableError,
     TransientError,
     detached,
+    joined,
 )
 from ..models.golden import GoldenReference
 from ..observability.diagnostics import CandidateReport, Source
@@ -298,7 +299,7 @@ class ReplicaPool:
             reason = after.refused.get(before, f"{first.name} is preferred")
             return logging.WARNING, f"{first.name} serves now instead of {before}: {reason}"
         passed_over = after.passed_over(first)
-        why = "; ".join(f"{name} does not: {reason}" for name, reason in passed_over.items())
+        why = joined(f"{name} does not: {reason}" for name, reason in passed_over.items())
         level = logging.WARNING if passed_over or had_served else logging.INFO
         return level, f"{first.name} serves{'. ' if why else ''}{why}"
 
