@@ -285,8 +285,10 @@ def _finished(model: ir.Model) -> ir.Model:
         model.ir_version = IR_VERSION
     tidy(model)
     passes.ClearMetadataAndDocStringPass()(model)
-    names = [value.name for node in model.graph.all_nodes() for value in node.outputs]
-    names += [*model.graph.initializers, INPUT_NAME]
+    nodes = list(model.graph.all_nodes())
+    names = [value.name for node in nodes for value in node.outputs]
+    for graph in {id(node.graph): node.graph for node in nodes if node.graph}.values():
+        names += [*graph.initializers, *(value.name for value in graph.inputs)]
     if len({*names}) < len(names):  # the source's own names are any
         passes.NameFixPass()(model)
     return model

@@ -65,6 +65,20 @@ def test_a_batch_fixed_to_one_that_cannot_be_freed_is_served_crop_by_crop(
     assert any("Concat" in line for line in model.manifest.repairs)
 
 
+@pytest.mark.parametrize("taken", ["row", "crop", "image"])
+def test_a_weight_may_have_a_name_of_the_serving_graph(taken: str, tmp_path: Path) -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(ONE_CROP)
+    weight = model.graph.initializer[0]
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            if name == weight.name:
+                node.input[index] = taken
+    weight.name = taken
+
+    assert "max_batch_size: 1\n" in config(built(model, tmp_path))
+
+
 @pytest.mark.parametrize("rest", [[2, 392], [2, 8, 7, 7]], ids=["a matrix", "a map"])
 def test_a_batch_fixed_to_two_is_freed(rest: list[int], tmp_path: Path) -> None:
     model = built(
