@@ -137,7 +137,7 @@ def _parts(file: Path) -> list[Part]:
     ):
         if key in data:
             return make(file.name, data)
-    raise ValueError(f"{file} is no benchmark's JSON: it has only {', '.join(data)}.")
+    raise ValueError(f"{file} is not the JSON of a benchmark: it has only {', '.join(data)}.")
 
 
 def _of_benchmark(file: str, data: dict[str, Any]) -> list[Part]:

@@ -153,7 +153,7 @@ def _warn_of_another_space(repository: ModelRepository, built: ModelManifest) ->
     """Warn if the version before was another model, whose galleries are of no use to this one."""
     earlier = [version for version in repository.versions(built.model) if version < built.version]
     before = None
-    with suppress(ManifestError):  # it is no part of this build
+    with suppress(ManifestError):  # the other version is not part of this build
         before = LocalModels(repository.root).manifest(built.model, earlier[-1]) if earlier else None
     conflict = before and before.embedding_space().conflict(built.embedding_space())
     if before and conflict:

@@ -18,7 +18,7 @@ class NotOnnxError(SourceError):
 
 
 class NotArcFaceError(SourceError):
-    """An ONNX model is no face network, or ONNX Runtime does not run it."""
+    """An ONNX model is not a face network, or ONNX Runtime does not run it."""
 
 
 class CheckpointError(SourceError):

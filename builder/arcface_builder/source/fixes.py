@@ -108,7 +108,7 @@ def free_batch(model: ir.Model) -> list[Issue]:
 
 
 def fix_to_run(model: ir.Model) -> list[Issue]:
-    """Fix what keeps ONNX Runtime from running a file; gives nothing if it is no such issue.
+    """Fix what keeps ONNX Runtime from running a file; gives nothing if it finds no such issue.
 
     Raises:
         NotArcFaceError: A batch norm has statistics for every pixel.

@@ -101,7 +101,7 @@ class Served:
 class SourceModel:
     """A source model, and what is known of it.
 
-    What is derived raises NotArcFaceError if ONNX Runtime cannot run the model, or if it is no face network.
+    What is derived raises NotArcFaceError if ONNX Runtime cannot run it, or if it is not a face network.
 
     Attributes:
         proto: The model as it is in its file.
@@ -132,7 +132,7 @@ class SourceModel:
 
     @cached_property
     def preprocessing(self) -> InputPreprocessing | None:
-        """What the graph itself does to the image; None if that is no normalisation by channel."""
+        """What the graph itself does to the image; None if that is not a normalisation by channel."""
         return read_preprocessing(self.network.model, self.network.image)
 
     @cached_property

@@ -94,7 +94,7 @@ def open_network(proto: onnx.ModelProto, output: str | None = None) -> Network:
         output: The output that is the embedding; None finds it by its shape.
 
     Raises:
-        NotArcFaceError: It is no face network, is in training mode, or cannot be run.
+        NotArcFaceError: It is not a face network, is in training mode, or cannot be run.
         OptionError: It has no output of that name.
     """
     model = ir.from_proto(proto)

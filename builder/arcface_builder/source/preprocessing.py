@@ -84,7 +84,7 @@ def contradicts(stated: Normalisation, graph: Normalisation) -> Normalisation | 
 
 
 def read_preprocessing(model: ir.Model, image: Image) -> InputPreprocessing | None:
-    """Measure what a graph does before its first convolution; None if that is no normalisation by channel."""
+    """Measure what a graph does before its first convolution; None if that does not normalise by channel."""
     first = next((node for node in model.graph if node.op_type in _FIRST_LAYERS), None)
     target = first.inputs[0] if first is not None else None
     if target is None:

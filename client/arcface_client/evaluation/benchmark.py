@@ -279,7 +279,7 @@ def _take_turns(
             first = turn % len(systems)
             order = [*systems[first:], *systems[:first]]
             done = [system.worker.turn(size, options.turn_s, options.clients) for system in order]
-            for system, own in zip(order, done, strict=True):  # a turn that is stopped half way is nobody's
+            for system, own in zip(order, done, strict=True):  # a turn that was stopped counts for none
                 system.turns.setdefault(size, []).append(own)
 
 

@@ -154,7 +154,7 @@ class LocalModels:
         )
 
     def sibling(self, model: str, space: EmbeddingSpace | None = None) -> LocalSibling:
-        """Find the newest version of a model that is made from an ONNX model and is no plan.
+        """Find the newest version of a model that is made from an ONNX model and is not a plan.
 
         Args:
             model: Its name, for example "arcface_r100_openvino".
