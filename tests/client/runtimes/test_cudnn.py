@@ -14,10 +14,13 @@ import pytest
 from onnx import helper, numpy_helper
 
 from arcface_builder.build import build
+from arcface_builder.check import crops as faces
+from arcface_builder.graph.precision import typed_graph
 from arcface_builder.source.load import OnnxFile
 from arcface_client.errors import DeploymentError
-from arcface_client.models.golden import golden_crops
-from arcface_client.runtimes.cudnn.network import Affine, Array, Network, place, read_network
+from arcface_client.models.golden import golden_crops, largest_drift
+from arcface_client.runtimes.cudnn.network import Affine, Array, Convolution, Network, Rounding, place
+from arcface_client.runtimes.cudnn.reader import read_network
 from support.exports import small_arcface
 from support.tiny import tiny_serving_graph
 
@@ -71,14 +74,21 @@ def computed(network: Network, crops: npt.NDArray[np.uint8]) -> Array:
         result = maps[layer.source.name]
         if isinstance(layer, Affine):
             result = result * by_channel(layer.scale) + by_channel(layer.shift)
-        else:
-            result = convolved(result, layer.weight, layer.stride, layer.padding) + by_channel(layer.bias)
+        elif isinstance(layer, Convolution):
+            result = convolved(result, layer.weight, layer.stride, layer.padding)
+            if layer.scale is not None:
+                assert layer.source.step is not None
+                assert np.array_equal(layer.weight, layer.weight.astype(np.int8))
+                result = result * by_channel(layer.scale)
+            result = result + by_channel(layer.bias)
             if layer.slopes is not None:
                 result = np.where(result > 0, result, result * by_channel(layer.slopes))
             if layer.residual is not None:
                 result = result + maps[layer.residual.name]
-        assert result.shape[1:] == (layer.output.channels, layer.output.size, layer.output.size)
-        maps[layer.output.name] = result
+        for value in layer.outputs:
+            assert result.shape[1:] == (value.channels, value.size, value.size)
+            rounded = result if value.step is None else np.clip(np.rint(result / value.step), -128, 127)
+            maps[value.name] = rounded
     features = maps[network.features.name]
     pixels = features.reshape(*features.shape[:2], -1)
     raw = np.einsum("ncp,pdc->nd", pixels, network.gemm) + network.bias
@@ -106,8 +116,56 @@ def test_the_layers_compute_what_the_serving_graph_does(
     assert network.dim == 512
 
 
-def test_feature_maps_that_are_needed_at_once_have_places_of_their_own(serving_graph: Path) -> None:
-    network = read_network(serving_graph)
+@pytest.fixture(scope="module")
+def int8_graph(serving_graph: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every convolution but the first in int8; sums and batch norms read what is not rounded."""
+    path = tmp_path_factory.mktemp("int8") / "model.onnx"
+    crops = faces.face_like(100)
+    path.write_bytes(typed_graph(serving_graph.read_bytes(), "int8", calibration=crops, strongly_typed=False))
+    return changed(path, read_unrounded, path.parent)
+
+
+def read_unrounded(graph: onnx.GraphProto, *names: str) -> None:
+    """Let nodes read what is not rounded."""
+    source = {
+        node.output[0]: node.input[0]
+        for node in graph.node
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear")
+    }
+    for node in graph.node:
+        if node.op_type in ("Add", "BatchNormalization") or node.name in names:
+            node.input[:] = [source.get(source.get(name, name), name) for name in node.input]
+
+
+def in_float(graph: onnx.GraphProto) -> None:
+    read_unrounded(graph, "conv4")
+
+
+@pytest.mark.parametrize(
+    ("change", "precision"), [(lambda graph: None, "int8"), (in_float, "mixed")], ids=["int8", "mixed"]
+)
+def test_int8_convolutions_compute_what_the_quantised_graph_does(
+    int8_graph: Path, change: Change, precision: str, tmp_path: Path
+) -> None:
+    path = changed(int8_graph, change, tmp_path)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    (expected,) = onnxruntime.InferenceSession(path, options).run(None, {"image": golden_crops()})
+
+    network = read_network(path)
+
+    assert network.precision == precision
+    assert largest_drift(expected, computed(network, golden_crops())) < 2e-5
+    # What only a batch norm or the first layer could round is rounded by layers of its own.
+    roundings = [layer.source.name for layer in network.layers if isinstance(layer, Rounding)]
+    assert roundings == ["prelu1", "bn2a"]
+
+
+@pytest.mark.parametrize(("graph", "count"), [("serving_graph", 3), ("int8_graph", 4)])
+def test_feature_maps_that_are_needed_at_once_have_places_of_their_own(
+    graph: str, count: int, request: pytest.FixtureRequest
+) -> None:
+    network = read_network(request.getfixturevalue(graph))
     assert network.shifted is not None
     first = [network.first.output, network.shifted.output]
 
@@ -115,11 +173,11 @@ def test_feature_maps_that_are_needed_at_once_have_places_of_their_own(serving_g
 
     for number, layer in enumerate(network.layers):
         needed = {value.name for later in network.layers[number:] for value in later.sources}
-        written = {value.name for value in first} | {one.output.name for one in network.layers[:number]}
-        held = {places[name] for name in needed & written}
-        assert len(held) == len(needed & written)
-        assert places[layer.output.name] not in held
-    assert len(set(places.values())) == 3
+        written = {value.name for value in first}
+        written |= {value.name for one in network.layers[:number] for value in one.outputs}
+        held = [places[name] for name in needed & written] + [places[value.name] for value in layer.outputs]
+        assert len(set(held)) == len(held)
+    assert len(set(places.values())) == count
 
 
 def add_sigmoid(graph: onnx.GraphProto) -> None:
@@ -158,6 +216,15 @@ def test_another_graph_is_refused_and_its_first_unknown_node_is_named(
 
     with pytest.raises(DeploymentError, match=rf"cuDNN cannot run \S+changed.onnx: .*{reason}"):
         read_network(path)
+
+
+def test_an_asymmetric_range_is_refused(int8_graph: Path, tmp_path: Path) -> None:
+    def shifted(graph: onnx.GraphProto) -> None:
+        zero = initializer(graph, "prelu2_zero_point")
+        zero.CopyFrom(numpy_helper.from_array(np.array(3, np.int8), zero.name))
+
+    with pytest.raises(DeploymentError, match="is QuantizeLinear prelu2_QuantizeLinear; serve the model"):
+        read_network(changed(int8_graph, shifted, tmp_path))
 
 
 def test_a_graph_without_convolutions_is_refused(tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
-"""cuDNN: the serving graph of an IResNet in FP16 as fused kernels, for GPUs from compute capability 8.0.
+"""cuDNN: the serving graph of an IResNet in FP16 or int8 as fused kernels.
 
 ::
 
-    network   what the ONNX file holds, as layers; refuses other graphs
+    network   the layers
+    reader    what the ONNX file holds, as layers; refuses other graphs
     kernels   the first layer and the last step, in CUDA C++
     fused     the layers between them, as cuDNN graphs
     plans     which of cuDNN's kernels is fastest for a layer
     loaded    all of it on a GPU
     runtime   ``Cudnn``, which embeds
+
+It needs a GPU of compute capability 8.0 or newer.
 """

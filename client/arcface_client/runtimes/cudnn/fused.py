@@ -1,4 +1,4 @@
-"""Layers as fused cuDNN graphs: FP16 in and out, float32 in between, one kernel each."""
+"""Layers as fused cuDNN graphs: FP16 or int8 in and out, float32 in between, one kernel each."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import cudnn
+import numpy as np
+import numpy.typing as npt
 
 from ...errors import DeploymentError
-from .network import Affine, Convolution
+from .network import Affine, Convolution, Layer, Rounding
 
 MOST_PLANS: Final = 9
 """Kernels to try for a shape: on an H200, those behind them were never the fastest."""
@@ -19,11 +21,14 @@ REFUSED: Final = (cudnn.cudnnGraphNotSupportedError, RuntimeError, ValueError)
 
 _HALF: Final = cudnn.data_type.HALF
 _FLOAT: Final = cudnn.data_type.FLOAT
+_INT8: Final = cudnn.data_type.INT8
+_INT32: Final = cudnn.data_type.INT32
 _HEURISTICS: Final = (cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK)
 _UIDS: Final = {
     name: uid
     for uid, name in enumerate(
-        ("source", "weight", "bias", "slopes", "residual", "scale", "shift", "output"), start=1
+        ("source", "weight", "bias", "slopes", "residual", "scale", "shift", "output", "steps", "rounded"),
+        start=1,
     )
 }
 """What a plan calls the tensors, whatever its shape."""
@@ -34,7 +39,7 @@ class Shape:
     """What a fused graph depends on; layers of one shape share it.
 
     Attributes:
-        kind: "conv", "affine" (a batch norm) or "gemm".
+        kind: "conv", "affine" (a batch norm), "rounding" or "gemm".
         batch: Crops at a time.
         channels: Channels of the feature map that it reads.
         size: Height and width of that.
@@ -44,9 +49,11 @@ class Shape:
         padding: Its padding.
         prelu: How the PRelu behind it is computed: a slope of at most 1 needs a step less than others.
         residual: Whether a residual is added.
+        reads: What it multiplies.
+        writes: What it writes; "both" is FP16, and int8 besides.
     """
 
-    kind: Literal["conv", "affine", "gemm"]
+    kind: Literal["conv", "affine", "rounding", "gemm"]
     batch: int
     channels: int
     size: int
@@ -56,13 +63,17 @@ class Shape:
     padding: int = 0
     prelu: Literal["none", "flat", "steep"] = "none"
     residual: bool = False
+    reads: Literal["fp16", "int8"] = "fp16"
+    writes: Literal["fp16", "int8", "both"] = "fp16"
 
     @classmethod
-    def of(cls, layer: Convolution | Affine, batch: int) -> Shape:
+    def of(cls, layer: Layer, batch: int) -> Shape:
         """The shape of a layer in a batch."""
         source, outputs = layer.source, layer.output.channels
         if isinstance(layer, Affine):
             return cls("affine", batch, source.channels, source.size, outputs)
+        if isinstance(layer, Rounding):
+            return cls("rounding", batch, source.channels, source.size, outputs, writes="int8")
         return cls(
             "conv",
             batch,
@@ -74,18 +85,41 @@ class Shape:
             layer.padding,
             "none" if layer.slopes is None else "flat" if layer.slopes.max() <= 1 else "steep",
             layer.residual is not None,
+            "fp16" if layer.scale is None else "int8",
+            "both" if layer.rounded else "fp16" if layer.output.step is None else "int8",
         )
 
     @property
     def topology(self) -> tuple[str, ...]:
         """Shapes of one topology share compiled kernels."""
-        return (self.kind, str(self.kernel), str(self.stride), self.prelu, str(self.residual))
+        window = (str(self.kernel), str(self.stride))
+        return (self.kind, *window, self.prelu, str(self.residual), self.reads, self.writes)
 
     def __str__(self) -> str:
         window = f"{self.kernel}x{self.kernel}s{self.stride}p{self.padding}" if self.kind == "conv" else ""
-        extras = (self.prelu if self.prelu != "none" else "", "residual" if self.residual else "")
+        extras = [self.prelu] * (self.prelu != "none") + ["residual"] * self.residual
+        extras += [f"{self.reads}-{self.writes}"] * (self.reads != "fp16" or self.writes != "fp16")
         sizes = f"{self.batch}x{self.size}x{self.size}x{self.channels}-{self.outputs}"
         return "-".join(filter(None, (self.kind, sizes, window, *extras)))
+
+
+def packed(layer: Layer) -> dict[str, npt.NDArray[Any]]:
+    """The weights of a layer as cuDNN reads them, by their name in its fused graph."""
+    if isinstance(layer, Affine):
+        return {"scale": layer.scale, "shift": layer.shift}
+    step = next((value.step for value in layer.outputs if value.step is not None), None)
+    result: dict[str, npt.NDArray[Any]] = {}
+    if step is not None:
+        result["steps"] = np.full(layer.output.channels, 1 / step, np.float32)
+    if isinstance(layer, Convolution):
+        weight = layer.weight.transpose(0, 2, 3, 1)
+        result |= {
+            "weight": weight.astype(np.float16 if layer.scale is None else np.int8),
+            "bias": layer.bias,
+        }
+        result |= {} if layer.scale is None else {"scale": layer.scale}
+        result |= {} if layer.slopes is None else {"slopes": layer.slopes}
+    return result
 
 
 def compiled_plans(shape: Shape, handle: Any) -> Iterator[bytes]:
@@ -97,8 +131,15 @@ def compiled_plans(shape: Shape, handle: Any) -> Iterator[bytes]:
     graph = cudnn.pygraph(
         io_data_type=_HALF, intermediate_data_type=_FLOAT, compute_data_type=_FLOAT, handle=handle
     )
-    output = _GRAPHS[shape.kind](shape, _Tensors(graph))
-    output.set_output(True).set_data_type(_FLOAT if shape.kind == "gemm" else _HALF).set_uid(_UIDS["output"])
+    tensors = _Tensors(graph)
+    output = _GRAPHS[shape.kind](shape, tensors)
+    if shape.writes != "int8":
+        kind = _FLOAT if shape.kind == "gemm" else _HALF
+        output.set_output(True).set_data_type(kind).set_uid(_UIDS["output"])
+    if shape.writes != "fp16":
+        rounded = graph.mul(output, tensors.by_channel("steps", shape.outputs))
+        name = "output" if shape.writes == "int8" else "rounded"
+        rounded.set_output(True).set_data_type(_INT8).set_uid(_UIDS[name])
     try:
         graph.validate()
         graph.build_operation_graph()
@@ -173,14 +214,17 @@ class _Tensors:
 
 def _conv(shape: Shape, tensors: _Tensors) -> Any:
     graph, outputs = tensors.graph, shape.outputs
+    numbers, sums = (_HALF, _FLOAT) if shape.reads == "fp16" else (_INT8, _INT32)
     result = graph.conv_fprop(
-        image=tensors.image("source", shape.batch, shape.channels, shape.size),
-        weight=tensors.image("weight", outputs, shape.channels, shape.kernel),
+        image=tensors.image("source", shape.batch, shape.channels, shape.size, numbers),
+        weight=tensors.image("weight", outputs, shape.channels, shape.kernel, numbers),
         padding=[shape.padding] * 2,
         stride=[shape.stride] * 2,
         dilation=[1, 1],
-        compute_data_type=_FLOAT,
+        compute_data_type=sums,
     )
+    if shape.reads == "int8":
+        result = graph.mul(result.set_data_type(_INT32), tensors.by_channel("scale", outputs))
     result = graph.bias(input=result, bias=tensors.by_channel("bias", outputs))
     if shape.prelu != "none":
         slopes = tensors.by_channel("slopes", outputs)
@@ -202,6 +246,10 @@ def _affine(shape: Shape, tensors: _Tensors) -> Any:
     return graph.add(scaled, tensors.by_channel("shift", shape.channels))
 
 
+def _rounding(shape: Shape, tensors: _Tensors) -> Any:
+    return tensors.image("source", shape.batch, shape.channels, shape.size)
+
+
 def _gemm(shape: Shape, tensors: _Tensors) -> Any:
     """One product for each pixel of the feature map, in float32, which the last step adds up.
 
@@ -218,5 +266,6 @@ def _gemm(shape: Shape, tensors: _Tensors) -> Any:
 _GRAPHS: Final[Mapping[str, Callable[[Shape, _Tensors], Any]]] = {
     "conv": _conv,
     "affine": _affine,
+    "rounding": _rounding,
     "gemm": _gemm,
 }

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from cuda.bindings import driver, nvrtc
 
 from ...errors import CudaError, DeploymentError, MissingExtraError
-from .network import Affine, Array, Convolution, Network, Value
+from .network import Affine, Array, Convolution, Layer, Network, Value
 
 _SOURCE: Final = "kernels.cu"
 _TAPS: Final = 10  # of a kernel's row: 3 pixels of 3 channels, and one of weight 0
@@ -151,7 +151,7 @@ def packed_constants(first: Convolution, shifted: Affine | None) -> Array:
     return np.stack([first.bias, first.slopes, scale, shift], axis=1)
 
 
-def stride_of_readers(value: Value, layers: Iterable[Convolution | Affine]) -> int:
+def stride_of_readers(value: Value, layers: Iterable[Layer]) -> int:
     """The stride in which the layers that read a feature map skip pixels, which then need not be there.
 
     In an IResNet the first layer's output itself goes only to the first shortcut, which reads a quarter.

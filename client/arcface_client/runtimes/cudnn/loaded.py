@@ -20,9 +20,9 @@ from ...contract import CROP_BYTES
 from ...errors import CudaError
 from ..base import batch_sizes
 from ..cuda import DeviceBuffer, check, recorded
-from .fused import REFUSED, Fused, Shape
+from .fused import REFUSED, Fused, Shape, packed
 from .kernels import Kernels, packed_constants, packed_weights
-from .network import Affine, Convolution, Network, place
+from .network import Convolution, Network, place
 from .plans import PlanCache, compile_all, fastest
 
 _log = logging.getLogger(__name__)
@@ -89,16 +89,16 @@ class LoadedNetwork:
         network = self._network
         weights, unit = packed_weights(network.first)
         arrays: dict[str, dict[str, npt.NDArray[Any]]] = {
-            layer.output.name: _packed(layer) for layer in network.layers
+            layer.output.name: packed(layer) for layer in network.layers
         }
         arrays["first"] = {"weight": weights, "constants": packed_constants(network.first, network.shifted)}
         arrays["gemm"] = {"weight": network.gemm.astype(np.float16), "bias": network.bias}
-        sizes = [array.nbytes for packed in arrays.values() for array in packed.values()]
+        sizes = [array.nbytes for tensors in arrays.values() for array in tensors.values()]
         address = self._buffer(sum(map(_aligned, sizes)))
         addresses: dict[str, Addresses] = {}
-        for name, packed in arrays.items():
+        for name, tensors in arrays.items():
             addresses[name] = {}
-            for tensor, array in packed.items():
+            for tensor, array in tensors.items():
                 array = np.ascontiguousarray(array)
                 check(cudart.cudaMemcpy(address, array.ctypes.data, array.nbytes, _TO_DEVICE))
                 addresses[name][tensor] = address
@@ -111,7 +111,7 @@ class LoadedNetwork:
         network = self._network
         values = [network.first.output, *([network.shifted.output] if network.shifted else [])]
         places = place(network.layers, values)
-        values += [layer.output for layer in network.layers]
+        values += [value for layer in network.layers for value in layer.outputs]
         largest = [
             max(value.nbytes for value in values if places[value.name] == one)
             for one in range(max(places.values()) + 1)
@@ -218,6 +218,8 @@ class LoadedNetwork:
             addresses |= {"source": maps[layer.source.name], "output": maps[layer.output.name]}
             if isinstance(layer, Convolution) and layer.residual is not None:
                 addresses["residual"] = maps[layer.residual.name]
+            if isinstance(layer, Convolution) and layer.rounded is not None:
+                addresses["rounded"] = maps[layer.rounded.name]
             yield Shape.of(layer, count), addresses
         features = self._network.features
         weight, source = self._weights["gemm"]["weight"], maps[features.name]
@@ -228,17 +230,6 @@ class LoadedNetwork:
         buffer = DeviceBuffer(nbytes)
         self._taken.callback(buffer.free)
         return buffer.address
-
-
-def _packed(layer: Convolution | Affine) -> dict[str, npt.NDArray[Any]]:
-    """The weights of a layer as cuDNN reads them, by their name in its fused graph."""
-    if isinstance(layer, Affine):
-        return {"scale": layer.scale, "shift": layer.shift}
-    packed: dict[str, npt.NDArray[Any]] = {
-        "weight": layer.weight.transpose(0, 2, 3, 1).astype(np.float16),
-        "bias": layer.bias,
-    }
-    return packed if layer.slopes is None else packed | {"slopes": layer.slopes}
 
 
 def _aligned(nbytes: int) -> int:

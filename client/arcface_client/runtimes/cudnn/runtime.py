@@ -28,8 +28,8 @@ from ..cuda import (
     free_bytes,
 )
 from .loaded import Gpu, LoadedNetwork
-from .network import read_network
 from .plans import PlanCache
+from .reader import read_network
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class _Slot:
 
 
 class Cudnn:
-    """A serving graph in FP16 with float32 sums, one CUDA graph for each batch size that is a power of two.
+    """A serving graph in FP16 or int8, one CUDA graph for each batch size that is a power of two.
 
     Other sizes are padded to the next one. Safe to share between threads: the GPU runs one batch after
     another, while the crops of the next are copied. Calls leave the thread's current GPU as it was.
@@ -66,7 +66,7 @@ class Cudnn:
 
     Attributes:
         max_batch_size: The largest batch; less than asked for if the GPU has no memory for that.
-        precision: What it computes in: "fp16".
+        precision: What its convolutions are computed in: "fp16", "int8", or "mixed", which is both.
         device: The GPU's name.
         version: cuDNN's version, for example "9.19.0".
         vram_mb: GPU memory that loading took, in MiB; inexact while other programs allocate or free some.
@@ -86,7 +86,7 @@ class Cudnn:
         cache: Path | None = None,
     ) -> None:
         network = read_network(Path(model_path))
-        self.version, self.precision = cudnn_version(), "fp16"
+        self.version, self.precision = cudnn_version(), network.precision
         count = device_count()
         if device >= count:
             raise CudaError(f"There is no GPU {device}: CUDA sees {count}.")
