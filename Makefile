@@ -7,7 +7,7 @@ MINUTES ?= 10
 JOBS ?= 2
 # How many random networks `make fuzz` builds.
 EXAMPLES ?= 2000
-EXTRAS := cli,builder,server,insightface,openvino,s3,report
+EXTRAS := cli,builder,server,insightface,openvino,s3,report,bulk
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/ready

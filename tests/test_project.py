@@ -74,6 +74,8 @@ HEAVY = {
     "insightface",
     "torch",
     "matplotlib",
+    "pyarrow",
+    "fsspec",
 }
 
 

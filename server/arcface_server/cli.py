@@ -13,8 +13,9 @@ from typing import Annotated, Any, Final, TypeAlias
 
 import typer
 
-from arcface_client.cli.output import check_output, replace_text, replacing
+from arcface_client.cli.output import check_output, replace_text
 from arcface_client.cli.terminal import DONE, examples, new_app, run, whole_numbers
+from arcface_client.models.files import replacing
 
 from .errors import FlagError
 from .launch import LOCALHOST

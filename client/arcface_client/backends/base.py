@@ -8,6 +8,7 @@ from typing import Literal, TypeVar, overload
 
 from ..contract import Embeddings
 from ..crops import Color, CropsLike, as_batch
+from ..models.embedding_space import EmbeddingSpace
 from ..observability.diagnostics import Diagnostics, Served
 from ..triton.embed_request import Deadline, EmbedRequest
 
@@ -28,6 +29,10 @@ class EmbeddingBackend(ABC):
     @abstractmethod
     def diagnostics(self) -> Diagnostics:
         """What serves, how fast, how exactly, and why not another; what is unknown is None."""
+
+    def space(self) -> EmbeddingSpace:
+        """The embedding space of every answer; None is unknown, as all is before ``ensure_ready``."""
+        return EmbeddingSpace()
 
     @abstractmethod
     def close(self) -> None:

@@ -15,6 +15,7 @@ from ..failover.health import Health
 from ..failover.pool import ReplicaPool
 from ..failover.replica import Intervals, Origin, local_replicas
 from ..failover.server import Server
+from ..models.embedding_space import EmbeddingSpace
 from ..models.repository import LocalModels
 from ..observability.diagnostics import Diagnostics, Served, Source
 from ..observability.metrics import Metrics, PrometheusExporter
@@ -114,6 +115,11 @@ class PooledBackend(EmbeddingBackend):
             latency_ms=self.metrics.latency_ms,
             counters=self.metrics.snapshot(),
         )
+
+    def space(self) -> EmbeddingSpace:
+        """The embedding space that the first replica which passed its golden check settled."""
+        settled = self._pool.space
+        return EmbeddingSpace() if settled is None else settled.space
 
     def close(self) -> None:
         """End the background threads and the connections, and free the models.

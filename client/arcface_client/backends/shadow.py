@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from ..contract import Crops, Embeddings
 from ..errors import ArcFaceError, DriftError, InputError
+from ..models.embedding_space import EmbeddingSpace
 from ..models.golden import drifts
 from ..models.naming import made_from
 from ..observability.diagnostics import Diagnostics, Served, Source
@@ -132,6 +133,10 @@ class ShadowBackend(EmbeddingBackend):
     def diagnostics(self) -> Diagnostics:
         """What the primary backend says, and the drift of live crops."""
         return replace(self._primary.diagnostics(), shadow=self._snapshot())
+
+    def space(self) -> EmbeddingSpace:
+        """The embedding space of the primary backend."""
+        return self._primary.space()
 
     def close(self) -> None:
         """Close both backends; what waits is not compared any more."""

@@ -91,7 +91,8 @@ def benchmark(
     compared with the first system's turn beside it, so that a slow moment of the machine affects both.
     """
     from ..evaluation import benchmark as measuring  # brings gRPC, for which `--help` need not wait
-    from .output import check_output, replace_text, replacing
+    from ..models.files import replacing
+    from .output import check_output, replace_text
 
     for path in filter(None, (output, plot)):
         check_output(path)

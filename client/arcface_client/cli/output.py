@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import secrets
 import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from ..contract import Embeddings
 from ..errors import InputError
+from ..models.files import naming, replacing
 
 
 def check_output(path: Path) -> None:
@@ -33,46 +32,8 @@ def check_output(path: Path) -> None:
         pass
 
 
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Let an error of writing name the file that it is about, not a temporary one or none.
-
-    Raises:
-        InputError: The disk is full, or the folder cannot be written to.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written: {error.strerror or error}. What was there before is kept."
-        ) from error
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Write a file so that it is the old one, or none, until the new one is whole.
-
-    Yields:
-        What to write to. It takes the file's place when the block ends without an error.
-
-    Raises:
-        InputError: The disk is full, or the folder cannot be written to.
-    """
-    path = path.resolve()  # a link stays, and what it points to is written
-    part = path.with_name(f".{secrets.token_hex(8)}.part")  # each writer has its own
-    with naming(path):
-        try:
-            with part.open("xb") as file:
-                if path.exists():
-                    shutil.copymode(path, part)
-                yield file
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-
-
 def replace_text(path: Path, text: str) -> None:
-    """Write a text as ``replacing`` does, in UTF-8."""
+    """Write a text as ``models.files.replacing`` does, in UTF-8."""
     with replacing(path) as file:
         file.write(text.encode(errors="backslashreplace"))  # a path may hold bytes that are not UTF-8
 

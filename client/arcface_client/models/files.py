@@ -1,14 +1,17 @@
-"""Files on this machine: the home directory, the cache folder, SHA-256."""
+"""Files on this machine: the home directory, the cache folder, SHA-256, files that appear whole."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
-from ..errors import ConfigError
+from ..errors import ConfigError, InputError
 
 _CHUNK_BYTES: Final = 1 << 20
 
@@ -48,3 +51,43 @@ def sha256_of(path: Path) -> str:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of writing name the file that it is about, not a temporary one or none.
+
+    Raises:
+        InputError: The disk is full, or the folder cannot be written to.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written: {error.strerror or error}. What was there before is kept."
+        ) from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Write a file so that it is the old one, or none, until the new one is whole.
+
+    Yields:
+        What to write to. It takes the file's place when the block ends without an error.
+
+    Raises:
+        InputError: The disk is full, or the folder cannot be written to.
+    """
+    path = path.resolve()  # a link stays, and what it points to is written
+    part = path.with_name(f".{secrets.token_hex(8)}.part")  # each writer has its own
+    with naming(path):
+        try:
+            with part.open("xb") as file:
+                if path.exists():
+                    shutil.copymode(path, part)
+                yield file
+                file.flush()
+                os.fsync(file.fileno())  # else a crash of the machine may leave an empty file of this name
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)

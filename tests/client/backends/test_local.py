@@ -149,6 +149,7 @@ def test_a_fallback_takes_the_newest_version_of_the_embedding_space_in_use(
         backend.ensure_ready()
         build(OnnxFile(save_for_insightface(tmp_path, seed=1)), name="small", repository=models)
         embeddings, served = backend.encode(crops, return_source=True)
+        assert backend.space() == ours.manifest.embedding_space()
     assert [(source.model, source.version) for source in served.sources] == [("small_onnx", 1)]
     np.testing.assert_allclose(embeddings, embed(ours.path, crops), atol=1e-6)
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +10,9 @@ import pytest
 
 from arcface_client.cli.output import check_output, embedding_archive, replace_text
 from arcface_client.errors import InputError
+from support.limits import small_files_only
 
 KEPT = r"{} cannot be written: File too large\. What was there before is kept\."
-
-
-@contextmanager
-def small_files_only() -> Iterator[None]:
-    """What a disk that is nearly full is to this process."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_file_that_does_not_fit_leaves_what_was_there(tmp_path: Path) -> None:
