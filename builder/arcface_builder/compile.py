@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from arcface_client.contract import Crops, Progress, no_progress
+from arcface_client.models.embedding_space import QUANTISED
 from arcface_client.models.naming import plan_model
 from arcface_client.models.plan_manifest import PlanKey, PlanManifest
 from arcface_client.models.repository import LocalOnnx
@@ -18,11 +19,13 @@ from arcface_client.models.schema import Setting
 from arcface_client.triton.limits import DEFAULT_MAX_DRIFT_COSINE
 
 from .check.accuracy import AccuracyReport, ReferenceEmbeddings, reference_for_plans
+from .check.crops import calibration_halves
 from .check.refusal import keep_refusal
 from .errors import CompileError, ParityError, PrecisionError, ServedModelError
 from .graph.edit import parse
 from .graph.opset import lowered
-from .graph.precision import check_gpu_has, fallbacks, is_quantised, typed_graph
+from .graph.precision import check_gpu_has, fallbacks, is_quantised, typed_graph, typed_int8
+from .graph.quantise import QUANTISER_REVISION, quantise
 from .repository.plans import AddedPlan, add_plans, check_free, published_plans, recorded_plan
 from .repository.publish import ModelRepository, tool_versions
 from .source.load import Source, source_embedder
@@ -64,8 +67,13 @@ class PlanRequest:
             ServedModelError: The ONNX model drifts from its source: no plan of it can pass.
         """
         source = source_embedder(self.source, self.onnx.source_sha256)
+        in_int8 = self.options.precision in QUANTISED and not is_quantised(parse(self.onnx.content()))
         return reference_for_plans(
-            self.onnx.path, source, self.calibration, max_drift_cosine=self.max_drift_cosine
+            self.onnx.path,
+            source,
+            calibration_halves(self.calibration)[1] if in_int8 else self.calibration,
+            max_drift_cosine=self.max_drift_cosine,
+            in_int8=in_int8,
         )
 
 
@@ -187,12 +195,10 @@ def convert(request: PlanRequest, precision: str, tensorrt_version: str) -> byte
                 f"cannot be written in that ({error}); compile it with TensorRT 10 or newer. The ONNX model "
                 "serves as it is."
             ) from error
-    return typed_graph(
-        content,
-        precision,
-        calibration=request.calibration,
-        strongly_typed=is_strongly_typed(tensorrt_version),
-    )
+    if precision not in QUANTISED or is_quantised(parse(content)):
+        return typed_graph(content, precision)
+    quantised = quantise(content, calibration_halves(request.calibration)[0])
+    return typed_int8(quantised.content, precision, strongly_typed=is_strongly_typed(tensorrt_version))
 
 
 def plan_key(
@@ -219,9 +225,9 @@ def plan_key(
     """
     onnx, options = request.onnx, request.options
     digest = hashlib.sha256(graph)
-    if precision == "int8" and request.calibration is not None:
+    if precision in QUANTISED and request.calibration is not None:
         # The last bits of int8's ranges differ between processors; what they are computed from does not.
-        digest = hashlib.sha256(onnx.content() + request.calibration.tobytes())
+        digest = hashlib.sha256(QUANTISER_REVISION + onnx.content() + request.calibration.tobytes())
     fits_architecture = options.hardware_compatible and can_be_hardware_compatible(tensorrt_version)
     settings: dict[str, Setting] = {
         "platform": platform or this_platform(),

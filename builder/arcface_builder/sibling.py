@@ -1,4 +1,4 @@
-"""Compile for a runtime that reads the ONNX model's own file: check it there, and add it as a sibling."""
+"""Compile for a runtime that reads ONNX: check the model's own file there, or one in int8, and add it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from arcface_client.models.repository import LocalOnnx
 
 from .check.accuracy import ReferenceEmbeddings
 from .errors import ParityError, RepositoryError
+from .graph.quantise import QuantisedGraph
 from .repository.config import (
     CONFIG_FILE,
     DEFAULT_PLAN_INSTANCES,
@@ -134,6 +135,7 @@ def compile_sibling(
     reference: Callable[[], ReferenceEmbeddings],
     *,
     command: str,
+    quantise: Callable[[], QuantisedGraph] | None = None,
     instances: int | None = None,
     report: Progress = no_progress,
 ) -> AddedSibling:
@@ -145,6 +147,7 @@ def compile_sibling(
         repository: Where both are.
         reference: Computes what the embeddings must be, which takes a while.
         command: The command line that makes it again, for the manifest.
+        quantise: Writes the graph in int8, which takes a while; None serves the ONNX model's own file.
         instances: Batches that Triton runs side by side; None leaves the configuration as it is, or is the
             kind's number.
         report: Called with each stage.
@@ -158,15 +161,17 @@ def compile_sibling(
     model, version = sibling_model(onnx.name, kind.runtime), onnx.version
     record = manifest_path(repository.root, model, version)
     path = repository.root / model / str(version) / MODEL_FILE
-    if path.is_file() and (sha256 := sha256_of(path)) != onnx.sha256:
-        raise RepositoryError(
-            f"{path} has SHA-256 {sha256:.12}..., and {onnx.model} version {version} has "
-            f"{onnx.sha256:.12}... A published version is never changed: build the next one."
-        )
     there = SiblingManifest.read(record) if path.is_file() and record.is_file() else None
+    if path.is_file():
+        expected = onnx.sha256 if there is None else there.model_file.sha256
+        if (sha256 := sha256_of(path)) != expected:
+            raise RepositoryError(
+                f"{path} has SHA-256 {sha256:.12}..., and {onnx.model} version {version} has "
+                f"{expected:.12}... A published version is never changed: build the next one."
+            )
     with repository.staging() as staged, os_errors(repository.root):
         if there is None:
-            manifest = _checked(kind, onnx, model, staged / MODEL_FILE, reference, command, report)
+            manifest = _checked(kind, onnx, model, staged / MODEL_FILE, reference, command, quantise, report)
         else:
             manifest = there
         with repository.lock():
@@ -185,17 +190,23 @@ def _checked(
     path: Path,
     reference: Callable[[], ReferenceEmbeddings],
     command: str,
+    quantise: Callable[[], QuantisedGraph] | None,
     report: Progress,
 ) -> SiblingManifest:
-    """Copy the ONNX model's file, and compare what the runtime makes of it with the source model."""
-    shutil.copyfile(onnx.path, path)
+    """Copy the ONNX model's file or quantise it, and compare what the runtime makes of it with the source."""
+    graph = quantise() if quantise else None
+    if graph is None:
+        shutil.copyfile(onnx.path, path)
+    else:
+        path.write_bytes(graph.content)
     for name, text in kind.files.items():
         path.with_name(name).write_text(text, encoding="utf-8")
     report(f"Loading it with {kind.runtime}", None)
     with closing(kind.open(path)) as runtime:
         report("Comparing the ONNX model with its source", None)
         expected = reference()
-        report(f"Comparing it in {runtime.precision} with its source", None)
+        precision = graph.precision if graph else runtime.precision
+        report(f"Comparing it in {precision} with its source", None)
         accuracy = expected.compare(runtime.embed, _BATCHES)
     try:
         accuracy.check(f"model in {kind.runtime}")
@@ -208,9 +219,10 @@ def _checked(
         runtime=kind.runtime,
         runtime_version=runtime.version,
         device=runtime.device,
-        precision=runtime.precision,
+        precision=precision,
+        quantised=graph.convolutions if graph else (),
         onnx_sha256=onnx.sha256,
-        model_file=ModelFile(name=MODEL_FILE, bytes=path.stat().st_size, sha256=onnx.sha256),
+        model_file=ModelFile(name=MODEL_FILE, bytes=path.stat().st_size, sha256=sha256_of(path)),
         parity=accuracy.parity,
         rebuild_command=command,
         tools=tool_versions(),

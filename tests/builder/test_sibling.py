@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
-from onnx import save_model
+from onnx import load_model, save_model
 
 from arcface_builder.build import build
 from arcface_builder.check import crops as faces
@@ -85,6 +86,31 @@ def test_any_network_that_is_built_runs_in_openvino(kind: str, tmp_path: Path) -
 
     found = LocalModels(tmp_path / "models").sibling("small_openvino")
     assert OpenVino(found.path).embed(golden_crops()).shape == (8, found.onnx.embedding_dim)
+
+
+@pytest.fixture
+def faces_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    for number, crop in enumerate(faces.face_like(40, seed=9)):
+        cv2.imwrite(str(folder / f"{number:02}.png"), crop)
+    return folder
+
+
+def test_in_int8_the_file_has_pairs_and_the_manifest_names_the_convolutions(
+    repository: ModelRepository, faces_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARCFACE_VALIDATION_MAX_DRIFT_COSINE", "0.02")
+
+    assert main(arguments(repository, "--precision", "int8", "--calibration-dir", str(faces_folder))) == 0
+
+    found = LocalModels(repository.root).sibling("small_openvino")
+    nodes = load_model(found.path).graph.node
+    assert found.manifest.precision == "int8"
+    assert len(found.manifest.quantised) == 5
+    assert sum(node.op_type == "QuantizeLinear" for node in nodes) == 5
+    assert 1e-7 < found.manifest.parity.largest_drift_cosine < 0.02
+    assert " --precision int8 --calibration-dir " in found.manifest.rebuild_command
 
 
 class Wrong(OpenVino):

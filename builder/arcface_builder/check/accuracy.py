@@ -197,6 +197,7 @@ def reference_for_plans(
     real_crops: Crops | None,
     *,
     max_drift_cosine: float,
+    in_int8: bool = False,
 ) -> ReferenceEmbeddings:
     """Compute what the plans of a served ONNX model are compared with, and check the ONNX model itself.
 
@@ -205,12 +206,13 @@ def reference_for_plans(
         source: Its source model and what that runs; without it the served model stands in.
         real_crops: uint8 [N, 112, 112, 3]; generated crops fill them up.
         max_drift_cosine: The largest drift that is allowed.
+        in_int8: Whether the plans are in int8, whose ranges hold for faces: no crops are generated.
 
     Raises:
         ServedModelError: The ONNX model drifts from its source, or embeds perturbed crops alike, so that no
             plan of it can pass.
     """
-    crops = comparison_crops(real_crops)
+    crops = comparison_crops(real_crops, in_int8=in_int8)
     another = session(another_model(model_file.read_bytes()))
     with closing(OnnxRuntime(model_file)) as served:
         embed, computed_by = source or (served.embed, SERVED_MODEL)

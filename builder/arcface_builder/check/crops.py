@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from arcface_client.contract import CROP_SHAPE, CROP_SIZE, Crops
+from arcface_client.models.golden import golden_crops
+
+from ..errors import OptionError
 
 LEAST_CROPS = 256
 """Crops that a plan is compared on, at least."""
 
+_LEAST_CALIBRATION: Final = 32
+_MANY: Final = 200
+
 _SEED: Final = 2  # of the crops that fill up real ones
+_log = logging.getLogger(__name__)
 _Images = npt.NDArray[np.float64]
 _Rows = npt.NDArray[np.float64]  # one value per crop, shaped to broadcast over [N, 112, 112]
 
@@ -109,16 +117,41 @@ def noise(count: int, seed: int = 0) -> Crops:
     return np.asarray(random.randint(0, 256, (count, CROP_SIZE, CROP_SIZE, 3)), np.uint8)
 
 
-def comparison_crops(real: Crops | None = None) -> Crops:
+def comparison_crops(real: Crops | None = None, *, in_int8: bool = False) -> Crops:
     """Give the crops to compare a plan on: real ones, filled up to ``LEAST_CROPS`` with generated ones.
 
     Args:
         real: uint8 [N, 112, 112, 3], if there are any.
+        in_int8: Whether the plan's ranges hold for faces alone: real crops and the golden ones, nothing else.
     """
+    if in_int8 and real is not None:
+        return np.concatenate([real, golden_crops()])
     given = np.empty((0, *CROP_SHAPE), np.uint8) if real is None else real
     missing = max(0, LEAST_CROPS - len(given))
     noises = missing // 8
     return np.concatenate([given, face_like(missing - noises, _SEED), noise(noises, _SEED)])
+
+
+def calibration_halves(real: Crops | None) -> tuple[Crops, Crops]:
+    """Split the crops of a folder: the first half calibrates int8, the second half judges it.
+
+    Crops come in the order of their files' names. So people who have folders of their own are in one half.
+
+    Args:
+        real: uint8 [N, 112, 112, 3].
+
+    Raises:
+        OptionError: There are none, or too few.
+    """
+    count = 0 if real is None else len(real)
+    if real is None or count < _LEAST_CALIBRATION:
+        raise OptionError(
+            f"int8 needs real face crops to find the ranges of its tensors, and there are {count or 'none'}; "
+            f"give a folder of a few hundred, at least {_LEAST_CALIBRATION}, with --calibration-dir."
+        )
+    if count < _MANY:
+        _log.warning("int8 is calibrated with half of %d crops; a few hundred are better.", count)
+    return real[: count // 2], real[count // 2 :]
 
 
 def _grey(images: _Images) -> _Images:

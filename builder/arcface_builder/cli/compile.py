@@ -13,17 +13,20 @@ import typer
 from arcface_client.cli.terminal import UsageError, checked, print_json, progress, say
 from arcface_client.contract import Crops, Progress
 from arcface_client.evaluation.samples import samples_from
+from arcface_client.models.embedding_space import QUANTISED
 from arcface_client.models.plan_manifest import PlanParity
 from arcface_client.models.repository import LocalOnnx
 from arcface_client.settings import TensorRtSettings, load_tensorrt_settings, variable
 
 from ..build import DEFAULT_REPOSITORY
 from ..check.accuracy import reference_for_plans
+from ..check.crops import calibration_halves
 from ..compile import PlanRequest, compile_plan, compile_with_fallback
 from ..errors import OptionError, RepositoryError
 from ..fleet import assemble
 from ..graph.edit import parse
-from ..graph.precision import calibration_crops, is_quantised
+from ..graph.precision import is_quantised
+from ..graph.quantise import quantise
 from ..graph.serving import takes_one_crop
 from ..repository.config import MOST_INSTANCES, check_range
 from ..repository.plans import AddedPlan
@@ -76,7 +79,7 @@ def compile_(
         typer.Option(
             help="tensorrt: a plan for this machine's GPU, in NAME_trt. cudnn: for GPUs from compute "
             "capability 8.0, in float16, in NAME_cudnn. openvino: for processors, in bfloat16 where they "
-            "have it, in NAME_openvino. The last two take no option of plans."
+            "have it, in NAME_openvino. The last two take of the options of plans --precision int8 alone."
         ),
     ] = "tensorrt",
     precision: Annotated[Precision | None, _plan(help="Default: tensorrt.precision.")] = None,
@@ -155,7 +158,7 @@ def compile_(
     """
     if runtime != "tensorrt":
         of_plans = {
-            "--precision": precision,
+            "--precision": None if precision in QUANTISED else precision,
             "--fallback-precision": fallback_precision,
             "--max-batch-size": max_batch_size,
             "--opt-batch-size": opt_batch_size,
@@ -172,7 +175,9 @@ def compile_(
         wrong = [flag for flag, value in of_plans.items() if value]
         if wrong:
             raise UsageError(f"--runtime {runtime} takes no option of TensorRT plans: {', '.join(wrong)}.")
-        _compile_sibling(runtime, name, version, repository, config, calibration_dir, instances, as_json=json)
+        _compile_sibling(
+            runtime, name, version, repository, config, precision, calibration_dir, instances, as_json=json
+        )
         return
     sms = [sm for part in cc or () for sm in part]
     if bool(sms) != from_store:
@@ -205,8 +210,8 @@ def compile_(
         options = replace(options, max_batch_size=1, opt_batch_size=None)
     with progress(onnx.name) as report:
         crops = _crops(calibration_dir, report)
-        if options.precision == "int8" and not is_quantised(network):
-            calibration_crops(crops)  # checked before the GPU is looked for
+        if options.precision in QUANTISED and not is_quantised(network):
+            calibration_halves(crops)  # checked before the GPU is looked for
         request = PlanRequest(
             onnx=onnx,
             options=options,
@@ -250,6 +255,7 @@ def _compile_sibling(
     version: int | None,
     repository: Path,
     config: Path | None,
+    precision: str | None,
     calibration_dir: Path | None,
     instances: int | None,
     *,
@@ -260,10 +266,13 @@ def _compile_sibling(
     onnx = find_onnx(models, name, version)
     command = ["arcface-builder", "compile", "--name", name, "--version", str(onnx.version)]
     command += ["--repository", str(repository), "--runtime", runtime]
+    if precision:
+        command += ["--precision", precision]
     if calibration_dir:
         command += ["--calibration-dir", str(calibration_dir)]
     with progress(onnx.name) as report:
         crops = _crops(calibration_dir, report)
+        calibration, held_out = calibration_halves(crops) if precision else (None, crops)
         added = compile_sibling(
             KINDS[runtime],
             onnx,
@@ -271,9 +280,11 @@ def _compile_sibling(
             lambda: reference_for_plans(
                 onnx.path,
                 source_embedder(_source(models, onnx), onnx.source_sha256),
-                crops,
+                held_out,
                 max_drift_cosine=max_drift_cosine,
+                in_int8=calibration is not None,
             ),
+            quantise=None if calibration is None else lambda: quantise(onnx.content(), calibration, report),
             command=f"{variable(_TOLERANCE)}={max_drift_cosine} {shlex.join(command)}",
             instances=instances,
             report=report,

@@ -1,7 +1,7 @@
-"""Write a serving graph in the opset that TensorRT 8.5 reads.
+"""Write a serving graph in the opset that a runtime, or a precision, needs.
 
-Newer TensorRTs read the graph as it is. ONNX's own converter does not go down: it leaves attributes of the
-newer opset behind, and has no way for many operators.
+TensorRT 8.5 reads opset 17; newer ones read the graph as it is. ONNX's own converter does not go down: it
+leaves attributes of the newer opset behind, and has no way for many operators.
 """
 
 from __future__ import annotations
@@ -47,6 +47,20 @@ def lowered(graph: bytes, opset: int) -> bytes:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ValueError(first_line(error)) from error
     return bytes(proto.SerializeToString(deterministic=True))
+
+
+def in_opset(model: ir.Model, opset: int, ir_version: int) -> ir.Model:
+    """The model in this opset, or in its own if that is newer.
+
+    Raises:
+        onnx.version_converter.ConvertError: An operator cannot be converted.
+    """
+    if (model.opset_imports.get("") or 0) >= opset:
+        return model
+    converted: ir.Model = ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), opset))
+    converted.ir_version = max(ir_version, model.ir_version)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(converted)
+    return converted
 
 
 def _without_newer_operators(model: ir.Model, opset: int) -> ir.Model:

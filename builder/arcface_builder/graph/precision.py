@@ -7,47 +7,28 @@ for INT8, where everything around the quantised layers has to be float32.
 The last step, the division by the length, always stays in float32: it costs nothing, and the contract's
 unit length depends on it.
 
-INT8 graphs have Q/DQ pairs, written by ONNX Runtime's static quantiser. Where the pairs are decides the
-speed: in front of the convolutions alone, on input and weights, so that a convolution runs in int8 and
-PRelu, batch norm and Add in the wider type. The first convolution, with three channels, and the Gemm at the
-end, which is bound by memory, stay wide. The ranges leave out one value in ten thousand, since the few
-largest values would make the steps of all others coarser.
+INT8 comes from ``quantise``, which says what its graphs look like.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import re
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 from onnx_ir.passes import common as passes
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    CalibrationMethod,
-    QuantFormat,
-    QuantType,
-    quantize_static,
-)
-from onnxruntime.quantization.quant_utils import add_infer_metadata, add_pre_process_metadata
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-from arcface_client.contract import INPUT_NAME, Crops
-
-from ..errors import OptionError, PrecisionError
+from ..errors import PrecisionError
 from .batchnorm import affine
-from .edit import bypass, first_line, parse, set_constant
-from .serving import one_crop, takes_one_crop
+from .edit import bypass, constant, first_line, initializer, parse, set_constant
+from .opset import in_opset
+from .serving import one_crop
 
-_NEXT: Final = {"int8": "fp16", "fp16": "tf32", "bf16": "tf32", "tf32": "fp32"}
+_NEXT: Final = {"int8": "fp16", "mixed": "fp16", "fp16": "tf32", "bf16": "tf32", "tf32": "fp32"}
 """The next more exact precision; fp32 has none."""
 
 _FROM_AMPERE: Final = {"tf32": "fp32", "bf16": "fp16"}
@@ -70,53 +51,48 @@ _CANNOT_CONVERT: Final = (
 _MOVES: Final = {"Gather", "Reshape"}
 
 # The first opset, and the IR version of its time, in which ...
-_PER_CHANNEL: Final = (13, 7)  # ... Q/DQ have a scale for each channel
 _HALF_SCALES: Final = (19, 9)  # ... the scales of Q/DQ can be float16
 _BFLOAT_CONV: Final = (22, 10)  # ... a convolution takes bfloat16
 
-_FATAL_ONLY: Final = 4
-_WARNINGS: Final = 2  # ONNX Runtime's default
 
-_BATCH: Final = 8  # calibration crops at a time, whose feature maps are in memory at once
-_FEW: Final = 100
-
-_QUANTISER_OPTIONS: Final = {
-    "ActivationSymmetric": True,  # the only kind that TensorRT has
-    "WeightSymmetric": True,
-    "OpTypesToExcludeOutputQuantization": ["Conv"],
-    # TensorRT quantises the weights itself and adds the bias in the accumulator's precision.
-    "AddQDQPairToWeight": True,
-    "QuantizeBias": False,
-    "CalibPercentile": 99.99,
-    "CalibStridedMinMax": 1,  # a histogram after each batch; all batches at once would fill the memory
-}
-
-_log = logging.getLogger(__name__)
-
-
-def typed_graph(
-    serving_graph: bytes,
-    precision: str,
-    *,
-    calibration: Crops | None = None,
-    strongly_typed: bool = True,
-) -> bytes:
+def typed_graph(serving_graph: bytes, precision: str) -> bytes:
     """Write a precision into a serving graph.
 
     Args:
         serving_graph: An ONNX file with the contract's tensors.
-        precision: fp32, tf32, fp16, bf16 or int8. fp32 and tf32 are the same graph: TF32 is a way to
-            multiply float32 numbers, and a flag in every TensorRT.
-        calibration: Crops for the ranges of int8, uint8 [N, 112, 112, 3], BGR.
-        strongly_typed: Whether the TensorRT that reads the graph types networks strongly.
+        precision: fp32, tf32, fp16 or bf16; int8 for a source that is quantised already. fp32 and tf32 are
+            the same graph: TF32 is a way to multiply float32 numbers, and a flag in every TensorRT.
 
     Raises:
-        OptionError: int8 has no calibration crops.
         PrecisionError: The network does not allow the precision.
     """
-    model = parse(serving_graph)
+    return _checked(parse(serving_graph), precision, _typed)
+
+
+def typed_int8(quantised: bytes, precision: str, *, strongly_typed: bool = True) -> bytes:
+    """Write a graph of ``quantise`` as TensorRT takes it.
+
+    Args:
+        quantised: Its file.
+        precision: int8 or mixed, for messages.
+        strongly_typed: Whether this TensorRT types networks strongly: then all else is in float16.
+
+    Raises:
+        PrecisionError: The network does not allow it.
+    """
+
+    def write(model: ir.Model, _: str) -> ir.Model:
+        _plain_batch_norms(model)
+        _tidy_types(model)
+        _quantise_weights(model)
+        return _half(in_opset(model, *_HALF_SCALES)) if strongly_typed else model
+
+    return _checked(parse(quantised), precision, write)
+
+
+def _checked(model: ir.Model, precision: str, write: Callable[[ir.Model, str], ir.Model]) -> bytes:
     try:
-        proto = ir.to_proto(_typed(model, precision, calibration, strongly_typed))
+        proto = ir.to_proto(write(model, precision))
         onnx.checker.check_model(proto, full_check=True)
     except _CANNOT_CONVERT as error:
         raise PrecisionError(
@@ -155,43 +131,24 @@ def check_gpu_has(precision: str, sm: str) -> None:
         )
 
 
-def calibration_crops(calibration: Crops | None) -> Crops:
-    """Return the crops that int8 needs.
-
-    Raises:
-        OptionError: There are none.
-    """
-    if calibration is None or not len(calibration):
-        raise OptionError(
-            "int8 needs face crops to find the ranges of its tensors, and there are none; "
-            "give a folder of them with --calibration-dir."
-        )
-    return calibration
-
-
 def _gpu_has(precision: str, sm: str) -> bool:
     return precision not in _FROM_AMPERE or int(sm) >= _AMPERE
 
 
-def _typed(model: ir.Model, precision: str, calibration: Crops | None, strongly_typed: bool) -> ir.Model:
+def _typed(model: ir.Model, precision: str) -> ir.Model:
     if is_quantised(model):
         if precision != "int8":
             raise PrecisionError("The network is quantised already: its plans have --precision int8.")
         return one_crop(model)
-    one_at_a_time = takes_one_crop(model)
     model = one_crop(model)
-    passes.NameFixPass()(model)  # exporters may leave nodes without a name, and the quantiser needs names
+    passes.NameFixPass()(model)  # exporters may leave nodes without a name, and the converter needs names
     _plain_batch_norms(model)
     _tidy_types(model)
     match precision:
-        case "int8":
-            crops = calibration_crops(calibration)
-            model = _quantise(_in_opset(model, *_PER_CHANNEL), crops, 1 if one_at_a_time else _BATCH)
-            return _half(_in_opset(model, *_HALF_SCALES)) if strongly_typed else model
         case "fp16":
             return _half(model)
         case "bf16":
-            model = _in_opset(model, *_BFLOAT_CONV)
+            model = in_opset(model, *_BFLOAT_CONV)
             return _bfloat(_half(model), model)
         case _:
             return model
@@ -222,6 +179,21 @@ def _tidy_types(model: ir.Model) -> None:
             bypass(node)
             for value in (value for other in model.graph for value in other.outputs):
                 value.type = value.type if value.is_graph_output() else None  # what follows changes
+    passes.RemoveUnusedNodesPass()(model)
+
+
+def _quantise_weights(model: ir.Model) -> None:
+    """Let TensorRT quantise the weights itself: float32, and a Q/DQ pair. 8.5 takes them in no other form."""
+    for node in [node for node in model.graph if node.op_type == "DequantizeLinear"]:
+        levels, scales = (constant(value) for value in node.inputs[:2])
+        if levels is None or scales is None:
+            continue
+        weight = levels * scales.reshape(-1, *[1] * (levels.ndim - 1))
+        tape = ir.tape.Tape()
+        wide = initializer(model.graph, f"{node.name}.float32", weight.astype(np.float32))
+        narrow = tape.op("QuantizeLinear", [wide, *node.inputs[1:]], {"axis": 0}, name=f"{node.name}.pair")
+        model.graph.insert_before(node, tape.nodes)
+        node.replace_input_with(0, narrow)
     passes.RemoveUnusedNodesPass()(model)
 
 
@@ -295,81 +267,3 @@ def _bfloat(half: ir.Model, exact: ir.Model) -> ir.Model:
             if output.dtype == ir.DataType.FLOAT16:
                 output.dtype = narrow
     return half
-
-
-def _in_opset(model: ir.Model, opset: int, ir_version: int) -> ir.Model:
-    """The model in this opset, or in its own if that is newer."""
-    if (model.opset_imports.get("") or 0) >= opset:
-        return model
-    converted: ir.Model = ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), opset))
-    converted.ir_version = max(ir_version, model.ir_version)
-    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(converted)
-    return converted
-
-
-def _quantise(model: ir.Model, crops: Crops, batch: int) -> ir.Model:
-    """Put Q/DQ pairs around the convolutions of a float32 graph, with ranges from calibration crops."""
-    convolutions = [str(node.name) for node in model.graph if node.op_type == "Conv"]
-    if len(convolutions) < 2:
-        raise PrecisionError("int8 is for convolutions after the first, and this network has none; use fp16.")
-    if len(crops) < _FEW:
-        _log.warning("The ranges of int8 come from %d crops; a few hundred are usual.", len(crops))
-    proto = onnx.shape_inference.infer_shapes(ir.to_proto(model))
-    # Without these marks the quantiser asks on the root logger for a preprocessed model.
-    add_infer_metadata(proto)
-    add_pre_process_metadata(proto)
-    metadata = dict(model.metadata_props)
-    with tempfile.TemporaryDirectory() as folder, _silence():
-        path = Path(folder) / "int8.onnx"
-        quantize_static(
-            proto,
-            path,
-            _Reader(crops, batch),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv"],
-            nodes_to_exclude=convolutions[:1],
-            per_channel=True,
-            activation_type=QuantType.QInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.Percentile,
-            calibration_providers=["CPUExecutionProvider"],
-            extra_options=_QUANTISER_OPTIONS,
-        )
-        quantised = ir.from_proto(onnx.load_model(path))
-    quantised.metadata_props.clear()
-    quantised.metadata_props.update(metadata)
-    return quantised
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keep the calibrator's progress from standard output, which may be JSON, and its log from the user.
-
-    Its own session pins threads to cores, which fails in a container that has only some of them.
-    """
-    onnxruntime.set_default_logger_severity(_FATAL_ONLY)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        onnxruntime.set_default_logger_severity(_WARNINGS)
-
-
-class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    """Gives the quantiser the crops, a batch at a time."""
-
-    def __init__(self, crops: Crops, batch: int) -> None:
-        self._batches = [crops[start : start + batch] for start in range(0, len(crops), batch)]
-        self._left: Iterator[Crops] = iter(self._batches)
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def set_range(self, start_index: int, end_index: int) -> None:
-        """Give these batches next."""
-        self._left = iter(self._batches[start_index:end_index])
-
-    def get_next(self) -> dict[str, Crops] | None:
-        """The next batch; None at the end."""
-        batch = next(self._left, None)
-        return None if batch is None else {INPUT_NAME: batch}

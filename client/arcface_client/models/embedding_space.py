@@ -14,9 +14,13 @@ PRECISIONS: Final[Mapping[str, PrecisionClass]] = {
     "tf32": "float",
     "fp16": "float",
     "bf16": "float",
+    "mixed": "float",
     "int8": "int8",
 }
-"""The precisions of a plan, each with its class."""
+"""The precisions of a model, each with its class; mixed is int8 where it keeps within the tolerance."""
+
+QUANTISED: Final = ("int8", "mixed")
+"""The precisions that are calibrated with face crops."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -210,7 +210,9 @@ class SiblingManifest(ManifestFile):
         runtime: What runs it: "cudnn" or "openvino".
         runtime_version: The version that it was checked with.
         device: The processor that it was checked on.
-        precision: What that computes in; another processor may compute in another one.
+        precision: What that computes in; another processor may compute in another one. "int8" and "mixed"
+            are in the file.
+        quantised: The convolutions in int8, by the names of their nodes.
         onnx_sha256: SHA-256 of the ONNX model's file.
         model_file: The served file.
         parity: The comparison that let it be published.
@@ -228,12 +230,18 @@ class SiblingManifest(ManifestFile):
     runtime_version: str
     device: str
     precision: Precision
+    quantised: tuple[str, ...] = ()
     onnx_sha256: Sha256
     model_file: ModelFile
     parity: PlanParity
     rebuild_command: str
     tools: Mapping[str, str] = Field(default_factory=dict)
     schema_version: Literal[1] = 1
+
+    @property
+    def precision_class(self) -> PrecisionClass:
+        """Its class of precision."""
+        return PRECISIONS[self.precision]
 
 
 def plan_manifest_paths(root: Path, model: str, version: int) -> list[Path]:

@@ -169,7 +169,7 @@ class LocalModels:
             record = manifest_path(self.root, model, version)
             manifest = SiblingManifest.read(record)
             onnx = self._onnx_of(manifest.onnx_sha256, record, name, version)
-            conflict = space and space.conflict(onnx.embedding_space())
+            conflict = space and space.conflict(onnx.embedding_space(manifest.precision_class))
             if not conflict:
                 path = self.root / model / str(version) / manifest.model_file.name
                 _check_sha256(path, manifest.model_file.sha256)
