@@ -60,20 +60,31 @@ class PlanRequest:
     command: Callable[[str], str] = "arcface-builder compile --precision {}".format
 
     @cached_property
-    def reference(self) -> ReferenceEmbeddings:
-        """What plans are compared with; computed once, which takes a while.
+    def quantises(self) -> bool:
+        """Whether int8 needs calibration: the ONNX model is not quantised already."""
+        return not is_quantised(parse(self.onnx.content()))
+
+    def reference(self, precision: str) -> ReferenceEmbeddings:
+        """What plans of a precision are compared with; computed once, which takes a while.
 
         Raises:
+            OptionError: int8 has too few calibration crops.
             ServedModelError: The ONNX model drifts from its source: no plan of it can pass.
         """
+        return self._held_out if precision in QUANTISED and self.quantises else self._every_crop
+
+    @cached_property
+    def _every_crop(self) -> ReferenceEmbeddings:
+        return self._reference(self.calibration)
+
+    @cached_property
+    def _held_out(self) -> ReferenceEmbeddings:
+        return self._reference(calibration_halves(self.calibration)[1], in_int8=True)
+
+    def _reference(self, crops: Crops | None, *, in_int8: bool = False) -> ReferenceEmbeddings:
         source = source_embedder(self.source, self.onnx.source_sha256)
-        in_int8 = self.options.precision in QUANTISED and not is_quantised(parse(self.onnx.content()))
         return reference_for_plans(
-            self.onnx.path,
-            source,
-            calibration_halves(self.calibration)[1] if in_int8 else self.calibration,
-            max_drift_cosine=self.max_drift_cosine,
-            in_int8=in_int8,
+            self.onnx.path, source, crops, max_drift_cosine=self.max_drift_cosine, in_int8=in_int8
         )
 
 
@@ -195,7 +206,7 @@ def convert(request: PlanRequest, precision: str, tensorrt_version: str) -> byte
                 f"cannot be written in that ({error}); compile it with TensorRT 10 or newer. The ONNX model "
                 "serves as it is."
             ) from error
-    if precision not in QUANTISED or is_quantised(parse(content)):
+    if precision not in QUANTISED or not request.quantises:
         return typed_graph(content, precision)
     quantised = quantise(content, calibration_halves(request.calibration)[0])
     return typed_int8(quantised.content, precision, strongly_typed=is_strongly_typed(tensorrt_version))
@@ -225,7 +236,7 @@ def plan_key(
     """
     onnx, options = request.onnx, request.options
     digest = hashlib.sha256(graph)
-    if precision in QUANTISED and request.calibration is not None:
+    if precision in QUANTISED and request.quantises and request.calibration is not None:
         # The last bits of int8's ranges differ between processors; what they are computed from does not.
         digest = hashlib.sha256(QUANTISER_REVISION + onnx.content() + request.calibration.tobytes())
     fits_architecture = options.hardware_compatible and can_be_hardware_compatible(tensorrt_version)
@@ -259,7 +270,7 @@ def _new_plan(
 ) -> StoredPlan:
     """Build a plan, if the ONNX model passes the check; check it, and store it."""
     report("Comparing the ONNX model with its source", None)
-    reference = request.reference  # an ONNX model that drifts would waste the build
+    reference = request.reference(key.precision)  # an ONNX model that drifts would waste the build
     trt = gpu.trt
     timings = store.local.timing_cache(f"{trt.__name__}-{trt.__version__}", gpu.name)
     options = replace(

@@ -193,7 +193,7 @@ def test_other_calibration_crops_make_another_int8_plan(
 
     assert not second.from_store
     assert first.manifest.identity.key != second.manifest.identity.key
-    with pytest.raises(OptionError, match="int8 needs face crops"):
+    with pytest.raises(OptionError, match="int8 needs real face crops"):
         compile_plan(replace(int8, calibration=None), unable(gpu), store, repository)
 
 

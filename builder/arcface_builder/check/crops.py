@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Final
 
 import numpy as np
@@ -17,10 +16,8 @@ LEAST_CROPS = 256
 """Crops that a plan is compared on, at least."""
 
 _LEAST_CALIBRATION: Final = 32
-_MANY: Final = 200
 
 _SEED: Final = 2  # of the crops that fill up real ones
-_log = logging.getLogger(__name__)
 _Images = npt.NDArray[np.float64]
 _Rows = npt.NDArray[np.float64]  # one value per crop, shaped to broadcast over [N, 112, 112]
 
@@ -147,10 +144,9 @@ def calibration_halves(real: Crops | None) -> tuple[Crops, Crops]:
     if real is None or count < _LEAST_CALIBRATION:
         raise OptionError(
             f"int8 needs real face crops to find the ranges of its tensors, and there are {count or 'none'}; "
-            f"give a folder of a few hundred, at least {_LEAST_CALIBRATION}, with --calibration-dir."
+            f"give a folder of a few hundred with --calibration-dir (at least {_LEAST_CALIBRATION}; drawn "
+            "faces give worse ranges)."
         )
-    if count < _MANY:
-        _log.warning("int8 is calibrated with half of %d crops; a few hundred are better.", count)
     return real[: count // 2], real[count // 2 :]
 
 
