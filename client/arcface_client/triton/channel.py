@@ -22,6 +22,12 @@ _RETRY_BUFFER_BYTES: Final = 64 << 20
 
 _HELLO_TIMEOUT_MS: Final = 5_000
 
+_STUCK_MS: Final = 5_000
+"""How long the server's machine may take nothing of what was sent, until the connection is given up."""
+
+_NO_PINGS_MS: Final = 2**31 - 2
+"""gRPC's longest wait between pings: 25 days. One more would turn off what comes with them."""
+
 _NEVER: Final = "DATA_LOSS"
 """A status that no Triton answers with."""
 
@@ -216,4 +222,8 @@ def _channel_arguments(retries: bool, *, spread: bool) -> list[tuple[str, Any]]:
         ("grpc.max_reconnect_backoff_ms", 200),
         # How long a server may take to begin the connection; gRPC's own limit is 20 s.
         ("grpc.min_reconnect_backoff_ms", _HELLO_TIMEOUT_MS),
+        # TCP_USER_TIMEOUT, which gRPC sets only where it pings. Without it a peer that ends its side and reads
+        # no more keeps the calls whose requests are stuck, whatever their deadline, and the closed channel.
+        ("grpc.keepalive_time_ms", _NO_PINGS_MS),
+        ("grpc.keepalive_timeout_ms", _STUCK_MS),
     ]

@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import grpc
@@ -15,11 +16,13 @@ import pytest
 import trustme
 
 from arcface_client import EmbeddingClient, Tls
-from arcface_client.contract import Crops
+from arcface_client.contract import CROP_SHAPE, Crops
 from arcface_client.errors import DeadlineExceededError, ServerBusyError, ServerError, ServerUnavailableError
+from arcface_client.triton.channel import Connection
 from arcface_server import LocalTriton
 from support.fake_triton import FakeTriton, served
-from support.processes import wait_until
+from support.processes import open_files, wait_until
+from support.proxy import Proxy
 from support.siblings import answered
 from support.tiny import write_tiny_repository
 
@@ -110,6 +113,31 @@ def test_a_server_that_hangs_costs_no_more_than_the_deadline(tmp_path: Path, cro
         finally:
             os.kill(server.pid, signal.SIGCONT)
         assert client.encode(crops).shape == (100, 512)
+
+
+def test_a_network_that_ends_while_requests_are_stuck_in_it_costs_seconds_and_leaves_nothing_open() -> None:
+    """The other side ends the connection and reads no more: TCP alone would wait for ever."""
+    crops = np.zeros((64, *CROP_SHAPE), np.uint8)
+
+    def sockets() -> int:
+        return sum(name.startswith("socket:") for name in open_files(os.getpid()))
+
+    with served(FakeTriton()) as url, Proxy(url) as proxy:
+        before = sockets()
+        connection = Connection(proxy.url, retries=False)
+        client = EmbeddingClient(model="fake", connection=connection)
+        with closing(connection), ThreadPoolExecutor(4) as pool:
+            client.encode(crops[:1])
+            with proxy.black_hole():
+                calls = [pool.submit(client.encode, crops, timeout_s=2) for _ in range(4)]
+                time.sleep(0.5)  # they have filled the socket
+                started = time.monotonic()
+                with proxy.cut():
+                    time.sleep(0.2)
+                errors = [call.exception(timeout=20) for call in calls]
+                assert time.monotonic() - started < 10
+        assert {type(error) for error in errors} <= {DeadlineExceededError, ServerUnavailableError}
+        wait_until(lambda: sockets() <= before, timeout_s=10)
 
 
 def test_tls_and_mutual_tls_reach_the_real_server(tmp_path: Path, crops: Crops) -> None:
