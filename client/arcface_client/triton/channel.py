@@ -222,8 +222,9 @@ def _channel_arguments(retries: bool, *, spread: bool) -> list[tuple[str, Any]]:
         ("grpc.max_reconnect_backoff_ms", 200),
         # How long a server may take to begin the connection; gRPC's own limit is 20 s.
         ("grpc.min_reconnect_backoff_ms", _HELLO_TIMEOUT_MS),
-        # TCP_USER_TIMEOUT, which gRPC sets only where it pings. Without it, a peer that ends its side and reads
-        # nothing more holds the calls that are stuck there, whatever their deadline, and the closed channel.
+        # TCP_USER_TIMEOUT, which gRPC sets only where it pings. Without it, a peer that ends its side and
+        # reads nothing more holds the calls that are stuck there, whatever their deadline, and the closed
+        # channel.
         ("grpc.keepalive_time_ms", _NO_PINGS_MS),
         ("grpc.keepalive_timeout_ms", _STUCK_MS),
     ]
