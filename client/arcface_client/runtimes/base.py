@@ -131,12 +131,28 @@ def _cpu_quotas() -> Iterator[float]:
 
 def has_avx2() -> bool:
     """Whether the processor has AVX2; true as well where the system does not list what it has."""
+    flags = _cpu_flags()
+    return flags is None or "avx2" in flags
+
+
+def int8_instructions() -> str | None:
+    """What the processor multiplies int8 numbers with: "AMX", "VNNI", or "" if it has neither.
+
+    None where the system does not list what it has.
+    """
+    flags = _cpu_flags()
+    if flags is None:
+        return None
+    return "AMX" if "amx_int8" in flags else "VNNI" if flags & {"avx512_vnni", "avx_vnni"} else ""
+
+
+def _cpu_flags() -> set[str] | None:
     try:
         text = (_ROOT / "proc/cpuinfo").read_text()
     except OSError:
-        return True
+        return None
     flags = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
-    return flags is None or "avx2" in flags[1].split()
+    return None if flags is None else set(flags[1].split())
 
 
 def switch_off_telemetry() -> None:

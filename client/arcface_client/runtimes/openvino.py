@@ -1,7 +1,8 @@
-"""OpenVINO: the serving graph on the CPU, in bfloat16 where the processor has it."""
+"""OpenVINO: the serving graph on the CPU, in bfloat16 where the processor has it, in int8 if quantised."""
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -11,12 +12,14 @@ from typing import Any, Final
 
 from ..contract import Crops, Embeddings, TensorSpec, check_tensors
 from ..errors import DeploymentError, MissingExtraError
-from .base import has_avx2, usable_cores
+from .base import has_avx2, int8_instructions, usable_cores
 
 # As it is imported, OpenVINO tells its maker so, unless the package that does this is missing.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 import openvino  # noqa: E402
+
+_log = logging.getLogger(__name__)
 
 LEAST_VERSION: Final = (2025, 4)
 """Intel's 2025.3 crashes on large ArcFace models."""
@@ -32,10 +35,12 @@ class OpenVino:
         model_path: ONNX file with the contract's tensors.
         threads: Threads in all; 0 is one for each core that this process can keep busy.
         precision: What to compute in, "fp32" or "bf16"; None is bfloat16 where the processor has it, and
-            float32 elsewhere (float16 on Arm).
+            float32 elsewhere (float16 on Arm). The convolutions of a quantised graph are in int8 besides.
 
     Attributes:
-        precision: What it computes in: "bf16", "fp16" or "fp32".
+        precision: What it computes in: "bf16", "fp16" or "fp32"; "int8" if all convolutions but the first are
+            in int8, "mixed" if some are.
+        instructions: What the processor has for int8: "AMX", "VNNI", or "".
         device: The processor's name.
         version: OpenVINO's version, for example "2026.4.1".
 
@@ -79,7 +84,15 @@ class OpenVino:
             computes_in = model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         except RuntimeError as error:
             raise DeploymentError(f"OpenVINO cannot load {path}: {_reason(error)}") from error
-        self.precision: str = _PRECISIONS.get(computes_in, computes_in)
+        self.precision: str = _int8(model) or _PRECISIONS.get(computes_in, computes_in)
+        self.instructions: str = int8_instructions() or ""
+        if self.precision in ("int8", "mixed") and int8_instructions() == "":
+            _log.warning(
+                "%s has neither VNNI nor AMX: %s computes in %s, and not faster than in float32.",
+                self.device,
+                path,
+                self.precision,
+            )
 
     def embed(self, crops: Crops) -> Embeddings:
         """Embed one batch: uint8 [N, 112, 112, 3] BGR in, float32 [N, D] unit rows out.
@@ -115,6 +128,15 @@ def check_version(version: str) -> None:
             f"OpenVINO {version} is installed, and {least} or newer is needed: "
             "pip install --upgrade 'arcface-triton[openvino]'"
         )
+
+
+def _int8(model: Any) -> str:
+    """What OpenVINO made of the convolutions: "int8", "mixed", or "" without any in int8."""
+    nodes = [node.get_rt_info() for node in model.get_runtime_model().get_ordered_ops()]
+    convolutions = [node for node in nodes if node["layerType"].astype(str) == "Convolution"]
+    # The first one, of three channels, never is in int8.
+    in_int8 = [node["runtimePrecision"].astype(str) in ("i8", "u8") for node in convolutions[1:]]
+    return "int8" if in_int8 and all(in_int8) else "mixed" if any(in_int8) else ""
 
 
 def _specs(ports: Sequence[Any]) -> list[TensorSpec]:

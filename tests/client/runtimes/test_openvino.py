@@ -9,13 +9,18 @@ import numpy as np
 import onnx
 import pytest
 
+from arcface_builder.build import build
+from arcface_builder.check import crops as faces
+from arcface_builder.graph.quantise import quantise
+from arcface_builder.source.load import OnnxFile
 from arcface_client.contract import Crops
 from arcface_client.errors import ContractError, DeploymentError, MissingExtraError
-from arcface_client.models.golden import largest_drift
+from arcface_client.models.golden import golden_crops, largest_drift
 from arcface_client.runtimes import base
 from arcface_client.runtimes.base import has_avx2
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_client.runtimes.openvino import OpenVino, check_version
+from support.exports import small_arcface
 from support.tiny import tiny_serving_graph
 
 
@@ -91,6 +96,43 @@ def test_an_openvino_that_is_too_old_is_refused() -> None:
     check_version("2025.4.0")
     with pytest.raises(MissingExtraError, match=r"2025\.3\.0 is installed, and 2025\.4 or newer is needed"):
         check_version("2025.3.0")
+
+
+@pytest.fixture
+def int8_model(tmp_path: Path) -> Path:
+    serving_graph = build(small_source(tmp_path), name="small", repository=tmp_path).path / "model.onnx"
+    quantised = quantise(serving_graph.read_bytes(), faces.face_like(40))
+    (tmp_path / "int8.onnx").write_bytes(quantised.content)
+    return tmp_path / "int8.onnx"
+
+
+def small_source(folder: Path) -> OnnxFile:
+    onnx.save(small_arcface(channels=32), folder / "source.onnx")
+    return OnnxFile(folder / "source.onnx")
+
+
+def test_a_quantised_graph_is_computed_in_int8_and_a_processor_that_gains_nothing_by_it_is_told(
+    int8_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    crops = golden_crops()
+    expected = OnnxRuntime(int8_model).embed(crops)
+
+    runtime = OpenVino(int8_model)
+
+    assert runtime.precision in ("int8", "mixed")  # OpenVINO leaves some convolutions wide
+    assert largest_drift(expected, runtime.embed(crops)) < 1e-3
+
+    (tmp_path / "proc").mkdir()
+    for flags, instructions in (
+        ("avx2", ""),
+        ("avx2 avx_vnni", "VNNI"),
+        ("avx2 avx512_vnni amx_int8", "AMX"),
+    ):
+        (tmp_path / "proc/cpuinfo").write_text(f"flags : {flags}\n")
+        monkeypatch.setattr(base, "_ROOT", tmp_path)
+        caplog.clear()
+        assert OpenVino(int8_model).instructions == instructions
+        assert ("has neither VNNI nor AMX: " in caplog.text) == (not instructions)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,8 @@ class TritonPythonModel:
             threads=max(1, threads // config.integer("NUM_STREAMS", default=1)),
         )
         pb_utils.Logger.log_info(
-            f"{args['model_name']}: OpenVINO {self._runtime.version} computes in {self._runtime.precision}"
+            f"{args['model_name']}: OpenVINO {self._runtime.version} computes in {self._runtime.precision}; "
+            f"for int8 this processor has {self._runtime.instructions or 'nothing'}"
         )
 
     def execute(self, requests: Sequence[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
