@@ -30,11 +30,6 @@ from support.s3_server import S3Server
 
 
 @pytest.fixture(scope="session")
-def r18() -> SourceModel:
-    return Synthetic("r18").load()
-
-
-@pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a source model, and a repository with what was built of it."""
     folder = tmp_path_factory.mktemp("built")
@@ -44,9 +39,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def r18_graph(r18: SourceModel) -> bytes:
-    """The serving graph of a synthetic IResNet-18."""
-    return bytes(r18.serving_graph().SerializeToString())
+def half_graph() -> bytes:
+    """The serving graph of an IResNet-18 with half of its channels, which TensorRT builds for a while."""
+    with pytest.MonkeyPatch.context() as patch:
+        _make_thin(patch, 2)
+        return bytes(Synthetic("r18").load().serving_graph().SerializeToString())
 
 
 @pytest.fixture(scope="session")
@@ -123,12 +120,16 @@ def elsewhere(tmp_path: Path) -> ModelRepository:
 @pytest.fixture
 def thin(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let IResNets have an eighth of their channels, and synthetic ones be measured on few crops: quick."""
-    channels = tuple(count // 8 for count in iresnet.CHANNELS)
+    _make_thin(monkeypatch, 8)
+
+
+def _make_thin(patch: pytest.MonkeyPatch, divisor: int) -> None:
+    channels = tuple(count // divisor for count in iresnet.CHANNELS)
     for module in (iresnet, synthetic):
-        monkeypatch.setattr(module, "CHANNELS", channels)
-    monkeypatch.setattr(iresnet, "FLAT_SIZE", iresnet.FLAT_SIZE // 8)
+        patch.setattr(module, "CHANNELS", channels)
+    patch.setattr(iresnet, "FLAT_SIZE", iresnet.FLAT_SIZE // divisor)
     for name, value in {"_FACES": 5, "_TEXTURES": 2, "_NOISES": 1, "_COMMON_DIRECTIONS": 4}.items():
-        monkeypatch.setattr(synthetic, name, value)
+        patch.setattr(synthetic, name, value)
 
 
 @pytest.fixture(scope="session")

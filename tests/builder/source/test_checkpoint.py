@@ -9,28 +9,18 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 import pytest
 from safetensors.numpy import save_file
 
 from arcface_builder.build import build
 from arcface_builder.errors import CheckpointError
-from arcface_builder.graph.edit import constant
 from arcface_builder.source.checkpoint import depth_of, read_checkpoint
 from arcface_builder.source.iresnet import BLOCKS, parameter_shapes
-from arcface_builder.source.load import Checkpoint
-from arcface_builder.source.model import SourceModel
+from arcface_builder.source.load import Checkpoint, Synthetic
 from arcface_builder.source.synthetic import synthetic_weights
 from arcface_client.errors import MissingExtraError
 
 StateDict = dict[str, npt.NDArray[np.float32]]
-
-
-@pytest.fixture(scope="session")
-def state(r18: SourceModel) -> StateDict:
-    """The synthetic network's weights, with the shapes of a state dict."""
-    arrays = {name: constant(value) for name, value in ir.from_proto(r18.proto).graph.initializers.items()}
-    return {name: np.asarray(arrays[name]).reshape(shape) for name, shape in parameter_shapes("r18").items()}
 
 
 def random_weights(depth: str, *, embedding_dim: int = 512) -> StateDict:
@@ -46,9 +36,11 @@ def saved(state: StateDict, folder: Path) -> Checkpoint:
     return Checkpoint(path)
 
 
-def test_a_state_dict_gives_the_network_that_it_came_from(
-    state: StateDict, r18: SourceModel, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("thin")
+def test_a_state_dict_gives_the_network_that_it_came_from(tmp_path: Path) -> None:
+    r18 = Synthetic("r18").load()
+    state = synthetic_weights("r18", seed=0)
+
     source = saved({**state, "bn1.num_batches_tracked": np.array(7, np.float32)}, tmp_path).load()
 
     assert source.origin.depth == "r18"
@@ -153,33 +145,36 @@ def test_an_unknown_depth_is_refused() -> None:
         depth_of(names)
 
 
+@pytest.mark.usefixtures("thin")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (
             {"fc.weight": None, "fc.bias": None},
-            r"not a state dict of an IResNet r18: fc\.weight \(missing; expected \(512, 25088\)\), fc",
+            r"not a state dict of an IResNet r18: fc\.weight \(missing; expected \(512, 3136\)\), fc",
         ),
         ({"head.kernel": np.zeros(1, np.float32)}, r"head\.kernel \(\(1,\); expected no such parameter\)"),
         (
-            {"conv1.weight": np.zeros((64, 1, 3, 3), np.float32)},
-            r"conv1\.weight \(\(64, 1, 3, 3\); expected \(64, 3, 3, 3\)\)",
+            {"conv1.weight": np.zeros((8, 1, 3, 3), np.float32)},
+            r"conv1\.weight \(\(8, 1, 3, 3\); expected \(8, 3, 3, 3\)\)",
         ),
         ({"fc.bias": np.full(512, np.nan, np.float32)}, r"NaN or infinite values in fc\.bias"),
     ],
     ids=["missing", "unknown", "wrong shape", "not a number"],
 )
 def test_parameters_that_do_not_fit_are_named(
-    changes: dict[str, npt.NDArray[np.float32] | None], message: str, state: StateDict, tmp_path: Path
+    changes: dict[str, npt.NDArray[np.float32] | None], message: str, tmp_path: Path
 ) -> None:
+    state = random_weights("r18")
     changed = {name: array for name, array in {**state, **changes}.items() if array is not None}
 
     with pytest.raises(CheckpointError, match=message):
         saved(changed, tmp_path).load()
 
 
-def test_a_truncated_or_missing_file_is_refused(state: StateDict, tmp_path: Path) -> None:
-    checkpoint = saved(state, tmp_path)
+@pytest.mark.usefixtures("thin")
+def test_a_truncated_or_missing_file_is_refused(tmp_path: Path) -> None:
+    checkpoint = saved(random_weights("r18"), tmp_path)
     checkpoint.path.write_bytes(checkpoint.path.read_bytes()[:-1000])
 
     with pytest.raises(CheckpointError, match="is cut short"):

@@ -30,6 +30,11 @@ from support.exports import small_arcface
 FP16_MAX = 65504
 
 
+@pytest.fixture(scope="module")
+def r18() -> SourceModel:
+    return Synthetic("r18").load()
+
+
 @pytest.mark.parametrize(
     ("crops", "mean"),
     [

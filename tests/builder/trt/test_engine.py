@@ -21,18 +21,18 @@ from support.processes import wait_until
 
 
 @pytest.fixture(scope="module")
-def r18_typed(r18_graph: bytes) -> dict[str, bytes]:
-    return {precision: typed_graph(r18_graph, precision) for precision in ("fp32", "fp16")}
+def typed(half_graph: bytes) -> dict[str, bytes]:
+    return {precision: typed_graph(half_graph, precision) for precision in ("fp32", "fp16")}
 
 
 @pytest.mark.parametrize(("precision", "sm"), [("fp32", "86"), ("fp16", "89"), ("fp16", "120")])
 def test_a_plan_is_built_for_another_architecture_without_a_gpu(
-    precision: str, sm: str, trt: ModuleType, r18_typed: dict[str, bytes]
+    precision: str, sm: str, trt: ModuleType, typed: dict[str, bytes]
 ) -> None:
-    built = build_plan(trt, r18_typed[precision], BuildOptions(precision=precision), target_sm=sm)
+    built = build_plan(trt, typed[precision], BuildOptions(precision=precision), target_sm=sm)
 
     assert built.plan[1:4] == b"trt"
-    assert 0.9 < len(built.plan) / len(r18_typed[precision]) < 1.3  # the weights, in their precision
+    assert 0.9 < len(built.plan) / len(typed[precision]) < 1.3  # the weights, in their precision
     assert built.workspace_size_mb == 1024
 
 
@@ -156,14 +156,14 @@ def test_a_build_that_fails_without_a_reason_on_a_full_gpu_is_out_of_memory(
 
 
 def test_progress_has_stages_and_the_share_that_is_done(
-    trt: ModuleType, r18_typed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    trt: ModuleType, typed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "_TICK_S", 0.01)
     told: list[tuple[str, float | None]] = []
 
     build_plan(
         trt,
-        r18_typed["fp32"],
+        typed["fp32"],
         BuildOptions(precision="fp32"),
         target_sm="86",
         report=lambda stage, done: told.append((stage, done)),
@@ -178,7 +178,7 @@ def test_progress_has_stages_and_the_share_that_is_done(
 def test_ctrl_c_or_a_display_that_fails_cancels_the_build(
     error: type[BaseException],
     trt: ModuleType,
-    r18_typed: dict[str, bytes],
+    typed: dict[str, bytes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(progress, "_TICK_S", 0.01)
@@ -201,7 +201,7 @@ def test_ctrl_c_or_a_display_that_fails_cancels_the_build(
 
     monkeypatch.setattr(engine, "monitor", watched)
     with pytest.raises(error):
-        build_plan(trt, r18_typed["fp32"], BuildOptions(precision="fp32"), target_sm="86", report=interrupt)
+        build_plan(trt, typed["fp32"], BuildOptions(precision="fp32"), target_sm="86", report=interrupt)
 
     wait_until(lambda: "tensorrt-build" not in [thread.name for thread in threading.enumerate()])
     assert goes_on[0]
@@ -235,7 +235,7 @@ def test_a_timing_cache_that_cannot_be_read_or_written_does_not_cost_the_plan(
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("precision", "fp8", "Precision 'fp8' is unknown; expected fp32, tf32, fp16, bf16, int8"),
+        ("precision", "fp8", "Precision 'fp8' is unknown; expected fp32, tf32, fp16, bf16, mixed, int8"),
         ("max_batch_size", 0, "max_batch_size is 0; expected 1 to 1024"),
         ("opt_batch_size", 33, "opt_batch_size is 33; expected 1 to max_batch_size, 32"),
         ("opt_batch_size", 0, "opt_batch_size is 0; expected 1 to max_batch_size, 32"),

@@ -43,11 +43,11 @@ except KeyboardInterrupt:
 
 
 def test_a_build_that_cannot_be_stopped_ends_with_the_process(
-    trt: ModuleType, r18_graph: bytes, tmp_path: Path
+    trt: ModuleType, half_graph: bytes, tmp_path: Path
 ) -> None:
-    (tmp_path / "r18.onnx").write_bytes(typed_graph(r18_graph, "fp16"))
+    (tmp_path / "network.onnx").write_bytes(typed_graph(half_graph, "fp16"))
     child = subprocess.Popen(
-        [sys.executable, "-c", UNSTOPPABLE, str(tmp_path / "r18.onnx")],
+        [sys.executable, "-c", UNSTOPPABLE, str(tmp_path / "network.onnx")],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
