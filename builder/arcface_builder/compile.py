@@ -19,13 +19,13 @@ from arcface_client.models.schema import Setting
 from arcface_client.triton.limits import DEFAULT_MAX_DRIFT_COSINE
 
 from .check.accuracy import AccuracyReport, ReferenceEmbeddings, reference_for_plans
-from .check.crops import calibration_halves
 from .check.refusal import keep_refusal
 from .errors import CompileError, ParityError, PrecisionError, ServedModelError
 from .graph.edit import parse
+from .graph.mixed import calibration_halves, quantised_graph
 from .graph.opset import lowered
 from .graph.precision import check_gpu_has, fallbacks, is_quantised, typed_graph, typed_int8
-from .graph.quantise import QUANTISER_REVISION, quantise
+from .graph.quantise import QUANTISER_REVISION
 from .repository.plans import AddedPlan, add_plans, check_free, published_plans, recorded_plan
 from .repository.publish import ModelRepository, tool_versions
 from .source.load import Source, source_embedder
@@ -59,10 +59,13 @@ class PlanRequest:
     source: Source | None = None
     command: Callable[[str], str] = "arcface-builder compile --precision {}".format
 
+    def calibrates(self, precision: str) -> bool:
+        """Whether a precision needs calibration crops: the ONNX model is not quantised already."""
+        return precision in QUANTISED and not self._is_quantised
+
     @cached_property
-    def quantises(self) -> bool:
-        """Whether int8 needs calibration: the ONNX model is not quantised already."""
-        return not is_quantised(parse(self.onnx.content()))
+    def _is_quantised(self) -> bool:
+        return is_quantised(parse(self.onnx.content()))
 
     def reference(self, precision: str) -> ReferenceEmbeddings:
         """What plans of a precision are compared with; computed once, which takes a while.
@@ -71,7 +74,7 @@ class PlanRequest:
             OptionError: int8 has too few calibration crops.
             ServedModelError: The ONNX model drifts from its source: no plan of it can pass.
         """
-        return self._held_out if precision in QUANTISED and self.quantises else self._every_crop
+        return self._held_out if self.calibrates(precision) else self._every_crop
 
     @cached_property
     def _every_crop(self) -> ReferenceEmbeddings:
@@ -86,6 +89,19 @@ class PlanRequest:
         return reference_for_plans(
             self.onnx.path, source, crops, max_drift_cosine=self.max_drift_cosine, in_int8=in_int8
         )
+
+
+@dataclass(frozen=True, eq=False)
+class ConvertedGraph:
+    """What TensorRT reads.
+
+    Attributes:
+        content: The ONNX file.
+        quantised: The convolutions in int8, by the names of their nodes.
+    """
+
+    content: bytes
+    quantised: tuple[str, ...] = ()
 
 
 def compile_plan(
@@ -123,7 +139,7 @@ def compile_plan(
     check_knows(tensorrt_version, precision)
 
     report(f"Writing {precision} into the graph", None)
-    graph = convert(request, precision, tensorrt_version)
+    graph = None if request.calibrates(precision) else convert(request, precision, tensorrt_version)
     key = plan_key(request, precision, graph, tensorrt_version=tensorrt_version, sm=gpu.sm, gpu_name=gpu.name)
     plan = recorded_plan(repository, key, onnx.version) or store.local.find(key)
     from_store = plan is not None
@@ -132,7 +148,9 @@ def compile_plan(
         with store.local.building(key):
             plan = store.fetch(key)
             from_store = plan is not None
-            plan = plan or _new_plan(request, key, graph, gpu, store, report)
+            if plan is None:
+                graph = graph or convert(request, precision, tensorrt_version, report)
+                plan = _new_plan(request, key, graph, gpu, store, report)
     # The refusals belong to this repository: the store may have the plan because it was asked for by itself.
     manifest = replace(plan.manifest, refusals=tuple(refusals) or plan.manifest.refusals)
     plan = replace(plan, manifest=manifest)
@@ -189,8 +207,10 @@ def compile_with_fallback(
             _log.warning("%s Falling back to %s.", error, precision)
 
 
-def convert(request: PlanRequest, precision: str, tensorrt_version: str) -> bytes:
-    """Write a precision into the ONNX model, as this TensorRT takes it.
+def convert(
+    request: PlanRequest, precision: str, tensorrt_version: str, report: Progress = no_progress
+) -> ConvertedGraph:
+    """Write a precision into the ONNX model, as this TensorRT takes it; int8 takes a while.
 
     Raises:
         OptionError: int8 has no calibration crops.
@@ -206,16 +226,19 @@ def convert(request: PlanRequest, precision: str, tensorrt_version: str) -> byte
                 f"cannot be written in that ({error}); compile it with TensorRT 10 or newer. The ONNX model "
                 "serves as it is."
             ) from error
-    if precision not in QUANTISED or not request.quantises:
-        return typed_graph(content, precision)
-    quantised = quantise(content, calibration_halves(request.calibration)[0])
-    return typed_int8(quantised.content, precision, strongly_typed=is_strongly_typed(tensorrt_version))
+    if not request.calibrates(precision):
+        return ConvertedGraph(typed_graph(content, precision))
+    quantised = quantised_graph(
+        content, precision, request.calibration, max_drift_cosine=request.max_drift_cosine, report=report
+    )
+    typed = typed_int8(quantised.content, precision, strongly_typed=is_strongly_typed(tensorrt_version))
+    return ConvertedGraph(typed, quantised.convolutions)
 
 
 def plan_key(
     request: PlanRequest,
     precision: str,
-    graph: bytes,
+    graph: ConvertedGraph | None,
     *,
     tensorrt_version: str,
     sm: str,
@@ -227,7 +250,7 @@ def plan_key(
     Args:
         request: What is asked for.
         precision: The precision that the graph has.
-        graph: The converted graph.
+        graph: The converted graph; None for one that is calibrated, which the crops stand for.
         tensorrt_version: TensorRT's full version.
         sm: The GPU architecture.
         gpu_name: The GPU's model, which counts where TensorRT cannot build for a whole architecture, or was
@@ -235,10 +258,12 @@ def plan_key(
         platform: Operating system and processor; None means this machine's.
     """
     onnx, options = request.onnx, request.options
-    digest = hashlib.sha256(graph)
-    if precision in QUANTISED and request.quantises and request.calibration is not None:
+    if graph is None:
         # The last bits of int8's ranges differ between processors; what they are computed from does not.
-        digest = hashlib.sha256(QUANTISER_REVISION + onnx.content() + request.calibration.tobytes())
+        crops = [half.tobytes() for half in calibration_halves(request.calibration)]
+        digest = hashlib.sha256(b"".join([QUANTISER_REVISION, onnx.content(), *crops]))
+    else:
+        digest = hashlib.sha256(graph.content)
     fits_architecture = options.hardware_compatible and can_be_hardware_compatible(tensorrt_version)
     settings: dict[str, Setting] = {
         "platform": platform or this_platform(),
@@ -266,7 +291,7 @@ def plan_key(
 
 
 def _new_plan(
-    request: PlanRequest, key: PlanKey, graph: bytes, gpu: Gpu, store: PlanStore, report: Progress
+    request: PlanRequest, key: PlanKey, graph: ConvertedGraph, gpu: Gpu, store: PlanStore, report: Progress
 ) -> StoredPlan:
     """Build a plan, if the ONNX model passes the check; check it, and store it."""
     report("Comparing the ONNX model with its source", None)
@@ -276,7 +301,7 @@ def _new_plan(
     options = replace(
         request.options, precision=key.precision, timing_cache=request.options.timing_cache or timings
     )
-    built = build_plan(trt, graph, options, report=report, target_sm=gpu.target_sm, free_mb=gpu.free_mb)
+    built = build_plan(trt, graph.content, options, report=report, target_sm=gpu.target_sm, free_mb=gpu.free_mb)
     report("Inspecting the plan", None)
     precisions = gpu.inspect(built.plan)
     for profile in precisions:
@@ -297,7 +322,7 @@ def _new_plan(
             content = request.onnx.content()
             kept = keep_refusal(
                 store.local.root / "refused" / path.stem,
-                converted=graph,
+                converted=graph.content,
                 exact=typed_graph(content, "int8" if is_quantised(parse(content)) else "fp32"),
                 settings={"plan": asdict(key), "accuracy": accuracy.to_record()},
                 crops=reference.crops[list(accuracy.worst_crops[:largest])],
@@ -305,7 +330,7 @@ def _new_plan(
                 strongly_typed=is_strongly_typed(trt.__version__),
             )
             raise ParityError(f"{error} Nothing was stored. {kept}") from error
-        return store.put(path, _manifest(request, key, path, gpu, built, precisions[0], accuracy))
+        return store.put(path, _manifest(request, key, path, gpu, built, precisions[0], graph, accuracy))
 
 
 def _manifest(
@@ -315,6 +340,7 @@ def _manifest(
     gpu: Gpu,
     built: BuiltPlan,
     precisions: LayerPrecisions,
+    graph: ConvertedGraph,
     accuracy: AccuracyReport,
 ) -> PlanManifest:
     notes: tuple[str, ...] = ()
@@ -327,6 +353,7 @@ def _manifest(
         gpu_name=gpu.name,
         driver_version=gpu.driver_version,
         precisions_used=precisions.layers,
+        quantised=graph.quantised,
         parity=accuracy.parity,
         rebuild_command=request.command(key.precision),
         tools=tool_versions() | {gpu.trt.__name__: gpu.trt.__version__},

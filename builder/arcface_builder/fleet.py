@@ -9,7 +9,7 @@ from dataclasses import replace
 from arcface_client.models.naming import plan_model
 from arcface_client.models.plan_manifest import PlanKey, PlanManifest
 
-from .compile import PlanRequest, convert, plan_key
+from .compile import ConvertedGraph, PlanRequest, convert, plan_key
 from .errors import CompileError
 from .repository.plans import AddedPlan, add_plans, published_plans, recorded_plan
 from .repository.publish import ModelRepository
@@ -59,10 +59,12 @@ def assemble(
     versions = {manifest.identity.tensorrt_version for manifest in known}
     candidates = [tensorrt_version] if tensorrt_version else sorted(versions, key=release_of, reverse=True)
     missing: dict[str, list[str]] = {}
-    graphs: dict[bool, bytes] = {}
+    graphs: dict[bool, ConvertedGraph] = {}
     for version in candidates:
         typed = is_strongly_typed(version)
-        graph = graphs.get(typed) or graphs.setdefault(typed, convert(request, precision, version))
+        if typed not in graphs and not request.calibrates(precision):
+            graphs[typed] = convert(request, precision, version)
+        graph = graphs.get(typed)
         wanted = {
             sm: plan_key(request, precision, graph, tensorrt_version=version, sm=sm, platform=platform)
             for sm in map(sm_of, capabilities)

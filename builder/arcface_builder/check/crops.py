@@ -10,12 +10,8 @@ import numpy.typing as npt
 from arcface_client.contract import CROP_SHAPE, CROP_SIZE, Crops
 from arcface_client.models.golden import golden_crops
 
-from ..errors import OptionError
-
 LEAST_CROPS = 256
 """Crops that a plan is compared on, at least."""
-
-_LEAST_CALIBRATION: Final = 32
 
 _SEED: Final = 2  # of the crops that fill up real ones
 _Images = npt.NDArray[np.float64]
@@ -127,27 +123,6 @@ def comparison_crops(real: Crops | None = None, *, in_int8: bool = False) -> Cro
     missing = max(0, LEAST_CROPS - len(given))
     noises = missing // 8
     return np.concatenate([given, face_like(missing - noises, _SEED), noise(noises, _SEED)])
-
-
-def calibration_halves(real: Crops | None) -> tuple[Crops, Crops]:
-    """Split the crops of a folder: the first half calibrates int8, the second half judges it.
-
-    Crops come in the order of their files' names. So people who have folders of their own are in one half.
-
-    Args:
-        real: uint8 [N, 112, 112, 3].
-
-    Raises:
-        OptionError: There are none, or too few.
-    """
-    count = 0 if real is None else len(real)
-    if real is None or count < _LEAST_CALIBRATION:
-        raise OptionError(
-            f"int8 needs real face crops to find the ranges of its tensors, and there are {count or 'none'}; "
-            f"give a folder of a few hundred with --calibration-dir (at least {_LEAST_CALIBRATION}; drawn "
-            "faces give worse ranges)."
-        )
-    return real[: count // 2], real[count // 2 :]
 
 
 def _grey(images: _Images) -> _Images:

@@ -20,13 +20,12 @@ from arcface_client.settings import TensorRtSettings, load_tensorrt_settings, va
 
 from ..build import DEFAULT_REPOSITORY
 from ..check.accuracy import reference_for_plans
-from ..check.crops import calibration_halves
 from ..compile import PlanRequest, compile_plan, compile_with_fallback
-from ..errors import OptionError, RepositoryError
+from ..errors import OptionError, PrecisionError, RepositoryError
 from ..fleet import assemble
 from ..graph.edit import parse
+from ..graph.mixed import calibration_halves, quantised_graph
 from ..graph.precision import is_quantised
-from ..graph.quantise import quantise
 from ..graph.serving import takes_one_crop
 from ..repository.config import MOST_INSTANCES, check_range
 from ..repository.plans import AddedPlan
@@ -264,6 +263,8 @@ def _compile_sibling(
     max_drift_cosine = load_tensorrt_settings(config).max_drift_cosine
     models = ModelRepository(repository)
     onnx = find_onnx(models, name, version)
+    if precision and takes_one_crop(parse(onnx.content())):
+        raise PrecisionError(f"{onnx.model} embeds one crop at a time; {runtime} runs it without --precision.")
     command = ["arcface-builder", "compile", "--name", name, "--version", str(onnx.version)]
     command += ["--repository", str(repository), "--runtime", runtime]
     if precision:
@@ -272,7 +273,15 @@ def _compile_sibling(
         command += ["--calibration-dir", str(calibration_dir)]
     with progress(onnx.name) as report:
         crops = _crops(calibration_dir, report)
-        calibration, held_out = calibration_halves(crops) if precision else (None, crops)
+        held_out = calibration_halves(crops)[1] if precision else crops
+        quantise = partial(
+            quantised_graph,
+            onnx.content(),
+            str(precision),
+            crops,
+            max_drift_cosine=max_drift_cosine,
+            report=report,
+        )
         added = compile_sibling(
             KINDS[runtime],
             onnx,
@@ -282,9 +291,9 @@ def _compile_sibling(
                 source_embedder(_source(models, onnx), onnx.source_sha256),
                 held_out,
                 max_drift_cosine=max_drift_cosine,
-                in_int8=calibration is not None,
+                in_int8=precision is not None,
             ),
-            quantise=None if calibration is None else lambda: quantise(onnx.content(), calibration, report),
+            quantise=quantise if precision else None,
             command=f"{variable(_TOLERANCE)}={max_drift_cosine} {shlex.join(command)}",
             instances=instances,
             report=report,

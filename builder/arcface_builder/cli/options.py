@@ -31,7 +31,7 @@ def recorded_path(value: str | Path) -> Path:
     return Path(text)
 
 
-Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
+Precision = Literal["fp32", "tf32", "fp16", "bf16", "mixed", "int8"]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Name = Annotated[str, typer.Option(help="Name that sibling models share, for example arcface_r100.")]

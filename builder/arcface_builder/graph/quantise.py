@@ -47,6 +47,7 @@ _STEPS: Final = 127  # of int8 on either side of zero
 _BINS: Final = 8192  # of the histogram of a tensor's absolute values
 _PERCENTILE: Final = 99.999
 _LEAST_RANGE: Final = 1e-6  # of a tensor that is all zeros
+_LEAST_WEIGHT: Final = 1e-5  # below this, a channel is as good as zero, and its scale would be so in float16
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,16 @@ class QuantisedGraph:
     wide: Mapping[str, str]
     share: float
 
+    def __str__(self) -> str:
+        reasons: dict[str, list[str]] = {}
+        for name, reason in self.wide.items():
+            reasons.setdefault(reason, []).append(name)
+        wide = "; ".join(f"{reason}: {', '.join(names)}" for reason, names in reasons.items())
+        return (
+            f"{len(self.convolutions)} convolutions are in int8, {self.share:.0%} of their multiply-adds. "
+            f"Wide are: {wide}."
+        )
+
 
 def quantise(serving_graph: bytes, crops: Crops, report: Progress = no_progress) -> QuantisedGraph:
     """Write a serving graph in int8; arguments and errors are those of ``calibrate``."""
@@ -120,7 +131,11 @@ def to_graph(network: Calibrated, names: Collection[str], precision: str) -> Qua
     """Write a network with some convolutions in int8, by their names."""
     proto = ir.to_proto(quantised(network, names))
     chosen = tuple(layer.name for layer in network.layers if layer.name in names)
-    left = {layer.name: "depthwise" for layer in network.layers if layer.name not in names}
+    left = {
+        layer.name: "depthwise" if layer.is_depthwise else "it would drift too much"
+        for layer in network.layers
+        if layer.name not in names
+    }
     return QuantisedGraph(
         content=bytes(proto.SerializeToString(deterministic=True)),
         precision=precision,
@@ -220,7 +235,7 @@ def quantised(network: Calibrated, names: Collection[str]) -> ir.Model:
 def weight_scales(weight: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """The scale of each output channel of a weight [O, ...], float32 [O]."""
     peaks = np.abs(weight).max(axis=tuple(range(1, weight.ndim)))
-    return np.asarray(np.where(peaks > 0, peaks, 1) / _STEPS, np.float32)
+    return np.asarray(np.maximum(peaks, _LEAST_WEIGHT) / _STEPS, np.float32)
 
 
 def _range(counts: npt.NDArray[np.int64], largest: float) -> float:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Final
 
+from arcface_client.models.embedding_space import QUANTISED
 from arcface_client.runtimes.tensorrt_api import start
 
 from ..errors import CompileError, NoGpuError, PrecisionError
@@ -115,9 +116,9 @@ def set_precision(trt: ModuleType, config: Any, precision: str) -> None:
     (config.set_flag if precision == "tf32" else config.clear_flag)(flags.TF32)
     if is_strongly_typed(trt.__version__):
         return
-    if precision in ("fp16", "int8"):
+    if precision in ("fp16", *QUANTISED):
         config.set_flag(flags.FP16)
-    if precision == "int8":
+    if precision in QUANTISED:
         config.set_flag(flags.INT8)
 
 

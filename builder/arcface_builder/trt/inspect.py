@@ -34,9 +34,12 @@ _FIRST_PROFILE: Final = "0"
 
 _TYPE_KEY: Final = re.compile(r"format|data_?type", re.IGNORECASE)
 
-_EXPECTED: Final = {"fp32": "fp32", "tf32": "fp32", "fp16": "fp16", "bf16": "bf16", "int8": "int8"}
-"""The type of the convolutions in a plan of each precision. TF32 numbers are float32 in memory: the inspector
+_EXPECTED: Final = {"fp32": "fp32", "tf32": "fp32", "fp16": "fp16", "bf16": "bf16", "int8": "int8", "mixed": "int8"}
+"""The type of the convolutions in a plan of each precision, of some in a mixed one. TF32 numbers are float32 in memory: the inspector
 cannot tell tf32 from fp32, so ``check_gpu_has`` refuses tf32 where the GPU has none."""
+
+
+_SHARES: Final = {"fp32": "all", "tf32": "all", "mixed": "some"}
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def check_precision(found: LayerPrecisions, precision: str) -> None:
     expected = _EXPECTED[precision]
     judged = found.convolutions or found.layers  # a network may have none
     total, right = sum(judged.values()), judged.get(expected, 0)
-    needed = total if expected == "fp32" else total // 2 + 1
+    needed = total if expected == "fp32" else 1 if precision == "mixed" else total // 2 + 1
     if not total:
         raise PrecisionError(
             f"TensorRT's inspector lists no layer with a type in the plan named {precision}: its precision "
@@ -124,7 +127,7 @@ def check_precision(found: LayerPrecisions, precision: str) -> None:
         kinds = "convolutions" if found.convolutions else "layers"
         raise PrecisionError(
             f"The plan named {precision} runs its {kinds} in other precisions: {counts}; "
-            f"expected {'all' if expected == 'fp32' else 'most'} in {expected}. It was not stored; "
+            f"expected {_SHARES.get(precision, 'most')} in {expected}. It was not stored; "
             "does this GPU have that precision?"
         )
 

@@ -143,6 +143,7 @@ class PlanManifest(ManifestFile):
         gpu_name: The GPU that it was built on.
         driver_version: The newest CUDA that its driver knows, as "13.0".
         precisions_used: How many layers run in which precision.
+        quantised: The convolutions in int8, by the names of their nodes in the ONNX model.
         parity: The comparison that let it be stored.
         rebuild_command: The command that builds it again.
         tools: Versions of what built it.
@@ -162,6 +163,7 @@ class PlanManifest(ManifestFile):
     gpu_name: str
     driver_version: str
     precisions_used: Mapping[str, int]
+    quantised: tuple[str, ...] = ()
     parity: PlanParity
     rebuild_command: str
     tools: Mapping[str, str]

@@ -1,0 +1,136 @@
+"""Mixed precision: int8 in as many convolutions as the tolerance allows.
+
+The mean drift that one convolution in int8 causes hardly depends on the others, and the means add up. So one
+pass over the convolutions, each in int8 by itself, gives the order: the least drift for a multiply-add first.
+How many of them fit is then found by bisection, on crops that did not calibrate. ONNX Runtime computes both,
+on the CPU.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+
+from arcface_client.contract import INPUT_NAME, Crops, Embeddings, Progress, no_progress
+from arcface_client.models.golden import drifts, golden_crops, largest_drift
+from arcface_client.runtimes.base import in_batches
+
+from ..errors import OptionError, PrecisionError
+from .edit import session
+from .quantise import Calibrated, QuantisedGraph, calibrate, quantise, quantised, to_graph
+
+_MARGIN: Final = 0.7
+"""Share of the allowed drift that is used, since other people's crops drift a little more."""
+
+_FEW: Final = 24  # crops that show one convolution's mean drift
+_BATCH: Final = 8
+_LEAST_CALIBRATION: Final = 32  # crops
+
+_log = logging.getLogger(__name__)
+
+
+def calibration_halves(real: Crops | None) -> tuple[Crops, Crops]:
+    """Split the crops of a folder: the first half calibrates int8, the second half judges it.
+
+    Crops come in the order of their files' names. So people who have folders of their own are in one half.
+
+    Args:
+        real: uint8 [N, 112, 112, 3].
+
+    Raises:
+        OptionError: There are none, or too few.
+    """
+    count = 0 if real is None else len(real)
+    if real is None or count < _LEAST_CALIBRATION:
+        raise OptionError(
+            f"int8 needs real face crops to find the ranges of its tensors, and there are {count or 'none'}; "
+            f"give a folder of a few hundred with --calibration-dir (at least {_LEAST_CALIBRATION}; drawn "
+            "faces give worse ranges)."
+        )
+    return real[: count // 2], real[count // 2 :]
+
+
+def quantised_graph(
+    serving_graph: bytes,
+    precision: str,
+    crops: Crops | None,
+    *,
+    max_drift_cosine: float,
+    report: Progress = no_progress,
+) -> QuantisedGraph:
+    """Write a serving graph in int8, or in mixed precision, and log what stays wide.
+
+    Args:
+        serving_graph: An ONNX file with the contract's tensors, in float32.
+        precision: "int8" or "mixed".
+        crops: Real ones; see ``calibration_halves``.
+        max_drift_cosine: What mixed precision keeps within.
+        report: Called with the share that is done.
+
+    Raises:
+        OptionError: There are too few crops.
+        PrecisionError: The network has no convolutions for int8, or none within the tolerance.
+    """
+    calibration, held_out = calibration_halves(crops)
+    if precision == "mixed":
+        graph = quantise_within(serving_graph, calibration, held_out, max_drift_cosine, report)
+    else:
+        graph = quantise(serving_graph, calibration, report)
+    _log.info("%s", graph)
+    return graph
+
+
+def quantise_within(
+    serving_graph: bytes, crops: Crops, held_out: Crops, max_drift_cosine: float, report: Progress = no_progress
+) -> QuantisedGraph:
+    """Write a serving graph with as many convolutions in int8 as a tolerance allows.
+
+    Args:
+        serving_graph: An ONNX file with the contract's tensors, in float32.
+        crops: For the ranges and the order of the convolutions, uint8 [N, 112, 112, 3], BGR.
+        held_out: Other crops, on which the largest drift must keep within 70 % of the tolerance.
+        max_drift_cosine: The tolerance.
+        report: Called with the share that is done.
+
+    Raises:
+        PrecisionError: Not one convolution can be in int8.
+    """
+    network = calibrate(serving_graph, crops, report)
+    few = crops[np.linspace(0, len(crops) - 1, min(_FEW, len(crops))).astype(int)]
+    exact, costs = _embed(network, (), few), {}
+    layers = [layer for layer in network.layers if layer.name in network.usual]
+    for done, layer in enumerate(layers):
+        report("Measuring the drift of each convolution", done / len(layers))
+        drift = drifts(exact, _embed(network, (layer.name,), few)).mean()
+        costs[layer.name] = drift / layer.multiply_adds
+    order = sorted(costs, key=lambda name: costs[name])
+
+    # The client's golden check sees the golden crops, which are drawn.
+    judging = np.concatenate([held_out, golden_crops()])
+    exact, fits, too_many = _embed(network, (), judging), 0, len(order) + 1
+    steps, step = len(order).bit_length(), 0
+    middle = len(order)
+    while too_many - fits > 1:
+        report("Adding convolutions", step / (steps + 1))
+        step += 1
+        drift = largest_drift(exact, _embed(network, order[:middle], judging))
+        if drift <= _MARGIN * max_drift_cosine:
+            fits = middle
+        else:
+            too_many = middle
+        middle = (fits + too_many) // 2
+    if not fits:
+        raise PrecisionError(
+            f"No convolution can be in int8 within {_MARGIN:.0%} of a drift of {max_drift_cosine:g} "
+            "(validation.max_drift_cosine); use fp16."
+        )
+    return to_graph(network, order[:fits], "mixed")
+
+
+def _embed(network: Calibrated, names: Collection[str], crops: Crops) -> Embeddings:
+    runner = session(ir.to_proto(quantised(network, names)).SerializeToString())
+    return in_batches(lambda batch: runner.run(None, {INPUT_NAME: batch})[0], crops, _BATCH)
