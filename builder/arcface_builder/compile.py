@@ -301,7 +301,9 @@ def _new_plan(
     options = replace(
         request.options, precision=key.precision, timing_cache=request.options.timing_cache or timings
     )
-    built = build_plan(trt, graph.content, options, report=report, target_sm=gpu.target_sm, free_mb=gpu.free_mb)
+    built = build_plan(
+        trt, graph.content, options, report=report, target_sm=gpu.target_sm, free_mb=gpu.free_mb
+    )
     report("Inspecting the plan", None)
     precisions = gpu.inspect(built.plan)
     for profile in precisions:

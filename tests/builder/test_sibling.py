@@ -97,20 +97,28 @@ def faces_folder(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(("precision", "allowed"), [("int8", "0.02"), ("mixed", "0.001")])
 def test_in_int8_the_file_has_pairs_and_the_manifest_names_the_convolutions(
-    repository: ModelRepository, faces_folder: Path, monkeypatch: pytest.MonkeyPatch
+    precision: str,
+    allowed: str,
+    repository: ModelRepository,
+    faces_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("ARCFACE_VALIDATION_MAX_DRIFT_COSINE", "0.02")
+    monkeypatch.setenv("ARCFACE_VALIDATION_MAX_DRIFT_COSINE", allowed)
 
-    assert main(arguments(repository, "--precision", "int8", "--calibration-dir", str(faces_folder))) == 0
+    assert main(arguments(repository, "--precision", precision, "--calibration-dir", str(faces_folder))) == 0
 
     found = LocalModels(repository.root).sibling("small_openvino")
     nodes = load_model(found.path).graph.node
-    assert found.manifest.precision == "int8"
-    assert len(found.manifest.quantised) == 5
-    assert sum(node.op_type == "QuantizeLinear" for node in nodes) == 5
-    assert 1e-7 < found.manifest.parity.largest_drift_cosine < 0.02
-    assert " --precision int8 --calibration-dir " in found.manifest.rebuild_command
+    in_int8 = [
+        node.name for node in nodes if node.op_type == "Conv" and node.input[1].endswith("dequantised")
+    ]
+    assert found.manifest.precision == precision
+    assert list(found.manifest.quantised) == in_int8
+    assert (len(in_int8) == 5) == (precision == "int8")
+    assert 1e-7 < found.manifest.parity.largest_drift_cosine < float(allowed)
+    assert f" --precision {precision} --calibration-dir " in found.manifest.rebuild_command
 
 
 class Wrong(OpenVino):

@@ -264,7 +264,9 @@ def _compile_sibling(
     models = ModelRepository(repository)
     onnx = find_onnx(models, name, version)
     if precision and takes_one_crop(parse(onnx.content())):
-        raise PrecisionError(f"{onnx.model} embeds one crop at a time; {runtime} runs it without --precision.")
+        raise PrecisionError(
+            f"{onnx.model} embeds one crop at a time; {runtime} runs it without --precision."
+        )
     command = ["arcface-builder", "compile", "--name", name, "--version", str(onnx.version)]
     command += ["--repository", str(repository), "--runtime", runtime]
     if precision:

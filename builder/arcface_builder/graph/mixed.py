@@ -85,7 +85,11 @@ def quantised_graph(
 
 
 def quantise_within(
-    serving_graph: bytes, crops: Crops, held_out: Crops, max_drift_cosine: float, report: Progress = no_progress
+    serving_graph: bytes,
+    crops: Crops,
+    held_out: Crops,
+    max_drift_cosine: float,
+    report: Progress = no_progress,
 ) -> QuantisedGraph:
     """Write a serving graph with as many convolutions in int8 as a tolerance allows.
 

@@ -34,9 +34,19 @@ _FIRST_PROFILE: Final = "0"
 
 _TYPE_KEY: Final = re.compile(r"format|data_?type", re.IGNORECASE)
 
-_EXPECTED: Final = {"fp32": "fp32", "tf32": "fp32", "fp16": "fp16", "bf16": "bf16", "int8": "int8", "mixed": "int8"}
-"""The type of the convolutions in a plan of each precision, of some in a mixed one. TF32 numbers are float32 in memory: the inspector
-cannot tell tf32 from fp32, so ``check_gpu_has`` refuses tf32 where the GPU has none."""
+_EXPECTED: Final = {
+    "fp32": "fp32",
+    "tf32": "fp32",
+    "fp16": "fp16",
+    "bf16": "bf16",
+    "int8": "int8",
+    "mixed": "int8",
+}
+"""The type of the convolutions in a plan of each precision, of some in a mixed one.
+
+TF32 numbers are float32 in memory: the inspector cannot tell tf32 from fp32. So ``check_gpu_has`` refuses it
+where the GPU has none.
+"""
 
 
 _SHARES: Final = {"fp32": "all", "tf32": "all", "mixed": "some"}
