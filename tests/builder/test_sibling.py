@@ -97,7 +97,7 @@ def faces_folder(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("precision", "allowed"), [("int8", "0.02"), ("mixed", "0.001")])
+@pytest.mark.parametrize(("precision", "allowed"), [("int8", "0.02"), ("mixed", "0.0004")])
 def test_in_int8_the_file_has_pairs_and_the_manifest_names_the_convolutions(
     precision: str,
     allowed: str,
@@ -111,9 +111,8 @@ def test_in_int8_the_file_has_pairs_and_the_manifest_names_the_convolutions(
 
     found = LocalModels(repository.root).sibling("small_openvino")
     nodes = load_model(found.path).graph.node
-    in_int8 = [
-        node.name for node in nodes if node.op_type == "Conv" and node.input[1].endswith("dequantised")
-    ]
+    convolutions = [node for node in nodes if node.op_type == "Conv"]
+    in_int8 = [node.name for node in convolutions if node.input[1].endswith("dequantised")]
     assert found.manifest.precision == precision
     assert list(found.manifest.quantised) == in_int8
     assert (len(in_int8) == 5) == (precision == "int8")
