@@ -11,12 +11,9 @@ import onnx
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from arcface_client.models.normalisation import PYTORCH, RAW, UNIT, Normalisation
+from arcface_client.models.normalisation import IMAGENET, MXNET, PYTORCH, RAW, UNIT, Normalisation
 from fuzz.blocks import BLOCKS, pad, resize
 from fuzz.writer import Value, Writer
-
-HALVES = Normalisation.uniform(127.5, 128)
-IMAGENET = Normalisation((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ def preprocessing(
     stated = writer.any_of(*[False] * 4, True)
     match kind:
         case "none":
-            caller = writer.any_of(RAW, UNIT, IMAGENET, HALVES) if stated else PYTORCH
+            caller = writer.any_of(RAW, UNIT, IMAGENET, MXNET) if stated else PYTORCH
         case "sub mul":
             minus = writer.op("Sub", x, writer.constant(127.5))
             x = writer.op("Mul", minus, writer.constant(1 / 128))

@@ -45,11 +45,11 @@ _AXES_ARE_INPUTS: Final = 18
 """The first opset in which ReduceL2 takes its axes as an input."""
 
 
-Pixels = tuple[Normalisation, str]
-"""How pixels reach a network: their normalisation, and its order of channels, for example "RGB"."""
+Preparation = tuple[Normalisation, str]
+"""How pixels are prepared for a network: their normalisation, and the order of channels, as "RGB"."""
 
 
-def wrap(network: ir.Model, image: Image, output: Output, pixels: Pixels) -> ir.Model:
+def wrap(network: ir.Model, image: Image, output: Output, pixels: Preparation) -> ir.Model:
     """Put preprocessing in front of a network, and the division by the length behind it."""
     model = network.clone()
     _feed(model, image, pixels)
@@ -58,7 +58,7 @@ def wrap(network: ir.Model, image: Image, output: Output, pixels: Pixels) -> ir.
 
 
 def optimise(
-    network: ir.Model, image: Image, output: Output, pixels: Pixels, seen: Pixels | None
+    network: ir.Model, image: Image, output: Output, pixels: Preparation, seen: Preparation | None
 ) -> tuple[ir.Model, str | None]:
     """Wrap a network and fold what can be folded.
 
@@ -179,7 +179,7 @@ def _by_channel(values: Triple, channels: str) -> npt.NDArray[np.float64]:
     return np.array(values[0] if same else [values["RGB".index(channel)] for channel in channels])
 
 
-def _feed(model: ir.Model, image: Image, pixels: Pixels) -> None:
+def _feed(model: ir.Model, image: Image, pixels: Preparation) -> None:
     """Make what a network takes of the crops."""
     graph, crops, tape = model.graph, _image(), ir.tape.Tape()
 
@@ -208,7 +208,7 @@ def _feed(model: ir.Model, image: Image, pixels: Pixels) -> None:
     graph.inputs[:] = [crops]
 
 
-def _fold_preprocessing(model: ir.Model, image: Image, seen: Pixels) -> str | None:
+def _fold_preprocessing(model: ir.Model, image: Image, seen: Preparation) -> str | None:
     """Replace all that happens before the first convolution, or say why that is not possible."""
     graph, old = model.graph, model.graph.inputs[0]
     try:

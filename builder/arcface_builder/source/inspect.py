@@ -34,8 +34,8 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Pixels:
-    """What happens to the pixels, and to the embedding at the end.
+class Meaning:
+    """What the pixels that go in and the numbers that come out mean.
 
     Attributes:
         graph_normalises: What the graph does to them before its first convolution.
@@ -90,7 +90,7 @@ class Inspection:
     batch: tuple[str, str]
     opset: int
     ir_version: int
-    pixels: Pixels | None
+    pixels: Meaning | None
     issues: list[Issue]
     refused: bool = False
 
@@ -99,7 +99,7 @@ class Inspection:
         values = asdict(self)
         origin, pixels, values["findings"] = (values.pop(name) for name in ("origin", "pixels", "issues"))
         named = {name: origin[name] for name in _OF_ORIGIN}
-        return {**values, **named, **(pixels or dict.fromkeys(field.name for field in fields(Pixels)))}
+        return {**values, **named, **(pixels or dict.fromkeys(field.name for field in fields(Meaning)))}
 
     def to_text(self) -> str:
         """Give the fields as text for people."""
@@ -138,7 +138,7 @@ def inspect(path: Path) -> Inspection:
     declared = ir.from_proto(proto)
     inputs = [value for value in declared.graph.inputs if value.name not in declared.graph.initializers]
     outputs = list(declared.graph.outputs)
-    pixels: Pixels | None
+    pixels: Meaning | None
     source = SourceModel(proto, identified("onnx", path.name, proto, sha256))
     if is_serving_graph(proto):
         pixels, issues, refused = _serving_graph(outputs), [_BUILT], True
@@ -158,15 +158,15 @@ def inspect(path: Path) -> Inspection:
     )
 
 
-def _try_to_build(source: SourceModel) -> tuple[Pixels | None, list[Issue], bool]:
+def _try_to_build(source: SourceModel) -> tuple[Meaning | None, list[Issue], bool]:
     """Do what a build does, so that both refuse the same files."""
-    pixels: Pixels | None = None
+    pixels: Meaning | None = None
     issues: list[Issue] = []
     try:
         network, graph = source.network, source.preprocessing
         issues = [*network.issues]
         does = "more than to normalise by channel" if graph is None else str(graph.normalisation)
-        pixels = Pixels(
+        pixels = Meaning(
             graph_normalises="nothing" if graph and graph.normalisation == RAW else does,
             caller_normalises=str(source.caller),
             caller_from=source.caller_from,
@@ -181,11 +181,11 @@ def _try_to_build(source: SourceModel) -> tuple[Pixels | None, list[Issue], bool
         return pixels, [*issues, Issue("a build refuses it", str(error))], True
 
 
-def _serving_graph(outputs: list[ir.Value]) -> Pixels:
+def _serving_graph(outputs: list[ir.Value]) -> Meaning:
     """What is known of a serving graph of this project, whatever it was made from."""
     (output,) = outputs
     dim = output.shape[-1] if output.shape is not None else None
-    return Pixels(
+    return Meaning(
         graph_normalises="all that its source model wants",
         caller_normalises="nothing: uint8 crops as OpenCV gives them",
         caller_from=_CONTRACT,

@@ -24,7 +24,7 @@ from ..check.accuracy import TOLERANCE
 from ..check.crops import face_like, noise
 from ..errors import NotArcFaceError
 from ..graph.edit import first_line, session
-from ..graph.serving import Pixels, crop_by_crop, optimise, to_file, wrap
+from ..graph.serving import Preparation, crop_by_crop, optimise, to_file, wrap
 from ..graph.signature import unit_rows
 from .fixes import OLDEST_OPSET, Issue, free_batch, raised, simplify
 from .network import Network, Reference, open_network
@@ -270,7 +270,7 @@ class SourceModel:
         return "InsightFace's own code" if self.origin.kind == "insightface" else ASSUMED
 
     @property
-    def _seen(self) -> Pixels | None:
+    def _seen(self) -> Preparation | None:
         """What the first convolution sees, where the graph normalises by channel."""
         graph = self.preprocessing
         if graph is None:
