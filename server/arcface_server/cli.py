@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(app, "arcface-server", argv)
 
 
-Port: TypeAlias = Annotated[int | None, typer.Option(metavar="N", help="Port; default a free one.")]
+Port: TypeAlias = Annotated[int | None, typer.Option(metavar="N", help="Port (default: any free one).")]
 
 
 @app.command("run")
@@ -104,13 +104,15 @@ def run_server(
 def perf(
     context: typer.Context,
     model: Annotated[str, typer.Option(metavar="NAME", help="Model to measure.")],
-    version: Annotated[int | None, typer.Option(metavar="N", help="Its version; default the newest.")] = None,
+    version: Annotated[
+        int | None, typer.Option(metavar="N", help="Its version (default: the newest).")
+    ] = None,
     protocol: Annotated[Protocol, typer.Option(help="How requests are sent.")] = "grpc",
     url: Annotated[
         str | None,
         typer.Option(
             metavar="HOST:PORT",
-            help="Address for that (default: 127.0.0.1, port 8001 for grpc, 8000 for http).",
+            help="The server's address for this protocol (default: 127.0.0.1:8001 for grpc, :8000 for http).",
         ),
     ] = None,
     concurrency: Annotated[
@@ -127,11 +129,12 @@ def perf(
         typer.Option(help="How crops reach the server: in the request, or in shared memory of this machine."),
     ] = "none",
     images: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Face crops to send; default random ones.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of face crops to send (default: generated)."),
     ] = None,
     requests: Annotated[int, typer.Option(metavar="N", min=1, help="Requests in a window.")] = 50,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the figures as JSON too.")
+        Path | None, typer.Option(metavar="FILE", help="Also write the figures to this file, as JSON.")
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON object; the table goes to standard error.")

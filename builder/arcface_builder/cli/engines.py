@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # boto3 is an extra
 
 engines = typer.Typer(
     no_args_is_help=True,
-    help="Stored TensorRT plans: those in the local cache, and those in a bucket.",
+    help="List, share, verify and remove the TensorRT plans in the local cache and in a bucket.",
     epilog=examples(
         "arcface-builder engines list --bucket plans",
         "arcface-builder engines pull --bucket plans --sm 86 --tensorrt-version 11.1.0.106",
@@ -168,16 +168,19 @@ def prune(
     keep: Annotated[
         int | None,
         typer.Option(
-            min=0, metavar="N", help="Not the N newest of the same model, precision and architecture."
+            min=0, metavar="N", help="Keep the N newest plans of each model, precision and architecture."
         ),
     ] = None,
     older_than_days: Annotated[
-        float | None, typer.Option(min=0, max=1e6, metavar="DAYS", help="Built at least so long ago.")
+        float | None,
+        typer.Option(
+            min=0, max=1e6, metavar="DAYS", help="Only plans that were built at least this many days ago."
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     remote: Remote = False,
 ) -> None:
-    """Remove the plans for which all conditions hold; --tensorrt-version is one."""
+    """Remove the plans that all conditions allow: --keep, --older-than-days and those below."""
     if (keep, older_than_days, plans.tensorrt_version) == (None, None, None):
         raise UsageError("Nothing to prune by; give --keep, --older-than-days or --tensorrt-version.")
     _, place = plans.place(no_progress, remote=remote)

@@ -48,7 +48,9 @@ def benchmark(
     ] = None,
     against: Annotated[
         list[str] | None,
-        typer.Option(metavar="SYSTEM", help="Measure this one in turns with it; may be repeated."),
+        typer.Option(
+            metavar="SYSTEM", help="Measure this system, too, in turns with the first; may be repeated."
+        ),
     ] = None,
     name: Annotated[
         str | None,
@@ -66,18 +68,18 @@ def benchmark(
         typer.Option(
             parser=whole_numbers,
             metavar="N",
-            help="Crops in a call; a list such as 1,8,32 (default: 1 doubled up to the largest batch).",
+            help="Crops in a call, for example 1,8,32 (default: 1, 2, 4 and so on, up to the largest batch).",
         ),
     ] = None,
     clients: Annotated[
-        int, typer.Option(min=1, help="Callers at a time, each with one call after the other.")
+        int, typer.Option(min=1, help="Threads that call at the same time, each one call after the other.")
     ] = 1,
     turns: Annotated[int, typer.Option(min=1, help="Turns of each system at each batch size.")] = 10,
     turn_s: Annotated[
-        float, typer.Option("--turn-s", min=0, help="Seconds of a turn; it has one call at least.")
+        float, typer.Option("--turn-s", min=0, help="Seconds that a turn takes; at least one call is made.")
     ] = 0.5,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the figures as JSON too.")
+        Path | None, typer.Option(metavar="FILE", help="Also write the figures to this file, as JSON.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
     plot: Annotated[

@@ -30,7 +30,7 @@ def compare(
         list[str] | None, typer.Argument(help="Models of the server, NAME or NAME:VERSION, and ONNX files.")
     ] = None,
     more_models: Annotated[
-        list[str] | None, typer.Option("--models", metavar="MODEL", help="The same, as a flag.")
+        list[str] | None, typer.Option("--models", metavar="MODEL", help="The same models, as a flag.")
     ] = None,
     reference: Annotated[
         str | None,
@@ -61,7 +61,7 @@ def compare(
     ] = None,
     n_samples: Annotated[int, typer.Option(min=2, help="Crops to compare.")] = 100,
     images: Annotated[
-        Path | None, typer.Option(help="Folder of face crops (default: variations of drawn ones).")
+        Path | None, typer.Option(help="Folder of face crops (default: generated crops).")
     ] = None,
     resize: Annotated[
         bool, typer.Option("--resize", help="Scale crops of another size instead of refusing them.")

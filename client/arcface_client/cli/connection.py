@@ -22,7 +22,7 @@ class Server:
 
     url: Annotated[
         str | None,
-        _option(metavar="HOST:PORT", help="gRPC address of the server; several with commas."),
+        _option(metavar="HOST:PORT", help="gRPC address of the server, or several with commas between them."),
     ] = None
     timeout_s: Annotated[float | None, _option(help="Seconds that one request may take.")] = None
     config: Annotated[

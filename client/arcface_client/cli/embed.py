@@ -73,7 +73,7 @@ def embed(
     resize: Annotated[
         bool, typer.Option("--resize", help="Scale crops of another size instead of refusing them.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
     model: Annotated[
         str | None,
         typer.Option(
@@ -81,7 +81,9 @@ def embed(
             "ONNX model)."
         ),
     ] = None,
-    version: Annotated[int | None, typer.Option(help="Its version (default: the newest one ready).")] = None,
+    version: Annotated[
+        int | None, typer.Option(help="Its version (default: the newest that is ready).")
+    ] = None,
 ) -> int:
     """Embed image files into an .npz file.
 

@@ -28,7 +28,9 @@ EPILOG: Final = examples(
 @with_shared_options
 def status(
     server: Server,
-    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON, the embedder too.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON object, which also describes the embedder.")
+    ] = False,
     backend: Annotated[
         str | None,
         typer.Option(
@@ -44,11 +46,11 @@ def status(
 ) -> int:
     """Show the servers, their models and versions, and why one is not ready.
 
-    For models whose manifest is in embedding.model_repository, also the channel order and the normalisation
-    of their network, and which of them was assumed when it was built.
+    If a model's manifest is in embedding.model_repository, the channel order and the normalisation of its
+    network are shown, too, and which of them was assumed when it was built.
 
-    With --json also the embedder that the settings make: which model embeds, how fast, how exactly, and why
-    not another. A few crops are embedded to find out.
+    With --json, the embedder that the settings give is described, too: which model embeds, how fast, how
+    exactly, and why a better one does not. To find that out, a few crops are embedded.
     """
     if not as_json and (backend or device):
         raise typer.BadParameter(
