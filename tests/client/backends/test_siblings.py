@@ -1,4 +1,4 @@
-"""OpenVINO in this process: its own backend, and what stands in for servers."""
+"""The siblings for OpenVINO and cuDNN in this process; what needs a GPU is in tests/gpu."""
 
 from __future__ import annotations
 
@@ -43,27 +43,41 @@ def test_it_embeds_as_onnx_runtime_does_and_says_in_which_precision(
 
 
 @pytest.mark.parametrize(
-    ("harm", "reason"),
+    ("runtime", "harm", "reason"),
     [
-        (
-            "no sibling",
-            r"no small_openvino in .* Run `arcface-builder compile .* --runtime openvino`",
+        *(
+            (runtime, harm, reason.format(runtime))
+            for runtime in ("openvino", "cudnn")
+            for harm, reason in (
+                ("no sibling", r"no small_{0} in .* Run `arcface-builder compile .* --runtime {0}`"),
+                ("not installed", r"needs the package {0}: pip install 'arcface-triton\[{0}\]'"),
+            )
         ),
-        ("not installed", r"needs the package openvino: pip install 'arcface-triton\[openvino\]'"),
-        ("another file", r"model\.onnx has SHA-256 .*; its manifest says "),
-        ("another release", r"describes what was made from an ONNX model with SHA-256 111111111111"),
+        ("openvino", "another file", r"model\.onnx has SHA-256 .*; its manifest says "),
+        ("openvino", "another release", r"describes what was made from an ONNX model with SHA-256 1{12}"),
     ],
 )
 def test_where_it_cannot_be_used_onnx_runtime_serves_and_the_reason_is_told(
-    harm: str, reason: str, make: Make, with_sibling: Path, crops: Crops, monkeypatch: pytest.MonkeyPatch
+    runtime: str,
+    harm: str,
+    reason: str,
+    make: Make,
+    with_sibling: Path,
+    crops: Crops,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    file = with_sibling / "small_openvino/1/model.onnx"
-    record = with_sibling / "small_openvino-1.manifest.json"
+    file = with_sibling / f"small_{runtime}/1/model.onnx"
+    record = with_sibling / f"small_{runtime}-1.manifest.json"
+    if runtime == "cudnn":  # as it is compiled on a machine with a GPU
+        (with_sibling / "small_openvino").rename(file.parents[1])
+        made = (with_sibling / "small_openvino-1.manifest.json").read_text()
+        record.write_text(made.replace("openvino", "cudnn"))
     if harm == "no sibling":
-        (with_sibling / "small_openvino").rename(with_sibling.parent / "away")
+        file.parents[1].rename(with_sibling.parent / "away")
     elif harm == "not installed":
-        monkeypatch.delitem(sys.modules, "arcface_client.runtimes.openvino")
-        monkeypatch.setitem(sys.modules, "openvino", None)
+        module = {"openvino": "openvino", "cudnn": "cudnn.runtime"}[runtime]
+        monkeypatch.delitem(sys.modules, f"arcface_client.runtimes.{module}", raising=False)
+        monkeypatch.setitem(sys.modules, runtime, None)
     elif harm == "another file":
         file.write_bytes(file.read_bytes() + b" ")
     else:
@@ -71,12 +85,12 @@ def test_where_it_cannot_be_used_onnx_runtime_serves_and_the_reason_is_told(
         sha256 = text.partition('"onnx_sha256": "')[2][:64]
         record.write_text(text.replace(f'"onnx_sha256": "{sha256}', f'"onnx_sha256": "{"1" * 64}'))
 
-    with make("openvino", embedding_model_repository=with_sibling) as embedder:
+    with make(runtime, embedding_model_repository=with_sibling) as embedder:
         _, served = embedder.encode(crops, return_source=True)
     assert [one.backend for one in served.sources] == ["onnxruntime"]
     assert served.fell_back
     with (
-        make("openvino", embedding_model_repository=with_sibling, allow_cpu_fallback=False) as alone,
+        make(runtime, embedding_model_repository=with_sibling, allow_cpu_fallback=False) as alone,
         pytest.raises(NoCandidateError, match=reason),
     ):
         alone.ensure_ready()
