@@ -34,7 +34,7 @@ from .trt.compat import can_be_hardware_compatible, check_knows, is_strongly_typ
 from .trt.engine import BuiltPlan, build_plan
 from .trt.gpu import Gpu
 from .trt.inspect import LayerPrecisions, check_precision
-from .trt.options import BUILD_REVISION, SMALL_BATCH, BuildOptions
+from .trt.options import BUILD_REVISION, BuildOptions
 
 _log = logging.getLogger(__name__)
 
@@ -270,6 +270,7 @@ def plan_key(
         "workspace_size_mb": options.workspace_size_mb,
         "hardware_compatible": fits_architecture,
         "small_batch_profile": len(options.profiles) > 1,
+        "profiles": len(options.profiles),
         "build_revision": BUILD_REVISION,
     }
     if not fits_architecture and gpu_name is not None:
@@ -315,7 +316,7 @@ def _new_plan(
         largest = key.max_batch_size
         with gpu.load(path) as plan:
             # Full batches of each profile, a batch that is not full, and single crops.
-            sizes = sorted({1, min(SMALL_BATCH, largest), (largest + 1) // 2, largest})
+            sizes = sorted({1, *(profile[-1] for profile in options.profiles), (largest + 1) // 2})
             accuracy = reference.compare(plan.embed, sizes)
         try:
             accuracy.check()

@@ -195,7 +195,7 @@ class TensorRtSettings(_Section):
         opt_batch_size: The batch that TensorRT tunes for; None means the largest.
         workspace_size_mb: Memory of one kernel, in MiB.
         hardware_compatible: Fit every GPU of the compute capability.
-        small_batch_profile: Tune kernels for 1 to 4 crops as well.
+        small_batch_profile: Tune kernels for small batches as well: 1 to 4 crops, and the middle.
         instances: Copies that Triton runs side by side on each GPU; None means what the model has, or 2.
         engine_s3_bucket: Bucket to share plans through.
         max_drift_cosine: Largest cosine distance from the source's embeddings that the gate accepts.

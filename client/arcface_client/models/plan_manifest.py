@@ -80,7 +80,8 @@ class PlanKey:
     @property
     def profiles(self) -> int:
         """How many optimisation profiles it has."""
-        return 1 + bool(self.settings.get("small_batch_profile"))
+        recorded = self.settings.get("profiles")
+        return recorded if isinstance(recorded, int) else 1 + bool(self.settings.get("small_batch_profile"))
 
     @property
     def platform(self) -> str:

@@ -35,16 +35,11 @@ def respond(pb_utils: ModuleType, embed: EmbedJoined, requests: Sequence[Any]) -
     Returns:
         Triton's responses.
     """
-    batches: list[Crops] = [
-        pb_utils.get_input_tensor_by_name(request, INPUT_NAME).as_numpy() for request in requests
-    ]
-
-    def response(embeddings: Embeddings) -> Any:
-        return pb_utils.InferenceResponse([pb_utils.Tensor(OUTPUT_NAME, embeddings)])
+    batches = [crops_of(pb_utils, request) for request in requests]
 
     def alone(batch: Crops) -> Any:
         try:
-            return response(embed([batch]))
+            return split(pb_utils, embed([batch]), [len(batch)])[0]
         except ArcFaceError as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
 
@@ -54,5 +49,19 @@ def respond(pb_utils: ModuleType, embed: EmbedJoined, requests: Sequence[Any]) -
         embeddings = embed(batches)
     except ArcFaceError:
         return [alone(batch) for batch in batches]
-    ends = np.cumsum([len(batch) for batch in batches[:-1]])
-    return [response(rows) for rows in np.split(embeddings, ends)]
+    return split(pb_utils, embeddings, [len(batch) for batch in batches])
+
+
+def crops_of(pb_utils: ModuleType, request: Any) -> Crops:
+    """The crops of a request, uint8 [N, 112, 112, 3]."""
+    crops: Crops = pb_utils.get_input_tensor_by_name(request, INPUT_NAME).as_numpy()
+    return crops
+
+
+def split(pb_utils: ModuleType, embeddings: Embeddings, counts: Sequence[int]) -> list[Any]:
+    """Triton's responses to requests with so many crops each."""
+    ends = np.cumsum(counts[:-1], dtype=int)
+    return [
+        pb_utils.InferenceResponse([pb_utils.Tensor(OUTPUT_NAME, rows)])
+        for rows in np.split(embeddings, ends)
+    ]

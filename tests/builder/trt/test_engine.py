@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,6 +35,26 @@ def test_a_plan_is_built_for_another_architecture_without_a_gpu(
     assert built.plan[1:4] == b"trt"
     assert 0.9 < len(built.plan) / len(typed[precision]) < 1.3  # the weights, in their precision
     assert built.workspace_size_mb == 1024
+
+
+@pytest.mark.parametrize(
+    ("largest", "tuned", "profiles"),
+    [
+        (256, None, [(1, 256, 256), (1, 1, 4), (1, 16, 32)]),
+        (32, None, [(1, 32, 32), (1, 1, 4), (1, 8, 16)]),
+        (256, 32, [(1, 32, 256), (1, 1, 4), (1, 8, 16)]),
+        (16, None, [(1, 16, 16), (1, 1, 4)]),
+        (2, None, [(1, 2, 2), (1, 1, 2)]),
+        (1, None, [(1, 1, 1)]),
+    ],
+)
+def test_kernels_are_tuned_for_one_crop_for_the_largest_batch_and_for_what_is_between(
+    largest: int, tuned: int | None, profiles: list[tuple[int, ...]]
+) -> None:
+    options = BuildOptions(max_batch_size=largest, opt_batch_size=tuned)
+
+    assert list(options.profiles) == profiles
+    assert replace(options, small_batch_profile=False).profiles == options.profiles[:1]
 
 
 @pytest.mark.parametrize(("precision", "on"), [("fp32", False), ("fp16", False), ("tf32", True)])
