@@ -7,25 +7,29 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from arcface_client.contract import Crops, Progress, no_progress
-from arcface_client.models.embedding_space import QUANTISED
+from arcface_client.models.embedding_space import INT8, QUANTISED
+from arcface_client.models.golden import golden_crops
+from arcface_client.models.manifest import Golden
 from arcface_client.models.naming import plan_model
-from arcface_client.models.plan_manifest import PlanKey, PlanManifest
+from arcface_client.models.plan_manifest import PlanKey, PlanManifest, PlanParity
 from arcface_client.models.repository import LocalOnnx
 from arcface_client.models.schema import Setting
+from arcface_client.runtimes.base import in_batches
 from arcface_client.triton.limits import DEFAULT_MAX_DRIFT_COSINE
 
-from .check.accuracy import AccuracyReport, ReferenceEmbeddings, reference_for_plans
+from .check.accuracy import ReferenceEmbeddings, reference_for_plans
 from .check.refusal import keep_refusal
+from .check.task import TaskGate
 from .errors import CompileError, ParityError, PrecisionError, ServedModelError
 from .graph.edit import parse
 from .graph.mixed import calibration_halves, quantised_graph
 from .graph.opset import lowered
 from .graph.precision import check_gpu_has, fallbacks, is_quantised, typed_graph, typed_int8
-from .graph.quantise import QUANTISER_REVISION
+from .graph.quantise import calibration_sha256
 from .repository.plans import AddedPlan, add_plans, check_free, published_plans, recorded_plan
 from .repository.publish import ModelRepository, tool_versions
 from .source.load import Source, source_embedder
@@ -49,6 +53,7 @@ class PlanRequest:
         max_drift_cosine: Largest drift from the source model that is allowed.
         calibration: Real crops, uint8 [N, 112, 112, 3]: for int8's ranges, and for the accuracy check.
         source: The source model; without it a plan is compared with the ONNX model alone.
+        gate: Judges a plan in int8 by its recognition; None judges it by its drift.
         command: Gives the command line that builds the plan of a precision, for the manifest.
     """
 
@@ -57,11 +62,16 @@ class PlanRequest:
     max_drift_cosine: float = DEFAULT_MAX_DRIFT_COSINE
     calibration: Crops | None = None
     source: Source | None = None
+    gate: TaskGate | None = None
     command: Callable[[str], str] = "arcface-builder compile --precision {}".format
 
     def calibrates(self, precision: str) -> bool:
         """Whether a precision needs calibration crops: the ONNX model is not quantised already."""
         return precision in QUANTISED and not self._is_quantised
+
+    def gate_of(self, precision: str) -> TaskGate | None:
+        """What judges a plan's recognition; None where its drift is judged."""
+        return self.gate if precision == INT8 else None
 
     @cached_property
     def _is_quantised(self) -> bool:
@@ -257,13 +267,11 @@ def plan_key(
             told not to.
         platform: Operating system and processor; None means this machine's.
     """
-    onnx, options = request.onnx, request.options
+    onnx, options, gate = request.onnx, request.options, request.gate_of(precision)
     if graph is None:
-        # The last bits of int8's ranges differ between processors; what they are computed from does not.
-        crops = [half.tobytes() for half in calibration_halves(request.calibration)]
-        digest = hashlib.sha256(b"".join([QUANTISER_REVISION, onnx.content(), *crops]))
+        digest = calibration_sha256(onnx.content(), calibration_halves(request.calibration)[0])
     else:
-        digest = hashlib.sha256(graph.content)
+        digest = hashlib.sha256(graph.content).hexdigest()
     fits_architecture = options.hardware_compatible and can_be_hardware_compatible(tensorrt_version)
     settings: dict[str, Setting] = {
         "platform": platform or this_platform(),
@@ -272,6 +280,7 @@ def plan_key(
         "small_batch_profile": len(options.profiles) > 1,
         "profiles": len(options.profiles),
         "build_revision": BUILD_REVISION,
+        **(gate.settings if gate else {}),
     }
     if not fits_architecture and gpu_name is not None:
         settings[GPU] = gpu_name
@@ -279,7 +288,7 @@ def plan_key(
     return PlanKey(
         model=onnx.name,
         onnx_sha256=onnx.sha256,
-        graph_sha256=digest.hexdigest(),
+        graph_sha256=digest,
         tensorrt_version=tensorrt_version,
         sm=sm,
         precision=precision,
@@ -318,22 +327,26 @@ def _new_plan(
             # Full batches of each profile, a batch that is not full, and single crops.
             sizes = sorted({1, *(profile[-1] for profile in options.profiles), (largest + 1) // 2})
             accuracy = reference.compare(plan.embed, sizes)
-        try:
-            accuracy.check()
-        except ParityError as error:
-            report("Looking for the layer that diverges", None)
-            content = request.onnx.content()
-            kept = keep_refusal(
-                store.local.root / "refused" / path.stem,
-                converted=graph.content,
-                exact=typed_graph(content, "int8" if is_quantised(parse(content)) else "fp32"),
-                settings={"plan": asdict(key), "accuracy": accuracy.to_record()},
-                crops=reference.crops[list(accuracy.worst_crops[:largest])],
-                max_drift_cosine=request.max_drift_cosine,
-                strongly_typed=is_strongly_typed(trt.__version__),
-            )
-            raise ParityError(f"{error} Nothing was stored. {kept}") from error
-        return store.put(path, _manifest(request, key, path, gpu, built, precisions[0], graph, accuracy))
+            embed, gate = partial(in_batches, plan.embed, size=largest), request.gate_of(key.precision)
+            golden = Golden.of(embed(golden_crops())) if key.precision == INT8 else None
+            try:
+                accuracy.check(by_task=gate is not None)
+                losses = gate.check(request.onnx.path, embed, report) if gate else ()
+            except ParityError as error:
+                report("Looking for the layer that diverges", None)
+                content = request.onnx.content()
+                kept = keep_refusal(
+                    store.local.root / "refused" / path.stem,
+                    converted=graph.content,
+                    exact=typed_graph(content, "int8" if is_quantised(parse(content)) else "fp32"),
+                    settings={"plan": asdict(key), "accuracy": accuracy.to_record()},
+                    crops=reference.crops[list(accuracy.worst_crops[:largest])],
+                    max_drift_cosine=request.max_drift_cosine,
+                    strongly_typed=is_strongly_typed(trt.__version__),
+                )
+                raise ParityError(f"{error} Nothing was stored. {kept}") from error
+        manifest = _manifest(request, key, path, gpu, built, precisions[0], accuracy.parity(losses))
+        return store.put(path, replace(manifest, quantised=graph.quantised, golden=golden))
 
 
 def _manifest(
@@ -343,8 +356,7 @@ def _manifest(
     gpu: Gpu,
     built: BuiltPlan,
     precisions: LayerPrecisions,
-    graph: ConvertedGraph,
-    accuracy: AccuracyReport,
+    parity: PlanParity,
 ) -> PlanManifest:
     notes: tuple[str, ...] = ()
     if built.workspace_size_mb != request.options.workspace_size_mb:
@@ -356,8 +368,7 @@ def _manifest(
         gpu_name=gpu.name,
         driver_version=gpu.driver_version,
         precisions_used=precisions.layers,
-        quantised=graph.quantised,
-        parity=accuracy.parity,
+        parity=parity,
         rebuild_command=request.command(key.precision),
         tools=tool_versions() | {gpu.trt.__name__: gpu.trt.__version__},
         notes=notes,

@@ -12,13 +12,16 @@ from typing import Any, Final, Protocol
 
 from arcface_client.contract import Crops, Embeddings, Progress, no_progress
 from arcface_client.errors import require
+from arcface_client.models.embedding_space import INT8
 from arcface_client.models.files import sha256_of
-from arcface_client.models.manifest import MODEL_FILE, ModelFile, manifest_path
+from arcface_client.models.golden import golden_crops
+from arcface_client.models.manifest import MODEL_FILE, Golden, ModelFile, manifest_path
 from arcface_client.models.naming import sibling_model
 from arcface_client.models.plan_manifest import SiblingManifest
 from arcface_client.models.repository import LocalOnnx
 
 from .check.accuracy import ReferenceEmbeddings
+from .check.task import TaskGate
 from .errors import ParityError, RepositoryError
 from .graph.quantise import QuantisedGraph
 from .repository.config import (
@@ -136,6 +139,7 @@ def compile_sibling(
     *,
     command: str,
     quantise: Callable[[], QuantisedGraph] | None = None,
+    gate: TaskGate | None = None,
     instances: int | None = None,
     report: Progress = no_progress,
 ) -> AddedSibling:
@@ -148,12 +152,14 @@ def compile_sibling(
         reference: Computes what the embeddings must be, which takes a while.
         command: The command line that makes it again, for the manifest.
         quantise: Writes the graph in int8, which takes a while; None serves the ONNX model's own file.
+        gate: Judges a model in int8 by its recognition; None judges it by its drift.
         instances: Batches that Triton runs side by side; None leaves the configuration as it is, or is the
             kind's number.
         report: Called with each stage.
 
     Raises:
-        ParityError: The embeddings are not those of the source model; nothing was published.
+        ParityError: The embeddings are not those of the source model, or recognise people less well; nothing
+            was published.
         DeploymentError: The runtime cannot run the model on this machine.
         MissingExtraError: The runtime is not installed, or too old.
         RepositoryError: The version is there already, of another file, or it cannot be written.
@@ -171,7 +177,9 @@ def compile_sibling(
             )
     with repository.staging() as staged, os_errors(repository.root):
         if there is None:
-            manifest = _checked(kind, onnx, model, staged / MODEL_FILE, reference, command, quantise, report)
+            manifest = _checked(
+                kind, onnx, model, staged / MODEL_FILE, reference, command, quantise, gate, report
+            )
         else:
             manifest = there
         with repository.lock():
@@ -191,6 +199,7 @@ def _checked(
     reference: Callable[[], ReferenceEmbeddings],
     command: str,
     quantise: Callable[[], QuantisedGraph] | None,
+    gate: TaskGate | None,
     report: Progress,
 ) -> SiblingManifest:
     """Copy the ONNX model's file or quantise it, and compare what the runtime makes of it with the source."""
@@ -203,15 +212,17 @@ def _checked(
         path.with_name(name).write_text(text, encoding="utf-8")
     report(f"Loading it with {kind.runtime}", None)
     with closing(kind.open(path)) as runtime:
+        precision = graph.precision if graph else runtime.precision
         report("Comparing the ONNX model with its source", None)
         expected = reference()
-        precision = graph.precision if graph else runtime.precision
         report(f"Comparing it in {precision} with its source", None)
         accuracy = expected.compare(runtime.embed, _BATCHES)
-    try:
-        accuracy.check(f"model in {kind.runtime}")
-    except ParityError as error:
-        raise ParityError(f"{error} Nothing was published.") from error
+        golden = Golden.of(runtime.embed(golden_crops())) if precision == INT8 else None
+        try:
+            accuracy.check(f"model in {kind.runtime}", by_task=gate is not None)
+            losses = gate.check(onnx.path, runtime.embed, report) if gate else ()
+        except ParityError as error:
+            raise ParityError(f"{error} Nothing was published.") from error
     return SiblingManifest(
         model=model,
         version=onnx.version,
@@ -221,9 +232,11 @@ def _checked(
         device=runtime.device,
         precision=precision,
         quantised=graph.convolutions if graph else (),
+        calibration_sha256=graph.calibration_sha256 if graph else None,
+        golden=golden,
         onnx_sha256=onnx.sha256,
         model_file=ModelFile(name=MODEL_FILE, bytes=path.stat().st_size, sha256=sha256_of(path)),
-        parity=accuracy.parity,
+        parity=accuracy.parity(losses),
         rebuild_command=command,
         tools=tool_versions(),
     )

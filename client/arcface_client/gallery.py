@@ -263,7 +263,7 @@ class _Archive(Gallery):
         space = EmbeddingSpace(
             source_sha256=texts.get("source_sha256"),
             preprocessing=texts.get("preprocessing"),
-            precision_class=texts.get("precision_class"),  # type: ignore[arg-type]
+            precision_class=texts.get("precision_class"),
         )
         version = texts.get("version")
         self.path, self.files, self.count = path, (path,), len(self._ids)

@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from .errors import ConfigError
+from .models.embedding_space import SpaceName
 from .models.naming import family, onnx_model
 from .models.schema import expectation
 from .runtimes.base import Device, read_device
@@ -98,6 +99,8 @@ class EmbeddingSettings(_Section):
         providers: ONNX Runtime's execution providers in order of preference; empty leaves it to the device.
         candidates: Models on the server in order of preference, for example "arcface_r100_trt:3"; empty finds
             them.
+        space: Which models to take: "float", which are comparable in every precision but int8, or "int8".
+            Candidates are taken whatever they are.
         max_drift_cosine: Largest cosine distance of the golden crops' embeddings from the reference.
     """
 
@@ -110,6 +113,7 @@ class EmbeddingSettings(_Section):
     source: _Text = "buffalo_l"
     providers: _Texts = ()
     candidates: _Texts = ()
+    space: SpaceName = "float"
     max_drift_cosine: _Tolerance = DEFAULT_MAX_DRIFT_COSINE
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,12 +23,15 @@ from arcface_builder.repository.config import cudnn_config, openvino_config, rea
 from arcface_builder.repository.publish import ModelRepository, find_onnx
 from arcface_builder.sibling import KINDS, Kind, compile_sibling
 from arcface_builder.source.load import OnnxFile
+from arcface_client.backends.factory import get_embedding_backend
 from arcface_client.contract import Crops, Embeddings
+from arcface_client.errors import DeploymentError
 from arcface_client.models.golden import golden_crops, largest_drift
 from arcface_client.models.plan_manifest import SiblingManifest
 from arcface_client.models.repository import LocalModels
 from arcface_client.runtimes.openvino import OpenVino
 from support.networks import NETWORKS, ONE_CROP
+from support.pair_files import many_pairs
 
 from .conftest import reference_of
 
@@ -118,6 +123,66 @@ def test_in_int8_the_file_has_pairs_and_the_manifest_names_the_convolutions(
     assert (len(in_int8) == 5) == (precision == "int8")
     assert 1e-7 < found.manifest.parity.largest_drift_cosine < float(allowed)
     assert f" --precision {precision} --calibration-dir " in found.manifest.rebuild_command
+
+
+@pytest.fixture
+def in_int8(
+    repository: ModelRepository, faces_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> LocalModels:
+    """A repository with a sibling in int8 that drifts, and passed by its recognition."""
+    monkeypatch.setenv("ARCFACE_VALIDATION_MAX_DRIFT_COSINE", "0.0002")
+    (tmp_path / "set.bin").write_bytes(pickle.dumps(many_pairs(48)))
+    by_task = ["--pairs", str(tmp_path / "set.bin"), "--max-accuracy-loss", "0.05"]
+    crops = ["--calibration-dir", str(faces_folder)]
+    assert main(arguments(repository, "--precision", "int8", *crops, *by_task)) == 0
+    return LocalModels(repository.root)
+
+
+def test_int8_that_drifts_passes_by_its_recognition_and_has_golden_embeddings_of_its_own(
+    in_int8: LocalModels,
+) -> None:
+    found = in_int8.sibling("small_openvino")
+    parity = found.manifest.parity
+    assert parity.largest_drift_cosine > parity.max_drift_cosine
+    assert [loss.rate for loss in parity.task] == ["verification accuracy", "TAR at FAR 0.001"]
+    assert found.space.precision_class == f"int8-{found.manifest.calibration_sha256:.12}"
+    golden = in_int8.golden("small_openvino", 1)
+    assert golden is not None
+    assert golden.space == found.space
+    assert largest_drift(golden.embeddings, OpenVino(found.path).embed(golden_crops())) < 1e-6
+
+
+def test_a_client_takes_int8_only_when_it_is_asked_for_and_says_so(
+    in_int8: LocalModels, caplog: pytest.LogCaptureFixture
+) -> None:
+    where: dict[str, Any] = {"embedding_model": "small", "embedding_model_repository": in_int8.root}
+    with get_embedding_backend("openvino", **where) as embedder:
+        _, served = embedder.encode(golden_crops(), return_source=True)
+        (refused,) = (one for one in embedder.diagnostics().candidates if one.state == "refused")
+    assert served.sources[0].model == "small_onnx"
+    assert "another precision class, int8-" in str(refused.reason)
+    assert "computes in int8" not in caplog.text
+
+    with get_embedding_backend("openvino", embedding_space="int8", **where) as embedder:
+        _, served = embedder.encode(golden_crops(), return_source=True)
+        assert embedder.space().is_int8
+    assert served.sources[0].model == "small_openvino"
+    assert "computes in int8: its embeddings are not comparable with those of any other model" in caplog.text
+
+    with (
+        get_embedding_backend("onnxruntime", embedding_space="int8", **where) as embedder,
+        pytest.raises(DeploymentError, match="int8"),
+    ):
+        embedder.ensure_ready()
+
+
+def test_pairs_are_for_int8_alone(
+    repository: ModelRepository, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(repository, "--precision", "mixed", "--pairs", str(tmp_path / "set.bin"))) == 2
+    assert "--pairs judges what --precision int8 loses" in capsys.readouterr().err
+    assert main(arguments(repository, "--max-accuracy-loss", "0.01")) == 2
+    assert "--max-accuracy-loss belongs to --pairs" in capsys.readouterr().err
 
 
 class Wrong(OpenVino):

@@ -41,6 +41,16 @@ def pairs(count: int, seed: int = 0) -> tuple[list[bytes], list[bool]]:
     return images, same
 
 
+def many_pairs(count: int, seed: int = 0) -> tuple[list[bytes], list[bool]]:
+    """All pairs of some images of the golden crops with noise, in an order that mixes them."""
+    random, golden = np.random.default_rng(seed), golden_crops()
+    images = [encode(_noisy(golden[index % len(golden)], random)) for index in range(count)]
+    every = [(one, other) for one in range(count) for other in range(one)]
+    random.shuffle(every)
+    same = [not (one - other) % len(golden) for one, other in every]
+    return [images[index] for pair in every for index in pair], same
+
+
 def _noisy(crop: Crops, random: np.random.Generator) -> Crops:
     return np.asarray(np.clip(crop + random.normal(0, 12, crop.shape), 0, 255), np.uint8)
 

@@ -20,7 +20,7 @@ import onnx_ir as ir
 from arcface_client.contract import INPUT_NAME, Crops, Embeddings
 from arcface_client.evaluation.controls import PERTURBATIONS, control_rows
 from arcface_client.models.golden import drifts, largest_drift
-from arcface_client.models.plan_manifest import PlanParity
+from arcface_client.models.plan_manifest import PlanParity, RecognitionLoss
 from arcface_client.runtimes.base import Embed, in_batches
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 
@@ -73,11 +73,13 @@ class AccuracyReport:
     compared_with: str
     worst_crops: tuple[int, ...] = ()
 
-    def check(self, model: str = "plan") -> None:
+    def check(self, model: str = "plan", *, by_task: bool = False) -> None:
         """Refuse a model that drifts, and a check that could not have noticed. NaN never passes.
 
         Args:
             model: What was compared, for the message.
+            by_task: Whether its recognition is judged in place of its drift. The drift then only has to be
+                smaller than that of every control.
 
         Raises:
             ParityError: A drift is larger than allowed, or a control's drift is not.
@@ -88,6 +90,8 @@ class AccuracyReport:
                 f"The {model}'s embedding of a crop drifts by {self.between_batches:.2g} with its place in a "
                 f"batch; expected at most {allowed:g}."
             )
+        if by_task:
+            allowed = self.largest_drift_cosine
         if not self.largest_drift_cosine <= allowed:
             raise ParityError(
                 f"The {model} drifts by {self.largest_drift_cosine:.2g} from the {self.compared_with}; "
@@ -101,12 +105,11 @@ class AccuracyReport:
                     "the model's weights."
                 )
 
-    @property
-    def parity(self) -> PlanParity:
-        """The report as the manifest of a plan or of a sibling has it."""
+    def parity(self, task: tuple[RecognitionLoss, ...] = ()) -> PlanParity:
+        """The report as the manifest of a plan or of a sibling has it; ``task`` if recognition was judged."""
         record = self.to_record()
         names = ("largest_drift_cosine", "max_drift_cosine", "crops", "compared_with")
-        return PlanParity(**{name: record.pop(name) for name in names}, details=record)
+        return PlanParity(**{name: record.pop(name) for name in names}, details=record, task=task)
 
     def to_record(self) -> dict[str, Any]:
         """The report as JSON has it."""

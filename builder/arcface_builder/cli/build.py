@@ -98,6 +98,13 @@ def build(
         ),
     ] = False,
     seed: Annotated[int | None, _detail(help="With --synthetic; default: 0.")] = None,
+    uneven_channels: Annotated[
+        bool,
+        _detail(
+            "--uneven-channels",
+            help="With --synthetic: channels of sizes that differ as in trained networks, to try int8.",
+        ),
+    ] = False,
     device: Annotated[
         Literal["cpu", "gpu"] | None,
         _serving_option(help=f"Where to compute; default: {_DEFAULTS.device}."),
@@ -131,7 +138,8 @@ def build(
         | {"checkpoint": checkpoint, "synthetic": synthetic},
         {"normalisation": normalisation, "color": color, "family": family, "output": output}
         | {"insightface_root": insightface_root}
-        | {"accept_license": accept_license or None, "seed": seed},
+        | {"accept_license": accept_license or None, "seed": seed}
+        | {"uneven_channels": uneven_channels or None},
     )
     serving: dict[str, Any] = {
         "device": device,
@@ -165,6 +173,7 @@ _BELONGS_TO: Final[Mapping[str, Sequence[str]]] = {
     "insightface_root": ["insightface_pack"],
     "accept_license": ["insightface_pack"],
     "seed": ["synthetic"],
+    "uneven_channels": ["synthetic"],
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -11,27 +12,21 @@ from typing import Annotated, Any, Final, Literal
 import typer
 
 from arcface_client.cli.terminal import UsageError, checked, print_json, progress, say
-from arcface_client.contract import Crops, Progress
-from arcface_client.evaluation.samples import samples_from
 from arcface_client.models.embedding_space import QUANTISED
-from arcface_client.models.plan_manifest import PlanParity
 from arcface_client.models.repository import LocalOnnx
 from arcface_client.settings import TensorRtSettings, load_tensorrt_settings, variable
 
 from ..build import DEFAULT_REPOSITORY
-from ..check.accuracy import reference_for_plans
+from ..check.task import TaskGate
 from ..compile import PlanRequest, compile_plan, compile_with_fallback
-from ..errors import OptionError, PrecisionError, RepositoryError
 from ..fleet import assemble
 from ..graph.edit import parse
-from ..graph.mixed import calibration_halves, quantised_graph
+from ..graph.mixed import calibration_halves
 from ..graph.precision import is_quantised
 from ..graph.serving import takes_one_crop
 from ..repository.config import MOST_INSTANCES, check_range
 from ..repository.plans import AddedPlan
 from ..repository.publish import ModelRepository, find_onnx
-from ..sibling import KINDS, compile_sibling
-from ..source.load import Source, located, source_embedder
 from ..store import open_store, sm_of
 from ..trt.gpu import gpu_at_hand
 from ..trt.options import LEAST_WORKSPACE_MB, MOST_CROPS, BuildOptions
@@ -47,16 +42,17 @@ from .options import (
     Repository,
     recorded_path,
 )
+from .sibling import TOLERANCE, crops_from, make_sibling, print_parity, source_of
 
-_MOST_CALIBRATION_CROPS: Final = 1024  # of a folder: more make no better ranges
+_MAX_LOSS: Final = 0.001
 _plan = partial(typer.Option, rich_help_panel="The plan")
 _fleet = partial(typer.Option, rich_help_panel="A fleet's plans, without a GPU")
 
-_TOLERANCE: Final = "validation.max_drift_cosine"
+_OF_INT8: Final = "--pairs judges what --precision int8 loses; other precisions keep within a drift."
 _WITHOUT_FLAG: Final = (
     "tensorrt.hardware_compatible",
     "tensorrt.small_batch_profile",
-    _TOLERANCE,
+    TOLERANCE,
 )
 """The settings of a plan that only a file or the environment can give."""
 
@@ -104,6 +100,23 @@ def compile_(
     calibration_dir: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Real face crops, for int8's ranges and for the accuracy check."),
+    ] = None,
+    pairs: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --precision int8: a verification set such as lfw.bin decides in place of the drift: "
+            "the model must recognise people as well as the ONNX model. May be repeated.",
+        ),
+    ] = None,
+    max_accuracy_loss: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-4,
+            max=0.1,
+            help="With --pairs: what verification accuracy and TAR at FAR 0.001 may lose; default: "
+            f"{_MAX_LOSS:g}.",
+        ),
     ] = None,
     instances: Annotated[
         int | None,
@@ -155,6 +168,9 @@ def compile_(
     ARCFACE_TENSORRT_* variables, and those over the settings' file. With --runtime cudnn or
     openvino, NAME_cudnn or NAME_openvino is made instead, by the same rule.
     """
+    if max_accuracy_loss is not None and not pairs:
+        raise UsageError("--max-accuracy-loss belongs to --pairs.")
+    loss = _MAX_LOSS if max_accuracy_loss is None else max_accuracy_loss
     if runtime != "tensorrt":
         of_plans = {
             "--precision": None if precision in QUANTISED else precision,
@@ -174,8 +190,19 @@ def compile_(
         wrong = [flag for flag, value in of_plans.items() if value]
         if wrong:
             raise UsageError(f"--runtime {runtime} takes no option of TensorRT plans: {', '.join(wrong)}.")
-        _compile_sibling(
-            runtime, name, version, repository, config, precision, calibration_dir, instances, as_json=json
+        if pairs and precision != "int8":
+            raise UsageError(_OF_INT8)
+        make_sibling(
+            runtime,
+            find_onnx(ModelRepository(repository), name, version),
+            repository,
+            config,
+            precision,
+            calibration_dir,
+            TaskGate.read(pairs, loss) if pairs else None,
+            _recorded(calibration_dir, pairs, loss),
+            instances,
+            as_json=json,
         )
         return
     sms = [sm for part in cc or () for sm in part]
@@ -201,6 +228,8 @@ def compile_(
         return
     if settings.instances is not None:
         check_range("instances", settings.instances, 1, MOST_INSTANCES)
+    if pairs and settings.precision != "int8":
+        raise UsageError(_OF_INT8)
     models = ModelRepository(repository)
     onnx = find_onnx(models, name, version)
     options, network = BuildOptions.from_settings(settings, timing_cache), parse(onnx.content())
@@ -208,7 +237,7 @@ def compile_(
         say(f"{onnx.model} embeds one crop at a time, and so do its plans")
         options = replace(options, max_batch_size=1, opt_batch_size=None)
     with progress(onnx.name) as report:
-        crops = _crops(calibration_dir, report)
+        crops = crops_from(calibration_dir, report)
         if options.precision in QUANTISED and not is_quantised(network):
             calibration_halves(crops)  # checked before the GPU is looked for
         request = PlanRequest(
@@ -216,8 +245,11 @@ def compile_(
             options=options,
             max_drift_cosine=settings.max_drift_cosine,
             calibration=crops,
-            source=None if from_store else _source(models, onnx),
-            command=lambda chosen: _command(onnx, repository, settings, options, chosen, calibration_dir),
+            source=None if from_store else source_of(models, onnx),
+            gate=TaskGate.read(pairs, loss) if pairs else None,
+            command=lambda chosen: _command(
+                onnx, repository, settings, options, chosen, _recorded(calibration_dir, pairs, loss)
+            ),
         )
         gpu = None if from_store else gpu_at_hand()
         store = open_store(
@@ -245,77 +277,7 @@ def compile_(
         kind = f"TensorRT {place['tensorrt_version']}, {place['platform']}"
         print(f"{plan.path.name} {state} {plan.model} version {plan.version} ({kind})")
     if not from_store:
-        _print_drift(added[0].manifest.parity)
-
-
-def _compile_sibling(
-    runtime: str,
-    name: str,
-    version: int | None,
-    repository: Path,
-    config: Path | None,
-    precision: str | None,
-    calibration_dir: Path | None,
-    instances: int | None,
-    *,
-    as_json: bool,
-) -> None:
-    max_drift_cosine = load_tensorrt_settings(config).max_drift_cosine
-    models = ModelRepository(repository)
-    onnx = find_onnx(models, name, version)
-    if precision and takes_one_crop(parse(onnx.content())):
-        raise PrecisionError(
-            f"{onnx.model} embeds one crop at a time; {runtime} runs it without --precision."
-        )
-    command = ["arcface-builder", "compile", "--name", name, "--version", str(onnx.version)]
-    command += ["--repository", str(repository), "--runtime", runtime]
-    if precision:
-        command += ["--precision", precision]
-    if calibration_dir:
-        command += ["--calibration-dir", str(calibration_dir)]
-    with progress(onnx.name) as report:
-        crops = _crops(calibration_dir, report)
-        held_out = calibration_halves(crops)[1] if precision else crops
-        quantise = partial(
-            quantised_graph,
-            onnx.content(),
-            str(precision),
-            crops,
-            max_drift_cosine=max_drift_cosine,
-            report=report,
-        )
-        added = compile_sibling(
-            KINDS[runtime],
-            onnx,
-            models,
-            lambda: reference_for_plans(
-                onnx.path,
-                source_embedder(_source(models, onnx), onnx.source_sha256),
-                held_out,
-                max_drift_cosine=max_drift_cosine,
-                in_int8=precision is not None,
-            ),
-            quantise=quantise if precision else None,
-            command=f"{variable(_TOLERANCE)}={max_drift_cosine} {shlex.join(command)}",
-            instances=instances,
-            report=report,
-        )
-    manifest = added.manifest
-    if as_json:
-        place = {"model": added.model, "version": added.version, "path": str(added.path)}
-        print_json({"siblings": [{**place, "is_new": added.is_new}], "manifest": asdict(manifest)})
-        return
-    state = "added" if added.is_new else "is there already"
-    made = f"{runtime} {manifest.runtime_version}, {manifest.precision} on {manifest.device}"
-    print(f"{added.model} version {added.version} {state} ({made})")
-    _print_drift(manifest.parity)
-
-
-def _print_drift(parity: PlanParity) -> None:
-    print(
-        f"largest drift {parity.largest_drift_cosine:.2g} from the {parity.compared_with} "
-        f"over {parity.crops} crops"
-    )
+        print_parity(added[0].manifest.parity)
 
 
 def _place(plan: AddedPlan) -> dict[str, Any]:
@@ -332,27 +294,13 @@ def _record(plan: AddedPlan) -> dict[str, Any]:
     return {"from_store": plan.from_store, "refusals": manifest["refusals"], "manifest": manifest}
 
 
-def _source(repository: ModelRepository, onnx: LocalOnnx) -> Source:
-    """The source model that the ONNX model's manifest names."""
-    try:
-        return located(onnx.manifest.source_location)
-    except OptionError as error:
-        path = repository.manifest_path(onnx.model, onnx.version)
-        raise RepositoryError(f"{path}: source_location: {error} Build the model again.") from error
-
-
-def _crops(folder: Path | None, report: Progress) -> Crops | None:
-    """Read the crops of a folder, evenly chosen if there are very many: uint8 [N, 112, 112, 3]."""
-    return None if folder is None else samples_from(folder, _MOST_CALIBRATION_CROPS, progress=report).crops
-
-
 def _command(
     onnx: LocalOnnx,
     repository: Path,
     settings: TensorRtSettings,
     options: BuildOptions,
     precision: str,
-    crops: Path | None,
+    recorded: Sequence[str],
 ) -> str:
     """The command that builds the plan again, whatever a file or the environment contain then."""
     command = [
@@ -363,6 +311,14 @@ def _command(
     command += ["--precision", precision, "--max-batch-size", str(options.max_batch_size)]
     command += ["--opt-batch-size", str(options.tuned_for)]
     command += ["--workspace-size-mb", str(options.workspace_size_mb)]
-    if crops:  # whatever the precision: the accuracy check uses them
-        command += ["--calibration-dir", str(crops)]
-    return shlex.join(command)
+    # The crops, whatever the precision: the accuracy check uses them.
+    kept = recorded if precision == "int8" else recorded[:2] if "--calibration-dir" in recorded else ()
+    return shlex.join([*command, *kept])
+
+
+def _recorded(calibration_dir: Path | None, pairs: Sequence[Path] | None, loss: float) -> list[str]:
+    """The arguments that name a user's crops and pairs."""
+    command = ["--calibration-dir", str(calibration_dir)] if calibration_dir else []
+    for file in pairs or ():
+        command += ["--pairs", str(file)]
+    return [*command, "--max-accuracy-loss", f"{loss:g}"] if pairs else command

@@ -19,6 +19,7 @@ few of the multiply-adds, and most of the drift.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -39,8 +40,8 @@ from .serving import one_crop, takes_one_crop
 PER_CHANNEL: Final = (13, 7)
 """The first opset, and the IR version of its time, in which Q/DQ have a scale for each channel."""
 
-QUANTISER_REVISION: Final = b"2"
-"""Part of a plan's key. Raise it with every change that makes another graph of the same crops."""
+_REVISION: Final = b"2"
+"""Raise it with every change that makes another graph of the same crops."""
 
 _BATCH: Final = 8  # crops at a time, whose feature maps are in memory at once
 _STEPS: Final = 127  # of int8 on either side of zero
@@ -75,11 +76,13 @@ class Calibrated:
         model: The float32 graph, equalised.
         layers: Its convolutions that can be quantised, in the order of the graph.
         wide: Why the other ones with weights stay as they are, by name.
+        sha256: SHA-256 of what the ranges were computed from.
     """
 
     model: ir.Model
     layers: tuple[Layer, ...]
     wide: Mapping[str, str]
+    sha256: str
 
     @property
     def usual(self) -> tuple[str, ...]:
@@ -102,6 +105,7 @@ class QuantisedGraph:
         convolutions: Names of those in int8, in the order of the graph.
         wide: Why other layers with weights are not, by name.
         share: Share of the multiply-adds of all convolutions that is in int8.
+        calibration_sha256: SHA-256 of what the ranges were computed from; see ``calibration_sha256``.
     """
 
     content: bytes
@@ -109,6 +113,7 @@ class QuantisedGraph:
     convolutions: tuple[str, ...]
     wide: Mapping[str, str]
     share: float
+    calibration_sha256: str
 
     def __str__(self) -> str:
         reasons: dict[str, list[str]] = {}
@@ -127,6 +132,11 @@ def quantise(serving_graph: bytes, crops: Crops, report: Progress = no_progress)
     return to_graph(network, network.usual, "int8")
 
 
+def calibration_sha256(serving_graph: bytes, crops: Crops) -> str:
+    """SHA-256 of what a graph's ranges are computed from; their own last bits differ between processors."""
+    return hashlib.sha256(b"".join([_REVISION, serving_graph, crops.tobytes()])).hexdigest()
+
+
 def to_graph(network: Calibrated, names: Collection[str], precision: str) -> QuantisedGraph:
     """Write a network with some convolutions in int8, by their names."""
     proto = ir.to_proto(quantised(network, names))
@@ -142,6 +152,7 @@ def to_graph(network: Calibrated, names: Collection[str], precision: str) -> Qua
         convolutions=chosen,
         wide={**network.wide, **left},
         share=network.share(names),
+        calibration_sha256=network.sha256,
     )
 
 
@@ -194,7 +205,7 @@ def calibrate(serving_graph: bytes, crops: Crops, report: Progress = no_progress
                 is_depthwise=node.attributes.get_int("group", 1) > 1,
             )
         )
-    return Calibrated(model, tuple(layers), wide)
+    return Calibrated(model, tuple(layers), wide, calibration_sha256(serving_graph, crops))
 
 
 def quantised(network: Calibrated, names: Collection[str]) -> ir.Model:

@@ -24,7 +24,7 @@ from .insightface_pack import DEFAULT_ROOT, recognition_model
 from .iresnet import BLOCKS, iresnet_model
 from .model import SourceModel, Stated, identified
 from .onnx_file import read_onnx
-from .synthetic import synthetic_weights
+from .synthetic import synthetic_weights, with_uneven_channels
 
 _log = logging.getLogger(__name__)
 
@@ -35,11 +35,14 @@ _ARCFACE_TORCH: Final = Stated(PYTORCH, "rgb", "arcface_torch, which trains so")
 
 _PIXELS: Final = {"normalisation": "--normalisation", "color": "--color"}
 
+_UNEVEN: Final = "uneven_channels"
+"""A part without a value: its flag says it all."""
+
 _FLAGS: Final[Mapping[str, Mapping[str, str]]] = {
     "onnx": {"path": "--onnx-path", **_PIXELS, "output": "--output"},
     "insightface": {"pack": "--insightface-pack", "root": "--insightface-root"},
     "checkpoint": {"path": "--checkpoint", **_PIXELS},
-    "synthetic": {"depth": "--synthetic", "seed": "--seed"},
+    "synthetic": {"depth": "--synthetic", "seed": "--seed", _UNEVEN: "--uneven-channels"},
 }
 """The flag of ``arcface-builder build`` for each part of a location, by kind."""
 
@@ -133,10 +136,13 @@ class Synthetic:
     Attributes:
         depth: "r18", "r34", "r50", "r100" or "r200".
         seed: Seed of the weights.
+        uneven_channels: Give the channels of its feature maps sizes that differ as much as trained ones do,
+            which makes int8 as hard; the embeddings hardly change.
     """
 
     depth: str
     seed: int = 0
+    uneven_channels: bool = False
 
     def load(self) -> SourceModel:
         """Make the network; raises OptionError for an unknown depth or seed."""
@@ -144,8 +150,11 @@ class Synthetic:
             raise OptionError(f"Depth {self.depth!r} is unknown; expected one of {', '.join(BLOCKS)}.")
         if not 0 <= self.seed < 2**32:
             raise OptionError(f"Seed {self.seed} is out of range; expected 0 to {2**32 - 1}.")
-        model = iresnet_model(self.depth, synthetic_weights(self.depth, self.seed))
+        weights = synthetic_weights(self.depth, self.seed)
         name = f"synthetic {self.depth}, seed {self.seed}"
+        if self.uneven_channels:
+            weights, name = with_uneven_channels(weights, self.depth, self.seed), f"{name}, uneven channels"
+        model = iresnet_model(self.depth, weights)
         model.metadata_props.update(synthetic="true", depth=self.depth, seed=str(self.seed))
         proto = ir.to_proto(model)
         sha256 = hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
@@ -153,7 +162,8 @@ class Synthetic:
 
     def location(self) -> Location:
         """What a manifest holds."""
-        return {"kind": "synthetic", "depth": self.depth, "seed": self.seed}
+        uneven = {_UNEVEN: 1} if self.uneven_channels else {}
+        return {"kind": "synthetic", "depth": self.depth, "seed": self.seed, **uneven}
 
 
 Source: TypeAlias = OnnxFile | InsightFacePack | Checkpoint | Synthetic
@@ -174,8 +184,8 @@ def located(location: object) -> Source:
             return InsightFacePack(pack, Path(str(rest.get("root", DEFAULT_ROOT))))
         case {"kind": "checkpoint", "path": str(path), **rest}:
             return Checkpoint(Path(path), *_stated(rest))
-        case {"kind": "synthetic", "depth": str(depth), "seed": int(seed)}:
-            return Synthetic(depth, seed)
+        case {"kind": "synthetic", "depth": str(depth), "seed": int(seed), **rest}:
+            return Synthetic(depth, seed, bool(rest.get(_UNEVEN)))
     raise OptionError(f"{location!r:.200} is not the location of a source model.")
 
 
@@ -184,7 +194,9 @@ def build_arguments(source: Source) -> list[str]:
     location = source.location()
     # With "=", since a mean below zero looks like a flag.
     return [
-        f"{flag}={location[part]}" for part, flag in _FLAGS[str(location["kind"])].items() if part in location
+        flag if part == _UNEVEN else f"{flag}={location[part]}"
+        for part, flag in _FLAGS[str(location["kind"])].items()
+        if part in location
     ]
 
 

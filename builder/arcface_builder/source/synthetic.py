@@ -19,7 +19,7 @@ from arcface_client.models.normalisation import PYTORCH
 from arcface_client.runtimes.base import usable_cores
 
 from ..check.crops import face_like, noise, texture
-from .iresnet import CHANNELS, EPSILON, flat_features, model_of, parameter_shapes
+from .iresnet import BLOCKS, CHANNELS, EPSILON, flat_features, model_of, parameter_shapes
 
 _PRELU_SLOPE = 0.25
 _FACES, _TEXTURES, _NOISES = 90, 40, 8  # crops of the calibration pass
@@ -55,6 +55,43 @@ def synthetic_weights(depth: str, seed: int) -> dict[str, _Array]:
     weights["features.running_mean"] = features.mean(axis=0)
     weights["features.running_var"] = features.var(axis=0)
     return weights
+
+
+def with_uneven_channels(weights: dict[str, _Array], depth: str, seed: int) -> dict[str, _Array]:
+    """Scale the channels of the feature maps, and undo it where they are read: the embeddings stay.
+
+    Factors are log-normal, so that the largest of a layer is some hundred times the smallest, as trained
+    networks have them. Random weights alone have even channels, which hide what int8 does to uneven ones.
+    """
+    random, uneven = np.random.RandomState(seed), dict(weights)
+
+    def write(norm: str, factor: _Array) -> None:
+        for field in ("weight", "bias"):
+            uneven[f"{norm}.{field}"] = uneven[f"{norm}.{field}"] * factor
+
+    def read(norm: str, factor: _Array) -> None:
+        uneven[f"{norm}.running_mean"] = uneven[f"{norm}.running_mean"] * factor
+        uneven[f"{norm}.running_var"] = uneven[f"{norm}.running_var"] * factor**2
+
+    def read_directly(convolution: str, factor: _Array) -> None:
+        name = f"{convolution}.weight"
+        uneven[name] = uneven[name] / factor.reshape(1, -1, 1, 1)
+
+    before = np.ones(CHANNELS[0], np.float32)
+    for stage, (blocks, channels) in enumerate(zip(BLOCKS[depth], CHANNELS, strict=True), start=1):
+        sums, *inner = np.exp(random.standard_normal((blocks + 1, channels))).astype(np.float32)
+        for index, factor in enumerate(inner):
+            block = f"layer{stage}.{index}"
+            read(f"{block}.bn1", sums if index else before)
+            if not index:
+                read_directly(f"{block}.downsample.0", before)
+                write(f"{block}.downsample.1", sums)
+            write(f"{block}.bn2", factor)
+            read_directly(f"{block}.conv2", factor)
+            write(f"{block}.bn3", sums)
+        before = sums
+    read("bn2", before)
+    return uneven
 
 
 def _draw(random: np.random.RandomState, name: str, shape: tuple[int, ...]) -> _Array:

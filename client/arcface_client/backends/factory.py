@@ -107,6 +107,7 @@ def make_backend(settings: PipelineSettings, *, registry: Any = None) -> Embeddi
         embedding.backend,
         _local(settings),
         max_drift_cosine=embedding.max_drift_cosine,
+        space=embedding.space,
         registry=registry,
     )
 
@@ -131,6 +132,8 @@ def _triton(settings: PipelineSettings, registry: Any) -> EmbeddingBackend:
             local=local,
             records=models,
             max_drift_cosine=embedding.max_drift_cosine,
+            # Models that arcface_tensorrt.enabled leaves are none that the user named.
+            space=None if embedding.candidates else embedding.space,
             limits=server.limits,
             intervals=Intervals(
                 recheck_s=server.recheck_s,

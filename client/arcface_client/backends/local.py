@@ -212,9 +212,7 @@ def _sibling_origin(
         known = Diagnostics(
             backend=runtime, model=found.model, version=found.version, engine_path=str(found.path), **facts
         )
-        return LocalModel(
-            loaded, known, facts["batch_size"], found.onnx.embedding_space(), found.onnx.golden_embeddings
-        )
+        return LocalModel(loaded, known, facts["batch_size"], found.space, found.golden_embeddings)
 
     return Origin(f"{model} on {where}", load)
 
@@ -249,8 +247,7 @@ def plan_origin(models: LocalModels, name: str, gpu: int) -> Origin:
             batch_size=runtime.max_batch_size,
             vram_mb=round(runtime.vram_mb, 1) if runtime.vram_mb > 0 else None,
         )
-        space_of_plan = plan.onnx.embedding_space(plan.manifest.precision_class)
-        return LocalModel(runtime, known, runtime.max_batch_size, space_of_plan, plan.onnx.golden_embeddings)
+        return LocalModel(runtime, known, runtime.max_batch_size, plan.space, plan.golden_embeddings)
 
     return Origin(f"{plan_model(name)} on cuda:{gpu}", load)
 

@@ -15,7 +15,7 @@ from ..failover.health import Health
 from ..failover.pool import ReplicaPool
 from ..failover.replica import Intervals, Origin, local_replicas
 from ..failover.server import Server
-from ..models.embedding_space import EmbeddingSpace
+from ..models.embedding_space import FLOAT, EmbeddingSpace, SpaceName
 from ..models.repository import LocalModels
 from ..observability.diagnostics import Diagnostics, Served, Source
 from ..observability.metrics import Metrics, PrometheusExporter
@@ -41,6 +41,7 @@ class PooledBackend(EmbeddingBackend):
         local: Models in this process, by preference; they come after all servers'.
         servers: Triton servers, by preference.
         max_drift_cosine: Largest drift of a replica's golden embeddings from the reference.
+        space: The class of precision to take, "float" or "int8"; None takes any.
         intervals: How often replicas are checked.
         patience_s: How long a call without a deadline waits, without progress, for a full queue.
         registry: A Prometheus registry for the counters.
@@ -57,6 +58,7 @@ class PooledBackend(EmbeddingBackend):
         *,
         servers: Sequence[Server] = (),
         max_drift_cosine: float = DEFAULT_MAX_DRIFT_COSINE,
+        space: SpaceName | None = FLOAT,
         intervals: Intervals | None = None,
         patience_s: float = RequestLimits.request_timeout_s,
         registry: Any = None,
@@ -69,7 +71,7 @@ class PooledBackend(EmbeddingBackend):
         self._fork_guard = ForkGuard("The embedder")
         self._patience_s = patience_s
         urls = tuple(server.url for server in servers)
-        self._pool = ReplicaPool(local_replicas(local), urls, max_drift_cosine, intervals)
+        self._pool = ReplicaPool(local_replicas(local), urls, max_drift_cosine, intervals, space)
         self._health = Health(self._pool, servers, intervals)
         self._closed = threading.Event()
         self._exporter = None
@@ -195,6 +197,7 @@ class TritonBackend(PooledBackend):
         local: Models in this process for when no server's model serves; loaded at first need.
         records: The model repository, where it can be read from here; see ``LocalModels``.
         max_drift_cosine: Largest drift of a candidate's golden embeddings from the reference.
+        space: The class of precision to take, "float" or "int8"; None takes any.
         limits: Limits and certificates of requests.
         intervals: How often candidates are checked.
         registry: A Prometheus registry for the counters; one embedder for each registry.
@@ -214,6 +217,7 @@ class TritonBackend(PooledBackend):
         local: Sequence[Origin] = (),
         records: LocalModels | None = None,
         max_drift_cosine: float = DEFAULT_MAX_DRIFT_COSINE,
+        space: SpaceName | None = FLOAT,
         limits: RequestLimits | None = None,
         intervals: Intervals | None = None,
         registry: Any = None,
@@ -228,6 +232,7 @@ class TritonBackend(PooledBackend):
             local,
             servers=[Server(url, wanted, limits, intervals, records) for url in listed],
             max_drift_cosine=max_drift_cosine,
+            space=space,
             intervals=intervals,
             patience_s=limits.request_timeout_s,
             registry=registry,

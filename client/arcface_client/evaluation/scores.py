@@ -159,15 +159,11 @@ def verify(similarity: Values, same: Same) -> Verification:
     The scores are without accuracy if there are fewer pairs than folds, or if all pairs have one label.
     """
     rates = {f"{rate:g}": tar_at_far(similarity, same, rate) for rate in FALSE_ACCEPT_RATES}
-    if len(same) < FOLDS or same.all() or not same.any():
+    decided = decide(similarity, same)
+    if decided is None:
         return Verification(accuracy_mean=None, accuracy_std=None, threshold=None, tar_at_far=rates)
-    correct = (2 - 2 * similarity < _SQUARED_DISTANCES[:, np.newaxis]) == same
-    accuracies, thresholds = np.empty(FOLDS), np.empty(FOLDS)
-    # A fold is a run of neighbours, as in InsightFace's sets.
-    for index, fold in enumerate(np.array_split(np.arange(len(same)), FOLDS)):
-        best = int(np.argmax(correct.sum(axis=1) - correct[:, fold].sum(axis=1)))
-        accuracies[index] = correct[best, fold].mean()
-        thresholds[index] = 1 - _SQUARED_DISTANCES[best] / 2
+    right, thresholds = decided
+    accuracies = np.array([fold.mean() for fold in np.array_split(right, FOLDS)])
     return Verification(
         accuracy_mean=float(accuracies.mean()),
         accuracy_std=float(accuracies.std()),
@@ -176,17 +172,43 @@ def verify(similarity: Values, same: Same) -> Verification:
     )
 
 
+def decide(similarity: Values, same: Same) -> tuple[Same, Values] | None:
+    """Decide each pair at the threshold that is best on the other folds.
+
+    Returns:
+        Which pairs are decided right, bool [pairs], and each fold's threshold, as a cosine similarity. None
+        if there are fewer pairs than folds, or if all pairs have one label.
+    """
+    if len(same) < FOLDS or same.all() or not same.any():
+        return None
+    correct = (2 - 2 * similarity < _SQUARED_DISTANCES[:, np.newaxis]) == same
+    right, thresholds = np.empty(len(same), np.bool_), np.empty(FOLDS)
+    # A fold is a run of neighbours, as in InsightFace's sets.
+    for index, fold in enumerate(np.array_split(np.arange(len(same)), FOLDS)):
+        best = int(np.argmax(correct.sum(axis=1) - correct[:, fold].sum(axis=1)))
+        right[fold] = correct[best, fold]
+        thresholds[index] = 1 - _SQUARED_DISTANCES[best] / 2
+    return right, thresholds
+
+
 def tar_at_far(similarity: Values, same: Same, false_accept_rate: float) -> float | None:
     """Compute the share of genuine pairs accepted, where at most a share of the impostor pairs is.
 
     It is None without genuine pairs, or with fewer than 1 / ``false_accept_rate`` impostor pairs.
     """
-    genuine, impostor = similarity[same], np.sort(similarity[~same])[::-1]
+    accepted = accept(similarity, same, false_accept_rate)
+    return None if accepted is None or not len(accepted) else float(np.mean(accepted))
+
+
+def accept(similarity: Values, same: Same, false_accept_rate: float) -> Same | None:
+    """Tell which genuine pairs are accepted where at most a share of the impostor pairs is: bool [genuine].
+
+    It is None with fewer than 1 / ``false_accept_rate`` impostor pairs.
+    """
+    impostor = np.sort(similarity[~same])[::-1]
     # The product of 1,000 pairs and 0.001 may be 0.999...
     accepted = int(len(impostor) * false_accept_rate + 1e-9)
-    if not accepted or not len(genuine):
-        return None
-    return float(np.mean(genuine > impostor[accepted]))
+    return np.asarray(similarity[same] > impostor[accepted]) if accepted else None
 
 
 def _unit(embeddings: Embeddings) -> Values:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..contract import LENGTH_TOLERANCE, Embeddings
 from ..errors import ContractError, DeploymentError, OtherEmbeddingSpaceError
-from ..models.embedding_space import EmbeddingSpace
+from ..models.embedding_space import FLOAT, EmbeddingSpace, SpaceName
 from ..models.golden import GoldenReference, drift_error, largest_drift
 from ..models.naming import made_from
 from ..observability.diagnostics import Diagnostics, Source, Validation
@@ -142,12 +142,17 @@ def _other_width(embeddings: Embeddings, reference: GoldenReference) -> str | No
 
 
 def objection(
-    finding: Finding, settled: GoldenReference | None, settled_by: str, max_drift: float
+    finding: Finding,
+    settled: GoldenReference | None,
+    settled_by: str,
+    max_drift: float,
+    wanted: SpaceName | None = None,
 ) -> DeploymentError | None:
     """Why a model must not serve; None when it may.
 
     Args:
         finding: What its golden check found.
+        wanted: The class of precision that the user asks for; None for any.
         settled: The embedding space of the pool; None before it is settled.
         settled_by: Name of the replica that settled it.
         max_drift: The tolerance.
@@ -157,6 +162,12 @@ def objection(
         error = drift_error(finding.drift, max_drift, "its golden embeddings", reference)
         if error is not None:
             return error
+    precision_class = finding.reference.space.precision_class or FLOAT
+    if wanted and not precision_class.startswith(wanted):
+        return OtherEmbeddingSpaceError(
+            f"it computes in {precision_class}, and embedding.space asks for {wanted}; their embeddings "
+            "cannot be compared; change embedding.space, or name the model in embedding.candidates"
+        )
     if settled is None:
         return None
     what = _other_width(finding.embeddings, settled) or settled.space.conflict(finding.reference.space)

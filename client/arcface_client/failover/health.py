@@ -140,9 +140,8 @@ class Health:
     def _check(self, replica: Replica) -> ArcFaceError | None:
         """Let a replica pass the golden check; returns why it did not."""
         deadline = Deadline(None if replica.is_local else self._intervals.check_s)
-        space = self._pool.space
         try:
-            model = replica.origin.open(None if space is None else space.space, deadline)
+            model = replica.origin.open(self._pool.known_space, deadline)
             try:
                 finding = golden_check(model, deadline)
             except BaseException:

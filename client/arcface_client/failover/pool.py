@@ -22,6 +22,7 @@ from ..errors import (
     detached,
     joined,
 )
+from ..models.embedding_space import EmbeddingSpace, SpaceName
 from ..models.golden import GoldenReference
 from ..observability.diagnostics import CandidateReport, Source
 from .golden_check import Finding, Model, objection
@@ -88,7 +89,12 @@ class ReplicaPool:
     """
 
     def __init__(
-        self, local: Sequence[Replica], urls: tuple[str, ...], max_drift: float, intervals: Intervals
+        self,
+        local: Sequence[Replica],
+        urls: tuple[str, ...],
+        max_drift: float,
+        intervals: Intervals,
+        wanted: SpaceName | None = None,
     ) -> None:
         self.ranking = Ranking(tuple(local), (), urls)
         self.space: GoldenReference | None = None
@@ -96,11 +102,19 @@ class ReplicaPool:
         self.has_local = bool(local)
         self.intervals = intervals
         self._max_drift = max_drift
+        self._wanted = wanted
         self._lock = threading.Lock()
         self._first: str | None = None
         self._has_served = self._is_announced = False
         self._closed = False
         self._logged_at: dict[tuple[str, str], float] = {}
+
+    @property
+    def known_space(self) -> EmbeddingSpace | None:
+        """What is known of the embedding space: what was settled, or before that, what is asked for."""
+        if self.space is not None:
+            return self.space.space
+        return None if self._wanted is None else EmbeddingSpace(precision_class=self._wanted)
 
     def get(self, name: str) -> Replica | None:
         """A replica as it is now."""
@@ -136,7 +150,7 @@ class ReplicaPool:
         now, problems = time.monotonic(), list[DeploymentError]()
 
         def take(replica: Replica) -> Replica:
-            problem = objection(finding, self.space, self._settled_by, self._max_drift)
+            problem = objection(finding, self.space, self._settled_by, self._max_drift, self._wanted)
             if problem is None and not replica.held:
                 if self.space is None:
                     self.space, self._settled_by = finding.reference, name
@@ -152,7 +166,12 @@ class ReplicaPool:
             again_s = self.intervals.prove_again_s if steady else self.intervals.refused_again_s
             return replace(replica.out(problem, now, check_at=now + again_s), finding=finding)
 
+        is_first = self.space is None
         self._change_one(name, take, opened=model)
+        if is_first and self.space is not None and self.space.space.is_int8:
+            _log.warning(
+                "%s computes in int8: its embeddings are not comparable with those of any other model", name
+            )
         return problems[0] if problems else None
 
     def unchecked(self, name: str, error: ArcFaceError) -> None:

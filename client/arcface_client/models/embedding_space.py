@@ -6,8 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-PrecisionClass = Literal["float", "int8"]
-"""fp32, tf32, fp16 and bf16 agree within the tolerance and are one class; int8 is another."""
+SpaceName = Literal["float", "int8"]
+"""What a user asks for."""
+
+PrecisionClass = str
+"""fp32, tf32, fp16, bf16 and mixed agree within the tolerance and are one class, "float". Each calibration of
+int8 is a class of its own, for example "int8-0123456789ab", or "int8" where it is unknown."""
+
+FLOAT: Final = "float"
+INT8: Final = "int8"
 
 PRECISIONS: Final[Mapping[str, PrecisionClass]] = {
     "fp32": "float",
@@ -21,6 +28,17 @@ PRECISIONS: Final[Mapping[str, PrecisionClass]] = {
 
 QUANTISED: Final = ("int8", "mixed")
 """The precisions that are calibrated with face crops."""
+
+
+def precision_class(precision: str, calibration_sha256: str | None = None) -> PrecisionClass:
+    """The class of a model's precision.
+
+    Args:
+        precision: One of ``PRECISIONS``.
+        calibration_sha256: SHA-256 of what int8's ranges were computed from, if known.
+    """
+    kind = PRECISIONS[precision]
+    return f"{kind}-{calibration_sha256:.12}" if kind == INT8 and calibration_sha256 else kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +55,11 @@ class EmbeddingSpace:
     preprocessing: str | None = None
     precision_class: PrecisionClass | None = None
 
+    @property
+    def is_int8(self) -> bool:
+        """Whether it is known to be int8's."""
+        return (self.precision_class or FLOAT).startswith(INT8)
+
     def conflict(self, other: EmbeddingSpace) -> str | None:
         """The first known difference, in words; None if there is none."""
         if _differ(self.source_sha256, other.source_sha256):
@@ -44,7 +67,9 @@ class EmbeddingSpace:
             return f"another source model, SHA-256 {theirs}, not {ours}"
         if _differ(self.preprocessing, other.preprocessing):
             return f"another preprocessing, {other.preprocessing}, not {self.preprocessing}"
-        if _differ(self.precision_class, other.precision_class):
+        # A calibration that is unknown conflicts with none.
+        both = {self.precision_class, other.precision_class}
+        if _differ(self.precision_class, other.precision_class) and (FLOAT in both or INT8 not in both):
             return f"another precision class, {other.precision_class}, not {self.precision_class}"
         return None
 

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from ..contract import EMBEDDING_DIM, INPUT_SPEC, Embeddings, output_spec
 from .embedding_space import EmbeddingSpace, PrecisionClass
-from .golden import from_text, golden_sha256
+from .golden import from_text, golden_sha256, to_text
 from .normalisation import Normalisation, Pixels
 from .schema import (
     STRICT,
@@ -134,7 +134,7 @@ class ModelParity:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Golden:
-    """The source model's embeddings of the golden crops.
+    """The source model's embeddings of the golden crops, or those of a model in int8.
 
     Attributes:
         crops_sha256: SHA-256 of the golden crops.
@@ -150,6 +150,16 @@ class Golden:
         if info.data.get("crops_sha256") == golden_sha256():
             from_text(text)
         return text
+
+    @classmethod
+    def of(cls, embeddings: Embeddings) -> Golden:
+        """Record a model's embeddings of the golden crops, float32 [8, D]."""
+        return cls(crops_sha256=golden_sha256(), embeddings=to_text(embeddings))
+
+    @cached_property
+    def known(self) -> Embeddings | None:
+        """float32 [8, D]; None when they are of other crops than this package's."""
+        return from_text(self.embeddings) if self.crops_sha256 == golden_sha256() else None
 
 
 def contract_of(dim: int) -> dict[str, Any]:
@@ -208,10 +218,10 @@ class ModelManifest(ManifestFile):
         name = self.source_location.get("output")
         return None if name is None else str(name)
 
-    @cached_property
+    @property
     def golden_embeddings(self) -> Embeddings | None:
         """float32 [8, D]; None when they are of other crops than this package's."""
-        return from_text(self.golden.embeddings) if self.golden.crops_sha256 == golden_sha256() else None
+        return self.golden.known
 
     def embedding_space(self, precision_class: PrecisionClass | None = "float") -> EmbeddingSpace:
         """The embedding space of this model, or of a plan of another class of precision."""

@@ -15,8 +15,8 @@ from pydantic.dataclasses import dataclass
 from typing_extensions import Self
 
 from ..errors import DeploymentError
-from .embedding_space import PRECISIONS, PrecisionClass
-from .manifest import ModelFile
+from .embedding_space import PrecisionClass, precision_class
+from .manifest import Golden, ModelFile
 from .schema import (
     STRICT,
     Drift,
@@ -108,6 +108,33 @@ class PlanKey:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class RecognitionLoss:
+    """What a model loses in a rate of recognition, against the ONNX model on the same pairs.
+
+    Attributes:
+        rate: "verification accuracy", or "TAR at FAR 0.001".
+        reference: The ONNX model's rate.
+        model: The model's.
+        loss: The difference.
+        lost: Pairs that only the ONNX model is right about.
+        gained: Pairs that only the model is right about.
+        pairs: All pairs.
+        interval: The loss's 95 % confidence interval.
+        max_loss: The largest loss that was allowed.
+    """
+
+    rate: str
+    reference: float
+    model: float
+    loss: float
+    lost: int
+    gained: int
+    pairs: int
+    interval: tuple[float, float]
+    max_loss: float
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class PlanParity:
     """How far a plan's embeddings are from the source model's, or from what stood for it.
 
@@ -115,6 +142,7 @@ class PlanParity:
         largest_drift_cosine: The largest cosine distance over all crops.
         max_drift_cosine: The largest that was allowed.
         crops: How many crops were compared.
+        task: What recognition loses, where that was judged in place of the drift; see ``RecognitionLoss``.
         compared_with: What stood for the source model: "source file", "fixed copy", or "served ONNX model".
         details: What else was measured.
     """
@@ -124,10 +152,11 @@ class PlanParity:
     crops: int
     compared_with: str
     details: Mapping[str, Any] = Field(default_factory=dict)
+    task: tuple[RecognitionLoss, ...] = ()
 
     @model_validator(mode="after")
     def _check_drift(self) -> Self:
-        if self.largest_drift_cosine > self.max_drift_cosine:
+        if not self.task and self.largest_drift_cosine > self.max_drift_cosine:
             raise ValueError("Expected largest_drift_cosine of at most max_drift_cosine")
         return self
 
@@ -152,6 +181,7 @@ class PlanManifest(ManifestFile):
         refusals: In a repository: why more compact precisions were not taken; empty in a store.
         build_seconds: How long TensorRT took; None in older manifests.
         timing_cache: What the timing cache was good for: "warm", "cold" or "none"; None in older manifests.
+        golden: A plan's own golden embeddings, in int8; others have the ONNX model's.
         schema_version: Version of this record's fields.
     """
 
@@ -172,6 +202,7 @@ class PlanManifest(ManifestFile):
     refusals: tuple[str, ...] = ()
     build_seconds: float | None = None
     timing_cache: str | None = None
+    golden: Golden | None = None
     schema_version: Literal[1] = 1
 
     @property
@@ -182,7 +213,10 @@ class PlanManifest(ManifestFile):
     @property
     def precision_class(self) -> PrecisionClass:
         """Its class of precision."""
-        return PRECISIONS[self.identity.precision]
+        # Where crops calibrated it, the digest of the graph is that of the crops.
+        return precision_class(
+            self.identity.precision, self.identity.graph_sha256 if self.quantised else None
+        )
 
     def has_refused(self, precision: str) -> bool:
         """Whether it is there in place of a plan of that precision."""
@@ -216,6 +250,8 @@ class SiblingManifest(ManifestFile):
         precision: What that computes in; another processor may compute in another one. "int8" and "mixed"
             are in the file.
         quantised: The convolutions in int8, by the names of their nodes.
+        calibration_sha256: SHA-256 of what int8's ranges were computed from.
+        golden: The model's own golden embeddings, in int8; others have the ONNX model's.
         onnx_sha256: SHA-256 of the ONNX model's file.
         model_file: The served file.
         parity: The comparison that let it be published.
@@ -234,6 +270,8 @@ class SiblingManifest(ManifestFile):
     device: str
     precision: Precision
     quantised: tuple[str, ...] = ()
+    calibration_sha256: Sha256 | None = None
+    golden: Golden | None = None
     onnx_sha256: Sha256
     model_file: ModelFile
     parity: PlanParity
@@ -244,7 +282,7 @@ class SiblingManifest(ManifestFile):
     @property
     def precision_class(self) -> PrecisionClass:
         """Its class of precision."""
-        return PRECISIONS[self.precision]
+        return precision_class(self.precision, self.calibration_sha256)
 
 
 def plan_manifest_paths(root: Path, model: str, version: int) -> list[Path]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..contract import Embeddings
 from ..errors import DeploymentError, ManifestError, ModelNotFoundError
-from .embedding_space import EmbeddingSpace, PrecisionClass
+from .embedding_space import FLOAT, EmbeddingSpace
 from .files import sha256_of
 from .golden import GoldenReference
 from .manifest import MODEL_FILE, ModelManifest, manifest_path
@@ -56,6 +57,16 @@ class LocalPlan:
     manifest: PlanManifest
     onnx: ModelManifest
 
+    @property
+    def space(self) -> EmbeddingSpace:
+        """Its embedding space."""
+        return self.onnx.embedding_space(self.manifest.precision_class)
+
+    @property
+    def golden_embeddings(self) -> Embeddings | None:
+        """What its golden embeddings must be, float32 [8, D]; None when unknown."""
+        return _golden(self.onnx, self.manifest)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LocalSibling:
@@ -69,6 +80,16 @@ class LocalSibling:
     path: Path
     manifest: SiblingManifest
     onnx: ModelManifest
+
+    @property
+    def space(self) -> EmbeddingSpace:
+        """Its embedding space."""
+        return self.onnx.embedding_space(self.manifest.precision_class)
+
+    @property
+    def golden_embeddings(self) -> Embeddings | None:
+        """What its golden embeddings must be, float32 [8, D]; None when unknown."""
+        return _golden(self.onnx, self.manifest)
 
 
 class LocalModels:
@@ -134,7 +155,8 @@ class LocalModels:
             ManifestError: A manifest is missing or wrong.
         """
         model = plan_model(name)
-        wanted = space or self._newest_space(name)
+        newest = self._newest_space(name)
+        wanted = space.completed(newest) if space and newest else space or newest
         refused = []
         for version in reversed(self.versions(model)):
             path = manifest_path(self.root, model, version, sm)
@@ -181,7 +203,7 @@ class LocalModels:
         )
 
     def golden(self, model: str, version: int) -> GoldenReference | None:
-        """The reference embeddings of a version; those of a plan are its ONNX sibling's.
+        """The reference embeddings of a version; what is made of an ONNX model has its own in int8 alone.
 
         Returns:
             None when there is no manifest here, or it is about other golden crops.
@@ -192,8 +214,15 @@ class LocalModels:
         manifest = self.manifest(model, version)
         if manifest is None or manifest.golden_embeddings is None:
             return None
-        precision_class = self._precision_class(model, version) if is_plan(model) else "float"
-        return GoldenReference(manifest.golden_embeddings, manifest.embedding_space(precision_class))
+        made = self._made(model, version)
+        if not made:
+            space = manifest.embedding_space(None if is_plan(model) else FLOAT)
+            return GoldenReference(manifest.golden_embeddings, space)
+        # Plans of one version are of several architectures; where their classes differ, any may serve.
+        classes = {one.precision_class for one in made}
+        space = manifest.embedding_space(classes.pop() if len(classes) == 1 else None)
+        golden = _golden(manifest, made[0]) if space.precision_class else manifest.golden_embeddings
+        return None if golden is None else GoldenReference(golden, space)
 
     def manifest(self, model: str, version: int) -> ModelManifest | None:
         """The manifest of a version, that of its ONNX sibling for a plan; None when it is not here.
@@ -241,11 +270,16 @@ class LocalModels:
             return None
         return ModelManifest.read(manifest_path(self.root, model, versions[-1])).embedding_space(None)
 
-    def _precision_class(self, model: str, version: int) -> PrecisionClass | None:
-        """That of all plans of a version; None when there are none, or plans of both classes."""
-        paths = plan_manifest_paths(self.root, model, version)
-        classes = {PlanManifest.read(path).precision_class for path in paths}
-        return classes.pop() if len(classes) == 1 else None
+    def _made(self, model: str, version: int) -> list[PlanManifest] | list[SiblingManifest]:
+        """The manifests of what was made from an ONNX model as this version."""
+        if is_plan(model):
+            return [PlanManifest.read(path) for path in plan_manifest_paths(self.root, model, version)]
+        path = manifest_path(self.root, model, version)
+        return [SiblingManifest.read(path)] if made_from(model) and path.is_file() else []
+
+
+def _golden(onnx: ModelManifest, made: PlanManifest | SiblingManifest) -> Embeddings | None:
+    return onnx.golden_embeddings if made.golden is None else made.golden.known
 
 
 def _check_sha256(path: Path, expected: str) -> None:

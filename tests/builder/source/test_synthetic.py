@@ -21,7 +21,7 @@ from arcface_builder.errors import OptionError
 from arcface_builder.graph.edit import session
 from arcface_builder.source import synthetic
 from arcface_builder.source.inspect import inspect
-from arcface_builder.source.load import OnnxFile, Synthetic
+from arcface_builder.source.load import OnnxFile, Synthetic, build_arguments, located
 from arcface_builder.source.model import SourceModel
 from arcface_client.contract import Crops
 from photograph import face_crops
@@ -59,6 +59,19 @@ def test_a_seed_gives_the_same_embeddings_on_every_machine(r18: SourceModel) -> 
     # Recorded on another machine.
     expected = [-0.010517764, 0.002078052, -0.065250389, -0.033071347, -0.054317452, 0.037981331]
     np.testing.assert_allclose(embedding[:6], expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.usefixtures("thin")
+def test_uneven_channels_give_the_same_embeddings_from_channels_of_very_different_sizes() -> None:
+    even, uneven = Synthetic("r18"), Synthetic("r18", uneven_channels=True)
+    crops = face_like(2, seed=3)
+
+    np.testing.assert_allclose(uneven.load().embed(crops), even.load().embed(crops), rtol=0, atol=2e-4)
+
+    weights = synthetic.with_uneven_channels(synthetic.synthetic_weights("r18", 0), "r18", 0)
+    assert weights["layer1.1.bn2.weight"].max() > 10 * weights["layer1.1.bn2.weight"].min()
+    assert located(uneven.location()) == uneven
+    assert build_arguments(uneven) == ["--synthetic=r18", "--seed=0", "--uneven-channels"]
 
 
 def test_ctrl_c_ends_the_calibration_pass_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
