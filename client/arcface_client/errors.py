@@ -12,6 +12,7 @@
     │   ├── ServerUnavailableError       no server answered, or the connection broke
     │   ├── ServerBusyError              the server's queue is full
     │   ├── ModelLoadingError            the server is loading or unloading the model
+    │   ├── SourceUnavailableError       the disk or the bucket of the crops is away
     │   ├── ModelChangedError            another version was loaded in the middle of the call
     │   ├── NoCandidateNowError          no candidate served; at least one of them may later
     │   └── DeadlineExceededError        the time was up before the answer came (a TimeoutError)
@@ -91,6 +92,10 @@ class ServerBusyError(TransientError):
 
 class ModelLoadingError(TransientError):
     """The server is loading or unloading the model."""
+
+
+class SourceUnavailableError(TransientError):
+    """The disk or the bucket that holds the crops cannot be read now."""
 
 
 class ModelChangedError(TransientError):

@@ -113,13 +113,17 @@ class GalleryInfo:
             raise InputError(f"{name} was written by a later release; read it with that one.")
         return cls(**values | {"space": EmbeddingSpace(**values["space"])})
 
+    @property
+    def named(self) -> str:
+        """The model and its version, for example "arcface_r50_onnx:1"."""
+        return (self.model or "a model") + ("" if self.version is None else f":{self.version}")
+
     def __str__(self) -> str:
         """The embedding space in words, for messages."""
-        version = "" if self.version is None else f":{self.version}"
         sha256 = self.space.source_sha256
         source = "of an unknown source" if sha256 is None else f"of source SHA-256 {sha256:.12}..."
         facts = [f"{self.dim} numbers", self.space.preprocessing, self.space.precision_class]
-        return f"{self.model or 'a model'}{version} {source} ({', '.join(filter(None, facts))})"
+        return f"{self.named} {source} ({', '.join(filter(None, facts))})"
 
 
 def check_same_space(one: GalleryInfo, other: GalleryInfo, names: tuple[str, str]) -> None:
@@ -210,7 +214,7 @@ class Gallery:
     def __init__(self, path: str, filesystem: Any, files: Sequence[str]) -> None:
         self.path, self.files, self._filesystem = path, tuple(files), filesystem
         infos, counts = zip(*(self._describe(name) for name in self.files), strict=True)
-        self.count = sum(counts)
+        self.count = int(sum(counts))
         info: GalleryInfo = infos[0]
         for name, other in zip(self.files, infos, strict=True):
             check_same_space(info, other, (self.files[0], name))
@@ -233,6 +237,12 @@ class Gallery:
         for name in self.files:
             with self._open(name) as file:
                 yield from file.iter_batches(batch_size=size, columns=list(columns))
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Yield all columns of the rows, with the gallery's schema, for ``write_gallery``."""
+        pa = _pyarrow()
+        for batch in self.batches(("id", "embedding", "source", "error")):
+            yield pa.Table.from_batches([batch])
 
     def load(self) -> tuple[list[str], Embeddings]:
         """All ids and embeddings, float32 [N, D], without the rows that failed."""

@@ -1,75 +1,64 @@
-"""``arcface-client embed``: image files in, an ``.npz`` of embeddings out."""
+"""``arcface-client embed``: crops in, a gallery or an ``.npz`` of embeddings out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
-import numpy as np
 import typer
 
-from ..errors import DeploymentError, ImageFileError, NotFiniteError, require
+from ..errors import ImageFileError, require
 from .connection import Server
-from .terminal import DONE, FAILED, counted, examples, print_json, progress, say, with_shared_options
+from .embedder import TRITON, embedder, info_of, settings_of
+from .terminal import DONE, FAILED, examples, print_json, rate_of, say, with_shared_options
 
 if TYPE_CHECKING:
-    from ..contract import Crops
-    from ..settings import PipelineSettings
+    from ..backends.base import EmbeddingBackend
+    from ..bulk.rows import Rows
+    from ..bulk.source import Source
+    from ..bulk.stream import Counts
+    from ..gallery import GalleryInfo
 
 EPILOG: Final = examples(
     "arcface-client embed crops/ --output embeddings.npz",
-    "arcface-client embed crops/ one.png --model arcface_r100_onnx --resize --output embeddings.npz --json",
+    "arcface-client embed 'shards/*.tar' --output gallery.parquet",
+    "arcface-client embed s3://bucket/crops.parquet --output gallery/ --model arcface_r50_trt --json",
+    "arcface-client embed crops/ --backend openvino --model arcface_r50 --output gallery.parquet",
     exit_codes="0 every image is embedded, 1 failed or some images skipped, 2 wrong usage, 130 interrupted",
 )
 
-
-def _npz(path: Path) -> Path:
-    if path.suffix.lower() != ".npz":
-        raise typer.BadParameter(f"{str(path)!r} does not end in .npz; give a name that does.")
-    return path
+_TOLD: Final = 20
+"""Images that are named when they cannot be embedded; a gallery holds all of them."""
 
 
-def _check(settings: PipelineSettings) -> tuple[int | None, str | None]:
-    """Hold the served model against its manifest, where that is here.
-
-    Returns:
-        The version that answered, and the SHA-256 of its source; None where unknown.
-
-    Raises:
-        DeploymentError: It embeds the golden crops otherwise than its manifest says.
-    """
-    from ..failover.golden_check import check_golden
-    from ..models.golden import golden_crops
-    from ..models.repository import LocalModels
-
-    with settings.triton.client() as client:
-        embeddings, version = client.encode(golden_crops()), client.answered_by
-    model, models = str(settings.triton.model), LocalModels(settings.embedding.model_repository)
-    named, where = _named(model, version), models.root.absolute()
-    reference = None if version is None else models.golden(model, version)
-    if reference is None:
-        say(f"{named} could not be checked: no manifest of it is in {where} (embedding.model_repository).")
-        return version, None
-    try:
-        check_golden(embeddings, reference, settings.embedding.max_drift_cosine)
-    except DeploymentError as error:
-        raise DeploymentError(
-            f"{named} is not the model of its manifest in {where}, so nothing is embedded; serve the file "
-            f"that was built, or build the next version: {error}"
-        ) from error
-    return version, reference.space.source_sha256
-
-
-def _named(model: str, version: int | None) -> str:
-    return model if version is None else f"{model}:{version}"
+def _output(text: str) -> str:
+    if Path(text).suffix.lower() not in ("", ".npz", ".parquet") and not text.endswith("/"):
+        raise typer.BadParameter(f"{text!r} ends in neither .npz, nor .parquet, nor / for a folder.")
+    return text
 
 
 @with_shared_options
 def embed(
     server: Server,
-    paths: Annotated[list[Path], typer.Argument(help="Image files, and folders to search.")],
-    output: Annotated[Path, typer.Option(callback=_npz, help="The .npz file to write.")],
+    context: typer.Context,
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Folders, tar files, lists of paths (.txt), tables (.parquet), patterns with *, images.",
+        ),
+    ],
+    output: Annotated[
+        str,
+        typer.Option(
+            callback=_output, help="gallery.parquet, a folder for a gallery in parts, or a small .npz."
+        ),
+    ],
     resize: Annotated[
         bool, typer.Option("--resize", help="Scale crops of another size instead of refusing them.")
     ] = False,
@@ -78,83 +67,160 @@ def embed(
         str | None,
         typer.Option(
             help="Model to use, NAME or NAME:VERSION (default: triton.model, which is embedding.model's "
-            "ONNX model)."
+            "ONNX model); with --backend, the NAME of embedding.model."
         ),
     ] = None,
-    version: Annotated[
-        int | None, typer.Option(help="Its version (default: the newest that is ready).")
+    version: Annotated[int | None, typer.Option(help="Its version (default: the newest that is ready).")] = None,
+    backend: Annotated[
+        str,
+        typer.Option(
+            metavar="TYPE",
+            help="Where to embed: triton, or in this process with cudnn, tensorrt, openvino, onnxruntime or "
+            "insightface.",
+        ),
+    ] = TRITON,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes that read and decode (default: one for each processor)."),
     ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume/--no-resume", help="Go on with a gallery that an earlier run left, or begin anew."
+        ),
+    ] = True,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Embed again what failed in an earlier run.")
+    ] = False,
+    part_rows: Annotated[int, typer.Option(min=1, help="Rows after which a part is written.")] = 16_384,
 ) -> int:
-    """Embed image files into an .npz file.
+    """Embed aligned 112x112 face crops, any number of them.
 
-    The images are aligned 112x112 face crops. The file holds `embeddings` (float32 [N, D], unit rows),
-    `paths`, and the strings `model`, `version` and `source_sha256` (empty where unknown). The model is
-    first checked against its manifest in embedding.model_repository. Folders are searched at every depth
-    for .bmp, .jpeg, .jpg, .png, .tif, .tiff and .webp; links to files are followed, links to folders are
-    not. A file that is given by name is read whatever its suffix. A file that is not a face crop is
-    reported and skipped.
+    A gallery is Parquet with the columns `id`, `embedding` (float32 [D], unit length), `source` (the replica
+    that embedded it) and `error`. It knows its embedding space. A run that was interrupted goes on where it
+    was when the same command is given again; --retry-failed embeds again what failed. An image that cannot
+    be embedded has its reason in the column `error`.
+
+    An .npz is for small jobs: it holds `embeddings` (float32 [N, D]), `paths`, and strings such as `model`,
+    `version` and `source_sha256` (empty where unknown), appears when all is embedded, and leaves out what
+    failed.
+
+    The model is first checked against its manifest in embedding.model_repository. Folders are searched at
+    every depth for .bmp, .jpeg, .jpg, .png, .tif, .tiff, .webp and .tar; links to files are followed, links
+    to folders are not. A file that is given by name is read whatever its suffix. Every source may be a URL
+    of fsspec, for example s3://bucket/crops/ (extra `bulk`).
     """
-    from ..evaluation.images import SUFFIXES, find_images, read_crop
-    from ..failover.discovery import Pin
-    from .output import check_output, embedding_archive
+    from ..bulk.source import open_source
+    from .output import check_output
 
     require("PIL", extra="cli", purpose="Reading images")  # before a server is asked
-    pin = None if model is None else Pin.parse(model)
-    if pin is not None and None not in (pin.version, version):
-        raise typer.BadParameter(f"--model {model} names a version; leave out --version {version}.")
-    flags = {"triton.model": pin and pin.model, "triton.version": (pin and pin.version) or version}
-    settings = server.settings(**flags)
-    files = list(find_images(paths))
-    if not files:
-        searched, known = ", ".join(map(str, paths)), ", ".join(sorted(SUFFIXES))
-        raise ImageFileError(f"There is no image in {searched}; expected files that end in {known}.")
-    count = "1 image" if len(files) == 1 else f"{len(files)} images"
-    names: list[str] = []
-    skipped: list[str] = []
-
-    check_output(output)
-    answered, source_sha256 = _check(settings)
-    name = str(settings.triton.model)
-    served = settings.triton.model_copy(update={"version": answered})  # another may become the newest
-    texts = {"model": name, "version": str(answered or ""), "source_sha256": source_sha256 or ""}
-
-    with (
-        progress("embed") as report,
-        served.client() as client,
-        embedding_archive(output, **texts) as add,
-    ):
-
-        def crops() -> Iterator[Crops]:
-            for file in counted(files, report, f"embedding {count}", len(files)):
-                try:
-                    crop = read_crop(file, resize=resize)
-                except ImageFileError as error:
-                    say(f"skipped: {error}")
-                    skipped.append(file)
-                    continue
-                names.append(file)
-                yield crop
-
-        seen = 0
-        try:
-            for embeddings in client.stream(crops()):
-                batch = names[seen : seen + len(embeddings)]
-                seen += len(embeddings)
-                right = np.isfinite(embeddings).all(axis=1)
-                add(
-                    [name for name, is_right in zip(batch, right, strict=True) if is_right], embeddings[right]
-                )
-        except NotFiniteError as error:
-            for position in error.positions:
-                say(f"skipped: {names[position]}: its embedding is NaN or infinite")
-                skipped.append(names[position])
-        done = len(files) - len(skipped)
-        if not done:
-            raise ImageFileError(f"None of {len(files)} files is a face crop; {output} is not written.")
+    is_archive = output.lower().endswith(".npz")
+    if is_archive and retry_failed:
+        raise typer.BadParameter("An .npz is written anew each time; --retry-failed is for galleries.")
+    settings = settings_of(server, backend, model, version)
+    source = open_source(sources, whole_paths=is_archive)
+    if next(source.items(), None) is None:
+        searched = ", ".join(sources)
+        raise ImageFileError(f"There is no image in {searched}; expected images, or tar files of images.")
+    if is_archive:
+        check_output(Path(output))
+    with embedder(settings) as made, rate_of("embed", "crops") as show:
+        info = info_of(settings, made, context.obj or "")
+        told = _Told(show, None if is_archive else _TOLD)
+        how: dict[str, Any] = {"resize": resize, "workers": workers, "observe": told.observe}
+        if is_archive:
+            outcome = _archive(source, made, Path(output), info, told, **how)
+        else:
+            how |= {"retry_failed": retry_failed, "resume": resume, "part_rows": part_rows}
+            outcome = _gallery(source, made, Path(output), info, **how)
+    sha256 = info.space.source_sha256
     if as_json:
-        told = {"model": name, "version": answered, "source_sha256": source_sha256}
-        print_json({"output": str(output), "embedded": done, "skipped": skipped, **told})
+        by = {"model": info.model, "version": info.version, "source_sha256": sha256}
+        print_json({"output": output} | outcome.figures | by)
     else:
-        by = _named(name, answered) + (f" (source SHA-256 {source_sha256:.12}...)" if source_sha256 else "")
-        print(f"{output}: {done} embeddings by {by}" + (f", {len(skipped)} files skipped" if skipped else ""))
-    return FAILED if skipped else DONE
+        of = f" (source SHA-256 {sha256:.12}...)" if sha256 else ""
+        print(f"{output}: {outcome.figures['embedded']} embeddings by {info.named}{of}{outcome.text}")
+    return FAILED if outcome.has_failed else DONE
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    figures: dict[str, Any]
+    text: str
+    has_failed: bool
+
+
+class _Told:
+    """Shows how far it is, and says which images cannot be embedded."""
+
+    def __init__(self, show: Callable[[int, int | None], None], most: int | None) -> None:
+        self._show, self._most, self._said = show, most, 0
+        self.ids = list[str]()
+
+    def observe(self, counts: Counts, rows: Rows | None) -> None:
+        self._show(counts.done + counts.kept + counts.duplicates, counts.total)
+        if rows is None or not any(rows.errors):
+            return
+        for id, error in zip(rows.ids, rows.errors, strict=True):
+            if error is None:
+                continue
+            if self._most is None:
+                self.ids.append(id)
+            self._said += 1
+            if self._said == self._most:
+                say("Further ones are in the gallery's column `error`.")
+            elif self._most is None or self._said < self._most:
+                say(f"skipped: {error}")
+
+
+def _archive(
+    source: Source, made: EmbeddingBackend, output: Path, info: GalleryInfo, told: _Told, **how: Any
+) -> _Outcome:
+    from ..bulk.stream import Stream
+    from .output import embedding_archive
+
+    space = info.space
+    texts = {
+        "model": info.model,
+        "version": info.version,
+        "source_sha256": space.source_sha256,
+        "preprocessing": space.preprocessing,
+        "precision_class": space.precision_class,
+        "command": info.command,
+        "tools": json.dumps(dict(info.tools)),
+    }
+    running = Stream(source, made, **how)
+    with (
+        embedding_archive(output, **{name: str(text or "") for name, text in texts.items()}) as add,
+        closing(running.__iter__()) as all_rows,
+    ):
+        for rows in all_rows:
+            good = [error is None for error in rows.errors]
+            if any(good):
+                add(list(compress(rows.ids, good)), rows.embeddings[good])
+        done, skipped = running.counts.done - running.counts.failed, told.ids
+        if not done:
+            raise ImageFileError(
+                f"None of {running.counts.done} files is a face crop; {output} is not written."
+            )
+    text = f", {len(skipped)} files skipped" if skipped else ""
+    return _Outcome({"embedded": done, "skipped": skipped}, text, bool(skipped))
+
+
+def _gallery(source: Source, made: EmbeddingBackend, output: Path, info: GalleryInfo, **how: Any) -> _Outcome:
+    from ..bulk.job import embed_gallery
+
+    result = embed_gallery(source, made, output, info, **how)
+    figures = {
+        "embedded": result.rows - result.failed,
+        "failed": result.failed,
+        "kept": result.counts.kept,
+        "duplicates": result.counts.duplicates,
+    }
+    texts = {
+        f", {result.failed:,} failed (--retry-failed embeds them again)": result.failed,
+        f", {result.counts.kept:,} by an earlier run": result.counts.kept,
+        f", {result.counts.duplicates:,} crops left out whose id occurs again": result.counts.duplicates,
+    }
+    text = "".join(text for text, count in texts.items() if count)
+    return _Outcome(figures, text, bool(result.failed or result.counts.duplicates))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import re
 import shlex
@@ -21,9 +22,20 @@ from typing import Annotated, Any, Final, TypeVar, cast, get_type_hints
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 
 from ..contract import Progress
 from ..errors import ArcFaceError, InputError
@@ -240,11 +252,56 @@ def _lines(title: str) -> Progress:
     return show
 
 
-def counted(items: Iterable[T], progress: Progress, stage: str, total: int) -> Iterator[T]:
-    """Yield the items, and report before each how many of ``total`` are done."""
-    for done, item in enumerate(items):
-        progress(stage, done / total)
-        yield item
+@contextmanager
+def rate_of(title: str, what: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Show on standard error how many of something are done, at what rate, and how long it still takes.
+
+    Args:
+        title: What is under way.
+        what: Of what, for example "crops".
+
+    Yields:
+        What to call with the number done, and the total or None. On a terminal it draws a bar; elsewhere it
+        writes a line at first, and one every minute.
+    """
+    if not _stderr.is_terminal:
+        yield _rate_lines(title, what)
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=_stderr, transient=True) as bars:
+        task = bars.add_task(title, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:,.0f}/s")
+
+
+def _rate_lines(title: str, what: str) -> Callable[[int, int | None], None]:
+    started = time.monotonic()
+    last, before = -math.inf, 0
+
+    def show(done: int, total: int | None) -> None:
+        nonlocal last, before
+        now = time.monotonic()
+        if now < last + _LINE_EVERY_S:
+            return
+        rate = (done - before) / (now - max(last, started)) if now > started else 0.0
+        of = "" if total is None else f" of {total:,}"
+        left = f", {(total - done) / rate:,.0f} s left" if total and rate and before else ""
+        said = f" ({rate:,.0f}/s{left})" if before else ""
+        say(f"{title}: {done:,}{of} {what}{said}")
+        last, before = now, done
+
+    return show
 
 
 def checked(parse: Callable[[S], T]) -> Callable[[S], T]:

@@ -107,7 +107,7 @@ def test_the_command_embed_skips_such_files(
     assert main(["embed", str(tmp_path), "--output", str(output), "--url", url, "--model", "fake_onnx"]) == 1
     printed = capsys.readouterr()
     assert f"skipped: {tmp_path}/03.png: its embedding is NaN" in printed.err
-    assert printed.out == f"{output}: 18 embeddings by fake_onnx, 2 files skipped\n"
+    assert printed.out == f"{output}: 18 embeddings by fake_onnx:1, 2 files skipped\n"
     with np.load(output) as archive:
         np.testing.assert_array_equal(archive["embeddings"], np.delete(unit_vectors(20), [3, 17], axis=0))
         assert f"{tmp_path}/03.png" not in archive["paths"]

@@ -1,0 +1,81 @@
+"""From crops to rows of a gallery: one call of an embedder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..backends.base import EmbeddingBackend
+from ..contract import Embeddings
+from ..errors import NotFiniteError
+from ..gallery import GalleryInfo, gallery_table
+from ..observability.diagnostics import Served
+from .decode import Decoded
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of a gallery.
+
+    Attributes:
+        ids: Of all N rows.
+        embeddings: float32 [N, D]; NaN in rows that failed. D is 0 when all of them did.
+        sources: The replica that embedded each row; None for those that failed.
+        errors: Why a row has no embedding; None for those that have one.
+    """
+
+    ids: list[str]
+    embeddings: Embeddings
+    sources: list[str | None]
+    errors: list[str | None]
+
+    def table(self, info: GalleryInfo) -> pa.Table:
+        """The same as a table of a gallery."""
+        embeddings = self.embeddings
+        if not embeddings.shape[1]:
+            embeddings = np.full((len(self.ids), info.dim), np.nan, np.float32)
+        return gallery_table(info, self.ids, embeddings, self.sources, self.errors)
+
+
+def embed(backend: EmbeddingBackend, decoded: Decoded) -> Rows:
+    """Embed what was read.
+
+    Args:
+        backend: Embeds; ``ensure_ready`` was called.
+        decoded: Crops, and the errors of what could not be read.
+
+    Raises:
+        ArcFaceError: As ``EmbeddingBackend.encode``, but for crops whose embedding is NaN: they fail alone.
+    """
+    errors = list(decoded.errors)
+    good = np.flatnonzero([error is None for error in errors])
+    crops = decoded.crops
+    served = Served(())
+    found = np.empty((0, 0), np.float32)
+    while len(crops):
+        try:
+            found, served = backend.encode(crops, return_source=True)
+            break
+        except NotFiniteError as error:
+            for position in error.positions:
+                row = int(good[position])
+                errors[row] = f"{decoded.ids[row]}: its embedding is NaN or infinite."
+            bad = list(error.positions)
+            crops, good = np.delete(crops, bad, axis=0), np.delete(good, bad)
+    embeddings = np.full((len(errors), found.shape[1] if len(good) else 0), np.nan, np.float32)
+    embeddings[good] = found
+    name = source_name(served)
+    return Rows(decoded.ids, embeddings, [None if error else name for error in errors], errors)
+
+
+def source_name(served: Served) -> str:
+    """The replicas that served a call, for example "arcface_r50_onnx:1 at localhost:8001"."""
+    return "; ".join(
+        f"{source.model}{'' if source.version is None else f':{source.version}'} at {source.where}"
+        for source in served.sources
+    )

@@ -1,0 +1,329 @@
+"""Where crops come from: folders, globs, lists, Parquet and tar files, here or at any URL of fsspec."""
+
+from __future__ import annotations
+
+import glob
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Protocol
+
+from ..errors import ImageFileError, InputError, require
+from ..evaluation.images import SUFFIXES, search
+from .remote import filesystem_of, is_url, source_errors
+
+_TARS: Final = (".tar", ".tar.gz", ".tgz")
+_SEARCHED: Final = SUFFIXES | {".tar", ".tgz"}
+_PATHS: Final = "path"
+_IMAGES: Final = ("image", "bytes")
+_ROWS_AT_ONCE: Final = 128
+
+
+@dataclass(frozen=True)
+class Item:
+    """One crop, before it is read.
+
+    Attributes:
+        id: What it is called in the gallery.
+        data: Its bytes, or the path or URL of its file.
+        error: Why it cannot be read; None if that is not known yet.
+    """
+
+    id: str
+    data: str | bytes = b""
+    error: str | None = None
+
+
+class Place(Protocol):
+    """A folder, or a file of one kind."""
+
+    def items(self) -> Iterator[Item]:
+        """Yield its crops, in an order that stays the same while it does."""
+
+    def count(self) -> int | None:
+        """How many crops it has; None if that would take as long as reading them."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Crops from several places; make it with ``open_source``.
+
+    Attributes:
+        names: The places, as paths without a link or "..", or as URLs.
+        places: The same, to be read.
+    """
+
+    names: tuple[str, ...]
+    places: tuple[Place, ...]
+
+    def items(self) -> Iterator[Item]:
+        """Yield the crops, one place after the other.
+
+        Raises:
+            ImageFileError: A folder or a list cannot be read.
+            SourceUnavailableError: A server of the source is away.
+        """
+        for place, name in zip(self.places, self.names, strict=True):
+            with source_errors(name):
+                yield from place.items()
+
+    def count(self) -> int | None:
+        """How many crops there are; None if that would take as long as reading them."""
+        counts = list[int | None]()
+        for place, name in zip(self.places, self.names, strict=True):
+            with source_errors(name):
+                counts.append(place.count())
+        return None if None in counts else sum(filter(None, counts))
+
+    def is_there(self) -> bool:
+        """Whether the places on this machine are still there."""
+        return all(is_url(name) or os.path.exists(name) for name in self.names)  # noqa: PTH110
+
+
+def open_source(sources: Sequence[str], *, whole_paths: bool = False) -> Source:
+    """Find out what the sources are; nothing is read yet.
+
+    Args:
+        sources: Each a folder (which is searched for images and tar files), a pattern with ``*``, a list of
+            paths (.txt, one a line), a table (.parquet with the columns ``id``, and ``path``, ``image`` or
+            ``bytes``), a tar file of images, or an image.
+        whole_paths: Whether the id of a file is its path as it was given, and not below its folder.
+
+    Raises:
+        ImageFileError: A source does not exist.
+        MissingExtraError: A URL or a table needs a package that is not installed.
+    """
+    found = [pair for source in sources for pair in _places(str(source), whole_paths)]
+    return Source(tuple(name for name, _ in found), tuple(place for _, place in found))
+
+
+def _places(source: str, whole_paths: bool) -> Iterator[tuple[str, Place]]:
+    if is_url(source):
+        filesystem, path = filesystem_of(source)
+        with source_errors(source):
+            if filesystem.isdir(path):
+                yield source, _RemoteFolder(source, whole_paths)
+            elif glob.has_magic(path):
+                names = [filesystem.unstrip_protocol(name) for name in sorted(filesystem.glob(path))]
+                yield from _matches(filesystem.unstrip_protocol(path), names, whole_paths)
+            elif filesystem.exists(path):
+                yield source, _file(source, source)
+            else:
+                raise ImageFileError(f"There is no file or folder {source}.")
+    elif os.path.isdir(source):  # noqa: PTH112
+        yield os.path.realpath(source), _Folder(source, whole_paths)
+    elif os.path.exists(source):  # noqa: PTH110
+        yield os.path.realpath(source), _file(source, source)
+    elif glob.has_magic(source):
+        yield from _matches(source, sorted(glob.glob(source, recursive=True)), whole_paths)  # noqa: PTH207
+    else:
+        raise ImageFileError(f"There is no file or folder {source}.")
+
+
+def _matches(pattern: str, names: Sequence[str], whole_paths: bool) -> Iterator[tuple[str, Place]]:
+    if not names:
+        raise ImageFileError(f"There is no file {pattern}.")
+    yield pattern, _Matches(_fixed_part(pattern), tuple(names), whole_paths)
+
+
+def _fixed_part(pattern: str) -> str:
+    """The folder of a pattern before its first wildcard."""
+    plain = pattern[: next(index for index, sign in enumerate(pattern) if sign in "*?[")]
+    return plain[: plain.rfind("/") + 1]
+
+
+def _file(path: str, id: str) -> Place:
+    """A file that was named: by its suffix, else an image."""
+    lower = path.lower()
+    if lower.endswith(".txt"):
+        return _List(path)
+    if lower.endswith(".parquet"):
+        return _Table(path)
+    return _Tar(path, id) if lower.endswith(_TARS) else _Image(path, id)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[BinaryIO]:
+    if is_url(path):
+        filesystem, name = filesystem_of(path)
+        with filesystem.open(name, "rb") as file:
+            yield file
+    else:
+        with open(path, "rb") as file:  # noqa: PTH123
+            yield file
+
+
+@dataclass(frozen=True)
+class _Image:
+    path: str
+    id: str
+
+    def items(self) -> Iterator[Item]:
+        yield Item(self.id, self.path)
+
+    def count(self) -> int:
+        return 1
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A folder of this machine, at every depth; links to folders are not followed."""
+
+    path: str
+    whole_paths: bool
+
+    def items(self) -> Iterator[Item]:
+        start = 0 if self.whole_paths else len(os.path.join(self.path, ""))  # noqa: PTH118
+        for name in search(self.path, _SEARCHED):
+            yield from _in_folder(name, name[start:])
+
+    def count(self) -> int | None:
+        count = 0
+        for name in search(self.path, _SEARCHED):
+            if name.lower().endswith(_TARS):
+                return None
+            count += 1
+        return count
+
+
+@dataclass(frozen=True)
+class _RemoteFolder:
+    url: str
+    whole_paths: bool
+
+    def items(self) -> Iterator[Item]:
+        filesystem, root = filesystem_of(self.url)
+        for folder, folders, names in filesystem.walk(root):
+            folders[:] = sorted(folders)  # walk goes on in this order
+            for name in sorted(names):
+                if name.lower().endswith(tuple(_SEARCHED)):
+                    url = filesystem.unstrip_protocol(f"{folder}/{name}")
+                    below = f"{folder}/{name}"[len(root.rstrip("/")) + 1 :]
+                    yield from _in_folder(url, url if self.whole_paths else below)
+
+    def count(self) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class _Matches:
+    """The files that a pattern matched."""
+
+    folder: str
+    paths: tuple[str, ...]
+    whole_paths: bool
+
+    def items(self) -> Iterator[Item]:
+        for path in self.paths:
+            yield from _file(path, path if self.whole_paths else path.removeprefix(self.folder)).items()
+
+    def count(self) -> int | None:
+        counts = [_file(path, path).count() for path in self.paths]
+        return None if None in counts else sum(filter(None, counts))
+
+
+def _in_folder(path: str, id: str) -> Iterator[Item]:
+    if path.lower().endswith(_TARS):
+        yield from _Tar(path, id).items()
+    else:
+        yield Item(id, path)
+
+
+@dataclass(frozen=True)
+class _List:
+    """A text file with a path or URL on each line, relative ones below the list's folder."""
+
+    path: str
+
+    def items(self) -> Iterator[Item]:
+        for line in self._lines():
+            yield Item(line, _beside(self.path, line))
+
+    def count(self) -> int:
+        return sum(1 for _ in self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        with _opened(self.path) as file:
+            for line in file:
+                text = os.fsdecode(line.rstrip(b"\r\n"))
+                if text:
+                    yield text
+
+
+def _beside(list_: str, path: str) -> str:
+    return path if is_url(path) or path.startswith("/") else list_[: list_.rfind("/") + 1] + path
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A Parquet file with a crop in each row: its id, and its path, or its image file's bytes.
+
+    The column ``image`` may also be the struct that Hugging Face's datasets have.
+    """
+
+    path: str
+
+    def items(self) -> Iterator[Item]:
+        with self._opened() as file:
+            names = file.schema_arrow.names
+            images = next((name for name in _IMAGES if name in names), None)
+            data = images or _PATHS
+            ids = "id" if "id" in names else _PATHS
+            if not {data, ids} <= set(names) or "embedding" in names:
+                raise InputError(
+                    f"{self.path} has the columns {', '.join(names)}; expected id, and one of image, bytes "
+                    "and path."
+                )
+            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[*dict.fromkeys([ids, data])]):
+                rows = zip(batch.column(ids).to_pylist(), batch.column(data).to_pylist(), strict=True)
+                yield from (self._item(str(id), value) for id, value in rows)
+
+    def _item(self, id: str, value: Any) -> Item:
+        if isinstance(value, dict):
+            value = value.get("bytes") or value.get("path")
+        if value is None:
+            return Item(id, error=f"{id} has no image in {self.path}.")
+        return Item(id, _beside(self.path, value) if isinstance(value, str) else value)
+
+    def count(self) -> int:
+        with self._opened() as file:
+            return int(file.metadata.num_rows)
+
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        parquet = require("pyarrow.parquet", extra="bulk", purpose="Reading Parquet")
+        invalid = require("pyarrow", extra="bulk", purpose="Reading Parquet").ArrowInvalid
+        with _opened(self.path) as file:
+            try:
+                yield parquet.ParquetFile(file)
+            except invalid as error:
+                raise ImageFileError(f"{self.path} cannot be read as Parquet: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Tar:
+    """A tar file of images, as webdataset has them; the other members are left out.
+
+    A damaged file gives the crops before the damage, and one item that says so.
+    """
+
+    path: str
+    id: str
+
+    def items(self) -> Iterator[Item]:
+        with _opened(self.path) as file:
+            try:
+                with tarfile.open(fileobj=file, mode="r|*", bufsize=1 << 20) as archive:
+                    for member in archive:
+                        if member.isfile() and Path(member.name).suffix.lower() in SUFFIXES:
+                            content = archive.extractfile(member)
+                            yield Item(f"{self.id}/{member.name}", content.read() if content else b"")
+                            archive.members.clear()  # type: ignore[attr-defined]  # it keeps every one
+            except (tarfile.TarError, EOFError) as error:
+                yield Item(self.id, error=f"{self.id} cannot be read to its end: {error}.")
+
+    def count(self) -> None:
+        return None

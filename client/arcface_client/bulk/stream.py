@@ -1,0 +1,147 @@
+"""From a source to rows: reading, embedding and counting at the same time, in the source's order."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from itertools import chain, compress, islice
+from typing import Final
+
+from ..backends.base import EmbeddingBackend
+from ..errors import ArcFaceError, SourceUnavailableError
+from .ids import IdSet
+from .reader import CHUNK, Chunk, Reader
+from .rows import Rows, embed
+from .source import Item, Source
+
+CALLS: Final = 2
+"""Calls of the embedder at a time: while one's last request is answered, the next one's are sent."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How far a job is.
+
+    Attributes:
+        done: Crops that this run is through with.
+        failed: Those of them that have no embedding.
+        duplicates: Ids that were met again, and left out.
+        kept: Crops that an earlier run embedded.
+        total: How many crops the source has; None while that is not known.
+    """
+
+    done: int = 0
+    failed: int = 0
+    duplicates: int = 0
+    kept: int = 0
+    total: int | None = None
+
+
+_NAMED: Final = 5
+"""Duplicate ids that are named in the log."""
+
+_log = logging.getLogger(__name__)
+
+Observe = Callable[[Counts, Rows | None], None]
+"""Called with the counts after each chunk and with its rows; with None when they alone have changed."""
+
+
+class Stream:
+    """Embeds what a source has, in its order; a few chunks are held in memory. Iterate over it once.
+
+    Args:
+        source: Where the crops are.
+        backend: Embeds them; ``ensure_ready`` was called.
+        known: Ids that are embedded already, and are left out.
+        resize: Scale images of another size instead of refusing them.
+        workers: Processes that read; None takes one for each processor, and none for a single chunk.
+        observe: Is told how far it is, from this thread.
+
+    Attributes:
+        counts: How far it is.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        backend: EmbeddingBackend,
+        *,
+        known: IdSet | None = None,
+        resize: bool = False,
+        workers: int | None = None,
+        observe: Observe,
+    ) -> None:
+        self.counts = Counts()
+        self._source, self._backend = source, backend
+        self._known, self._seen = known or IdSet(), IdSet()
+        self._resize, self._workers = resize, workers
+        self._observe = observe
+        self._total: int | None = None
+
+    def __iter__(self) -> Generator[Rows, None, None]:
+        """Yield rows, one for each id that is not known; close the generator to end the processes early.
+
+        Raises:
+            SourceUnavailableError: The source cannot be read now.
+            ArcFaceError: As ``EmbeddingBackend.encode``.
+        """
+        # Nothing waits for it: listing ten million files takes a minute.
+        threading.Thread(target=self._count, daemon=True).start()
+        items = self._fresh(self._source.items())
+        first = list(islice(items, CHUNK))
+        workers = self._workers
+        if workers is None:
+            workers = 0 if len(first) < CHUNK else os.cpu_count() or 1
+        with ExitStack() as stack:
+            reader = stack.enter_context(Reader(workers, in_use=CALLS, resize=self._resize))
+            threads = ThreadPoolExecutor(CALLS)
+            # What is under way ends when the embedder is closed, or by itself.
+            stack.callback(threads.shutdown, wait=False, cancel_futures=True)
+            under_way: deque[tuple[Chunk, Future[Rows]]] = deque()
+            chunks = reader.read(chain(first, items))
+            while True:
+                for chunk in islice(chunks, CALLS - len(under_way)):
+                    under_way.append((chunk, threads.submit(embed, self._backend, chunk.decoded)))
+                if not under_way:
+                    return
+                chunk, embedding = under_way.popleft()
+                rows = embedding.result()
+                reader.free(chunk)
+                self._note(rows)
+                yield rows
+
+    def _fresh(self, items: Iterator[Item]) -> Iterator[Item]:
+        """Leave out what is known, and ids that were met before."""
+        while some := list(islice(items, CHUNK)):
+            ids = [item.id for item in some]
+            is_new, is_known = self._seen.add(ids), self._known.contain(ids)
+            again, kept = int((~is_new).sum()), int((is_new & is_known).sum())
+            if again or kept:
+                counts = self.counts
+                for id in islice(compress(ids, ~is_new), max(0, _NAMED - counts.duplicates)):
+                    _log.warning("The id %s occurs again; only its first crop is embedded", id)
+                self.counts = replace(counts, duplicates=counts.duplicates + again, kept=counts.kept + kept)
+                self._observe(self.counts, None)
+            yield from (item for item, is_wanted in zip(some, is_new & ~is_known, strict=True) if is_wanted)
+
+    def _note(self, rows: Rows) -> None:
+        failed = sum(error is not None for error in rows.errors)
+        if failed == len(rows.ids) and not self._source.is_there():
+            raise SourceUnavailableError(
+                f"{self._source.names[0]} is no longer there. What was embedded before is kept; run the same "
+                "command again when it is back."
+            )
+        counts = self.counts
+        done, failed = counts.done + len(rows.ids), counts.failed + failed
+        self.counts = replace(counts, done=done, failed=failed, total=self._total)
+        self._observe(self.counts, rows)
+
+    def _count(self) -> None:
+        with suppress(ArcFaceError):  # the reader meets it, too, and raises it
+            self._total = self._source.count()
