@@ -70,7 +70,9 @@ def embed(
             "ONNX model); with --backend, the NAME of embedding.model."
         ),
     ] = None,
-    version: Annotated[int | None, typer.Option(help="Its version (default: the newest that is ready).")] = None,
+    version: Annotated[
+        int | None, typer.Option(help="Its version (default: the newest that is ready).")
+    ] = None,
     backend: Annotated[
         str,
         typer.Option(
