@@ -30,6 +30,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tiny_repository(folder, "pair", instances=2, work=5, delay_us=None)
     write_tiny_repository(folder, "threads", parameters={"intra_op_thread_count": "4"})
     write_tiny_repository(folder, "on_gpu", kind="KIND_GPU")
+    write_tiny_repository(folder, "anywhere", kind="KIND_AUTO")
     write_tiny_repository(folder, "not_a_number", parameters={"intra_op_thread_count": "many"})
     truncated = write_tiny_repository(folder, "truncated") / "1" / "model.onnx"
     truncated.write_bytes(truncated.read_bytes()[:1000])
@@ -56,8 +57,13 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(repository: Path) -> Iterator[LocalTriton]:
-    with LocalTriton(repository, stop_timeout_s=1) as server:
+def server_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("server") / "triton.log"
+
+
+@pytest.fixture(scope="session")
+def server(repository: Path, server_log: Path) -> Iterator[LocalTriton]:
+    with LocalTriton(repository, stop_timeout_s=1, log_path=server_log) as server:
         yield server
 
 

@@ -106,8 +106,11 @@ def build(
         ),
     ] = False,
     device: Annotated[
-        Literal["cpu", "gpu"] | None,
-        _serving_option(help=f"Where to compute; default: {_DEFAULTS.device}."),
+        Literal["auto", "cpu", "gpu"] | None,
+        _serving_option(
+            help="Where ONNX Runtime computes. auto: on every GPU of the host, or on its CPU if it has none. "
+            f"Default: {_DEFAULTS.device}."
+        ),
     ] = None,
     instances: Annotated[
         int | None,

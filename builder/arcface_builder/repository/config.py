@@ -33,9 +33,9 @@ _EVERY_GRAPH: Final = 32
 DEFAULT_PLAN_INSTANCES: Final = 2
 """Copies of a plan on each GPU: one copies its input while the other computes."""
 
-Device = Literal["cpu", "gpu"]
+Device = Literal["auto", "cpu", "gpu"]
 
-_KINDS: Final[dict[str, str]] = {"cpu": "KIND_CPU", "gpu": "KIND_GPU"}
+_KINDS: Final[dict[str, str]] = {"auto": "KIND_AUTO", "cpu": "KIND_CPU", "gpu": "KIND_GPU"}
 _FULL_BATCH: Final = "full_batch"
 
 
@@ -47,7 +47,8 @@ class ServingOptions:
         max_batch_size: Largest batch that Triton hands to the model, 1 to 1024.
         max_queue_delay_us: How long Triton holds a request back to fill a batch. With 0, Triton still merges
             the requests that are waiting.
-        device: Where ONNX Runtime computes: "cpu", or "gpu" for one set of instances on each GPU.
+        device: Where ONNX Runtime computes: "cpu", "gpu" for one set of instances on each GPU, or "auto" for
+            that if the host has GPUs, and for the CPU if not.
         instances: Copies of the model that run side by side (on each GPU).
         intra_op_threads: Threads of each instance inside one operator; 0 is one per physical core.
 
@@ -57,7 +58,7 @@ class ServingOptions:
 
     max_batch_size: int = 32
     max_queue_delay_us: int = 0
-    device: Device = "cpu"
+    device: Device = "auto"
     instances: int = 1
     intra_op_threads: int = 0
 

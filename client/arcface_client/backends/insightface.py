@@ -21,8 +21,8 @@ from ..models.golden import golden_crops, largest_drift
 from ..models.normalisation import PYTORCH, RAW, Normalisation, Pixels
 from ..models.repository import LocalModels
 from ..observability.diagnostics import Diagnostics
-from ..runtimes.base import in_batches
-from .local import BATCH_SIZE, LocalModel, provider_options
+from ..runtimes.base import in_batches, provider_options
+from .local import BATCH_SIZE, LocalModel
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -21,7 +21,7 @@ from ..models.golden import golden_crops
 from ..models.naming import onnx_model, plan_model, sibling_model
 from ..models.repository import LocalModels
 from ..observability.diagnostics import HERE, Diagnostics, Source
-from ..runtimes.base import COREML, CPU, CUDA, Device, Runtime
+from ..runtimes.base import COREML, CPU, CUDA, Device, Runtime, provider_options
 from ..triton.embed_request import Deadline, EmbedRequest
 
 BATCH_SIZE: Final = 32
@@ -276,8 +276,3 @@ def provider_order(device: Device, providers: Sequence[str], *, allow_cpu_fallba
     available = require("onnxruntime", extra="onnxruntime", purpose="This backend").get_available_providers()
     found = [provider for provider in (CUDA, COREML) if provider in available]
     return [*found, CPU] if allow_cpu_fallback or not found else found
-
-
-def provider_options(provider: str, gpu: int) -> dict[str, str]:
-    """A provider's options: which GPU, and float32 instead of TF32."""
-    return {"device_id": str(gpu), "use_tf32": "0"} if provider == CUDA else {}

@@ -162,3 +162,8 @@ def switch_off_telemetry() -> None:
     is imported, before its ``disable_telemetry_events`` can be called. A value that the user has set is kept.
     """
     os.environ.setdefault(TELEMETRY_VARIABLE, "1")
+
+
+def provider_options(provider: str, gpu: int) -> dict[str, str]:
+    """The options of an execution provider of ONNX Runtime: which GPU, and float32 instead of TF32."""
+    return {"device_id": str(gpu), "use_tf32": "0"} if provider == CUDA else {}

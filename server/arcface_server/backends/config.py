@@ -24,6 +24,7 @@ class InstanceConfig:
         cc_filenames: The files by compute capability ("8.6").
         parameters: The configuration's free parameters.
         max_batch_size: The largest batch; 0 without Triton's batching.
+        gpu_is_required: Whether the configuration asks for a GPU, and not for one if there is one.
     """
 
     version_folder: Path
@@ -33,6 +34,7 @@ class InstanceConfig:
     cc_filenames: Mapping[str, str] = field(default_factory=dict)
     parameters: Mapping[str, str] = field(default_factory=dict)
     max_batch_size: int = 0
+    gpu_is_required: bool = True
 
     def integer(self, name: str, *, default: int) -> int:
         """A parameter that is a number.
@@ -71,7 +73,13 @@ def read_instance_config(args: Mapping[str, str]) -> InstanceConfig:
         cc_filenames=config.get("cc_model_filenames", {}),
         parameters={name: value["string_value"] for name, value in config.get("parameters", {}).items()},
         max_batch_size=int(config["max_batch_size"]),
+        gpu_is_required=_asks_for_gpu(Path(args["model_repository"], "config.pbtxt")),
     )
+
+
+def _asks_for_gpu(path: Path) -> bool:
+    """Whether the file has KIND_GPU; in the JSON, Triton has decided what KIND_AUTO, the default, is."""
+    return not path.is_file() or "KIND_GPU" in path.read_text(encoding="utf-8")
 
 
 def _spec(tensor: Mapping[str, Any], skip: int) -> TensorSpec:

@@ -105,3 +105,4 @@ def test_an_option_out_of_range_is_refused_by_name(option: str, value: Any) -> N
 def test_the_arguments_are_those_that_are_not_defaults() -> None:
     assert ServingOptions().arguments() == []
     assert ServingOptions(instances=2, device="gpu").arguments() == ["--device", "gpu", "--instances", "2"]
+    assert ServingOptions(device="cpu").arguments() == ["--device", "cpu"]

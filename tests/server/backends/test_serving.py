@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +11,12 @@ import tritonclient.grpc as grpcclient
 
 from arcface_client import EmbeddingClient
 from arcface_client.contract import CROP_SHAPE, INPUT_NAME, OUTPUT_NAME, Crops, Embeddings
+from arcface_client.errors import ConfigError
 from arcface_client.models.golden import largest_drift
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_server import LocalTriton
+from arcface_server.backends.config import InstanceConfig
+from arcface_server.backends.sessions import load_model
 from support.processes import command_line, cpu_seconds, group_members, thread_count
 
 
@@ -84,6 +88,33 @@ def test_a_model_that_cannot_load_has_its_reason_in_the_index_and_does_not_stop_
     assert reason in index[model].reason
     assert index["tiny_onnx"].state == "READY"
     assert infer(client, "tiny_onnx", crops).shape == (3, 512)
+
+
+def test_a_model_for_any_device_serves_where_it_can_and_says_where(
+    client: grpcclient.InferenceServerClient, repository: Path, server_log: Path, crops: Crops
+) -> None:
+    expected = OnnxRuntime(repository / "anywhere" / "1" / "model.onnx").embed(crops)
+
+    np.testing.assert_allclose(infer(client, "anywhere", crops), expected, atol=1e-5)
+    assert "anywhere: ONNX Runtime computes on " in server_log.read_text()
+
+
+@pytest.mark.parametrize("gpu_is_required", [True, False])
+def test_a_gpu_that_onnx_runtime_cannot_use_is_never_replaced_silently(
+    gpu_is_required: bool, repository: Path, crops: Crops
+) -> None:
+    told: list[str] = []
+    folder = repository / "anywhere" / "1"
+    config = InstanceConfig(folder, "", "GPU", 99, gpu_is_required=gpu_is_required)
+    logger = SimpleNamespace(log_warn=told.append)
+
+    if gpu_is_required:
+        with pytest.raises(ConfigError, match=r"asks for KIND_GPU, .* cannot use GPU 99: .*CUDA"):
+            load_model("anywhere", config, logger)
+    else:
+        runtime = load_model("anywhere", config, logger)
+        np.testing.assert_allclose(np.linalg.norm(runtime.embed(crops), axis=1), 1, atol=1e-5)
+        assert told[0].startswith("anywhere: ONNX Runtime computes on the CPU, not on GPU 99: ")
 
 
 def test_requests_are_merged_into_one_run_and_each_gets_its_own_rows(
