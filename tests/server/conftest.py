@@ -20,6 +20,38 @@ from support.engines import stored_plan
 from support.networks import NETWORKS, ONE_CROP
 from support.tiny import tiny_serving_graph, write_tiny_repository
 
+CUDNN_ON_A_CPU = """
+from types import SimpleNamespace
+
+import numpy as np
+
+from arcface_client.runtimes.onnxruntime import OnnxRuntime
+from arcface_server.backends import cudnn
+
+
+class OnCpu(OnnxRuntime):
+    max_batch_size = 8
+
+    def __init__(self, path, **_):
+        super().__init__(path)
+
+    def start(self, batches):
+        crops = np.concatenate(batches)
+        return lambda: self.embed(crops)
+
+    def embed_joined(self, batches):
+        return self.start(batches)()
+
+
+cudnn.require = lambda *_, **__: SimpleNamespace(Cudnn=OnCpu)
+
+
+class TritonPythonModel(cudnn.TritonPythonModel):
+    def initialize(self, args):
+        super().initialize(args | {"model_instance_kind": "GPU"})
+"""
+"""The backend for cuDNN in a real Triton, with ONNX Runtime in place of a GPU."""
+
 
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -47,6 +79,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (fused / "config.pbtxt").write_text(config_text(config))
     for name, text in KINDS["cudnn"].files.items():
         (fused / "1" / name).write_text(text)
+    fused = write_tiny_repository(folder, "fused", poison=True)
+    (fused / "config.pbtxt").write_text(config_text(config).replace("tiny_cudnn", "fused"))
+    (fused / "1" / "model.py").write_text(CUDNN_ON_A_CPU)
     for name, network in {"narrow": NETWORKS["192 numbers, channels last"], "single": ONE_CROP}.items():
         source = tmp_path_factory.mktemp(name) / "source.onnx"
         source.write_bytes(network.SerializeToString())

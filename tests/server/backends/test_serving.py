@@ -133,6 +133,22 @@ def test_requests_are_merged_into_one_run_and_each_gets_its_own_rows(
     assert after.execution_count - before.execution_count < 3
 
 
+def test_the_backend_for_cudnn_gives_each_request_its_own_rows(
+    client: grpcclient.InferenceServerClient, repository: Path
+) -> None:
+    """One large request, more than it answers one by one, and more crops than the GPU had memory for."""
+    runtime = OnnxRuntime(repository / "fused" / "1" / "model.onnx")
+    crops = np.random.default_rng(2).integers(0, 255, (20, *CROP_SHAPE), np.uint8)
+    requests = [crops[:8], *(crops[start : start + 1 + start % 3] for start in range(16)), crops]
+
+    for request, answer in zip(requests, infer_at_once(client, "fused", requests), strict=True):
+        assert isinstance(answer, np.ndarray), answer
+        np.testing.assert_allclose(answer, runtime.embed(request), atol=1e-6)
+    crops[0, 0, 0, 0] = 255
+    with pytest.raises(grpcclient.InferenceServerException, match="ONNX Runtime failed on a batch of 3"):
+        infer(client, "fused", crops[:3])
+
+
 def test_only_the_request_that_the_model_fails_on_gets_an_error(
     client: grpcclient.InferenceServerClient, crops: Crops
 ) -> None:
