@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import benchmark, compare, embed, status
+from . import benchmark, compare, embed, search, status
 from .terminal import examples, new_app, run
 
 app = new_app(
@@ -13,11 +13,13 @@ app = new_app(
     epilog=examples(
         "arcface-client status --url localhost:8001",
         "arcface-client embed crops/ --output embeddings.npz",
+        "arcface-client search gallery.parquet face.jpg",
         "arcface-client compare arcface_r100_onnx arcface_r100_trt --report out.html",
         "arcface-client benchmark triton --against onnxruntime",
     ),
 )
 app.command(epilog=embed.EPILOG)(embed.embed)
+app.command(epilog=search.EPILOG)(search.search)
 app.command(epilog=status.EPILOG)(status.status)
 app.command(epilog=compare.EPILOG)(compare.compare)
 app.command(epilog=benchmark.EPILOG)(benchmark.benchmark)

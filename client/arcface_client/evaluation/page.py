@@ -11,7 +11,9 @@ import numpy as np
 
 from ..contract import Crops
 from ..errors import require
+from ..gallery import Gallery
 from .measure import Measured
+from .neighbours import Query
 from .plot import new_figure, plain, to_svg
 from .report import FLIP_CROPS, Report
 from .scores import Same, Values, drifts, flipped, similarities_of_all_pairs
@@ -54,8 +56,19 @@ def to_html(report: Report) -> str:
     )
 
 
+def matches_to_html(gallery: Gallery, queries: Sequence[Query], crops: Mapping[str, Crops]) -> str:
+    """Show the nearest faces of a gallery; see ``check_extra`` for what it needs.
+
+    Args:
+        gallery: Where they were found.
+        queries: What was looked for, and the matches.
+        crops: The matches' crops by their ids, uint8 [112, 112, 3], BGR; a match without one has no picture.
+    """
+    return environment().get_template("search.html").render(gallery=gallery, queries=queries, crops=crops)
+
+
 def environment() -> jinja2.Environment:
-    """What makes pages: templates that may include "style.css", and a filter that draws figures."""
+    """What makes pages: templates that may include "style.css", and filters that draw figures and crops."""
     import jinja2
     from markupsafe import Markup
 
@@ -67,6 +80,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["svg"] = lambda figure: Markup(to_svg(figure))  # all other text is escaped
+    environment.filters["png"] = _png
     return environment
 
 
@@ -98,7 +112,7 @@ def _details(report: Report, number: int) -> Mapping[str, Any]:
         "scatter": _drift_scatter(drift, worst, allowed),
         "similarities": scatters,
         "worst": [
-            {"png": _png(samples.crops[index]), "name": samples.names[index], "drift": float(drift[index])}
+            {"crop": samples.crops[index], "name": samples.names[index], "drift": float(drift[index])}
             for index in worst
         ],
     }
