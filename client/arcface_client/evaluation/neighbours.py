@@ -165,8 +165,8 @@ def change(
     common = [index for index, name in enumerate(ids) if name in others]
     if len(common) < 2:
         raise InputError(
-            f"{old.path} and {new.path} have {len(common)} of {len(ids)} sampled ids in common; expected 2 or "
-            "more to compare them. Give the source that the old gallery was made from, so that ids are kept."
+            f"{old.path} and {new.path} have {len(common)} of {len(ids)} sampled ids in common; expected 2 "
+            "or more to compare them. Give the old gallery's own source, so that ids are kept."
         )
     ids, embeddings = [ids[index] for index in common], embeddings[common]
     renewed = np.stack([others[name] for name in ids])

@@ -69,9 +69,7 @@ def test_a_gallery_of_another_space_is_refused_and_both_are_named(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = folder / "other.parquet"
-    info = GalleryInfo(
-        space=EmbeddingSpace(source_sha256="ab" * 32), dim=512, model="small_onnx", version=7
-    )
+    info = GalleryInfo(space=EmbeddingSpace(source_sha256="ab" * 32), dim=512, model="small_onnx", version=7)
     write(other, info, np.eye(2, 512, dtype=np.float32))
     assert main(["search", str(other), str(folder / "face.png"), *FLAGS]) == 1
     said = capsys.readouterr().err.splitlines()[-1]

@@ -12,12 +12,11 @@ from arcface_client.errors import InputError
 from arcface_client.evaluation.neighbours import change, nearest, sample
 from arcface_client.gallery import Gallery, GalleryInfo, gallery_table, open_gallery, write_gallery
 
-INFO = GalleryInfo(dim=16)
-
 
 def unit(count: int, seed: int, dim: int = 16) -> Embeddings:
-    rows = np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    rows: Embeddings = np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows
 
 
 def gallery(folder: Path, embeddings: Embeddings, failed: tuple[int, ...] = (), parts: int = 1) -> Gallery:
@@ -32,7 +31,9 @@ def gallery(folder: Path, embeddings: Embeddings, failed: tuple[int, ...] = (), 
 
 
 @pytest.mark.parametrize("k", [1, 7, 5000])
-def test_the_nearest_rows_of_all_parts_are_found_exactly_and_failed_rows_never(tmp_path: Path, k: int) -> None:
+def test_the_nearest_rows_of_all_parts_are_found_exactly_and_failed_rows_never(
+    tmp_path: Path, k: int
+) -> None:
     embeddings, queries = unit(3000, 1), unit(5, 2)
     found = nearest(gallery(tmp_path / "g", embeddings, failed=(3, 1000), parts=4), queries, k)
     similarity = queries @ embeddings.T
