@@ -76,9 +76,10 @@ check: lint type test ## Style, types and tests, before every commit
 # PyTorch is here and not in `test`: it compares the network with a plain PyTorch one.
 ci: test test-faults test-torch lint type ## All that a change must pass (10 minutes)
 
-bench: $(READY) ## Measure the ways to embed on this CPU, and outages (about 20 minutes); then `make report`
+bench: $(READY) ## Measure the ways to embed on this CPU, growth and outages (about 25 minutes); then `make report`
 	$(BIN)/python benchmarks/cpu.py --depth r50
 	$(BIN)/python benchmarks/cpu.py --depth r100
+	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/fallback.py
 
 bench-gpu: $(READY) ## Measure TensorRT plans on this GPU (about an hour; benchmarks/gpu.py runs it in pieces)

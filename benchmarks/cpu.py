@@ -67,7 +67,7 @@ def main() -> int:
                 command=" ".join(["python", "benchmarks/cpu.py", *sys.argv[1:]]),
             )
             result = benchmark(options, settings, shown)
-            server_mb = _resident_mb(server.pid)
+            server_mb = resident_mb(server.pid)
     report = result.to_dict() | {
         "title": f"{network(arguments.depth)} on a CPU",
         "facts": [
@@ -82,7 +82,7 @@ def main() -> int:
     return 1 if result.stopped or result.fell_back else 0
 
 
-def _resident_mb(group: int) -> float:
+def resident_mb(group: int) -> float:
     """Memory of a process group in MiB; what processes share is counted once."""
     kib = 0
     for folder in Path("/proc").glob("[0-9]*"):

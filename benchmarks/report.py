@@ -71,6 +71,7 @@ class Part:
         table: Further figures: a row of headings, and the others.
         notes: What has to be known about the figures.
         about: Machine, versions and command.
+        in_readme: Whether README shows the table.
     """
 
     title: str
@@ -80,6 +81,7 @@ class Part:
     table: Sequence[Sequence[str]] = ()
     notes: Sequence[str] = ()
     about: Mapping[str, str] = field(default_factory=dict)
+    in_readme: bool = False
 
     @property
     def all_loads(self) -> list[str]:
@@ -133,6 +135,7 @@ def _parts(file: Path) -> list[Part]:
         ("systems", _of_benchmark),
         ("measurements", _of_perf),
         ("outages_s", _of_outages),
+        ("tables", _of_tables),
         ("matrix_tflops", _of_gpu),
     ):
         if key in data:
@@ -181,7 +184,8 @@ def _of_perf(file: str, data: dict[str, Any]) -> list[Part]:
     by_batch: dict[int, list[Point]] = {}
     for figure in data["measurements"]:
         times_ms = {name: figure[f"{name}_ms"] for name in ("p50", "p95", "p99")}
-        point = Point(load=str(figure["concurrency"]), fps=figure["faces_per_s"], times_ms=times_ms)
+        load = str(figure["concurrency"] or f"{figure['request_rate']}/s")
+        point = Point(load=load, fps=figure["faces_per_s"], times_ms=times_ms)
         by_batch.setdefault(figure["batch_size"], []).append(point)
     systems = [System(name=f"batch {batch}", points=points, drift=0) for batch, points in by_batch.items()]
     title = f"{data['model']} through Triton, over {data['protocol']}, shared memory: {data['shared_memory']}"
@@ -197,6 +201,19 @@ def _of_outages(file: str, data: dict[str, Any]) -> list[Part]:
     table = [["the server is", "median s", "worst s", "outages"], *rows]
     about = _about(data, _machine(data["machine"]), data.get("versions", {}))
     return [Part(title="Outages: until another replica serves", file=file, table=table, about=about)]
+
+
+def _of_tables(file: str, data: dict[str, Any]) -> list[Part]:
+    """What benchmarks/growth.py wrote: rows with their figures by column."""
+    about = _about(data, _machine(data["machine"]), data["versions"])
+    parts = []
+    for one in data["tables"]:
+        rows = [[f"{value:,}" for value in row.values()] for row in one["rows"]]
+        table, notes = [list(one["rows"][0]), *rows], [one["note"]]
+        parts.append(
+            Part(title=one["title"], file=file, table=table, notes=notes, about=about, in_readme=True)
+        )
+    return parts
 
 
 def _of_gpu(file: str, data: dict[str, Any]) -> list[Part]:
@@ -296,7 +313,7 @@ def to_html(parts: Sequence[Part]) -> str:
 
 
 def to_markdown(parts: Sequence[Part]) -> str:
-    """Write README's tables: speeds of the systems of every benchmark that are within the tolerance."""
+    """Write README's tables: speeds of the systems within the tolerance, and how cost grows."""
     texts = []
     for part in parts:
         loads = [load for load in _README_BATCHES if load in part.all_loads]
@@ -304,6 +321,8 @@ def to_markdown(parts: Sequence[Part]) -> str:
             right = [system for system in part.systems if system.drift <= DEFAULT_MAX_DRIFT_COSINE]
             header, *rows = replace(part, systems=right).speeds(loads)
             texts.append(f"{part.title} ({part.about['machine']}):\n\n{table(header, rows)}")
+        elif part.in_readme:
+            texts.append(f"{part.title} ({part.about['machine']}):\n\n{table(part.table[0], part.table[1:])}")
     return "\n\n".join(texts)
 
 

@@ -28,9 +28,11 @@ from .repository.config import (
     CONFIG_FILE,
     DEFAULT_PLAN_INSTANCES,
     PYTHON_FILE,
+    SERVER_CONFIG_FILE,
     config_text,
     cudnn_config,
     openvino_config,
+    openvino_server_config,
     read_config,
 )
 from .repository.publish import ModelRepository, os_errors, tool_versions
@@ -68,14 +70,15 @@ class Kind:
     Attributes:
         runtime: Its name, which is the sibling's suffix.
         open: Loads the staged file.
-        config: Makes the configuration, by the model's name, D, and the number of instances.
+        configs: What makes each configuration, by its path in the model's folder: called with the model's
+            name, D, and the number of instances.
         instances: How many instances, unless the user says.
         files: Further files of a version, by their name.
     """
 
     runtime: str
     open: Callable[[Path], CheckedRuntime]
-    config: Callable[[str, int, int], Any]
+    configs: Mapping[str, Callable[[str, int, int], Any]]
     instances: int = 1
     files: Mapping[str, str] = field(default_factory=dict)
 
@@ -119,13 +122,17 @@ KINDS: Final = {
         Kind(
             "cudnn",
             _cudnn,
-            cudnn_config,
+            {CONFIG_FILE: cudnn_config},
             instances=DEFAULT_PLAN_INSTANCES,
             files={
                 PYTHON_FILE: "from arcface_server.backends.cudnn import TritonPythonModel  # noqa: F401\n"
             },
         ),
-        Kind("openvino", _openvino, openvino_config),
+        Kind(
+            "openvino",
+            _openvino,
+            {CONFIG_FILE: openvino_config, SERVER_CONFIG_FILE: openvino_server_config},
+        ),
     )
 }
 """By the runtime's name."""
@@ -153,8 +160,8 @@ def compile_sibling(
         command: The command line that makes it again, for the manifest.
         quantise: Writes the graph in int8, which takes a while; None serves the ONNX model's own file.
         gate: Judges a model in int8 by its recognition; None judges it by its drift.
-        instances: Batches that Triton runs side by side; None leaves the configuration as it is, or is the
-            kind's number.
+        instances: Batches that Triton runs side by side; None leaves the configurations as they are, or is
+            the kind's number.
         report: Called with each stage.
 
     Raises:
@@ -183,11 +190,14 @@ def compile_sibling(
         else:
             manifest = there
         with repository.lock():
-            old = read_config(repository.root / model / CONFIG_FILE)
-            config = kind.config(model, onnx.manifest.embedding_dim, instances or kind.instances)
-            text = config_text(config) if old is None or (instances and config != old) else None
+            configs = {}
+            for name, make in kind.configs.items():
+                old = read_config(repository.root / model / name)
+                config = make(model, onnx.manifest.embedding_dim, instances or kind.instances)
+                if old is None or (instances and config != old):
+                    configs[name] = config_text(config)
             manifests = {} if there else {record: (MODEL_FILE, manifest.to_json())}
-            repository.put(staged, path.parent, manifests=manifests, config=text)
+            repository.put(staged, path.parent, manifests=manifests, configs=configs)
     return AddedSibling(model, version, path, there is None, manifest)
 
 

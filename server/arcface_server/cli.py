@@ -121,6 +121,14 @@ def perf(
             parser=whole_numbers, metavar="N", help="Requests under way at a time, for example 1,8."
         ),
     ] = "1,2,4,8,16",
+    request_rate: Annotated[
+        Any,
+        typer.Option(
+            parser=whole_numbers,
+            metavar="N",
+            help="Instead of --concurrency: requests sent in a second, for example 20,40, at random moments.",
+        ),
+    ] = None,
     batch_size: Annotated[
         Any, typer.Option(parser=whole_numbers, metavar="N", help="Crops in a request, for example 1,8.")
     ] = "1,8,32",
@@ -169,8 +177,9 @@ def perf(
         load = Load(url, model, version, Path(scratch, "crops.json"), shared_memory, requests, protocol)
         samples = samples_from(images, CROP_COUNT) if images else generated_samples(CROP_COUNT)
         write_input_data(samples.crops, load.input_data)
-        for batch, level in ((batch, level) for batch in batch_size for level in concurrency):
-            figure = measure(perf_analyzer, load, batch, level)
+        levels = [(None, rate) for rate in request_rate] if request_rate else [(n, None) for n in concurrency]
+        for batch, level in ((batch, level) for batch in batch_size for level in levels):
+            figure = measure(perf_analyzer, load, batch, *level)
             if not figures:
                 print(HEADER, file=table)
             print(figure.row(), file=table, flush=True)
@@ -182,7 +191,7 @@ def perf(
     if plot is not None:
         lines = {
             f"batch {batch}": [
-                (figure.p50_ms, figure.faces_per_s, str(figure.concurrency))
+                (figure.p50_ms, figure.faces_per_s, figure.load)
                 for figure in figures
                 if figure.batch_size == batch
             ]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from arcface_client.models.naming import SERVER_CONFIG
 from arcface_client.runtimes.base import TELEMETRY_VARIABLE
 
 from .errors import FlagError, PortError
@@ -103,6 +104,7 @@ def server_command(
         f"--http-port={addresses.http_port}",
         f"--grpc-port={addresses.grpc_port}",
         f"--metrics-port={addresses.metrics_port}",
+        f"--model-config-name={SERVER_CONFIG}",
         *FLAGS,
         *flags,
     ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,19 +14,20 @@ from support.browser import CHROMIUM, PHONE, show
 FILES = sorted(report.FOLDER.glob("*.json"))
 
 
-def speeds(data: dict[str, Any]) -> list[float]:
-    """All speeds of a JSON file, read without the report's code."""
-    by_system = [
-        figure["throughput_fps"] for system in data.get("systems", ()) for figure in system["figures"]
-    ]
-    return by_system + [row["faces_per_s"] for row in data.get("figures", ())]
+def figures(file: Path) -> list[str]:
+    """All speeds of a JSON file, and all figures of its tables, read without the report's code."""
+    data = json.loads(file.read_text())
+    speeds = [figure["throughput_fps"] for system in data.get("systems", ()) for figure in system["figures"]]
+    speeds += [row["faces_per_s"] for row in data.get("figures", ())]
+    cells = [cell for table in data.get("tables", ()) for row in table["rows"] for cell in row.values()]
+    return [*(f"{speed:,.1f}" for speed in speeds), *(f"{cell:,}" for cell in cells)]
 
 
 def test_readmes_tables_are_those_of_the_json_files() -> None:
     readme = (report.ROOT / "README.md").read_text()
     assert report.with_tables(readme, report.to_markdown(report.read(report.FOLDER))) == readme
     tables = readme[readme.index(report.BEGIN) : readme.index(report.END)]
-    known = {f"{speed:,.1f}" for file in FILES for speed in speeds(json.loads(file.read_text()))}
+    known = {figure for file in FILES for figure in figures(file)}
     rows = [line.split("|")[2:-1] for line in tables.splitlines() if line.startswith("| ")]
     shown = {cell.split()[0] for row in rows for cell in row[:3] if re.match(r" [\d,]+\.\d\b", cell)}
     assert shown
@@ -37,8 +37,8 @@ def test_readmes_tables_are_those_of_the_json_files() -> None:
 def test_the_page_in_the_repository_has_the_figures_of_the_json_files() -> None:
     page = (report.FOLDER / "index.html").read_text()
     for file in FILES:
-        for speed in speeds(json.loads(file.read_text())):
-            assert f"{speed:,.1f}" in page, f"{file} is newer than index.html: make report"
+        for figure in figures(file):
+            assert figure in page, f"{file} is newer than index.html: make report"
 
 
 def test_the_page_names_the_machine_the_versions_and_the_command_of_every_figure() -> None:
@@ -56,5 +56,5 @@ def test_the_page_is_whole_in_a_browser_without_a_network_and_on_a_phone(tmp_pat
     assert page.requests == []
     assert page.width <= PHONE
     for file in FILES:
-        for speed in speeds(json.loads(file.read_text())):
-            assert f"{speed:,.1f}" in page.text
+        for figure in figures(file):
+            assert figure in page.text

@@ -19,7 +19,14 @@ from arcface_builder.build import build
 from arcface_builder.check import crops as faces
 from arcface_builder.cli.app import main
 from arcface_builder.errors import ParityError
-from arcface_builder.repository.config import cudnn_config, openvino_config, read_config
+from arcface_builder.repository.config import (
+    CONFIG_FILE,
+    SERVER_CONFIG_FILE,
+    cudnn_config,
+    openvino_config,
+    openvino_server_config,
+    read_config,
+)
 from arcface_builder.repository.publish import ModelRepository, find_onnx
 from arcface_builder.sibling import KINDS, Kind, compile_sibling
 from arcface_builder.source.load import OnnxFile
@@ -74,10 +81,24 @@ def test_a_second_time_it_is_there_already_and_only_the_instances_change(
     assert (config.stat().st_mtime_ns, (record / "small_openvino-1.manifest.json").read_text()) == before
 
     assert main(arguments(repository, "--instances", "4")) == 0
-    changed = read_config(config)
+    changed, of_server = (read_config(path) for path in (config, config.parent / SERVER_CONFIG_FILE))
     assert changed == openvino_config("small_openvino", 512, 4)
+    assert of_server == openvino_server_config("small_openvino", 512, 4)
     assert changed.parameters["NUM_STREAMS"].string_value == "4"
     assert changed.parameters["PERFORMANCE_HINT"].string_value == "THROUGHPUT"
+
+
+def test_a_sibling_of_an_older_release_gets_the_configuration_that_it_lacks(
+    repository: ModelRepository,
+) -> None:
+    assert main(arguments(repository)) == 0
+    config = repository.root / "small_openvino/config.pbtxt"
+    (config.parent / SERVER_CONFIG_FILE).unlink()
+    written = config.stat().st_mtime_ns
+
+    assert main(arguments(repository)) == 0
+    assert read_config(config.parent / SERVER_CONFIG_FILE) is not None
+    assert config.stat().st_mtime_ns == written
 
 
 @pytest.mark.parametrize(
@@ -215,7 +236,7 @@ def test_embeddings_that_are_not_the_sources_are_not_published(
 
     with pytest.raises(ParityError, match=reason):
         compile_sibling(
-            Kind("openvino", runtime, openvino_config),
+            Kind("openvino", runtime, {CONFIG_FILE: openvino_config}),
             onnx,
             repository,
             lambda: reference_of(onnx, faces.noise(32)),

@@ -9,7 +9,13 @@ import pytest
 import tritonclient.grpc as grpcclient
 
 from arcface_builder.build import build
-from arcface_builder.repository.config import config_text, cudnn_config, openvino_config
+from arcface_builder.repository.config import (
+    SERVER_CONFIG_FILE,
+    config_text,
+    cudnn_config,
+    openvino_config,
+    openvino_server_config,
+)
 from arcface_builder.repository.plans import add_plans
 from arcface_builder.repository.publish import ModelRepository
 from arcface_builder.sibling import KINDS
@@ -73,6 +79,10 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, instances in (("tiny_openvino", 1), ("pair_openvino", 2)):
         file = write_tiny_repository(folder, name, versions=(2,)) / "config.pbtxt"
         file.write_text(config_text(openvino_config(name, EMBEDDING_DIM, instances)))
+    merging = openvino_server_config("pair_openvino", EMBEDDING_DIM, 2)
+    merging.dynamic_batching.max_queue_delay_microseconds = 300_000
+    (folder / "pair_openvino/configs").mkdir()
+    (folder / "pair_openvino" / SERVER_CONFIG_FILE).write_text(config_text(merging))
     fused = write_tiny_repository(folder, "tiny_cudnn")
     config = cudnn_config("tiny_cudnn", EMBEDDING_DIM, 1)
     config.instance_group[0].kind = config.instance_group[0].KIND_CPU

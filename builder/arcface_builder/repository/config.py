@@ -13,10 +13,14 @@ from tritonclient.grpc import model_config_pb2
 
 from arcface_client.contract import CROP_SHAPE, EMBEDDING_DIM, INPUT_NAME, OUTPUT_NAME
 from arcface_client.models.manifest import MODEL_FILE
+from arcface_client.models.naming import SERVER_CONFIG
 
 from ..errors import OptionError, RepositoryError
 
 CONFIG_FILE: Final = "config.pbtxt"
+
+SERVER_CONFIG_FILE: Final = f"configs/{SERVER_CONFIG}.pbtxt"
+"""What ``arcface-server`` takes in its place, where a model has it."""
 
 VERSIONS_SERVED: Final = 2
 """The newest version and the one before, so that a client can stay on the last release until the new one has
@@ -165,7 +169,7 @@ def check_width(path: Path, embedding_dim: int) -> None:
 
 
 def openvino_config(model: str, embedding_dim: int, instances: int) -> Any:
-    """Make the complete configuration of a model for OpenVINO.
+    """Make the complete configuration of a model for NVIDIA's OpenVINO backend.
 
     It is one without Triton's batching, and takes batches of any size: with batching, NVIDIA's backend pads
     every request to the largest batch.
@@ -187,6 +191,28 @@ def openvino_config(model: str, embedding_dim: int, instances: int) -> Any:
     config.version_policy.latest.num_versions = VERSIONS_SERVED
     config.parameters["NUM_STREAMS"].string_value = str(instances)
     config.parameters["PERFORMANCE_HINT"].string_value = "LATENCY" if instances == 1 else "THROUGHPUT"
+    return config
+
+
+def openvino_server_config(model: str, embedding_dim: int, instances: int) -> Any:
+    """Make the configuration of a model for OpenVINO in ``arcface-server``, whose backend takes any batch.
+
+    So Triton merges requests. One process runs all batches, on one copy of the weights.
+
+    Args:
+        model: Name of the model, which is the name of its folder.
+        embedding_dim: Numbers in an embedding.
+        instances: Parts of a batch that run side by side, on a share of the threads each.
+
+    Returns:
+        A ``model_config_pb2.ModelConfig``.
+    """
+    config = _config_of(model, embedding_dim, platform="", backend="openvino")
+    config.default_model_filename = MODEL_FILE
+    _set_batches(config, ServingOptions.max_batch_size)
+    config.instance_group.add(name="cpu", kind=_KINDS["cpu"], count=1)
+    config.version_policy.latest.num_versions = VERSIONS_SERVED
+    config.parameters["NUM_STREAMS"].string_value = str(instances)
     return config
 
 

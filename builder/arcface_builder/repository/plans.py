@@ -193,8 +193,8 @@ def add_plans(
                 )
                 for manifest in wanted.values()
             ]
-            text = None if config == old else config_text(config)
-            repository.put(staged, folder, manifests=manifests, config=text)
+            changed = {} if config == old else {CONFIG_FILE: config_text(config)}
+            repository.put(staged, folder, manifests=manifests, configs=changed)
     _report_changes(model, old, config, before - filenames.keys())
     for capability in wanted:
         if version not in served or capability not in filenames:

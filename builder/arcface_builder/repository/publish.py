@@ -122,7 +122,7 @@ class ModelRepository:
                 content,
                 self.root / model / str(version),
                 manifests={self.manifest_path(model, version): (MODEL_FILE, manifest(version))},
-                config=config if changes else None,
+                configs={CONFIG_FILE: config} if changes else {},
             )
         if changes and old is not None:
             _log.warning("%s of all versions changes: %s", CONFIG_FILE, config_changes(old, config))
@@ -134,19 +134,19 @@ class ModelRepository:
         version: Path,
         *,
         manifests: Mapping[Path, tuple[str, str]],
-        config: str | None,
+        configs: Mapping[str, str],
     ) -> None:
-        """Write manifests, then rename staged files into a version, then replace the configuration.
+        """Write manifests, then rename staged files into a version, then replace configurations.
 
-        A new version appears by one rename, and so does a new model with its configuration. The caller holds
+        A new version appears by one rename, and so does a new model with its configurations. The caller holds
         the lock.
 
         Args:
             content: The staged folder.
             version: The version's folder, which may exist; files that it has are not replaced.
             manifests: For each manifest's path, the staged file that it describes and the manifest's text.
-            config: Text of the model's ``config.pbtxt``; None leaves the present one, since Triton reloads
-                every version when the file is touched.
+            configs: The model's configurations that change, by their path in its folder. The others are
+                not touched, since Triton then reloads every version.
 
         Raises:
             OSError: The disk failed; a manifest whose file did not appear was removed again.
@@ -165,22 +165,21 @@ class ModelRepository:
                     if not (version / staged.name).is_file():
                         staged.rename(version / staged.name)
                 flush(version)
-            elif existed or config is None:
+            elif existed or not configs:
                 content.rename(version)
             else:
                 whole = via / "model"
                 whole.mkdir()
                 content.rename(whole / version.name)
-                replace_text(whole / CONFIG_FILE, config, via=via)
-                flush(whole)
+                _replace_configs(whole, configs, via)
                 whole.rename(model)
         finally:
             for path, (name, _) in manifests.items():
                 if not (version / name).is_file():
                     path.unlink(missing_ok=True)
         try:
-            if existed and config is not None:
-                replace_text(model / CONFIG_FILE, config, via=via)
+            if existed:
+                _replace_configs(model, configs, via)
             flush(model)
             flush(self.root)
         except OSError as error:
@@ -229,6 +228,14 @@ class ModelRepository:
     @property
     def _staging_prefix(self) -> str:
         return f".{self.root.name}-staging-"
+
+
+def _replace_configs(model: Path, configs: Mapping[str, str], via: Path) -> None:
+    for name, text in configs.items():
+        path = model / name
+        path.parent.mkdir(exist_ok=True)
+        replace_text(path, text, via=via)
+        flush(path.parent)
 
 
 def find_onnx(repository: ModelRepository, name: str, version: int | None = None) -> LocalOnnx:

@@ -11,6 +11,10 @@ _PLANS: Final = "_trt"
 _SIBLINGS: Final = ("_cudnn", _PLANS, "_openvino")
 """The fastest first. What a host cannot run is not ready there, so the order is the same for all hosts."""
 
+SERVER_CONFIG: Final = "arcface-server"
+"""What ``arcface-server`` gives Triton as ``--model-config-name``: where a model has
+``configs/arcface-server.pbtxt``, that stands in for its ``config.pbtxt``."""
+
 
 def onnx_model(name: str) -> str:
     """The ONNX model of a family."""

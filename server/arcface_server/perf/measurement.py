@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -27,7 +27,7 @@ STABILITY_PERCENT: Final = 10
 """A figure is settled if three windows in a row lie this close together; perf_analyzer's default."""
 
 HEADER: Final = (
-    f"{'batch':>5} {'concurrency':>12} {'faces/s':>9}   {'p50 ms':>8} {'p95 ms':>8} {'p99 ms':>8} "
+    f"{'batch':>5} {'at a time':>12} {'faces/s':>9}   {'p50 ms':>8} {'p95 ms':>8} {'p99 ms':>8} "
     f"{'queue ms':>9} {'compute ms':>11}"
 )
 NOT_SETTLED_NOTE: Final = (
@@ -68,7 +68,7 @@ class Measurement:
 
     Attributes:
         batch_size: Crops in a request.
-        concurrency: Requests under way at a time.
+        concurrency: Requests under way at a time; None where they were sent at a rate.
         faces_per_s: Crops embedded per second.
         p50_ms: Median time of a request, measured by the client.
         p95_ms: 95th percentile.
@@ -76,10 +76,11 @@ class Measurement:
         queue_ms: Mean time in the server's queue.
         compute_ms: Mean time in the backend, with input and output.
         settled: Whether three windows agreed; without it the figure is a rough one.
+        request_rate: Requests sent in a second, whether or not others were answered.
     """
 
     batch_size: int
-    concurrency: int
+    concurrency: int | None
     faces_per_s: float
     p50_ms: float
     p95_ms: float
@@ -87,11 +88,17 @@ class Measurement:
     queue_ms: float
     compute_ms: float
     settled: bool
+    request_rate: int | None = None
+
+    @property
+    def load(self) -> str:
+        """The concurrency, or the rate as "40/s"."""
+        return f"{self.request_rate}/s" if self.concurrency is None else str(self.concurrency)
 
     def row(self) -> str:
         """The figure as a line below ``HEADER``."""
         return (
-            f"{self.batch_size:>5} {self.concurrency:>12} {self.faces_per_s:>9.1f} "
+            f"{self.batch_size:>5} {self.load:>12} {self.faces_per_s:>9.1f} "
             f"{' ' if self.settled else '*'} {self.p50_ms:>8.2f} {self.p95_ms:>8.2f} "
             f"{self.p99_ms:>8.2f} {self.queue_ms:>9.2f} {self.compute_ms:>11.2f}"
         )
@@ -106,7 +113,13 @@ def write_input_data(crops: Crops, file: Path) -> None:
     file.write_text(json.dumps({"data": steps}))
 
 
-def measure(perf_analyzer: PerfAnalyzer, load: Load, batch_size: int, concurrency: int) -> Measurement:
+def measure(
+    perf_analyzer: PerfAnalyzer,
+    load: Load,
+    batch_size: int,
+    concurrency: int | None,
+    request_rate: int | None = None,
+) -> Measurement:
     """Measure one figure.
 
     perf_analyzer reports nothing about a figure that does not settle. Such a figure is measured once more
@@ -116,7 +129,8 @@ def measure(perf_analyzer: PerfAnalyzer, load: Load, batch_size: int, concurrenc
         perf_analyzer: The program.
         load: What to send, and where.
         batch_size: Crops in a request.
-        concurrency: Requests under way at a time.
+        concurrency: Requests under way at a time; None sends them at a rate.
+        request_rate: Requests to send in a second, at random moments.
 
     Raises:
         PerfAnalyzerError: perf_analyzer failed; the message has its own reason.
@@ -124,7 +138,11 @@ def measure(perf_analyzer: PerfAnalyzer, load: Load, batch_size: int, concurrenc
     with tempfile.TemporaryDirectory(prefix="arcface-perf-") as scratch:
         report = Path(scratch, "report.csv")
         for stability_percent in (STABILITY_PERCENT, _ANY_SPREAD_PERCENT):
-            flags = _flags(load, batch_size, concurrency, stability_percent)
+            flags = _flags(load, batch_size, stability_percent)
+            if concurrency is not None:
+                flags += ["--concurrency-range", str(concurrency)]
+            else:  # as many callers who do not know of each other
+                flags += ["--request-rate-range", str(request_rate), "--request-distribution", "poisson"]
             result = subprocess.run(
                 [str(perf_analyzer.program), *flags, "-f", str(report)],
                 env=perf_analyzer.environment(os.environ),
@@ -134,16 +152,18 @@ def measure(perf_analyzer: PerfAnalyzer, load: Load, batch_size: int, concurrenc
             )
             if result.returncode == 0:
                 settled = stability_percent == STABILITY_PERCENT
-                return parse_report(report.read_text(), batch_size, concurrency, settled=settled)
+                figure = parse_report(report.read_text(), batch_size, concurrency, settled=settled)
+                return replace(figure, request_rate=request_rate)
             if result.returncode != _NOT_SETTLED:
                 break
+    level = f"rate {request_rate}" if concurrency is None else f"concurrency {concurrency}"
     raise PerfAnalyzerError(
-        f"perf_analyzer ended with exit code {result.returncode} at batch {batch_size} and concurrency "
-        f"{concurrency}: {last_line(result.stderr or result.stdout)}"
+        f"perf_analyzer ended with exit code {result.returncode} at batch {batch_size} and {level}: "
+        f"{last_line(result.stderr or result.stdout)}"
     )
 
 
-def parse_report(text: str, batch_size: int, concurrency: int, *, settled: bool) -> Measurement:
+def parse_report(text: str, batch_size: int, concurrency: int | None, *, settled: bool) -> Measurement:
     """Read perf_analyzer's CSV; its times are in microseconds.
 
     Raises:
@@ -169,10 +189,10 @@ def parse_report(text: str, batch_size: int, concurrency: int, *, settled: bool)
         ) from error
 
 
-def _flags(load: Load, batch_size: int, concurrency: int, stability_percent: int) -> list[str]:
+def _flags(load: Load, batch_size: int, stability_percent: int) -> list[str]:
     flags = ["-m", load.model, "-u", load.url, "-i", load.protocol, "-b", str(batch_size)]
     flags += [] if load.version is None else ["-x", str(load.version)]
-    flags += ["--concurrency-range", str(concurrency), "--input-data", str(load.input_data)]
+    flags += ["--input-data", str(load.input_data)]
     flags += ["--shared-memory", load.shared_memory, "--stability-percentage", str(stability_percent)]
     # Windows of a fixed time would hold too few requests of a slow model to agree with each other.
     flags += ["--measurement-mode", "count_windows", "--measurement-request-count", str(load.requests)]

@@ -15,6 +15,7 @@ from arcface_builder.repository.config import (
     cudnn_config,
     onnx_config,
     openvino_config,
+    openvino_server_config,
     plan_config,
 )
 
@@ -30,11 +31,22 @@ PLANS = plan_config(
 
 CUDNN = cudnn_config("arcface_r100_cudnn", 512, instances=2)
 OPENVINO = openvino_config("arcface_r100_openvino", 512, instances=2)
+MERGING = openvino_server_config("arcface_r100_openvino", 512, instances=2)
 
 
-@pytest.mark.parametrize("config", [ONNX, PLANS, CUDNN, OPENVINO], ids=["onnx", "plans", "cudnn", "openvino"])
-def test_the_configuration_is_the_golden_file(config: Any) -> None:
-    golden = (Path(__file__).parent / f"{config.name}.pbtxt").read_text()
+@pytest.mark.parametrize(
+    ("config", "file"),
+    [
+        (ONNX, "arcface_r100_onnx"),
+        (PLANS, "arcface_r100_trt"),
+        (CUDNN, "arcface_r100_cudnn"),
+        (OPENVINO, "arcface_r100_openvino"),
+        (MERGING, "arcface_r100_openvino-arcface-server"),
+    ],
+    ids=["onnx", "plans", "cudnn", "openvino", "openvino in arcface-server"],
+)
+def test_the_configuration_is_the_golden_file(config: Any, file: str) -> None:
+    golden = (Path(__file__).parent / f"{file}.pbtxt").read_text()
     assert config_text(config) == golden
     assert text_format.Parse(golden, model_config_pb2.ModelConfig()) == config
     # Triton batches requests only if this is set, even with a delay of 0. NVIDIA's openvino backend would pad

@@ -30,12 +30,14 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "model.onnx"
 
 
-@pytest.mark.parametrize(("precision", "drift"), [("fp32", 1e-6), (None, 1e-3)])
+@pytest.mark.parametrize(
+    ("precision", "streams", "drift"), [("fp32", 1, 1e-6), ("fp32", 3, 1e-6), (None, 1, 1e-3)]
+)
 def test_embeddings_are_those_of_onnx_runtime_in_any_batch(
-    model: Path, crops: Crops, precision: str | None, drift: float
+    model: Path, crops: Crops, precision: str | None, streams: int, drift: float
 ) -> None:
     expected = OnnxRuntime(model).embed(crops)
-    runtime = OpenVino(model, precision=precision)
+    runtime = OpenVino(model, precision=precision, streams=streams)
 
     for size in (len(crops), 1, 7):
         embeddings = runtime.embed(crops[:size])

@@ -68,8 +68,8 @@ def test_a_report_is_read_in_milliseconds_and_marked_if_not_settled() -> None:
 
 
 @pytest.mark.parametrize(
-    ("protocol", "shared_memory", "more"),
-    [("grpc", "none", []), ("http", "system", ["--json"])],
+    ("protocol", "shared_memory", "load", "more"),
+    [("grpc", "none", ["--concurrency", "2"], []), ("http", "system", ["--request-rate", "50"], ["--json"])],
 )
 @pytest.mark.usefixtures("perf_analyzer")
 def test_a_server_is_measured_with_real_crops(
@@ -78,10 +78,11 @@ def test_a_server_is_measured_with_real_crops(
     capsys: pytest.CaptureFixture[str],
     protocol: str,
     shared_memory: str,
+    load: list[str],
     more: list[str],
 ) -> None:
     output, plot = tmp_path / "perf.json", tmp_path / "perf.svg"
-    arguments = ["--batch-size", "2", "--concurrency", "2", "--requests", "10", "--version", "1"]
+    arguments = ["--batch-size", "2", *load, "--requests", "10", "--version", "1"]
     arguments += ["--protocol", protocol, "--shared-memory", shared_memory]
     arguments += ["--url", server.grpc_url if protocol == "grpc" else server.http_url]
     arguments += ["--output", str(output), "--plot", str(plot)]
@@ -90,7 +91,7 @@ def test_a_server_is_measured_with_real_crops(
     told = capsys.readouterr()
     header, row, *note = (told.err if more else told.out).splitlines()
     assert header == HEADER
-    assert row.split()[:2] == ["2", "2"]
+    assert row.split()[:2] == ["2", "50/s" if "--request-rate" in load else "2"]
     written = json.loads(output.read_text())
     assert not more or json.loads(told.out) == written
     assert (written["protocol"], written["shared_memory"]) == (protocol, shared_memory)

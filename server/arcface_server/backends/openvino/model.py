@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 import triton_python_backend_utils as pb_utils
 
 from arcface_client.errors import ConfigError, require
-from arcface_client.runtimes.base import usable_cores
 from arcface_server.backends.config import read_instance_config
 from arcface_server.backends.requests import joined, respond
 
@@ -32,11 +31,10 @@ class TritonPythonModel:
             extra="openvino",
             purpose=f"{args['model_name']} on this server",
         )
-        # The native backend's instances are the streams of one model; here each is a process of its own.
-        threads = config.integer("INFERENCE_NUM_THREADS", default=0) or usable_cores()
         self._runtime = openvino.OpenVino(
             config.version_folder / (config.filename or "model.onnx"),
-            threads=max(1, threads // config.integer("NUM_STREAMS", default=1)),
+            threads=config.integer("INFERENCE_NUM_THREADS", default=0),
+            streams=config.integer("NUM_STREAMS", default=1),
         )
         pb_utils.Logger.log_info(
             f"{args['model_name']}: OpenVINO {self._runtime.version} computes in {self._runtime.precision}; "
