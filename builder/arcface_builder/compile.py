@@ -23,6 +23,7 @@ from arcface_client.triton.limits import DEFAULT_MAX_DRIFT_COSINE
 
 from .check.accuracy import ReferenceEmbeddings, reference_for_plans
 from .check.refusal import keep_refusal
+from .check.speed import faces_per_s
 from .check.task import TaskGate
 from .errors import CompileError, ParityError, PrecisionError, ServedModelError
 from .graph.edit import parse
@@ -345,8 +346,10 @@ def _new_plan(
                     strongly_typed=is_strongly_typed(trt.__version__),
                 )
                 raise ParityError(f"{error} Nothing was stored. {kept}") from error
+            speed = faces_per_s(plan)
         manifest = _manifest(request, key, path, gpu, built, precisions[0], accuracy.parity(losses))
-        return store.put(path, replace(manifest, quantised=graph.quantised, golden=golden))
+        manifest = replace(manifest, quantised=graph.quantised, golden=golden, faces_per_s=speed)
+        return store.put(path, manifest)
 
 
 def _manifest(

@@ -21,6 +21,7 @@ from arcface_client.models.plan_manifest import SiblingManifest
 from arcface_client.models.repository import LocalOnnx
 
 from .check.accuracy import ReferenceEmbeddings
+from .check.speed import faces_per_s
 from .check.task import TaskGate
 from .errors import ParityError, RepositoryError
 from .graph.quantise import QuantisedGraph
@@ -233,6 +234,7 @@ def _checked(
             losses = gate.check(onnx.path, runtime.embed, report) if gate else ()
         except ParityError as error:
             raise ParityError(f"{error} Nothing was published.") from error
+        speed = faces_per_s(runtime)
     return SiblingManifest(
         model=model,
         version=onnx.version,
@@ -247,6 +249,7 @@ def _checked(
         onnx_sha256=onnx.sha256,
         model_file=ModelFile(name=MODEL_FILE, bytes=path.stat().st_size, sha256=sha256_of(path)),
         parity=accuracy.parity(losses),
+        faces_per_s=speed,
         rebuild_command=command,
         tools=tool_versions(),
     )

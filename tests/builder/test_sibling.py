@@ -221,6 +221,32 @@ class Mixed(OpenVino):
         return super().embed(crops)[::-1]
 
 
+class OnAGpu(OpenVino):
+    """A runtime that can be timed, as those on a GPU can: 4 crops in a millisecond."""
+
+    max_batch_size = 4
+
+    def back_to_back_s(self, crops: Crops, repeats: int) -> float:
+        assert crops.shape[0] == 4
+        assert repeats >= 3
+        return 0.001
+
+
+def test_the_manifest_has_the_speed_on_a_gpu(repository: ModelRepository) -> None:
+    onnx = find_onnx(repository, "small")
+
+    added = compile_sibling(
+        Kind("openvino", OnAGpu, openvino_config),
+        onnx,
+        repository,
+        lambda: reference_of(onnx, faces.noise(32)),
+        command="",
+    )
+
+    assert added.manifest.faces_per_s == 4000
+    assert SiblingManifest.read(repository.root / "small_openvino-1.manifest.json") == added.manifest
+
+
 @pytest.mark.parametrize(
     ("runtime", "reason"),
     [

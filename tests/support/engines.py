@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from arcface_builder.store import PlanKey, PlanManifest, StoredPlan
-from arcface_client.models.plan_manifest import PlanParity
+from arcface_client.models.manifest import ModelFile
+from arcface_client.models.plan_manifest import PlanParity, SiblingManifest
 
 KEY = PlanKey(
     model="arcface_r100",
@@ -52,6 +53,24 @@ def manifest(content: bytes | None = None, of: PlanKey = KEY, **changes: Any) ->
         "tools": {"python": "3.12.3"},
     }
     return PlanManifest(**(values | changes))
+
+
+def sibling_manifest(model: str, **changes: Any) -> SiblingManifest:
+    """A manifest of a sibling, of a file that is not there."""
+    values: dict[str, Any] = {
+        "model": model,
+        "version": 1,
+        "created": "2026-11-22T20:00:00+00:00",
+        "runtime": model.rpartition("_")[2],
+        "runtime_version": "9.19.0",
+        "device": "NVIDIA A10",
+        "precision": "fp16",
+        "onnx_sha256": KEY.onnx_sha256,
+        "model_file": ModelFile(name="model.onnx", bytes=1, sha256=KEY.onnx_sha256),
+        "parity": manifest().parity,
+        "rebuild_command": "arcface-builder compile",
+    }
+    return SiblingManifest(**(values | changes))
 
 
 def plan_file(folder: Path, content: bytes | None = None) -> Path:

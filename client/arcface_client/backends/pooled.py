@@ -226,7 +226,8 @@ class TritonBackend(PooledBackend):
         if not listed:
             raise ConfigError("There is no server's URL; expected one or more, for example localhost:8001.")
         limits, intervals = limits or RequestLimits(), intervals or Intervals()
-        wanted = Wanted(listed, name, tuple(map(Pin.parse, candidates)))
+        pins = tuple(map(Pin.parse, candidates))
+        wanted = Wanted(listed, name, pins, records.models(name) if records else ())
         super().__init__(
             "triton",
             local,

@@ -49,18 +49,21 @@ class Wanted:
 
     Attributes:
         urls: The servers, ``host:port``, best first.
-        name: Base name of the models: they go in the order of ``family_models``, then the newest version
-            goes first, then the order of the URLs.
+        name: Base name of the models: they go in the order of ``models``, then the newest version goes first,
+            then the order of the URLs.
         pins: Models to take instead of those, best first.
+        models: The models of that name, best first; none means those of ``family_models``.
     """
 
     urls: tuple[str, ...]
     name: str
     pins: tuple[Pin, ...] = ()
+    models: tuple[str, ...] = ()
     _models: tuple[Pin, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_models", self.pins or tuple(map(Pin, family_models(self.name))))
+        named = self.pins or tuple(map(Pin, self.models or family_models(self.name)))
+        object.__setattr__(self, "_models", named)
 
     def preference(self, candidate: Target) -> tuple[int, int, int]:
         """What to sort candidates by, the one to use first."""

@@ -181,6 +181,7 @@ class PlanManifest(ManifestFile):
         refusals: In a repository: why more compact precisions were not taken; empty in a store.
         build_seconds: How long TensorRT took; None in older manifests.
         timing_cache: What the timing cache was good for: "warm", "cold" or "none"; None in older manifests.
+        faces_per_s: Crops per second on that GPU in full batches, copies included; None in older manifests.
         golden: A plan's own golden embeddings, in int8; others have the ONNX model's.
         schema_version: Version of this record's fields.
     """
@@ -202,6 +203,7 @@ class PlanManifest(ManifestFile):
     refusals: tuple[str, ...] = ()
     build_seconds: float | None = None
     timing_cache: str | None = None
+    faces_per_s: float | None = None
     golden: Golden | None = None
     schema_version: Literal[1] = 1
 
@@ -257,6 +259,8 @@ class SiblingManifest(ManifestFile):
         parity: The comparison that let it be published.
         rebuild_command: The command that makes it again.
         tools: Versions of what made it.
+        faces_per_s: Crops per second on a GPU in full batches, copies included; None without a GPU, and in
+            older manifests.
         schema_version: Version of this record's fields.
     """
 
@@ -277,6 +281,7 @@ class SiblingManifest(ManifestFile):
     parity: PlanParity
     rebuild_command: str
     tools: Mapping[str, str] = Field(default_factory=dict)
+    faces_per_s: float | None = None
     schema_version: Literal[1] = 1
 
     @property

@@ -11,7 +11,7 @@ from .embedding_space import FLOAT, EmbeddingSpace
 from .files import sha256_of
 from .golden import GoldenReference
 from .manifest import MODEL_FILE, ModelManifest, manifest_path
-from .naming import family, is_plan, made_from, onnx_model, plan_model
+from .naming import family, family_models, is_plan, made_from, onnx_model, plan_model, sibling_model
 from .plan_manifest import PlanManifest, SiblingManifest, plan_manifest_paths
 
 
@@ -201,6 +201,26 @@ class LocalModels:
             f"There is no {model} in {self.root.absolute()}{''.join(refused)}. Run `arcface-builder compile "
             f"--name {name} --runtime {model.removeprefix(f'{name}_')}`."
         )
+
+    def models(self, name: str) -> tuple[str, ...]:
+        """All models of a family, the one to prefer first: the plans before cuDNN if they were faster.
+
+        That is known of the newest version for which ``compile`` has measured both on one kind of GPU.
+        """
+        usual = family_models(name)
+        cudnn, plans = sibling_model(name, "cudnn"), plan_model(name)
+        for version in reversed(self.versions(cudnn)):
+            try:
+                fused = SiblingManifest.read(manifest_path(self.root, cudnn, version))
+                built = [PlanManifest.read(path) for path in plan_manifest_paths(self.root, plans, version)]
+            except ManifestError:  # the golden check will say what is wrong with it
+                continue
+            rivals = [plan.faces_per_s or 0 for plan in built if plan.gpu_name == fused.device]
+            if fused.faces_per_s and any(rivals):
+                if max(rivals) <= fused.faces_per_s:
+                    return usual
+                return plans, *(model for model in usual if model != plans)
+        return usual
 
     def golden(self, model: str, version: int) -> GoldenReference | None:
         """The reference embeddings of a version; what is made of an ONNX model has its own in int8 alone.

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from arcface_client.errors import ConfigError
@@ -41,6 +43,14 @@ def test_the_fastest_sibling_that_a_host_can_run_goes_first() -> None:
     models = [*(status for name in names for status in ready(f"arcface_{name}", 1)), *ready("arcface_x", 1)]
     order = [one.model for one in found(WANTED, *models)]
     assert order == ["arcface_cudnn", "arcface_trt", "arcface_openvino", "arcface_onnx"]
+
+
+def test_an_order_that_was_measured_goes_before_the_usual_one_and_pins_go_before_both() -> None:
+    measured = replace(WANTED, models=("arcface_trt", "arcface_cudnn", "arcface_onnx"))
+    models = [status for name in ("onnx", "cudnn", "trt") for status in ready(f"arcface_{name}", 1)]
+    assert [one.model for one in found(measured, *models)] == list(measured.models)
+    pinned = replace(measured, pins=(Pin("arcface_cudnn"), Pin("arcface_trt")))
+    assert [one.model for one in found(pinned, *models)] == ["arcface_cudnn", "arcface_trt"]
 
 
 def test_pins_override_the_order_and_everything_else_is_out() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from arcface_builder.source.load import OnnxFile
 from arcface_client.errors import ManifestError, ModelNotFoundError
 from arcface_client.models.files import sha256_of
 from arcface_client.models.golden import golden_crops
+from arcface_client.models.naming import family_models
+from arcface_client.models.plan_manifest import PlanManifest
 from arcface_client.models.repository import LocalModels
-from support.engines import manifest, plan_key
+from support.engines import manifest, plan_key, sibling_manifest
 from support.exports import save_for_insightface
 
 
@@ -57,6 +60,34 @@ def test_a_plans_references_are_its_siblings_in_the_class_of_all_its_plans(model
         assert plan is not None
         assert plan.space.source_sha256 == sibling.space.source_sha256
         assert plan.space.precision_class == expected
+
+
+@pytest.mark.parametrize(
+    ("cudnn", "plan", "gpu", "first"),
+    [
+        (22_000.0, 15_000.0, "NVIDIA H200", "small_cudnn"),
+        (22_000.0, 25_000.0, "NVIDIA H200", "small_trt"),
+        (22_000.0, 25_000.0, "NVIDIA A10", "small_cudnn"),  # another GPU's figure says nothing
+        (None, 25_000.0, "NVIDIA H200", "small_cudnn"),
+        (22_000.0, None, "NVIDIA H200", "small_cudnn"),
+    ],
+)
+def test_the_sibling_that_compile_measured_as_faster_is_preferred(
+    cudnn: float | None, plan: float | None, gpu: str, first: str, models: Path
+) -> None:
+    repository = LocalModels(models)
+    assert repository.models("small")[0] == "small_cudnn"
+    write_plan(models)
+    record = models / "small_trt-1-sm90.manifest.json"
+    record.write_text(replace(PlanManifest.read(record), gpu_name=gpu, faces_per_s=plan).to_json())
+    (models / "small_cudnn/1").mkdir(parents=True)
+    of = sibling_manifest("small_cudnn", device="NVIDIA H200", faces_per_s=cudnn)
+    (models / "small_cudnn-1.manifest.json").write_text(of.to_json())
+
+    found = repository.models("small")
+
+    assert found[0] == first
+    assert sorted(found) == sorted(family_models("small"))
 
 
 def test_the_plan_in_use_is_known_only_where_a_version_has_one(models: Path) -> None:
