@@ -236,7 +236,7 @@ def test_the_manifest_has_the_speed_on_a_gpu(repository: ModelRepository) -> Non
     onnx = find_onnx(repository, "small")
 
     added = compile_sibling(
-        Kind("openvino", OnAGpu, openvino_config),
+        Kind("openvino", OnAGpu, {CONFIG_FILE: openvino_config}),
         onnx,
         repository,
         lambda: reference_of(onnx, faces.noise(32)),
