@@ -11,9 +11,11 @@ EXTRAS := cli,builder,server,insightface,openvino,s3,report,bulk
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
+# NVIDIA's images have Python 3.12.
+LOCK   := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.12 --no-annotate pyproject.toml deploy/cuda.in
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-faults test-torch test-real test-lowest test-gpu fuzz soak lint format type check ci bench bench-gpu report package clean
+.PHONY: help install demo test test-faults test-torch test-real test-lowest test-gpu test-kserve fuzz soak lint format type check ci bench bench-gpu report lock package clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +45,11 @@ test-torch: $(READY) ## Install PyTorch and compare the network with a plain PyT
 
 test-real: $(READY) ## Fetch two small trained networks and serve them; ARCFACE_TEST_FACES=DIR has crops, DIR/p01/*.png, ...
 	$(BIN)/pytest -m real -rs tests/real
+
+test-kserve: ## Let KServe's own SDK read deploy/kserve, in .venv-kserve (2 minutes)
+	$(PYTHON) -m venv $(VENV)-kserve
+	$(VENV)-kserve/bin/pip install --quiet kserve kubernetes-validate pytest pytest-timeout
+	$(VENV)-kserve/bin/pytest -o filterwarnings= tests/deploy/test_kubernetes.py -k kserve
 
 fuzz: $(READY) ## Build EXAMPLES (2000) random networks: each embeds as its file does, or is refused by name
 	FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/pytest tests/fuzz
@@ -88,9 +95,14 @@ bench-gpu: $(READY) ## Measure TensorRT plans on this GPU (about an hour; benchm
 report: $(READY) ## Write docs/benchmarks/index.html and the tables in README.md from docs/benchmarks/*.json
 	$(BIN)/python benchmarks/report.py
 
+lock: $(READY) ## Choose the versions of the images' packages anew: deploy/*-requirements.txt
+	$(BIN)/pip install --quiet uv
+	$(LOCK) --extra builder --extra cli --extra cudnn --extra s3 --output-file deploy/builder-requirements.txt
+	$(LOCK) --extra cudnn --no-emit-package numpy --output-file deploy/triton-requirements.txt
+
 package: $(READY) ## Build the wheel and the source distribution into dist/
 	$(BIN)/pip install --quiet build
 	$(BIN)/python -m build
 
 clean: ## Remove the virtual environment and everything built
-	rm -rf $(VENV) $(VENV)-lowest dist build demo_output .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-kserve dist build demo_output .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -3,11 +3,15 @@
 #
 #   docker compose build triton
 #
-# The image brings cuDNN. NVRTC, CUDA's compiler, is of the CUDA version that cuda-bindings has.
+# The image brings cuDNN and numpy. NVRTC, CUDA's compiler, is of the CUDA version that cuda-bindings has. `make lock`
+# writes the list of versions anew.
 
 ARG TRITON_RELEASE=26.11
 FROM nvcr.io/nvidia/tritonserver:${TRITON_RELEASE}-py3
 
+ENV PIP_BREAK_SYSTEM_PACKAGES=1 PIP_CONSTRAINT= PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+COPY deploy/triton-requirements.txt /opt/
+RUN python3 -m pip install --no-deps --requirement /opt/triton-requirements.txt
 COPY . /opt/arcface-triton
-RUN python3 -m pip install --no-cache-dir --break-system-packages \
-    "/opt/arcface-triton[cudnn]" "cuda-bindings<14" "nvidia-cuda-nvrtc<14"
+COPY deploy/kubernetes/base/serve.sh /usr/local/bin/
+RUN python3 -m pip install --no-deps /opt/arcface-triton

@@ -135,7 +135,8 @@ class TritonSettings(_Section):
         version: Its version; None means the newest one that the server has ready.
         request_timeout_s: Seconds that one request may take.
         max_in_flight: Requests that one call keeps with the server at a time.
-        metadata: gRPC metadata of every request, for example the key of a restricted protocol.
+        metadata: gRPC metadata of every request, for example the key of a restricted protocol; ``@FILE`` is
+            read from that file.
         token_file: File of a bearer token, which is read for each request.
         max_request_mb: Largest request in MiB; None for no limit.
         shadow_rate: Share of the live crops that the sibling embeds as well, to compare.

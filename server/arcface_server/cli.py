@@ -18,7 +18,7 @@ from arcface_client.cli.terminal import DONE, examples, new_app, run, whole_numb
 from arcface_client.models.files import replacing
 
 from .errors import FlagError
-from .launch import LOCALHOST
+from .launch import LOCALHOST, restriction_flags
 from .local import LocalTriton
 from .perf.binary import find_perf_analyzer
 from .perf.measurement import (
@@ -73,20 +73,30 @@ def run_server(
     http_port: Port = None,
     grpc_port: Port = None,
     metrics_port: Port = None,
+    admin_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Let only requests with the key in this file use shared memory, trace and logging settings, "
+            "and explicit model control.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the addresses as JSON.")] = False,
 ) -> int:
     """Run tritonserver in the foreground until Ctrl-C or SIGTERM, then end with 0.
 
     When it is ready, one line with its addresses goes to standard output. Its log goes to standard error.
     """
+    given = flags or []
     try:
+        restrictions = restriction_flags(Path(admin_key_file), given) if admin_key_file else []
         server = LocalTriton(
             repository,
             host=host.strip("[]"),  # the form of IPv6 before a port
             http_port=http_port,
             grpc_port=grpc_port,
             metrics_port=metrics_port,
-            flags=flags or (),
+            flags=[*given, *restrictions],
             log_to_stderr=True,
         )
     except FlagError as error:

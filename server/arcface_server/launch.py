@@ -53,6 +53,27 @@ def check_flags(flags: Sequence[str]) -> tuple[str, ...]:
     return tuple(flags)
 
 
+def restriction_flags(key_file: Path, flags: Sequence[str]) -> list[str]:
+    """Flags that let only who knows a key change the server: deploy/kubernetes/base/serve.sh does the same.
+
+    Args:
+        key_file: File of the key.
+        flags: The other flags; with explicit model control, that is restricted as well.
+
+    Raises:
+        FlagError: The file cannot be read, or has no key.
+    """
+    try:
+        key = key_file.read_text().strip()
+    except OSError as error:
+        raise FlagError(f"Cannot read the key from {key_file}: {error.strerror}.") from error
+    if not key:
+        raise FlagError(f"{key_file} is empty; expected a key, for example of `openssl rand -hex 32`.")
+    explicit = any("explicit" in flag for flag in flags)
+    apis = f"{'model-repository,' if explicit else ''}shared-memory,trace,logging:admin-key={key}"
+    return [f"--grpc-restricted-protocol={apis}", f"--http-restricted-api={apis}"]
+
+
 def reserve_addresses(host: str, ports: Sequence[int | None]) -> Addresses:
     """Choose ports that can be listened on; another process may still take one before it is used.
 

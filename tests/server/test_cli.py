@@ -99,6 +99,36 @@ def test_a_killed_command_leaves_no_stub_while_models_load(tmp_path: Path) -> No
         wait_until(lambda: stubs_of(repository) == [], timeout_s=30)
 
 
+def test_what_changes_the_server_needs_the_key_of_its_file(small_repository: Path, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("secret\n")
+    explicit = ("--", "--model-control-mode=explicit", "--load-model=*")
+    with running("--repository", small_repository, "--admin-key-file", key, "--json", *explicit) as process:
+        connection = http.client.HTTPConnection(json.loads(ready_line(process))["http_url"])
+        for path in ("/v2/repository/models/tiny_onnx/load", "/v2/trace/setting", "/v2/logging"):
+            for headers, expected in (
+                ({}, 403),
+                ({"admin-key": "wrong"}, 403),
+                ({"admin-key": "secret"}, 200),
+            ):
+                connection.request("POST", path, "{}", headers)
+                answer = connection.getresponse()
+                answer.read()
+                assert answer.status == expected, path
+        connection.close()
+
+
+@pytest.mark.parametrize(("content", "said"), [(None, "Cannot read the key"), (" ", "is empty")])
+def test_a_key_file_without_a_key_is_wrong_usage(
+    small_repository: Path, tmp_path: Path, content: str | None, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        (tmp_path / "key").write_text(content)
+    arguments = ["--model-repository", str(small_repository), "--admin-key-file", str(tmp_path / "key")]
+    assert main(["run", *arguments]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this machine has no IPv6")
 def test_it_listens_on_ipv6(small_repository: Path) -> None:
     with running("--model-repository", small_repository, "--host", "[::1]") as process:

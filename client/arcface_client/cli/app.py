@@ -1,10 +1,10 @@
-"""``arcface-client``: embed image files, look at a server, compare and measure models."""
+"""``arcface-client``: embed image files, look at a server and a machine, compare and measure models."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import benchmark, compare, embed, search, status
+from . import benchmark, compare, doctor, embed, search, status
 from .terminal import examples, new_app, run
 
 app = new_app(
@@ -12,6 +12,7 @@ app = new_app(
     "Settings come from the flags, then from ARCFACE_* variables, then from config/pipeline/embedding.yaml.",
     epilog=examples(
         "arcface-client status --url localhost:8001",
+        "arcface-client doctor --url localhost:8001",
         "arcface-client embed crops/ --output embeddings.npz",
         "arcface-client search gallery.parquet face.jpg",
         "arcface-client compare arcface_r100_onnx arcface_r100_trt --report out.html",
@@ -21,6 +22,7 @@ app = new_app(
 app.command(epilog=embed.EPILOG)(embed.embed)
 app.command(epilog=search.EPILOG)(search.search)
 app.command(epilog=status.EPILOG)(status.status)
+app.command(epilog=doctor.EPILOG)(doctor.doctor)
 app.command(epilog=compare.EPILOG)(compare.compare)
 app.command(epilog=benchmark.EPILOG)(benchmark.benchmark)
 

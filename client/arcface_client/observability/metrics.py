@@ -176,9 +176,16 @@ class PrometheusExporter:
             "1 for the state of each candidate.",
             labels=["candidate", "state"],
         )
+        drift = core.GaugeMetricFamily(
+            "arcface_client_candidate_drift",
+            "Largest drift of the golden crops at the last check of each candidate.",
+            labels=["candidate"],
+        )
         for report in self._reports():
             states.add_metric([report.candidate, report.state], 1)
-        yield states
+            if report.drift is not None:
+                drift.add_metric([report.candidate], report.drift)
+        yield from (states, drift)
         shadow = self._shadow()
         if shadow is not None:
             yield from self._of_shadow(shadow)

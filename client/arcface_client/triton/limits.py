@@ -64,7 +64,8 @@ class RequestLimits:
         max_in_flight: Requests that one call keeps with the server at a time.
         tls: Certificates; None connects without encryption.
         metadata: Sent with every request, for example
-            ``{"triton-grpc-protocol-infer-key": "secret"}`` for a protocol that Triton restricts.
+            ``{"triton-grpc-protocol-infer-key": "secret"}`` for a protocol that Triton restricts. A value
+            ``@FILE`` is read from that file for each request.
         token_file: File of a bearer token, sent as ``authorization``; read for each request, since tokens
             are renewed.
         max_request_mb: Largest request in MiB, for a proxy that takes no larger one; None for no limit.
@@ -110,18 +111,32 @@ class RequestLimits:
         """The metadata of a request.
 
         Raises:
-            ConfigError: The token's file cannot be read, or is empty.
+            ConfigError: A token's or key's file cannot be read, or is empty.
         """
-        if self.token_file is None:
-            return dict(self.metadata)
-        try:
-            token = Path(self.token_file).read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else "it is not ASCII"
-            raise ConfigError(
-                f"Cannot read the token from {self.token_file}: {why}. Write the token there, or set "
-                "triton.token_file to its file."
-            ) from error
-        if not token:
-            raise ConfigError(f"{self.token_file} is empty; expected a token.")
-        return {**self.metadata, "authorization": f"Bearer {token}"}
+        headers = {
+            name: _secret(Path(value[1:]), f"triton.metadata.{name}") if value.startswith("@") else value
+            for name, value in self.metadata.items()
+        }
+        if self.token_file is not None:
+            headers["authorization"] = f"Bearer {_secret(Path(self.token_file), 'triton.token_file')}"
+        return headers
+
+
+def _secret(path: Path, setting: str) -> str:
+    """Read a token or key from its file.
+
+    Raises:
+        ConfigError: The file cannot be read, or is empty.
+    """
+    what = "token" if setting == "triton.token_file" else "key"
+    try:
+        secret = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not ASCII"
+        raise ConfigError(
+            f"Cannot read the {what} from {path}: {why}. Write the {what} there, or set "
+            f"{setting} to its file."
+        ) from error
+    if not secret:
+        raise ConfigError(f"{path} is empty; expected a {what}.")
+    return secret

@@ -30,7 +30,7 @@ def filled() -> Metrics:
 
 def test_prometheus_reads_the_counters_when_it_scrapes() -> None:
     registry = CollectorRegistry()
-    candidate = CandidateReport(candidate="arcface_trt:3 at localhost:8001", state="failing")
+    candidate = CandidateReport(candidate="arcface_trt:3 at localhost:8001", state="failing", drift=0.0005)
     exporter = PrometheusExporter(filled(), lambda: [candidate], registry)
     text = generate_latest(registry).decode()
     labels = 'backend="triton",model="arcface_trt",version="3",where="localhost:8001"'
@@ -46,6 +46,7 @@ def test_prometheus_reads_the_counters_when_it_scrapes() -> None:
     assert "arcface_client_calls_fell_back_total 1.0" in text
     assert "arcface_client_call_seconds_count 2.0" in text
     assert 'arcface_client_candidate{candidate="arcface_trt:3 at localhost:8001",state="failing"} 1.0' in text
+    assert 'arcface_client_candidate_drift{candidate="arcface_trt:3 at localhost:8001"} 0.0005' in text
     exporter.close()
     assert "arcface_client" not in generate_latest(registry).decode()
 

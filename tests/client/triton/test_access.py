@@ -49,6 +49,22 @@ def test_the_key_is_a_setting(restricted: LocalTriton, crops: Crops, monkeypatch
     assert [source.model for source in report.sources] == ["tiny_trt"]
 
 
+def test_a_key_is_read_from_its_file_for_each_request(
+    restricted: LocalTriton, crops: Crops, tmp_path: Path
+) -> None:
+    file = tmp_path / "key"
+    file.write_text("secret\n")
+    metadata = {"triton-grpc-protocol-infer-key": f"@{file}"}
+    with EmbeddingClient(restricted.grpc_url, "tiny_onnx", metadata=metadata) as client:
+        assert client.encode(crops[:3]).shape == (3, 512)
+        file.write_text("another")
+        with pytest.raises(AccessError):
+            client.encode(crops[:3])
+        file.unlink()
+        with pytest.raises(ConfigError, match=r"Cannot read the key .*set triton\.metadata\.triton-grpc"):
+            client.encode(crops[:3])
+
+
 @pytest.mark.parametrize("metadata", [None, {"triton-grpc-protocol-infer-key": "wrong"}])
 def test_a_missing_or_wrong_key_is_told_as_what_it_is(
     restricted: LocalTriton, crops: Crops, metadata: dict[str, str] | None

@@ -13,9 +13,8 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-import trustme
 
-from arcface_client import EmbeddingClient, Tls
+from arcface_client import EmbeddingClient
 from arcface_client.contract import CROP_SHAPE, Crops
 from arcface_client.errors import DeadlineExceededError, ServerBusyError, ServerError, ServerUnavailableError
 from arcface_client.triton.channel import Connection
@@ -138,40 +137,3 @@ def test_a_network_that_ends_while_requests_are_stuck_in_it_costs_seconds_and_le
                 assert time.monotonic() - started < 10
         assert {type(error) for error in errors} <= {DeadlineExceededError, ServerUnavailableError}
         wait_until(lambda: sockets() <= before, timeout_s=10)
-
-
-def test_tls_and_mutual_tls_reach_the_real_server(tmp_path: Path, crops: Crops) -> None:
-    authority, stranger = trustme.CA(), trustme.CA()
-    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    stranger.cert_pem.write_to_path(tmp_path / "stranger.pem")
-    for name in ("server", "client"):
-        issued = authority.issue_cert("127.0.0.1", "localhost")
-        issued.private_key_pem.write_to_path(tmp_path / f"{name}.key")
-        issued.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
-    repository = tmp_path / "repository"
-    write_tiny_repository(repository)
-    flags = (
-        "--grpc-use-ssl=1",
-        "--grpc-use-ssl-mutual=1",
-        f"--grpc-server-cert={tmp_path}/server.pem",
-        f"--grpc-server-key={tmp_path}/server.key",
-        f"--grpc-root-cert={tmp_path}/ca.pem",
-    )
-    mutual = Tls(
-        root_certificates=tmp_path / "ca.pem",
-        private_key=tmp_path / "client.key",
-        certificate_chain=tmp_path / "client.pem",
-    )
-    with LocalTriton(repository, flags=flags) as server:
-        with EmbeddingClient(server.grpc_url, "tiny_onnx", tls=mutual) as client:
-            assert client.encode(crops[:3]).shape == (3, 512)
-        for tls, reason in (
-            (None, "TLS is set as on the server"),
-            (Tls(root_certificates=tmp_path / "ca.pem"), "TLS is set as on the server"),
-            (Tls(root_certificates=tmp_path / "stranger.pem"), "CERTIFICATE_VERIFY_FAILED"),
-        ):
-            with (
-                EmbeddingClient(server.grpc_url, "tiny_onnx", tls=tls) as client,
-                pytest.raises(ServerUnavailableError, match=reason),
-            ):
-                client.encode(crops[:3])
