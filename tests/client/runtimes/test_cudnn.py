@@ -17,7 +17,7 @@ from arcface_builder.build import build
 from arcface_builder.check import crops as faces
 from arcface_builder.graph.quantise import calibrate, quantise, to_graph
 from arcface_builder.source.load import OnnxFile
-from arcface_client.errors import DeploymentError
+from arcface_client.errors import CudaError, DeploymentError
 from arcface_client.models.golden import golden_crops, largest_drift
 from arcface_client.runtimes.cudnn.network import Affine, Array, Convolution, Network, Rounding, place
 from arcface_client.runtimes.cudnn.reader import read_network
@@ -300,6 +300,24 @@ def test_an_old_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "cudnn", Frontend(8907, "8.9.7"))
     with pytest.raises(DeploymentError, match=r"cuDNN 8\.9\.7 is installed; the fused kernels need 9\.\d"):
         runtime.cudnn_version()
+
+
+def test_an_old_gpu_and_an_old_driver_are_named(serving_graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cudnn", reason="needs the package nvidia-cudnn-frontend")
+    cudart = pytest.importorskip("cuda.bindings.runtime", reason="needs the package cuda-bindings")
+    from arcface_client.runtimes.cudnn import runtime
+
+    success, too_old = cudart.cudaError_t.cudaSuccess, cudart.cudaError_t.cudaErrorInsufficientDriver
+    monkeypatch.setattr(runtime, "cudnn", Frontend(91900, "9.19.0"))
+    monkeypatch.setattr(cudart, "cudaGetDeviceCount", lambda: (success, 1))
+    monkeypatch.setattr(runtime, "compute_capability", lambda _: "7.5")
+    with pytest.raises(DeploymentError, match=r"GPU 0 has compute capability 7\.5; .* need 8\.0"):
+        runtime.Cudnn(serving_graph)
+
+    monkeypatch.setattr(cudart, "cudaGetDeviceCount", lambda: (too_old, 0))
+    monkeypatch.setattr(cudart, "cudaDriverGetVersion", lambda: (success, 11040))
+    with pytest.raises(CudaError, match=r"driver supports CUDA 11\.4; .* 'cuda-bindings<12'$"):
+        runtime.Cudnn(serving_graph)
 
 
 def test_plans_are_kept_for_each_gpu_and_version(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

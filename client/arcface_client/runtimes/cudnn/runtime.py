@@ -160,7 +160,8 @@ class Cudnn:
             until_read = held.pop_all()
 
         def finish() -> Embeddings:
-            with until_read:
+            with until_read, current_gpu_kept():
+                check(cudart.cudaSetDevice(self._index))  # a new thread would start on the first
                 check(cudart.cudaEventSynchronize(slot.done))
                 embeddings: Embeddings = slot.embeddings.array[:count].copy()
                 return embeddings
