@@ -34,7 +34,8 @@ class LocalModel:
     """A model that is loaded into this process; see ``failover.golden_check.Model``. Thread-safe.
 
     ``known`` is what diagnostics say of it: backend, model, version and so on. ``golden`` is what the golden
-    crops' embeddings must be, float32 [8, D]; None when unknown.
+    crops' embeddings must be, float32 [8, D]; None when unknown. ``golden_drift`` is what they may
+    drift by in any case.
     """
 
     def __init__(
@@ -44,10 +45,12 @@ class LocalModel:
         batch_size: int,
         space: EmbeddingSpace,
         golden: Embeddings | None,
+        golden_drift: float = 0.0,
     ) -> None:
         self.source = Source(known.backend, str(known.model), known.version, HERE, 0)
         self.space = space
         self.golden = golden
+        self.golden_drift = golden_drift
         self._runtime = runtime
         self._known = known
         self._batch_size = batch_size
@@ -212,7 +215,8 @@ def _sibling_origin(
         known = Diagnostics(
             backend=runtime, model=found.model, version=found.version, engine_path=str(found.path), **facts
         )
-        return LocalModel(loaded, known, facts["batch_size"], found.space, found.golden_embeddings)
+        drift = found.manifest.golden_drift
+        return LocalModel(loaded, known, facts["batch_size"], found.space, found.golden_embeddings, drift)
 
     return Origin(f"{model} on {where}", load)
 
@@ -247,7 +251,8 @@ def plan_origin(models: LocalModels, name: str, gpu: int) -> Origin:
             batch_size=runtime.max_batch_size,
             vram_mb=round(runtime.vram_mb, 1) if runtime.vram_mb > 0 else None,
         )
-        return LocalModel(runtime, known, runtime.max_batch_size, plan.space, plan.golden_embeddings)
+        drift = plan.manifest.golden_drift
+        return LocalModel(runtime, known, runtime.max_batch_size, plan.space, plan.golden_embeddings, drift)
 
     return Origin(f"{plan_model(name)} on cuda:{gpu}", load)
 

@@ -27,11 +27,13 @@ class Model(Protocol):
         source: What it is.
         golden: What the golden crops' embeddings must be, as recorded in its manifest; None when unknown.
         space: The embedding space, as far as it is known.
+        golden_drift: What it may drift from ``golden`` in any case; see ``GoldenReference``.
     """
 
     source: Source
     golden: Embeddings | None
     space: EmbeddingSpace
+    golden_drift: float
 
     def embed(self, request: EmbedRequest) -> None:
         """Embed what a request still misses; what is done before an error stays done.
@@ -95,18 +97,19 @@ def golden_check(model: Model, deadline: Deadline) -> Finding:
     embeddings = model.embed_golden(deadline)
     _check_lengths(embeddings)
     if model.golden is not None:
-        return _compared(embeddings, GoldenReference(model.golden, model.space), MANIFEST)
+        reference = GoldenReference(model.golden, model.space, model.golden_drift)
+        return _compared(embeddings, reference, MANIFEST)
     if made_from(model.source.model) is None:
         return Finding(embeddings, GoldenReference(embeddings, model.space), ITSELF, None)
     try:
-        reference = model.embed_golden_by_sibling(deadline)
+        by_sibling = model.embed_golden_by_sibling(deadline)
     except DeploymentError as error:
         raise DeploymentError(
             f"Nothing to check it against: no manifest is here, and its ONNX sibling does not serve ({error})"
         ) from error
-    if reference is None:
+    if by_sibling is None:
         raise DeploymentError("Nothing to check it against: neither a manifest nor an ONNX sibling.")
-    return _compared(embeddings, GoldenReference(reference, model.space), ONNX_SIBLING)
+    return _compared(embeddings, GoldenReference(by_sibling, model.space), ONNX_SIBLING)
 
 
 def check_golden(embeddings: Embeddings, reference: GoldenReference, max_drift: float) -> None:
@@ -157,6 +160,7 @@ def objection(
         settled_by: Name of the replica that settled it.
         max_drift: The tolerance.
     """
+    max_drift = max(max_drift, finding.reference.drift)
     if finding.drift is not None:
         reference = f"the reference ({finding.compared_with})"
         error = drift_error(finding.drift, max_drift, "its golden embeddings", reference)

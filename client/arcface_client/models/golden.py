@@ -40,10 +40,13 @@ class GoldenReference:
         embeddings: float32 [8, D], unit rows.
         space: Their embedding space, with the precision class of the model that is compared with them;
             unknown by default.
+        drift: What a model may drift from them even if ``max_drift_cosine`` is less. It is what int8 drifted
+            from its source: another processor rounds other numbers up, and the difference is about as large.
     """
 
     embeddings: Embeddings
     space: EmbeddingSpace = field(default_factory=EmbeddingSpace)
+    drift: float = 0.0
 
 
 @cache

@@ -242,7 +242,8 @@ class LocalModels:
         classes = {one.precision_class for one in made}
         space = manifest.embedding_space(classes.pop() if len(classes) == 1 else None)
         golden = _golden(manifest, made[0]) if space.precision_class else manifest.golden_embeddings
-        return None if golden is None else GoldenReference(golden, space)
+        drift = max(one.golden_drift for one in made)
+        return None if golden is None else GoldenReference(golden, space, drift)
 
     def manifest(self, model: str, version: int) -> ModelManifest | None:
         """The manifest of a version, that of its ONNX sibling for a plan; None when it is not here.

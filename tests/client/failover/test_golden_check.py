@@ -66,3 +66,16 @@ def test_two_tolerances_do_not_add_up() -> None:
     finding = found(embeddings(drift=0.0035), embeddings(drift=0.0009))
     assert objection(finding, None, "", TOLERANCE) is None
     assert objection(finding, settled, "arcface_onnx:1", TOLERANCE) is not None
+
+
+@pytest.mark.parametrize(("drift", "passes"), [(0.006, True), (0.02, False)])
+def test_int8_may_drift_from_its_own_golden_embeddings_as_far_as_from_its_source(
+    drift: float, passes: bool
+) -> None:
+    known = Diagnostics(backend="openvino", model="arcface_openvino", version=1)
+    golden, space = embeddings(), EmbeddingSpace(precision_class="int8-0123456789ab")
+    model = LocalModel(Given(embeddings(drift=drift)), known, 8, space, golden, golden_drift=0.01)
+    finding = golden_check(model, Deadline(None))
+
+    assert (objection(finding, None, "", TOLERANCE, "int8") is None) == passes
+    assert "embedding.space asks for float" in str(objection(finding, None, "", 1, "float"))

@@ -37,3 +37,18 @@ def test_only_what_is_unknown_is_filled_in() -> None:
     assert EmbeddingSpace().completed(OURS) == OURS
     other = EmbeddingSpace(source_sha256="b" * 64, preprocessing="mean 0", precision_class="int8")
     assert OURS.completed(other) == OURS
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "comparable"),
+    [
+        ("int8-0123456789ab", "int8-0123456789ab", True),
+        ("int8-0123456789ab", "int8-ba9876543210", False),
+        ("int8-0123456789ab", "int8", True),  # of a calibration that is unknown
+        ("int8-0123456789ab", "float", False),
+    ],
+)
+def test_each_calibration_of_int8_is_a_space_of_its_own(ours: str, theirs: str, comparable: bool) -> None:
+    conflict = EmbeddingSpace(precision_class=ours).conflict(EmbeddingSpace(precision_class=theirs))
+
+    assert (conflict is None) == comparable
