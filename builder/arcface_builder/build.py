@@ -158,7 +158,7 @@ def _warn_of_another_space(repository: ModelRepository, built: ModelManifest) ->
     conflict = before and before.embedding_space().conflict(built.embedding_space())
     if before and conflict:
         _log.warning(
-            "%s version %d has %s of version %d: their embeddings cannot be compared; embed galleries anew, "
+            "%s version %d has %s of version %d: their embeddings cannot be compared; embed galleries again, "
             "or use another --name",
             built.model,
             built.version,

@@ -74,7 +74,7 @@ def compile_(
         typer.Option(
             help="tensorrt: a plan for this machine's GPU, in NAME_trt. cudnn: for GPUs from compute "
             "capability 8.0, in float16, in NAME_cudnn. openvino: for processors, in bfloat16 where they "
-            "have it, in NAME_openvino. The last two take of the options of plans --precision int8 alone."
+            "have it, in NAME_openvino. Of the options for plans, these two take only --precision int8."
         ),
     ] = "tensorrt",
     precision: Annotated[Precision | None, _plan(help="Default: tensorrt.precision.")] = None,
@@ -123,8 +123,8 @@ def compile_(
         typer.Option(
             min=1,
             max=MOST_INSTANCES,
-            help="Copies that serve side by side (on each GPU); default: as the model has it, or "
-            "tensorrt.instances, or 2 of a plan and for cuDNN, and 1 for OpenVINO.",
+            help="Copies that serve side by side (on each GPU); default: tensorrt.instances for a plan, "
+            "else what the model has, else 2 (1 for OpenVINO).",
         ),
     ] = None,
     timing_cache: Annotated[

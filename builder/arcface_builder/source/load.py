@@ -221,11 +221,11 @@ def source_embedder(source: Source | None, sha256: str) -> tuple[Embed, str] | N
     try:
         model = source.load()
     except (ArcFaceError, OSError) as error:
-        _log.warning("The source model is not available (%s); comparing with the ONNX model alone", error)
+        _log.warning("The source model is not available (%s); comparing only with the ONNX model", error)
         return None
     if model.origin.sha256 != sha256:
         _log.warning(
-            "%s is not what the ONNX model was built from; comparing with the ONNX model alone",
+            "%s is not what the ONNX model was built from; comparing only with the ONNX model",
             model.origin.name,
         )
         return None

@@ -220,7 +220,7 @@ def test_a_version_whose_embeddings_cannot_be_compared_with_the_last_ones_is_a_w
     caplog.clear()
 
     assert main(arguments(source, *flags)) == 0
-    assert ("embed galleries anew" in caplog.text) == (warning is not None)
+    assert ("embed galleries again" in caplog.text) == (warning is not None)
     assert (warning or "") in caplog.text
 
 
