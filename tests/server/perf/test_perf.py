@@ -87,7 +87,7 @@ def test_a_server_is_measured_with_real_crops(
     images.mkdir()
     for number in range(2):
         Image.fromarray(np.full((112, 112, 3), 10 * number, np.uint8)).save(images / f"{number}.png")
-    # The model waits for a batch to fill, so that the measurement is steady and takes little of the processor.
+    # The model waits for its batch to fill, so that the figure is steady and costs little processor time.
     arguments = ["--model", "patient", "--batch-size", "2", *load, "--requests", "6", "--version", "1"]
     arguments += ["--images", str(images)]
     arguments += ["--protocol", protocol, "--shared-memory", shared_memory]
