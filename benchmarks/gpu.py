@@ -66,14 +66,16 @@ def measure(arguments: argparse.Namespace, findings: Findings, work: Path) -> It
         if "torch" in arguments.parts:
             for flags, what in (([], "eager"), (["--compile"], "torch.compile")):
                 report = _torch(arguments.torch_python, network, arguments.batches, flags)
-                findings.machine["PyTorch"] = report["torch"]
+                findings.machine |= {"PyTorch": report["torch"], "GPU": report["gpu"]}
                 name = f"PyTorch {report['torch']} {what}, channels last, CUDA graph,"
                 findings.add(
                     Figure(network=network, runtime=name, precision="fp16", **row) for row in report["rows"]
                 )
                 yield
         if "cudnn" in arguments.parts:
-            findings.add(cudnn(serving_model(network, work), arguments.batches))
+            figures = list(cudnn(serving_model(network, work), arguments.batches))
+            findings.machine["cuDNN"] = figures[0].runtime.removeprefix("cuDNN ")
+            findings.add(figures)
             yield
         if "cpu" in arguments.parts:
             findings.add(cpu(serving_model(network, work), arguments.cpu_batches))
