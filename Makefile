@@ -48,7 +48,7 @@ test-real: $(READY) ## Fetch two small trained networks and serve them; ARCFACE_
 
 test-kserve: ## Let KServe's own SDK read deploy/kserve, in .venv-kserve (2 minutes)
 	$(PYTHON) -m venv $(VENV)-kserve
-	$(VENV)-kserve/bin/pip install --quiet kserve kubernetes-validate pytest pytest-timeout
+	$(VENV)-kserve/bin/pip install --quiet kserve 'kubernetes<34' kubernetes-validate pytest pytest-timeout
 	$(VENV)-kserve/bin/pytest -o filterwarnings= tests/deploy/test_kubernetes.py -k kserve
 
 fuzz: $(READY) ## Build EXAMPLES (2000) random networks: each embeds as its file does, or is refused by name

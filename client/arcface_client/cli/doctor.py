@@ -30,6 +30,7 @@ EPILOG: Final = examples(
 )
 
 _DEADLINE_S: Final = 5.0
+_UNAVAILABLE: Final = 'docs/operations.md, "A model is unavailable"'
 _SHM: Final = Path("/dev/shm")
 _SHM_MB: Final = 256
 _CACHE_MB: Final = 2048
@@ -236,7 +237,7 @@ def _server(settings: TritonSettings, url: str) -> Iterator[Finding]:
         if model.problem is None:
             yield Finding(check, "ok", f"{what} is ready")
         else:
-            yield Finding(check, "warning", f"{what}: {model.problem}")
+            yield Finding(check, "warning", f"{what}: {model.problem}", _UNAVAILABLE)
 
 
 def _handshake(url: str, settings: TritonSettings) -> Finding:
@@ -294,8 +295,8 @@ def _golden(settings: PipelineSettings) -> Iterator[Finding]:
         for one in embedder.diagnostics().candidates:
             drift = "" if one.drift is None else f", drift {one.drift:.1e}"
             reason = f": {one.reason}" if one.state in ("failing", "refused") else ""
-            level: Level = "warning" if reason else "ok"
-            yield Finding(check, level, f"{one.candidate} is {one.state}{drift}{reason}")
+            found = f"{one.candidate} is {one.state}{drift}{reason}"
+            yield Finding(check, "warning", found, _UNAVAILABLE) if reason else Finding(check, "ok", found)
 
 
 def _bucket(bucket: str | None) -> Iterator[Finding]:
