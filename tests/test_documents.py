@@ -24,7 +24,7 @@ BLOCK = re.compile(r"^```(?:console|bash)?\n(.*?)^```", re.MULTILINE | re.DOTALL
 def commands() -> Iterator[tuple[str, str]]:
     for page in PAGES:
         for block in BLOCK.findall(page.read_text()):
-            for program, arguments in COMMAND.findall(block):
+            for program, arguments in COMMAND.findall(block.replace("\\\n", " ")):
                 yield program, re.sub(r"\[(.*?)\]", r"\1", arguments).strip()  # [--optional]
 
 
