@@ -37,8 +37,8 @@ METADATA_KEY: Final = b"arcface_gallery"
 FORMAT: Final = 1
 """Of the metadata; a later one cannot be read here."""
 
-ROWS_AT_ONCE: Final = 16_384
-"""Rows of a row group, and of a batch that is read: 32 MiB of embeddings with D = 512."""
+ROWS_AT_ONCE: Final = 8_192
+"""Rows of a row group, and of a batch that is read: 16 MiB of embeddings with D = 512."""
 
 _WRITING: Final[Mapping[str, Any]] = {
     # Unit vectors do not compress, and a dictionary or statistics of them would be of no use.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import sys
 from collections.abc import Iterator
@@ -23,8 +22,12 @@ _OF_ONE_FILE: Final = frozenset(
     }
 )
 
-_LIBRARIES: Final = (("aiohttp", "ClientError"), ("botocore.exceptions", "BotoCoreError"))
-"""The errors of file systems that are not OSErrors."""
+_LIBRARIES: Final = (
+    ("aiohttp", "ClientError"),
+    ("asyncio.exceptions", "TimeoutError"),
+    ("botocore.exceptions", "BotoCoreError"),
+)
+"""The errors of file systems that are not OSErrors; they are loaded if one can be raised."""
 
 
 def is_url(path: str) -> bool:
@@ -78,4 +81,4 @@ def unavailable(name: str, error: BaseException) -> SourceUnavailableError:
 
 def _errors() -> tuple[type[BaseException], ...]:
     loaded = [(sys.modules.get(module), name) for module, name in _LIBRARIES]
-    return (OSError, asyncio.TimeoutError, *(getattr(module, name) for module, name in loaded if module))
+    return (OSError, *(getattr(module, name) for module, name in loaded if module))

@@ -8,14 +8,14 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol
 
-from ..errors import ImageFileError, InputError, require
+from ..errors import ArcFaceError, ImageFileError, InputError, require
 from ..evaluation.images import SUFFIXES, search
 from .remote import filesystem_of, is_url, source_errors
 
 _TARS: Final = (".tar", ".tar.gz", ".tgz")
+_IMAGE_FILES: Final = tuple(SUFFIXES)
 _SEARCHED: Final = SUFFIXES | {".tar", ".tgz"}
 _PATHS: Final = "path"
 _IMAGES: Final = ("image", "bytes")
@@ -150,7 +150,12 @@ def _opened(path: str) -> Iterator[BinaryIO]:
     if is_url(path):
         filesystem, name = filesystem_of(path)
         with filesystem.open(name, "rb") as file:
-            yield file
+            try:
+                yield file
+            except ArcFaceError:
+                raise
+            except ValueError as error:  # a server that gives whole files only
+                raise ImageFileError(f"{path} cannot be read in pieces: {error}.") from error
     else:
         with open(path, "rb") as file:  # noqa: PTH123
             yield file
@@ -316,12 +321,17 @@ class _Tar:
     def items(self) -> Iterator[Item]:
         with _opened(self.path) as file:
             try:
-                with tarfile.open(fileobj=file, mode="r|*", bufsize=1 << 20) as archive:
+                # Not as a stream, and not by extractfile: that is four times as slow.
+                with tarfile.open(fileobj=file, mode="r:*") as archive:
+                    content: Any = archive.fileobj
                     for member in archive:
-                        if member.isfile() and Path(member.name).suffix.lower() in SUFFIXES:
-                            content = archive.extractfile(member)
-                            yield Item(f"{self.id}/{member.name}", content.read() if content else b"")
-                            archive.members.clear()  # type: ignore[attr-defined]  # it keeps every one
+                        archive.members.clear()  # type: ignore[attr-defined]  # it keeps every one
+                        if member.isfile() and member.name.lower().endswith(_IMAGE_FILES):
+                            content.seek(member.offset_data)
+                            data = content.read(member.size)
+                            if len(data) < member.size:
+                                raise tarfile.ReadError("unexpected end of data")
+                            yield Item(f"{self.id}/{member.name}", data)
             except (tarfile.TarError, EOFError) as error:
                 yield Item(self.id, error=f"{self.id} cannot be read to its end: {error}.")
 

@@ -94,7 +94,7 @@ def embed(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Embed again what failed in an earlier run.")
     ] = False,
-    part_rows: Annotated[int, typer.Option(min=1, help="Rows after which a part is written.")] = 16_384,
+    part_rows: Annotated[int, typer.Option(min=1, help="Rows after which a part is written.")] = 8_192,
 ) -> int:
     """Embed aligned 112x112 face crops, any number of them.
 

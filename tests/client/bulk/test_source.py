@@ -178,6 +178,11 @@ def test_files_over_http_fail_alone_when_they_are_missing(files: Files, tmp_path
         decode(items)
 
 
+def test_a_server_that_gives_whole_files_only_is_named(files: Files) -> None:
+    with FileServer({"/a.tar": tar(files)}) as server, pytest.raises(ImageFileError, match="read in pieces"):
+        list(open_source([f"{server.url}/a.tar"]).items())
+
+
 def test_what_is_not_there_or_not_a_source_is_refused(folder: Path, memory: str) -> None:
     (folder / "odd.parquet").write_bytes(parquet({"name": ["a"]}))
     (folder / "text.parquet").write_text("no Parquet")

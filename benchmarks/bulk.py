@@ -1,0 +1,248 @@
+"""How fast ``arcface-client embed`` is, where its time goes, and what memory it takes."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import pickle
+import shutil
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from arcface_builder.build import build
+from arcface_builder.check.crops import face_like
+from arcface_builder.source.load import Synthetic
+from arcface_client.bulk.decode import decode
+from arcface_client.bulk.ids import IdSet
+from arcface_client.bulk.reader import CHUNK
+from arcface_client.bulk.rows import embed
+from arcface_client.bulk.source import Item, open_source
+from arcface_client.evaluation.benchmark import machine
+from arcface_client.evaluation.report import versions
+from arcface_client.gallery import GalleryInfo, write_gallery
+from arcface_client.triton.client import EmbeddingClient
+from arcface_server import LocalTriton
+from bulk_job import DIM, StandIn
+from report import FOLDER
+
+CROP_US: Final = 50
+"""What the stand-in takes for a crop."""
+
+DISTINCT: Final = 2000
+"""Different images; further crops are links to them."""
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--crops", type=int, default=20_000, help="of each run (default: %(default)s)")
+    parser.add_argument("--turns", type=int, default=5, help="of each speed (default: %(default)s)")
+    parser.add_argument("--triton-turns", type=int, default=3, help="through Triton (default: %(default)s)")
+    parser.add_argument("--depth", default="r18", help="the network behind Triton (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=FOLDER, help="folder (default: docs/benchmarks)")
+    parser.add_argument("--only", nargs="+", default=["stages", "speed", "memory", "triton"])
+    arguments = parser.parse_args()
+    path = arguments.output / "bulk.json"
+    found: dict[str, Any] = json.loads(path.read_text())["bulk"] if path.exists() else {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        sources = make_sources(folder, arguments.crops)
+        measures: dict[str, Callable[[], Any]] = {
+            "stages": lambda: stages(sources),
+            "speed": lambda: speeds(sources, arguments.crops, arguments.turns),
+            "memory": lambda: memory(sources["folder"]),
+            "triton": lambda: through_triton(sources["folder"], arguments),
+        }
+        for kind in arguments.only:
+            found[kind] = measures[kind]() | {"load_average": round(os.getloadavg()[0], 1)}
+            print(json.dumps({kind: found[kind]}, indent=1), file=sys.stderr)
+    report = {
+        "command": f"python benchmarks/bulk.py --crops {arguments.crops} --turns {arguments.turns}",
+        "machine": machine(),
+        "versions": versions(None),
+        "bulk": found,
+    }
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    print(path)
+
+
+def make_sources(folder: Path, count: int) -> dict[str, Path]:
+    """The same JPEG files as a folder, a tar file and a Parquet file, by kind."""
+    contents = list[bytes]()
+    for crop in face_like(min(count, DISTINCT)):
+        file = io.BytesIO()
+        Image.fromarray(crop[..., ::-1]).save(file, "JPEG", quality=90)
+        contents.append(file.getvalue())
+    sources = {"folder": folder / "crops", "tar": folder / "crops.tar", "parquet": folder / "crops.parquet"}
+    names = write_folder(sources["folder"], contents, count)
+    images = [contents[index % len(contents)] for index in range(count)]
+    with tarfile.open(sources["tar"], "w") as archive:
+        for name, content in zip(names, images, strict=True):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    pq.write_table(pa.table({"id": names, "image": images}), sources["parquet"], row_group_size=1000)
+    return sources
+
+
+def write_folder(folder: Path, contents: Sequence[bytes], count: int) -> list[str]:
+    """Make a folder of folders of 1,000 files each, and return their names."""
+    paths = [folder / f"{index // 1000:04}" / f"{index:07}.jpg" for index in range(count)]
+    for index, path in enumerate(paths):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if index < len(contents):
+            path.write_bytes(contents[index])
+        else:
+            path.hardlink_to(paths[index % len(contents)])
+    return [str(path.relative_to(folder)) for path in paths]
+
+
+def stages(sources: dict[str, Path]) -> dict[str, float]:
+    """Microseconds of one core that each step takes for a crop, alone."""
+    items = list(open_source([str(sources["folder"])]).items())
+    some = items[: 8 * CHUNK]
+    contents = [Path(str(item.data)).read_bytes() for item in some]
+    in_memory = [Item(item.id, content) for item, content in zip(some, contents, strict=True)]
+    decoded, place = decode(in_memory), np.empty((len(some), 112, 112, 3), np.uint8)
+    instant, info = StandIn(0), GalleryInfo(dim=DIM)
+    rows = embed(instant, decoded)
+    part = sources["folder"].parent / "part.parquet"
+
+    def listed(kind: str) -> Callable[[], int]:
+        return lambda: sum(1 for _ in open_source([str(sources[kind])]).items())
+
+    def in_chunks(step: Callable[[slice], object]) -> Callable[[], int]:
+        def run() -> int:
+            for at in range(0, len(some), CHUNK):
+                step(slice(at, at + CHUNK))
+            return len(some)
+
+        return run
+
+    def pixels(content: bytes) -> object:
+        return np.asarray(Image.open(io.BytesIO(content)))[..., ::-1].copy()
+
+    ids = IdSet()
+    steps: dict[str, Callable[[], int]] = {
+        "list a folder": listed("folder"),
+        "list and read a tar file": listed("tar"),
+        "list and read a Parquet file": listed("parquet"),
+        "find ids that occur again": in_chunks(lambda at: ids.add([item.id for item in some[at]])),
+        "open and read a file": in_chunks(
+            lambda at: [Path(str(item.data)).read_bytes() for item in some[at]]
+        ),
+        "decode into shared memory": in_chunks(lambda at: decode(in_memory[at], into=place[at])),
+        "(decode with Pillow)": in_chunks(lambda at: [pixels(content) for content in contents[at]]),
+        "(pickle and unpickle the pixels)": in_chunks(
+            lambda at: pickle.loads(pickle.dumps(decoded.crops[at]))
+        ),
+        "make a call of the embedder": in_chunks(lambda at: instant.encode(decoded.crops[at])),
+        "write a part": in_chunks(
+            lambda at: write_gallery(part, info, [rows.table(info)]) if not at.start else 0
+        ),
+    }
+    found = {}
+    for name, step in steps.items():
+        took = []
+        for _ in range(5):
+            started = time.process_time()
+            count = step()
+            took.append((time.process_time() - started) / count)
+        found[name] = round(min(took) * 1e6, 1)
+    return found
+
+
+def job(source: Path, crop_us: float = CROP_US) -> dict[str, float]:
+    """Run ``bulk_job`` on a source."""
+    output = source.with_suffix(".gallery")
+    command = [sys.executable, str(Path(__file__).with_name("bulk_job.py")), str(source), str(output)]
+    done = subprocess.run([*command, str(crop_us)], check=True, capture_output=True, text=True)
+    shutil.rmtree(output)
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
+
+
+def speeds(sources: dict[str, Path], count: int, turns: int) -> dict[str, Any]:
+    """Crops a second with the stand-in, by source; medians of alternating turns."""
+    found: dict[str, list[dict[str, float]]] = {kind: [] for kind in sources}
+    for _ in range(turns):
+        for kind, source in sources.items():
+            found[kind].append(job(source))
+            assert found[kind][-1]["rows"] == count
+
+    def median(some: Sequence[dict[str, float]], key: str) -> float:
+        return statistics.median(one[key] for one in some)
+
+    return {
+        kind: {
+            "crops_per_s": round((count - CHUNK) / median(some, "steady_s")),
+            "best_crops_per_s": round((count - CHUNK) / min(one["steady_s"] for one in some)),
+            "from_start_to_end_s": round(median(some, "took_s"), 2),
+            "first_s": round(median(some, "first_s"), 2),
+            "us_a_crop_in_the_embedders_process": round(median(some, "here_s") / count * 1e6),
+            "us_a_crop_in_processes_that_read": round(median(some, "readers_s") / count * 1e6),
+        }
+        for kind, some in found.items()
+    }
+
+
+def memory(folder: Path) -> dict[str, Any]:
+    """Peak memory at 10,000 and at 100,000 crops, of the embedder and of a process that reads."""
+    contents = [path.read_bytes() for path in sorted((folder / "0000").iterdir())]
+    found: dict[str, Any] = {}
+    for count in (10_000, 100_000):
+        into = folder.with_name(f"memory{count}")
+        write_folder(into, contents, count)
+        figures = job(into, 0)
+        found[str(count)] = {name: figures[name] for name in ("embedder_mib", "reader_mib")}
+    return found
+
+
+def through_triton(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The command against the model's own throughput, on crops that are in memory; alternating turns."""
+    with tempfile.TemporaryDirectory() as name:
+        repository = Path(name) / "models"
+        build(Synthetic(arguments.depth), name="arcface", repository=repository)
+        crops = decode(list(open_source([str(folder)]).items())).crops
+        flags = ["--model", "arcface_onnx", "--json", "--no-resume", "--output", f"{name}/gallery.parquet"]
+        config = Path(name) / "embedding.yaml"
+        config.write_text(f"embedding: {{model_repository: {repository}}}")
+        own, whole = list[float](), list[float]()
+        with LocalTriton(repository) as server, EmbeddingClient(server.grpc_url, "arcface_onnx") as client:
+            client.encode(crops[:256])
+            for _ in range(arguments.triton_turns):
+                started = time.perf_counter()
+                client.encode(crops)
+                own.append(len(crops) / (time.perf_counter() - started))
+                command = [sys.executable, "-m", "arcface_client", "embed", str(folder), *flags]
+                command += ["--url", server.grpc_url, "--config", str(config)]
+                started = time.perf_counter()
+                subprocess.run(command, check=True, capture_output=True)
+                whole.append(len(crops) / (time.perf_counter() - started))
+    ratios = [mine / models for mine, models in zip(whole, own, strict=True)]
+    return {
+        "depth": arguments.depth,
+        "crops": len(crops),
+        "model_crops_per_s": round(statistics.median(own), 1),
+        "embed_crops_per_s": round(statistics.median(whole), 1),
+        "ratio": round(statistics.median(ratios), 3),
+        "ratios": [round(ratio, 3) for ratio in ratios],
+    }
+
+
+if __name__ == "__main__":
+    main()
