@@ -16,6 +16,7 @@ class FileServer:
             def do_GET(self) -> None:
                 content = files.get(self.path)
                 self.send_response(404 if content is None else 200)
+                self.send_header("Accept-Ranges", "none")
                 self.send_header("Content-Length", str(len(content or b"")))
                 self.end_headers()
                 if self.command == "GET":
