@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 
-from arcface_client import get_embedding_backend
+from arcface_client import EmbeddingClient, get_embedding_backend
 from arcface_client.models.golden import golden_crops
 from arcface_client.runtimes.base import CPU, CUDA
+from arcface_server import LocalTriton
 from support.gpu_models import Model
 
 
@@ -51,6 +53,18 @@ def test_auto_chooses_the_gpu(small: Model) -> None:
         states = {state.candidate: state.state for state in embedder.diagnostics().candidates}
 
     assert states[f"small_onnx on {CUDA}"] == "serving"
+
+
+def test_triton_serves_the_onnx_model_on_the_gpu(small: Model, tmp_path: Path) -> None:
+    crops = golden_crops()
+    with (
+        LocalTriton(small.repository.root, log_path=tmp_path / "log") as server,
+        EmbeddingClient(server.grpc_url, "small_onnx") as client,
+    ):
+        embeddings = client.encode(crops)
+
+    assert "small_onnx: ONNX Runtime computes on GPU 0" in (tmp_path / "log").read_text()
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
 
 
 def test_a_missing_gpu_falls_back_to_the_cpu_and_the_refusal_names_it(small: Model) -> None:

@@ -73,7 +73,7 @@ def test_a_batch_larger_than_the_plan_takes_is_refused(runtime: TensorRt) -> Non
 def test_a_cuda_graph_gives_the_same_bits_as_a_run_without_one(r18_plan: AddedPlan) -> None:
     crops = faces.face_like(32, seed=4)
     plain, recorded = (load(r18_plan.path) for _ in range(2))
-    for count in (1, 4, 7, 32):  # the first two run in the profile for few crops
+    for count in (1, 4, 7, 32):  # two in the profile for few crops, one in each of the others
         expected = plain.embed(crops[:count])  # each size comes twice here, so no graph is replayed
         for _ in range(3):  # the second run records, the third replays
             np.testing.assert_array_equal(recorded.embed(crops[:count]), expected)
