@@ -37,6 +37,10 @@ class RepositoryError(BuilderError, DeploymentError):
     """A model repository cannot be read or written."""
 
 
+class ReleaseError(BuilderError, DeploymentError):
+    """A release cannot be promoted, rolled back or retired; the one in use goes on."""
+
+
 class CacheError(BuilderError, DeploymentError):
     """The local cache cannot be read or written."""
 

@@ -1,4 +1,4 @@
-"""``arcface-builder``: inspect, build, compile, and the stored plans (engines)."""
+"""``arcface-builder``: inspect, build, compile, the stored plans (engines), releases."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from .build import build
 from .compile import compile_
 from .engines import engines
 from .options import Json
+from .release import release
 
 app = terminal.new_app(
     "Build a Triton model repository from an ArcFace model, and prove that it gives the same embeddings.",
@@ -75,3 +76,4 @@ app.command(
     ),
 )(compile_)
 app.add_typer(engines, name="engines")
+app.add_typer(release, name="release")

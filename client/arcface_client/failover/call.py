@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -74,6 +75,7 @@ class Call:
         self._patience_s = patience_s
         self._pause = pause
         self._missing = request.missing
+        self._draw = random.random()
         self._moved_at = self._began_at = time.monotonic()
         self._credits: dict[Source, int] = {}
         self._failures: dict[str, ArcFaceError] = {}
@@ -139,7 +141,8 @@ class Call:
             self._health.look(deadline)
         while True:
             # Read anew each time, since what other calls meet with counts here, too.
-            ranked = (one for one in self._pool.ranking.serving if one.name not in self._tried)
+            order = self._pool.ranking.order(self._draw)
+            ranked = (one for one in order if one.name not in self._tried)
             replica = next(ranked, None)
             if replica is None and self._pool.has_local:
                 replica = self._health.load(deadline, but=self._tried)

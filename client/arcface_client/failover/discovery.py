@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from ..errors import AccessError, ArcFaceError, ConfigError, ModelNotFoundError
+from ..errors import AccessError, ArcFaceError, ConfigError, ModelNotFoundError, ModelNotReadyError
 from ..models.naming import family_models
+from ..models.release import Release
 from ..triton.status import Reply, Target, model_error
 
 _PIN: Final = re.compile(r"(?P<model>[^\s:]+)(?::(?P<version>[1-9]\d*))?")
@@ -65,25 +67,34 @@ class Wanted:
         named = self.pins or tuple(map(Pin, self.models or family_models(self.name)))
         object.__setattr__(self, "_models", named)
 
-    def preference(self, candidate: Target) -> tuple[int, int, int]:
-        """What to sort candidates by, the one to use first."""
+    def preference(self, candidate: Target, release: Release) -> tuple[int, int, int, int]:
+        """What to sort candidates by, the first to use: releases, what stands in for them, canaries."""
         model = next(place for place, pin in enumerate(self._models) if pin.covers(candidate))
-        return model, -(candidate.version or 0), self.urls.index(candidate.url)
+        version, url = candidate.version or 0, self.urls.index(candidate.url)
+        place = 0 if self.pins else 2 if release.is_canary(version) else int(version < (release.version or 0))
+        return place, model, -version, url
 
-    def release(self, candidate: Target) -> tuple[int, ...]:
+    def release(self, candidate: Target, release: Release) -> tuple[int, ...]:
         """What to sort candidates by, the one that settles the embedding space first: the newest release.
 
         With pins, it is the user's order.
         """
-        preference = self.preference(candidate)
-        return preference if self.pins else (preference[1], preference[0], preference[2])
+        place, model, version, url = self.preference(candidate, release)
+        return (place, model, version, url) if self.pins else (place, version, model, url)
 
-    def sight(self, url: str, reply: Reply) -> dict[Target, ArcFaceError | None]:
+    def has(self, model: str) -> bool:
+        """Whether a model is among those to look for."""
+        return any(pin.model == model for pin in self._models)
+
+    def sight(
+        self, url: str, reply: Reply, releases: Mapping[str, Release] | None = None
+    ) -> dict[Target, ArcFaceError | None]:
         """Find the candidates of a server.
 
         Args:
             url: The server.
             reply: Its models; where it does not list them, only pins can be used.
+            releases: Which version of each model is released. A pin with a version overrules it.
 
         Returns:
             Why each candidate is not ready; None when it is.
@@ -104,6 +115,13 @@ class Wanted:
             return dict.fromkeys(pinned.values())
         listed = {Target(url, model.name, model.version): model.problem for model in models}
         found = {one: why for one, why in listed.items() if any(pin.covers(one) for pin in self._models)}
+        for one in found.keys() - pinned.values():
+            release = (releases or {}).get(str(one.model), Release())
+            if found[one] is None and release.holds_back(one.version):
+                found[one] = ModelNotReadyError(
+                    f"it is not released: version {release.version} is; `arcface-builder release promote` "
+                    "changes that"
+                )
         for pin, candidate in pinned.items():
             if not any(pin.covers(one) for one in found):
                 found[candidate] = model_error(candidate, models)

@@ -51,6 +51,11 @@ class Ranking:
         """The replica that gets every call it can take."""
         return self.serving[0] if self.serving else None
 
+    def order(self, draw: float) -> tuple[Replica, ...]:
+        """Those that may serve, for a call that drew a number from 0 to 1: a canary may go first."""
+        canaries = [one for one in self.serving if draw < one.share]
+        return (*canaries, *(one for one in self.serving if one not in canaries))
+
     @property
     def refused(self) -> dict[str, ArcFaceError]:
         """Why replicas and servers do not serve, by name."""
@@ -131,7 +136,12 @@ class ReplicaPool:
 
         def change(known: dict[str, Replica]) -> Iterable[Replica]:
             for new, error in seen:
-                replica = known.pop(new.name, new)
+                replica = replace(
+                    known.pop(new.name, new),
+                    preference=new.preference,
+                    release=new.release,
+                    share=new.share,
+                )
                 yield replica.listed() if error is None else replica.out(error, now, check_at=math.inf)
             for replica in known.values():
                 if replica.origin.where == url:
@@ -340,7 +350,7 @@ def _report(replica: Replica, ranking: Ranking, now: float) -> CandidateReport:
     elif ranking.first is replica:
         state = "serving"
     else:
-        state = "cooling down" if is_cooling else "standing by"
+        state = "cooling down" if is_cooling else "canary" if replica.share else "standing by"
     return CandidateReport(
         candidate=replica.name,
         state=state,

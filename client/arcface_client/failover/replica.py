@@ -120,6 +120,7 @@ class Replica:
         origin: Where its model comes from.
         preference: What to sort replicas by; the lowest is used first.
         release: What to sort replicas by for the golden check; the lowest settles the embedding space.
+        share: Of a canary: the share of the calls that it gets first.
         cooldown: Whether it failed lately.
         model: The model, while it may serve; None before its golden check and after a failure.
         finding: What its last golden check found; None when it did not end.
@@ -132,6 +133,7 @@ class Replica:
     origin: Origin
     preference: tuple[int, ...]
     release: tuple[int, ...] = ()
+    share: float = 0.0
     cooldown: Cooldown
     model: Model | None = field(default=None, repr=False)
     finding: Finding | None = field(default=None, repr=False)

@@ -14,6 +14,7 @@ from ..models.embedding_space import EmbeddingSpace
 from ..models.golden import GoldenReference, golden_crops
 from ..models.naming import made_from
 from ..models.plan_manifest import PlanManifest
+from ..models.release import Release
 from ..models.repository import LocalModels
 from ..observability.diagnostics import Diagnostics, Source
 from ..triton.embed_request import Deadline, EmbedRequest
@@ -50,6 +51,7 @@ class Server:
         self._records = records
         self._limits = limits
         self._intervals = intervals
+        self._releases: dict[str, Release] = {}
         self._lock = threading.Lock()
         self._calls = 0
 
@@ -63,7 +65,12 @@ class Server:
         asked_at = time.monotonic()
         answer = self.connection.ask(timeout_s)
         if answer.answers:
-            found = self._wanted.sight(self.url, answer)
+            ready = {model.name for model in answer.models or () if model.ready}
+            for model in filter(self._wanted.has, ready):
+                release = self.connection.release(model, timeout_s)
+                if release is not None:  # else what it said last still holds
+                    self._releases[model] = release
+            found = self._wanted.sight(self.url, answer, self._releases)
             return [(self._replica(target), problem) for target, problem in found.items()]
         if self.connection.answered_since(asked_at):
             return None
@@ -110,10 +117,12 @@ class Server:
         return ServerModel(self, client, Source("triton", model, version, self.url, 0), reference, plan)
 
     def _replica(self, target: Target) -> Replica:
+        release = self._releases.get(str(target.model), Release())
         return Replica(
             origin=Origin(str(target), lambda _, deadline: self.open(target, deadline), self.url),
-            preference=self._wanted.preference(target),
-            release=self._wanted.release(target),
+            preference=self._wanted.preference(target, release),
+            release=self._wanted.release(target, release),
+            share=release.share if release.is_canary(target.version) else 0.0,
             cooldown=Cooldown(self._intervals.cooldown_s, self._intervals.longest_cooldown_s),
         )
 

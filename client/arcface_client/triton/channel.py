@@ -12,6 +12,7 @@ from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from ..errors import ArcFaceError, ConfigError, ServerUnavailableError
+from ..models.release import Release
 from .fork_guard import ForkGuard
 from .limits import RequestLimits, Tls
 from .status import PROBE_TIMEOUT_S, Reply, Target, answered, closed, is_unavailable, models_from_index
@@ -129,6 +130,14 @@ class Connection:
         except ValueError:  # closed or dropped meanwhile
             return Reply(answers=False, problem="the connection was closed")
         return Reply(answers=True, models=models_from_index(index))
+
+    def release(self, model: str, timeout_s: float = PROBE_TIMEOUT_S) -> Release | None:
+        """What the server's configuration of a model says of its releases; None if it does not answer."""
+        try:
+            config = self._questions.get_model_config(model, client_timeout=timeout_s).config
+        except (InferenceServerException, ValueError):  # not loaded, or the connection was closed meanwhile
+            return None
+        return Release.read({name: one.string_value for name, one in config.parameters.items()})
 
     def is_live(self, timeout_s: float = PROBE_TIMEOUT_S) -> bool:
         """Whether the server answers at all; True as well if the connection was closed meanwhile."""

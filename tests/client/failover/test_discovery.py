@@ -6,6 +6,7 @@ import pytest
 
 from arcface_client.errors import ConfigError
 from arcface_client.failover.discovery import Pin, Wanted
+from arcface_client.models.release import Release
 from arcface_client.triton.status import ModelStatus, Reply, Target
 
 WANTED = Wanted(("one:1", "two:2"), "arcface")
@@ -18,7 +19,7 @@ def ready(name: str, *versions: int) -> list[ModelStatus]:
 def found(wanted: Wanted, *models: ModelStatus, urls: tuple[str, ...] = ("one:1",)) -> list[Target]:
     return sorted(
         (one for url in urls for one in wanted.sight(url, Reply(answers=True, models=models))),
-        key=wanted.preference,
+        key=lambda one: wanted.preference(one, Release()),
     )
 
 
@@ -66,7 +67,28 @@ def test_pins_override_the_order_and_everything_else_is_out() -> None:
 def test_the_newest_release_settles_the_embedding_space_though_an_older_plan_is_preferred() -> None:
     candidates = found(WANTED, *ready("arcface_trt", 1), *ready("arcface_onnx", 1, 2))
     assert str(candidates[0]) == "arcface_trt:1 at one:1"
-    assert str(min(candidates, key=WANTED.release)) == "arcface_onnx:2 at one:1"
+    assert str(min(candidates, key=lambda one: WANTED.release(one, Release()))) == "arcface_onnx:2 at one:1"
+
+
+def test_a_release_goes_first_older_versions_stand_in_newer_ones_wait_and_a_canary_comes_last() -> None:
+    models = [*ready("arcface_onnx", 1, 2, 3, 4), *ready("arcface_trt", 1)]
+    release = Release(2, canary=3, share=0.1)
+    releases = {"arcface_onnx": release, "arcface_trt": release}
+    seen = WANTED.sight("one:1", Reply(answers=True, models=models), releases)
+    assert [str(one) for one, problem in seen.items() if problem] == ["arcface_onnx:4 at one:1"]
+    order = sorted(seen, key=lambda one: WANTED.preference(one, release))
+    assert [f"{one.model}:{one.version}" for one in order if not seen[one]] == [
+        "arcface_onnx:2",
+        "arcface_trt:1",
+        "arcface_onnx:1",
+        "arcface_onnx:3",
+    ]
+
+
+def test_a_pinned_version_serves_though_another_one_is_released() -> None:
+    wanted = Wanted(("one:1",), "arcface", (Pin.parse("arcface_onnx:2"),))
+    reply = Reply(answers=True, models=ready("arcface_onnx", 1, 2))
+    assert set(wanted.sight("one:1", reply, {"arcface_onnx": Release(1)}).values()) == {None}
 
 
 @pytest.mark.parametrize("text", ["", ":3", "arcface:", "arcface:0", "arcface:x", "arcface:3:4", "a b"])

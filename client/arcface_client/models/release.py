@@ -1,0 +1,56 @@
+"""Which version of a model is released: parameters of its configuration, which servers tell their clients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+RELEASE: Final = "release"
+CANARY: Final = "canary"
+CANARY_SHARE: Final = "canary_share"
+
+
+@dataclass(frozen=True)
+class Release:
+    """What a model's configuration says of its versions.
+
+    Attributes:
+        version: The version that calls go to; older ones stand in for it, newer ones do not serve. None where
+            nobody manages releases: then the newest version serves.
+        canary: A newer version that gets a share of the calls.
+        share: That share, 0 to 1.
+    """
+
+    version: int | None = None
+    canary: int | None = None
+    share: float = 0.0
+
+    @classmethod
+    def read(cls, parameters: Mapping[str, str]) -> Release:
+        """Read it from the parameters; values that are not numbers count as missing."""
+        version, canary = (_whole(parameters.get(name, "")) for name in (RELEASE, CANARY))
+        try:
+            share = float(parameters.get(CANARY_SHARE, "0"))
+        except ValueError:
+            share = 0.0
+        return cls(version, canary, share if canary and 0 < share <= 1 else 0.0)
+
+    def parameters(self) -> dict[str, str]:
+        """The parameters that say it."""
+        said = {} if self.version is None else {RELEASE: str(self.version)}
+        if self.canary is not None:
+            said |= {CANARY: str(self.canary), CANARY_SHARE: f"{self.share:g}"}
+        return said
+
+    def is_canary(self, version: int | None) -> bool:
+        """Whether a version gets only a share of the calls."""
+        return self.share > 0 and version == self.canary
+
+    def holds_back(self, version: int | None) -> bool:
+        """Whether a version must not serve yet, or not any more."""
+        return None not in (self.version, version) and version > self.version and not self.is_canary(version)  # type: ignore[operator]
+
+
+def _whole(text: str) -> int | None:
+    return int(text) if text.isdecimal() else None

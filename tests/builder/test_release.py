@@ -1,0 +1,215 @@
+"""Releases on a real Triton, with calls going on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from arcface_builder.build import build
+from arcface_builder.check import crops as check_crops
+from arcface_builder.cli.app import main
+from arcface_builder.errors import ParityError, ReleaseError
+from arcface_builder.release import Releases
+from arcface_builder.repository.publish import ModelRepository
+from arcface_builder.source.load import OnnxFile
+from arcface_client import get_embedding_backend
+from arcface_client.backends.base import EmbeddingBackend
+from arcface_client.models.golden import golden_crops
+from arcface_client.models.repository import LocalModels
+from arcface_server import LocalTriton
+from support.exports import small_arcface
+
+NAME = "small"
+EXPLICIT = ("--model-control-mode=explicit", "--load-model=small_onnx")
+
+
+@pytest.fixture(autouse=True)
+def _few_crops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_crops, "LEAST_CROPS", 32)
+
+
+@pytest.fixture
+def repository(built: Path, tmp_path: Path) -> Path:
+    """Versions 1 and 2 come from one network, 3 from another one."""
+    root = tmp_path / "models"
+    shutil.copytree(built / "models", root)
+    build(OnnxFile(built / "source.onnx"), name=NAME, repository=root)
+    onnx.save_model(small_arcface(seed=9), tmp_path / "other.onnx")
+    build(OnnxFile(tmp_path / "other.onnx"), name=NAME, repository=root)
+    _releases(root, "").promote(1, max_drift_cosine=1e-3)
+    return root
+
+
+@pytest.fixture
+def triton(repository: Path) -> Iterator[LocalTriton]:
+    with LocalTriton(repository, flags=EXPLICIT, stop_timeout_s=1) as server:
+        yield server
+
+
+def _releases(root: Path, url: str) -> Releases:
+    return Releases(ModelRepository(root), NAME, [url] if url else [])
+
+
+def _embedder(url: str) -> EmbeddingBackend:
+    embedder = get_embedding_backend(
+        "triton", triton_url=url, embedding_model=NAME, triton_recheck_s=0.1, allow_cpu_fallback=False
+    )
+    embedder.ensure_ready()
+    return embedder
+
+
+def _served(embedder: EmbeddingBackend, calls: int = 1) -> Counter[int | None]:
+    """How many calls each version serves."""
+    answers = [embedder.encode(golden_crops()[:1], return_source=True)[1] for _ in range(calls)]
+    return Counter(source.version for answer in answers for source in answer.sources)
+
+
+def _until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.faults
+def test_calls_go_over_to_a_promoted_version_and_back_and_none_is_lost_or_wrong(
+    repository: Path, triton: LocalTriton
+) -> None:
+    releases, stop, served = _releases(repository, triton.grpc_url), threading.Event(), Counter[int | None]()
+    reference = LocalModels(repository).golden("small_onnx", 1)
+    assert reference is not None
+    wrong: list[object] = []
+
+    def load(embedder: EmbeddingBackend) -> None:
+        while not stop.is_set():
+            try:
+                found, answer = embedder.encode(golden_crops(), return_source=True)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is reported
+                wrong.append(error)
+                continue
+            served.update(source.version for source in answer.sources)
+            if not np.allclose(found, reference.embeddings, atol=1e-4):
+                wrong.append(answer)
+
+    with _embedder(triton.grpc_url) as embedder:
+        threads = [threading.Thread(target=load, args=(embedder,)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        try:
+            _until(lambda: served[1] > 10)
+            assert served[2] == 0
+            promotion = releases.promote(2, max_drift_cosine=1e-3)
+            _until(lambda: _served(embedder) == {2: 1})
+            assert releases.rollback() == 1
+            _until(lambda: _served(embedder) == {1: 1})
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+    assert not wrong
+    assert served[2]
+    assert promotion.drift[f"small_onnx at {triton.grpc_url}"] < 1e-6
+
+
+@pytest.mark.faults
+def test_a_version_that_drifts_as_served_is_not_released_and_is_unloaded(
+    repository: Path, triton: LocalTriton
+) -> None:
+    releases, models = _releases(repository, triton.grpc_url), repository / "small_onnx"
+    before = {path: path.read_bytes() for path in repository.rglob("*.pbtxt")}
+    right = (models / "2" / "model.onnx").read_bytes()
+    shutil.copyfile(models / "3" / "model.onnx", models / "2" / "model.onnx")
+
+    def restore(stage: str, _: float | None) -> None:
+        if stage.startswith("Computing"):  # the server has loaded the wrong file
+            (models / "2" / "model.onnx").write_bytes(right)
+
+    with pytest.raises(ParityError, match="drifts"):
+        releases.promote(2, max_drift_cosine=1e-3, report=restore)
+    assert {path: path.read_bytes() for path in repository.rglob("*.pbtxt")} == before
+    with _embedder(triton.grpc_url) as embedder:
+        assert _served(embedder) == {1: 1}
+        seen = {one.candidate.split(" ")[0]: one.state for one in embedder.diagnostics().candidates}
+    assert seen["small_onnx:1"] == "serving"
+    assert seen.get("small_onnx:2") in (None, "refused", "failing")  # unloaded, or being unloaded
+    assert [(one.version, one.state) for one in releases.listed()][-1] == (1, "released")
+
+
+@pytest.mark.faults
+def test_a_version_that_a_server_cannot_load_is_not_released(repository: Path, triton: LocalTriton) -> None:
+    (repository / "small_onnx" / "2" / "model.onnx").write_bytes(b"cut off")
+    with pytest.raises(ReleaseError, match=r"does not load small_onnx:2 at"):
+        _releases(repository, triton.grpc_url).promote(2, max_drift_cosine=1e-3)
+    with _embedder(triton.grpc_url) as embedder:
+        assert _served(embedder) == {1: 1}
+
+
+@pytest.mark.faults
+def test_a_canary_gets_its_share_of_the_calls(repository: Path, triton: LocalTriton) -> None:
+    releases = _releases(repository, triton.grpc_url)
+    with _embedder(triton.grpc_url) as embedder:
+        releases.promote(2, max_drift_cosine=1e-3, share=0.3)
+        _until(lambda: _served(embedder, 20)[2] > 0)
+        served = _served(embedder, 200)
+        assert 30 < served[2] < 95  # 60 are expected; beyond these bounds once in 10 million
+        assert (
+            next(one.state for one in embedder.diagnostics().candidates if ":2 " in one.candidate) == "canary"
+        )
+        assert {one.version: one.state for one in releases.listed()} == {
+            3: "on disk",
+            2: "canary",
+            1: "released",
+        }
+        assert releases.rollback() == 1
+        _until(lambda: _served(embedder, 20) == {1: 20})
+
+
+@pytest.mark.faults
+def test_a_canary_of_another_embedding_space_gets_no_calls(repository: Path, triton: LocalTriton) -> None:
+    with _embedder(triton.grpc_url) as embedder:
+        _releases(repository, triton.grpc_url).promote(3, max_drift_cosine=1e-3, share=1.0)
+        _until(
+            lambda: any(":3 " in one.candidate and one.reason for one in embedder.diagnostics().candidates)
+        )
+        assert _served(embedder, 20) == {1: 20}
+
+
+@pytest.mark.faults
+def test_a_server_that_does_not_load_on_demand_is_named_with_the_flag_it_lacks(repository: Path) -> None:
+    with LocalTriton(repository, stop_timeout_s=1) as server:
+        with pytest.raises(ReleaseError, match="--model-control-mode=explicit"):
+            _releases(repository, server.grpc_url).promote(2, max_drift_cosine=1e-3)
+        with _embedder(server.grpc_url) as embedder:
+            assert _served(embedder) == {1: 1}
+
+
+def test_versions_are_listed_retired_and_pruned_from_the_command_line(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*argv: str) -> tuple[int, str]:
+        code = main(["release", argv[0], "--name=small", f"--repository={repository}", "--url=", *argv[1:]])
+        told = capsys.readouterr()
+        return code, told.out + told.err
+
+    assert run("promote", "2")[0] == 0
+    assert run("prune", "--keep=1") == (
+        0,
+        "No version can be removed: the servers load them, or they are among the newest.\n",
+    )
+    assert "Version 2 is in use" in run("retire", "2")[1]
+    assert run("retire", "1") == (0, "Version 1 of small is not loaded any more\n")
+    assert run("prune", "--keep=1", "--dry-run") == (0, "would be removed: version 1 of small\n")
+    assert run("prune", "--keep=1")[0] == 0
+    listed = json.loads(run("list", "--json")[1])
+    assert [(one["version"], one["state"]) for one in listed] == [(3, "on disk"), (2, "released")]
+    assert "is not on disk" in run("rollback")[1]
+    assert build(OnnxFile(repository.parent / "other.onnx"), name=NAME, repository=repository).version == 4
