@@ -22,6 +22,7 @@ from .errors import ConfigError
 from .models.embedding_space import SpaceName
 from .models.naming import family, onnx_model
 from .models.schema import expectation
+from .models.signature import PUBLIC_KEY
 from .runtimes.base import Device, read_device
 from .triton.limits import DEFAULT_MAX_DRIFT_COSINE, RequestLimits, Tls
 
@@ -338,7 +339,7 @@ def _above_files(
             continue
         if name in variables:
             layers[1] |= _values(variables[name], text, f"{name}: ", fields)
-        elif name != "ARCFACE_CACHE_DIR" and not _KUBERNETES.search(f"{name}={text}"):
+        elif name not in ("ARCFACE_CACHE_DIR", PUBLIC_KEY) and not _KUBERNETES.search(f"{name}={text}"):
             near = difflib.get_close_matches(name, variables, 1, 0.7)
             hint = f"did you mean {near[0]}?" if near else "there is no such setting."
             _log.warning("The environment variable %s is ignored; %s", name, hint)

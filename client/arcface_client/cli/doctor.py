@@ -155,8 +155,10 @@ def _gpu() -> Generator[Finding, None, str | None]:
 
 
 def _repository(models: LocalModels, name: str, sm: str | None) -> Iterator[Finding]:
+    from ..models.files import sha256_of
     from ..models.naming import plan_model
     from ..models.plan_manifest import PlanManifest, plan_manifest_paths
+    from ..models.signature import PUBLIC_KEY
 
     check = "model repository"
     if not models.root.is_dir():
@@ -167,7 +169,8 @@ def _repository(models: LocalModels, name: str, sm: str | None) -> Iterator[Find
         return
     try:
         onnx = models.onnx(name)
-        yield Finding(check, "ok", f"{onnx.model}:{onnx.version}, as its manifest says")
+        signed = ", which is signed" if os.environ.get(PUBLIC_KEY) else ""
+        yield Finding(check, "ok", f"{onnx.model}:{onnx.version}, as its manifest says{signed}")
         plans = [
             PlanManifest.read(path)
             for path in plan_manifest_paths(models.root, plan_model(name), onnx.version)
@@ -179,7 +182,11 @@ def _repository(models: LocalModels, name: str, sm: str | None) -> Iterator[Find
     for plan in plans:
         key = plan.identity
         found = f"{key.filename} by TensorRT {key.tensorrt_version}"
-        if installed in (None, key.tensorrt_version):
+        file = models.root / plan_model(name) / str(onnx.version) / key.filename
+        if not file.is_file() or sha256_of(file) != plan.plan_sha256:
+            do = "do not serve it; build and compile the next version"
+            yield Finding("plan", "error", f"{file} is not the file of its manifest", do)
+        elif installed in (None, key.tensorrt_version):
             yield Finding("plan", "ok", found)
         else:
             do = "compile with that one, or serve with the image of the release that has this one"

@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from ..errors import ManifestError, ManifestSchemaError
 from .embedding_space import PRECISIONS
+from .signature import check_signature
 
 SCHEMA_VERSION: Final = 1
 """Of the fields of both manifests."""
@@ -64,13 +65,14 @@ class ManifestFile:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a manifest's file; raises ManifestError."""
+        """Read a manifest's file; raises ManifestError, also without a signature that is asked for."""
         try:
             text = path.read_bytes()
         except OSError as error:
             raise ManifestError(
                 f"Cannot read the manifest {path}: {error.strerror}. Run `{cls.COMMAND}` again."
             ) from error
+        check_signature(path, text)
         return cls.parse(text, str(path))
 
     @classmethod

@@ -9,7 +9,7 @@ import pytest
 
 from arcface_client.cli.app import main
 from arcface_server import LocalTriton
-from support.engines import manifest
+from support.engines import manifest, plan
 from support.s3_server import S3Server
 
 Findings = list[dict[str, str]]
@@ -66,22 +66,28 @@ def test_a_model_that_is_not_what_its_manifest_says_is_an_error(
     assert "its manifest says" in repository["found"]
 
 
-def test_a_plan_of_another_tensorrt_than_the_installed_one_is_named(
+def test_a_plan_that_is_not_its_manifests_or_of_another_tensorrt_is_named(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ARCFACE_EMBEDDING_MODEL", "small")
     monkeypatch.setenv("ARCFACE_EMBEDDING_MODEL_REPOSITORY", str(models))
     record = models / "small_trt-1-sm86.manifest.json"
     record.write_text(manifest().to_json())
+    _, findings = doctor(capsys, "--backend", "onnxruntime")
+    (missing,) = of(findings, "plan")
+    assert (missing["level"], missing["do"][:15]) == ("error", "do not serve it")
+    file = models / "small_trt/1/arcface_r100-fp16-sm86.plan"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(plan())
     metadata = tmp_path / "installed/tensorrt-8.5.3.1.dist-info/METADATA"
     metadata.parent.mkdir(parents=True)
     metadata.write_text("Metadata-Version: 2.1\nName: tensorrt\nVersion: 8.5.3.1\n")
     monkeypatch.syspath_prepend(tmp_path / "installed")
     _, findings = doctor(capsys, "--backend", "onnxruntime")
-    (plan,) = of(findings, "plan")
-    assert plan["level"] == "warning"
-    assert "by TensorRT 10.16.1.11; 8.5.3.1 is installed here" in plan["found"]
-    assert "compile with that one" in plan["do"]
+    (other,) = of(findings, "plan")
+    assert other["level"] == "warning"
+    assert "by TensorRT 10.16.1.11; 8.5.3.1 is installed here" in other["found"]
+    assert "compile with that one" in other["do"]
 
 
 def test_no_server_and_no_model_is_an_error_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
