@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 from ..backends.base import EmbeddingBackend
 from ..errors import InputError
 from ..gallery import ROWS_AT_ONCE, GalleryInfo, check_same_space, open_gallery
+from .ids import IdSet
 from .parts import Parts, PartWriter, drop_failed
 from .source import Source
-from .stream import Counts, Observe, Stream
+from .stream import Counts, Observe, RowStream, Stream
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,37 @@ def embed_gallery(
         SourceUnavailableError: The source cannot be read now.
         ArcFaceError: As ``EmbeddingBackend.encode``.
     """
+
+    def start(known: IdSet) -> Stream:
+        return Stream(source, backend, known=known, resize=resize, workers=workers, observe=observe)
+
+    how = {"resize": resize, "part_rows": part_rows, "retry_failed": retry_failed, "resume": resume}
+    return fill_gallery(source, start, output, info, **how)
+
+
+def fill_gallery(
+    source: Source,
+    start: Callable[[IdSet], RowStream],
+    output: Path,
+    info: GalleryInfo,
+    *,
+    resize: bool,
+    part_rows: int,
+    retry_failed: bool,
+    resume: bool,
+) -> Result:
+    """Write a gallery of rows that are embedded anywhere; see ``embed_gallery``.
+
+    Args:
+        source: Where the crops are.
+        start: Begins to embed the source, without the ids that are known.
+        output: As in ``embed_gallery``, and so on.
+        info: What the gallery says of itself.
+        resize: What ``start`` does.
+        part_rows: A part is written when it has so many rows.
+        retry_failed: Embed rows again that have no embedding.
+        resume: Go on with what an earlier run of this job left.
+    """
     info = replace(info, job=_job(source, info, resize))
     is_file = output.suffix.lower() == ".parquet"
     if output.exists() and output.is_dir() == is_file:
@@ -81,9 +114,7 @@ def embed_gallery(
         elif retry_failed:
             for file in filter(_failed, parts.files()):
                 drop_failed(open_gallery(file), file)
-        running = Stream(
-            source, backend, known=parts.known(), resize=resize, workers=workers, observe=observe
-        )
+        running = start(parts.known())
         with PartWriter(parts, info, part_rows) as writer, closing(running.__iter__()) as all_rows:
             for rows in all_rows:
                 writer.add(rows)

@@ -40,8 +40,11 @@ class Item:
 class Place(Protocol):
     """A folder, or a file of one kind."""
 
+    def parts(self) -> Iterator[Item | Place]:
+        """Yield its image files, and the tar and Parquet files that are read as a whole, always in one order."""
+
     def items(self) -> Iterator[Item]:
-        """Yield its crops, in an order that stays the same while it does."""
+        """Yield its crops, always in one order."""
 
     def count(self) -> int | None:
         """How many crops it has; None if that would take as long as reading them."""
@@ -77,6 +80,27 @@ class Source:
             with source_errors(name):
                 counts.append(place.count())
         return None if None in counts else sum(filter(None, counts))
+
+    def shards(self, files: int) -> Iterator[Place]:
+        """Yield what machines may read apart: ``files`` image files at most, or one tar or Parquet file.
+
+        Raises:
+            ImageFileError: A folder or a list cannot be read.
+            SourceUnavailableError: A server of the source is away.
+        """
+        waiting = list[Item]()
+        for place, name in zip(self.places, self.names, strict=True):
+            with source_errors(name):
+                for part in place.parts():
+                    if isinstance(part, Item):
+                        waiting.append(part)
+                        if len(waiting) == files:
+                            yield _Items(tuple(waiting))
+                            waiting.clear()
+                    else:
+                        yield part
+        if waiting:
+            yield _Items(tuple(waiting))
 
     def is_there(self) -> bool:
         """Whether the places on this machine are still there."""
@@ -161,12 +185,37 @@ def _opened(path: str) -> Iterator[BinaryIO]:
             yield file
 
 
+class _Container:
+    """A place that holds files."""
+
+    def parts(self) -> Iterator[Item | Place]:
+        raise NotImplementedError
+
+    def items(self) -> Iterator[Item]:
+        for part in self.parts():
+            if isinstance(part, Item):
+                yield part
+            else:
+                yield from part.items()
+
+
 @dataclass(frozen=True)
-class _Image:
+class _Items(_Container):
+    files: tuple[Item, ...]
+
+    def parts(self) -> Iterator[Item | Place]:
+        yield from self.files
+
+    def count(self) -> int:
+        return len(self.files)
+
+
+@dataclass(frozen=True)
+class _Image(_Container):
     path: str
     id: str
 
-    def items(self) -> Iterator[Item]:
+    def parts(self) -> Iterator[Item | Place]:
         yield Item(self.id, self.path)
 
     def count(self) -> int:
@@ -174,16 +223,16 @@ class _Image:
 
 
 @dataclass(frozen=True)
-class _Folder:
+class _Folder(_Container):
     """A folder of this machine, at every depth; links to folders are not followed."""
 
     path: str
     whole_paths: bool
 
-    def items(self) -> Iterator[Item]:
+    def parts(self) -> Iterator[Item | Place]:
         start = 0 if self.whole_paths else len(os.path.join(self.path, ""))  # noqa: PTH118
         for name in search(self.path, _SEARCHED):
-            yield from _in_folder(name, name[start:])
+            yield _in_folder(name, name[start:])
 
     def count(self) -> int | None:
         count = 0
@@ -195,11 +244,11 @@ class _Folder:
 
 
 @dataclass(frozen=True)
-class _RemoteFolder:
+class _RemoteFolder(_Container):
     url: str
     whole_paths: bool
 
-    def items(self) -> Iterator[Item]:
+    def parts(self) -> Iterator[Item | Place]:
         filesystem, root = filesystem_of(self.url)
         for folder, folders, names in filesystem.walk(root):
             folders[:] = sorted(folders)  # walk goes on in this order
@@ -207,43 +256,40 @@ class _RemoteFolder:
                 if name.lower().endswith(tuple(_SEARCHED)):
                     url = filesystem.unstrip_protocol(f"{folder}/{name}")
                     below = f"{folder}/{name}"[len(root.rstrip("/")) + 1 :]
-                    yield from _in_folder(url, url if self.whole_paths else below)
+                    yield _in_folder(url, url if self.whole_paths else below)
 
     def count(self) -> None:
         return None
 
 
 @dataclass(frozen=True)
-class _Matches:
+class _Matches(_Container):
     """The files that a pattern matched."""
 
     folder: str
     paths: tuple[str, ...]
     whole_paths: bool
 
-    def items(self) -> Iterator[Item]:
+    def parts(self) -> Iterator[Item | Place]:
         for path in self.paths:
-            yield from _file(path, path if self.whole_paths else path.removeprefix(self.folder)).items()
+            yield from _file(path, path if self.whole_paths else path.removeprefix(self.folder)).parts()
 
     def count(self) -> int | None:
         counts = [_file(path, path).count() for path in self.paths]
         return None if None in counts else sum(filter(None, counts))
 
 
-def _in_folder(path: str, id: str) -> Iterator[Item]:
-    if path.lower().endswith(_TARS):
-        yield from _Tar(path, id).items()
-    else:
-        yield Item(id, path)
+def _in_folder(path: str, id: str) -> Item | Place:
+    return _Tar(path, id) if path.lower().endswith(_TARS) else Item(id, path)
 
 
 @dataclass(frozen=True)
-class _List:
+class _List(_Container):
     """A text file with a path or URL on each line, relative ones below the list's folder."""
 
     path: str
 
-    def items(self) -> Iterator[Item]:
+    def parts(self) -> Iterator[Item | Place]:
         for line in self._lines():
             yield Item(line, _beside(self.path, line))
 
@@ -270,6 +316,9 @@ class _Table:
     """
 
     path: str
+
+    def parts(self) -> Iterator[Item | Place]:
+        yield self
 
     def items(self) -> Iterator[Item]:
         with self._opened() as file:
@@ -317,6 +366,9 @@ class _Tar:
 
     path: str
     id: str
+
+    def parts(self) -> Iterator[Item | Place]:
+        yield self
 
     def items(self) -> Iterator[Item]:
         with _opened(self.path) as file:

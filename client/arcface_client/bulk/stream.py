@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -52,7 +53,55 @@ Observe = Callable[[Counts, Rows | None], None]
 """Called with the counts after each chunk and with its rows; with None when they alone have changed."""
 
 
-class Stream:
+class RowStream(ABC):
+    """Embeds what a source has. Iterate over it once.
+
+    Args:
+        source: Where the crops are.
+        known: Ids that are embedded already, and are left out.
+        observe: Is told how far it is.
+
+    Attributes:
+        counts: How far it is.
+    """
+
+    def __init__(self, source: Source, known: IdSet | None, observe: Observe) -> None:
+        self.counts = Counts()
+        self._source, self._observe = source, observe
+        self._known, self._seen = known or IdSet(), IdSet()
+        self._total: int | None = None
+
+    @abstractmethod
+    def __iter__(self) -> Generator[Rows, None, None]:
+        """Yield rows, one for each id that is not known; close the generator to end it early.
+
+        Raises:
+            SourceUnavailableError: The source cannot be read now.
+            ArcFaceError: As ``EmbeddingBackend.encode``.
+        """
+
+    def _begin_count(self) -> None:
+        # Nothing waits for it: listing ten million files takes a minute.
+        threading.Thread(target=self._count, daemon=True).start()
+
+    def _note(self, rows: Rows) -> None:
+        failed = sum(error is not None for error in rows.errors)
+        if failed == len(rows.ids) and not self._source.is_there():
+            raise SourceUnavailableError(
+                f"{self._source.names[0]} is no longer there. What was embedded before is kept; run the same "
+                "command again when it is back."
+            )
+        counts = self.counts
+        done, failed = counts.done + len(rows.ids), counts.failed + failed
+        self.counts = replace(counts, done=done, failed=failed, total=self._total)
+        self._observe(self.counts, rows)
+
+    def _count(self) -> None:
+        with suppress(ArcFaceError):  # the reader meets it, too, and raises it
+            self._total = self._source.count()
+
+
+class Stream(RowStream):
     """Embeds what a source has, in its order; a few chunks are held in memory. Iterate over it once.
 
     Args:
@@ -77,22 +126,12 @@ class Stream:
         workers: int | None = None,
         observe: Observe,
     ) -> None:
-        self.counts = Counts()
-        self._source, self._backend = source, backend
-        self._known, self._seen = known or IdSet(), IdSet()
-        self._resize, self._workers = resize, workers
-        self._observe = observe
-        self._total: int | None = None
+        super().__init__(source, known, observe)
+        self._backend, self._resize, self._workers = backend, resize, workers
 
     def __iter__(self) -> Generator[Rows, None, None]:
-        """Yield rows, one for each id that is not known; close the generator to end the processes early.
-
-        Raises:
-            SourceUnavailableError: The source cannot be read now.
-            ArcFaceError: As ``EmbeddingBackend.encode``.
-        """
-        # Nothing waits for it: listing ten million files takes a minute.
-        threading.Thread(target=self._count, daemon=True).start()
+        """Yield rows in the source's order; see ``RowStream``."""
+        self._begin_count()
         items = self._fresh(self._source.items())
         first = list(islice(items, CHUNK))
         workers = self._workers
@@ -129,19 +168,3 @@ class Stream:
                 self.counts = replace(counts, duplicates=counts.duplicates + again, kept=counts.kept + kept)
                 self._observe(self.counts, None)
             yield from (item for item, is_wanted in zip(some, is_new & ~is_known, strict=True) if is_wanted)
-
-    def _note(self, rows: Rows) -> None:
-        failed = sum(error is not None for error in rows.errors)
-        if failed == len(rows.ids) and not self._source.is_there():
-            raise SourceUnavailableError(
-                f"{self._source.names[0]} is no longer there. What was embedded before is kept; run the same "
-                "command again when it is back."
-            )
-        counts = self.counts
-        done, failed = counts.done + len(rows.ids), counts.failed + failed
-        self.counts = replace(counts, done=done, failed=failed, total=self._total)
-        self._observe(self.counts, rows)
-
-    def _count(self) -> None:
-        with suppress(ArcFaceError):  # the reader meets it, too, and raises it
-            self._total = self._source.count()
