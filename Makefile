@@ -15,7 +15,7 @@ READY  := $(VENV)/ready
 LOCK   := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.12 --no-annotate pyproject.toml deploy/cuda.in
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-faults test-torch test-real test-lowest test-gpu test-kserve fuzz soak lint format type check ci bench bench-gpu report lock package clean
+.PHONY: help install demo test test-faults test-torch test-ray test-real test-lowest test-gpu test-kserve fuzz soak lint format type check ci bench bench-gpu report lock package clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,7 +33,7 @@ demo: $(READY) ## Build, serve and call a model on a real photograph; ONNX=FILE 
 	$(BIN)/python examples/demo.py $(if $(ONNX),--onnx-path '$(ONNX)')
 
 test: $(READY) ## Run the tests, against a real Triton server, in JOBS (2) processes
-	$(BIN)/pytest -m 'not faults and not real' --numprocesses $(JOBS) --dist loadfile
+	$(BIN)/pytest -m 'not faults and not ray and not real' --numprocesses $(JOBS) --dist loadfile
 
 test-faults: $(READY) ## Run the tests of servers, models and networks that fail in the middle (3 minutes)
 	$(BIN)/pytest -m faults
@@ -42,6 +42,11 @@ test-torch: $(READY) ## Install PyTorch and compare the network with a plain PyT
 	$(BIN)/pip install --quiet 'torch==2.13.0' 'onnxscript>=0.5'
 	$(BIN)/pytest tests/builder/source/test_iresnet_torch.py tests/builder/source/test_exports_torch.py \
 		tests/builder/source/test_checkpoint.py
+
+# The constraints of the other extras hold, so that nothing of what is installed changes.
+test-ray: $(READY) ## Install Ray and Spark and embed on clusters of them, of which nodes are killed (4 minutes)
+	$(BIN)/pip install --quiet --editable '.[$(EXTRAS),ray]' pyspark
+	$(BIN)/pytest -m ray
 
 test-real: $(READY) ## Fetch two small trained networks and serve them; ARCFACE_TEST_FACES=DIR has crops, DIR/p01/*.png, ...
 	$(BIN)/pytest -m real -rs tests/real
@@ -59,7 +64,7 @@ test-lowest: ## Run the tests with the lowest versions that pyproject.toml allow
 	$(VENV)-lowest/bin/pip install --quiet uv
 	$(VENV)-lowest/bin/uv pip install --quiet --python $(VENV)-lowest --resolution lowest-direct --editable '.[$(EXTRAS)]'
 	$(VENV)-lowest/bin/uv pip install --quiet --python $(VENV)-lowest --group test
-	$(VENV)-lowest/bin/pytest -m 'not faults and not real' --numprocesses $(JOBS) --dist loadfile
+	$(VENV)-lowest/bin/pytest -m 'not faults and not ray and not real' --numprocesses $(JOBS) --dist loadfile
 
 test-gpu: $(READY) ## Run the tests that need a GPU and TensorRT (8 minutes; `make test` skips them)
 	$(BIN)/pytest -m gpu tests/gpu
@@ -81,7 +86,7 @@ type: $(READY) ## Check types
 check: lint type test ## Style, types and tests, before every commit
 
 # PyTorch is here and not in `test`: it compares the network with a plain PyTorch one.
-ci: test test-faults test-torch lint type ## All that a change must pass (10 minutes)
+ci: test test-faults test-torch test-ray lint type ## All that a change must pass (15 minutes)
 
 bench: $(READY) ## Measure the ways to embed on this CPU, growth and outages (about 25 minutes); then `make report`
 	$(BIN)/python benchmarks/cpu.py --depth r50

@@ -45,7 +45,7 @@ import importlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,7 +55,10 @@ Error = TypeVar("Error", bound=BaseException)
 
 
 class ArcFaceError(Exception):
-    """Base of every error raised on purpose."""
+    """Base of every error raised on purpose. Other processes get it with all that it holds."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _made_again, (type(self), self.args, vars(self))
 
 
 class InputError(ArcFaceError, ValueError):
@@ -240,11 +243,15 @@ def detached(error: Error) -> Error:
 
     Those keep the variables of every frame alive, a call's crops among them.
     """
-    # Not copy.copy, which calls __init__ with ``args``: some take other arguments.
-    copy = type(error).__new__(type(error), *error.args)
-    copy.args = error.args
-    vars(copy).update(vars(error))
-    return copy
+    return _made_again(type(error), error.args, vars(error))
+
+
+def _made_again(kind: type[Error], args: tuple[Any, ...], held: Mapping[str, Any]) -> Error:
+    # Not by __init__, as copy and pickle do it: some take other arguments.
+    error = kind.__new__(kind, *args)
+    error.args = args
+    vars(error).update(held)
+    return error
 
 
 def _listed(reasons: Mapping[str, ArcFaceError]) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import sys
 from collections.abc import Iterator
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 import arcface_builder.errors
@@ -21,6 +23,7 @@ from arcface_client.errors import (
     MissingExtraError,
     NoCandidateError,
     NoCandidateNowError,
+    NotFiniteError,
     ServerBusyError,
     TransientError,
     detached,
@@ -106,3 +109,12 @@ def test_reasons_are_listed_without_a_full_stop_before_a_semicolon() -> None:
         "c": DeploymentError("gone."),
     }
     assert str(NoCandidateError(reasons)).endswith(" a: gone, SHA-256 4c06...; b: gone; c: gone.")
+
+
+def test_another_process_gets_an_error_with_all_that_it_holds() -> None:
+    lacking = NotFiniteError("small_onnx:1", [3], np.full((4, 2), np.nan, np.float32))
+    for error in (DriftError("it drifts", 0.5), lacking, NoCandidateError({"a": InputError("no")})):
+        there = pickle.loads(pickle.dumps(error))
+        assert (type(there), str(there)) == (type(error), str(error))
+        assert vars(there).keys() == vars(error).keys()
+    assert pickle.loads(pickle.dumps(lacking)).positions == (3,)

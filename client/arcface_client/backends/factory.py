@@ -112,6 +112,29 @@ def make_backend(settings: PipelineSettings, *, registry: Any = None) -> Embeddi
     )
 
 
+def make_single(settings: PipelineSettings, version: int | None = None) -> EmbeddingBackend:
+    """Make an embedder that no other model stands in for: ``triton.model``, or a backend in this process.
+
+    Args:
+        settings: As for ``make_backend``.
+        version: Of the model on the servers; None takes the newest.
+
+    Raises:
+        ArcFaceError: As ``make_backend``.
+    """
+    if settings.embedding.backend != "triton":
+        return make_backend(settings)
+    name = str(settings.triton.model)
+    return TritonBackend(
+        settings.triton.required_urls(),
+        settings.embedding.model,
+        [name if version is None else f"{name}:{version}"],
+        records=LocalModels(settings.embedding.model_repository),
+        max_drift_cosine=settings.embedding.max_drift_cosine,
+        limits=settings.triton.limits,
+    )
+
+
 def _triton(settings: PipelineSettings, registry: Any) -> EmbeddingBackend:
     embedding, server = settings.embedding, settings.triton
     models = LocalModels(embedding.model_repository)

@@ -68,8 +68,16 @@ def embed_gallery(
     def start(known: IdSet) -> Stream:
         return Stream(source, backend, known=known, resize=resize, workers=workers, observe=observe)
 
-    how = {"resize": resize, "part_rows": part_rows, "retry_failed": retry_failed, "resume": resume}
-    return fill_gallery(source, start, output, info, **how)
+    return fill_gallery(
+        source,
+        start,
+        output,
+        info,
+        resize=resize,
+        part_rows=part_rows,
+        retry_failed=retry_failed,
+        resume=resume,
+    )
 
 
 def fill_gallery(

@@ -63,7 +63,9 @@ class EmbedCrops:
         conflict = space and space.conflict(backend.space())
         if conflict:
             backend.close()
-            raise OtherEmbeddingSpaceError(f"This actor's model has {conflict}; serve one model to all actors.")
+            raise OtherEmbeddingSpaceError(
+                f"This actor's model has {conflict}; serve one model to all actors."
+            )
         self._backend = backend
         self._dim = backend.encode(golden_crops()[:1]).shape[1]
 
@@ -104,7 +106,9 @@ class EmbedCrops:
 
     def _embed(self, crops: Crops, ids: Sequence[object] | None, errors: Sequence[object] | None) -> Rows:
         names = [f"row {row}" for row in range(len(crops))] if ids is None else list(map(str, ids))
-        known = [str(error) if error else None for error in (len(crops) * [None] if errors is None else errors)]
+        known = [
+            str(error) if error else None for error in (len(crops) * [None] if errors is None else errors)
+        ]
         right = [error is None for error in known]
         rows = embed(self._backend, Decoded(names, crops if all(right) else crops[right], known))
         if rows.embeddings.shape[1]:
@@ -127,12 +131,14 @@ def _crops(column: pa.ChunkedArray) -> Crops:
         values = chunk.storage if isinstance(chunk, pa.ExtensionArray) else chunk
         if pa.types.is_fixed_size_binary(values.type):
             width = values.type.byte_width
-            flat = np.frombuffer(values.buffers()[1], np.uint8)[values.offset * width :][: len(values) * width]
+            flat = np.frombuffer(values.buffers()[1], np.uint8)[values.offset * width :][
+                : len(values) * width
+            ]
         else:
             flat = values.flatten().to_numpy(zero_copy_only=False)
         if flat.dtype != np.uint8 or flat.size != len(values) * CROP_BYTES:
             raise CropError(
-                f"{CROP!r} is {column.type}; expected {CROP_BYTES} bytes in each row, a crop of 112x112 in BGR."
+                f"{CROP!r} is {column.type}; expected {CROP_BYTES} bytes in each row, a crop in BGR."
             )
         parts.append(flat.reshape(-1, *CROP_SHAPE))
     return parts[0] if len(parts) == 1 else np.concatenate([np.empty((0, *CROP_SHAPE), np.uint8), *parts])

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from ..backends.base import EmbeddingBackend
-from ..contract import CROP_BYTES, Crops
+from ..contract import CROP_BYTES
 from ..errors import ArcFaceError, DeploymentError, InputError, ServerUnavailableError, require
-from ..gallery import vectors
+from ..gallery import GalleryInfo, vectors
 from ..models.embedding_space import EmbeddingSpace
 from .decode import decode
 from .ids import IdSet
 from .ray_data import CROP, EmbedCrops
-from .rows import Rows
+from .rows import Rows, describe
 from .source import Place, Source
 from .stream import Observe, RowStream
 
@@ -92,7 +92,9 @@ def cluster(address: str) -> Iterator[Any]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         text = " ".join(str(error).split())
         if "ersion mismatch" in text:
-            raise DeploymentError(f"Install the versions of the Ray cluster at {address} here: {text}") from error
+            raise DeploymentError(
+                f"Install the versions of the Ray cluster at {address} here: {text}"
+            ) from error
         raise ServerUnavailableError(f"No Ray cluster answers at {address}: {text}") from error
     try:
         yield ray
@@ -126,6 +128,13 @@ def on_an_actor(ray: Any, function: Callable[..., Any], actors: Actors, *argumen
     remote = ray.remote(num_cpus=actors.cpus, num_gpus=actors.gpus)(function)
     with _plain_errors(ray):
         return ray.get(remote.remote(*arguments))
+
+
+def describe_there(open_embedder: Open, command: str) -> GalleryInfo:
+    """What a gallery says of itself by an embedder of the machine where this runs."""
+    with open_embedder() as backend:
+        backend.ensure_ready()
+        return describe(backend, command)
 
 
 class RayStream(RowStream):
@@ -196,7 +205,7 @@ class RayStream(RowStream):
             batch_size=_BATCH,
             batch_format="pyarrow",
             zero_copy_batch=True,
-            compute=data.ActorPoolStrategy(min_size=actors.least, max_size=actors.most),
+            compute=data.ActorPoolStrategy(min_size=min(actors.least, len(shards)), max_size=actors.most),
             num_cpus=actors.cpus,
             num_gpus=actors.gpus,
         )
@@ -241,7 +250,9 @@ def _plain_errors(ray: Any) -> Iterator[None]:
         yield
     except ray.exceptions.RayError as error:
         cause: BaseException | None = error
-        while cause is not None and (not isinstance(cause, ArcFaceError) or isinstance(cause, ray.exceptions.RayError)):
+        while cause is not None and (
+            not isinstance(cause, ArcFaceError) or isinstance(cause, ray.exceptions.RayError)
+        ):
             cause = getattr(cause, "cause", None) or cause.__cause__
         if cause is not None:
             raise cause from error

@@ -11,6 +11,7 @@ from ..backends.base import EmbeddingBackend
 from ..contract import Embeddings
 from ..errors import NotFiniteError
 from ..gallery import GalleryInfo, gallery_table
+from ..models.golden import golden_crops
 from ..observability.diagnostics import Served
 from .decode import Decoded
 
@@ -40,6 +41,18 @@ class Rows:
         if not embeddings.shape[1]:
             embeddings = np.full((len(self.ids), info.dim), np.nan, np.float32)
         return gallery_table(info, self.ids, embeddings, self.sources, self.errors)
+
+
+def describe(backend: EmbeddingBackend, command: str = "") -> GalleryInfo:
+    """What a gallery says of itself that an embedder makes; ``ensure_ready`` was called."""
+    known = backend.diagnostics()
+    return GalleryInfo(
+        space=backend.space(),
+        dim=backend.encode(golden_crops()[:1]).shape[1],
+        model=known.model,
+        version=known.version,
+        command=command,
+    )
 
 
 def embed(backend: EmbeddingBackend, decoded: Decoded) -> Rows:

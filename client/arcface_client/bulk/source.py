@@ -7,7 +7,7 @@ import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, Final, Protocol
 
 from ..errors import ArcFaceError, ImageFileError, InputError, require
@@ -40,8 +40,8 @@ class Item:
 class Place(Protocol):
     """A folder, or a file of one kind."""
 
-    def parts(self) -> Iterator[Item | Place]:
-        """Yield its image files, and the tar and Parquet files that are read as a whole, always in one order."""
+    def parts(self) -> Iterator[Item | _Tar | _Table]:
+        """Yield its image files, and tar and Parquet files that are read as a whole, always in one order."""
 
     def items(self) -> Iterator[Item]:
         """Yield its crops, always in one order."""
@@ -93,12 +93,13 @@ class Source:
             with source_errors(name):
                 for part in place.parts():
                     if isinstance(part, Item):
-                        waiting.append(part)
+                        data = part.data if isinstance(part.data, bytes) else _absolute(part.data)
+                        waiting.append(Item(part.id, data, part.error))
                         if len(waiting) == files:
                             yield _Items(tuple(waiting))
                             waiting.clear()
                     else:
-                        yield part
+                        yield replace(part, path=_absolute(part.path))
         if waiting:
             yield _Items(tuple(waiting))
 
@@ -188,7 +189,7 @@ def _opened(path: str) -> Iterator[BinaryIO]:
 class _Container:
     """A place that holds files."""
 
-    def parts(self) -> Iterator[Item | Place]:
+    def parts(self) -> Iterator[Item | _Tar | _Table]:
         raise NotImplementedError
 
     def items(self) -> Iterator[Item]:
@@ -203,7 +204,7 @@ class _Container:
 class _Items(_Container):
     files: tuple[Item, ...]
 
-    def parts(self) -> Iterator[Item | Place]:
+    def parts(self) -> Iterator[Item | _Tar | _Table]:
         yield from self.files
 
     def count(self) -> int:
@@ -215,7 +216,7 @@ class _Image(_Container):
     path: str
     id: str
 
-    def parts(self) -> Iterator[Item | Place]:
+    def parts(self) -> Iterator[Item | _Tar | _Table]:
         yield Item(self.id, self.path)
 
     def count(self) -> int:
@@ -229,7 +230,7 @@ class _Folder(_Container):
     path: str
     whole_paths: bool
 
-    def parts(self) -> Iterator[Item | Place]:
+    def parts(self) -> Iterator[Item | _Tar | _Table]:
         start = 0 if self.whole_paths else len(os.path.join(self.path, ""))  # noqa: PTH118
         for name in search(self.path, _SEARCHED):
             yield _in_folder(name, name[start:])
@@ -248,7 +249,7 @@ class _RemoteFolder(_Container):
     url: str
     whole_paths: bool
 
-    def parts(self) -> Iterator[Item | Place]:
+    def parts(self) -> Iterator[Item | _Tar | _Table]:
         filesystem, root = filesystem_of(self.url)
         for folder, folders, names in filesystem.walk(root):
             folders[:] = sorted(folders)  # walk goes on in this order
@@ -270,7 +271,7 @@ class _Matches(_Container):
     paths: tuple[str, ...]
     whole_paths: bool
 
-    def parts(self) -> Iterator[Item | Place]:
+    def parts(self) -> Iterator[Item | _Tar | _Table]:
         for path in self.paths:
             yield from _file(path, path if self.whole_paths else path.removeprefix(self.folder)).parts()
 
@@ -279,7 +280,7 @@ class _Matches(_Container):
         return None if None in counts else sum(filter(None, counts))
 
 
-def _in_folder(path: str, id: str) -> Item | Place:
+def _in_folder(path: str, id: str) -> Item | _Tar:
     return _Tar(path, id) if path.lower().endswith(_TARS) else Item(id, path)
 
 
@@ -289,7 +290,7 @@ class _List(_Container):
 
     path: str
 
-    def parts(self) -> Iterator[Item | Place]:
+    def parts(self) -> Iterator[Item | _Tar | _Table]:
         for line in self._lines():
             yield Item(line, _beside(self.path, line))
 
@@ -302,6 +303,10 @@ class _List(_Container):
                 text = os.fsdecode(line.rstrip(b"\r\n"))
                 if text:
                     yield text
+
+
+def _absolute(path: str) -> str:
+    return path if is_url(path) else os.path.abspath(path)  # noqa: PTH100
 
 
 def _beside(list_: str, path: str) -> str:
@@ -317,7 +322,7 @@ class _Table:
 
     path: str
 
-    def parts(self) -> Iterator[Item | Place]:
+    def parts(self) -> Iterator[Item | _Tar | _Table]:
         yield self
 
     def items(self) -> Iterator[Item]:
@@ -367,7 +372,7 @@ class _Tar:
     path: str
     id: str
 
-    def parts(self) -> Iterator[Item | Place]:
+    def parts(self) -> Iterator[Item | _Tar | _Table]:
         yield self
 
     def items(self) -> Iterator[Item]:

@@ -19,6 +19,7 @@ from .terminal import DONE, FAILED, examples, print_json, rate_of, say, with_sha
 
 if TYPE_CHECKING:
     from ..backends.base import EmbeddingBackend
+    from ..bulk.job import Result
     from ..bulk.rows import Rows
     from ..bulk.source import Source
     from ..bulk.stream import Counts
@@ -29,6 +30,7 @@ EPILOG: Final = examples(
     "arcface-client embed 'shards/*.tar' --output gallery.parquet",
     "arcface-client embed s3://bucket/crops.parquet --output gallery/ --model arcface_r50_trt --json",
     "arcface-client embed crops/ --backend openvino --model arcface_r50 --output gallery.parquet",
+    "arcface-client embed 's3://bucket/*.tar' --output gallery/ --url triton:8001 --ray auto --actors 1,8",
     exit_codes="0 every image is embedded, 1 failed or some images skipped, 2 wrong usage, 130 interrupted",
 )
 
@@ -95,6 +97,32 @@ def embed(
         bool, typer.Option("--retry-failed", help="Embed again what failed in an earlier run.")
     ] = False,
     part_rows: Annotated[int, typer.Option(min=1, help="Rows after which a part is written.")] = 8_192,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            rich_help_panel="Ray",
+            help="Embed on a Ray cluster: HOST:PORT, auto for the cluster of this machine or of RAY_ADDRESS, "
+            "or local to start one here.",
+        ),
+    ] = None,
+    actors: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[MIN,]MAX",
+            rich_help_panel="Ray",
+            help="How many actors embed, MIN of them at first (default: 1, and up to what the cluster has "
+            "room for).",
+        ),
+    ] = None,
+    actor_gpus: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            rich_help_panel="Ray",
+            help="GPUs of each actor (default: 1 for a model on a GPU in its process, else 0).",
+        ),
+    ] = None,
 ) -> int:
     """Embed aligned 112x112 face crops, any number of them.
 
@@ -119,13 +147,38 @@ def embed(
     is_archive = output.lower().endswith(".npz")
     if is_archive and retry_failed:
         raise typer.BadParameter("An .npz is written anew each time; --retry-failed is for galleries.")
+    if ray is None and (actors or actor_gpus is not None):
+        raise typer.BadParameter(
+            "--actors and --actor-gpus are of a Ray cluster; give --ray ADDRESS as well."
+        )
+    if ray is not None and (is_archive or workers is not None):
+        raise typer.BadParameter(
+            "--ray writes galleries, and reads in its own tasks; leave out .npz and --workers."
+        )
     settings = settings_of(server, backend, model, version)
     source = open_source(sources, whole_paths=is_archive)
     if next(source.items(), None) is None:
         searched = ", ".join(sources)
         raise ImageFileError(f"There is no image in {searched}; expected images, or tar files of images.")
+    kept = {"retry_failed": retry_failed, "resume": resume, "part_rows": part_rows}
     if is_archive:
         check_output(Path(output))
+    elif ray is not None:
+        from .embed_ray import embed_on_ray
+
+        with rate_of("embed", "crops") as show:
+            info, result = embed_on_ray(
+                settings,
+                source,
+                Path(output),
+                address=ray,
+                size=actors,
+                gpus=actor_gpus,
+                command=context.obj or "",
+                observe=_Told(show, _TOLD).observe,
+                how={"resize": resize} | kept,
+            )
+        return _report(output, info, _outcome(result), as_json)
     with embedder(settings) as made, rate_of("embed", "crops") as show:
         info = info_of(settings, made, context.obj or "")
         told = _Told(show, None if is_archive else _TOLD)
@@ -133,8 +186,11 @@ def embed(
         if is_archive:
             outcome = _archive(source, made, Path(output), info, told, **how)
         else:
-            how |= {"retry_failed": retry_failed, "resume": resume, "part_rows": part_rows}
-            outcome = _gallery(source, made, Path(output), info, **how)
+            outcome = _gallery(source, made, Path(output), info, **how, **kept)
+    return _report(output, info, outcome, as_json)
+
+
+def _report(output: str, info: GalleryInfo, outcome: _Outcome, as_json: bool) -> int:
     sha256 = info.space.source_sha256
     if as_json:
         by = {"model": info.model, "version": info.version, "source_sha256": sha256}
@@ -212,7 +268,10 @@ def _archive(
 def _gallery(source: Source, made: EmbeddingBackend, output: Path, info: GalleryInfo, **how: Any) -> _Outcome:
     from ..bulk.job import embed_gallery
 
-    result = embed_gallery(source, made, output, info, **how)
+    return _outcome(embed_gallery(source, made, output, info, **how))
+
+
+def _outcome(result: Result) -> _Outcome:
     figures = {
         "embedded": result.rows - result.failed,
         "failed": result.failed,

@@ -57,54 +57,32 @@ def embedder(settings: PipelineSettings) -> Iterator[EmbeddingBackend]:
     Raises:
         ArcFaceError: It cannot serve.
     """
-    if settings.embedding.backend != TRITON:
-        from ..backends.factory import make_backend
+    from ..backends.factory import make_single
 
-        made: EmbeddingBackend = make_backend(settings)
-    else:
-        version = settings.triton.version
-        if version is None:
-            with _on_servers(settings, None) as newest:
-                newest.ensure_ready()
-                version = newest.diagnostics().version
-        made = _on_servers(settings, version)  # another may become the newest
-    with made:
+    version = settings.triton.version
+    if version is None and settings.embedding.backend == TRITON:
+        with make_single(settings) as newest:
+            newest.ensure_ready()
+            version = newest.diagnostics().version  # another may become the newest
+    with make_single(settings, version) as made:
         made.ensure_ready()
         yield made
 
 
-def _on_servers(settings: PipelineSettings, version: int | None) -> EmbeddingBackend:
-    from ..backends.pooled import TritonBackend
-    from ..models.repository import LocalModels
-
-    name = str(settings.triton.model)
-    return TritonBackend(
-        settings.triton.required_urls(),
-        settings.embedding.model,
-        [name if version is None else f"{name}:{version}"],
-        records=LocalModels(settings.embedding.model_repository),
-        max_drift_cosine=settings.embedding.max_drift_cosine,
-        limits=settings.triton.limits,
-    )
-
-
 def info_of(settings: PipelineSettings, made: EmbeddingBackend, command: str) -> GalleryInfo:
     """What a gallery by an embedder says of itself; a line on standard error if the model is unknown."""
-    from ..gallery import GalleryInfo
-    from ..models.golden import golden_crops
+    from ..bulk.rows import describe
 
-    known, space = made.diagnostics(), made.space()
-    info = GalleryInfo(
-        space=space,
-        dim=made.encode(golden_crops()[:1]).shape[1],
-        model=known.model,
-        version=known.version,
-        command=command,
-    )
-    if space.source_sha256 is None:
+    info = describe(made, command)
+    say_unknown(settings, info)
+    return info
+
+
+def say_unknown(settings: PipelineSettings, info: GalleryInfo) -> None:
+    """Write a line on standard error if no manifest says which model it is."""
+    if info.space.source_sha256 is None:
         where = Path(settings.embedding.model_repository).absolute()
         say(
             f"{info.named} could not be checked: no manifest of it is in {where} "
             "(embedding.model_repository)."
         )
-    return info

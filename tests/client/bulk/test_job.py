@@ -149,6 +149,9 @@ def test_a_source_that_is_gone_ends_the_job_and_keeps_what_was_embedded(
     items = [Item(f"more/{index}", str(folder / "more.png")) for index in range(300)]
 
     class Gone:
+        def parts(self) -> Iterator[Any]:
+            return self.items()
+
         def items(self) -> Iterator[Item]:
             folder.rename(tmp_path / "away")
             yield from items

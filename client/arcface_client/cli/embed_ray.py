@@ -1,0 +1,94 @@
+"""``arcface-client embed --ray``: the same job on a Ray cluster."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import typer
+
+from .embedder import TRITON, say_unknown
+
+if TYPE_CHECKING:
+    from ..bulk.ids import IdSet
+    from ..bulk.job import Result
+    from ..bulk.ray_job import Actors, RayStream
+    from ..bulk.source import Source
+    from ..bulk.stream import Observe
+    from ..gallery import GalleryInfo
+    from ..settings import PipelineSettings
+
+_ON_GPUS: Final = ("cudnn", "tensorrt")
+
+
+def embed_on_ray(
+    settings: PipelineSettings,
+    source: Source,
+    output: Path,
+    *,
+    address: str,
+    size: str | None,
+    gpus: float | None,
+    command: str,
+    observe: Observe,
+    how: Mapping[str, Any],
+) -> tuple[GalleryInfo, Result]:
+    """Embed a source on a cluster, and write its gallery here.
+
+    Args:
+        settings: Of the embedder, as every actor makes it.
+        source: Where the crops are, for every machine of the cluster.
+        output: The gallery, on this machine.
+        address: Of the cluster; see ``ray_job.cluster``.
+        size: Numbers of actors, ``MAX`` or ``MIN,MAX``.
+        gpus: Of each actor; None takes one where the model is on a GPU.
+        command: What was typed.
+        observe: Is told how far it is.
+        how: What else ``job.fill_gallery`` takes.
+
+    Returns:
+        What the gallery says of itself, and what the job left.
+
+    Raises:
+        ArcFaceError: As ``ray_job.cluster``, ``RayStream`` and ``job.fill_gallery``.
+    """
+    from ..backends.factory import make_single
+    from ..bulk.job import fill_gallery
+    from ..bulk.ray_job import RayStream, cluster, describe_there, on_an_actor
+
+    embedding = settings.embedding
+    models = embedding.model_repository.absolute()  # an actor has another working directory
+    settings = settings.model_copy(
+        update={"embedding": embedding.model_copy(update={"model_repository": models})}
+    )
+    if gpus is None:
+        is_here = embedding.backend != TRITON and embedding.device.kind == "cuda"
+        gpus = float(is_here or embedding.backend in _ON_GPUS)
+    with cluster(address) as ray:
+        actors = _actors(size, gpus, ray.cluster_resources())
+        newest = partial(make_single, settings, settings.triton.version)
+        info: GalleryInfo = on_an_actor(ray, describe_there, actors, newest, command)
+        say_unknown(settings, info)
+        pinned = partial(make_single, settings, info.version)
+
+        def start(known: IdSet) -> RayStream:
+            return RayStream(
+                ray, source, pinned, info.space, actors, known=known, resize=how["resize"], observe=observe
+            )
+
+        return info, fill_gallery(source, start, output, info, **how)
+
+
+def _actors(size: str | None, gpus: float, cluster: Mapping[str, float]) -> Actors:
+    from ..bulk.ray_job import Actors
+
+    if size is None:
+        room = cluster.get("GPU", 0) / gpus if gpus else cluster.get("CPU", 1) / 2  # half of them read
+        return Actors(most=max(1, int(room)), gpus=gpus)
+    match = re.fullmatch(r"(?:([1-9]\d*),)?([1-9]\d*)", size, re.ASCII)
+    if match is None or int(match[1] or 1) > int(match[2]):
+        raise typer.BadParameter(f"--actors is {size!r}; expected a number from 1, or MIN,MAX.")
+    return Actors(least=int(match[1] or 1), most=int(match[2]), gpus=gpus)
