@@ -194,7 +194,7 @@ def insightface_origin(models: LocalModels, source: str, provider: str, gpu: int
             SourceRuntime(path, session, pixels, output).embed(golden_crops()[:1])
 
         options = provider_options(provider, gpu)
-        session = open_on(provider, path, options=options, try_out=try_out)
+        session = open_on(provider, path, options=options, try_out=try_out, as_it_is=True)
         runtime = SourceRuntime(path, session, pixels, output)
         if pixels is None and sha256 not in KNOWN_FILES and expanded(PACKS) not in path.parents:
             _log.warning(

@@ -140,7 +140,8 @@ def open_reference(source: str, stated: Pixels | None, models: LocalModels, stac
     path = find_source(source)
     manifest = models.built_from(source_sha256(path))
     pixels, output = (manifest.preprocessing.caller, manifest.output) if manifest else (None, None)
-    runtime = SourceRuntime(path, open_session(path, entries=ENTRIES), stated or pixels, output)
+    session = open_session(path, entries=ENTRIES, as_it_is=True)
+    runtime = SourceRuntime(path, session, stated or pixels, output)
     stack.callback(runtime.close)
     return System(
         name=f"{'InsightFace' if runtime.by_insightface else 'source'} {path.name}",

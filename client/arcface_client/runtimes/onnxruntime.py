@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 import tempfile
@@ -77,6 +78,7 @@ def open_session(
     provider: str | tuple[str, Mapping[str, str]] = CPU,
     entries: Mapping[str, str] | None = None,
     profile_prefix: Path | None = None,
+    as_it_is: bool = False,
 ) -> onnxruntime.InferenceSession:
     """Load an ONNX file with any tensors.
 
@@ -87,6 +89,8 @@ def open_session(
         provider: Execution provider, or one with its options.
         entries: Further entries of the session's configuration, for example "session.force_spinning_stop".
         profile_prefix: Where to record which nodes run, until ``end_profiling``.
+        as_it_is: Leave a graph for the CPU as its file has it. Otherwise PRelu is rewritten where that is
+            faster (see ``prelu``), if the package onnx is installed.
 
     Raises:
         DeploymentError: The file is missing or ONNX Runtime cannot load it.
@@ -106,7 +110,10 @@ def open_session(
         options.profile_file_prefix = str(profile_prefix)
     try:
         # By default a failing provider is replaced by the CPU, with no more than a line on standard output.
-        session = onnxruntime.InferenceSession(path, options, providers=[provider], enable_fallback=0)
+        model = None if as_it_is or provider != CPU else _without_prelu(path)
+        session = onnxruntime.InferenceSession(
+            model or path, options, providers=[provider], enable_fallback=0
+        )
     except (*RUN_ERRORS, RuntimeError, ValueError) as error:
         raise DeploymentError(f"ONNX Runtime cannot load {path}: {error}") from error
     session.disable_fallback()
@@ -119,6 +126,7 @@ def open_on(
     *,
     options: Mapping[str, str],
     try_out: Callable[[onnxruntime.InferenceSession], object],
+    as_it_is: bool = False,
 ) -> onnxruntime.InferenceSession:
     """Load an ONNX file on one execution provider, and check that this provider does the computing.
 
@@ -130,6 +138,7 @@ def open_on(
         path: The file.
         options: The provider's options.
         try_out: Runs the session once.
+        as_it_is: As for ``open_session``.
 
     Raises:
         InputError: There is no provider of that name.
@@ -147,7 +156,7 @@ def open_on(
             "onnxruntime)."
         )
     if provider == CPU:
-        return open_session(path, entries=ENTRIES)
+        return open_session(path, entries=ENTRIES, as_it_is=as_it_is)
     if provider == CUDA and hasattr(onnxruntime, "preload_dlls"):  # since 1.21
         # CUDA and cuDNN of NVIDIA's pip packages, where ONNX Runtime does not look by itself.
         with redirect_stdout(sys.stderr):
@@ -175,6 +184,14 @@ def open_on(
             f"others on {', '.join(sorted(nodes.keys() - {provider}))}."
         )
     return session
+
+
+def _without_prelu(path: Path) -> bytes | None:
+    if importlib.util.find_spec("onnx") is None:
+        return None
+    from .prelu import without_prelu
+
+    return without_prelu(path)
 
 
 def _nodes_by_provider(profile: Path) -> Counter[str]:
