@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import benchmark, compare, doctor, embed, search, status
+from . import benchmark, compare, doctor, embed, migrate, search, status
 from .terminal import examples, new_app, run
 
 app = new_app(
@@ -21,6 +21,7 @@ app = new_app(
 )
 app.command(epilog=embed.EPILOG)(embed.embed)
 app.command(epilog=search.EPILOG)(search.search)
+app.command(epilog=migrate.EPILOG)(migrate.migrate)
 app.command(epilog=status.EPILOG)(status.status)
 app.command(epilog=doctor.EPILOG)(doctor.doctor)
 app.command(epilog=compare.EPILOG)(compare.compare)
