@@ -2,8 +2,8 @@
 
 The mean drift that one convolution in int8 causes hardly depends on the others, and the means add up. So one
 pass over the convolutions, each in int8 by itself, gives the order: the least drift for a multiply-add first.
-How many of them fit is then found by bisection, on crops that did not calibrate. ONNX Runtime computes both,
-on the CPU.
+How many of them fit is then found by bisection, on all crops, of which half did not calibrate. ONNX Runtime
+computes both, on the CPU.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ _MARGIN: Final = 0.7
 _FEW: Final = 24  # crops that show one convolution's mean drift
 _BATCH: Final = 8
 _LEAST_CALIBRATION: Final = 32  # crops
+_MANY: Final = 100
+_ONE_PERSON: Final = 0.5  # mean similarity of crops; that of different people is near 0
 
 _log = logging.getLogger(__name__)
 
@@ -76,6 +78,7 @@ def quantised_graph(
         PrecisionError: The network has no convolutions for int8, or none within the tolerance.
     """
     calibration, held_out = calibration_halves(crops)
+    _warn_of(calibration, serving_graph)
     if precision == "mixed":
         graph = quantise_within(serving_graph, calibration, held_out, max_drift_cosine, report)
     else:
@@ -96,7 +99,7 @@ def quantise_within(
     Args:
         serving_graph: An ONNX file with the contract's tensors, in float32.
         crops: For the ranges and the order of the convolutions, uint8 [N, 112, 112, 3], BGR.
-        held_out: Other crops, on which the largest drift must keep within 70 % of the tolerance.
+        held_out: Other crops. The largest drift on both must keep within 70 % of the tolerance.
         max_drift_cosine: The tolerance.
         report: Called with the share that is done.
 
@@ -104,7 +107,7 @@ def quantise_within(
         PrecisionError: Not one convolution can be in int8.
     """
     network = calibrate(serving_graph, crops, report)
-    few = crops[np.linspace(0, len(crops) - 1, min(_FEW, len(crops))).astype(int)]
+    few = _evenly(crops)
     exact, costs = _embed(network, (), few), {}
     layers = [layer for layer in network.layers if layer.name in network.usual]
     for done, layer in enumerate(layers):
@@ -113,8 +116,8 @@ def quantise_within(
         costs[layer.name] = drift / layer.multiply_adds
     order = sorted(costs, key=lambda name: costs[name])
 
-    # The client's golden check sees the golden crops, which are drawn.
-    judging = np.concatenate([held_out, golden_crops()])
+    # All crops: the largest drift of few does not say enough. The client's golden check sees the golden ones.
+    judging = np.concatenate([crops, held_out, golden_crops()])
     exact, fits, too_many = _embed(network, (), judging), 0, len(order) + 1
     steps, step = len(order).bit_length(), 0
     middle = len(order)
@@ -133,6 +136,32 @@ def quantise_within(
             "(validation.max_drift_cosine); use fp16."
         )
     return to_graph(network, order[:fits], "mixed")
+
+
+def _warn_of(crops: Crops, serving_graph: bytes) -> None:
+    """Warn of crops that give ranges for less than what the model will see."""
+    count, grey = len(crops), int((np.ptp(crops, axis=-1).max(axis=(1, 2)) == 0).sum())
+    if count < _MANY:
+        _log.warning("Only %d crops calibrate int8, half of those given; a few hundred are better", count)
+    if 2 * grey > count:
+        _log.warning(
+            "%d of %d calibration crops are grey; give crops as the model will see them", grey, count
+        )
+    runner = session(serving_graph)
+
+    def similarity(batch: Crops) -> float:
+        embeddings = in_batches(lambda one: runner.run(None, {INPUT_NAME: one})[0], batch, 1)
+        return float((embeddings @ embeddings.T)[np.triu_indices(len(batch), 1)].mean())
+
+    alike = similarity(_evenly(crops))
+    if alike > max(_ONE_PERSON, similarity(golden_crops())):
+        _log.warning(
+            "The calibration crops look like one person (mean similarity %.2f); give those of many", alike
+        )
+
+
+def _evenly(crops: Crops) -> Crops:
+    return crops[np.linspace(0, len(crops) - 1, min(_FEW, len(crops))).astype(int)]
 
 
 def _embed(network: Calibrated, names: Collection[str], crops: Crops) -> Embeddings:

@@ -54,3 +54,20 @@ def test_the_first_half_of_the_crops_calibrates_and_the_other_one_judges() -> No
 def test_too_few_crops_are_one_sentence(crops: Crops | None, small_graph: bytes) -> None:
     with pytest.raises(OptionError, match=r"int8 needs real face crops .* --calibration-dir \(at least 32"):
         quantised_graph(small_graph, "int8", crops, max_drift_cosine=1)
+
+
+@pytest.mark.parametrize(
+    ("crops", "warning"),
+    [
+        (np.repeat(CROPS[..., :1], 3, axis=-1), "20 of 20 calibration crops are grey"),
+        (np.repeat(CROPS[:1], 40, axis=0), "look like one person (mean similarity 1.00)"),
+        (CROPS, "Only 20 crops calibrate int8, half of those given"),
+    ],
+    ids=["grey", "one person", "few"],
+)
+def test_crops_that_calibrate_badly_are_said_to(
+    crops: Crops, warning: str, small_graph: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    quantised_graph(small_graph, "int8", crops, max_drift_cosine=1)
+
+    assert warning in caplog.text
