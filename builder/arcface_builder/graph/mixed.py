@@ -161,7 +161,8 @@ def _warn_of(crops: Crops, serving_graph: bytes) -> None:
 
 
 def _evenly(crops: Crops) -> Crops:
-    return crops[np.linspace(0, len(crops) - 1, min(_FEW, len(crops))).astype(int)]
+    few = np.linspace(0, len(crops) - 1, min(_FEW, len(crops))).astype(int)
+    return np.asarray(crops[few])
 
 
 def _embed(network: Calibrated, names: Collection[str], crops: Crops) -> Embeddings:
