@@ -17,6 +17,7 @@ from .compile import compile_
 from .engines import engines
 from .options import Json
 from .release import release
+from .remote import publish, pull
 
 app = terminal.new_app(
     "Build a Triton model repository from an ArcFace model, and prove that it gives the same embeddings.",
@@ -75,5 +76,9 @@ app.command(
         "arcface-builder compile --name arcface_r100 --cc 8.0,8.6,9.0 --from-store",
     ),
 )(compile_)
+app.command(
+    epilog=terminal.examples("arcface-builder publish s3://models/faces --name arcface_r100"),
+)(publish)
+app.command(epilog=terminal.examples("arcface-builder pull s3://models/faces --name arcface_r100"))(pull)
 app.add_typer(engines, name="engines")
 app.add_typer(release, name="release")

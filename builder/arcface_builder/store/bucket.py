@@ -10,60 +10,23 @@ This module needs boto3; ``open_store`` imports it when a bucket is used.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
-from boto3.exceptions import Boto3Error
-from boto3.session import Session
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
-from s3transfer.exceptions import RetriesExceededError
+from botocore.exceptions import ClientError
 
-from arcface_client.contract import Progress, no_progress
 from arcface_client.models.plan_manifest import PlanKey, PlanManifest
 
 from ..errors import BucketError, PlanDamagedError
+from ..s3 import S3Bucket, is_missing
 from .stored import MANIFEST_ENDING, Entry, StoredPlan, check_plan, read_manifest
 
 
-class Bucket:
-    """Plans in a bucket. Credentials, region and endpoint come from where boto3 looks for them.
+class Bucket(S3Bucket):
+    """Plans in a bucket.
 
     Every method raises ``BucketError`` where S3 refuses a request or does not answer.
-
-    Args:
-        name: The bucket's name.
-        endpoint_url: Another service than Amazon's; None takes ``$AWS_ENDPOINT_URL`` or Amazon's.
-        progress: Receives the name of a transfer and the share that is done.
-        connect_timeout_s: Time allowed to connect, each time.
-        read_timeout_s: Time allowed between two pieces of an answer.
-        attempts: How often botocore tries a request, with growing pauses.
-
-    Raises:
-        BucketError: The endpoint or region cannot be used.
     """
-
-    def __init__(
-        self,
-        name: str,
-        *,
-        endpoint_url: str | None = None,
-        progress: Progress = no_progress,
-        connect_timeout_s: float = 10.0,
-        read_timeout_s: float = 20.0,
-        attempts: int = 4,
-    ) -> None:
-        self._bucket = name
-        self.name = f"bucket {name!r}"
-        self._progress = progress
-        config = Config(
-            connect_timeout=connect_timeout_s,
-            read_timeout=read_timeout_s,
-            retries={"mode": "standard", "total_max_attempts": attempts},
-        )
-        with self._errors(""):
-            self._s3 = Session().client("s3", endpoint_url=endpoint_url, config=config)
 
     def find(self, key: PlanKey) -> Entry | None:
         """Look for a plan's manifest."""
@@ -93,7 +56,7 @@ class Bucket:
                 moved = self._report(f"down {target.name}", manifest.plan_bytes)
                 self._s3.download_fileobj(self._bucket, source, file, Callback=moved)
         except BucketError as error:
-            if isinstance(error.__cause__, ClientError) and _is_missing(error.__cause__):
+            if is_missing(error.__cause__):
                 raise PlanDamagedError(f"{source} is missing from the {self.name}.") from error
             raise
         check_plan(target, manifest, where=f"{source} in the {self.name}")
@@ -125,33 +88,10 @@ class Bucket:
             try:
                 content = self._s3.get_object(Bucket=self._bucket, Key=name)["Body"].read()
             except ClientError as error:
-                if _is_missing(error):
+                if is_missing(error):
                     return None
                 raise
         return read_manifest(content, path=path, place=self.name)
-
-    def _report(self, name: str, size_bytes: int) -> Callable[[int], None]:
-        """What boto3 calls, from several threads, with the bytes that have just moved."""
-        pieces: list[int] = []
-
-        def moved(count: int) -> None:
-            pieces.append(count)
-            self._progress(name, min(1.0, sum(pieces) / size_bytes))
-
-        return moved
-
-    @contextmanager
-    def _errors(self, name: str) -> Iterator[None]:
-        """Pass on what S3 answers, in one line with bucket and key."""
-        try:
-            yield
-        except (BotoCoreError, ClientError, Boto3Error, RetriesExceededError, ValueError) as error:
-            where = f"{self.name}, key {name}" if name else self.name
-            raise BucketError(f"S3, {where}: {' '.join(str(error).split())}") from error
-
-
-def _is_missing(error: ClientError) -> bool:
-    return error.response.get("Error", {}).get("Code") in ("NoSuchKey", "404")
 
 
 def _plan_name(manifest: PlanManifest) -> str:
