@@ -43,7 +43,7 @@ MANY_CALLERS: Final = (1, 32)
 SHARE: Final = 0.7
 """Of what many callers get at most: the load of a server that keeps up."""
 
-_WINDOW_CROPS: Final = 250
+_WINDOW_CROPS: Final = 128
 _BLOCK: Final = 1000  # crops that are made at a time
 
 
@@ -138,7 +138,7 @@ def _with_instances(folder: Path, count: int, turns: int) -> dict[str, Any]:
 def _measured(
     url: str, model: str, data: Path, batch: int, callers: int | None, rate: int | None = None
 ) -> Measurement:
-    load = Load(url, model, None, data, "none", requests=max(5, _WINDOW_CROPS // batch))
+    load = Load(url, model, None, data, "none", requests=max(4, _WINDOW_CROPS // batch))
     return measure(find_perf_analyzer(), load, batch, callers, rate)
 
 
