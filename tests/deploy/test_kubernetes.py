@@ -18,7 +18,7 @@ KUBERNETES = DEPLOY / "kubernetes"
 FOLDERS = sorted(
     str(path.parent.relative_to(KUBERNETES))
     for path in KUBERNETES.rglob("kustomization.yaml")
-    if path.parent.name != "base"
+    if path.parent.name != "base" and path.parent.parent.name != "mixed-fleet"  # which has those in it
 )
 RELEASE = "26.11-py3"
 

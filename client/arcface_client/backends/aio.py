@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
 from types import TracebackType
 from typing import Final, Literal, overload
 
@@ -12,6 +14,7 @@ from ..contract import Embeddings
 from ..crops import Color, CropsLike, as_batch
 from ..errors import ClientClosedError, DeadlineExceededError, InputError
 from ..observability.diagnostics import Diagnostics, Served
+from ..observability.tracing import traced
 from ..triton.embed_request import Deadline, EmbedRequest
 from ..triton.fork_guard import ForkGuard
 from .base import EmbeddingBackend
@@ -86,7 +89,7 @@ class AsyncEmbeddingBackend:
         deadline = Deadline(timeout_s)
         limit_s = deadline.remaining_s()
         try:
-            call = self._pool.submit(self._embed, crops, color, deadline)
+            call = self._pool.submit(copy_context().run, self._embed, crops, color, deadline)
         except RuntimeError as error:  # the threads have ended
             raise ClientClosedError("The embedder is closed; make a new one.") from error
         waiting = asyncio.wrap_future(call)
@@ -122,7 +125,7 @@ class AsyncEmbeddingBackend:
 
     def _embed(self, crops: CropsLike, color: Color, deadline: Deadline) -> tuple[Embeddings, Served]:
         request = EmbedRequest(as_batch(crops, color=color), deadline)
-        served = self._embedder.run(request)
+        served = traced(partial(self._embedder.run, request), len(request.crops))
         return request.embeddings, served
 
     def _close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import partial
 from types import TracebackType
 from typing import Literal, TypeVar, overload
 
@@ -10,6 +11,7 @@ from ..contract import Embeddings
 from ..crops import Color, CropsLike, as_batch
 from ..models.embedding_space import EmbeddingSpace
 from ..observability.diagnostics import Diagnostics, Served
+from ..observability.tracing import traced
 from ..triton.embed_request import Deadline, EmbedRequest
 
 Backend = TypeVar("Backend", bound="EmbeddingBackend")
@@ -93,7 +95,7 @@ class EmbeddingBackend(ABC):
             NotFiniteError: The embeddings of some crops are NaN on every replica; the error holds the others.
         """
         request = EmbedRequest(as_batch(crops, color=color), Deadline(timeout_s))
-        served = self.run(request)
+        served = traced(partial(self.run, request), len(request.crops))
         return (request.embeddings, served) if return_source else request.embeddings
 
     def __enter__(self: Backend) -> Backend:

@@ -13,6 +13,7 @@ from tritonclient.utils import InferenceServerException
 
 from ..errors import ArcFaceError, ConfigError, ServerUnavailableError
 from ..models.release import Release
+from ..observability.tracing import continue_trace
 from .fork_guard import ForkGuard
 from .limits import RequestLimits, Tls
 from .status import PROBE_TIMEOUT_S, Reply, Target, answered, closed, is_unavailable, models_from_index
@@ -151,19 +152,19 @@ class Connection:
 
     def _connect(self) -> triton.InferenceServerClient:
         client = triton.InferenceServerClient(**self._arguments)
-        if self._limits.metadata or self._limits.token_file:
-            client.register_plugin(_Headers(self._limits))
+        client.register_plugin(_Headers(self._limits))
         return client
 
 
 class _Headers(triton.InferenceServerClientPlugin):  # type: ignore[misc]
-    """Adds the metadata to each of tritonclient's requests."""
+    """Adds the metadata, and the context of a trace, to each of tritonclient's requests."""
 
     def __init__(self, limits: RequestLimits) -> None:
         self._limits = limits
 
     def __call__(self, request: Any) -> None:
         request.headers = self._limits.headers()
+        continue_trace(request.headers)
 
 
 def _close(*clients: triton.InferenceServerClient) -> None:
