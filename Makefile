@@ -91,6 +91,7 @@ ci: test test-faults test-torch test-ray lint type ## All that a change must pas
 bench: $(READY) ## Measure the ways to embed on this CPU, growth and outages (about 25 minutes); then `make report`
 	$(BIN)/python benchmarks/cpu.py --depth r50
 	$(BIN)/python benchmarks/cpu.py --depth r100
+	$(BIN)/python benchmarks/float32.py
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/fallback.py
 

@@ -204,11 +204,14 @@ def _of_outages(file: str, data: dict[str, Any]) -> list[Part]:
 
 
 def _of_tables(file: str, data: dict[str, Any]) -> list[Part]:
-    """What benchmarks/growth.py wrote: rows with their figures by column."""
+    """What benchmarks/growth.py and float32.py wrote: rows with their figures by column."""
     about = _about(data, _machine(data["machine"]), data["versions"])
     parts = []
     for one in data["tables"]:
-        rows = [[f"{value:,}" for value in row.values()] for row in one["rows"]]
+        rows = [
+            [value if isinstance(value, str) else f"{value:,}" for value in row.values()]
+            for row in one["rows"]
+        ]
         table, notes = [list(one["rows"][0]), *rows], [one["note"]]
         parts.append(
             Part(title=one["title"], file=file, table=table, notes=notes, about=about, in_readme=True)

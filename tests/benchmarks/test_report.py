@@ -20,7 +20,8 @@ def figures(file: Path) -> list[str]:
     speeds = [figure["throughput_fps"] for system in data.get("systems", ()) for figure in system["figures"]]
     speeds += [row["faces_per_s"] for row in data.get("figures", ())]
     cells = [cell for table in data.get("tables", ()) for row in table["rows"] for cell in row.values()]
-    return [*(f"{speed:,.1f}" for speed in speeds), *(f"{cell:,}" for cell in cells)]
+    texts = [cell if isinstance(cell, str) else f"{cell:,}" for cell in cells]
+    return [*(f"{speed:,.1f}" for speed in speeds), *texts]
 
 
 def test_readmes_tables_are_those_of_the_json_files() -> None:
