@@ -44,8 +44,9 @@ test-torch: $(READY) ## Install PyTorch and compare the network with a plain PyT
 		tests/builder/source/test_checkpoint.py
 
 # The constraints of the other extras hold, so that nothing of what is installed changes.
-test-ray: $(READY) ## Install Ray and Spark and embed on clusters of them, of which nodes are killed (4 minutes)
-	$(BIN)/pip install --quiet --editable '.[$(EXTRAS),ray]' pyspark
+test-ray: $(READY) ## Install Ray, Spark and vector databases, embed on clusters and kill nodes (4 minutes)
+	$(BIN)/pip install --quiet --editable '.[$(EXTRAS),ray]' pyspark \
+		faiss-cpu pylance qdrant-client pymilvus milvus-lite pgvector 'psycopg[binary]'
 	$(BIN)/pytest -m ray
 
 test-real: $(READY) ## Fetch two small trained networks and serve them; ARCFACE_TEST_FACES=DIR has crops, DIR/p01/*.png, ...

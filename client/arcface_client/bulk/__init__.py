@@ -1,6 +1,6 @@
 """Embeds any number of crops: from files, tar files, Parquet and buckets into a gallery; ``docs/bulk.md``.
 
-Public are the names in ``__all__``: what Ray Data calls.
+Public are the names in ``__all__``: what Ray Data and Spark call.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .ray_data import EmbedCrops
+    from .spark import SPARK_TYPE, make_predict_fn
 
-__all__ = ["EmbedCrops"]
+__all__ = ["SPARK_TYPE", "EmbedCrops", "make_predict_fn"]
 
-_MODULES = {"EmbedCrops": "ray_data"}
+_MODULES = {"EmbedCrops": "ray_data", "SPARK_TYPE": "spark", "make_predict_fn": "spark"}
 
 
 def __getattr__(name: str) -> Any:

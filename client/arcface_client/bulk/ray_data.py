@@ -85,7 +85,7 @@ class EmbedCrops:
         crops = as_batch(list(column) if column.dtype == object else column)
         rows = self._embed(crops, batch.get("id"), batch.get("error"))
         made = {
-            "embedding": rows.embeddings,
+            "embedding": rows.of_width(self._dim),
             "source": np.array(rows.sources, object),
             "error": np.array(rows.errors, object),
         }
@@ -98,7 +98,7 @@ class EmbedCrops:
         _check_columns(names)
         ids, errors = (batch.column(name).to_pylist() if name in names else None for name in ("id", "error"))
         rows = self._embed(_crops(batch.column(CROP)), ids, errors)
-        numbers = pa.array(rows.embeddings.reshape(-1))
+        numbers = pa.array(rows.of_width(self._dim).reshape(-1))
         table = batch.select([name for name in names if name not in (CROP, *_MADE)])
         table = table.append_column("embedding", pa.FixedSizeListArray.from_arrays(numbers, self._dim))
         table = table.append_column("source", pa.array(rows.sources, pa.string()))
@@ -110,11 +110,7 @@ class EmbedCrops:
             str(error) if error else None for error in (len(crops) * [None] if errors is None else errors)
         ]
         right = [error is None for error in known]
-        rows = embed(self._backend, Decoded(names, crops if all(right) else crops[right], known))
-        if rows.embeddings.shape[1]:
-            return rows
-        nothing = np.full((len(names), self._dim), np.nan, np.float32)
-        return Rows(names, nothing, rows.sources, rows.errors)
+        return embed(self._backend, Decoded(names, crops if all(right) else crops[right], known))
 
 
 def _check_columns(names: Sequence[str]) -> None:

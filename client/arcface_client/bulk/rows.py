@@ -37,10 +37,13 @@ class Rows:
 
     def table(self, info: GalleryInfo) -> pa.Table:
         """The same as a table of a gallery."""
-        embeddings = self.embeddings
-        if not embeddings.shape[1]:
-            embeddings = np.full((len(self.ids), info.dim), np.nan, np.float32)
-        return gallery_table(info, self.ids, embeddings, self.sources, self.errors)
+        return gallery_table(info, self.ids, self.of_width(info.dim), self.sources, self.errors)
+
+    def of_width(self, dim: int) -> Embeddings:
+        """The embeddings, float32 [N, ``dim``], also when all rows failed."""
+        if self.embeddings.shape[1]:
+            return self.embeddings
+        return np.full((len(self.ids), dim), np.nan, np.float32)
 
 
 def describe(backend: EmbeddingBackend, command: str = "") -> GalleryInfo:
