@@ -132,6 +132,7 @@ class TritonSettings(_Section):
 
     Attributes:
         url: The servers, best first.
+        spread: Whether the servers are all as good: each call goes to the one with the fewest under way.
         model: The one model that ``client`` calls; None means the ONNX model of ``embedding.model``.
         version: Its version; None means the newest one that the server has ready.
         request_timeout_s: Seconds that one request may take.
@@ -149,6 +150,7 @@ class TritonSettings(_Section):
     """
 
     url: _Texts = ("localhost:8001",)
+    spread: bool = False
     model: _Text | None = None
     version: int | None = None
     request_timeout_s: _Seconds = RequestLimits.request_timeout_s

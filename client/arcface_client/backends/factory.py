@@ -158,6 +158,7 @@ def _triton(settings: PipelineSettings, registry: Any) -> EmbeddingBackend:
             # Models that arcface_tensorrt.enabled leaves are none that the user named.
             space=None if embedding.candidates else embedding.space,
             limits=server.limits,
+            spread=server.spread,
             intervals=Intervals(
                 recheck_s=server.recheck_s,
                 liveness_s=server.liveness_s,

@@ -199,6 +199,7 @@ class TritonBackend(PooledBackend):
         max_drift_cosine: Largest drift of a candidate's golden embeddings from the reference.
         space: The class of precision to take, "float" or "int8"; None takes any.
         limits: Limits and certificates of requests.
+        spread: Whether all servers are as good, so that each call goes to the one with the fewest under way.
         intervals: How often candidates are checked.
         registry: A Prometheus registry for the counters; one embedder for each registry.
 
@@ -219,6 +220,7 @@ class TritonBackend(PooledBackend):
         max_drift_cosine: float = DEFAULT_MAX_DRIFT_COSINE,
         space: SpaceName | None = FLOAT,
         limits: RequestLimits | None = None,
+        spread: bool = False,
         intervals: Intervals | None = None,
         registry: Any = None,
     ) -> None:
@@ -227,7 +229,7 @@ class TritonBackend(PooledBackend):
             raise ConfigError("There is no server's URL; expected one or more, for example localhost:8001.")
         limits, intervals = limits or RequestLimits(), intervals or Intervals()
         pins = tuple(map(Pin.parse, candidates))
-        wanted = Wanted(listed, name, pins, records.models(name) if records else ())
+        wanted = Wanted(listed, name, pins, records.models(name) if records else (), spread)
         super().__init__(
             "triton",
             local,

@@ -55,12 +55,14 @@ class Wanted:
             then the order of the URLs.
         pins: Models to take instead of those, best first.
         models: The models of that name, best first; none means those of ``family_models``.
+        spread: Whether all servers are as good, so that each call goes to the one with the fewest under way.
     """
 
     urls: tuple[str, ...]
     name: str
     pins: tuple[Pin, ...] = ()
     models: tuple[str, ...] = ()
+    spread: bool = False
     _models: tuple[Pin, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -70,7 +72,8 @@ class Wanted:
     def preference(self, candidate: Target, release: Release) -> tuple[int, int, int, int]:
         """What to sort candidates by, the first to use: releases, what stands in for them, canaries."""
         model = next(place for place, pin in enumerate(self._models) if pin.covers(candidate))
-        version, url = candidate.version or 0, self.urls.index(candidate.url)
+        version = candidate.version or 0
+        url = 0 if self.spread else self.urls.index(candidate.url)
         place = 0 if self.pins else 2 if release.is_canary(version) else int(version < (release.version or 0))
         return place, model, -version, url
 

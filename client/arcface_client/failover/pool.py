@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -52,9 +53,17 @@ class Ranking:
         return self.serving[0] if self.serving else None
 
     def order(self, draw: float) -> tuple[Replica, ...]:
-        """Those that may serve, for a call that drew a number from 0 to 1: a canary may go first."""
-        canaries = [one for one in self.serving if draw < one.share]
-        return (*canaries, *(one for one in self.serving if one not in canaries))
+        """Those that may serve, for a call that drew a number from 0 to 1: a canary may go first.
+
+        Of those that are preferred alike, the one goes first whose server has the fewest calls under way.
+        """
+        now = time.monotonic()
+
+        def place(one: Replica) -> tuple[bool, bool, tuple[int, ...], int, float]:
+            cooling, alike = one.cooldown.active(now), random.random()
+            return draw >= one.share, cooling, one.preference, one.origin.calls(), alike
+
+        return tuple(sorted(self.serving, key=place))
 
     @property
     def refused(self) -> dict[str, ArcFaceError]:

@@ -65,11 +65,13 @@ class Origin:
         open: Gets a model of an embedding space (None: of any) ready by a deadline, or raises an
             ArcFaceError; the model has yet to pass the golden check.
         where: ``host:port`` of its server, or "this process".
+        calls: How many calls its server has under way.
     """
 
     name: str
     open: Callable[[EmbeddingSpace | None, Deadline], Model] = field(repr=False)
     where: str = HERE
+    calls: Callable[[], int] = field(default=lambda: 0, repr=False)
 
 
 @dataclass(frozen=True)

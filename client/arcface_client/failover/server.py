@@ -119,7 +119,9 @@ class Server:
     def _replica(self, target: Target) -> Replica:
         release = self._releases.get(str(target.model), Release())
         return Replica(
-            origin=Origin(str(target), lambda _, deadline: self.open(target, deadline), self.url),
+            origin=Origin(
+                str(target), lambda _, deadline: self.open(target, deadline), self.url, lambda: self._calls
+            ),
             preference=self._wanted.preference(target, release),
             release=self._wanted.release(target, release),
             share=release.share if release.is_canary(target.version) else 0.0,
