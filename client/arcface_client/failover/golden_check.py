@@ -112,19 +112,6 @@ def golden_check(model: Model, deadline: Deadline) -> Finding:
     return _compared(embeddings, GoldenReference(by_sibling, model.space), ONNX_SIBLING)
 
 
-def check_golden(embeddings: Embeddings, reference: GoldenReference, max_drift: float) -> None:
-    """Compare a model's embeddings of the golden crops, float32 [8, D], with its manifest's.
-
-    Raises:
-        ContractError: They are not of length one.
-        DeploymentError: They drift by more than ``max_drift``, or have another width.
-    """
-    _check_lengths(embeddings)
-    error = objection(_compared(embeddings, reference, MANIFEST), None, "", max_drift)
-    if error is not None:
-        raise error
-
-
 def _check_lengths(embeddings: Embeddings) -> None:
     lengths = np.linalg.norm(embeddings, axis=1)
     worst = float(lengths[np.argmax(np.abs(lengths - 1))])
