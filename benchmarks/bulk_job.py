@@ -7,6 +7,7 @@ import resource
 import sys
 import threading
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from arcface_client.backends.base import EmbeddingBackend
 from arcface_client.bulk.job import embed_gallery
+from arcface_client.bulk.reader import CHUNK
 from arcface_client.bulk.source import open_source
 from arcface_client.gallery import GalleryInfo
 from arcface_client.observability.diagnostics import Diagnostics, Served, Source
@@ -53,18 +55,33 @@ class StandIn(EmbeddingBackend):
         return Served((Source("stand-in", "stand-in", 1, "this process", count),))
 
 
-def main(source: str, output: str, crop_us: float) -> None:
-    """Embed a source into a gallery, and print what it took."""
+def main(source: str, output: str, model: str) -> None:
+    """Embed a source into a gallery, and print what it took.
+
+    Args:
+        source: Where the crops are.
+        output: A folder for the gallery.
+        model: Microseconds that the stand-in takes for a crop, or HOST:PORT of a Triton with arcface_onnx.
+    """
     seen: list[float] = []
     before, started = usage(), time.perf_counter()
+    backend: EmbeddingBackend
+    if ":" in model:
+        from arcface_client.backends.pooled import TritonBackend
+
+        backend = TritonBackend(model, "arcface", ["arcface_onnx"])
+    else:
+        backend = StandIn(float(model) / 1e6)
+    backend.ensure_ready()
     result = embed_gallery(
         open_source([source]),
-        StandIn(crop_us / 1e6),
+        backend,
         Path(output),
         GalleryInfo(dim=DIM),
         observe=lambda *_: seen.append(time.perf_counter()),
     )
     took_s, after = time.perf_counter() - started, usage()
+    backend.close()
     # Not ru_maxrss, which for this process begins with what its parent had.
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     figures = {
@@ -86,5 +103,14 @@ def usage() -> tuple[float, float]:
     return own.ru_utime + own.ru_stime, children.ru_utime + children.ru_stime
 
 
+def send_chunks(connection: Connection, chunks: int) -> None:
+    """Send chunks of crops through a pipe, and then the seconds of a processor that it took."""
+    crops = np.zeros((CHUNK, 112, 112, 3), np.uint8)
+    started = time.process_time()
+    for _ in range(chunks):
+        connection.send(crops)
+    connection.send(time.process_time() - started)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], float(sys.argv[3]))
+    main(*sys.argv[1:])

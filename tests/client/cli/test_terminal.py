@@ -15,7 +15,7 @@ from arcface_client.errors import InputError
 
 PROGRAM = """
 import sys
-from arcface_client.cli.terminal import new_app, progress, run
+from arcface_client.cli.terminal import new_app, progress, rate_of, run
 app = new_app("Help.", epilog="")
 @app.command()
 def work() -> None:
@@ -128,10 +128,23 @@ def test_progress_without_a_terminal_is_a_line_for_each_stage(capsys: pytest.Cap
     assert capsys.readouterr().err == "r18: converting (after 0 s)\nr18: building, 10% (after 0 s)\n"
 
 
+def test_a_rate_without_a_terminal_is_a_line_now_and_then_with_the_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([0.0, 1.0, 2.0, 61.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(times))
+    with terminal.rate_of("embed", "crops") as show:
+        show(128, None)
+        show(256, None)
+        show(6128, 12_128)
+    assert capsys.readouterr().err == ("embed: 128 crops\nembed: 6,128 of 12,128 crops (100/s, 60 s left)\n")
+
+
 def test_progress_on_a_terminal_is_a_bar_with_log_lines_above_it() -> None:
     body = (
         "import logging\n    with progress('r18') as report:\n"
-        "        report('building', 0.5)\n        logging.warning('a log line')"
+        "        report('building', 0.5)\n        logging.warning('a log line')\n"
+        "    with rate_of('embed', 'crops') as show:\n        show(0, None)\n        show(1000, 4000)"
     )
     controller, terminal = os.openpty()
     try:
@@ -144,6 +157,8 @@ def test_progress_on_a_terminal_is_a_bar_with_log_lines_above_it() -> None:
     assert "r18: building" in shown
     assert "50%" in shown
     assert "a log line" in shown
+    assert "embed" in shown
+    assert "1000/4000" in shown
 
 
 def test_log_lines_are_plain_sentences() -> None:
