@@ -95,6 +95,7 @@ bench: $(READY) ## Measure the ways to embed on this CPU, growth and outages (ab
 	$(BIN)/python benchmarks/float32.py
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/fallback.py
+	$(BIN)/python benchmarks/bulk.py
 
 bench-gpu: $(READY) ## Measure TensorRT plans on this GPU (about an hour; benchmarks/gpu.py runs it in pieces)
 	$(BIN)/python benchmarks/gpu.py --torch-python $(TORCH_PYTHON) --output docs/benchmarks

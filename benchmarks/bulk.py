@@ -77,9 +77,70 @@ def main() -> None:
         "machine": machine(),
         "versions": versions(None),
         "bulk": found,
+        "tables": tables(found),
     }
     path.write_text(json.dumps(report, indent=1) + "\n")
     print(path)
+
+
+def tables(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """The tables of docs/bulk.md and of the page, of what was measured."""
+    measured = {kind: dict(values) for kind, values in found.items()}
+    loads = {kind: values.pop("load_average") for kind, values in measured.items()}
+    steps, by_source = measured.get("stages", {}), measured.get("speed", {})
+    rows: dict[str, tuple[str, list[dict[str, object]]]] = {
+        "stages": (
+            "What a JPEG crop costs",
+            [{"step": step, "µs of one core": us} for step, us in steps.items()],
+        ),
+        "speed": (
+            f"With a stand-in for a model that takes {CROP_US} µs a crop",
+            [
+                {
+                    "JPEG crops in a": kind,
+                    "crops a second": one["crops_per_s"],
+                    "seconds until the first": one["first_s"],
+                    "µs of the embedder's process": one["embedder_us"],
+                    "µs of the processes that read": one["readers_us"],
+                }
+                for kind, one in by_source.items()
+            ],
+        ),
+        "memory": (
+            "The most memory",
+            [
+                {
+                    "crops": int(count),
+                    "MiB": one["embedder_mib"],
+                    "MiB of a process that reads": one["reader_mib"],
+                }
+                for count, one in measured.get("memory", {}).items()
+            ],
+        ),
+        "triton": (
+            "Against the model alone, through a Triton on the same processors",
+            [
+                {
+                    "network": one["depth"],
+                    "the model's crops a second": one["model_crops_per_s"],
+                    "of the job": one["embed_crops_per_s"],
+                    "ratio": one["ratio"],
+                }
+                for one in [measured.get("triton")]
+                if one
+            ],
+        ),
+    }
+    return [
+        {
+            "title": f"Embedding many crops. {title}",
+            "rows": own,
+            "note": f"Load average of the machine: {loads[kind]}.",
+            "in_readme": False,
+        }
+        for kind, (title, own) in rows.items()
+        if own
+    ]
 
 
 def make_sources(folder: Path, count: int) -> dict[str, Path]:
@@ -207,8 +268,8 @@ def speeds(sources: dict[str, Path], count: int, turns: int) -> dict[str, Any]:
             "best_crops_per_s": round((count - CHUNK) / min(one["steady_s"] for one in some)),
             "from_start_to_end_s": round(median(some, "took_s"), 2),
             "first_s": round(median(some, "first_s"), 2),
-            "us_a_crop_in_the_embedders_process": round(median(some, "here_s") / count * 1e6),
-            "us_a_crop_in_processes_that_read": round(median(some, "readers_s") / count * 1e6),
+            "embedder_us": round(median(some, "here_s") / count * 1e6),
+            "readers_us": round(median(some, "readers_s") / count * 1e6),
         }
         for kind, some in found.items()
     }

@@ -204,7 +204,7 @@ def _of_outages(file: str, data: dict[str, Any]) -> list[Part]:
 
 
 def _of_tables(file: str, data: dict[str, Any]) -> list[Part]:
-    """What benchmarks/growth.py and float32.py wrote: rows with their figures by column."""
+    """What benchmarks/growth.py, float32.py and bulk.py wrote: rows with their figures by column."""
     about = _about(data, _machine(data["machine"]), data["versions"])
     parts = []
     for one in data["tables"]:
@@ -213,8 +213,9 @@ def _of_tables(file: str, data: dict[str, Any]) -> list[Part]:
             for row in one["rows"]
         ]
         table, notes = [list(one["rows"][0]), *rows], [one["note"]]
+        shown = one.get("in_readme", True)
         parts.append(
-            Part(title=one["title"], file=file, table=table, notes=notes, about=about, in_readme=True)
+            Part(title=one["title"], file=file, table=table, notes=notes, about=about, in_readme=shown)
         )
     return parts
 
@@ -329,6 +330,13 @@ def to_markdown(parts: Sequence[Part]) -> str:
     return "\n\n".join(texts)
 
 
+def bulk_markdown(parts: Sequence[Part]) -> str:
+    """Write the tables of docs/bulk.md."""
+    own = [part for part in parts if part.file == "bulk.json"]
+    texts = [f"{part.title}:\n\n{table(part.table[0], part.table[1:])}" for part in own]
+    return "\n\n".join([f"Measured on {own[0].about['machine']}.", *texts])
+
+
 def with_tables(readme: str, tables: str) -> str:
     """Put the tables between README's markers.
 
@@ -363,6 +371,8 @@ def main() -> int:
     (FOLDER / "index.html").write_text(to_html(parts))
     readme = ROOT / "README.md"
     readme.write_text(with_tables(readme.read_text(), to_markdown(parts)))
+    bulk = ROOT / "docs" / "bulk.md"
+    bulk.write_text(with_tables(bulk.read_text(), bulk_markdown(parts)))
     print(f"{FOLDER / 'index.html'} and {readme}: {len(parts)} parts")
     return 0
 
