@@ -16,7 +16,7 @@ from tritonclient import grpc as tritonclient
 from tritonclient.utils import InferenceServerException
 
 from arcface_server import LocalTriton
-from support.processes import shared_memory
+from support.processes import shared_memory, wait_until
 from support.proxy import Proxy
 from support.siblings import EXPLICIT, ONNX, PLAN
 
@@ -81,6 +81,8 @@ class Site:
                 yield
                 control.load_model(model)
             except InferenceServerException:
+                with suppress(AssertionError):  # it may be about to end
+                    wait_until(lambda: self.has_crashed, 5)
                 if not self.has_crashed:
                     raise
 
