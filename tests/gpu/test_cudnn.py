@@ -18,6 +18,7 @@ from onnx import numpy_helper
 from arcface_builder.build import build
 from arcface_builder.check import crops as faces
 from arcface_builder.cli.app import main
+from arcface_builder.graph.quantise import calibrate, to_graph
 from arcface_builder.source.load import OnnxFile, Synthetic
 from arcface_client import EmbeddingClient, get_embedding_backend
 from arcface_client.contract import Crops, Embeddings
@@ -112,6 +113,24 @@ def test_slopes_above_one_and_below_zero_are_right(
     runtime = cudnn.Cudnn(tmp_path / "steep.onnx", max_batch_size=2, cache=cache)
 
     assert largest_drift(exact(tmp_path / "steep.onnx", crops), runtime.embed(crops)) < 1e-5
+    runtime.close()
+
+
+@pytest.mark.parametrize(("left", "precision"), [(0, "int8"), (2, "mixed")])
+def test_int8_convolutions_give_the_embeddings_of_the_quantised_graph(
+    cudnn: Any, graph: Path, cache: Path, tmp_path: Path, left: int, precision: str
+) -> None:
+    calibrated = calibrate(graph.read_bytes(), faces.noise(40, seed=2))
+    quantised = to_graph(calibrated, calibrated.usual[left:], precision)
+    (tmp_path / "int8.onnx").write_bytes(quantised.content)
+    crops = faces.noise(LARGEST)
+    expected = exact(tmp_path / "int8.onnx", crops)
+
+    runtime = cudnn.Cudnn(tmp_path / "int8.onnx", max_batch_size=LARGEST, cache=cache)
+
+    assert runtime.precision == precision
+    for count in (1, 3, LARGEST):
+        assert largest_drift(expected[:count], runtime.embed(crops[:count])) < 1e-4
     runtime.close()
 
 
