@@ -187,6 +187,7 @@ def test_a_client_takes_int8_only_when_it_is_asked_for_and_says_so(
     with get_embedding_backend("openvino", embedding_space="int8", **where) as embedder:
         _, served = embedder.encode(golden_crops(), return_source=True)
         assert embedder.space().is_int8
+        assert embedder.diagnostics().precision == "int8"
     assert served.sources[0].model == "small_openvino"
     assert "computes in int8: its embeddings are not comparable with those of any other model" in caplog.text
 

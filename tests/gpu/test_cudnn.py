@@ -130,7 +130,8 @@ def test_int8_convolutions_give_the_embeddings_of_the_quantised_graph(
 
     assert runtime.precision == precision
     for count in (1, 3, LARGEST):
-        assert largest_drift(expected[:count], runtime.embed(crops[:count])) < 1e-4
+        # Sums in another order round some numbers to the next one; int8 itself drifts by 2e-3.
+        assert largest_drift(expected[:count], runtime.embed(crops[:count])) < 5e-4
     runtime.close()
 
 

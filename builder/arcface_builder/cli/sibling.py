@@ -79,6 +79,7 @@ def make_sibling(
             str(precision),
             crops,
             max_drift_cosine=max_drift_cosine,
+            least_channels=KINDS[runtime].least_channels,
             report=report,
         )
         added = compile_sibling(

@@ -62,6 +62,7 @@ def quantised_graph(
     crops: Crops | None,
     *,
     max_drift_cosine: float,
+    least_channels: int = 0,
     report: Progress = no_progress,
 ) -> QuantisedGraph:
     """Write a serving graph in int8, or in mixed precision, and log what stays wide.
@@ -71,6 +72,7 @@ def quantised_graph(
         precision: "int8" or "mixed".
         crops: Real ones; see ``calibration_halves``.
         max_drift_cosine: What mixed precision keeps within.
+        least_channels: See ``calibrate``.
         report: Called with the share that is done.
 
     Raises:
@@ -80,15 +82,16 @@ def quantised_graph(
     calibration, held_out = calibration_halves(crops)
     _warn_of(calibration, serving_graph)
     if precision == "mixed":
-        graph = quantise_within(serving_graph, calibration, held_out, max_drift_cosine, report)
+        network = calibrate(serving_graph, calibration, report, least_channels=least_channels)
+        graph = quantised_within(network, calibration, held_out, max_drift_cosine, report)
     else:
-        graph = quantise(serving_graph, calibration, report)
+        graph = quantise(serving_graph, calibration, report, least_channels=least_channels)
     _log.info("%s", graph)
     return graph
 
 
-def quantise_within(
-    serving_graph: bytes,
+def quantised_within(
+    network: Calibrated,
     crops: Crops,
     held_out: Crops,
     max_drift_cosine: float,
@@ -97,8 +100,8 @@ def quantise_within(
     """Write a serving graph with as many convolutions in int8 as a tolerance allows.
 
     Args:
-        serving_graph: An ONNX file with the contract's tensors, in float32.
-        crops: For the ranges and the order of the convolutions, uint8 [N, 112, 112, 3], BGR.
+        network: The serving graph.
+        crops: What its ranges come from, and the order of the convolutions: uint8 [N, 112, 112, 3], BGR.
         held_out: Other crops. The largest drift on both must keep within 70 % of the tolerance.
         max_drift_cosine: The tolerance.
         report: Called with the share that is done.
@@ -106,7 +109,6 @@ def quantise_within(
     Raises:
         PrecisionError: Not one convolution can be in int8.
     """
-    network = calibrate(serving_graph, crops, report)
     few = _evenly(crops)
     exact, costs = _embed(network, (), few), {}
     layers = [layer for layer in network.layers if layer.name in network.usual]

@@ -59,13 +59,13 @@ class Layer:
         name: The node's name.
         multiply_adds: For one crop.
         step: The scale of its input.
-        is_depthwise: Whether each of its channels sees one channel.
+        wide: Why it had better not; empty if it had.
     """
 
     name: str
     multiply_adds: int
     step: float
-    is_depthwise: bool
+    wide: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ class Calibrated:
     @property
     def usual(self) -> tuple[str, ...]:
         """The convolutions that ``--precision int8`` quantises."""
-        return tuple(layer.name for layer in self.layers if not layer.is_depthwise)
+        return tuple(layer.name for layer in self.layers if not layer.wide)
 
     def share(self, names: Collection[str]) -> float:
         """Share of the multiply-adds of all convolutions in some of them."""
@@ -126,9 +126,11 @@ class QuantisedGraph:
         )
 
 
-def quantise(serving_graph: bytes, crops: Crops, report: Progress = no_progress) -> QuantisedGraph:
+def quantise(
+    serving_graph: bytes, crops: Crops, report: Progress = no_progress, *, least_channels: int = 0
+) -> QuantisedGraph:
     """Write a serving graph in int8; arguments and errors are those of ``calibrate``."""
-    network = calibrate(serving_graph, crops, report)
+    network = calibrate(serving_graph, crops, report, least_channels=least_channels)
     return to_graph(network, network.usual, "int8")
 
 
@@ -142,7 +144,7 @@ def to_graph(network: Calibrated, names: Collection[str], precision: str) -> Qua
     proto = ir.to_proto(quantised(network, names))
     chosen = tuple(layer.name for layer in network.layers if layer.name in names)
     left = {
-        layer.name: "depthwise" if layer.is_depthwise else "it would drift too much"
+        layer.name: layer.wide or "it would drift too much"
         for layer in network.layers
         if layer.name not in names
     }
@@ -156,16 +158,19 @@ def to_graph(network: Calibrated, names: Collection[str], precision: str) -> Qua
     )
 
 
-def calibrate(serving_graph: bytes, crops: Crops, report: Progress = no_progress) -> Calibrated:
+def calibrate(
+    serving_graph: bytes, crops: Crops, report: Progress = no_progress, *, least_channels: int = 0
+) -> Calibrated:
     """Prepare a serving graph for int8: even out its channels, and find the ranges of its tensors.
 
     Args:
         serving_graph: An ONNX file with the contract's tensors, in float32.
         crops: uint8 [N, 112, 112, 3], BGR.
         report: Called with the share that is done.
+        least_channels: What a convolution reads for int8 to pay; others stay wide.
 
     Raises:
-        PrecisionError: The network has no convolution but the first.
+        PrecisionError: The network has no convolution for int8.
     """
     model = parse(serving_graph)
     batch = 1 if takes_one_crop(model) else _BATCH
@@ -173,8 +178,12 @@ def calibrate(serving_graph: bytes, crops: Crops, report: Progress = no_progress
     passes.NameFixPass()(model)  # exporters may leave nodes without a name
     fuse_prelus(model)
     convolutions, wide = _convolutions(model)
-    if not convolutions:
-        raise PrecisionError("int8 is for convolutions after the first, and this network has none; use fp16.")
+    reasons = {node: _wide(node, least_channels) for node in convolutions}
+    if not convolutions or (least_channels and all(reasons.values())):
+        wanted = f"convolutions of {least_channels} channels or more" if least_channels else "convolutions"
+        raise PrecisionError(
+            f"int8 is for {wanted} after the first, and this network has none; use another precision."
+        )
     inputs = list(dict.fromkeys(_input(node) for node in convolutions))
     every = list(dict.fromkeys(_input(node) for node in model.graph if node.op_type == "Conv"))
 
@@ -202,7 +211,7 @@ def calibrate(serving_graph: bytes, crops: Crops, report: Progress = no_progress
                 name=str(node.name),
                 multiply_adds=int(weight.size * np.prod(maps[node.outputs[0]][2:])),
                 step=steps[_input(node)],
-                is_depthwise=node.attributes.get_int("group", 1) > 1,
+                wide=reasons[node],
             )
         )
     return Calibrated(model, tuple(layers), wide, calibration_sha256(serving_graph, crops))
@@ -290,6 +299,14 @@ def _observed(
     for start in range(0, len(crops), batch):
         report(stage, start / len(crops))
         yield from zip(values, runner.run(None, {INPUT_NAME: crops[start : start + batch]}), strict=True)
+
+
+def _wide(convolution: ir.Node, least_channels: int) -> str:
+    """Why a convolution had better stay wide; empty if it had not."""
+    if convolution.attributes.get_int("group", 1) > 1:
+        return "depthwise"
+    few = _weight(convolution).shape[1] < least_channels
+    return f"int8 is no faster for fewer than {least_channels} channels" if few else ""
 
 
 def _input(convolution: ir.Node) -> ir.Value:

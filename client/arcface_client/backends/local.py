@@ -212,6 +212,8 @@ def _sibling_origin(
     def load(space: EmbeddingSpace | None, _: Deadline) -> LocalModel:
         found = models.sibling(model, space)
         loaded, facts = open_(found.path)
+        if found.manifest.quantised:  # a runtime does not know what of it was left wide on purpose
+            facts["precision"] = found.manifest.precision
         known = Diagnostics(
             backend=runtime, model=found.model, version=found.version, engine_path=str(found.path), **facts
         )

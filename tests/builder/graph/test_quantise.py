@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from arcface_builder.check import crops as faces
+from arcface_builder.errors import PrecisionError
 from arcface_builder.graph.edit import session
 from arcface_builder.graph.equalise import equalise, fuse_prelus
 from arcface_builder.graph.precision import typed_int8
@@ -165,6 +166,16 @@ def test_layers_that_are_not_quantised_are_named_with_the_reason(small_graph: by
     assert list(graph.wide.values()) == ["the first convolution", "Gemm is not quantised"]
     assert len(graph.convolutions) == 5
     assert graph.share == 1
+
+
+def test_convolutions_of_few_channels_stay_wide_where_int8_does_not_pay(small_graph: bytes) -> None:
+    model = onnx.load_model_from_string(small_graph)
+    channels = [tensor.dims[1] for tensor in model.graph.initializer if len(tensor.dims) == 4][1]
+
+    graph = quantise(small_graph, calibration(), least_channels=channels)
+    assert len(graph.convolutions) == 5
+    with pytest.raises(PrecisionError, match=rf"convolutions of {channels + 1} channels or more after"):
+        quantise(small_graph, calibration(), least_channels=channels + 1)
 
 
 def test_nodes_without_names_are_quantised(small_graph: bytes) -> None:
