@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -17,6 +17,10 @@ from .decode import Decoded
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+PATIENCE_S: Final = 300.0
+"""How long a call waits for a server that restarts, in seconds; without a limit it would give up at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +79,7 @@ def embed(backend: EmbeddingBackend, decoded: Decoded) -> Rows:
     found = np.empty((0, 0), np.float32)
     while len(crops):
         try:
-            found, served = backend.encode(crops, return_source=True)
+            found, served = backend.encode(crops, return_source=True, timeout_s=PATIENCE_S)
             break
         except NotFiniteError as error:
             for position in error.positions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -105,7 +106,8 @@ class Source:
 
     def is_there(self) -> bool:
         """Whether the places on this machine are still there."""
-        return all(is_url(name) or os.path.exists(name) for name in self.names)  # noqa: PTH110
+        paths = (_fixed_part(name) if glob.has_magic(name) else name for name in self.names)
+        return all(is_url(path) or os.path.exists(path or ".") for path in paths)  # noqa: PTH110
 
 
 def open_source(sources: Sequence[str], *, whole_paths: bool = False) -> Source:
@@ -143,7 +145,8 @@ def _places(source: str, whole_paths: bool) -> Iterator[tuple[str, Place]]:
     elif os.path.exists(source):  # noqa: PTH110
         yield os.path.realpath(source), _file(source, source)
     elif glob.has_magic(source):
-        yield from _matches(source, sorted(glob.glob(source, recursive=True)), whole_paths)  # noqa: PTH207
+        pattern = source if whole_paths else os.path.abspath(source)  # noqa: PTH100
+        yield from _matches(pattern, sorted(glob.glob(pattern, recursive=True)), whole_paths)  # noqa: PTH207
     else:
         raise ImageFileError(f"There is no file or folder {source}.")
 
@@ -156,7 +159,7 @@ def _matches(pattern: str, names: Sequence[str], whole_paths: bool) -> Iterator[
 
 def _fixed_part(pattern: str) -> str:
     """The folder of a pattern before its first wildcard."""
-    plain = pattern[: next(index for index, sign in enumerate(pattern) if sign in "*?[")]
+    plain = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
     return plain[: plain.rfind("/") + 1]
 
 

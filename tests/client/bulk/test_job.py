@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,16 @@ import pytest
 
 from arcface_client.backends.base import EmbeddingBackend
 from arcface_client.bulk.job import Result, embed_gallery
+from arcface_client.bulk.rows import Rows
 from arcface_client.bulk.source import Item, Source, open_source
+from arcface_client.bulk.stream import Counts
 from arcface_client.contract import Embeddings
-from arcface_client.errors import InputError, OtherEmbeddingSpaceError, SourceUnavailableError
+from arcface_client.errors import (
+    DeploymentError,
+    InputError,
+    OtherEmbeddingSpaceError,
+    SourceUnavailableError,
+)
 from arcface_client.gallery import GalleryInfo, open_gallery
 from arcface_client.models.embedding_space import EmbeddingSpace
 from support.limits import small_files_only
@@ -175,6 +183,22 @@ def test_a_full_disk_ends_the_job_in_one_line_and_the_next_run_does_the_rest(
     assert all(path.suffix == ".parquet" for path in output.iterdir())
     run(folder, output, embedder)
     assert len(rows(output)) == 20
+
+
+def test_a_process_that_is_killed_while_it_reads_ends_the_job_in_one_line(
+    folder: Path, embedder: EmbeddingBackend, tmp_path: Path
+) -> None:
+    for index in range(600):
+        (folder / f"more{index}.png").hardlink_to(folder / "000.png")
+
+    def kill(counts: Counts, some: Rows | None) -> None:
+        for process in multiprocessing.active_children():
+            process.kill()
+
+    with pytest.raises(DeploymentError, match=r"was ended from outside.*fewer --workers"):
+        run(folder, tmp_path / "gallery", embedder, workers=1, observe=kill)
+    assert len(rows(tmp_path / "gallery")) >= 128
+    assert run(folder, tmp_path / "gallery", embedder).rows == 620
 
 
 def test_two_jobs_do_not_write_to_one_gallery(

@@ -22,6 +22,7 @@ from arcface_client.models.files import sha256_of
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_server import LocalTriton
 from support.processes import wait_until
+from support.tiny import write_tiny_repository
 
 
 @pytest.fixture
@@ -145,3 +146,24 @@ def test_a_job_that_is_killed_ten_times_ends_as_an_undisturbed_one(
     last = subprocess.run(command(output), capture_output=True, text=True)
     assert last.returncode == 1, last.stderr
     compare()
+
+
+@pytest.mark.faults
+def test_a_server_that_restarts_delays_a_job_and_nothing_else(tmp_path: Path, crops: Crops) -> None:
+    write_tiny_repository(tmp_path / "models")
+    folder, output = tmp_path / "crops", tmp_path / "gallery"
+    folder.mkdir()
+    Image.fromarray(crops[0]).save(folder / "00000.png")
+    for index in range(1, 8000):
+        (folder / f"{index:05}.png").hardlink_to(folder / "00000.png")
+    with LocalTriton(tmp_path / "models") as server:
+        flags = ["--model", "tiny_onnx", "--part-rows", "1", "--url", server.grpc_url]
+        command = [sys.executable, "-m", "arcface_client", "embed", str(folder), "--output", str(output)]
+        job = subprocess.Popen([*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        wait_until(lambda: any(output.glob("part-*")))
+    time.sleep(5)
+    with LocalTriton(tmp_path / "models", grpc_port=int(server.grpc_url.rpartition(":")[2])):
+        printed, errors = job.communicate(timeout=100)
+    assert job.returncode == 0, errors
+    assert "8000 embeddings by tiny_onnx:1" in printed
+    assert len(rows(output)) == 8000
