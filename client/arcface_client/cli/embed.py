@@ -40,7 +40,7 @@ _TOLD: Final = 20
 
 def _output(text: str) -> str:
     if Path(text).suffix.lower() not in ("", ".npz", ".parquet") and not text.endswith("/"):
-        raise typer.BadParameter(f"{text!r} ends in neither .npz, nor .parquet, nor / for a folder.")
+        raise typer.BadParameter(f"{text!r} must end in .npz or .parquet, or in / for a folder.")
     return text
 
 
@@ -146,10 +146,10 @@ def embed(
     require("PIL", extra="cli", purpose="Reading images")  # before a server is asked
     is_archive = output.lower().endswith(".npz")
     if is_archive and retry_failed:
-        raise typer.BadParameter("An .npz is written anew each time; --retry-failed is for galleries.")
+        raise typer.BadParameter("An .npz is always written as a whole; --retry-failed is for galleries.")
     if ray is None and (actors or actor_gpus is not None):
         raise typer.BadParameter(
-            "--actors and --actor-gpus are of a Ray cluster; give --ray ADDRESS as well."
+            "--actors and --actor-gpus are for a Ray cluster; give --ray ADDRESS as well."
         )
     if ray is not None and (is_archive or workers is not None):
         raise typer.BadParameter(

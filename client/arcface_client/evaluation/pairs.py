@@ -118,7 +118,7 @@ class _Dtype(_Call):
     def __call__(self, name: str | bytes, *_: object) -> np.dtype[Any]:
         text = name.decode() if isinstance(name, bytes) else name  # bytes from Python 2
         if text not in _TYPES:
-            raise ValueError(f"the data type {text!r} is none that sets have")
+            raise ValueError(f"the data type {text!r} is not one that such sets have")
         return np.dtype(text)
 
 
@@ -152,7 +152,7 @@ class _Text(_Call):
 
     def __call__(self, text: str, encoding: str | bytes) -> bytes:
         if encoding not in ("latin1", b"latin1"):
-            raise ValueError(f"the encoding {encoding!r} is none that sets have")
+            raise ValueError(f"the encoding {encoding!r} is not one that such sets have")
         return text.encode("latin-1")
 
 

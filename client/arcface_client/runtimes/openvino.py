@@ -69,7 +69,7 @@ class OpenVino:
         self.version: str = openvino.__version__.partition("-")[0]
         check_version(self.version)
         if not has_avx2():
-            raise DeploymentError("OpenVINO is used on processors with AVX2, and this one has none.")
+            raise DeploymentError("OpenVINO is used only on processors with AVX2, and this one lacks it.")
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
             "NUM_STREAMS": str(streams),

@@ -141,7 +141,7 @@ def test_a_pickle_cannot_change_what_it_calls(tmp_path: Path, name: bytes, state
         ((IMAGES[:-1], SAME), "11 images for 6 pairs; expected two images for each pair"),
         (([], []), "0 images for 0 pairs"),
         ({"images": IMAGES}, "a pickle of something else"),
-        ((IMAGES, np.array(SAME, np.float64)), "the data type 'f8' is none that sets have"),
+        ((IMAGES, np.array(SAME, np.float64)), "the data type 'f8' is not one that such sets have"),
         (([1, *IMAGES[1:]], SAME), "image 0 is of type int; expected the bytes"),
         (([np.zeros(3, np.int64), *IMAGES[1:]], SAME), "image 0 is of type ndarray"),
         ((IMAGES, [*SAME[:-1], 2]), "the label of pair 5 is 2; expected true or false"),

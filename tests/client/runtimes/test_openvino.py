@@ -154,7 +154,7 @@ def test_a_processor_without_avx2_is_refused(
     monkeypatch.setattr(base, "_ROOT", tmp_path)
     assert has_avx2() is expected
     if not expected:
-        with pytest.raises(DeploymentError, match="on processors with AVX2, and this one has none"):
+        with pytest.raises(DeploymentError, match="only on processors with AVX2, and this one lacks it"):
             OpenVino(model)
 
 

@@ -233,7 +233,7 @@ def cudnn_version() -> str:
     except RuntimeError as error:  # the frontend found no library
         raise MissingExtraError(
             "cuDNN's library is not installed: pip install nvidia-cudnn-cu13 (or -cu12, as the driver has), "
-            "or run in an image of NVIDIA's that brings it."
+            "or use one of NVIDIA's images, which bring it."
         ) from error
     if number < _OLDEST_CUDNN:
         raise DeploymentError(f"cuDNN {version} is installed; the fused kernels need 9.0 or newer.")
