@@ -101,8 +101,8 @@ class Reader:
                 decoded = reading.result()
             except BrokenProcessPool as error:
                 raise DeploymentError(
-                    "A process that reads crops was killed, perhaps because memory ran out. What was embedded "
-                    "before is kept; run the same command again, perhaps with fewer --workers."
+                    "A process that reads crops was killed, perhaps because memory ran out. What was "
+                    "embedded before is kept; run the same command again, perhaps with fewer --workers."
                 ) from error
             good = sum(error is None for error in decoded.errors)
             yield Chunk(Decoded(decoded.ids, self._slots[slot][:good], decoded.errors), slot)
