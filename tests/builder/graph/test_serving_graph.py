@@ -38,6 +38,9 @@ OWN_NORMALISATION = {
 """What stays of exports that normalise their output themselves, before the normalisation of the contract."""
 
 
+Exported = tuple[str, Path, SourceModel]
+
+
 def served(source: SourceModel) -> Embed:
     return embedder(source.serving_graph().SerializeToString())
 
@@ -47,16 +50,22 @@ def written(model: onnx.ModelProto, path: Path) -> SourceModel:
     return OnnxFile(path).load()
 
 
-@pytest.mark.parametrize("export", EXPORTS)
-def test_embeddings_equal_the_source_models_however_it_was_exported(export: str, tmp_path: Path) -> None:
-    source = written(EXPORTS[export](small_arcface()), tmp_path / "source.onnx")
-    before = (tmp_path / "source.onnx").read_bytes()
+@pytest.fixture(scope="module", params=EXPORTS)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The small network in each form, its file, and what it is read as."""
+    path = tmp_path_factory.mktemp("exported") / "source.onnx"
+    return request.param, path, written(EXPORTS[request.param](small_arcface()), path)
+
+
+def test_embeddings_equal_the_source_models_however_it_was_exported(exported: Exported) -> None:
+    export, path, source = exported
+    before = path.read_bytes()
 
     parity = check_onnx_model(source.embed, served(source))
 
     assert parity.max_abs_difference <= TOLERANCE
     assert source.runs == ("fixed copy" if export in RUN_AS_FIXED_COPY else "source file")
-    assert (tmp_path / "source.onnx").read_bytes() == before
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("export", [pytorch_pack, mxnet], ids=["PyTorch pack", "MXNet"])
@@ -72,9 +81,9 @@ def test_embeddings_of_real_faces_equal_insightfaces_own(export: object, tmp_pat
     np.testing.assert_allclose(served(source)(crops), expected, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("export", EXPORTS)
-def test_the_graph_has_only_the_nodes_it_needs(export: str, tmp_path: Path) -> None:
-    graph = written(EXPORTS[export](small_arcface()), tmp_path / "source.onnx").serving_graph().graph
+def test_the_graph_has_only_the_nodes_it_needs(exported: Exported) -> None:
+    export, _, source = exported
+    graph = source.serving_graph().graph
 
     ops = Counter(node.op_type for node in graph.node)
     ops["Cast"] -= export == "half_output"  # to float32 now, which costs nothing
