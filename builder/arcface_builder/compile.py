@@ -24,7 +24,7 @@ from arcface_client.triton.limits import DEFAULT_MAX_DRIFT_COSINE
 from .check.accuracy import ReferenceEmbeddings, reference_for_plans
 from .check.refusal import keep_refusal
 from .check.speed import faces_per_s
-from .check.task import TaskGate
+from .check.task import BY_TASK, TaskGate
 from .errors import CompileError, ParityError, PrecisionError, ServedModelError
 from .graph.edit import parse
 from .graph.mixed import calibration_halves, quantised_graph
@@ -345,7 +345,8 @@ def _new_plan(
                     max_drift_cosine=request.max_drift_cosine,
                     strongly_typed=is_strongly_typed(trt.__version__),
                 )
-                raise ParityError(f"{error} Nothing was stored. {kept}") from error
+                hint = f" {BY_TASK}" if key.precision == INT8 and gate is None else ""
+                raise ParityError(f"{error} Nothing was stored. {kept}{hint}") from error
             speed = faces_per_s(plan)
         manifest = _manifest(request, key, path, gpu, built, precisions[0], accuracy.parity(losses))
         manifest = replace(manifest, quantised=graph.quantised, golden=golden, faces_per_s=speed)

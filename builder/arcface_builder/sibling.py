@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import closing
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,10 +20,11 @@ from arcface_client.models.manifest import MODEL_FILE, Golden, ModelFile, manife
 from arcface_client.models.naming import sibling_model
 from arcface_client.models.plan_manifest import SiblingManifest
 from arcface_client.models.repository import LocalOnnx
+from arcface_client.runtimes.base import Embed
 
 from .check.accuracy import ReferenceEmbeddings
 from .check.speed import faces_per_s
-from .check.task import TaskGate
+from .check.task import BY_TASK, TaskGate
 from .errors import ParityError, RepositoryError
 from .graph.quantise import QuantisedGraph
 from .repository.config import (
@@ -142,6 +144,16 @@ KINDS: Final = {
 """By the runtime's name."""
 
 
+@contextmanager
+def opened(kind: Kind, graph: bytes) -> Iterator[Embed]:
+    """Open a graph's file in the runtime of a kind of sibling."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / MODEL_FILE
+        path.write_bytes(graph)
+        with closing(kind.open(path)) as runtime:
+            yield runtime.embed
+
+
 def compile_sibling(
     kind: Kind,
     onnx: LocalOnnx,
@@ -236,7 +248,8 @@ def _checked(
             accuracy.check(f"model in {kind.runtime}", by_task=gate is not None)
             losses = gate.check(onnx.path, runtime.embed, report) if gate else ()
         except ParityError as error:
-            raise ParityError(f"{error} Nothing was published.") from error
+            hint = f" {BY_TASK}" if precision == INT8 and gate is None else ""
+            raise ParityError(f"{error} Nothing was published.{hint}") from error
         speed = faces_per_s(runtime)
     return SiblingManifest(
         model=model,

@@ -28,6 +28,9 @@ from ..errors import OptionError, ParityError
 
 FALSE_ACCEPT_RATE: Final = 1e-3
 
+BY_TASK: Final = "Let verification sets judge int8 (--pairs), or use --precision mixed."
+"""What to do where int8 is refused because it drifts."""
+
 _Z: Final = 1.96  # of a 95 % interval
 _BATCH: Final = 32
 _GROWTH: Final = 1.01

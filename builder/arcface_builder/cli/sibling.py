@@ -23,13 +23,13 @@ from ..graph.edit import parse
 from ..graph.mixed import calibration_halves, quantised_graph
 from ..graph.serving import takes_one_crop
 from ..repository.publish import ModelRepository
-from ..sibling import KINDS, compile_sibling
+from ..sibling import KINDS, compile_sibling, opened
 from ..source.load import Source, located, source_embedder
 
 TOLERANCE: Final = "validation.max_drift_cosine"
 """A setting that only a file or the environment can give."""
 
-_MOST_CALIBRATION_CROPS: Final = 1024  # of a folder: more make no better ranges
+_MOST_CALIBRATION_CROPS: Final = 512  # of a folder: more make no better ranges, and take minutes
 
 
 def make_sibling(
@@ -80,6 +80,7 @@ def make_sibling(
             crops,
             max_drift_cosine=max_drift_cosine,
             least_channels=KINDS[runtime].least_channels,
+            judge=partial(opened, KINDS[runtime]),
             report=report,
         )
         added = compile_sibling(

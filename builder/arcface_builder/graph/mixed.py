@@ -2,14 +2,15 @@
 
 The mean drift that one convolution in int8 causes hardly depends on the others, and the means add up. So one
 pass over the convolutions, each in int8 by itself, gives the order: the least drift for a multiply-add first.
-How many of them fit is then found by bisection, on all crops, of which half did not calibrate. ONNX Runtime
-computes both, on the CPU.
+How many of them fit is then found by bisection, on all crops, of which half did not calibrate, with the
+runtime that will serve if it loads within seconds: its own rounding is part of the drift.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Final
 
 import numpy as np
@@ -17,7 +18,7 @@ import onnx_ir as ir
 
 from arcface_client.contract import INPUT_NAME, Crops, Embeddings, Progress, no_progress
 from arcface_client.models.golden import drifts, golden_crops, largest_drift
-from arcface_client.runtimes.base import in_batches
+from arcface_client.runtimes.base import Embed, in_batches
 
 from ..errors import OptionError, PrecisionError
 from .edit import session
@@ -33,6 +34,9 @@ _MANY: Final = 100
 _ONE_PERSON: Final = 0.5  # mean similarity of crops; that of different people is near 0
 
 _log = logging.getLogger(__name__)
+
+Judge = Callable[[bytes], AbstractContextManager[Embed]]
+"""Opens a graph's file in a runtime."""
 
 
 def calibration_halves(real: Crops | None) -> tuple[Crops, Crops]:
@@ -63,6 +67,7 @@ def quantised_graph(
     *,
     max_drift_cosine: float,
     least_channels: int = 0,
+    judge: Judge | None = None,
     report: Progress = no_progress,
 ) -> QuantisedGraph:
     """Write a serving graph in int8, or in mixed precision, and log what stays wide.
@@ -73,6 +78,7 @@ def quantised_graph(
         crops: Real ones; see ``calibration_halves``.
         max_drift_cosine: What mixed precision keeps within.
         least_channels: See ``calibrate``.
+        judge: The runtime that must keep within it; None is ONNX Runtime.
         report: Called with the share that is done.
 
     Raises:
@@ -83,7 +89,8 @@ def quantised_graph(
     _warn_of(calibration, serving_graph)
     if precision == "mixed":
         network = calibrate(serving_graph, calibration, report, least_channels=least_channels)
-        graph = quantised_within(network, calibration, held_out, max_drift_cosine, report)
+        judge = judge or _onnx_runtime
+        graph = quantised_within(network, calibration, held_out, max_drift_cosine, judge, report)
     else:
         graph = quantise(serving_graph, calibration, report, least_channels=least_channels)
     _log.info("%s", graph)
@@ -95,6 +102,7 @@ def quantised_within(
     crops: Crops,
     held_out: Crops,
     max_drift_cosine: float,
+    judge: Judge,
     report: Progress = no_progress,
 ) -> QuantisedGraph:
     """Write a serving graph with as many convolutions in int8 as a tolerance allows.
@@ -104,6 +112,7 @@ def quantised_within(
         crops: What its ranges come from, and the order of the convolutions: uint8 [N, 112, 112, 3], BGR.
         held_out: Other crops. The largest drift on both must keep within 70 % of the tolerance.
         max_drift_cosine: The tolerance.
+        judge: The runtime that must keep within it, also with what it rounds itself.
         report: Called with the share that is done.
 
     Raises:
@@ -126,7 +135,8 @@ def quantised_within(
     while too_many - fits > 1:
         report("Adding convolutions", step / (steps + 1))
         step += 1
-        drift = largest_drift(exact, _embed(network, order[:middle], judging))
+        with judge(to_graph(network, order[:middle], "mixed").content) as embed:
+            drift = largest_drift(exact, in_batches(embed, judging, _BATCH))
         if drift <= _MARGIN * max_drift_cosine:
             fits = middle
         else:
@@ -135,9 +145,15 @@ def quantised_within(
     if not fits:
         raise PrecisionError(
             f"No convolution can be in int8 within {_MARGIN:.0%} of a drift of {max_drift_cosine:g} "
-            "(validation.max_drift_cosine); use fp16."
+            "(validation.max_drift_cosine); use another precision."
         )
     return to_graph(network, order[:fits], "mixed")
+
+
+@contextmanager
+def _onnx_runtime(graph: bytes) -> Iterator[Embed]:
+    runner = session(graph)
+    yield lambda batch: runner.run(None, {INPUT_NAME: batch})[0]
 
 
 def _warn_of(crops: Crops, serving_graph: bytes) -> None:

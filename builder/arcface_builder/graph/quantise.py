@@ -90,7 +90,7 @@ class Calibrated:
         return tuple(layer.name for layer in self.layers if not layer.wide)
 
     def share(self, names: Collection[str]) -> float:
-        """Share of the multiply-adds of all convolutions in some of them."""
+        """Share of the multiply-adds of all convolutions but the first in some of them."""
         total = sum(layer.multiply_adds for layer in self.layers)
         return sum(layer.multiply_adds for layer in self.layers if layer.name in names) / total
 
@@ -104,7 +104,7 @@ class QuantisedGraph:
         precision: "int8" or "mixed".
         convolutions: Names of those in int8, in the order of the graph.
         wide: Why other layers with weights are not, by name.
-        share: Share of the multiply-adds of all convolutions that is in int8.
+        share: Share of the multiply-adds of all convolutions but the first that is in int8.
         calibration_sha256: SHA-256 of what the ranges were computed from; see ``calibration_sha256``.
     """
 
@@ -121,8 +121,8 @@ class QuantisedGraph:
             reasons.setdefault(reason, []).append(name)
         wide = "; ".join(f"{reason}: {', '.join(names)}" for reason, names in reasons.items())
         return (
-            f"{len(self.convolutions)} convolutions are in int8, {self.share:.0%} of their multiply-adds. "
-            f"Wide are: {wide}."
+            f"In int8 are {len(self.convolutions)} convolutions, with {self.share:.0%} of the multiply-adds "
+            f"behind the first. Wide are: {wide}."
         )
 
 
