@@ -39,6 +39,13 @@ Judge = Callable[[bytes], AbstractContextManager[Embed]]
 """Opens a graph's file in a runtime."""
 
 
+@contextmanager
+def on_cpu(graph: bytes) -> Iterator[Embed]:
+    """Open a graph in ONNX Runtime on the CPU."""
+    runner = session(graph)
+    yield lambda batch: runner.run(None, {INPUT_NAME: batch})[0]
+
+
 def calibration_halves(real: Crops | None) -> tuple[Crops, Crops]:
     """Split the crops of a folder: the first half calibrates int8, the second half judges it.
 
@@ -67,7 +74,7 @@ def quantised_graph(
     *,
     max_drift_cosine: float,
     least_channels: int = 0,
-    judge: Judge | None = None,
+    judge: Judge = on_cpu,
     report: Progress = no_progress,
 ) -> QuantisedGraph:
     """Write a serving graph in int8, or in mixed precision, and log what stays wide.
@@ -78,7 +85,7 @@ def quantised_graph(
         crops: Real ones; see ``calibration_halves``.
         max_drift_cosine: What mixed precision keeps within.
         least_channels: See ``calibrate``.
-        judge: The runtime that must keep within it; None is ONNX Runtime.
+        judge: The runtime that must keep within it.
         report: Called with the share that is done.
 
     Raises:
@@ -89,7 +96,6 @@ def quantised_graph(
     _warn_of(calibration, serving_graph)
     if precision == "mixed":
         network = calibrate(serving_graph, calibration, report, least_channels=least_channels)
-        judge = judge or _onnx_runtime
         graph = quantised_within(network, calibration, held_out, max_drift_cosine, judge, report)
     else:
         graph = quantise(serving_graph, calibration, report, least_channels=least_channels)
@@ -102,7 +108,7 @@ def quantised_within(
     crops: Crops,
     held_out: Crops,
     max_drift_cosine: float,
-    judge: Judge,
+    judge: Judge = on_cpu,
     report: Progress = no_progress,
 ) -> QuantisedGraph:
     """Write a serving graph with as many convolutions in int8 as a tolerance allows.
@@ -148,12 +154,6 @@ def quantised_within(
             "(validation.max_drift_cosine); use another precision."
         )
     return to_graph(network, order[:fits], "mixed")
-
-
-@contextmanager
-def _onnx_runtime(graph: bytes) -> Iterator[Embed]:
-    runner = session(graph)
-    yield lambda batch: runner.run(None, {INPUT_NAME: batch})[0]
 
 
 def _warn_of(crops: Crops, serving_graph: bytes) -> None:
