@@ -144,6 +144,43 @@ def test_int8_convolutions_compute_what_the_quantised_graph_does(
     assert roundings <= {"prelu1", "bn2a"}
 
 
+def test_weights_that_are_quantised_in_the_graph_and_biases_in_int32_are_read(
+    int8_graph: Path, tmp_path: Path
+) -> None:
+    def as_other_quantisers_write(graph: onnx.GraphProto) -> None:
+        constants = {tensor.name: tensor for tensor in graph.initializer}
+        for number, node in enumerate(list(graph.node)):
+            weight = constants.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+            if weight is not None:
+                steps = numpy_helper.to_array(constants[node.input[1]]).reshape(-1, 1, 1, 1)
+                exact = numpy_helper.to_array(weight) * steps
+                weight.CopyFrom(numpy_helper.from_array(exact, weight.name))
+                names = [weight.name, *node.input[1:]]
+                graph.node.insert(
+                    0, helper.make_node("QuantizeLinear", names, [f"{weight.name}.q"], f"q{number}", axis=0)
+                )
+                node.input[0] = f"{weight.name}.q"
+            elif node.op_type == "Conv" and len(node.input) == 3:
+                bias = constants[node.input[2]]
+                step = numpy_helper.from_array(np.array(1e-6, np.float32), f"{bias.name}.step")
+                numbers = np.rint(numpy_helper.to_array(bias) / np.float32(1e-6)).astype(np.int32)
+                bias.CopyFrom(numpy_helper.from_array(numbers, bias.name))
+                graph.initializer.append(step)
+                graph.node.insert(
+                    0, helper.make_node("DequantizeLinear", [bias.name, step.name], [f"{bias.name}.exact"])
+                )
+                node.input[2] = f"{bias.name}.exact"
+
+    ours = read_network(int8_graph)
+    others = read_network(changed(int8_graph, as_other_quantisers_write, tmp_path))
+
+    for one, other in zip(ours.layers, others.layers, strict=True):
+        if isinstance(one, Convolution) and isinstance(other, Convolution):
+            np.testing.assert_array_equal(one.weight, other.weight)
+            np.testing.assert_allclose(one.bias, other.bias, atol=1e-5)
+            np.testing.assert_allclose(np.array(one.scale), np.array(other.scale))
+
+
 @pytest.mark.parametrize(("graph", "count"), [("serving_graph", 3), ("int8_graph", 4)])
 def test_feature_maps_that_are_needed_at_once_have_places_of_their_own(
     graph: str, count: int, request: pytest.FixtureRequest
