@@ -27,7 +27,7 @@ STABILITY_PERCENT: Final = 10
 """A figure is settled if three windows in a row lie this close together; perf_analyzer's default."""
 
 HEADER: Final = (
-    f"{'batch':>5} {'at a time':>12} {'faces/s':>9}   {'p50 ms':>8} {'p95 ms':>8} {'p99 ms':>8} "
+    f"{'batch':>5} {'load':>12} {'faces/s':>9}   {'p50 ms':>8} {'p95 ms':>8} {'p99 ms':>8} "
     f"{'queue ms':>9} {'compute ms':>11}"
 )
 NOT_SETTLED_NOTE: Final = (
