@@ -7,6 +7,8 @@ MINUTES ?= 10
 JOBS ?= 2
 # How many random networks `make fuzz` builds.
 EXAMPLES ?= 2000
+# How many damaged inputs `make fuzz` gives to each parser.
+INPUTS ?= 100000
 EXTRAS := cli,builder,server,insightface,openvino,s3,report,bulk
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -57,8 +59,8 @@ test-kserve: ## Let KServe's own SDK read deploy/kserve, in .venv-kserve (2 minu
 	$(VENV)-kserve/bin/pip install --quiet kserve 'kubernetes<34' kubernetes-validate pytest pytest-timeout
 	$(VENV)-kserve/bin/pytest -o filterwarnings= tests/deploy/test_kubernetes.py -k kserve
 
-fuzz: $(READY) ## Build EXAMPLES (2000) random networks: each embeds as its file does, or is refused by name
-	FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/pytest tests/fuzz
+fuzz: $(READY) ## Build EXAMPLES (2000) random networks, and damage INPUTS (100000) files of each kind that is read
+	FUZZ_EXAMPLES=$(EXAMPLES) FUZZ_INPUTS=$(INPUTS) $(BIN)/pytest tests/fuzz
 
 test-lowest: ## Run the tests with the lowest versions that pyproject.toml allows, in .venv-lowest (10 minutes)
 	$(PYTHON) -m venv $(VENV)-lowest

@@ -137,7 +137,8 @@ def from_text(text: str) -> Embeddings:
     if rest or not dim:
         raise ValueError(f"Expected {GOLDEN_COUNT} rows of float32, not {len(content):,} bytes")
     embeddings = np.frombuffer(content, "<f4").reshape(GOLDEN_COUNT, dim).astype(np.float32)
-    # Written so that NaN fails as well.
-    if not np.all(np.abs(np.linalg.norm(embeddings, axis=1) - 1) < LENGTH_TOLERANCE):
+    with np.errstate(all="ignore"):  # of huge numbers
+        lengths = np.linalg.norm(embeddings, axis=1)
+    if not np.all(np.abs(lengths - 1) < LENGTH_TOLERANCE):  # written so that NaN fails as well
         raise ValueError("Expected rows of length one")
     return embeddings

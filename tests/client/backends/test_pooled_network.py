@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from arcface_client.backends.pooled import TritonBackend
 from arcface_client.contract import CROP_SHAPE, Crops, Embeddings
 from arcface_server import LocalTriton
 from support.proxy import Proxy
-from support.siblings import NAME, QUICK, write_siblings
+from support.siblings import NAME, QUICK, in_the_middle, write_siblings
 
 pytestmark = pytest.mark.faults
 
@@ -50,3 +52,23 @@ def test_a_slow_network_does_not_start_fallback(
     np.testing.assert_allclose(embeddings, truth[:count], atol=1e-6)
     assert [source.where for source in served.sources] == [ways[0].url]
     assert not served.fell_back
+
+
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this machine has no IPv6")
+def test_a_server_that_dies_behind_a_name_loses_nothing_and_the_others_go_on(
+    tmp_path: Path, crops: Crops, truth: Embeddings
+) -> None:
+    """The name localhost stands for two servers, as a headless service of Kubernetes does."""
+    repository = write_siblings(tmp_path, max_batch_size=4, work=1)
+    with LocalTriton(repository, stop_timeout_s=1) as one:
+        port = int(one.grpc_url.rpartition(":")[2])
+        with (
+            LocalTriton(repository, host="::1", grpc_port=port, stop_timeout_s=1) as other,
+            TritonBackend(f"dns:///localhost:{port}", NAME, intervals=QUICK) as embedder,
+        ):
+            embedder.ensure_ready()
+            twice = np.concatenate([crops, crops])
+            embeddings, _ = in_the_middle(embedder, twice, signal.SIGKILL, other)
+            np.testing.assert_allclose(embeddings, np.concatenate([truth, truth]), atol=1e-6)
+            np.testing.assert_allclose(embedder.encode(crops), truth, atol=1e-6)
+            assert embedder.diagnostics().counters["errors"] == {}
