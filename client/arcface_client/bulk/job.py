@@ -53,7 +53,7 @@ def embed_gallery(
         output: A ``.parquet`` file, whose parts are beside it until it is whole, or a folder of parts.
         info: What the gallery says of itself; its ``job`` is filled in here.
         resize: Scale images of another size instead of refusing them.
-        workers: Processes that read; None takes one for each processor.
+        workers: Processes that read; None takes one for each processor, 8 at most.
         part_rows: A part is written when it has so many rows.
         retry_failed: Embed rows again that have no embedding.
         resume: Go on with what an earlier run of this job left; False begins anew.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -26,6 +27,9 @@ from .source import Item
 
 CHUNK: Final = 128
 """Crops that a process reads at a time, and that the embedder gets in one call: 4.6 MiB."""
+
+MOST_WORKERS: Final = 8
+"""Processes that read unless it is said otherwise: they decode more than one embedder takes."""
 
 _SHARED: Final = Path("/dev/shm")
 """Where Linux has shared memory. A container has 64 MiB of it unless it is told otherwise."""
@@ -57,7 +61,7 @@ class Reader:
         self._resize = resize
         slots = in_use + max(2 * workers, 1)
         if workers:
-            _check_shared(slots)
+            slots = min(slots, _shared_slots(in_use + workers))
             self._memory = SharedMemory(create=True, size=slots * CHUNK * CROP_BYTES)
             # Not forked: gRPC's threads would be missing in the copy.
             self._pool: ProcessPoolExecutor | None = ProcessPoolExecutor(
@@ -119,17 +123,24 @@ class Reader:
         return done
 
 
-def _check_shared(slots: int) -> None:
-    wanted = slots * CHUNK * CROP_BYTES
+def _shared_slots(least: int) -> int:
+    """How many chunks the shared memory has room for.
+
+    Raises:
+        DeploymentError: There are fewer than ``least``.
+    """
     if not _SHARED.is_dir():
-        return
+        return sys.maxsize
     status = os.statvfs(_SHARED)
     free = status.f_bavail * status.f_frsize
-    if wanted > free:
+    slots = free // (CHUNK * CROP_BYTES)
+    if slots < least:
         raise DeploymentError(
-            f"{_SHARED} has {free >> 20} MiB free, and the processes that read share {wanted >> 20} MiB; "
-            "give the container more (docker run --shm-size=1g), or use fewer --workers."
+            f"{_SHARED} has {free >> 20} MiB free; the processes that read share at least "
+            f"{least * CHUNK * CROP_BYTES >> 20} MiB. Give the container more (docker run --shm-size=1g), or "
+            "use fewer --workers."
         )
+    return slots
 
 
 def _view(memory: SharedMemory, slots: int) -> Crops:

@@ -17,7 +17,7 @@ from typing import Final
 from ..backends.base import EmbeddingBackend
 from ..errors import ArcFaceError, SourceUnavailableError
 from .ids import IdSet
-from .reader import CHUNK, Chunk, Reader
+from .reader import CHUNK, MOST_WORKERS, Chunk, Reader
 from .rows import Rows, embed
 from .source import Item, Source
 
@@ -109,7 +109,8 @@ class Stream(RowStream):
         backend: Embeds them; ``ensure_ready`` was called.
         known: Ids that are embedded already, and are left out.
         resize: Scale images of another size instead of refusing them.
-        workers: Processes that read; None takes one for each processor, and none for a single chunk.
+        workers: Processes that read; None takes one for each processor, 8 at most, and
+            none for a single chunk.
         observe: Is told how far it is, from this thread.
 
     Attributes:
@@ -136,7 +137,7 @@ class Stream(RowStream):
         first = list(islice(items, CHUNK))
         workers = self._workers
         if workers is None:
-            workers = 0 if len(first) < CHUNK else os.cpu_count() or 1
+            workers = 0 if len(first) < CHUNK else min(os.cpu_count() or 1, MOST_WORKERS)
         with ExitStack() as stack:
             reader = stack.enter_context(Reader(workers, in_use=CALLS, resize=self._resize))
             threads = ThreadPoolExecutor(CALLS)

@@ -85,7 +85,9 @@ def embed(
     ] = TRITON,
     workers: Annotated[
         int | None,
-        typer.Option(min=0, help="Processes that read and decode (default: one for each processor)."),
+        typer.Option(
+            min=0, help="Processes that read and decode (default: one for each processor, 8 at most)."
+        ),
     ] = None,
     resume: Annotated[
         bool,
