@@ -195,7 +195,7 @@ def test_a_process_that_is_killed_while_it_reads_ends_the_job_in_one_line(
         for process in multiprocessing.active_children():
             process.kill()
 
-    with pytest.raises(DeploymentError, match=r"was ended from outside.*fewer --workers"):
+    with pytest.raises(DeploymentError, match=r"was killed.*fewer --workers"):
         run(folder, tmp_path / "gallery", embedder, workers=1, observe=kill)
     assert len(rows(tmp_path / "gallery")) >= 128
     assert run(folder, tmp_path / "gallery", embedder).rows == 620
