@@ -54,9 +54,10 @@ def test_what_is_published_is_pulled_bit_for_bit_and_once(
     bucket: S3Server, repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--name=small", f"--endpoint-url={bucket.url}", "--json"]
+    (repository / "small_onnx-1.manifest.json.sig").write_bytes(b"signature")
     assert main(["publish", URL, f"--repository={repository}", *flags]) == 0
     published = json.loads(capsys.readouterr().out)
-    assert published["files"] == 3
+    assert published["files"] == 4
     assert main(["pull", URL, f"--repository={tmp_path / 'copy'}", *flags]) == 0
     assert json.loads(capsys.readouterr().out) == published
     assert contents(tmp_path / "copy") == contents(repository)
