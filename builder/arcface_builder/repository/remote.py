@@ -249,7 +249,7 @@ class RemoteRepository(S3Bucket):
 
 
 def _files(root: Path, name: str) -> Iterator[Path]:
-    """The files of a family: manifests, their signatures, the record of releases, versions, configurations."""
+    """The files of a family: manifests and signatures, the record of releases, versions, configurations."""
     for model in family_models(name):
         yield from root.glob(f"{model}-*.manifest.json*")
         for path in (root / model).rglob("*"):
