@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..errors import InputError
 from ..gallery import Gallery, GalleryInfo, open_gallery, write_gallery
-from ..models.files import naming
+from ..models.files import STAGED, naming
 from .ids import IdSet
 from .rows import Rows
 
@@ -58,8 +58,8 @@ class Parts:
                     ) from error
                 except OSError:  # a file system without locks
                     pass
-            for half in self.folder.glob(".*"):
-                half.unlink()
+            for half in (*self.folder.glob(f".*{STAGED}"), self.folder / _JOINED):
+                half.unlink(missing_ok=True)
             yield
         finally:
             os.close(lock)

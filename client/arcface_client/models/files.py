@@ -13,6 +13,9 @@ from typing import BinaryIO, Final
 
 from ..errors import ConfigError, InputError
 
+STAGED: Final = ".part"
+"""How the name of a file ends that is being written, and of one that a process which was killed left half."""
+
 _CHUNK_BYTES: Final = 1 << 20
 
 
@@ -79,7 +82,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         InputError: The disk is full, or the folder cannot be written to.
     """
     path = path.resolve()  # a link stays, and what it points to is written
-    part = path.with_name(f".{secrets.token_hex(8)}.part")  # each writer has its own
+    part = path.with_name(f".{secrets.token_hex(8)}{STAGED}")  # each writer has its own
     with naming(path):
         try:
             with part.open("xb") as file:

@@ -76,10 +76,15 @@ def test_a_second_run_adds_what_is_new_and_embeds_nothing_twice(
     moved = folder.parent / "later.png"
     (folder / "004.png").rename(moved)
     output = tmp_path / "gallery"
+    output.mkdir()
+    for name in (".0f.part", ".hidden", "notes.txt"):
+        (output / name).touch()
     assert run(folder, output, embedder).counts.done == 19
     moved.rename(folder / "004.png")
     again = run(folder, output, embedder)
     assert (again.rows, again.counts.done, again.counts.kept) == (20, 1, 19)
+    others = [path.name for path in output.iterdir() if path.suffix != ".parquet"]
+    assert sorted(others) == [".hidden", "notes.txt"]  # what a killed process left half is gone
     assert len(rows(output)) == 20
 
 
