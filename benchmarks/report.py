@@ -332,7 +332,7 @@ def to_markdown(parts: Sequence[Part]) -> str:
 
 def bulk_markdown(parts: Sequence[Part]) -> str:
     """Write the tables of docs/bulk.md."""
-    own = [part for part in parts if part.file == "bulk.json"]
+    own = [part for part in parts if part.file in ("bulk.json", "ray.json")]
     texts = [f"{part.title}:\n\n{table(part.table[0], part.table[1:])}" for part in own]
     return "\n\n".join([f"Measured on {own[0].about['machine']}.", *texts])
 

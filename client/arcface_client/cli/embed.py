@@ -121,6 +121,7 @@ def embed(
         float | None,
         typer.Option(
             min=0,
+            metavar="GPUS",
             rich_help_panel="Ray",
             help="GPUs of each actor (default: 1 for a model on a GPU in its process, else 0).",
         ),
