@@ -93,15 +93,15 @@ class Reader:
         source = iter(items)
         under_way: deque[tuple[int, Future[Decoded]]] = deque()
         while True:
-            while self._free and (some := list(islice(source, CHUNK))):
-                slot = self._free.popleft()
-                under_way.append((slot, self._start(slot, some)))
-                if self._pool is None:
-                    break
-            if not under_way:
-                return
-            slot, reading = under_way.popleft()
             try:
+                while self._free and (some := list(islice(source, CHUNK))):
+                    slot = self._free.popleft()
+                    under_way.append((slot, self._start(slot, some)))
+                    if self._pool is None:
+                        break
+                if not under_way:
+                    return
+                slot, reading = under_way.popleft()
                 decoded = reading.result()
             except BrokenProcessPool as error:
                 raise DeploymentError(
