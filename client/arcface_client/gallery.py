@@ -17,6 +17,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -108,10 +111,18 @@ class GalleryInfo:
             raise InputError(
                 f"{name} is not a gallery; expected a Parquet file that `arcface-client embed` wrote."
             )
-        values = json.loads(text)
-        if values.pop("format") != FORMAT:
-            raise InputError(f"{name} was written by a later release; read it with that one.")
-        return cls(**values | {"space": EmbeddingSpace(**values["space"])})
+        try:
+            values = json.loads(text)
+            if values.pop("format") != FORMAT:
+                raise InputError(f"{name} was written by a later release; read it with that one.")
+            info = cls(**values | {"space": EmbeddingSpace(**values["space"])})
+            if schema.field("embedding").type.list_size != info.dim:
+                raise InputError(f"{name} has embeddings of another width than its metadata says.")
+            return info
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{name} has damaged metadata: {error}") from error
 
     @property
     def named(self) -> str:
@@ -227,7 +238,7 @@ class Gallery:
     def _open(self, name: str) -> Any:
         try:
             return _parquet().ParquetFile(name, filesystem=self._filesystem)
-        except (_pyarrow().ArrowInvalid, OSError) as error:
+        except (_pyarrow().ArrowException, OSError) as error:
             raise InputError(f"{name} cannot be read as Parquet: {error}") from error
 
     def batches(
@@ -236,7 +247,10 @@ class Gallery:
         """Yield the rows in order, failed ones included, ``size`` at most at a time."""
         for name in self.files:
             with self._open(name) as file:
-                yield from file.iter_batches(batch_size=size, columns=list(columns))
+                try:
+                    yield from file.iter_batches(batch_size=size, columns=list(columns))
+                except (_pyarrow().ArrowException, OSError) as error:
+                    raise InputError(f"{name} is damaged: {' '.join(str(error).split())}") from error
 
     def tables(self) -> Iterator[pa.Table]:
         """Yield all columns of the rows, with the gallery's schema, for ``write_gallery``."""
@@ -260,31 +274,46 @@ class Gallery:
             yield from zip(some.column("id").to_pylist(), some.column("error").to_pylist(), strict=True)
 
 
+_ARCHIVE_ERRORS: Final = (
+    AttributeError,
+    EOFError,
+    LookupError,
+    NotImplementedError,
+    OSError,
+    TypeError,
+    ValueError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What NumPy and zipfile raise for a file that is damaged or is something else."""
+
+
 class _Archive(Gallery):
     """An ``.npz`` of ``arcface-client embed``, as a gallery; it is held in memory."""
 
     def __init__(self, path: str) -> None:
         try:
-            with np.load(path) as archive:
+            with Path(path).open("rb") as file, np.load(file) as archive:
                 self._ids, self._rows = archive["paths"].tolist(), archive["embeddings"]
                 texts = {name: str(archive[name]) or None for name in archive.files if not archive[name].ndim}
-        except (OSError, ValueError, KeyError) as error:
+            space = EmbeddingSpace(
+                source_sha256=texts.get("source_sha256"),
+                preprocessing=texts.get("preprocessing"),
+                precision_class=texts.get("precision_class"),
+            )
+            version = texts.get("version")
+            self.path, self.files, self.count = path, (path,), len(self._ids)
+            self.info = GalleryInfo(
+                space=space,
+                dim=self._rows.shape[1],
+                model=texts.get("model"),
+                version=None if version is None else int(version),
+                command=texts.get("command") or "",
+                tools=json.loads(texts.get("tools") or "{}"),
+            )
+        except _ARCHIVE_ERRORS as error:
             raise InputError(f"{path} is not an .npz that `arcface-client embed` wrote: {error}") from error
-        space = EmbeddingSpace(
-            source_sha256=texts.get("source_sha256"),
-            preprocessing=texts.get("preprocessing"),
-            precision_class=texts.get("precision_class"),
-        )
-        version = texts.get("version")
-        self.path, self.files, self.count = path, (path,), len(self._ids)
-        self.info = GalleryInfo(
-            space=space,
-            dim=self._rows.shape[1],
-            model=texts.get("model"),
-            version=None if version is None else int(version),
-            command=texts.get("command") or "",
-            tools=json.loads(texts.get("tools") or "{}"),
-        )
 
     def batches(
         self, columns: Sequence[str] = ("id", "embedding"), size: int = ROWS_AT_ONCE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import random
@@ -13,19 +14,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tritonclient.grpc import model_config_pb2
 
 from arcface_builder.build import build
+from arcface_builder.errors import BucketError, NotOnnxError, RepositoryError
+from arcface_builder.repository.config import config_text, read_config
+from arcface_builder.repository.remote import read_index
 from arcface_builder.source.load import OnnxFile
+from arcface_builder.source.onnx_file import read_onnx
 from arcface_client.errors import ConfigError, ImageFileError, InputError, ManifestError, PairFileError
 from arcface_client.evaluation.images import read_crop
 from arcface_client.evaluation.pairs import read_pair_file
 from arcface_client.failover.discovery import Pin
+from arcface_client.gallery import GalleryInfo, gallery_table, open_gallery, write_gallery
+from arcface_client.models.embedding_space import EmbeddingSpace
 from arcface_client.models.manifest import ModelManifest
 from arcface_client.models.plan_manifest import PlanManifest
 from arcface_client.runtimes.base import read_device
 from arcface_client.settings import load_pipeline_settings
 from support.engines import manifest
-from support.exports import save_for_insightface
+from support.exports import save_for_insightface, small_arcface
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "150"))
 """`make fuzz` sets 100,000."""
@@ -158,3 +166,34 @@ def test_damaged_names_are_refused() -> None:
 
     no_damage(partial(text, Pin.parse), ConfigError, b"arcface_r100_trt:3", "pin")
     no_damage(partial(text, read_device), InputError, b"cuda:1", "device")
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("ending", ["parquet", "npz"])
+def test_a_damaged_gallery_is_refused(tmp_path: Path, ending: str) -> None:
+    path, rows = tmp_path / f"gallery.{ending}", np.eye(4, 8, dtype=np.float32)
+    space = EmbeddingSpace(source_sha256="a1" * 32, preprocessing="RGB", precision_class="float")
+    info = GalleryInfo(space=space, dim=8, model="m", version=1, command="c")
+    if ending == "npz":
+        np.savez(path, paths=np.array(list("abcd")), embeddings=rows, version="1", tools="{}")
+    else:
+        write_gallery(path, info, [gallery_table(info, list("abcd"), rows, ["r"] * 4, [None] * 4)])
+    read = partial(in_file, lambda file: open_gallery(file).load(), path)
+    no_damage(read, InputError, path.read_bytes(), ending)
+
+
+@pytest.mark.timeout(0)
+def test_damaged_files_of_a_repository_are_refused(tmp_path: Path) -> None:
+    file = {"path": "small_onnx/1/model.onnx", "sha256": "0" * 64, "size": 1}
+    index = json.dumps({"files": [file]}).encode()
+    no_damage(partial(read_index, where="index"), BucketError, index, "index")
+    config = config_text(model_config_pb2.ModelConfig(name="m", backend="b", max_batch_size=8))
+    no_damage(
+        partial(in_file, read_config, tmp_path / "config.pbtxt"), RepositoryError, config.encode(), "config"
+    )
+
+
+@pytest.mark.timeout(0)
+def test_a_damaged_onnx_file_is_refused(tmp_path: Path) -> None:
+    good = small_arcface(channels=8).SerializeToString()
+    no_damage(partial(in_file, read_onnx, tmp_path / "model.onnx"), NotOnnxError, good, "ONNX")

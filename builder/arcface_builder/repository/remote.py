@@ -48,6 +48,8 @@ class RemoteFile:
     size: int
 
     def __post_init__(self) -> None:
+        if not (isinstance(self.path, str) and isinstance(self.sha256, str) and isinstance(self.size, int)):
+            raise TypeError("a file needs path, sha256 and size")
         path = PurePosixPath(self.path)
         if path.is_absolute() or ".." in path.parts or "\\" in self.path or path.parts[:1] == ():
             raise ValueError(f"the path {self.path!r} leaves the repository")
@@ -228,10 +230,7 @@ class RemoteRepository(S3Bucket):
                 if is_missing(error):
                     return [], None
                 raise
-        try:
-            return [RemoteFile(**entry) for entry in json.loads(content)["files"]], str(answer["ETag"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise BucketError(f"S3, {self.name}, key {key}: not an index of models ({error}).") from error
+        return read_index(content, f"S3, {self.name}, key {key}"), str(answer["ETag"])
 
     def _replace_index(self, name: str, files: list[RemoteFile], tag: str | None) -> None:
         key = f"{self._prefix}{name}.index.json"
@@ -246,6 +245,18 @@ class RemoteRepository(S3Bucket):
                     f"S3, {self.name}, key {key}: another publication was faster. Run the command again."
                 ) from error
             raise
+
+
+def read_index(content: bytes, where: str) -> list[RemoteFile]:
+    """Read the list of files in an index.
+
+    Raises:
+        BucketError: It is not one, or names a file outside the repository.
+    """
+    try:
+        return [RemoteFile(**entry) for entry in json.loads(content)["files"]]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise BucketError(f"{where}: not an index of models ({error}).") from error
 
 
 def _files(root: Path, name: str) -> Iterator[Path]:
