@@ -238,7 +238,7 @@ class Gallery:
     def _open(self, name: str) -> Any:
         try:
             return _parquet().ParquetFile(name, filesystem=self._filesystem)
-        except (_pyarrow().ArrowException, OSError) as error:
+        except (_pyarrow().ArrowException, OSError, ValueError) as error:
             raise InputError(f"{name} cannot be read as Parquet: {error}") from error
 
     def batches(
@@ -249,7 +249,7 @@ class Gallery:
             with self._open(name) as file:
                 try:
                     yield from file.iter_batches(batch_size=size, columns=list(columns))
-                except (_pyarrow().ArrowException, OSError) as error:
+                except (_pyarrow().ArrowException, OSError, ValueError) as error:
                     raise InputError(f"{name} is damaged: {' '.join(str(error).split())}") from error
 
     def tables(self) -> Iterator[pa.Table]:
