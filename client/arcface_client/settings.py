@@ -198,7 +198,7 @@ class TensorRtSettings(_Section):
     Attributes:
         enabled: "auto": a plan is used if it is there and right; "required": nothing else is used; "off": no
             plan is made or used.
-        precision: Of the plan: fp32, tf32, fp16, bf16 or int8.
+        precision: Of the plan: fp32, tf32, fp16, bf16, mixed or int8.
         max_batch_size: Largest batch.
         opt_batch_size: The batch that TensorRT tunes for; None means the largest.
         workspace_size_mb: Memory of one kernel, in MiB.

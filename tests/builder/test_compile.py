@@ -30,6 +30,7 @@ from arcface_builder.source.load import OnnxFile
 from arcface_builder.store import LocalStore, PlanStore, open_store
 from arcface_builder.trt.gpu import Gpu
 from arcface_builder.trt.options import BuildOptions
+from arcface_client.models.repository import LocalModels
 from support.absent_gpu import AbsentGpu, unable
 from support.exports import small_arcface
 from support.processes import wait_until
@@ -196,6 +197,28 @@ def test_other_calibration_crops_make_another_int8_plan(
     assert first.manifest.identity.key != second.manifest.identity.key
     with pytest.raises(OptionError, match="int8 needs real face crops"):
         compile_plan(replace(int8, calibration=None), unable(gpu), store, repository)
+
+
+@pytest.mark.parametrize(("precision", "space"), [("mixed", "float"), ("int8", "int8-")])
+def test_a_plan_in_int8_names_its_convolutions_and_its_space(
+    precision: str,
+    space: str,
+    request_: PlanRequest,
+    gpu: AbsentGpu,
+    store: PlanStore,
+    repository: ModelRepository,
+) -> None:
+    wanted = replace(asking(request_, precision=precision), max_drift_cosine=0.002)
+
+    compile_plan(wanted, replace(gpu, runs_in="int8"), store, repository)
+
+    found = LocalModels(repository.root).plan("small", "86")
+    golden = LocalModels(repository.root).golden("small_trt", 1)
+    assert golden is not None
+    assert {"conv2", "conv3"} & set(found.manifest.quantised)
+    assert str(golden.space.precision_class).startswith(space)
+    assert found.space == golden.space
+    assert (found.manifest.golden is None) == (precision == "mixed")
 
 
 def test_a_plan_that_drifts_is_not_stored_and_the_error_says_what_was_kept(

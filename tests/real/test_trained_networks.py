@@ -16,10 +16,14 @@ import pytest
 
 from arcface_builder.build import build
 from arcface_builder.check.crops import face_like, noise
+from arcface_builder.graph.mixed import on_cpu, quantised_graph
+from arcface_builder.repository.publish import ModelRepository, find_onnx
 from arcface_builder.source.load import OnnxFile
 from arcface_client import EmbeddingClient
 from arcface_client.cli.app import main as client
 from arcface_client.contract import Crops, Embeddings
+from arcface_client.models.golden import drifts
+from arcface_client.runtimes.base import in_batches
 from arcface_server import LocalTriton
 from real.trained import bgr_network, tensorflow_network
 
@@ -151,3 +155,25 @@ def test_compare_finds_the_served_model_equal_to_its_source(
     shown = capsys.readouterr()
     assert json.loads(shown.out or "{}").get("result", shown.err) == {"outcome": "passed", "reasons": []}
     assert code == 0
+
+
+@pytest.mark.parametrize(("served", "allowed"), [("bgr", 1.4e-2), ("tensorflow", 6e-3)], indirect=["served"])
+def test_int8_drifts_little_on_people_who_did_not_calibrate_it(
+    served: Served, allowed: float, faces: Faces
+) -> None:
+    """Full int8 keeps within its goal and recognises as before; mixed keeps within its tolerance."""
+    graph = find_onnx(ModelRepository(served.built.path.parents[1]), "trained").content()
+    first = np.isin(faces.people, np.unique(faces.people)[::2])
+    given = faces.crops[first]
+    expected = served.embed(faces.crops)
+
+    def embed(precision: str) -> Embeddings:
+        written = quantised_graph(graph, precision, given, max_drift_cosine=1e-3)
+        with on_cpu(written.content) as run:
+            return in_batches(run, faces.crops, 8)
+
+    int8 = embed("int8")
+    assert drifts(expected, int8)[~first].max() <= allowed
+    assert drifts(expected, embed("mixed"))[~first].max() <= 1e-3
+    means = [mean_of_one_person(one, faces.people) for one in (expected, int8)]
+    assert means[1] == pytest.approx(means[0], abs=0.005)
