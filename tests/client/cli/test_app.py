@@ -270,7 +270,7 @@ def test_ctrl_c_leaves_nothing(triton: LocalTriton, folder: Path, tmp_path: Path
         [*command, "--url", triton.grpc_url, "--model", "slow_onnx"], stderr=subprocess.PIPE, text=True
     )
     # It has begun to write: before that, Ctrl-C could meet a Python that is still starting.
-    wait_until(lambda: any(path.startswith(str(tmp_path)) for path in open_files(process.pid)))
+    wait_until(lambda: any(path.startswith(str(tmp_path)) for path in open_files(process.pid)), timeout_s=60)
     os.kill(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
