@@ -280,6 +280,7 @@ _ARCHIVE_ERRORS: Final = (
     LookupError,
     NotImplementedError,
     OSError,
+    RuntimeError,
     TypeError,
     ValueError,
     tokenize.TokenError,
