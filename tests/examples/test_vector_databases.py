@@ -10,7 +10,6 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -119,17 +118,17 @@ def postgres() -> Iterator[str]:
     shared = subprocess.check_output([binaries / "pg_config", "--sharedir"], text=True).strip()
     if not Path(shared, "extension/vector.control").exists():
         pytest.skip("needs pgvector, for example of apt-get install postgresql-17-pgvector")
-    user: Any = {"user": "postgres", "group": "postgres"} if os.getuid() == 0 else {}  # root may not run it
+    by = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []  # root may not run it
     with tempfile.TemporaryDirectory() as folder:
-        if user:
+        if by:
             shutil.chown(folder, "postgres")
-        server = [str(binaries / "pg_ctl"), "-D", f"{folder}/data", "-w"]
-        initdb = [str(binaries / "initdb"), "-D", f"{folder}/data", "-A", "trust", "-U", "postgres"]
-        subprocess.run(initdb, check=True, **user)
+        server = [*by, str(binaries / "pg_ctl"), "-D", f"{folder}/data", "-w"]
+        initdb = [*by, str(binaries / "initdb"), "-D", f"{folder}/data", "-A", "trust", "-U", "postgres"]
+        subprocess.run(initdb, check=True)
         options = f"-k {folder} -c listen_addresses=''"
-        subprocess.run([*server, "-o", options, "-l", f"{folder}/log", "start"], check=True, **user)
+        subprocess.run([*server, "-o", options, "-l", f"{folder}/log", "start"], check=True)
         yield f"postgresql://postgres@/postgres?host={folder}"
-        subprocess.run([*server, "-m", "immediate", "stop"], check=True, **user)
+        subprocess.run([*server, "-m", "immediate", "stop"], check=True)
 
 
 def test_pgvector(postgres: str, gallery: Gallery, query: Embeddings, wanted: list[str]) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import pickle
 import re
+import signal
 import socket
+import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -89,14 +91,19 @@ def cluster(address: str) -> Iterator[Any]:
         yield ray
         return
     _check_answers(address)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address, log_to_driver=False, logging_level="ERROR")
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray has one of its own, which ends the process
     except (ConnectionError, RuntimeError, ValueError) as error:
         text = " ".join(str(error).split())
         if "ersion mismatch" in text:
             raise DeploymentError(
                 f"Install the versions of the Ray cluster at {address} here: {text}"
             ) from error
+        if address == AUTO:
+            text = "none runs on this machine. Give --ray HOST:PORT, or --ray local to start one"
         raise ServerUnavailableError(f"No Ray cluster answers at {address}: {text}") from error
     try:
         yield ray
@@ -108,7 +115,7 @@ def _check_answers(address: str) -> None:
     """Ask before Ray does, which waits for half a minute and then may end the process."""
     if address in (LOCAL, AUTO):
         return
-    match = re.fullmatch(r"(?:ray://)?([^/]+):(\d+)", address)
+    match = re.fullmatch(r"([^/]+):(\d+)", address)
     if match is None:
         raise InputError(f"The address of Ray is {address!r}; expected auto, local or HOST:PORT.")
     try:

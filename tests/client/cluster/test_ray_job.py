@@ -217,19 +217,26 @@ def command(address: str, folder: Path, output: Path, models: Path, *flags: str)
     ]
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 130)])
 def test_a_command_that_is_killed_goes_on_where_it_was(
-    nodes: Any, folder: Path, built: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    nodes: Any,
+    folder: Path,
+    built: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    code: int,
 ) -> None:
     output = tmp_path / "gallery"
     arguments = command(nodes.address, folder, output, built / "models", "--part-rows", "64", "--json")
-    code = (
+    script = (
         "import sys; from arcface_client.bulk import ray_job; from arcface_client.cli.app import main\n"
         "ray_job._FILES = ray_job._BATCH = 16; sys.exit(main(sys.argv[1:]))"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-c", script, *arguments], stderr=subprocess.DEVNULL)
     wait_until(lambda: len(list(output.glob("*.parquet"))) >= 2, timeout_s=120)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(number)
+    assert process.wait() == code
     left = sum(pq.read_metadata(path).num_rows for path in output.glob("*.parquet"))
     assert 0 < left < COUNT
 
