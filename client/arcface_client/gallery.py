@@ -15,13 +15,11 @@ The schema's metadata has a ``GalleryInfo`` as JSON, under the key ``arcface_gal
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -32,6 +30,7 @@ from .contract import Embeddings
 from .errors import InputError, OtherEmbeddingSpaceError, require
 from .models.embedding_space import EmbeddingSpace
 from .models.files import replacing
+from .observability.versions import package_versions
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -53,15 +52,6 @@ _WRITING: Final[Mapping[str, Any]] = {
 _TOOLS: Final = ("arcface-triton", "numpy", "pyarrow", "tritonclient", "onnxruntime")
 
 
-def installed_tools() -> dict[str, str]:
-    """The versions of what makes a gallery, by package, as far as it is installed."""
-    versions = {}
-    for name in _TOOLS:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
-
-
 @dataclass(frozen=True, kw_only=True)
 class GalleryInfo:
     """What a gallery says of itself.
@@ -81,7 +71,7 @@ class GalleryInfo:
     model: str | None = None
     version: int | None = None
     command: str = ""
-    tools: Mapping[str, str] = field(default_factory=installed_tools)
+    tools: Mapping[str, str] = field(default_factory=lambda: package_versions(_TOOLS))
     job: Mapping[str, Any] = field(default_factory=dict)
 
     def schema(self) -> pa.Schema:

@@ -16,7 +16,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +23,7 @@ from arcface_client.models import manifest as manifests
 from arcface_client.models.manifest import MODEL_FILE
 from arcface_client.models.naming import family, onnx_model, plan_model
 from arcface_client.models.repository import LocalModels, LocalOnnx
+from arcface_client.observability.versions import package_versions
 
 from ..disk import NO_SPACE, flush, locked, replace_text
 from ..errors import OptionError, RepositoryError
@@ -286,10 +286,4 @@ def check_name(name: str) -> str:
 
 def tool_versions() -> dict[str, str]:
     """Versions of what builds models, for the manifests."""
-    versions = {"python": platform.python_version()}
-    for package in _TOOLS:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:  # run from a checkout that is not installed
-            versions[package] = "unknown"
-    return versions
+    return {"python": platform.python_version(), **package_versions(_TOOLS)}

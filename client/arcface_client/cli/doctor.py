@@ -9,13 +9,13 @@ import ssl
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
 from ..errors import ArcFaceError, ModelNotFoundError
+from ..observability.versions import package_versions
 from .connection import Server
 from .terminal import DONE, FAILED, examples, print_json, print_table, with_shared_options
 
@@ -178,7 +178,7 @@ def _repository(models: LocalModels, name: str, sm: str | None) -> Iterator[Find
     except ArcFaceError as error:
         yield Finding(check, "error", str(error))
         return
-    installed = _installed("tensorrt")
+    installed = package_versions(["tensorrt"]).get("tensorrt")
     for plan in plans:
         key = plan.identity
         found = f"{key.filename} by TensorRT {key.tensorrt_version}"
@@ -212,7 +212,7 @@ def _sibling(models: LocalModels, model: str) -> Iterator[Finding]:
 
             here: str | None = cudnn_version()
         else:
-            here = _installed(manifest.runtime)
+            here = package_versions([manifest.runtime]).get(manifest.runtime)
     except (ArcFaceError, ImportError):
         here = None
     other = here is not None and not here.startswith(manifest.runtime_version)
@@ -323,10 +323,3 @@ def _bucket(bucket: str | None) -> Iterator[Finding]:
         yield Finding(check, "error", str(error), do)
     else:
         yield Finding(check, "ok", "can be listed")
-
-
-def _installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

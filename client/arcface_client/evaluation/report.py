@@ -5,10 +5,10 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final, Literal
 
 from ..contract import LENGTH_TOLERANCE
+from ..observability.versions import package_versions
 from .controls import Control
 from .fit import Fit
 from .measure import Measured
@@ -279,10 +279,5 @@ def _failures(systems: Sequence[Measured], agreements: Sequence[Agreement], allo
 
 def versions(server: str | None) -> dict[str, str]:
     """Collect the versions of Python, of packages, and of Triton; None without a server."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found if server is None else found | {"triton": server}
+    system = {"python": platform.python_version(), "platform": platform.platform()}
+    return system | package_versions(_PACKAGES) | ({} if server is None else {"triton": server})
