@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, TimeoutError
 from pathlib import Path
 from typing import Any
 
@@ -355,6 +356,22 @@ def test_an_old_gpu_and_an_old_driver_are_named(serving_graph: Path, monkeypatch
     monkeypatch.setattr(cudart, "cudaDriverGetVersion", lambda: (success, 11040))
     with pytest.raises(CudaError, match=r"driver supports CUDA 11\.4; .* 'cuda-bindings<12'$"):
         runtime.Cudnn(serving_graph)
+
+
+def test_what_has_one_lock_takes_turns_in_threads_as_in_processes(tmp_path: Path) -> None:
+    pytest.importorskip("cudnn", reason="needs the package nvidia-cudnn-frontend")
+    from arcface_client.runtimes.cudnn.plans import locked
+
+    def take_turn() -> None:
+        with locked(tmp_path / "new/lock"):
+            pass
+
+    with ThreadPoolExecutor(1) as pool:
+        with locked(tmp_path / "new/lock"):
+            waiting = pool.submit(take_turn)
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.2)
+        waiting.result(timeout=5)
 
 
 def test_plans_are_kept_for_each_gpu_and_version(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

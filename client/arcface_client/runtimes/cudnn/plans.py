@@ -18,7 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -79,20 +79,25 @@ class PlanCache:
             self._is_writable = False
             _log.warning("Kernels are not kept for the next start: %s", error)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Keep other processes from compiling the same plans."""
-        with ExitStack() as held:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                file = held.enter_context((self.folder / ".lock").open("w"))
-                fcntl.flock(file, fcntl.LOCK_EX)
-            except OSError as error:
-                _log.debug("Kernels are compiled without a lock: %s", error)
-            yield
+        return locked(self.folder / ".lock")
 
     def _path(self, shape: Shape) -> Path:
         return self.folder / f"{shape}{_SUFFIX}"
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Wait for a file's lock, and hold it; other threads wait as other processes do."""
+    with ExitStack() as held:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = held.enter_context(path.open("w"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            _log.debug("There is no lock: %s", error)
+        yield
 
 
 def compile_all(shapes: Sequence[Shape], device: int, folder: Path) -> None:

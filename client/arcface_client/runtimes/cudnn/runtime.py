@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import queue
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -29,7 +31,7 @@ from ..cuda import (
     free_bytes,
 )
 from .loaded import Gpu, LoadedNetwork
-from .plans import PlanCache
+from .plans import PlanCache, locked
 from .reader import read_network
 
 _log = logging.getLogger(__name__)
@@ -40,6 +42,10 @@ _AMPERE: Final = 80
 _MIB: Final = 1 << 20
 _SLOTS: Final = 3
 """Calls under way: one computes, one is copied, and one is being answered."""
+
+_LARGE: Final = 128
+"""Crops of a batch that has the GPU to itself: switching between the batches of two processes costs a
+fifteenth of them."""
 
 _TO_DEVICE: Final = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
 _TO_HOST: Final = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
@@ -109,6 +115,8 @@ class Cudnn:
             check(cudart.cudaSetDevice(device))
             properties = check(cudart.cudaGetDeviceProperties(device))
             self.device: str = properties.name.decode().strip("\0")
+            file = f"arcface-{os.getuid()}-{properties.uuid.bytes.hex()}.lock"
+            self._turns = Path(tempfile.gettempdir(), file)
             gpu = Gpu(device, sm, properties.multiProcessorCount)
             plans = PlanCache(cache or cache_folder(), self.device, self.version)
             free_before = free_bytes()
@@ -138,7 +146,8 @@ class Cudnn:
         """Start to embed several batches as one; the crops may change as soon as this returns.
 
         Returns:
-            Waits for the embeddings; it has to be called, once.
+            Waits for the embeddings; it has to be called, once. Batches of 128 and more are computed in this
+            call, one at a time on a GPU.
 
         Raises:
             InputError: They have no crops or more than ``max_batch_size``, or the runtime is closed.
@@ -156,12 +165,18 @@ class Cudnn:
                     np.copyto(slot.crops.array[start : start + len(crops)], crops)
                     start += len(crops)
                 with self._lock:
-                    self._launch(slot, count)
+                    self._copy_in(slot, count)
+                    if count < _LARGE:
+                        self._compute(slot, count)
             until_read = held.pop_all()
 
         def finish() -> Embeddings:
-            with until_read, current_gpu_kept():
+            turn = locked(self._turns) if count >= _LARGE else nullcontext()
+            with until_read, current_gpu_kept(), turn:
                 check(cudart.cudaSetDevice(self._index))  # a new thread would start on the first
+                if count >= _LARGE:
+                    with self._lock:
+                        self._compute(slot, count)
                 check(cudart.cudaEventSynchronize(slot.done))
                 embeddings: Embeddings = slot.embeddings.array[:count].copy()
                 return embeddings
@@ -178,7 +193,8 @@ class Cudnn:
                 slot = (one, other)[number % 2]
                 if copies:
                     check(cudart.cudaStreamWaitEvent(self._copies, slot.done, 0))  # its memory is in use
-                    self._launch(slot, len(crops))
+                    self._copy_in(slot, len(crops))
+                    self._compute(slot, len(crops))
                 else:
                     self._network.launch(len(crops))
             check(cudart.cudaStreamSynchronize(self._stream))
@@ -207,11 +223,13 @@ class Cudnn:
         finally:
             self._slots.put(slot)
 
-    def _launch(self, slot: _Slot, count: int) -> None:
-        network, stream, copies, nbytes = self._network, self._stream, self._copies, count * CROP_BYTES
-        at = slot.on_gpu.address
-        check(cudart.cudaMemcpyAsync(at, slot.crops.address, nbytes, _TO_DEVICE, copies))
-        check(cudart.cudaEventRecord(slot.copied, copies))
+    def _copy_in(self, slot: _Slot, count: int) -> None:
+        at, nbytes = slot.on_gpu.address, count * CROP_BYTES
+        check(cudart.cudaMemcpyAsync(at, slot.crops.address, nbytes, _TO_DEVICE, self._copies))
+        check(cudart.cudaEventRecord(slot.copied, self._copies))
+
+    def _compute(self, slot: _Slot, count: int) -> None:
+        network, stream, at, nbytes = self._network, self._stream, slot.on_gpu.address, count * CROP_BYTES
         check(cudart.cudaStreamWaitEvent(stream, slot.copied, 0))
         # The CUDA graphs read from one address; on the GPU, a copy of 256 crops takes 5 us.
         check(cudart.cudaMemcpyAsync(network.crops, at, nbytes, _ON_DEVICE, stream))
