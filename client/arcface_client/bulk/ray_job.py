@@ -270,4 +270,6 @@ def _plain_errors(ray: Any) -> Iterator[None]:
         if cause is not None:
             raise cause from error
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise DeploymentError(f"Ray could not go on: {lines[-1]}") from error
+        is_missing = "ModuleNotFoundError" in lines[-1]
+        hint = ". Install arcface-triton[cli,bulk,ray] on every machine of the cluster" if is_missing else ""
+        raise DeploymentError(f"Ray could not go on: {lines[-1]}{hint}") from error
