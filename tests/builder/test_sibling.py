@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 from onnx import load_model, save_model
@@ -37,6 +36,7 @@ from arcface_client.models.golden import golden_crops, largest_drift
 from arcface_client.models.plan_manifest import SiblingManifest
 from arcface_client.models.repository import LocalModels
 from arcface_client.runtimes.openvino import OpenVino
+from support.image_files import save_crops
 from support.networks import NETWORKS, ONE_CROP
 from support.pair_files import many_pairs
 
@@ -116,11 +116,7 @@ def test_any_network_that_is_built_runs_in_openvino(kind: str, tmp_path: Path) -
 
 @pytest.fixture
 def faces_folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "faces"
-    folder.mkdir()
-    for number, crop in enumerate(faces.face_like(40, seed=9)):
-        cv2.imwrite(str(folder / f"{number:02}.png"), crop)
-    return folder
+    return save_crops(tmp_path / "faces", faces.face_like(40, seed=9))
 
 
 @pytest.mark.parametrize(("precision", "allowed"), [("int8", "0.02"), ("mixed", "0.0004")])
@@ -290,20 +286,28 @@ def test_a_version_with_another_file_is_never_changed_and_a_lost_manifest_is_mad
     assert file.read_bytes() == b"another file"
 
 
-def test_without_openvino_one_line_says_what_to_install(
-    repository: ModelRepository, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("name", "runtime", "module"), [("OpenVINO", "openvino", "openvino"), ("cuDNN", "cudnn", "cudnn.runtime")]
+)
+def test_without_its_runtime_one_line_says_what_to_install(
+    name: str,
+    runtime: str,
+    module: str,
+    repository: ModelRepository,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.delitem(sys.modules, "arcface_client.runtimes.openvino")
-    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.delitem(sys.modules, f"arcface_client.runtimes.{module}", raising=False)
+    monkeypatch.setitem(sys.modules, runtime, None)
 
-    assert main(arguments(repository)) == 1
+    assert main(arguments(repository, "--runtime", runtime)) == 1
 
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == (
-        "arcface-builder: A model for OpenVINO needs the package openvino: "
-        "pip install 'arcface-triton[openvino]'"
+        f"arcface-builder: A model for {name} needs the package {runtime}: "
+        f"pip install 'arcface-triton[{runtime}]'"
     )
-    assert not (repository.root / "small_openvino").exists()
+    assert not (repository.root / f"small_{runtime}").exists()
 
 
 def test_options_of_plans_are_wrong_usage(
@@ -331,19 +335,3 @@ def test_a_model_for_cudnn_has_what_tritons_python_backend_runs(repository: Mode
     assert (version / "model.py").read_text().startswith("from arcface_server.backends.cudnn import ")
     assert read_config(repository.root / "small_cudnn/config.pbtxt") == cudnn_config("small_cudnn", 512, 2)
     assert LocalModels(repository.root).sibling("small_cudnn").manifest.runtime == "cudnn"
-
-
-def test_without_cudnn_one_line_says_what_is_missing(
-    repository: ModelRepository, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.delitem(sys.modules, "arcface_client.runtimes.cudnn.runtime", raising=False)
-    monkeypatch.setitem(sys.modules, "cudnn", None)
-    place = ["--name", "small", "--repository", str(repository.root)]
-
-    assert main(["compile", *place, "--runtime", "cudnn"]) == 1
-
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said == (
-        "arcface-builder: A model for cuDNN needs the package cudnn: pip install 'arcface-triton[cudnn]'"
-    )
-    assert not (repository.root / "small_cudnn").exists()

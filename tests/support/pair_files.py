@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from arcface_client.contract import Crops
 from arcface_client.models.golden import golden_crops
+from support.image_files import encoded
 
 PYTHON_2: Final = Path(__file__).parent / "../client/evaluation/python2.bin"
 """Two pairs of crops of one colour each, the first pair the same, written by Python 2.7:
@@ -20,13 +19,6 @@ PYTHON_2: Final = Path(__file__).parent / "../client/evaluation/python2.bin"
 
 PYTHON_2_TEXT: Final = PYTHON_2.with_name("python2_text.bin")
 """The same without a protocol, which is Python 2's text format."""
-
-
-def encode(crop: Crops, kind: str = "JPEG") -> bytes:
-    """A crop as the bytes of an image file."""
-    file = io.BytesIO()
-    Image.fromarray(crop[..., ::-1]).save(file, kind, quality=95)
-    return file.getvalue()
 
 
 def pairs(count: int, seed: int = 0) -> tuple[list[bytes], list[bool]]:
@@ -37,14 +29,14 @@ def pairs(count: int, seed: int = 0) -> tuple[list[bytes], list[bool]]:
     for is_same in same:
         first = int(random.integers(len(golden)))
         second = first if is_same else (first + int(random.integers(1, len(golden)))) % len(golden)
-        images += [encode(_noisy(golden[who], random)) for who in (first, second)]
+        images += [encoded(_noisy(golden[who], random), "jpeg") for who in (first, second)]
     return images, same
 
 
 def many_pairs(count: int, seed: int = 0) -> tuple[list[bytes], list[bool]]:
     """All pairs of some images of the golden crops with noise, in an order that mixes them."""
     random, golden = np.random.default_rng(seed), golden_crops()
-    images = [encode(_noisy(golden[index % len(golden)], random)) for index in range(count)]
+    images = [encoded(_noisy(golden[index % len(golden)], random), "jpeg") for index in range(count)]
     every = [(one, other) for one in range(count) for other in range(one)]
     random.shuffle(every)
     same = [not (one - other) % len(golden) for one, other in every]

@@ -8,13 +8,13 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import pytest
 
 from arcface_builder.check import crops as faces
 from arcface_builder.cli.app import main
 from arcface_builder.repository.publish import ModelRepository
 from support.absent_gpu import AbsentGpu
+from support.image_files import save_crops
 
 pytestmark = pytest.mark.usefixtures("few_crops")
 
@@ -42,11 +42,7 @@ def arguments(repository: ModelRepository, *more: str) -> list[str]:
 
 
 def folder_of_crops(parent: Path) -> str:
-    folder = parent / "crops"
-    folder.mkdir()
-    for index, crop in enumerate(faces.noise(32)):
-        cv2.imwrite(str(folder / f"{index}.png"), crop)
-    return str(folder)
+    return str(save_crops(parent / "crops", faces.noise(32)))
 
 
 @pytest.mark.usefixtures("at_hand")

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from arcface_client.backends.base import EmbeddingBackend
 from arcface_client.backends.pooled import PooledBackend
 from arcface_client.contract import Crops
+from support.image_files import encoded
 from support.local_models import local
 from support.tiny import tiny_serving_graph
-
-
-def encoded(crop: Crops, kind: str = "png") -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(crop[..., ::-1]).save(file, kind)
-    return file.getvalue()
 
 
 @pytest.fixture(scope="session")

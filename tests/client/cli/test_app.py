@@ -23,6 +23,7 @@ from arcface_client.models.files import sha256_of
 from arcface_client.models.normalisation import UNIT
 from arcface_server import LocalTriton
 from support.exports import save_for_insightface
+from support.image_files import save_crops
 from support.processes import open_files, wait_until
 from support.tiny import write_tiny_repository
 
@@ -31,11 +32,7 @@ MODEL = ["--model", "tiny_onnx"]
 
 @pytest.fixture
 def folder(tmp_path: Path, crops: Crops) -> Path:
-    folder = tmp_path / "crops"
-    folder.mkdir()
-    for index, crop in enumerate(crops[:40]):
-        Image.fromarray(crop[..., ::-1]).save(folder / f"{index:03}.png")
-    return folder
+    return save_crops(tmp_path / "crops", crops[:40])
 
 
 def test_embed_writes_one_row_for_each_crop_and_which_model_made_them(

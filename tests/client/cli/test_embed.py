@@ -21,17 +21,14 @@ from arcface_client.gallery import open_gallery
 from arcface_client.models.files import sha256_of
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_server import LocalTriton
+from support.image_files import save_crops
 from support.processes import wait_until
 from support.tiny import write_tiny_repository
 
 
 @pytest.fixture
 def folder(tmp_path: Path, crops: Crops) -> Path:
-    folder = tmp_path / "crops"
-    folder.mkdir()
-    for index, crop in enumerate(crops[:40]):
-        Image.fromarray(crop[..., ::-1]).save(folder / f"{index:03}.png")
-    return folder
+    return save_crops(tmp_path / "crops", crops[:40])
 
 
 def test_a_gallery_by_a_model_in_this_process_knows_its_embedding_space(
@@ -108,10 +105,7 @@ def test_a_job_that_is_killed_goes_on_where_it_was(
 def test_a_job_that_is_killed_ten_times_ends_as_an_undisturbed_one(
     name: str, triton: LocalTriton, tmp_path: Path, crops: Crops
 ) -> None:
-    folder, choose = tmp_path / "crops", random.Random(name)
-    folder.mkdir()
-    for index, crop in enumerate(crops):
-        Image.fromarray(crop[..., ::-1]).save(folder / f"{index:05}.png")
+    folder, choose = save_crops(tmp_path / "crops", crops, "{:05}.png"), random.Random(name)
     for index in range(len(crops), 12_000):
         (folder / f"{index:05}.png").hardlink_to(folder / f"{index % len(crops):05}.png")
     (folder / "00007x.png").write_bytes(b"")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from arcface_builder.build import build
 from arcface_builder.source.load import OnnxFile
@@ -17,6 +16,7 @@ from arcface_client.contract import Crops
 from arcface_client.gallery import open_gallery
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from support.exports import save_for_insightface
+from support.image_files import save_crops
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +32,7 @@ def two_models(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(tmp_path: Path, two_models: Path, crops: Crops, monkeypatch: pytest.MonkeyPatch) -> Path:
     """``crops/`` with 40 images, and ``old.parquet`` of them by small_onnx."""
     monkeypatch.setenv("ARCFACE_EMBEDDING_MODEL_REPOSITORY", str(two_models))
-    (tmp_path / "crops").mkdir()
-    for index, crop in enumerate(crops[:40]):
-        Image.fromarray(crop[..., ::-1]).save(tmp_path / f"crops/{index:02}.png")
+    save_crops(tmp_path / "crops", crops[:40], "{:02}.png")
     flags = ["--output", str(tmp_path / "old.parquet"), "--backend", "onnxruntime", "--model", "small"]
     assert main(["embed", str(tmp_path / "crops"), *flags]) == 0
     return tmp_path

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from arcface_client import get_embedding_backend
 from arcface_client.cli.app import main
@@ -15,6 +14,7 @@ from arcface_client.contract import Crops, Embeddings
 from arcface_client.gallery import GalleryInfo, gallery_table, write_gallery
 from arcface_client.models.embedding_space import EmbeddingSpace
 from support.browser import CHROMIUM, show
+from support.image_files import encoded, save_crops
 
 FLAGS = ["--backend", "onnxruntime"]
 
@@ -23,10 +23,8 @@ FLAGS = ["--backend", "onnxruntime"]
 def folder(tmp_path: Path, crops: Crops, built: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """``crops/``, ``gallery.parquet`` of them, and ``face.png``, which is nearly the third of them."""
     monkeypatch.setenv("ARCFACE_EMBEDDING_MODEL_REPOSITORY", str(built / "models"))
-    (tmp_path / "crops").mkdir()
-    for index, crop in enumerate(crops[:8]):
-        Image.fromarray(crop[..., ::-1]).save(tmp_path / f"crops/{index}.png")
-    Image.fromarray(np.roll(crops[3], 1, axis=0)[..., ::-1]).save(tmp_path / "face.png")
+    save_crops(tmp_path / "crops", crops[:8], "{}.png")
+    (tmp_path / "face.png").write_bytes(encoded(np.roll(crops[3], 1, axis=0)))
     with get_embedding_backend("onnxruntime", embedding_model="small") as backend:
         embeddings = backend.encode(crops[:8])
         info = GalleryInfo(

@@ -24,7 +24,8 @@ from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_server import LocalTriton
 from support.browser import CHROMIUM, PHONE, show
 from support.exports import small_arcface
-from support.pair_files import PYTHON_2, encode, pairs
+from support.image_files import encoded
+from support.pair_files import PYTHON_2, pairs
 
 DOCUMENTATION = Path(__file__).parents[3] / "docs/compare.md"
 
@@ -154,7 +155,7 @@ def test_a_verification_set_gives_accuracy_and_flips(
 def test_an_unreadable_image_of_a_set_is_named(
     url: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    good = encode(np.zeros((112, 112, 3), np.uint8))
+    good = encoded(np.zeros((112, 112, 3), np.uint8))
     path = tmp_path / "broken.bin"
     path.write_bytes(pickle.dumps(([good, b"not an image", good, good], [True, False])))
     assert main(["compare", "face_onnx", "face_trt", *FEW, "--pairs", str(path), *url]) == 1

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from arcface_client import AsyncEmbeddingBackend, AsyncEmbeddingClient, EmbeddingClient
 from arcface_client.backends.pooled import TritonBackend
@@ -16,6 +15,7 @@ from arcface_client.cli.app import main
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import NotFiniteError
 from support.fake_triton import FakeTriton, served
+from support.image_files import save_crops
 from support.numbered import numbered, spoilt, unit_vectors
 
 CROPS = spoilt(numbered(20), 3, 17)
@@ -101,8 +101,7 @@ def test_a_stream_goes_on_and_names_the_crops_at_its_end(
 def test_the_command_embed_skips_such_files(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for number, crop in enumerate(CROPS):
-        Image.fromarray(crop[..., ::-1]).save(tmp_path / f"{number:02}.png")
+    save_crops(tmp_path, CROPS, "{:02}.png")
     output = tmp_path / "out.npz"
     assert main(["embed", str(tmp_path), "--output", str(output), "--url", url, "--model", "fake_onnx"]) == 1
     printed = capsys.readouterr()
