@@ -103,16 +103,16 @@ def test_no_server_and_no_model_is_an_error_with_what_to_do(capsys: pytest.Captu
 
 
 def test_a_bucket_is_asked(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ARCFACE_TENSORRT_ENGINE_S3_BUCKET", "plans")
+    monkeypatch.setenv("ARCFACE_TENSORRT_ENGINE_S3_BUCKET", "asked")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     with S3Server() as s3:
         monkeypatch.setenv("AWS_ENDPOINT_URL", s3.url)
         _, findings = doctor(capsys, "--backend", "onnxruntime")
-        (bucket,) = of(findings, "bucket plans")
+        (bucket,) = of(findings, "bucket asked")
         assert bucket["level"] == "error"
         assert "NoSuchBucket" in bucket["found"]
-        s3.client.create_bucket(Bucket="plans")
+        s3.client.create_bucket(Bucket="asked")
         _, findings = doctor(capsys, "--backend", "onnxruntime")
-        (bucket,) = of(findings, "bucket plans")
+        (bucket,) = of(findings, "bucket asked")
         assert bucket["level"] == "ok"

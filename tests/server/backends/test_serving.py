@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -130,9 +131,14 @@ def test_requests_are_merged_into_one_run_and_each_gets_its_own_rows(
 ) -> None:
     runtime = OnnxRuntime(repository / model / version / "model.onnx")
     requests = [crops[:1], crops[1:], crops]
-    before = client.get_inference_statistics(model).model_stats[0]
+    before = client.get_inference_statistics(model, version).model_stats[0]
     answers = infer_at_once(client, model, requests)
-    after = client.get_inference_statistics(model).model_stats[0]
+    deadline = time.monotonic() + 10
+    while True:  # Triton counts after it has answered
+        after = client.get_inference_statistics(model, version).model_stats[0]
+        if after.inference_count > before.inference_count + 5 or time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
 
     for request, answer in zip(requests, answers, strict=True):
         assert isinstance(answer, np.ndarray), answer
