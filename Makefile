@@ -37,7 +37,7 @@ demo: $(READY) ## Build, serve and call a model on a real photograph; ONNX=FILE 
 test: $(READY) ## Run the tests, against a real Triton server, in JOBS (2) processes
 	$(BIN)/pytest -m 'not faults and not ray and not real' --numprocesses $(JOBS) --dist loadfile
 
-test-faults: $(READY) ## Run the tests of servers, models and networks that fail in the middle (3 minutes)
+test-faults: $(READY) ## Run the tests of servers, models and networks that fail, end or are interrupted in the middle (7 minutes)
 	$(BIN)/pytest -m faults
 
 test-torch: $(READY) ## Install PyTorch and compare the network with a plain PyTorch one
@@ -89,7 +89,7 @@ type: $(READY) ## Check types
 check: lint type test ## Style, types and tests, before every commit
 
 # PyTorch is here and not in `test`: it compares the network with a plain PyTorch one.
-ci: test test-faults test-torch test-ray lint type ## All that a change must pass (15 minutes)
+ci: test test-faults test-torch lint type ## All that a change must pass (15 minutes)
 
 bench: $(READY) ## Measure the ways to embed on this CPU, growth and outages (about 25 minutes); then `make report`
 	$(BIN)/python benchmarks/cpu.py --depth r50

@@ -42,6 +42,7 @@ def ready_line(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+@pytest.mark.faults
 def test_it_prints_its_addresses_and_ends_with_no_process_left(
     small_repository: Path, ending: signal.Signals
 ) -> None:
@@ -66,6 +67,7 @@ def test_it_prints_its_addresses_and_ends_with_no_process_left(
     assert group_members(server_pid) == []
 
 
+@pytest.mark.faults
 def test_a_server_whose_command_is_killed_ends_too_and_its_folder_is_removed(
     small_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

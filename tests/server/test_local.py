@@ -26,6 +26,7 @@ def is_ready(http_url: str) -> bool:
         connection.close()
 
 
+@pytest.mark.faults
 def test_two_servers_of_one_repository_run_at_once(small_repository: Path, tmp_path: Path) -> None:
     log = tmp_path / "triton.log"
     with LocalTriton(small_repository, log_path=log) as one, LocalTriton(str(small_repository)) as other:
@@ -40,6 +41,7 @@ def test_two_servers_of_one_repository_run_at_once(small_repository: Path, tmp_p
     assert "successfully loaded 'tiny_onnx'" in log.read_text()
 
 
+@pytest.mark.faults
 def test_a_server_can_be_started_again_and_from_a_thread_that_ends(small_repository: Path) -> None:
     server = LocalTriton(small_repository)
     starter = threading.Thread(target=server.__enter__)

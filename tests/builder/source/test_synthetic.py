@@ -76,6 +76,7 @@ def test_uneven_channels_give_the_same_embeddings_from_channels_of_very_differen
     assert build_arguments(uneven) == ["--synthetic=r18", "--seed=0", "--uneven-channels"]
 
 
+@pytest.mark.faults
 def test_ctrl_c_ends_the_calibration_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[str] = []
 

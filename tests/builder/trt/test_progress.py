@@ -42,6 +42,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.faults
 def test_a_build_that_cannot_be_stopped_ends_with_the_process(
     trt: ModuleType, half_graph: bytes, tmp_path: Path
 ) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from support import children
 from support.siblings import write_siblings
 
@@ -64,6 +66,7 @@ print(len(list(Path(sys.argv[2]).iterdir())))
 """
 
 
+@pytest.mark.faults
 def test_a_forked_process_is_refused_and_does_not_write_into_its_parents_calls(
     tmp_path: Path, built: Path
 ) -> None:
@@ -71,6 +74,7 @@ def test_a_forked_process_is_refused_and_does_not_write_into_its_parents_calls(
     assert children.run(ENCODE_IN_BOTH, repository, tmp_path, built / "models") == "4 0 True\n"
 
 
+@pytest.mark.faults
 def test_a_server_outlives_processes_that_are_forked_from_its_own(tmp_path: Path) -> None:
     folders = tmp_path / "temporary"
     folders.mkdir()

@@ -253,6 +253,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
     assert main(arguments) == 2
 
 
+@pytest.mark.faults
 def test_ctrl_c_leaves_nothing(triton: LocalTriton, folder: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,

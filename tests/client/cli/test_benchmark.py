@@ -134,6 +134,7 @@ def test_a_source_network_is_refused_with_how_to_measure_it(
     assert f"give insightface --source {source}" in capfd.readouterr().err
 
 
+@pytest.mark.faults
 def test_what_was_measured_before_the_server_died_is_kept_and_marked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,6 +153,7 @@ def test_what_was_measured_before_the_server_died_is_kept_and_marked(
     assert 0 < len(figures(written)[0]["fps"]["turns"]) < 1000
 
 
+@pytest.mark.faults
 def test_ctrl_c_keeps_what_was_measured_and_leaves_no_process(config: Path, tmp_path: Path) -> None:
     report = tmp_path / "speed.json"
     arguments = ["--config", str(config), "--batch-size", "1", *MANY, "--output", str(report)]

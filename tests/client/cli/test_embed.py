@@ -80,6 +80,7 @@ def rows(gallery: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.faults
 def test_a_job_that_is_killed_goes_on_where_it_was(
     triton: LocalTriton, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from arcface_client.contract import CROP_BYTES, Crops
@@ -26,6 +27,7 @@ def peak_memory_bytes(folder: Path, url: str) -> int:
     return int(done.stdout.splitlines()[-1]) * 1024
 
 
+@pytest.mark.faults
 def test_memory_does_not_grow_with_the_folder(triton: LocalTriton, tmp_path: Path, crops: Crops) -> None:
     Image.fromarray(crops[0]).save(tmp_path / "crop.png")
     peaks = []

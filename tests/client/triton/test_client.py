@@ -211,6 +211,7 @@ def test_closing_ends_a_call_in_another_thread(triton: LocalTriton, crops: Crops
             call.result(timeout=10)
 
 
+@pytest.mark.faults
 def test_a_full_queue_is_told_from_no_server_where_models_are_not_listed(
     tmp_path: Path, crops: Crops
 ) -> None:
