@@ -7,6 +7,7 @@ that is killed leaves the old release in use, and may be run again.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -33,6 +34,8 @@ from .disk import flush
 from .errors import ParityError, ReleaseError
 from .repository.publish import ModelRepository, os_errors
 from .repository.release_state import Promotion, ReleaseState
+
+_log = logging.getLogger(__name__)
 
 _BATCHES: Final = (1, 8)
 _LOAD_S: Final = 600.0
@@ -136,6 +139,22 @@ class Releases:
             (one for one in self.state.versions if one < version), default=0
         )
         beside = self.state.models_of(old) if old in self.state.versions else ()
+        spaces = [
+            self._manifest(one).embedding_space() for one in (old, version) if one in self.state.versions
+        ]
+        if (conflict := spaces[0].conflict(spaces[-1])) is not None:
+            if share:
+                raise ReleaseError(
+                    f"Version {version} cannot be a canary of version {old}: it has {conflict}, and clients "
+                    "do not mix two embedding spaces. Promote it without a canary, with a new gallery."
+                )
+            _log.warning(
+                "Version %d has %s of version %d: running clients keep to the old one, and galleries have to "
+                "be embedded anew",
+                version,
+                conflict,
+                old,
+            )
         before = {
             path: path.read_text("utf-8")
             for model in self.state.family()
@@ -231,7 +250,7 @@ class Releases:
         loaded: Mapping[str, set[int]],
         history: Sequence[Promotion],
     ) -> ListedRelease:
-        manifest = ModelManifest.read(self._repository.manifest_path(onnx_model(self.name), version))
+        manifest = self._manifest(version)
         is_loaded = any(version in held for held in loaded.values())
         state = "released" if version == release.version else "loaded" if is_loaded else "on disk"
         last = next((one for one in reversed(history) if one.version == version), None)
@@ -244,6 +263,9 @@ class Releases:
             models=self.state.models_of(version),
             drift={} if last is None else last.drift,
         )
+
+    def _manifest(self, version: int) -> ModelManifest:
+        return ModelManifest.read(self._repository.manifest_path(onnx_model(self.name), version))
 
     def _reload(self, models: Sequence[str], version: int | None, report: Progress) -> None:
         """Let every server read the configurations of models, and wait until a version of them is ready.

@@ -173,14 +173,31 @@ def test_a_canary_gets_its_share_of_the_calls(repository: Path, triton: LocalTri
         _until(lambda: _served(embedder, 20) == {1: 20})
 
 
-@pytest.mark.faults
-def test_a_canary_of_another_embedding_space_gets_no_calls(repository: Path, triton: LocalTriton) -> None:
-    with _embedder(triton.grpc_url) as embedder:
-        _releases(repository, triton.grpc_url).promote(3, max_drift_cosine=1e-3, share=1.0)
-        _until(
-            lambda: any(":3 " in one.candidate and one.reason for one in embedder.diagnostics().candidates)
-        )
-        assert _served(embedder, 20) == {1: 20}
+def test_a_canary_of_another_embedding_space_is_refused(repository: Path) -> None:
+    with pytest.raises(ReleaseError, match="cannot be a canary"):
+        _releases(repository, "").promote(3, max_drift_cosine=1e-3, share=0.1)
+    assert _releases(repository, "").state.release.version == 1
+
+
+def test_models_in_a_clients_process_are_the_release(repository: Path) -> None:
+    def embeds() -> int | None:
+        with get_embedding_backend(
+            "onnxruntime", embedding_model=NAME, embedding_model_repository=repository
+        ) as embedder:
+            embedder.ensure_ready()
+            return embedder.diagnostics().version
+
+    assert embeds() == 1
+    releases = _releases(repository, "")
+    releases.promote(2, max_drift_cosine=1e-3)
+    assert embeds() == 2
+    releases.rollback()
+    assert embeds() == 1
+
+
+def test_a_command_without_a_name_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["release", "list"]) == 2
+    assert "Missing option '--name'" in capsys.readouterr().err
 
 
 @pytest.mark.faults

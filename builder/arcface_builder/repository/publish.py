@@ -246,7 +246,9 @@ def find_onnx(repository: ModelRepository, name: str, version: int | None = None
         ModelNotFoundError: There is no such model or version.
         ManifestError: It has no manifest, or the file is not the one that the manifest describes.
     """
-    return LocalModels(repository.root).onnx(check_name(name), version)
+    versions = repository.versions(onnx_model(check_name(name)))
+    # Not the release: a version is compiled before it is promoted.
+    return LocalModels(repository.root).onnx(name, version or (versions[-1] if versions else None))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from typing import Annotated, Any, Final, TypeVar, cast, get_type_hints
@@ -98,7 +98,10 @@ def with_shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def call(**given: Any) -> Any:
         return command(shared(**{name: given.pop(name) for name in types}), **given)
 
-    flags = [(field.name, types[field.name], field.default) for field in fields(shared)]
+    flags = [
+        (field.name, types[field.name], Parameter.empty if field.default is MISSING else field.default)
+        for field in fields(shared)
+    ]
     flags += [(parameter.name, parameter.annotation, parameter.default) for parameter in own]
     call.__annotations__ = {name: kind for name, kind, _ in flags}
     parameters = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,12 +109,23 @@ class LocalModels:
         names = (path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else ()
         return sorted(int(name) for name in names if name.isdecimal())
 
+    def released(self, model: str) -> list[int]:
+        """The versions that calls may go to, oldest first: up to the release, where there is one."""
+        record, versions = self.root / f"{family(model)}.releases.json", self.versions(model)
+        if not record.is_file():
+            return versions
+        try:
+            release = int(json.loads(record.read_bytes())[-1]["version"])
+        except (OSError, ValueError, TypeError, LookupError) as error:
+            raise ManifestError(f"{record} is not a record of releases ({error}); restore it.") from error
+        return [version for version in versions if version <= release]
+
     def onnx(self, name: str, version: int | None = None, space: EmbeddingSpace | None = None) -> LocalOnnx:
         """Find a version of ``{name}_onnx``.
 
         Args:
             name: Name of the family of models.
-            version: Its version; None means the newest.
+            version: Its version; None means the release, or the newest where nothing was released.
             space: The embedding space that the newest must not conflict with; None allows any.
 
         Raises:
@@ -129,7 +141,7 @@ class LocalModels:
                 f"`arcface-builder build --name {name}`."
             )
         refused = []
-        for number in reversed(versions) if version is None else (version,):
+        for number in reversed(self.released(model)) if version is None else (version,):
             manifest = ModelManifest.read(manifest_path(self.root, model, number))
             conflict = space.conflict(manifest.embedding_space()) if space and version is None else None
             if conflict is None:
@@ -158,7 +170,7 @@ class LocalModels:
         newest = self._newest_space(name)
         wanted = space.completed(newest) if space and newest else space or newest
         refused = []
-        for version in reversed(self.versions(model)):
+        for version in reversed(self.released(model)):
             path = manifest_path(self.root, model, version, sm)
             if not path.is_file():
                 continue
@@ -187,7 +199,7 @@ class LocalModels:
             ManifestError: A manifest is missing or wrong, or the file has another SHA-256.
         """
         name, refused = family(model), []
-        for version in reversed(self.versions(model)):
+        for version in reversed(self.released(model)):
             record = manifest_path(self.root, model, version)
             manifest = SiblingManifest.read(record)
             onnx = self._onnx_of(manifest.onnx_sha256, record, name, version)
@@ -209,7 +221,7 @@ class LocalModels:
         """
         usual = family_models(name)
         cudnn, plans = sibling_model(name, "cudnn"), plan_model(name)
-        for version in reversed(self.versions(cudnn)):
+        for version in reversed(self.released(cudnn)):
             try:
                 fused = SiblingManifest.read(manifest_path(self.root, cudnn, version))
                 built = [PlanManifest.read(path) for path in plan_manifest_paths(self.root, plans, version)]
@@ -286,7 +298,7 @@ class LocalModels:
     def _newest_space(self, name: str) -> EmbeddingSpace | None:
         """That of the newest ``{name}_onnx``, for any class of precision; None when there is no version."""
         model = onnx_model(name)
-        versions = self.versions(model)
+        versions = self.released(model)
         if not versions:
             return None
         return ModelManifest.read(manifest_path(self.root, model, versions[-1])).embedding_space(None)
