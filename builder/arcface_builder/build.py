@@ -12,7 +12,7 @@ from pathlib import Path
 
 from arcface_client.contract import Progress, no_progress
 from arcface_client.errors import ManifestError
-from arcface_client.models.golden import golden_crops, golden_sha256, recognises_nobody, to_text
+from arcface_client.models.golden import cannot_tell_apart, golden_crops, golden_sha256, to_text
 from arcface_client.models.manifest import (
     MODEL_FILE,
     Golden,
@@ -85,7 +85,7 @@ def build(
     origin = loaded.origin
     report("Building the serving graph", None)
     if origin.synthetic:
-        _log.warning("%s holds synthetic weights: it recognises no one", origin.name)
+        _log.warning("%s holds synthetic weights: it cannot tell faces apart", origin.name)
     for issue in loaded.issues:
         if issue not in loaded.warnings:
             _log.info("Found: %s", issue)
@@ -94,7 +94,7 @@ def build(
     golden = loaded.embed(golden_crops())
     dim = golden.shape[1]
     check_width(target.root / model / CONFIG_FILE, dim)
-    alike = recognises_nobody(golden)
+    alike = cannot_tell_apart(golden)
     if alike and not origin.synthetic:
         _log.warning("%s: %s", origin.name, alike)
     serving = options or ServingOptions()

@@ -110,5 +110,5 @@ def _take(key: PlanKey, store: PlanStore, repository: ModelRepository, version: 
         _log.warning("%s is for %s only, not for every GPU of sm%s", key.filename, model, key.sm)
     plan = recorded_plan(repository, key, version) or store.pull(key)
     if plan is None:
-        raise CompileError(f"{key.filename} is no longer in the {store.places}; compile it again.")
+        raise CompileError(f"{key.filename} is missing from the {store.places}; compile it again.")
     return plan

@@ -1,4 +1,4 @@
-"""Plans of networks that are no IResNets: their precisions, widths, opsets and batches of one."""
+"""Plans of other networks than IResNets: their precisions, widths, opsets and batches of one."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def build(
     ] = None,
     synthetic: Annotated[
         Literal["r18", "r34", "r50", "r100", "r200"] | None,
-        _source_option(help="Seeded random weights: computes like the real one and recognises no one."),
+        _source_option(help="Seeded random weights: computes like the real one and cannot tell faces apart."),
     ] = None,
     normalisation: Annotated[
         Normalisation | None,

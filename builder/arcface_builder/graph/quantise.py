@@ -306,7 +306,7 @@ def _wide(convolution: ir.Node, least_channels: int) -> str:
     if convolution.attributes.get_int("group", 1) > 1:
         return "depthwise"
     few = _weight(convolution).shape[1] < least_channels
-    return f"int8 is no faster for fewer than {least_channels} channels" if few else ""
+    return f"int8 is not faster for fewer than {least_channels} channels" if few else ""
 
 
 def _input(convolution: ir.Node) -> ir.Value:

@@ -131,7 +131,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Synthetic:
-    """An IResNet with seeded random weights: it computes like a real one and recognises no one.
+    """An IResNet with seeded random weights: it computes like a real one and cannot tell faces apart.
 
     Attributes:
         depth: "r18", "r34", "r50", "r100" or "r200".

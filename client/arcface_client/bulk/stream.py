@@ -88,7 +88,7 @@ class RowStream(ABC):
         failed = sum(error is not None for error in rows.errors)
         if failed == len(rows.ids) and not self._source.is_there():
             raise SourceUnavailableError(
-                f"{self._source.names[0]} is no longer there. What was embedded before is kept; run the same "
+                f"{self._source.names[0]} is gone. What was embedded before is kept; run the same "
                 "command again when it is back."
             )
         counts = self.counts

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..contract import Progress, no_progress
 from ..errors import InputError, require
-from ..models.golden import golden_crops, recognises_nobody
+from ..models.golden import cannot_tell_apart, golden_crops
 from ..models.normalisation import Pixels
 from ..models.repository import LocalModels
 from .controls import run_controls
@@ -143,7 +143,7 @@ def compare_systems(
     if len({embeddings.shape[1] for embeddings in golden.values()}) > 1:
         widths = ", ".join(f"{name} gives {own.shape[1]} numbers" for name, own in golden.items())
         raise InputError(f"{widths}; embeddings of different widths cannot be compared. Name other models.")
-    told = {each.name: recognises_nobody(golden[each.name]) for each in systems}
+    told = {each.name: cannot_tell_apart(golden[each.name]) for each in systems}
     crops, threshold = samples.crops, options.threshold
     batch_size = min(options.batch_size, len(crops))
     measured = measure(systems, crops, batch_size, progress)

@@ -98,7 +98,7 @@ def drift_error(drift: float, max_drift: float, whose: str, reference: str) -> D
     )
 
 
-def recognises_nobody(embeddings: Embeddings) -> str | None:
+def cannot_tell_apart(embeddings: Embeddings) -> str | None:
     """Tell whether a network takes the golden crops, which are different faces, for nearly the same one.
 
     Args:
@@ -112,7 +112,7 @@ def recognises_nobody(embeddings: Embeddings) -> str | None:
         return None
     return (
         f"different faces have a mean cosine similarity of {similarities.mean():.3f}; expected at most "
-        f"{_MOST_ALIKE}. It would recognise nobody. The usual causes are a normalisation or a channel order "
+        f"{_MOST_ALIKE}. It cannot tell faces apart. The usual causes are a normalisation or a channel order "
         "that it was not trained with (state them when it is built: --normalisation, --color), an export "
         "that collapsed, or random weights."
     )

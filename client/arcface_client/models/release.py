@@ -17,7 +17,7 @@ class Release:
 
     Attributes:
         version: The version that calls go to; older ones stand in for it, newer ones do not serve. None where
-            nobody manages releases: then the newest version serves.
+            releases are not managed: then the newest version serves.
         canary: A newer version that gets a share of the calls.
         share: That share, 0 to 1.
     """
@@ -49,7 +49,9 @@ class Release:
 
     def holds_back(self, version: int | None) -> bool:
         """Whether a version must not serve yet, or not any more."""
-        return None not in (self.version, version) and version > self.version and not self.is_canary(version)  # type: ignore[operator]
+        if self.version is None or version is None:
+            return False
+        return version > self.version and not self.is_canary(version)
 
 
 def _whole(text: str) -> int | None:

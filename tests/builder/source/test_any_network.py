@@ -1,4 +1,4 @@
-"""Networks that are no IResNets, written as torch, TensorFlow and quantisers write them."""
+"""Networks of other kinds than IResNet, written as torch, TensorFlow and quantisers write them."""
 
 from __future__ import annotations
 

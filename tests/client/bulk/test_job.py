@@ -172,7 +172,7 @@ def test_a_source_that_is_gone_ends_the_job_and_keeps_what_was_embedded(
         def count(self) -> int:
             return len(items)
 
-    with pytest.raises(SourceUnavailableError, match=r"is no longer there\..*run the same command again"):
+    with pytest.raises(SourceUnavailableError, match=r"is gone\..*run the same command again"):
         embed_gallery(
             Source(source.names, (Gone(),)), embedder, tmp_path / "gallery", INFO, observe=lambda *_: None
         )

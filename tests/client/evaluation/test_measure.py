@@ -144,7 +144,7 @@ def test_a_model_of_another_width_is_refused_with_both_widths(tiny: System, tmp_
         compared(tiny, narrow)
 
 
-def test_a_network_that_recognises_nobody_is_told_though_all_agree(tiny: System) -> None:
+def test_a_network_that_cannot_tell_faces_apart_is_told_though_all_agree(tiny: System) -> None:
     def collapsed(run: Embed, crops: Crops) -> Embeddings:
         embeddings = run(crops) / 3 + run(CROPS[:1])
         return np.asarray(embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True), np.float32)

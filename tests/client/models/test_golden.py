@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from arcface_client.contract import Embeddings
 from arcface_client.models.golden import (
+    cannot_tell_apart,
     drift_error,
     from_text,
     golden_crops,
     golden_sha256,
     largest_drift,
-    recognises_nobody,
     to_text,
 )
 
@@ -59,9 +59,9 @@ def test_the_tolerance_decides_and_nan_never_passes(drift: float, allowed: bool)
 
 
 def test_a_network_that_takes_all_faces_for_one_is_told_with_the_usual_causes() -> None:
-    assert recognises_nobody(unit()) is None
+    assert cannot_tell_apart(unit()) is None
     alike = unit() + 3 * unit(1)[:1]
-    told = recognises_nobody(alike / np.linalg.norm(alike, axis=1, keepdims=True))
+    told = cannot_tell_apart(alike / np.linalg.norm(alike, axis=1, keepdims=True))
     assert told is not None
     assert told.startswith("different faces have a mean cosine similarity of 0.9")
     assert "--normalisation" in told
