@@ -305,9 +305,16 @@ def test_without_its_runtime_one_line_says_what_to_install(
 def test_options_of_plans_are_wrong_usage(
     repository: ModelRepository, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(arguments(repository, "--precision", "fp16", "--workspace-size-mb", "512")) == 2
+    assert main(arguments(repository, "--cc", "9.0", "--workspace-size-mb", "512")) == 2
     told = capsys.readouterr().err
-    assert "takes no option of TensorRT plans: --precision, --workspace-size-mb." in told
+    assert "takes no option of TensorRT plans: --workspace-size-mb, --cc." in told
+
+
+def test_a_precision_that_a_runtime_does_not_take_is_wrong_usage(
+    repository: ModelRepository, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(repository, "--precision", "fp16")) == 2
+    assert "takes --precision mixed or int8; without it, it computes in" in capsys.readouterr().err
 
 
 def test_a_model_for_cudnn_has_what_tritons_python_backend_runs(repository: ModelRepository) -> None:

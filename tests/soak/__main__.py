@@ -1,8 +1,9 @@
-"""Load from several threads on two real servers, with random faults all the while.
+"""Load from several threads on real servers, with random faults and releases all the while.
 
-Two embedders, one with a model in this process as well and one without, share the servers. Every embedding is
-compared with what it must be; when every fault is over, both must come back to their first choice. The exit
-code is 1 when anything is wrong.
+Two embedders, one with a model in this process as well and one without, share two servers. A third one
+spreads its calls over three servers whose release changes (``rollout``). Every embedding is compared with
+what it must be; when every fault is over, the embedders must come back to their first choice. The exit code
+is 1 when anything is wrong.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from support.processes import open_files, wait_until
 from support.siblings import NAME, local_tiny, tiny_embeddings, write_siblings
 
 from .load import Faces, Subject
+from .rollout import Rollout
 from .site import Site, trouble
 from .tally import Tally
 
@@ -85,10 +87,12 @@ def soak(seconds: float, seed: int) -> Tally:
                 )
                 subjects.append(Subject(embedder, bool(local), tally))
                 embedder.ensure_ready()
-            _run(sites, subjects, faces, tally, seconds, seed)
+            rollout = embedders.enter_context(Rollout(_made(folder / "rollout"), crops, BRISK, tally))
+            _run(sites, subjects, rollout, faces, tally, seconds, seed)
             for subject in subjects:
                 subject.comes_back_to(sites[0].url, faces)
                 tally.fallbacks.update(subject.embedder.diagnostics().counters["fallbacks"])
+            rollout.check()
         _check_left(tally, open_before)
     return tally
 
@@ -96,6 +100,7 @@ def soak(seconds: float, seed: int) -> Tally:
 def _run(
     sites: Sequence[Site],
     subjects: Sequence[Subject],
+    rollout: Rollout,
     faces: Faces,
     tally: Tally,
     seconds: float,
@@ -109,18 +114,22 @@ def _run(
             for subject in subjects:
                 subject.notices_that_it_is_gone(site.url)
 
-        def tell(fault: str) -> None:
-            print(f"{until - time.monotonic():6.1f} s left, server {number}: {fault}", file=sys.stderr)
-            tally.happened(fault)
+        def told(fault: str) -> None:
+            tell(f"server {number}: {fault}")
 
-        trouble(site, random.Random(f"{seed} trouble {number}"), until=until, noticed=noticed, tell=tell)
+        trouble(site, random.Random(f"{seed} trouble {number}"), until=until, noticed=noticed, tell=told)
+
+    def tell(what: str) -> None:
+        print(f"{until - time.monotonic():6.1f} s left, {what}", file=sys.stderr)
+        tally.happened(what.partition(": ")[2].partition(" (")[0])
 
     def use(subject: Subject, number: int) -> None:
         subject.use(faces, random.Random(f"{seed} user {number} {subject.has_local}"), ended.is_set)
 
-    with ThreadPoolExecutor(len(sites) + USERS * len(subjects)) as pool:
-        troubles = [pool.submit(make_trouble, number, site) for number, site in enumerate(sites, 1)]
-        users = [pool.submit(use, subject, number) for subject in subjects for number in range(USERS)]
+    with ThreadPoolExecutor(len(sites) + USERS * len(subjects) + rollout.THREADS) as pool:
+        troubles, users = rollout.start(pool, seed, until, ended, tell)
+        troubles += [pool.submit(make_trouble, number, site) for number, site in enumerate(sites, 1)]
+        users += [pool.submit(use, subject, number) for subject in subjects for number in range(USERS)]
         try:
             for each in concurrent.futures.as_completed(troubles):
                 each.result()
@@ -128,6 +137,11 @@ def _run(
             ended.set()
         for each in users:
             each.result()
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def _check_left(tally: Tally, open_before: list[str]) -> None:

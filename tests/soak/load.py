@@ -78,13 +78,13 @@ class Subject:
             there = [state for name, state in self._states().items() if name.endswith(f" at {url}")]
             return not {"serving", "standing by", "cooling down"}.intersection(there)
 
-        if not _within(NOTICED_S, is_out):
+        if not within(NOTICED_S, is_out):
             self.tally.bug(f"That {url} was gone was not noticed within {NOTICED_S:g} s.")
 
     def comes_back_to(self, url: str, faces: Faces) -> None:
         """Wait until it is at its first choice again, and embed by it."""
         first = f"{PLAN}:1 at {url}"
-        if not _within(BACK_S, lambda: self._states().get(first) == "serving"):
+        if not within(BACK_S, lambda: self._states().get(first) == "serving"):
             self.tally.bug(f"{first} did not serve within {BACK_S:g} s of the end: {self._states()}")
             return
         embeddings, served = self.embedder.encode(faces.crops, return_source=True)
@@ -96,7 +96,8 @@ class Subject:
         return {one.candidate: one.state for one in self.embedder.diagnostics().candidates}
 
 
-def _within(timeout_s: float, condition: Callable[[], bool]) -> bool:
+def within(timeout_s: float, condition: Callable[[], bool]) -> bool:
+    """Whether something is so within a time."""
     try:
         wait_until(condition, timeout_s)
     except AssertionError:

@@ -173,7 +173,6 @@ def compile_(
     loss = _MAX_LOSS if max_accuracy_loss is None else max_accuracy_loss
     if runtime != "tensorrt":
         of_plans = {
-            "--precision": None if precision in QUANTISED else precision,
             "--fallback-precision": fallback_precision,
             "--max-batch-size": max_batch_size,
             "--opt-batch-size": opt_batch_size,
@@ -190,6 +189,11 @@ def compile_(
         wrong = [flag for flag, value in of_plans.items() if value]
         if wrong:
             raise UsageError(f"--runtime {runtime} takes no option of TensorRT plans: {', '.join(wrong)}.")
+        if precision and precision not in QUANTISED:
+            raise UsageError(
+                f"--runtime {runtime} takes --precision {' or '.join(QUANTISED)}; without it, it computes in "
+                "what is fastest and within the tolerance."
+            )
         if pairs and precision != "int8":
             raise UsageError(_OF_INT8)
         make_sibling(

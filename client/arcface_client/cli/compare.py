@@ -18,7 +18,7 @@ EPILOG: Final = examples(
     "arcface-client compare arcface_r100_onnx:1 arcface_r100_trt:1 --images crops/ --report out.html",
     "arcface-client compare --reference glintr100.onnx arcface_r100_trt:2 --pairs lfw.bin --json",
     "arcface-client compare --reference adaface.onnx --color bgr adaface_onnx",
-    exit_codes="0 passed, 1 failed or inconclusive (a negative control was not seen), 2 wrong usage",
+    exit_codes="0 passed, 1 failed or inconclusive (a negative control was not seen)",
 )
 
 

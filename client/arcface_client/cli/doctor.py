@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from ..settings import PipelineSettings, TritonSettings
 
 EPILOG: Final = examples(
-    "arcface-client doctor --url localhost:8001",
+    "arcface-client doctor --url localhost:8001 --model arcface_r100",
     "arcface-client doctor --backend onnxruntime --json",
-    exit_codes="0 nothing is wrong (there may be warnings), 1 something is, 2 wrong usage",
+    exit_codes="0 nothing is wrong (there may be warnings), 1 something is",
 )
 
 _DEADLINE_S: Final = 5.0
@@ -63,6 +63,10 @@ def doctor(
         str,
         typer.Option(metavar="TYPE", help="Embedder whose models are checked, as --backend of `status`."),
     ] = "triton",
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Check NAME_onnx and its siblings (default: embedding.model)."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> int:
     """Check this machine and a deployment, and say what to do about what is wrong.
@@ -71,7 +75,7 @@ def doctor(
     the servers with their certificates and models, and the bucket. Then lets every model embed crops whose
     embeddings are known (the golden check).
     """
-    settings = server.settings(**{"embedding.backend": backend})
+    settings = server.settings(**{"embedding.backend": backend, "embedding.model": model})
     findings = list(_findings(settings))
     if as_json:
         print_json([asdict(finding) for finding in findings])

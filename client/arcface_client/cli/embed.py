@@ -31,7 +31,7 @@ EPILOG: Final = examples(
     "arcface-client embed s3://bucket/crops.parquet --output gallery/ --model arcface_r50_trt --json",
     "arcface-client embed crops/ --backend openvino --model arcface_r50 --output gallery.parquet",
     "arcface-client embed 's3://bucket/*.tar' --output gallery/ --url triton:8001 --ray auto --actors 1,8",
-    exit_codes="0 every image is embedded, 1 failed or some images skipped, 2 wrong usage, 130 interrupted",
+    exit_codes="0 every image is embedded, 1 failed or some images skipped",
 )
 
 _TOLD: Final = 20

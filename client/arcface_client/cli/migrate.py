@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 EPILOG: Final = examples(
     "arcface-client migrate old.parquet --source crops/ --to arcface_r100_onnx --output new.parquet",
     "arcface-client migrate old/ --source 's3://bucket/*.tar' --to arcface_r100_trt:2 --output new/ --json",
-    exit_codes="0 every crop of the old gallery is in the new one, 1 failed or some are not, 2 wrong usage",
+    exit_codes="0 every crop of the old gallery is in the new one, 1 failed or some are not",
 )
 
 

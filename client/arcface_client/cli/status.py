@@ -21,7 +21,7 @@ _TIMED_CALLS: Final = 5
 EPILOG: Final = examples(
     "arcface-client status --url localhost:8001",
     "arcface-client status --backend triton --json",
-    exit_codes="0 a server has a model ready (with --json: the embedder works), 1 failed, 2 wrong usage",
+    exit_codes="0 a server has a model ready (with --json: the embedder works), 1 failed",
 )
 
 

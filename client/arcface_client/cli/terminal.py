@@ -112,9 +112,10 @@ def with_shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def examples(*lines: str, exit_codes: str = "0 done, 1 failed, 2 wrong usage, 130 interrupted") -> str:
+def examples(*lines: str, exit_codes: str = "0 done, 1 failed", interrupted: str = "") -> str:
     """Make an epilog that ``--help`` shows line by line; older Typers join lines without a blank one."""
-    return "\n\n".join(["Examples:", *(f"  {line}" for line in lines), f"Exit codes: {exit_codes}"])
+    codes = f"Exit codes: {exit_codes}, 2 wrong usage, 130 interrupted{interrupted}"
+    return "\n\n".join(["Examples:", *(f"  {line}" for line in lines), codes])
 
 
 def run(app: typer.Typer, prog: str, argv: Sequence[str] | None = None) -> int:

@@ -42,6 +42,7 @@ _PERMISSION_DENIED: Final = "StatusCode.PERMISSION_DENIED"
 _RESOURCE_EXHAUSTED: Final = "StatusCode.RESOURCE_EXHAUSTED"
 
 _RESTRICTED: Final = "This protocol is restricted"
+_NO_MODEL_CONTROL: Final = "load / unload is not allowed"
 """Triton answers UNAVAILABLE with this where a restricted protocol's key is missing or wrong."""
 
 _TOO_LARGE: Final = re.compile(
@@ -216,6 +217,10 @@ def explain(
         return AccessError(
             f"Access to {target} is refused: {text.rstrip('.')}. Give the token or key that it wants, as "
             "triton.token_file or triton.metadata."
+        )
+    if _NO_MODEL_CONTROL in text:
+        return ServerError(
+            f"{target.url} loads no models on request ({text}); start it with --model-control-mode=explicit."
         )
     if _TOO_LARGE.search(text):
         return RequestTooLargeError(

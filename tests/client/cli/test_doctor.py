@@ -32,10 +32,9 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_deployment_that_works_has_no_error(
-    triton: LocalTriton, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    triton: LocalTriton, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("ARCFACE_EMBEDDING_MODEL", "tiny")
-    code, findings = doctor(capsys, "--url", triton.grpc_url)
+    code, findings = doctor(capsys, "--url", triton.grpc_url, "--model", "tiny")
     assert code == 0
     assert not [finding for finding in findings if finding["level"] == "error"]
     for check in ("versions", "processor", "/dev/shm", "cache folder", "GPU", "model repository"):
