@@ -314,7 +314,7 @@ def test_a_precision_that_a_runtime_does_not_take_is_wrong_usage(
     repository: ModelRepository, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments(repository, "--precision", "fp16")) == 2
-    assert "takes --precision mixed or int8; without it, it computes in" in capsys.readouterr().err
+    assert "takes --precision int8 or mixed; without it, it computes in" in capsys.readouterr().err
 
 
 def test_a_model_for_cudnn_has_what_tritons_python_backend_runs(repository: ModelRepository) -> None:
