@@ -171,12 +171,14 @@ class Releases:
             self._reload(models, None, report)
             raise
         report("Letting calls go to it", None)
-        self.state.configure({}, Release(old, version, share) if share else Release(version))
-        self._reload(self.state.family(), version, report)
         if not history and old:
             history = [Promotion(old, _now(), {})]
+        if history and history[-1].version == version:  # an earlier attempt was killed after its record
+            history = history[:-1]
         promotion = Promotion(version, _now(), drift)
-        self.state.write_history(history if share else [*history, promotion])
+        self.state.write_history(history if share else [*history, promotion])  # first: `rollback` needs it
+        self.state.configure({}, Release(old, version, share) if share else Release(version))
+        self._reload(self.state.family(), version, report)
         return promotion
 
     def rollback(self, report: Progress = no_progress) -> int:

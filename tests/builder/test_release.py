@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -193,6 +196,95 @@ def test_models_in_a_clients_process_are_the_release(repository: Path) -> None:
     assert embeds() == 2
     releases.rollback()
     assert embeds() == 1
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from arcface_builder.release import Releases
+from arcface_builder.repository.publish import ModelRepository
+
+verb, root, step = sys.argv[1:]
+releases, left = Releases(ModelRepository(Path(root)), "small"), [int(step)]
+
+def hook(event, _):
+    if event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"):
+        left[0] -= 1
+        if left[0] < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(hook)
+if verb == "promote":
+    releases.promote(2, max_drift_cosine=1e-3)
+elif verb == "rollback":
+    releases.rollback()
+else:
+    releases.prune(1)
+"""
+
+
+KILLED_IN_CHECK = """
+import os, signal, sys
+from pathlib import Path
+from arcface_builder.release import Releases
+from arcface_builder.repository.publish import ModelRepository
+
+def die(stage, _):
+    if stage.startswith("Comparing"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+releases = Releases(ModelRepository(Path(sys.argv[1])), "small", [sys.argv[2]])
+releases.promote(2, max_drift_cosine=1e-3, report=die)
+"""
+
+
+def _versions(root: Path) -> dict[int, str]:
+    return {one.version: one.state for one in _releases(root, "").listed()}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("verb", ["promote", "rollback", "prune"])
+def test_a_command_that_is_killed_at_some_step_is_finished_or_rolled_back_by_the_next(
+    repository: Path, tmp_path: Path, verb: str
+) -> None:
+    if verb != "promote":
+        _releases(repository, "").promote(2, max_drift_cosine=1e-3)
+    if verb == "prune":
+        _releases(repository, "").retire(1)
+    for step in range(0, 400, 5):
+        root = tmp_path / str(step)
+        shutil.copytree(repository, root)
+        command = [sys.executable, "-c", KILLED, verb, str(root), str(step)]
+        code = subprocess.run(command, check=False).returncode
+        assert code in (0, -9)
+        if verb == "prune":
+            assert set(_versions(root)) >= {2, 3}
+            _releases(root, "").prune(1)
+            assert _versions(root) == {2: "released", 3: "on disk"}
+        else:
+            assert _releases(root, "").state.release.version in (1, 2)
+            if step % 2:
+                _releases(root, "").promote(2, max_drift_cosine=1e-3)
+                assert _versions(root)[2] == "released"
+            if step % 2 or _releases(root, "").state.release.version == 2:
+                assert _releases(root, "").rollback() == 1
+            assert _versions(root)[1] == "released"
+        shutil.rmtree(root)
+        if code == 0:
+            return
+    pytest.fail("no run ended by itself")
+
+
+@pytest.mark.faults
+def test_a_promotion_that_is_killed_during_its_check_leaves_the_release_and_can_be_repeated(
+    repository: Path, triton: LocalTriton
+) -> None:
+    command = [sys.executable, "-c", KILLED_IN_CHECK, str(repository), triton.grpc_url]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    with _embedder(triton.grpc_url) as embedder:
+        assert _served(embedder, 20) == {1: 20}
+        _releases(repository, triton.grpc_url).promote(2, max_drift_cosine=1e-3)
+        _until(lambda: _served(embedder) == {2: 1})
 
 
 def test_a_command_without_a_name_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
