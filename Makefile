@@ -72,7 +72,7 @@ test-lowest: ## Run the tests with the lowest versions that pyproject.toml allow
 test-gpu: $(READY) ## Run the tests that need a GPU and TensorRT (8 minutes; `make test` skips them)
 	$(BIN)/pytest -m gpu tests/gpu
 
-soak: $(READY) ## Run load with random faults for MINUTES (10) on real servers; exit 1 when anything is wrong
+soak: $(READY) ## Run load with random faults and releases for MINUTES (10) on real servers; exit 1 when anything is wrong
 	PYTHONPATH=tests $(BIN)/python -m soak --minutes $(MINUTES)
 
 lint: $(READY) ## Check style

@@ -126,7 +126,8 @@ class Releases:
         Args:
             version: The version.
             max_drift_cosine: The largest drift from the reference that is allowed.
-            share: Makes it a canary that gets this share of the calls; 0 makes it the release.
+            share: Makes it a canary that gets this share of the calls, or none if it has another embedding
+                space; 0 makes it the release.
             crops: Real crops for the check, uint8 [N, 112, 112, 3]; generated ones fill them up.
             report: Called with each stage.
 
@@ -142,12 +143,8 @@ class Releases:
         spaces = [
             self._manifest(one).embedding_space() for one in (old, version) if one in self.state.versions
         ]
-        if (conflict := spaces[0].conflict(spaces[-1])) is not None:
-            if share:
-                raise ReleaseError(
-                    f"Version {version} cannot be a canary of version {old}: it has {conflict}, and clients "
-                    "do not mix two embedding spaces. Promote it without a canary, with a new gallery."
-                )
+        conflict = spaces[0].conflict(spaces[-1])
+        if conflict is not None and not share:
             _log.warning(
                 "Version %d has %s of version %d: running clients keep to the old one, and galleries have to "
                 "be embedded anew",
@@ -170,6 +167,15 @@ class Releases:
             self.state.write(before)
             self._reload(models, None, report)
             raise
+        if conflict is not None and share:
+            _log.warning(
+                "Version %d has %s of version %d, and clients do not mix two embedding spaces: it is "
+                "loaded and gets no calls",
+                version,
+                conflict,
+                old,
+            )
+            return Promotion(version, _now(), drift)
         report("Letting calls go to it", None)
         if not history and old:
             history = [Promotion(old, _now(), {})]

@@ -176,10 +176,18 @@ def test_a_canary_gets_its_share_of_the_calls(repository: Path, triton: LocalTri
         _until(lambda: _served(embedder, 20) == {1: 20})
 
 
-def test_a_canary_of_another_embedding_space_is_refused(repository: Path) -> None:
-    with pytest.raises(ReleaseError, match="cannot be a canary"):
-        _releases(repository, "").promote(3, max_drift_cosine=1e-3, share=0.1)
-    assert _releases(repository, "").state.release.version == 1
+@pytest.mark.faults
+def test_a_canary_of_another_embedding_space_is_checked_and_gets_no_calls(
+    repository: Path, triton: LocalTriton
+) -> None:
+    releases = _releases(repository, triton.grpc_url)
+    checked = releases.promote(3, max_drift_cosine=1e-3, share=0.5)
+    assert max(checked.drift.values()) < 1e-6
+    assert _versions(repository) == {3: "loaded", 2: "on disk", 1: "released"}
+    with _embedder(triton.grpc_url) as embedder:
+        assert _served(embedder, 20) == {1: 20}
+    releases.retire(3)
+    assert _versions(repository)[3] == "on disk"
 
 
 def test_models_in_a_clients_process_are_the_release(repository: Path) -> None:

@@ -112,7 +112,7 @@ def promote(
     """Load version N beside the release, check what is served of it, and let calls go to it.
 
     If it does not load or drifts, the old release goes on. Clients notice within two seconds. A canary of
-    another embedding space gets no calls.
+    another embedding space is loaded and checked, and gets no calls; `retire` unloads it.
     """
     releases, max_drift = where.open()
     with progress(f"release promote {version}") as report:
@@ -124,9 +124,10 @@ def promote(
             report=report,
         )
     if where.json:
-        print_json(asdict(done) | {"canary": canary or None})
+        print_json(asdict(done) | {"canary": releases.state.release.share or None})
         return
-    gets = f"gets {canary:.0%} of the calls" if canary else "is the release"
+    share = releases.state.release.share
+    gets = "is the release" if not canary else f"gets {share:.0%} of the calls" if share else "gets no calls"
     print(f"Version {version} of {where.name} {gets}")
     for model, drift in done.drift.items():
         say(f"{model}: largest drift {drift:.2g}")
