@@ -81,18 +81,19 @@ def test_what_a_resource_names_is_there(folder: str) -> None:
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_a_pod_is_unprivileged_and_a_server_cannot_write_the_models(folder: str) -> None:
     for pod in pods(folder):
-        spec, (container,) = pod["spec"], pod["spec"]["containers"]
+        spec = pod["spec"]
         assert spec["automountServiceAccountToken"] is False
         assert spec["securityContext"]["runAsNonRoot"] is True
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        security = container["securityContext"]
-        assert security["allowPrivilegeEscalation"] is False
-        assert security["readOnlyRootFilesystem"] is True
-        assert security["capabilities"] == {"drop": ["ALL"]}
-        assert container["resources"]["limits"]["memory"]
-        mounts = {mount["mountPath"]: mount.get("readOnly") for mount in container["volumeMounts"]}
-        assert mounts.get("/models", True) is True
-        assert container["image"].endswith(f":{RELEASE}")
+        for container in [*spec["containers"], *spec.get("initContainers", ())]:
+            security = container["securityContext"]
+            assert security["allowPrivilegeEscalation"] is False
+            assert security["readOnlyRootFilesystem"] is True
+            assert security["capabilities"] == {"drop": ["ALL"]}
+            assert container["resources"]["limits"]["memory"]
+            mounts = {mount["mountPath"]: mount.get("readOnly") for mount in container["volumeMounts"]}
+            assert mounts.get("/models", True) is True
+            assert container["image"].endswith(f":{RELEASE}")
 
 
 def test_each_pool_of_a_mixed_fleet_has_servers_of_its_own_and_its_kind_of_gpu() -> None:
@@ -117,6 +118,28 @@ def test_each_pool_of_a_mixed_fleet_has_servers_of_its_own_and_its_kind_of_gpu()
     compiled = [pod["spec"]["nodeSelector"] for pod in pods("jobs/mixed-fleet")]
     architectures = [product for name, product in products.items() if "-mig" not in name]
     assert sorted(map(str, compiled)) == sorted(map(str, architectures))
+
+
+def test_models_of_a_bucket_are_pulled_to_where_the_server_reads_them(tmp_path: Path) -> None:
+    (pod,) = pods("overlays/bucket")
+    (pull,), (triton,) = pod["spec"]["initContainers"], pod["spec"]["containers"]
+    program = tmp_path / "arcface-builder"
+    program.write_text('#!/bin/sh\nmkdir -p "$6" && echo "$@"\n')
+    program.chmod(0o755)
+    command = [word.replace("/node", f"{tmp_path}/node") for word in (*pull["command"], *pull["args"])]
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    place = f"--repository {tmp_path}/node/models"
+    assert done.stdout == f"pull s3://models/faces --name arcface_r100 {place}\n"
+    (node,) = (mount["name"] for mount in pull["volumeMounts"] if mount["mountPath"] == "/node")
+    mounts = {mount["mountPath"]: mount for mount in triton["volumeMounts"] if mount["name"] == node}
+    assert {path: mount["subPath"] for path, mount in mounts.items()} == {
+        "/models": "models",
+        "/cache": "cache",
+    }
+    assert all((tmp_path / "node" / mount["subPath"]).is_dir() for mount in mounts.values())
+    (cache,) = (each["value"] for each in triton["env"] if each["name"] == "ARCFACE_CACHE_DIR")
+    assert cache == "/cache"
 
 
 def test_a_server_on_a_gpu_has_one_and_a_server_on_a_processor_none() -> None:

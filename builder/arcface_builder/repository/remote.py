@@ -137,22 +137,11 @@ class RemoteRepository(S3Bucket):
         with os_errors(root):
             root.mkdir(parents=True, exist_ok=True)
             partial = root.parent / f".{root.name}-{_PARTIAL}"  # beside the repository, which Triton reads
-            wanted = []
-            for file in files:
-                path = root / file.path
-                if not path.is_file():
-                    wanted.append(file)
-                elif sha256_of(path) != file.sha256:
-                    if _is_fixed(file.path):
-                        raise RepositoryError(
-                            f"{path} is not the {file.path} of the {self.name}: a version never changes. "
-                            "Remove one of them."
-                        )
-                    wanted.append(file)
-            fetched = [file for file in wanted if self._fetch(file, partial)]
-            with repository.lock():
+            with repository.lock():  # of two pods of a node, the second finds what the first fetched
+                wanted = self._wanted(root, files)
+                fetched = [file for file in wanted if self._fetch(file, partial)]
                 self._place(root, partial, wanted)
-            shutil.rmtree(partial, ignore_errors=True)
+                shutil.rmtree(partial, ignore_errors=True)
         return Moved(len(fetched), sum(file.size for file in fetched), len(files) - len(wanted))
 
     def _send(self, root: Path, file: RemoteFile) -> bool:
@@ -171,6 +160,21 @@ class RemoteRepository(S3Bucket):
             moved = self._report(f"up {file.path}", max(1, file.size))
             self._s3.upload_file(str(path), self._bucket, key, ExtraArgs=extra, Callback=moved)
         return True
+
+    def _wanted(self, root: Path, files: list[RemoteFile]) -> list[RemoteFile]:
+        """The files that a repository lacks, or has with other bytes."""
+        wanted = []
+        for file in files:
+            path = root / file.path
+            if path.is_file() and sha256_of(path) == file.sha256:
+                continue
+            if path.is_file() and _is_fixed(file.path):
+                raise RepositoryError(
+                    f"{path} is not the {file.path} of the {self.name}: a version never changes. "
+                    "Remove one of them."
+                )
+            wanted.append(file)
+        return wanted
 
     def _fetch(self, file: RemoteFile, partial: Path) -> bool:
         """Download a file unless an earlier attempt did; returns whether it was fetched."""

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,21 @@ def test_a_version_that_was_built_elsewhere_is_added_and_the_others_stay(
     remote(bucket).publish(ModelRepository(other), "small")
     remote(bucket).pull(ModelRepository(repository), "small")
     assert ModelRepository(repository).versions("small_onnx") == [1, 2]
+
+
+def test_pods_of_one_node_that_pull_at_once_download_each_file_once(
+    bucket: S3Server, repository: Path, tmp_path: Path
+) -> None:
+    published = remote(bucket).publish(ModelRepository(repository), "small")
+    with ThreadPoolExecutor() as pool:
+        pods = [
+            pool.submit(remote(bucket).pull, ModelRepository(tmp_path / "node" / "models"), "small")
+            for _ in range(4)
+        ]
+    assert sum(pod.result().files for pod in pods) == published.files
+    assert contents(tmp_path / "node") == {
+        f"models/{path}": sha256 for path, sha256 in contents(repository).items()
+    }
 
 
 def test_a_version_never_changes(bucket: S3Server, repository: Path, tmp_path: Path) -> None:
