@@ -1,4 +1,4 @@
-"""What a new pod waits for on a CPU: download, load, first embedding; and what a node's cache saves of it.
+"""What a new pod waits for on a CPU: download, load, warm-up, first embedding; what a node's cache saves.
 
 An IResNet with synthetic weights is published to an S3 that speaks HTTP on this machine.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,9 +46,13 @@ BEGINNINGS: Final = (EMPTY, CACHED, DIRECT)
 NOTE: Final = (
     "Seconds; medians of {turns} turns. Download: `arcface-builder pull`, from the start of the program, of "
     "{megabytes:,.0f} MB from an S3 (moto) on the same machine: the network is the loopback, and what is "
-    "read from the disk is in memory already. Load: tritonserver from its start until it is ready, with the "
-    "one model, whose configuration has no warm-up on a CPU. First embedding: one crop, by a client that has "
-    "to connect. Load average at the end: {load:.1f}."
+    "read from the disk is in memory already. Load: tritonserver with the one model, from its start until "
+    "it is ready, without the warm-up by one crop. First embedding: one crop, by a client that has to "
+    "connect. Load average at the end: {load:.1f}."
+)
+
+_LOGGED: Final = re.compile(
+    r"^I\d{4} (\d\d:\d\d:\d\d\.\d+) .*(running warmup sample|successfully loaded)", re.M
 )
 
 
@@ -111,13 +117,14 @@ def _measure(folder: Path, endpoint: str, turns: int) -> dict[tuple[str, str], l
     taken: dict[tuple[str, str], list[dict[str, float]]] = {
         (runtime, beginning): [] for runtime in MODELS for beginning in BEGINNINGS
     }
+    log = folder.with_suffix(".log")
     for _ in range(turns):
         for (runtime, beginning), own in taken.items():
             if beginning == EMPTY:
                 shutil.rmtree(folder, ignore_errors=True)
             pull_s = 0.0 if beginning == DIRECT else _pull(folder, endpoint)
             repository = f"s3://{endpoint}/{BUCKET}/faces" if beginning == DIRECT else folder
-            own.append({"download": pull_s, **_serve(repository, MODELS[runtime])})
+            own.append({"download": pull_s, **_serve(repository, MODELS[runtime], log)})
     return taken
 
 
@@ -130,28 +137,44 @@ def _pull(folder: Path, endpoint: str) -> float:
     return time.perf_counter() - began
 
 
-def _serve(repository: str | Path, model: str) -> dict[str, float]:
+def _serve(repository: str | Path, model: str, log: Path) -> dict[str, float]:
     """Start a server and embed a crop twice; gives the seconds of each step."""
     crops = generated_samples(1).crops
-    flags = ["--model-control-mode=explicit", f"--load-model={model}"]
+    flags = ["--model-control-mode=explicit", f"--load-model={model}", "--log-verbose=1"]
     began = time.perf_counter()
-    with LocalTriton(repository, flags=flags) as server, EmbeddingClient(server.grpc_url, model) as client:
+    with (
+        LocalTriton(repository, flags=flags, log_path=log) as server,
+        EmbeddingClient(server.grpc_url, model) as client,
+    ):
         ready = time.perf_counter()
         client.encode(crops)
         first = time.perf_counter()
         client.encode(crops)
         second = time.perf_counter()
-    return {"load": ready - began, "first": first - ready, "second": second - first}
+    warm_up = _warm_up_s(log.read_text())
+    return {
+        "load": ready - began - warm_up,
+        "warm-up": warm_up,
+        "first": first - ready,
+        "second": second - first,
+    }
+
+
+def _warm_up_s(log: str) -> float:
+    """How long the model's warm-up took, by the server's log."""
+    began, ended = (datetime.strptime(time_of, "%H:%M:%S.%f") for time_of, _ in _LOGGED.findall(log))
+    return (ended - began) % timedelta(days=1) / timedelta(seconds=1)
 
 
 def _row(runtime: str, beginning: str, turns: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     middle = {step: statistics.median(turn[step] for turn in turns) for step in turns[0]}
-    waited = [turn["download"] + turn["load"] + turn["first"] for turn in turns]
+    waited = [sum(turn.values()) - turn["second"] for turn in turns]
     return {
         "runtime": runtime,
         "models": beginning,
         "download": "in the load" if beginning == DIRECT else round(middle["download"], 1),
         "load": round(middle["load"], 1),
+        "warm-up": round(middle["warm-up"], 2),
         "first embedding": round(middle["first"], 2),
         "second": round(middle["second"], 2),
         "until the first embedding": round(statistics.median(waited), 1),

@@ -163,6 +163,15 @@ def test_a_server_has_the_flags_of_local_triton_and_those_of_the_user(tmp_path: 
         assert services()[name]["command"] == ["/bin/sh", "/serve.sh"]
 
 
+def test_every_deployment_limits_a_request_over_http_and_has_further_flags() -> None:
+    limit = "--http-max-input-size=16777216"
+    for name in SERVERS:
+        given = services(TRITON_FLAGS="--log-verbose=1")[name]["environment"]["TRITON_FLAGS"]
+        assert given.split() == [limit, "--log-verbose=1"]
+    for file in ("kubernetes/base/deployment.yaml", "kserve/runtime.yaml"):
+        assert limit in (ROOT / "deploy" / file).read_text()
+
+
 def test_without_a_key_file_the_restricted_apis_are_closed(tmp_path: Path) -> None:
     keys = {flag.partition("=")[2] for _ in range(2) for flag in serve(tmp_path) if "restricted" in flag}
     assert len(keys) == 2

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
+from tritonclient.utils import InferenceServerException
 
 from arcface_client import EmbeddingClient
 from arcface_client.contract import CROP_SHAPE, INPUT_NAME, OUTPUT_NAME, Crops, Embeddings
@@ -185,6 +186,16 @@ def test_networks_of_any_width_and_of_one_crop_at_a_time_are_served(
 
     assert embeddings.shape == (3, dim)
     np.testing.assert_allclose(embeddings, expected, rtol=0, atol=1e-6)
+
+
+def test_a_batch_above_the_largest_is_refused_in_one_line_and_the_next_one_is_served(
+    client: grpcclient.InferenceServerClient, crops: Crops
+) -> None:
+    with pytest.raises(InferenceServerException, match="batch-size must be <= 32 for 'tiny_onnx'") as refused:
+        infer(client, "tiny_onnx", np.concatenate([crops] * 11))
+    assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"
+    assert "\n" not in refused.value.message()
+    assert infer(client, "tiny_onnx", crops).shape == (3, 512)
 
 
 def test_two_instances_share_the_requests(
