@@ -26,6 +26,7 @@
     │   ├── RequestTooLargeError         the server, or a proxy before it, takes no request of this size
     │   ├── ModelNotFoundError           the server or the model repository lacks the model or version
     │   ├── ModelNotReadyError           the server could not load the model
+    │   │   └── NotReleasedError         another version is the release
     │   ├── ContractError                a model's tensors differ from the contract's
     │   ├── DriftError                   a model's embeddings differ from its source's
     │   ├── OtherEmbeddingSpaceError     a model's embeddings are not comparable with the others'
@@ -147,6 +148,10 @@ class ModelNotFoundError(DeploymentError):
 
 class ModelNotReadyError(DeploymentError):
     """The server could not load the model."""
+
+
+class NotReleasedError(ModelNotReadyError):
+    """The version does not serve because another one is the release."""
 
 
 class ContractError(DeploymentError):

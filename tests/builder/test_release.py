@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import shutil
 import signal
 import subprocess
@@ -26,6 +28,7 @@ from arcface_builder.repository.publish import ModelRepository
 from arcface_builder.source.load import OnnxFile
 from arcface_client import get_embedding_backend
 from arcface_client.backends.base import EmbeddingBackend
+from arcface_client.cli.app import main as client_main
 from arcface_client.models.golden import golden_crops
 from arcface_client.models.repository import LocalModels
 from arcface_server import LocalTriton
@@ -76,6 +79,10 @@ def _served(embedder: EmbeddingBackend, calls: int = 1) -> Counter[int | None]:
     return Counter(source.version for answer in answers for source in answer.sources)
 
 
+def _states(embedder: EmbeddingBackend) -> dict[str, str]:
+    return {one.candidate.split(" ")[0]: one.state for one in embedder.diagnostics().candidates}
+
+
 def _until(is_so: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 10
     while not is_so():
@@ -85,7 +92,10 @@ def _until(is_so: Callable[[], bool]) -> None:
 
 @pytest.mark.faults
 def test_calls_go_over_to_a_promoted_version_and_back_and_none_is_lost_or_wrong(
-    repository: Path, triton: LocalTriton
+    repository: Path,
+    triton: LocalTriton,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     releases, stop, served = _releases(repository, triton.grpc_url), threading.Event(), Counter[int | None]()
     reference = LocalModels(repository).golden("small_onnx", 1)
@@ -112,14 +122,29 @@ def test_calls_go_over_to_a_promoted_version_and_back_and_none_is_lost_or_wrong(
             assert served[2] == 0
             promotion = releases.promote(2, max_drift_cosine=1e-3)
             _until(lambda: _served(embedder) == {2: 1})
+            caplog.clear()
             assert releases.rollback() == 1
             _until(lambda: _served(embedder) == {1: 1})
+            # What was unloaded on purpose is no fault: no call fell back, and nothing warns.
+            _until(lambda: _states(embedder)["small_onnx:2"] == "not the release")
+            assert not embedder.encode(golden_crops(), return_source=True)[1].fell_back
+            assert not [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
         finally:
             stop.set()
             for thread in threads:
                 thread.join()
     assert not wrong
     assert served[2]
+    where = ["--url", triton.grpc_url]
+    assert client_main(["status", *where]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"small_onnx +1 +READY, release ", told)
+    assert re.search(r"small_onnx +2 +(UNLOADING|UNAVAILABLE), not the release ", told)
+    client_main(["doctor", *where, "--model", NAME, "--json"])
+    levels = {one["found"]: one["level"] for one in json.loads(capsys.readouterr().out)}
+    assert levels["small_onnx:1 is ready, release"] == "ok"
+    assert levels["small_onnx:2: it is not the release, and is unloaded"] == "ok"
+    assert levels[f"small_onnx:2 at {triton.grpc_url} is not the release"] == "ok"
     assert promotion.drift[f"small_onnx at {triton.grpc_url}"] < 1e-6
 
 
@@ -141,9 +166,9 @@ def test_a_version_that_drifts_as_served_is_not_released_and_is_unloaded(
     assert {path: path.read_bytes() for path in repository.rglob("*.pbtxt")} == before
     with _embedder(triton.grpc_url) as embedder:
         assert _served(embedder) == {1: 1}
-        seen = {one.candidate.split(" ")[0]: one.state for one in embedder.diagnostics().candidates}
+        seen = _states(embedder)
     assert seen["small_onnx:1"] == "serving"
-    assert seen.get("small_onnx:2") in (None, "refused", "failing")  # unloaded, or being unloaded
+    assert seen.get("small_onnx:2") in (None, "not the release")
     assert [(one.version, one.state) for one in releases.listed()][-1] == (1, "released")
 
 

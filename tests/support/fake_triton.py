@@ -24,6 +24,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         model: The model that it lists, in version 1.
         max_batch_size: That model's largest batch.
         token: The bearer token that it wants; None wants none.
+        empty: Whether answers have no data, as those of Triton 2.51 with numpy 2.
         nan: With ``value`` None, whether a crop whose second byte is 255 is answered with NaN.
     """
 
@@ -35,7 +36,9 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         max_batch_size: int = 64,
         token: str | None = None,
         nan: bool = True,
+        empty: bool = False,
     ) -> None:
+        self.empty = empty
         self.nan = nan
         self.token = token
         self.counts: list[int] = []
@@ -87,7 +90,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
                 embeddings[crops[:, 1] == 255, 3] = np.nan
         else:
             embeddings = np.full((count, EMBEDDING_DIM), self.value, np.float32)
-        response.raw_output_contents.append(embeddings.tobytes())
+        response.raw_output_contents.append(b"" if self.empty else embeddings.tobytes())
         return response
 
 

@@ -102,7 +102,7 @@ def build(
         bool,
         _detail(
             "--uneven-channels",
-            help="With --synthetic: channels of sizes that differ as in trained networks, to try int8.",
+            help="With --synthetic: channels whose sizes differ, as in trained networks, to try int8.",
         ),
     ] = False,
     device: Annotated[

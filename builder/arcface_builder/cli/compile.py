@@ -74,7 +74,7 @@ def compile_(
         typer.Option(
             help="tensorrt: a plan for this machine's GPU, in NAME_trt. cudnn: for GPUs from compute "
             "capability 8.0, in float16, in NAME_cudnn. openvino: for processors, in bfloat16 where they "
-            "have it, in NAME_openvino. Of the options for plans, these two take only --precision int8."
+            "have it, in NAME_openvino. Of the plan options, these two take only --precision int8 or mixed."
         ),
     ] = "tensorrt",
     precision: Annotated[Precision | None, _plan(help="Default: tensorrt.precision.")] = None,

@@ -47,7 +47,8 @@ Bucket = Annotated[
         "where boto3 looks for them.",
     ),
 ]
-EndpointUrl = Annotated[str | None, _store_option(metavar="URL", help="Another S3 service than Amazon's.")]
+ENDPOINT_HELP: Final = "An S3 service other than Amazon's."
+EndpointUrl = Annotated[str | None, _store_option(metavar="URL", help=ENDPOINT_HELP)]
 CacheDir = Annotated[
     Path | None,
     _store_option(

@@ -13,11 +13,12 @@ from arcface_client.errors import require
 
 from ..build import DEFAULT_REPOSITORY
 from ..repository.publish import ModelRepository
-from .options import EndpointUrl, Json, Name, Repository
+from .options import ENDPOINT_HELP, Json, Name, Repository
 
 if TYPE_CHECKING:
     from ..repository.remote import RemoteRepository
 
+EndpointUrl = Annotated[str | None, typer.Option(metavar="URL", help=ENDPOINT_HELP)]
 Url = Annotated[str, typer.Argument(metavar="s3://BUCKET/PREFIX", help="The model repository in the bucket.")]
 
 

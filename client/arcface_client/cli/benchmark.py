@@ -55,11 +55,11 @@ def benchmark(
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option(help="Name of the models of the backends, for example arcface_r50 (embedding.model)."),
+        typer.Option(help="Name that the models share, for example arcface_r50 (default: embedding.model)."),
     ] = None,
     source: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="What the backend insightface runs (embedding.source)."),
+        typer.Option(metavar="FILE", help="What the backend insightface runs (default: embedding.source)."),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="Device of backends in this process: cpu, cuda, cuda:N or auto.")
@@ -73,7 +73,8 @@ def benchmark(
         ),
     ] = None,
     clients: Annotated[
-        int, typer.Option(min=1, help="Threads that call at the same time, each one call after the other.")
+        int,
+        typer.Option(min=1, help="Threads that call at the same time, one call each."),
     ] = 1,
     turns: Annotated[int, typer.Option(min=1, help="Turns of each system at each batch size.")] = 10,
     turn_s: Annotated[

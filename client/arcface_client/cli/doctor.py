@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
-from ..errors import ArcFaceError, ModelNotFoundError
+from ..errors import ArcFaceError, ModelNotFoundError, NotReleasedError
 from ..observability.versions import package_versions
 from .connection import Server
 from .terminal import DONE, FAILED, examples, print_json, print_table, with_shared_options
@@ -80,7 +80,7 @@ def doctor(
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:
-        rows = [(one.level, one.check, one.found, one.do) for one in findings]
+        rows = [(one.level, one.check, one.found, one.do or "") for one in findings]
         print_table(("", "check", "found", "what to do"), rows)
     return FAILED if any(finding.level == "error" for finding in findings) else DONE
 
@@ -246,7 +246,9 @@ def _server(settings: TritonSettings, url: str) -> Iterator[Finding]:
     for model in status.models:
         what = f"{model.name}{'' if model.version is None else f':{model.version}'}"
         if model.problem is None:
-            yield Finding(check, "ok", f"{what} is ready")
+            yield Finding(check, "ok", f"{what} is ready{f', {model.role}' if model.role else ''}")
+        elif isinstance(model.problem, NotReleasedError):
+            yield Finding(check, "ok", f"{what}: {model.problem}")
         else:
             yield Finding(check, "warning", f"{what}: {model.problem}", _UNAVAILABLE)
 

@@ -51,7 +51,7 @@ def embed(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE...",
+            metavar="SOURCE",
             help="Folders, tar files, lists of paths (.txt), tables (.parquet), patterns with *, images.",
         ),
     ],
@@ -69,7 +69,7 @@ def embed(
         str | None,
         typer.Option(
             help="Model to use, NAME or NAME:VERSION (default: triton.model, which is embedding.model's "
-            "ONNX model); with --backend, the NAME of embedding.model."
+            "ONNX model); in this process, a NAME as embedding.model."
         ),
     ] = None,
     version: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,9 +62,14 @@ def embedder(settings: PipelineSettings) -> Iterator[EmbeddingBackend]:
 
     version = settings.triton.version
     if version is None and settings.embedding.backend == TRITON:
-        with make_single(settings) as newest:
-            newest.ensure_ready()
-            version = newest.diagnostics().version  # another may become the newest
+        log = logging.getLogger("arcface_client.failover.pool")
+        log.setLevel(logging.ERROR)  # the pinned one says the same again
+        try:
+            with make_single(settings) as newest:
+                newest.ensure_ready()
+                version = newest.diagnostics().version  # another may become the newest
+        finally:
+            log.setLevel(logging.NOTSET)
     with make_single(settings, version) as made:
         made.ensure_ready()
         yield made

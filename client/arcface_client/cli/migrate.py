@@ -49,16 +49,16 @@ def migrate(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> int:
-    """Embed a gallery's crops anew with another model, and say how neighbours and decisions change.
+    """Embed a gallery's crops again with another model, and say how neighbours and decisions change.
 
     Embeddings of two models cannot be compared, so a new model needs a new gallery. It gets the same ids.
     The old gallery is only read: nothing is switched. When the command is interrupted, it goes on where it
     was.
 
-    On a sample of the ids, the report has the share of the old neighbours that are neighbours still
+    On a sample of the ids, the report gives the share of the old neighbours that are still neighbours
     (recall@k), and how many pairs of crops change sides of the threshold. Models have different scales of
-    similarity. So it also has the new model's threshold that accepts as many of the pairs, and how many
-    change sides with that one.
+    similarity. So the report also gives the new model's threshold that accepts as many pairs, and how many
+    pairs change sides with that one.
     """
     from ..bulk.job import embed_gallery
     from ..bulk.source import open_source

@@ -32,7 +32,7 @@ def search(
         str, typer.Argument(help="A .parquet file, a folder of parts, an .npz, or a URL of one of them.")
     ],
     faces: Annotated[list[Path], typer.Argument(help="Image files of aligned 112x112 face crops.")],
-    top: Annotated[int, typer.Option(min=1, metavar="K", help="How many matches to show of each face.")] = 10,
+    top: Annotated[int, typer.Option(min=1, metavar="K", help="Matches to show for each face.")] = 10,
     model: Annotated[
         str | None,
         typer.Option(help="Model that embeds the faces, NAME or NAME:VERSION (default: the gallery's own)."),
@@ -62,9 +62,8 @@ def search(
     The search is exact: it reads the whole gallery, and memory holds one batch of it at a time. For many
     searches, load the gallery into a vector database (examples/vector_databases.py).
 
-    A gallery of another embedding space than that of the model that embeds the faces is refused. The page
-    shows the crops that it finds by their ids in the source (default: the source that the gallery was
-    made from).
+    A gallery is refused if the model that embeds the faces has another embedding space. The HTML page shows
+    the crops of the matches, which are looked up by id in --source (default: what the gallery was made from).
     """
     from ..evaluation.images import read_crop
     from ..evaluation.neighbours import Query, nearest

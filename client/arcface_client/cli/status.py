@@ -101,10 +101,14 @@ def _show(server: ServerStatus, models: LocalModels) -> None:
         return
     print(f"Triton {server.version} at {server.url}: {'ready' if server.ready else 'not ready'}")
     rows = [
-        (model.name, model.version, model.state or "NOT LOADED", _pixels(model, models), model.reason)
+        (model.name, model.version, _state(model), _pixels(model, models), model.reason)
         for model in server.models
     ]
     print_table(("model", "version", "state", "pixels", "reason"), rows)
+
+
+def _state(model: ModelStatus) -> str:
+    return f"{model.state or 'NOT LOADED'}{f', {model.role}' if model.role else ''}"
 
 
 def _embedder(settings: PipelineSettings) -> dict[str, Any]:

@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from ..errors import AccessError, ArcFaceError, ConfigError, ModelNotFoundError, ModelNotReadyError
+from ..errors import (
+    AccessError,
+    ArcFaceError,
+    ConfigError,
+    ModelNotFoundError,
+    ModelNotReadyError,
+    NotReleasedError,
+)
 from ..models.naming import family_models
 from ..models.release import Release
 from ..triton.status import Reply, Target, model_error
@@ -121,13 +128,15 @@ class Wanted:
         for one in found.keys() - pinned.values():
             release = (releases or {}).get(str(one.model), Release())
             if found[one] is None and release.holds_back(one.version):
-                found[one] = ModelNotReadyError(
-                    f"it is not released: version {release.version} is; `arcface-builder release promote` "
-                    "changes that"
+                found[one] = NotReleasedError(
+                    f"it is not the release (version {release.version} is); `arcface-builder release "
+                    "promote` changes that"
                 )
         for pin, candidate in pinned.items():
             if not any(pin.covers(one) for one in found):
                 found[candidate] = model_error(candidate, models)
+            elif isinstance(why := found.get(candidate), NotReleasedError):
+                found[candidate] = ModelNotReadyError(str(why))  # it was asked for all the same
         if not found:
             known = ", ".join(sorted({model.name for model in models})) or "none"
             wanted = " or ".join(map(str, self._models))

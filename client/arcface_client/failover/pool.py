@@ -16,6 +16,7 @@ from ..errors import (
     DeadlineExceededError,
     DeploymentError,
     ModelNotFoundError,
+    NotReleasedError,
     OtherEmbeddingSpaceError,
     ServerError,
     ServerUnavailableError,
@@ -25,6 +26,7 @@ from ..errors import (
 )
 from ..models.embedding_space import EmbeddingSpace, SpaceName
 from ..models.golden import GoldenReference
+from ..models.release import NOT_THE_RELEASE
 from ..observability.diagnostics import CandidateReport, Source
 from .golden_check import Finding, Model, objection
 from .replica import Intervals, Replica
@@ -82,7 +84,8 @@ class Ranking:
         behind = [other.name for other in self.serving]
         behind = behind[behind.index(by.name) :] if by.name in behind else []
         for other in self.preferred_to(by):
-            if other.error is not None and not isinstance(other.error, OtherEmbeddingSpaceError):
+            is_meant = isinstance(other.error, (OtherEmbeddingSpaceError, NotReleasedError))
+            if other.error is not None and not is_meant:
                 reasons[other.name] = str(other.error)
             elif other.name in behind:
                 reasons[other.name] = "it failed a moment ago and is cooling down"
@@ -263,7 +266,7 @@ class ReplicaPool:
             if now - self._logged_at.get(key, -LOG_INTERVAL_S) < LOG_INTERVAL_S:
                 return
             self._logged_at[key] = now
-        _log.warning("%s leaves a call to the next replica: %s", replica.name, error)
+        _log.log(_level(error), "%s leaves a call to the next replica: %s", replica.name, error)
 
     def rank(self) -> None:
         """Rank anew, since cooldowns end. From the first time on, changes are logged."""
@@ -334,8 +337,9 @@ class ReplicaPool:
             return logging.WARNING, f"No candidate serves now; the last was {before}: {reason}"
         had_served, self._has_served = self._has_served, True
         if before is not None:
-            reason = after.refused.get(before, f"{first.name} is preferred")
-            return logging.WARNING, f"{first.name} serves now instead of {before}: {reason}"
+            error = after.refused.get(before)
+            reason = error or f"{first.name} is preferred"
+            return _level(error), f"{first.name} serves now instead of {before}: {reason}"
         passed_over = after.passed_over(first)
         why = joined(f"{name} does not: {reason}" for name, reason in passed_over.items())
         level = logging.WARNING if passed_over or had_served else logging.INFO
@@ -348,7 +352,13 @@ def _serving(replicas: Sequence[Replica]) -> tuple[Replica, ...]:
     return tuple(sorted(good, key=lambda replica: replica.cooldown.active(now)))  # stable
 
 
+def _level(error: ArcFaceError | None) -> int:
+    return logging.INFO if isinstance(error, NotReleasedError) else logging.WARNING
+
+
 def _state_of(error: ArcFaceError) -> str:
+    if isinstance(error, NotReleasedError):
+        return NOT_THE_RELEASE
     return "failing" if isinstance(error, (TransientError, ServerError)) else "refused"
 
 

@@ -10,6 +10,8 @@ RELEASE: Final = "release"
 CANARY: Final = "canary"
 CANARY_SHARE: Final = "canary_share"
 
+NOT_THE_RELEASE: Final = "not the release"
+
 
 @dataclass(frozen=True)
 class Release:
@@ -46,6 +48,14 @@ class Release:
     def is_canary(self, version: int | None) -> bool:
         """Whether a version gets only a share of the calls."""
         return self.share > 0 and version == self.canary
+
+    def role(self, version: int | None) -> str | None:
+        """What a version is: "release", "canary", "not the release"; None where releases are not managed."""
+        if self.version is None or version is None:
+            return None
+        if version == self.version:
+            return RELEASE
+        return CANARY if version == self.canary else NOT_THE_RELEASE
 
     def holds_back(self, version: int | None) -> bool:
         """Whether a version must not serve yet, or not any more."""

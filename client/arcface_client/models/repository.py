@@ -271,7 +271,8 @@ class LocalModels:
         found = [
             manifest
             for path in self.root.glob(f"{onnx_model('*')}-*.manifest.json")
-            if (manifest := ModelManifest.read(path)).source.sha256 == source_sha256
+            if source_sha256.encode() in path.read_bytes()  # a damaged one of another model is not read
+            and (manifest := ModelManifest.read(path)).source.sha256 == source_sha256
         ]
         return max(found, key=lambda manifest: manifest.created, default=None)
 

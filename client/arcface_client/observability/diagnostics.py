@@ -77,8 +77,9 @@ class CandidateReport:
 
     Attributes:
         candidate: Its name, for example "arcface_r100_trt:3 at localhost:8001".
-        state: "serving"; "standing by"; "cooling down" (right again, but it failed a moment ago); "failing"
-            (it is away, or calls to it failed); "refused" (it cannot serve before something is fixed).
+        state: "serving"; "standing by"; "canary"; "cooling down" (right again, but it failed a moment ago);
+            "failing" (it is away, or calls to it failed); "refused" (it cannot serve before something is
+            fixed); "not the release".
         reason: Why it does not serve; None for the one that does.
         drift: Largest drift of the golden crops; None if it was not measured.
     """

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,7 @@ from ..contract import CROP_SHAPE, Crops, Embeddings
 from ..crops import Color, CropsLike, as_batch
 from ..errors import ArcFaceError, InputError, NotFiniteError, RequestTooLargeError, ServerBusyError
 from ..models.naming import DEFAULT_MODEL
+from ..models.release import Release
 from .channel import Connection
 from .embed_request import Deadline, EmbedRequest, bad_rows
 from .limits import RequestLimits, Tls
@@ -103,7 +104,12 @@ class ModelClient:
             metadata = client.get_server_metadata(client_timeout=timeout_s)
             ready = client.is_server_ready(client_timeout=timeout_s)
             index = client.get_model_repository_index(client_timeout=timeout_s)
-        return ServerStatus(call.target.url, metadata.version, ready, models_from_index(index))
+        models = models_from_index(index)
+        names = {model.name for model in models if model.ready}
+        releases = {name: self._connection.release(name) or Release() for name in names}
+        roles = [releases.get(model.name, Release()).role(model.version) or model.role for model in models]
+        models = tuple(replace(model, role=role) for model, role in zip(models, roles, strict=True))
+        return ServerStatus(call.target.url, metadata.version, ready, models)
 
     def _close(self) -> None:
         if self._owns_connection:

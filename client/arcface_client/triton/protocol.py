@@ -19,7 +19,7 @@ from ..contract import (
     check_shape,
     check_tensors,
 )
-from ..errors import ModelChangedError
+from ..errors import ModelChangedError, ServerError
 from .status import Target
 
 ANY_BATCH: Final = 32
@@ -90,11 +90,17 @@ def read(target: Target, result: Any, count: int, dim: int | None) -> Answer:
     """Read tritonclient's result for ``count`` crops.
 
     Raises:
-        ServerError: The shape is not [count, dim].
+        ServerError: The shape is not [count, dim], or the data is not of that shape.
     """
     output = result.get_output(OUTPUT_NAME)
     check_shape(str(target), None if output is None else tuple(output.shape), count, dim)
-    embeddings: Embeddings = result.as_numpy(OUTPUT_NAME)
+    try:
+        embeddings: Embeddings = result.as_numpy(OUTPUT_NAME)
+    except ValueError as error:
+        raise ServerError(
+            f"{target} answered without the embeddings' data ({error}). A known cause is numpy 2 beside "
+            "Triton 2.51 of PyPI: run `pip install 'numpy<2'` where the server runs."
+        ) from error
     version = result.get_response().model_version
     return Answer(embeddings, int(version) if version else None)
 

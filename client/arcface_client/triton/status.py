@@ -7,6 +7,7 @@ decides from both.
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -21,11 +22,13 @@ from ..errors import (
     ModelLoadingError,
     ModelNotFoundError,
     ModelNotReadyError,
+    NotReleasedError,
     RequestTooLargeError,
     ServerBusyError,
     ServerError,
     ServerUnavailableError,
 )
+from ..models.release import NOT_THE_RELEASE
 
 if TYPE_CHECKING:
     from tritonclient.utils import InferenceServerException
@@ -63,12 +66,15 @@ class ModelStatus:
         version: Its version; None if it was never loaded.
         state: READY, UNAVAILABLE, LOADING or UNLOADING; empty if it was never loaded.
         reason: Why it is not ready, in the server's words.
+        role: "release", "canary" or "not the release", also where another version was loaded in its place;
+            None if that is not known.
     """
 
     name: str
     version: int | None
     state: str
     reason: str
+    role: str | None = None
 
     @property
     def ready(self) -> bool:
@@ -80,6 +86,8 @@ class ModelStatus:
         """Why it does not serve; None if it does."""
         if self.ready:
             return None
+        if self.role == NOT_THE_RELEASE and _is_unloaded(self):
+            return NotReleasedError("it is not the release, and is unloaded")
         if self.state in ("LOADING", "UNLOADING"):
             return ModelLoadingError(f"the server is {self.state.lower()} it; try again in a moment")
         load = (
@@ -158,6 +166,7 @@ class Target:
 
 def models_from_index(response: Any) -> tuple[ModelStatus, ...]:
     """Read tritonclient's answer to ``get_model_repository_index``."""
+    ready = {entry.name for entry in response.models if entry.state == "READY"}
     models = [
         ModelStatus(
             entry.name,
@@ -165,10 +174,15 @@ def models_from_index(response: Any) -> tuple[ModelStatus, ...]:
             entry.state,
             # A Python backend puts its traceback behind the first line; the server's log has it.
             entry.reason.partition("\n")[0].strip(),
+            NOT_THE_RELEASE if entry.name in ready and _is_unloaded(entry) else None,
         )
         for entry in response.models
     ]
     return tuple(sorted(models, key=lambda model: (model.name, model.version or 0)))
+
+
+def _is_unloaded(entry: Any) -> bool:
+    return bool(entry.reason == "unloaded" or entry.state == "UNLOADING")
 
 
 def closed(target: Target) -> ClientClosedError:
@@ -254,7 +268,11 @@ def model_error(target: Target, models: Sequence[ModelStatus] | None) -> ArcFace
         known, what = {model.name for model in models}, "the server's models"
         if versions:
             known, what = {str(model.version) for model in versions}, "its versions"
-        return ModelNotFoundError(f"There is no {target}; {what}: {', '.join(sorted(known)) or 'none'}.")
+        near = [] if versions else difflib.get_close_matches(target.model, known, 1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        return ModelNotFoundError(
+            f"There is no {target}; {what}: {', '.join(sorted(known)) or 'none'}.{hint}"
+        )
     if any(model.ready for model in asked_for):
         return None
     # A version that is being loaded may serve soon, whatever became of the others.

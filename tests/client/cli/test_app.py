@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -36,10 +37,17 @@ def folder(tmp_path: Path, crops: Crops) -> Path:
 
 
 def test_embed_writes_one_row_for_each_crop_and_which_model_made_them(
-    triton: LocalTriton, folder: Path, expected: Embeddings, capsys: pytest.CaptureFixture[str]
+    triton: LocalTriton,
+    folder: Path,
+    expected: Embeddings,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     output = folder.parent / "out.npz"
+    caplog.set_level(logging.INFO)
     assert main(["embed", str(folder), "--output", str(output), "--url", triton.grpc_url, *MODEL]) == 0
+    said = [message for message in caplog.messages if " serves" in message]
+    assert said == [f"tiny_onnx:2 at {triton.grpc_url} serves"]
     printed = capsys.readouterr()
     assert printed.out == f"{output}: 40 embeddings by tiny_onnx:2\n"
     assert "tiny_onnx:2 could not be checked: no manifest of it is in" in printed.err
@@ -140,8 +148,8 @@ def test_status_shows_models_and_reasons(
     config.write_text(f"embedding: {{backend: triton, model: tiny, model_repository: {tmp_path}}}")
     assert main(["status", "--url", triton.grpc_url, "--config", str(config), "--json"]) == 0
     (server,) = json.loads(capsys.readouterr().out)["servers"]
-    models = server["models"]
-    assert {"name": "tiny_onnx", "version": 2, "state": "READY", "reason": "", "pixels": None} in models
+    models, about = server["models"], {"role": None, "pixels": None}
+    assert {"name": "tiny_onnx", "version": 2, "state": "READY", "reason": ""} | about in models
 
 
 def test_status_shows_what_a_model_does_to_the_pixels_and_what_of_it_was_assumed(

@@ -3,11 +3,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from tritonclient.grpc import service_pb2
 
-from arcface_client.errors import ConfigError
+from arcface_client.errors import ConfigError, ModelNotReadyError, NotReleasedError
 from arcface_client.failover.discovery import Pin, Wanted
 from arcface_client.models.release import Release
-from arcface_client.triton.status import ModelStatus, Reply, Target
+from arcface_client.triton.status import ModelStatus, Reply, Target, models_from_index
 
 WANTED = Wanted(("one:1", "two:2"), "arcface")
 
@@ -83,6 +84,26 @@ def test_a_release_goes_first_older_versions_stand_in_newer_ones_wait_and_a_cana
         "arcface_onnx:1",
         "arcface_onnx:3",
     ]
+
+
+@pytest.mark.parametrize("state", ["UNAVAILABLE", "UNLOADING"])
+def test_versions_that_were_unloaded_for_the_release_are_told_from_those_that_fail(state: str) -> None:
+    index = service_pb2.RepositoryIndexResponse()
+    index.models.add(name="arcface_onnx", version="1", state="UNAVAILABLE", reason="no memory")
+    index.models.add(name="arcface_onnx", version="2", state="READY")
+    index.models.add(name="arcface_onnx", version="3", state=state, reason="unloaded")
+    index.models.add(name="arcface_trt", version="3", state="UNAVAILABLE", reason="unloaded")
+    reply = Reply(answers=True, models=models_from_index(index))
+    problems = {str(one): why for one, why in WANTED.sight("one:1", reply).items()}
+    assert {name: type(why) for name, why in problems.items()} == {
+        "arcface_onnx:1 at one:1": ModelNotReadyError,
+        "arcface_onnx:2 at one:1": type(None),
+        "arcface_onnx:3 at one:1": NotReleasedError,
+        "arcface_trt:3 at one:1": ModelNotReadyError,  # no other version was loaded in its place
+    }
+    (problem,) = replace(WANTED, pins=(Pin("arcface_onnx", 3),)).sight("one:1", reply).values()
+    assert type(problem) is ModelNotReadyError
+    assert str(problem) == "it is not the release, and is unloaded"
 
 
 def test_a_pinned_version_serves_though_another_one_is_released() -> None:

@@ -114,6 +114,7 @@ def test_without_a_manifest_of_these_golden_crops_there_is_no_reference(models: 
 
 def test_what_was_built_from_a_source_is_found_by_its_sha256(models: Path, built: Path) -> None:
     another_release(models, built / "source-0.onnx")
+    (models / "other_onnx-1.manifest.json").write_text("damaged")
     found = LocalModels(models).built_from(sha256_of(built / "source-0.onnx"))
     assert found is not None
     assert (found.model, found.version) == ("small_onnx", 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,8 +25,10 @@ from arcface_client.errors import (
     ModelNotReadyError,
     NoCandidateError,
     ServerBusyError,
+    ServerError,
 )
 from arcface_server import LocalTriton
+from support.fake_triton import FakeTriton, served
 from support.processes import wait_until
 from support.siblings import answered
 from support.tiny import write_tiny_repository
@@ -119,6 +122,12 @@ def test_a_request_has_a_limit_of_its_own(triton: LocalTriton, crops: Crops) -> 
     ("model", "version", "error", "message"),
     [
         ("arcface", None, ModelNotFoundError, r"no arcface at .*; the server's models: .*tiny_onnx"),
+        (
+            "tiny",
+            None,
+            ModelNotFoundError,
+            r"no tiny at .*models: .*\. Did you mean tiny_onnx\?",
+        ),
         (TINY, 9, ModelNotFoundError, r"no tiny_onnx:9 at .*; its versions: 1, 2"),
         (
             "broken_onnx",
@@ -128,7 +137,7 @@ def test_a_request_has_a_limit_of_its_own(triton: LocalTriton, crops: Crops) -> 
         ),
         ("other", None, ContractError, r"data FP32\[N, 3, 112, 112\].*; expected image UINT8\[N, 112"),
     ],
-    ids=["unknown model", "unknown version", "not loaded", "other tensors"],
+    ids=["unknown model", "a family's name", "unknown version", "not loaded", "other tensors"],
 )
 def test_a_model_that_cannot_be_used_is_refused_with_the_reason(
     triton: LocalTriton,
@@ -172,6 +181,21 @@ def test_a_model_that_was_never_asked_to_load_is_told_so_and_how_to_load_it(
                 wait_until(lambda: not any(one.state == "UNLOADING" for one in client.status().models))
                 with pytest.raises(ModelNotReadyError, match="was asked to unload it"):
                     client.encode(crops[:1])
+
+
+def test_an_answer_without_data_is_a_server_error_and_the_next_candidate_serves(crops: Crops) -> None:
+    message = r"fake_onnx.* without the embeddings' data .*size 0 .*pip install 'numpy<2'"
+    with (
+        served(FakeTriton(model="fake_onnx", empty=True)) as url,
+        served(FakeTriton(model="fake_onnx")) as other,
+        EmbeddingClient(url, "fake_onnx") as client,
+        TritonBackend([url, other], "fake") as embedder,
+    ):
+        with pytest.raises(ServerError, match=message):
+            client.encode(crops[:8])
+        _, answer = embedder.encode(crops[:8], return_source=True, timeout_s=60)
+        assert [source.where for source in answer.sources] == [other]
+        assert [re.search(message, one.reason) is not None for one in answer.refusals] == [True]
 
 
 def test_status_tells_every_version_and_why_one_is_not_ready(client: EmbeddingClient) -> None:
