@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from .contract import Embeddings
 from .errors import InputError, OtherEmbeddingSpaceError, require
@@ -105,14 +106,14 @@ class GalleryInfo:
             values = json.loads(text)
             if values.pop("format") != FORMAT:
                 raise InputError(f"{name} was written by a later release; read it with that one.")
-            info = cls(**values | {"space": EmbeddingSpace(**values["space"])})
+            info = TypeAdapter(cls).validate_python(values)
             if schema.field("embedding").type.list_size != info.dim:
                 raise InputError(f"{name} has embeddings of another width than its metadata says.")
             return info
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"{name} has damaged metadata: {error}") from error
+            raise InputError(f"{name} has damaged metadata: {' '.join(str(error).split())}") from error
 
     @property
     def named(self) -> str:
@@ -168,9 +169,14 @@ def gallery_table(
     failed = np.array([error is not None for error in errors], bool)
     numbers = np.where(failed[:, np.newaxis], np.float32(np.nan), embeddings) if failed.any() else embeddings
     column = pa.FixedSizeListArray.from_arrays(pa.array(numbers.reshape(-1)), info.dim)
-    text = pa.string()
-    arrays = [pa.array(ids, text), column, pa.array(sources, text), pa.array(errors, text)]
+    arrays = [_text(ids), column, _text(sources), _text(errors)]
     return pa.Table.from_arrays(arrays, schema=info.schema())
+
+
+def _text(values: Sequence[str | None]) -> pa.Array:
+    r"""A column of texts; a byte of a name that is not UTF-8 is written as for example ``\udcff``."""
+    encoded = [None if value is None else value.encode(errors="backslashreplace") for value in values]
+    return _pyarrow().array(encoded, _pyarrow().string())
 
 
 def write_gallery(path: Path, info: GalleryInfo, tables: Iterable[pa.Table]) -> int:
@@ -268,9 +274,11 @@ _ARCHIVE_ERRORS: Final = (
     AttributeError,
     EOFError,
     LookupError,
+    MemoryError,
     NotImplementedError,
     OSError,
     RuntimeError,
+    SystemError,
     TypeError,
     ValueError,
     tokenize.TokenError,
@@ -286,7 +294,7 @@ class _Archive(Gallery):
     def __init__(self, path: str) -> None:
         try:
             with Path(path).open("rb") as file, np.load(file) as archive:
-                self._ids, self._rows = archive["paths"].tolist(), archive["embeddings"]
+                self._ids, self._rows = list(map(str, archive["paths"].tolist())), archive["embeddings"]
                 texts = {name: str(archive[name]) or None for name in archive.files if not archive[name].ndim}
             space = EmbeddingSpace(
                 source_sha256=texts.get("source_sha256"),
@@ -294,6 +302,8 @@ class _Archive(Gallery):
                 precision_class=texts.get("precision_class"),
             )
             version = texts.get("version")
+            if self._rows.ndim != 2 or not self._rows.shape[1] or len(self._rows) != len(self._ids):
+                raise ValueError(f"{len(self._ids):,} paths, and embeddings of shape {self._rows.shape}")
             self.path, self.files, self.count = path, (path,), len(self._ids)
             self.info = GalleryInfo(
                 space=space,

@@ -65,8 +65,9 @@ def restriction_flags(key_file: Path, flags: Sequence[str]) -> list[str]:
     """
     try:
         key = key_file.read_text().strip()
-    except OSError as error:
-        raise FlagError(f"Cannot read the key from {key_file}: {error.strerror}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise FlagError(f"Cannot read the key from {key_file}: {why}.") from error
     if not key:
         raise FlagError(f"{key_file} is empty; expected a key, for example of `openssl rand -hex 32`.")
     explicit = any("explicit" in flag for flag in flags)

@@ -250,7 +250,7 @@ def read_config(path: Path) -> Any | None:
         return None
     try:
         return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
-    except (text_format.ParseError, UnicodeDecodeError) as error:
+    except (text_format.ParseError, ValueError) as error:
         raise RepositoryError(
             f"{path} is not a Triton configuration ({error}); correct it, or remove it and run the command "
             "again."

@@ -8,9 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from arcface_client.models.naming import family_models, onnx_model
 from arcface_client.models.release import Release
 from arcface_client.models.repository import LocalModels
+from arcface_client.models.schema import expectation
 
 from ..disk import flush, replace_text
 from ..errors import ReleaseError, RepositoryError
@@ -147,11 +150,11 @@ class ReleaseState:
         if not self._record.is_file():
             return []
         try:
-            return [Promotion(**entry) for entry in json.loads(self._record.read_text("utf-8"))]
-        except (ValueError, TypeError) as error:
+            return TypeAdapter(list[Promotion]).validate_json(self._record.read_bytes())
+        except ValidationError as error:
             raise RepositoryError(
-                f"{self._record} is not a record of releases ({error}); restore it, or remove it: which "
-                "version is released is in the configurations."
+                f"{self._record} is not a record of releases ({expectation(error.errors()[0])}); restore it, "
+                "or remove it: which version is released is in the configurations."
             ) from error
 
     def write_history(self, history: Sequence[Promotion]) -> None:

@@ -265,7 +265,9 @@ def source_sha256(path: Path) -> str:
                 data.seek(offset)
                 digest.update(data.read(length))
     except OSError as error:
-        raise DeploymentError(f"Cannot read {error.filename}: {error.strerror}.") from error
+        raise DeploymentError(f"Cannot read {error.filename or path}: {error.strerror}.") from error
+    except (ValueError, OverflowError, MemoryError) as error:
+        raise DeploymentError(f"{path} does not say where it keeps its weights: {error}.") from error
     return digest.hexdigest()
 
 

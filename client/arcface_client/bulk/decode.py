@@ -78,6 +78,8 @@ def _content(item: Item, fetched: dict[str, bytes | str]) -> bytes | str:
         if not is_of_one_file(error):
             raise unavailable(item.data, error) from error
         return f"{item.id} cannot be read as an image: {error.strerror}."
+    except ValueError:  # a list in UTF-16, for example
+        return f"{item.id!r} cannot be read as an image: its name has a zero byte; write lists in UTF-8."
 
 
 def _fetch(urls: Sequence[str]) -> dict[str, bytes | str]:

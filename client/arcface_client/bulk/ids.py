@@ -52,5 +52,6 @@ class IdSet:
 
 
 def _hashes(ids: Sequence[str]) -> _Hashes:
-    digests = b"".join(blake2b(id.encode("utf-8", "surrogateescape"), digest_size=16).digest() for id in ids)
+    # As a gallery holds them, also those of files whose names are not UTF-8.
+    digests = b"".join(blake2b(id.encode(errors="backslashreplace"), digest_size=16).digest() for id in ids)
     return np.frombuffer(digests, _TYPE)

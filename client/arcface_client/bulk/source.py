@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import glob
+import gzip
 import os
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -392,7 +394,7 @@ class _Tar:
                             if len(data) < member.size:
                                 raise tarfile.ReadError("unexpected end of data")
                             yield Item(f"{self.id}/{member.name}", data)
-            except (tarfile.TarError, EOFError) as error:
+            except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
                 yield Item(self.id, error=f"{self.id} cannot be read to its end: {error}.")
 
     def count(self) -> None:

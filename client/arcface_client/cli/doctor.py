@@ -257,10 +257,10 @@ def _handshake(url: str, settings: TritonSettings) -> Finding:
     """Begin a TLS connection as gRPC would, which says only that it cannot connect."""
     check, files = f"certificates {url}", settings.tls
     host, _, port = url.rpartition(":")
-    context = ssl.create_default_context(cafile=files.root_certificates)
-    context.verify_flags &= ~getattr(ssl, "VERIFY_X509_STRICT", 0)  # gRPC is not strict
-    context.set_alpn_protocols(["h2"])
     try:
+        context = ssl.create_default_context(cafile=files.root_certificates)
+        context.verify_flags &= ~getattr(ssl, "VERIFY_X509_STRICT", 0)  # gRPC is not strict
+        context.set_alpn_protocols(["h2"])
         if files.certificate_chain is not None:
             context.load_cert_chain(files.certificate_chain, files.private_key)
         with (
@@ -273,9 +273,7 @@ def _handshake(url: str, settings: TritonSettings) -> Finding:
         do = "renew the server's certificate, or set triton.tls.root_certificates to its authority"
         return Finding(check, "error", f"the server's certificate is refused: {error.verify_message}", do)
     except ssl.SSLError as error:
-        do = (
-            "check triton.tls.certificate_chain and its private_key, and that the server has TLS on this port"
-        )
+        do = "check the files of triton.tls, and that the server has TLS on this port"
         return Finding(check, "error", f"no TLS connection: {error.reason or error}", do)
     except OSError as error:
         return Finding(check, "error", f"no connection: {error.strerror or error}", "check that it runs")

@@ -116,7 +116,7 @@ class LocalModels:
             return versions
         try:
             release = int(json.loads(record.read_bytes())[-1]["version"])
-        except (OSError, ValueError, TypeError, LookupError) as error:
+        except (OSError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
             raise ManifestError(f"{record} is not a record of releases ({error}); restore it.") from error
         return [version for version in versions if version <= release]
 

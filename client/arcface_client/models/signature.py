@@ -27,14 +27,14 @@ def check_signature(manifest: Path, content: bytes) -> None:
     ed25519 = require(
         "cryptography.hazmat.primitives.asymmetric.ed25519", extra="signatures", purpose=purpose
     )
-    from cryptography.exceptions import InvalidSignature
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     try:
         key = load_pem_public_key(Path(configured).read_bytes())
     except OSError as error:
         raise ConfigError(f"{PUBLIC_KEY}: cannot read {configured}: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise ConfigError(f"{PUBLIC_KEY}: {configured} is not a public key in PEM.") from error
     if not isinstance(key, ed25519.Ed25519PublicKey):
         raise ConfigError(f"{PUBLIC_KEY}: {configured} is a key of another kind; expected Ed25519.")

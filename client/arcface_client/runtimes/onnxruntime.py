@@ -27,8 +27,12 @@ RUN_ERRORS: Final = (
     _ort.InvalidProtobuf,
     _ort.NotImplemented,
     _ort.RuntimeException,
+    UnicodeDecodeError,
 )
-"""What ONNX Runtime raises; its exceptions have no base class of their own."""
+"""What ONNX Runtime raises; its exceptions have no base class of their own.
+
+UnicodeDecodeError is for a message with a damaged name from the file.
+"""
 
 _TRITON_TYPES: Mapping[str, str] = {"tensor(uint8)": "UINT8", "tensor(float)": "FP32"}
 

@@ -102,7 +102,7 @@ def read(target: Target, result: Any, count: int, dim: int | None) -> Answer:
             "Triton 2.51 of PyPI: run `pip install 'numpy<2'` where the server runs."
         ) from error
     version = result.get_response().model_version
-    return Answer(embeddings, int(version) if version else None)
+    return Answer(embeddings, int(version) if version.isdecimal() else None)
 
 
 def pinned(target: Target, answer: Answer) -> Target:

@@ -56,8 +56,17 @@ def read_instance_config(args: Mapping[str, str]) -> InstanceConfig:
 
     Raises:
         ContractError: The configuration declares other tensors than the contract's.
+        ConfigError: It cannot be read.
     """
-    config: dict[str, Any] = json.loads(args["model_config"])
+    try:
+        return _instance_config(args, json.loads(args["model_config"]))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"The configuration of {args['model_name']} cannot be read ({error!r}); correct its config.pbtxt."
+        ) from error
+
+
+def _instance_config(args: Mapping[str, str], config: Any) -> InstanceConfig:
     # A model without Triton's batching spells the batch dimension out, as -1.
     skip = 0 if config["max_batch_size"] > 0 else 1
     check_tensors(
@@ -71,7 +80,7 @@ def read_instance_config(args: Mapping[str, str]) -> InstanceConfig:
         device=args["model_instance_kind"],
         device_id=int(args["model_instance_device_id"]),
         cc_filenames=config.get("cc_model_filenames", {}),
-        parameters={name: value["string_value"] for name, value in config.get("parameters", {}).items()},
+        parameters={name: str(value["string_value"]) for name, value in config.get("parameters", {}).items()},
         max_batch_size=int(config["max_batch_size"]),
         gpu_is_required=_asks_for_gpu(Path(args["model_repository"], "config.pbtxt")),
     )

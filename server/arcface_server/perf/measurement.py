@@ -183,7 +183,7 @@ def parse_report(text: str, batch_size: int, concurrency: int | None, *, settled
             compute_ms=compute_us / 1000,
             settled=settled,
         )
-    except (KeyError, ValueError) as error:
+    except (csv.Error, KeyError, TypeError, ValueError) as error:  # TypeError: a row that is cut short
         raise PerfAnalyzerError(
             f"perf_analyzer's report has another form than expected ({error!r}): {text.strip()!r}"
         ) from error

@@ -23,6 +23,18 @@ CHANNEL_STEP: Final = 32
 MOST_FIRST_CHANNELS: Final = 128
 """Of the first convolution, whose weights have to fit the registers."""
 
+_DAMAGE: Final = (
+    DecodeError,
+    onnx.checker.ValidationError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    OSError,
+    TypeError,
+    ValueError,
+)
+"""What reading a damaged file raises."""
+
 
 def read_network(path: Path) -> Network:
     """Read a serving graph.
@@ -34,10 +46,9 @@ def read_network(path: Path) -> Network:
     if not path.is_file():
         raise DeploymentError(f"No model file at {path}; build one with `arcface-builder build`.")
     try:
-        model = onnx.load(path)
-    except (DecodeError, OSError) as error:
+        return _Reader(path, onnx.load(path).graph).read()
+    except _DAMAGE as error:
         raise DeploymentError(f"{path} is not a readable ONNX file: {error}") from error
-    return _Reader(path, model.graph).read()
 
 
 class _Reader:
