@@ -191,7 +191,7 @@ class Call:
 
     def _served(self, by: Replica) -> Served:
         ranking = self._pool.ranking
-        preferred = {replica.name for replica in ranking.preferred_to(by)} - {by.name}
+        preferred = {replica.name for replica in ranking.preferred_to(by)}
         reasons = ranking.passed_over(by)
         # A replica that failed and then served after all is not among them.
         reasons |= {name: str(error) for name, error in self._failures.items() if name in preferred}

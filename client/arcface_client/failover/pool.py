@@ -75,7 +75,11 @@ class Ranking:
 
     def preferred_to(self, replica: Replica) -> tuple[Replica, ...]:
         """Every replica that comes before another one by preference, whether it may serve or not."""
-        return tuple(other for other in self.replicas if other.preference < replica.preference)
+        return tuple(
+            other
+            for other in self.replicas
+            if other.preference < replica.preference and other.name != replica.name  # it may have moved up
+        )
 
     def passed_over(self, by: Replica) -> dict[str, str]:
         """In place of which replicas and servers a replica serves, and why."""
