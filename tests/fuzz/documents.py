@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -37,7 +38,7 @@ from arcface_client.errors import (
 )
 from arcface_client.failover.discovery import Pin
 from arcface_client.models.golden import from_text, to_text
-from arcface_client.models.manifest import ModelManifest
+from arcface_client.models.manifest import Golden, ModelManifest
 from arcface_client.models.normalisation import Normalisation
 from arcface_client.models.plan_manifest import PlanManifest, SiblingManifest
 from arcface_client.models.release import Release
@@ -151,8 +152,9 @@ def model_manifest(at: Place) -> Parser:
             located(model.source_location),
         )
 
-    good = (small_model(at.folder) / "small_onnx-1.manifest.json").read_bytes()
-    return Parser(good, read, (ManifestError, OptionError, InputError))
+    built = ModelManifest.read(small_model(at.folder) / "small_onnx-1.manifest.json")
+    short = replace(built, golden=Golden.of(np.eye(8, 16, dtype=np.float32)))  # or damage is in them alone
+    return Parser(short.to_json().encode(), read, (ManifestError, OptionError, InputError))
 
 
 @PARSERS.add()

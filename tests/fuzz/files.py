@@ -49,6 +49,7 @@ from arcface_client.models.embedding_space import EmbeddingSpace
 from arcface_client.models.golden import golden_crops
 from arcface_client.runtimes.cudnn.reader import read_network
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
+from fuzz.damage import damaged_network
 from fuzz.parsers import Parser, Parsers, Place, of_file, of_text
 from support.exports import small_arcface
 from support.image_files import encoded
@@ -72,13 +73,18 @@ def with_weights_beside(model: onnx.ModelProto, folder: Path) -> bytes:
 @PARSERS.add()
 def onnx_file(at: Place) -> Parser:
     good = tiny_serving_graph(dim=8).SerializeToString()
-    return Parser(good, of_file(read_onnx, at.folder / "model.onnx"), NotOnnxError)
+    return Parser(good, of_file(read_onnx, at.folder / "model.onnx"), NotOnnxError, damage=damaged_network)
 
 
 @PARSERS.add()
 def onnx_file_with_weights_beside(at: Place) -> Parser:
     good = with_weights_beside(small_arcface(channels=1), at.folder)
-    return Parser(good, of_file(inspect, at.folder / "model.onnx"), (NotOnnxError, NotArcFaceError))
+    return Parser(
+        good,
+        of_file(inspect, at.folder / "model.onnx"),
+        (NotOnnxError, NotArcFaceError),
+        damage=damaged_network,
+    )
 
 
 @PARSERS.add()
@@ -97,7 +103,9 @@ def cudnn_network(at: Place) -> Parser:
         build(OnnxFile(at.folder / "source.onnx"), name="small", repository=at.folder).path / "model.onnx"
     )
     good = with_weights_beside(onnx.load_model(served), at.folder)
-    return Parser(good, of_file(read_network, at.folder / "model.onnx"), DeploymentError)
+    return Parser(
+        good, of_file(read_network, at.folder / "model.onnx"), DeploymentError, damage=damaged_network
+    )
 
 
 @PARSERS.add()
@@ -106,7 +114,7 @@ def onnx_runtime(at: Place) -> Parser:
         OnnxRuntime(path).embed(golden_crops()[:1])
 
     good = tiny_serving_graph(dim=8).SerializeToString()
-    return Parser(good, of_file(read, at.folder / "model.onnx"), DeploymentError)
+    return Parser(good, of_file(read, at.folder / "model.onnx"), DeploymentError, damage=damaged_network)
 
 
 @PARSERS.add()
@@ -115,7 +123,7 @@ def insightface_pack(at: Place) -> Parser:
     read = of_file(
         lambda path: (recognition_models(at.folder), source_sha256(path)), at.folder / "model.onnx"
     )
-    return Parser(good, read, DeploymentError, refuses=False)
+    return Parser(good, read, DeploymentError, False, damaged_network)
 
 
 @PARSERS.add()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+from fuzz.damage import damaged
 
 
 class Place(NamedTuple):
@@ -25,12 +28,14 @@ class Parser(NamedTuple):
         read: Reads, and does with the result what a command would.
         errors: What it may raise; none for one that takes damage for missing data.
         refuses: Whether much of the damage is an error.
+        damage: Makes bad ones of the good one.
     """
 
     good: bytes
     read: Callable[[bytes], object]
     errors: type[Exception] | tuple[type[Exception], ...]
     refuses: bool = True
+    damage: Callable[[bytes, random.Random], bytes] = damaged
 
 
 class Parsers(dict[str, Callable[[Place], Parser]]):

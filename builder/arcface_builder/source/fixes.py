@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 import numpy as np
 import onnx_ir as ir
-from onnx import version_converter
+from onnx import shape_inference, version_converter
 from onnx_ir.passes import common as passes
 
 from ..errors import NotArcFaceError
@@ -172,12 +172,12 @@ def raised(model: ir.Model, *, below: int) -> tuple[ir.Model, list[Issue]]:
     opset = model.graph.opset_imports.get("", 1)
     if opset >= below:
         return model, []
-    proto = ir.to_proto(model)
-    # The converter expects the weights of IR versions below 4 among the inputs.
-    proto.ir_version = max(proto.ir_version, 4)
     try:
+        proto = ir.to_proto(model)
+        # The converter expects the weights of IR versions below 4 among the inputs.
+        proto.ir_version = max(proto.ir_version, 4)
         proto = version_converter.convert_version(proto, OPSET)
-    except (version_converter.ConvertError, RuntimeError) as error:
+    except (version_converter.ConvertError, shape_inference.InferenceError, RuntimeError) as error:
         return model, [Issue(f"opset {opset}", f"kept: it cannot be converted ({first_line(error)})")]
     proto.ir_version = IR_VERSION
     remedy = f"converted to {OPSET}, which TensorRT 8.5 and ONNX Runtime both know"

@@ -70,6 +70,8 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, str]:
             tensor.ClearField("external_data")
             sha256.update(tensor.raw_data)
     _spell_as_all_tools_do(model)
+    if all(opset.domain for opset in model.opset_import):
+        raise NotOnnxError(f"{path} does not say which opset of ONNX it is written in; export it again.")
     return _checked(model, path), sha256.hexdigest()
 
 
@@ -101,7 +103,7 @@ def _external_data(tensor: onnx.TensorProto, path: Path) -> bytes:
     try:
         with data.open("rb") as file:
             file.seek(info.offset or 0)
-            content = file.read(length)
+            content = file.read(min(length, data.stat().st_size))
     except OSError as error:
         raise NotOnnxError(
             f"{path} keeps its weights in another file, and {data} cannot be read ({error.strerror}); "
@@ -145,16 +147,17 @@ def _checked(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         onnx.checker.check_model(_without_fixable_issues(model))
         for tensor in model.graph.initializer:  # before 1.23 the checker did not notice missing bytes
             ir.from_proto(tensor).numpy()
-    except (onnx.checker.ValidationError, ValueError) as error:
+        ir.from_proto(model)
+    except (onnx.checker.ValidationError, ValueError, ir.serde.SerdeError) as error:
         try:
             session(model.SerializeToString())
-        except RUN_ERRORS:
+            in_order = ir.from_proto(model)
+        except (*RUN_ERRORS, ir.serde.SerdeError):
             reason = " ".join(str(error).split("==>")[0].split())
             raise NotOnnxError(
                 f"{path} is damaged or breaks ONNX's rules ({reason}); compare its size and SHA-256 "
                 "with the publisher's, and fetch or export it again."
             ) from error
-        in_order = ir.from_proto(model)
         passes.TopologicalSortPass()(in_order)
         return ir.to_proto(in_order)
     return model

@@ -207,6 +207,14 @@ class ModelManifest(ManifestFile):
     tools: Mapping[str, str] = Field(default_factory=dict)
     schema_version: Literal[1] = 1
 
+    @field_validator("contract")
+    @classmethod
+    def _check_contract(cls, contract: Mapping[str, Any]) -> Mapping[str, Any]:
+        match contract:
+            case {"output": [_, _, [int()]]}:
+                return contract
+        raise ValueError("Expected tensors, such as that of the output: name, type and [D]")
+
     @property
     def embedding_dim(self) -> int:
         """D, how many numbers an embedding has."""

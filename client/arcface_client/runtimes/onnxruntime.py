@@ -209,6 +209,6 @@ def _nodes_by_provider(profile: Path) -> Counter[str]:
 
 def _spec(tensor: onnxruntime.NodeArg) -> tuple[str, str, tuple[int, ...]]:
     # A batch dimension that is fixed to a number stays in the shape, which then breaks the contract.
-    batch, *rest = tensor.shape
+    batch, *rest = tensor.shape or [None]
     shape = rest if not isinstance(batch, int) else tensor.shape
     return tensor.name, _TRITON_TYPES.get(tensor.type, tensor.type), tuple(shape)

@@ -63,9 +63,13 @@ def read_shape(target: Target, response: Any) -> Shape:
     skip = 0 if config.max_batch_size > 0 else 1
 
     def specs(tensors: Any) -> list[TensorSpec]:
-        names = triton.model_config_pb2.DataType
-        return [
-            (tensor.name, names.Name(tensor.data_type).removeprefix("TYPE_"), tuple(tensor.dims)[skip:])
+        names = {number: name for name, number in triton.model_config_pb2.DataType.items()}
+        return [  # a newer server may have types that tritonclient does not know
+            (
+                tensor.name,
+                names.get(tensor.data_type, "an unknown type").removeprefix("TYPE_"),
+                tuple(tensor.dims)[skip:],
+            )
             for tensor in tensors
         ]
 
