@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -65,16 +66,21 @@ PARSERS: Final = Parsers()
 # Settings, and what users type.
 
 
+def without_comments(name: str) -> bytes:
+    """A file of settings, of which a comment would take most of the damage."""
+    return re.sub(rb" *#.*", b"", (CONFIG / name).read_bytes())
+
+
 @PARSERS.add()
 def settings(at: Place) -> Parser:
     read = of_file(partial(load_pipeline_settings, environment={}), at.folder / "embedding.yaml")
-    return Parser((CONFIG / "embedding.yaml").read_bytes(), read, (ConfigError, InputError))
+    return Parser(without_comments("embedding.yaml"), read, (ConfigError, InputError))
 
 
 @PARSERS.add()
 def tensorrt_settings(at: Place) -> Parser:
     read = of_file(partial(load_tensorrt_settings, environment={}), at.folder / "arcface_tensorrt.yaml")
-    return Parser((CONFIG / "arcface_tensorrt.yaml").read_bytes(), read, ConfigError)
+    return Parser(without_comments("arcface_tensorrt.yaml"), read, ConfigError)
 
 
 @PARSERS.add()

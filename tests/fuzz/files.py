@@ -31,7 +31,7 @@ from arcface_builder.source.inspect import inspect
 from arcface_builder.source.load import OnnxFile
 from arcface_builder.source.onnx_file import read_onnx
 from arcface_builder.trt.inspect import layer_precisions
-from arcface_client.backends.insightface import recognition_models, source_sha256
+from arcface_client.backends.insightface import SourceRuntime, recognition_models, source_sha256
 from arcface_client.bulk.decode import decode
 from arcface_client.bulk.ids import IdSet
 from arcface_client.bulk.source import open_source
@@ -48,10 +48,10 @@ from arcface_client.gallery import METADATA_KEY, GalleryInfo, gallery_table, ope
 from arcface_client.models.embedding_space import EmbeddingSpace
 from arcface_client.models.golden import golden_crops
 from arcface_client.runtimes.cudnn.reader import read_network
-from arcface_client.runtimes.onnxruntime import OnnxRuntime
+from arcface_client.runtimes.onnxruntime import OnnxRuntime, open_session
 from fuzz.damage import damaged_network
 from fuzz.parsers import Parser, Parsers, Place, of_file, of_text
-from support.exports import small_arcface
+from support.exports import bytes_channels_last, small_arcface
 from support.image_files import encoded
 from support.pair_files import PYTHON_2_TEXT, as_opencv
 from support.tiny import tiny_serving_graph
@@ -114,6 +114,15 @@ def onnx_runtime(at: Place) -> Parser:
         OnnxRuntime(path).embed(golden_crops()[:1])
 
     good = tiny_serving_graph(dim=8).SerializeToString()
+    return Parser(good, of_file(read, at.folder / "model.onnx"), DeploymentError, damage=damaged_network)
+
+
+@PARSERS.add()
+def reference(at: Place) -> Parser:
+    def read(path: Path) -> None:
+        SourceRuntime(path, open_session(path, as_it_is=True)).embed(golden_crops()[:1])
+
+    good = with_weights_beside(bytes_channels_last(small_arcface(channels=1)), at.folder)
     return Parser(good, of_file(read, at.folder / "model.onnx"), DeploymentError, damage=damaged_network)
 
 

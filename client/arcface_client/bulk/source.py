@@ -20,6 +20,15 @@ from .remote import filesystem_of, is_url, source_errors
 _TARS: Final = (".tar", ".tar.gz", ".tgz")
 _IMAGE_FILES: Final = tuple(SUFFIXES)
 _SEARCHED: Final = SUFFIXES | {".tar", ".tgz"}
+_TAR_DAMAGE: Final = (
+    tarfile.TarError,
+    gzip.BadGzipFile,
+    zlib.error,
+    EOFError,
+    MemoryError,
+    OverflowError,
+    ValueError,
+)
 _PATHS: Final = "path"
 _IMAGES: Final = ("image", "bytes")
 _ROWS_AT_ONCE: Final = 128
@@ -388,13 +397,15 @@ class _Tar:
                     content: Any = archive.fileobj
                     for member in archive:
                         archive.members.clear()  # type: ignore[attr-defined]  # it keeps every one
+                        if member.size < 0:  # the next one would be this one again
+                            raise tarfile.ReadError("a file of negative size")
                         if member.isfile() and member.name.lower().endswith(_IMAGE_FILES):
                             content.seek(member.offset_data)
                             data = content.read(member.size)
                             if len(data) < member.size:
                                 raise tarfile.ReadError("unexpected end of data")
                             yield Item(f"{self.id}/{member.name}", data)
-            except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+            except _TAR_DAMAGE as error:
                 yield Item(self.id, error=f"{self.id} cannot be read to its end: {error}.")
 
     def count(self) -> None:
