@@ -27,7 +27,6 @@ _TAR_DAMAGE: Final = (
     EOFError,
     MemoryError,
     OverflowError,
-    ValueError,
 )
 _PATHS: Final = "path"
 _IMAGES: Final = ("image", "bytes")
