@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,18 @@ def test_a_gallery_has_each_crops_embedding_and_where_it_was_made(
     assert {row["source"] for row in rows(output).values()} == {"tiny:1 at this process"}
     assert open_gallery(output).info.job["sources"] == [str(folder)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["crops", name]
+
+
+def test_a_file_whose_name_is_not_utf_8_is_embedded_once(
+    folder: Path, embedder: EmbeddingBackend, tmp_path: Path
+) -> None:
+    for name, content in ((b"\xff.png", (folder / "000.png").read_bytes()), (b"\xfe.png", b"")):
+        (folder / os.fsdecode(name)).write_bytes(content)
+    output = tmp_path / "gallery"
+    assert run(folder, output, embedder).counts.done == 22
+    assert rows(output)["\\udcfe.png"]["error"] == "\\udcfe.png cannot be read as an image: it is empty."
+    assert rows(output)["\\udcff.png"]["error"] is None
+    assert run(folder, output, embedder).counts.done == 0
 
 
 def test_a_second_run_adds_what_is_new_and_embeds_nothing_twice(
