@@ -9,6 +9,7 @@ small functions of this module, any other name is an error, and no code of a fil
 from __future__ import annotations
 
 import pickle
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,7 @@ class _CodeFoundError(Exception):
 _PICKLE_ERRORS: Final = (
     pickle.UnpicklingError,
     ArithmeticError,
+    AssertionError,
     AttributeError,
     EOFError,
     LookupError,
@@ -102,6 +104,7 @@ _PICKLE_ERRORS: Final = (
     RecursionError,
     TypeError,
     ValueError,
+    struct.error,
 )
 """What pickle raises for bytes that are not a pickle."""
 
@@ -171,7 +174,7 @@ _CALLS: Final[dict[str, _Call]] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):  # in C, a damaged index would take gigabytes of memory
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
         if full not in _CALLS:
