@@ -91,18 +91,19 @@ check: lint type test ## Style, types and tests, before every commit
 # PyTorch is here and not in `test`: it compares the network with a plain PyTorch one.
 ci: test test-faults test-torch lint type ## All that a change must pass (15 minutes)
 
-bench: $(READY) ## Measure the ways to embed on this CPU, growth and outages (about 25 minutes); then `make report`
+bench: $(READY) ## Measure the ways to embed on this CPU, growth and outages (about 30 minutes); then `make report`
 	$(BIN)/python benchmarks/cpu.py --depth r50
 	$(BIN)/python benchmarks/cpu.py --depth r100
 	$(BIN)/python benchmarks/float32.py
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/fallback.py
 	$(BIN)/python benchmarks/bulk.py
+	$(BIN)/python benchmarks/pod.py
 
 bench-gpu: $(READY) ## Measure TensorRT plans on this GPU (about an hour; benchmarks/gpu.py runs it in pieces)
 	$(BIN)/python benchmarks/gpu.py --torch-python $(TORCH_PYTHON) --output docs/benchmarks
 
-report: $(READY) ## Write docs/benchmarks/index.html and the tables in README.md from docs/benchmarks/*.json
+report: $(READY) ## Write docs/benchmarks/index.html and the tables in README.md and docs from docs/benchmarks/*.json
 	$(BIN)/python benchmarks/report.py
 
 lock: $(READY) ## Choose the versions of the images' packages anew: deploy/*-requirements.txt

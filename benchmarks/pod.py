@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import re
 import shutil
@@ -45,10 +46,11 @@ BEGINNINGS: Final = (EMPTY, CACHED, DIRECT)
 
 NOTE: Final = (
     "Seconds; medians of {turns} turns. Download: `arcface-builder pull`, from the start of the program, of "
-    "{megabytes:,.0f} MB from an S3 (moto) on the same machine: the network is the loopback, and what is "
-    "read from the disk is in memory already. Load: tritonserver with the one model, from its start until "
-    "it is ready, without the warm-up by one crop. First embedding: one crop, by a client that has to "
-    "connect. Load average at the end: {load:.1f}."
+    "both models ({megabytes:,.0f} MB) from an S3 (moto) on the same machine: the network is the loopback, "
+    "and what is read from the disk is in memory already. Triton reads from the bucket only the model that "
+    "it loads. Load: tritonserver with the one model, from its start until it is ready, without the warm-up "
+    "by one crop. First embedding: one crop, by a client that has to connect. Load average at the end: "
+    "{load:.1f}."
 )
 
 _LOGGED: Final = re.compile(
@@ -69,6 +71,7 @@ def main() -> int:
     os.environ.update(
         AWS_ACCESS_KEY_ID="someone", AWS_SECRET_ACCESS_KEY="secret", AWS_DEFAULT_REGION="us-east-1"
     )
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # else a line for each request
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     endpoint = "http://{}:{}".format(*server.get_host_and_port())
