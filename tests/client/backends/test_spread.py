@@ -101,6 +101,24 @@ def test_three_servers_serve_nearly_three_times_as_much_as_one(servers: list[Loc
     assert min(served[server.grpc_url] for server in servers) > 80
 
 
+def test_servers_of_one_kind_do_not_take_turns_in_the_log(
+    servers: list[LocalTriton], caplog: pytest.LogCaptureFixture
+) -> None:
+    with get_embedding_backend(
+        "triton",
+        triton_url=[server.grpc_url for server in servers],
+        triton_spread=True,
+        triton_recheck_s=0.05,
+        embedding_model="even",
+        allow_cpu_fallback=False,
+    ) as embedder:
+        embedder.ensure_ready()
+        for _ in range(20):
+            embedder.encode(golden_crops()[:1])
+            time.sleep(0.05)
+    assert not [text for text in caplog.messages if "serves now instead" in text]
+
+
 def test_a_server_that_dies_costs_no_call(servers: list[LocalTriton]) -> None:
     _, served = run(servers, 300, harm=servers[-1])
     assert sum(served.values()) == 300
