@@ -83,11 +83,13 @@ def main() -> int:
                 "alternate. Then the time of a request when single crops come at random moments, in a second "
                 "70 % as many as 32 callers get. Cold start: from nothing to the first embedding.",
                 "rows": instances,
+                "in_readme": False,
             },
             {
                 "title": "Many crops through Triton with OpenVINO",
                 "note": "EmbeddingClient.stream and a network of two convolutions: what the way costs.",
                 "rows": crops,
+                "in_readme": False,
             },
         ],
     }

@@ -311,7 +311,7 @@ class ReplicaPool:
             replicas = list(change({replica.name: replica for replica in before.replicas}))
             if self._closed:
                 replicas = [replace(replica, model=None) for replica in replicas]
-            # By name as well, since calls that are spread have equal ones, and a change of the first is logged.
+            # By name as well: calls that are spread have equal ones, and a change of the first is logged.
             replicas.sort(key=lambda replica: (replica.preference, replica.name))
             known = {replica.origin.where for replica in replicas}
             silences = dict(before.silent) | dict(silent or {})
