@@ -303,7 +303,9 @@ def _about(data: Mapping[str, Any], machine: str, versions: Mapping[str, str]) -
 def _machine(machine: dict[str, Any] | str) -> str:
     if isinstance(machine, str):
         return machine
-    return ", ".join([machine["cpu"], f"{machine['cores']} cores", *machine["gpus"], machine["system"].partition("-")[0]])
+    return ", ".join(
+        [machine["cpu"], f"{machine['cores']} cores", *machine["gpus"], machine["system"].partition("-")[0]]
+    )
 
 
 def _number(value: float | None, form: str) -> str:
