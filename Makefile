@@ -59,7 +59,7 @@ test-kserve: ## Let KServe's own SDK read deploy/kserve, in .venv-kserve (2 minu
 	$(VENV)-kserve/bin/pip install --quiet kserve 'kubernetes<34' kubernetes-validate pytest pytest-timeout
 	$(VENV)-kserve/bin/pytest -o filterwarnings= tests/deploy/test_kubernetes.py -k kserve
 
-fuzz: $(READY) ## Build EXAMPLES (2000) random networks, and damage INPUTS (100000) files of each kind that is read
+fuzz: $(READY) ## Build EXAMPLES (2000) random networks, and give each parser INPUTS (100000) damaged inputs (an hour of CPU)
 	FUZZ_EXAMPLES=$(EXAMPLES) FUZZ_INPUTS=$(INPUTS) $(BIN)/pytest tests/fuzz --numprocesses $(JOBS)
 
 test-lowest: ## Run the tests with the lowest versions that pyproject.toml allows, in .venv-lowest (10 minutes)

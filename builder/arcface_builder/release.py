@@ -144,14 +144,11 @@ class Releases:
             self._manifest(one).embedding_space() for one in (old, version) if one in self.state.versions
         ]
         conflict = spaces[0].conflict(spaces[-1])
-        if conflict is not None and not share:
-            _log.warning(
-                "Version %d has %s of version %d: running clients keep to the old one, and galleries have to "
-                "be embedded anew",
-                version,
-                conflict,
-                old,
-            )
+        if conflict is not None:
+            after = "running clients keep to the old one, and galleries have to be embedded again"
+            if share:
+                after = "clients do not mix two embedding spaces, so it is checked but gets no calls"
+            _log.warning("Version %d has %s of version %d: %s", version, conflict, old, after)
         before = {
             path: path.read_text("utf-8")
             for model in self.state.family()
@@ -168,13 +165,6 @@ class Releases:
             self._reload(models, None, report)
             raise
         if conflict is not None and share:
-            _log.warning(
-                "Version %d has %s of version %d, and clients do not mix two embedding spaces: it is "
-                "loaded and gets no calls",
-                version,
-                conflict,
-                old,
-            )
             return Promotion(version, _now(), drift)
         report("Letting calls go to it", None)
         if not history and old:

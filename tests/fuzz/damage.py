@@ -11,41 +11,11 @@ from typing import Any, Final
 import onnx
 from google.protobuf.message import Message
 
-TOKENS = (
-    *(
-        b"null",
-        b"true",
-        b'"text"',
-        b"[null]",
-        b'{"a": 1}',
-        b"9223372036854775808",
-        b"Infinity",
-        b'"\\u0000"',
-        b"\xd9\xa1",
-        b"-1",
-        b"0",
-        b"1e999",
-        b"NaN",
-        b"1" * 400,
-        b"[]",
-        b"{}",
-        b"[" * 200,
-        b'""',
-        b'"\\ud800"',
-    ),
-    *(
-        b"\x00",
-        b"\xff\xfe",
-        b"\xed\xa0\x80",
-        b": &a [*a]",
-        b"!!python/object:os.system",
-        b"\n- ",
-        b"'",
-        b"%s",
-        b"../",
-    ),
+TOKENS: Final = (
+    *rb'null true "text" [null] {"a":1} "\u0000" [] {} "" "\ud800"'.split(),
+    *b"9223372036854775808 Infinity -1 0 1e999 NaN ' %s ../ !!python/object:os.system".split(),
+    *(b"\xd9\xa1", b"\x00", b"\xff\xfe", b"\xed\xa0\x80", b": &a [*a]", b"\n- ", b"1" * 400, b"[" * 200),
 )
-
 
 VALUE = re.compile(rb'"[^"]*"|[\w.+-]+')
 """A value of JSON, YAML and the like."""
@@ -78,15 +48,7 @@ NUMBERS: Final = (0, 1, -1, 3, 112, 1 << 31, (1 << 31) - 1, (1 << 63) - 1, -(1 <
 FLOATS: Final = (0.0, -1.0, 1e-45, 1e38, math.inf, math.nan)
 TEXTS: Final = (
     "",
-    "data",
-    "../x",
-    "/etc/hosts",
-    "\0",
-    "Conv",
-    "PRelu",
-    "Reshape",
-    "Gemm",
-    "Identity",
+    *["data", "../x", "/etc/hosts", "\x00", "Conv", "PRelu", "Reshape", "Gemm", "Identity"],
     "é" * 99,
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -117,25 +118,23 @@ def admin_key(at: Place) -> Parser:
     )
 
 
-@PARSERS.add()
-def pin(_: Place) -> Parser:
-    return Parser(b"arcface_r100_trt:3", of_text(Pin.parse), ConfigError)
+TEXTS: Final[dict[str, tuple[bytes, Callable[[str], object], type[Exception]]]] = {
+    "pin": (b"arcface_r100_trt:3", Pin.parse, ConfigError),
+    "device": (b"cuda:1", base.read_device, InputError),
+    "architecture": (b"8.6", sm_of, OptionError),
+    "golden": (to_text(np.eye(8, 16, dtype=np.float32)).encode(), from_text, ValueError),
+    "normalisation": (
+        b"(x - [123.675, 116.28, 103.53]) / [58.395, 57.12, 57.375] for R, G, B",
+        lambda text: str(Normalisation.parse(text)),
+        InputError,
+    ),
+}
 
 
-@PARSERS.add()
-def device(_: Place) -> Parser:
-    return Parser(b"cuda:1", of_text(base.read_device), InputError)
-
-
-@PARSERS.add()
-def architecture(_: Place) -> Parser:
-    return Parser(b"8.6", of_text(sm_of), OptionError)
-
-
-@PARSERS.add()
-def normalisation(_: Place) -> Parser:
-    good = b"(x - [123.675, 116.28, 103.53]) / [58.395, 57.12, 57.375] for R, G, B"
-    return Parser(good, of_text(lambda text: str(Normalisation.parse(text))), InputError)
+@PARSERS.add(*TEXTS)
+def text(name: str, _: Place) -> Parser:
+    good, read, errors = TEXTS[name]
+    return Parser(good, of_text(read), errors)
 
 
 # Manifests and the other files of a repository.
@@ -196,11 +195,6 @@ def stored_plan(at: Place) -> Parser:
         of_file(lambda _: [(entry.labels, entry.usable_manifest()) for entry in store.entries()], file),
         PlanDamagedError,
     )
-
-
-@PARSERS.add()
-def golden(_: Place) -> Parser:
-    return Parser(to_text(np.eye(8, 16, dtype=np.float32)).encode(), of_text(from_text), ValueError)
 
 
 @PARSERS.add("key", "signature")

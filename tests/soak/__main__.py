@@ -87,7 +87,7 @@ def soak(seconds: float, seed: int) -> Tally:
                 )
                 subjects.append(Subject(embedder, bool(local), tally))
                 embedder.ensure_ready()
-            rollout = embedders.enter_context(Rollout(_made(folder / "rollout"), crops, BRISK, tally))
+            rollout = embedders.enter_context(Rollout(folder / "rollout", crops, BRISK, tally))
             _run(sites, subjects, rollout, faces, tally, seconds, seed)
             for subject in subjects:
                 subject.comes_back_to(sites[0].url, faces)
@@ -137,11 +137,6 @@ def _run(
             ended.set()
         for each in users:
             each.result()
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
 
 
 def _check_left(tally: Tally, open_before: list[str]) -> None:

@@ -64,6 +64,7 @@ class Rollout:
         self._stack = ExitStack()
 
     def __enter__(self) -> Rollout:
+        self._folder.mkdir()
         check_crops.LEAST_CROPS = 32
         onnx.save_model(small_arcface(), self._folder / "source.onnx")
         for _ in range(2):

@@ -62,14 +62,13 @@ def embedder(settings: PipelineSettings) -> Iterator[EmbeddingBackend]:
 
     version = settings.triton.version
     if version is None and settings.embedding.backend == TRITON:
-        log = logging.getLogger("arcface_client.failover.pool")
-        log.setLevel(logging.ERROR)  # the pinned one says the same again
+        logging.disable(logging.WARNING)  # the pinned one logs the same again
         try:
             with make_single(settings) as newest:
                 newest.ensure_ready()
                 version = newest.diagnostics().version  # another may become the newest
         finally:
-            log.setLevel(logging.NOTSET)
+            logging.disable(logging.NOTSET)
     with make_single(settings, version) as made:
         made.ensure_ready()
         yield made

@@ -174,7 +174,9 @@ _CALLS: Final[dict[str, _Call]] = {
 }
 
 
-class _Unpickler(pickle._Unpickler):  # in C, a damaged index would take gigabytes of memory
+# In Python, since the one in C (seen with 3.11) makes a list as long as an index in the file says:
+# seven bytes can ask for 64 GB, so a limit on the file's size would not help.
+class _Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
         if full not in _CALLS:

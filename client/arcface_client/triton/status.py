@@ -45,8 +45,9 @@ _PERMISSION_DENIED: Final = "StatusCode.PERMISSION_DENIED"
 _RESOURCE_EXHAUSTED: Final = "StatusCode.RESOURCE_EXHAUSTED"
 
 _RESTRICTED: Final = "This protocol is restricted"
-_NO_MODEL_CONTROL: Final = "load / unload is not allowed"
 """Triton answers UNAVAILABLE with this where a restricted protocol's key is missing or wrong."""
+
+_NO_MODEL_CONTROL: Final = "load / unload is not allowed"
 
 _TOO_LARGE: Final = re.compile(
     "http2 header with status: 413|larger than max|(entity|payload) too large", re.I
