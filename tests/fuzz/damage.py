@@ -12,8 +12,8 @@ import onnx
 from google.protobuf.message import Message
 
 TOKENS: Final = (
-    *rb'null true "text" [null] {"a":1} "\u0000" [] {} "" "\ud800"'.split(),
-    *b"9223372036854775808 Infinity -1 0 1e999 NaN ' %s ../ !!python/object:os.system".split(),
+    *rb'null true "text" [null] {"a":1} 9223372036854775808 Infinity "\u0000" -1 0 1e999 NaN'.split(),
+    *rb"""[] {} "" "\ud800" ' %s ../ !!python/object:os.system""".split(),
     *(b"\xd9\xa1", b"\x00", b"\xff\xfe", b"\xed\xa0\x80", b": &a [*a]", b"\n- ", b"1" * 400, b"[" * 200),
 )
 
