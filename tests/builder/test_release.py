@@ -125,7 +125,7 @@ def test_calls_go_over_to_a_promoted_version_and_back_and_none_is_lost_or_wrong(
             caplog.clear()
             assert releases.rollback() == 1
             _until(lambda: _served(embedder) == {1: 1})
-            # What was unloaded on purpose is no fault: no call fell back, and nothing warns.
+            # A version that was unloaded on purpose is not a fault: no call fell back, and nothing warns.
             _until(lambda: _states(embedder)["small_onnx:2"] == "not the release")
             assert not embedder.encode(golden_crops(), return_source=True)[1].fell_back
             assert not [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]

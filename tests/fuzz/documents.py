@@ -1,4 +1,4 @@
-"""Parsers of settings, of manifests, and of what servers, tools and the system say."""
+"""Parsers of settings, of manifests, and of what servers and tools say."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from arcface_builder.repository.remote import read_index
 from arcface_builder.source.load import OnnxFile, located
 from arcface_builder.store.local import LocalStore
 from arcface_builder.store.stored import sm_of
-from arcface_client.contract import INPUT_NAME, OUTPUT_NAME
+from arcface_client.contract import OUTPUT_NAME
 from arcface_client.errors import (
     ConfigError,
     ContractError,
@@ -51,7 +51,6 @@ from arcface_client.settings import load_pipeline_settings, load_tensorrt_settin
 from arcface_client.triton import protocol
 from arcface_client.triton.limits import RequestLimits
 from arcface_client.triton.status import Target
-from arcface_server.backends.config import read_instance_config
 from arcface_server.errors import FlagError, PerfAnalyzerError
 from arcface_server.launch import restriction_flags
 from arcface_server.perf.measurement import parse_report
@@ -248,32 +247,7 @@ def config(at: Place) -> Parser:
     return Parser(config_text(message).encode(), of_file(read, at.folder / "config.pbtxt"), RepositoryError)
 
 
-@PARSERS.add()
-def server_config(at: Place) -> Parser:
-    model = {
-        "max_batch_size": 32,
-        "input": [{"name": INPUT_NAME, "data_type": "TYPE_UINT8", "dims": ["112", "112", "3"]}],
-        "output": [{"name": OUTPUT_NAME, "data_type": "TYPE_FP32", "dims": ["512"]}],
-        "default_model_filename": "model.onnx",
-        "parameters": {"intra_op_thread_count": {"string_value": "2"}},
-    }
-    arguments = {
-        "model_instance_device_id": "1",
-        "model_instance_kind": "GPU",
-        "model_name": "m",
-        "model_repository": str(at.folder),
-        "model_version": "3",
-    }
-
-    def read(text: str) -> object:
-        return read_instance_config(arguments | {"model_config": text}).integer(
-            "intra_op_thread_count", default=0
-        )
-
-    return Parser(json.dumps(model).encode(), of_text(read), (ConfigError, ContractError))
-
-
-# What servers, tools and the system say.
+# What servers and tools say.
 
 
 @PARSERS.add()
@@ -311,25 +285,3 @@ def perf_report(_: Place) -> Parser:
         b"p90 latency,p95 latency,p99 latency\n2,5873.79,5,272,851,84,1258,241,1,2568,3622,4066,5165\n"
     )
     return Parser(good, of_text(lambda text: parse_report(text, 8, 2, settled=True).row()), PerfAnalyzerError)
-
-
-@PARSERS.add("cgroup", "cpu.max", "cpu.cfs_quota_us", "cpuinfo")
-def system(name: str, at: Place) -> Parser:
-    at.monkeypatch.setattr(base, "_ROOT", at.folder)
-    files = {
-        "cgroup": (at.folder / "proc/self/cgroup", b"4:cpu,cpuacct:/pod\n0::/pod\n"),
-        "cpuinfo": (at.folder / "proc/cpuinfo", b"processor\t: 0\nflags\t\t: fpu avx2 amx_int8\n"),
-        "cpu.max": (at.folder / "sys/fs/cgroup/pod/cpu.max", b"150000 100000\n"),
-        "cpu.cfs_quota_us": (at.folder / "sys/fs/cgroup/cpu,cpuacct/pod/cpu.cfs_quota_us", b"150000\n"),
-        "cpu.cfs_period_us": (at.folder / "sys/fs/cgroup/cpu,cpuacct/pod/cpu.cfs_period_us", b"100000\n"),
-    }
-    for file, content in files.values():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
-
-    def read(_: Path) -> None:
-        assert base.usable_cores() > 0
-        base.int8_instructions()
-
-    path, good = files[name]
-    return Parser(good, of_file(read, path), (), refuses=False)

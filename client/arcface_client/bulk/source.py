@@ -20,14 +20,7 @@ from .remote import filesystem_of, is_url, source_errors
 _TARS: Final = (".tar", ".tar.gz", ".tgz")
 _IMAGE_FILES: Final = tuple(SUFFIXES)
 _SEARCHED: Final = SUFFIXES | {".tar", ".tgz"}
-_TAR_DAMAGE: Final = (
-    tarfile.TarError,
-    gzip.BadGzipFile,
-    zlib.error,
-    EOFError,
-    MemoryError,
-    OverflowError,
-)
+_TAR_DAMAGE: Final = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, MemoryError, OverflowError)
 _PATHS: Final = "path"
 _IMAGES: Final = ("image", "bytes")
 _ROWS_AT_ONCE: Final = 128
@@ -180,7 +173,7 @@ def _file(path: str, id: str) -> Place:
         return _List(path)
     if lower.endswith(".parquet"):
         return _Table(path)
-    return _Tar(path, id) if lower.endswith(_TARS) else _Image(path, id)
+    return _Tar(path, id) if lower.endswith(_TARS) else _Items((Item(id, path),))
 
 
 @contextmanager
@@ -222,18 +215,6 @@ class _Items(_Container):
 
     def count(self) -> int:
         return len(self.files)
-
-
-@dataclass(frozen=True)
-class _Image(_Container):
-    path: str
-    id: str
-
-    def parts(self) -> Iterator[Item | _Tar | _Table]:
-        yield Item(self.id, self.path)
-
-    def count(self) -> int:
-        return 1
 
 
 @dataclass(frozen=True)

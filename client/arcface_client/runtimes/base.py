@@ -108,11 +108,11 @@ def usable_cores() -> int:
 def _cpu_quotas() -> Iterator[float]:
     """The CPUs that the cgroup of this process, and each one above it, grants."""
     try:
-        cgroups = (_ROOT / "proc/self/cgroup").read_text(errors="replace").splitlines()
+        cgroups = (_ROOT / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         return
     for line in cgroups:
-        controllers, _, path = line.partition(":")[2].partition(":")
+        _, controllers, path = line.split(":", 2)
         if not controllers:  # version 2
             mount, names = _ROOT / "sys/fs/cgroup", ["cpu.max"]
         elif "cpu" in controllers.split(","):
@@ -121,7 +121,7 @@ def _cpu_quotas() -> Iterator[float]:
             continue
         # In a container the path may be the host's, of which only the mount's root exists.
         for folder in (mount / path.strip("/"), *(mount / path.strip("/")).parents):
-            with suppress(OSError, ValueError, ArithmeticError):  # not there, or not a quota
+            with suppress(OSError):
                 quota, period = " ".join((folder / name).read_text() for name in names).split()
                 if quota not in ("max", "-1"):
                     yield int(quota) / int(period)
@@ -148,7 +148,7 @@ def int8_instructions() -> str | None:
 
 def _cpu_flags() -> set[str] | None:
     try:
-        text = (_ROOT / "proc/cpuinfo").read_text(errors="replace")
+        text = (_ROOT / "proc/cpuinfo").read_text()
     except OSError:
         return None
     flags = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)

@@ -56,17 +56,8 @@ def read_instance_config(args: Mapping[str, str]) -> InstanceConfig:
 
     Raises:
         ContractError: The configuration declares other tensors than the contract's.
-        ConfigError: It cannot be read.
     """
-    try:
-        return _instance_config(args, json.loads(args["model_config"]))
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"The configuration of {args['model_name']} cannot be read ({error!r}); correct its config.pbtxt."
-        ) from error
-
-
-def _instance_config(args: Mapping[str, str], config: Any) -> InstanceConfig:
+    config: dict[str, Any] = json.loads(args["model_config"])
     # A model without Triton's batching spells the batch dimension out, as -1.
     skip = 0 if config["max_batch_size"] > 0 else 1
     check_tensors(
@@ -80,7 +71,7 @@ def _instance_config(args: Mapping[str, str], config: Any) -> InstanceConfig:
         device=args["model_instance_kind"],
         device_id=int(args["model_instance_device_id"]),
         cc_filenames=config.get("cc_model_filenames", {}),
-        parameters={name: str(value["string_value"]) for name, value in config.get("parameters", {}).items()},
+        parameters={name: value["string_value"] for name, value in config.get("parameters", {}).items()},
         max_batch_size=int(config["max_batch_size"]),
         gpu_is_required=_asks_for_gpu(Path(args["model_repository"], "config.pbtxt")),
     )

@@ -71,8 +71,7 @@ def test_tensorrt_quantises_the_weights_itself(
     assert operators.count("QuantizeLinear") == operators.count("DequantizeLinear") == 10
     kinds = {tensor.data_type for tensor in graph.initializer if len(tensor.dims) == 4}
     assert kinds == {TensorProto.FLOAT16 if strongly_typed else TensorProto.FLOAT}
-    # 5e-4 with the newest ONNX Runtime; version 1.21 rounds FP16 otherwise, and then some numbers by a step.
-    assert largest_drift(embed(typed, face_crops()), embed(int8_graph, face_crops())) < 1e-3
+    assert largest_drift(embed(typed, face_crops()), embed(int8_graph, face_crops())) < 5e-4
     assert largest_drift(embed(typed, face_crops()), embed(small_graph, face_crops())) < 0.02
 
 

@@ -104,7 +104,8 @@ def test_a_server_is_measured_with_real_crops(
     assert (written["protocol"], written["shared_memory"]) == (protocol, shared_memory)
     assert written["command"].startswith("arcface-server perf --model patient")
     (part,) = report.read(tmp_path)
-    assert part.about["machine"].endswith(platform.system())
+    machine = written["machine"]
+    assert part.about["machine"] == f"{machine['cpu']}, {machine['cores']} cores, {platform.system()}"
     assert part.systems[0].points[0].fps == written["measurements"][0]["faces_per_s"]
     assert "</svg>" in plot.read_text()
     (figure,) = written["measurements"]
