@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,13 +61,9 @@ def embedder(settings: PipelineSettings) -> Iterator[EmbeddingBackend]:
 
     version = settings.triton.version
     if version is None and settings.embedding.backend == TRITON:
-        logging.disable(logging.WARNING)  # the pinned one logs the same again
-        try:
-            with make_single(settings) as newest:
-                newest.ensure_ready()
-                version = newest.diagnostics().version  # another may become the newest
-        finally:
-            logging.disable(logging.NOTSET)
+        with make_single(settings) as newest:
+            newest.ensure_ready()
+            version = newest.diagnostics().version  # another may become the newest
     with make_single(settings, version) as made:
         made.ensure_ready()
         yield made
