@@ -36,14 +36,14 @@ def hangs(_: int, __: FrameType | None) -> None:
 @pytest.mark.filterwarnings("ignore")  # of Pillow and NumPy, about odd numbers
 @pytest.mark.parametrize("name", PARSERS)
 def test_damaged_input_is_read_or_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)  # warnings about odd input
-    parser = PARSERS[name](Place(tmp_path, monkeypatch))
-    parser.read(parser.good)
+    logging.disable(logging.CRITICAL)  # warnings about odd input
     seed = random.randrange(2**32) if "FUZZ_INPUTS" in os.environ else 0
     refused = 0
     before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     handler = signal.signal(signal.SIGALRM, hangs)
     try:
+        parser = PARSERS[name](Place(tmp_path, monkeypatch))
+        parser.read(parser.good)
         for number in range(INPUTS):
             data = parser.damage(parser.good, random.Random(f"{name} {seed} {number}"))
             signal.setitimer(signal.ITIMER_REAL, LONGEST_S)
@@ -57,5 +57,6 @@ def test_damaged_input_is_read_or_refused(name: str, tmp_path: Path, monkeypatch
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
+        logging.disable(logging.NOTSET)
     assert refused > INPUTS // 20 or not parser.refuses, "the damage is seen"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb < LARGEST_KB, "memory"
