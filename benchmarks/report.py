@@ -1,4 +1,4 @@
-"""The report: docs/benchmarks/index.html and the tables in README.md, made from docs/benchmarks/*.json.
+"""The report: docs/benchmarks/index.html and the tables of README.md and docs, from docs/benchmarks/*.json.
 
 The page is one file that asks nothing of the network. Each part of it names the machine, the versions and the
 command of its figures.
@@ -23,6 +23,8 @@ ROOT: Final = Path(__file__).parents[1]
 FOLDER: Final = ROOT / "docs" / "benchmarks"
 BEGIN: Final = "<!-- benchmarks: written by `make report` -->"
 END: Final = "<!-- end of benchmarks -->"
+PAGES: Final = {"bulk.md": ("bulk.json", "ray.json"), "kubernetes.md": ("pod.json",)}
+"""Pages of docs with tables, and the JSON files that these come from."""
 
 _README_BATCHES: Final = ("1", "8", "32", "256")
 
@@ -204,7 +206,7 @@ def _of_outages(file: str, data: dict[str, Any]) -> list[Part]:
 
 
 def _of_tables(file: str, data: dict[str, Any]) -> list[Part]:
-    """What benchmarks/growth.py, float32.py and bulk.py wrote: rows with their figures by column."""
+    """What benchmarks/growth.py, float32.py, bulk.py and pod.py wrote: rows with their figures by column."""
     about = _about(data, _machine(data["machine"]), data["versions"])
     parts = []
     for one in data["tables"]:
@@ -332,9 +334,9 @@ def to_markdown(parts: Sequence[Part]) -> str:
     return "\n\n".join(texts)
 
 
-def bulk_markdown(parts: Sequence[Part]) -> str:
-    """Write the tables of docs/bulk.md."""
-    own = [part for part in parts if part.file in ("bulk.json", "ray.json")]
+def page_markdown(parts: Sequence[Part], page: str) -> str:
+    """Write the tables of a page of docs."""
+    own = [part for part in parts if part.file in PAGES[page]]
     texts = [f"{part.title}:\n\n{table(part.table[0], part.table[1:])}" for part in own]
     return "\n\n".join([f"Measured on {own[0].about['machine']}.", *texts])
 
@@ -368,13 +370,14 @@ def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
 
 
 def main() -> int:
-    """Write the page and README's tables."""
+    """Write the page, and the tables of README and of docs."""
     parts = read(FOLDER)
     (FOLDER / "index.html").write_text(to_html(parts))
     readme = ROOT / "README.md"
     readme.write_text(with_tables(readme.read_text(), to_markdown(parts)))
-    bulk = ROOT / "docs" / "bulk.md"
-    bulk.write_text(with_tables(bulk.read_text(), bulk_markdown(parts)))
+    for page in PAGES:
+        path = ROOT / "docs" / page
+        path.write_text(with_tables(path.read_text(), page_markdown(parts, page)))
     print(f"{FOLDER / 'index.html'} and {readme}: {len(parts)} parts")
     return 0
 

@@ -35,9 +35,10 @@ def test_readmes_tables_are_those_of_the_json_files() -> None:
     assert shown <= known
 
 
-def test_the_tables_of_the_page_on_bulk_embedding_are_those_of_its_json_file() -> None:
-    page = (report.ROOT / "docs/bulk.md").read_text()
-    assert report.with_tables(page, report.bulk_markdown(report.read(report.FOLDER))) == page
+@pytest.mark.parametrize("name", report.PAGES)
+def test_the_tables_of_a_page_are_those_of_its_json_files(name: str) -> None:
+    page = (report.ROOT / "docs" / name).read_text()
+    assert report.with_tables(page, report.page_markdown(report.read(report.FOLDER), name)) == page
 
 
 def test_the_page_in_the_repository_has_the_figures_of_the_json_files() -> None:
