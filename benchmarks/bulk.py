@@ -122,6 +122,7 @@ def tables(found: dict[str, Any]) -> list[dict[str, Any]]:
             [
                 {
                     "network": one["depth"],
+                    "crops": one["crops_a_turn"],
                     "the model's crops a second": one["model_crops_per_s"],
                     "of the job": one["embed_crops_per_s"],
                     "ratio": one["ratio"],

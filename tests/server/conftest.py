@@ -80,6 +80,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file = write_tiny_repository(folder, name, versions=(2,)) / "config.pbtxt"
         file.write_text(config_text(openvino_config(name, EMBEDDING_DIM, instances)))
     merging = openvino_server_config("pair_openvino", EMBEDDING_DIM, 2)
+    merging.parameters["INFERENCE_PRECISION_HINT"].string_value = "fp32"
     merging.dynamic_batching.max_queue_delay_microseconds = 300_000
     (folder / "pair_openvino/configs").mkdir()
     (folder / "pair_openvino" / SERVER_CONFIG_FILE).write_text(config_text(merging))

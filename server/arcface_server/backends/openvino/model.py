@@ -35,6 +35,7 @@ class TritonPythonModel:
             config.version_folder / (config.filename or "model.onnx"),
             threads=config.integer("INFERENCE_NUM_THREADS", default=0),
             streams=config.integer("NUM_STREAMS", default=1),
+            precision=config.parameters.get("INFERENCE_PRECISION_HINT"),
         )
         pb_utils.Logger.log_info(
             f"{args['model_name']}: OpenVINO {self._runtime.version} computes in {self._runtime.precision}; "
