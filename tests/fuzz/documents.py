@@ -180,7 +180,7 @@ def plan_manifest(_: Place) -> Parser:
 def sibling(_: Place) -> Parser:
     def read(data: bytes) -> object:
         made = SiblingManifest.parse(data, "m")
-        return made.precision_class, made.golden_drift, made.to_json()
+        return made.precision_class, made.to_json()
 
     return Parser(sibling_manifest("small_openvino").to_json().encode(), read, ManifestError)
 

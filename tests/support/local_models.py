@@ -9,6 +9,7 @@ from arcface_client.backends.local import LocalModel
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.failover.replica import Origin
 from arcface_client.models.embedding_space import EmbeddingSpace
+from arcface_client.models.golden import GoldenReference
 from arcface_client.observability.diagnostics import Diagnostics
 from arcface_client.runtimes.base import Runtime
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
@@ -25,8 +26,9 @@ def local(
     runtime: Callable[[Path], Runtime] = OnnxRuntime,
 ) -> Origin:
     def load(*_: object) -> LocalModel:
-        known = Diagnostics(backend="onnxruntime", model=path.stem, version=1, engine_path=str(path))
-        return LocalModel(runtime(path), known, batch_size, space, golden)
+        known = Diagnostics(backend="onnxruntime", model=path.stem, version=1, batch_size=batch_size)
+        reference = None if golden is None else GoldenReference(golden, space)
+        return LocalModel(runtime(path), known, space, reference)
 
     return Origin(path.stem, load)
 

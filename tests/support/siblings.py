@@ -55,7 +55,7 @@ def local_tiny(folder: Path, release: int = 1, *, skew: float = 0.0) -> Origin:
         path = folder / f"local-{release}-{skew}.onnx"
         onnx.save(tiny_serving_graph(release, skew=skew), path)
         known = Diagnostics(backend="onnxruntime", model=ONNX, version=release)
-        return LocalModel(OnnxRuntime(path), known, 32, EmbeddingSpace(), None)
+        return LocalModel(OnnxRuntime(path), known, EmbeddingSpace())
 
     return Origin(LOCAL, load)
 

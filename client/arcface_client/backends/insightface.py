@@ -17,7 +17,7 @@ from ..errors import ContractError, DeploymentError, ModelNotFoundError, require
 from ..failover.replica import Origin
 from ..models.embedding_space import EmbeddingSpace
 from ..models.files import expanded
-from ..models.golden import golden_crops, largest_drift
+from ..models.golden import GoldenReference, golden_crops, largest_drift
 from ..models.normalisation import PYTORCH, RAW, Normalisation, Pixels
 from ..models.repository import LocalModels
 from ..observability.diagnostics import Diagnostics
@@ -213,8 +213,8 @@ def insightface_origin(models: LocalModels, source: str, provider: str, gpu: int
             batch_size=runtime.batch_size,
         )
         space = EmbeddingSpace(source_sha256=sha256, precision_class="float")
-        golden = None if manifest is None else manifest.golden_embeddings
-        return LocalModel(runtime, known, runtime.batch_size, space, golden)
+        golden = manifest.golden_embeddings if manifest else None
+        return LocalModel(runtime, known, space, None if golden is None else GoldenReference(golden, space))
 
     return Origin(f"{source} through InsightFace on {provider}", load)
 

@@ -17,9 +17,9 @@ from ..contract import INPUT_NAME, Embeddings, check_shape
 from ..errors import DeploymentError, ModelLoadingError, require
 from ..failover.replica import Origin
 from ..models.embedding_space import EmbeddingSpace
-from ..models.golden import golden_crops
+from ..models.golden import GoldenReference, golden_crops
 from ..models.naming import onnx_model, plan_model, sibling_model
-from ..models.repository import LocalModels
+from ..models.repository import LocalMade, LocalModels, LocalOnnx
 from ..observability.diagnostics import HERE, Diagnostics, Source
 from ..runtimes.base import COREML, CPU, CUDA, Device, Runtime, provider_options
 from ..triton.embed_request import Deadline, EmbedRequest
@@ -33,27 +33,23 @@ _log = logging.getLogger(__name__)
 class LocalModel:
     """A model that is loaded into this process; see ``failover.golden_check.Model``. Thread-safe.
 
-    ``known`` is what diagnostics say of it: backend, model, version and so on. ``golden`` is what the golden
-    crops' embeddings must be, float32 [8, D]; None when unknown. ``golden_drift`` is what they may
-    drift by in any case.
+    ``known`` is what diagnostics say of it: backend, model, version and so on. ``reference`` is what the
+    golden crops' embeddings must be; None when unknown.
     """
 
     def __init__(
         self,
         runtime: Runtime,
         known: Diagnostics,
-        batch_size: int,
         space: EmbeddingSpace,
-        golden: Embeddings | None,
-        golden_drift: float = 0.0,
+        reference: GoldenReference | None = None,
     ) -> None:
         self.source = Source(known.backend, str(known.model), known.version, HERE, 0)
         self.space = space
-        self.golden = golden
-        self.golden_drift = golden_drift
+        self.reference = reference
         self._runtime = runtime
         self._known = known
-        self._batch_size = batch_size
+        self._batch_size = known.batch_size or BATCH_SIZE
         self._lock = threading.Lock()
         self._calls = 0
         self._closed = False
@@ -152,18 +148,9 @@ def onnx_origin(models: LocalModels, name: str, provider: str, gpu: int = 0) -> 
             options=provider_options(provider, gpu),
             try_out=lambda session: session.run(None, {INPUT_NAME: np.asarray(golden_crops()[:1])}),
         )
-        known = Diagnostics(
-            backend="onnxruntime",
-            model=found.model,
-            version=found.version,
-            engine_path=str(found.path),
-            precision="fp32",
-            provider=provider,
-            batch_size=BATCH_SIZE,
-        )
         runtime = OnnxRuntime(found.path, session=session)
-        return LocalModel(
-            runtime, known, BATCH_SIZE, found.manifest.embedding_space(), found.manifest.golden_embeddings
+        return _loaded(
+            "onnxruntime", found, runtime, precision="fp32", provider=provider, batch_size=BATCH_SIZE
         )
 
     return Origin(f"{onnx_model(name)} on {provider}", load)
@@ -214,11 +201,7 @@ def _sibling_origin(
         loaded, facts = open_(found.path)
         if found.manifest.quantised:  # a runtime does not know what of it was left wide on purpose
             facts["precision"] = found.manifest.precision
-        known = Diagnostics(
-            backend=runtime, model=found.model, version=found.version, engine_path=str(found.path), **facts
-        )
-        drift = found.manifest.golden_drift
-        return LocalModel(loaded, known, facts["batch_size"], found.space, found.golden_embeddings, drift)
+        return _loaded(runtime, found, loaded, **facts)
 
     return Origin(f"{model} on {where}", load)
 
@@ -243,20 +226,25 @@ def plan_origin(models: LocalModels, name: str, gpu: int) -> Origin:
         plan = models.plan(name, sm, space)
         plan.manifest.check_loadable(plan.path, tensorrt.__version__)
         runtime = TensorRt(plan.path, sha256=plan.manifest.plan_sha256, device=gpu)
-        known = Diagnostics(
-            backend="tensorrt",
-            model=plan.model,
-            version=plan.version,
-            engine_path=str(plan.path),
+        return _loaded(
+            "tensorrt",
+            plan,
+            runtime,
             precision=plan.manifest.identity.precision,
             sm=sm,
             batch_size=runtime.max_batch_size,
             vram_mb=round(runtime.vram_mb, 1) if runtime.vram_mb > 0 else None,
         )
-        drift = plan.manifest.golden_drift
-        return LocalModel(runtime, known, runtime.max_batch_size, plan.space, plan.golden_embeddings, drift)
 
     return Origin(f"{plan_model(name)} on cuda:{gpu}", load)
+
+
+def _loaded(backend: str, found: LocalOnnx | LocalMade[Any], runtime: Runtime, **facts: Any) -> LocalModel:
+    """A version of a model repository that is loaded; ``facts`` are what else diagnostics say of it."""
+    known = Diagnostics(
+        backend=backend, model=found.model, version=found.version, engine_path=str(found.path), **facts
+    )
+    return LocalModel(runtime, known, found.space, found.reference)
 
 
 def switched_off(name: str) -> Origin:

@@ -166,7 +166,7 @@ def _file(path: Path) -> LocalModel:
         raise ContractError(
             f"{error} To measure a source network, give insightface --source {path}."
         ) from error
-    return LocalModel(runtime, known, BATCH_SIZE, EmbeddingSpace(), None)
+    return LocalModel(runtime, known, EmbeddingSpace())
 
 
 def _turn(backend: EmbeddingBackend, crops: Crops, seconds: float, clients: int) -> Turn:

@@ -25,15 +25,13 @@ class Model(Protocol):
 
     Attributes:
         source: What it is.
-        golden: What the golden crops' embeddings must be, as recorded in its manifest; None when unknown.
         space: The embedding space, as far as it is known.
-        golden_drift: What it may drift from ``golden`` in any case; see ``GoldenReference``.
+        reference: What the golden crops' embeddings must be, as recorded in its manifest; None when unknown.
     """
 
     source: Source
-    golden: Embeddings | None
     space: EmbeddingSpace
-    golden_drift: float
+    reference: GoldenReference | None
 
     def embed(self, request: EmbedRequest) -> None:
         """Embed what a request still misses; what is done before an error stays done.
@@ -96,9 +94,8 @@ def golden_check(model: Model, deadline: Deadline) -> Finding:
     """
     embeddings = model.embed_golden(deadline)
     _check_lengths(embeddings)
-    if model.golden is not None:
-        reference = GoldenReference(model.golden, model.space, model.golden_drift)
-        return _compared(embeddings, reference, MANIFEST)
+    if model.reference is not None:
+        return _compared(embeddings, model.reference, MANIFEST)
     if made_from(model.source.model) is None:
         return Finding(embeddings, GoldenReference(embeddings, model.space), ITSELF, None)
     try:

@@ -157,9 +157,8 @@ class ServerModel:
         plan: PlanManifest | None,
     ) -> None:
         self.source = source
-        self.golden = None if reference is None else reference.embeddings
+        self.reference = reference
         self.space = EmbeddingSpace() if reference is None else reference.space
-        self.golden_drift = 0.0 if reference is None else reference.drift
         self._server = server
         self._client = client
         self._plan = plan

@@ -220,11 +220,6 @@ class PlanManifest(ManifestFile):
             self.identity.precision, self.identity.graph_sha256 if self.quantised else None
         )
 
-    @property
-    def golden_drift(self) -> float:
-        """What the golden embeddings may drift by in any case; see ``GoldenReference``."""
-        return 0.0 if self.golden is None else self.parity.largest_drift_cosine
-
     def has_refused(self, precision: str) -> bool:
         """Whether it is there in place of a plan of that precision."""
         return any(refusal.startswith(f"{precision} was refused: ") for refusal in self.refusals)
@@ -293,11 +288,6 @@ class SiblingManifest(ManifestFile):
     def precision_class(self) -> PrecisionClass:
         """Its class of precision."""
         return precision_class(self.precision, self.calibration_sha256)
-
-    @property
-    def golden_drift(self) -> float:
-        """What the golden embeddings may drift by in any case; see ``GoldenReference``."""
-        return 0.0 if self.golden is None else self.parity.largest_drift_cosine
 
 
 def plan_manifest_paths(root: Path, model: str, version: int) -> list[Path]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
-from ..contract import Embeddings
 from ..errors import DeploymentError, ManifestError, ModelNotFoundError
-from .embedding_space import FLOAT, EmbeddingSpace
+from .embedding_space import FLOAT, EmbeddingSpace, PrecisionClass
 from .files import sha256_of
 from .golden import GoldenReference
 from .manifest import MODEL_FILE, ModelManifest, manifest_path
 from .naming import family, family_models, is_plan, made_from, onnx_model, plan_model, sibling_model
 from .plan_manifest import PlanManifest, SiblingManifest, plan_manifest_paths
+
+Made = TypeVar("Made", PlanManifest, SiblingManifest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,22 +43,33 @@ class LocalOnnx:
         """SHA-256 of the source model that it was built from."""
         return self.manifest.source.sha256
 
+    @property
+    def space(self) -> EmbeddingSpace:
+        """Its embedding space."""
+        return self.manifest.embedding_space()
+
+    @property
+    def reference(self) -> GoldenReference | None:
+        """What its golden embeddings must be; None when unknown."""
+        return _reference(self.manifest)
+
     def content(self) -> bytes:
         """Read the file."""
         return self.path.read_bytes()
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocalPlan:
-    """A plan, whose SHA-256 is compared with its manifest's when it is loaded.
+class LocalMade(Generic[Made]):
+    """A version of what is made from an ONNX model, whose manifest is ``onnx``.
 
-    ``onnx`` is the manifest of the ONNX model that it was built from.
+    The file of a sibling had the SHA-256 of its manifest when it was found; a plan's is compared when it is
+    loaded.
     """
 
     model: str
     version: int
     path: Path
-    manifest: PlanManifest
+    manifest: Made
     onnx: ModelManifest
 
     @property
@@ -64,33 +78,9 @@ class LocalPlan:
         return self.onnx.embedding_space(self.manifest.precision_class)
 
     @property
-    def golden_embeddings(self) -> Embeddings | None:
-        """What its golden embeddings must be, float32 [8, D]; None when unknown."""
-        return _golden(self.onnx, self.manifest)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalSibling:
-    """A version of an ONNX model's sibling, whose file had the SHA-256 of its manifest when it was found.
-
-    ``onnx`` is the manifest of the ONNX model that it was made from.
-    """
-
-    model: str
-    version: int
-    path: Path
-    manifest: SiblingManifest
-    onnx: ModelManifest
-
-    @property
-    def space(self) -> EmbeddingSpace:
-        """Its embedding space."""
-        return self.onnx.embedding_space(self.manifest.precision_class)
-
-    @property
-    def golden_embeddings(self) -> Embeddings | None:
-        """What its golden embeddings must be, float32 [8, D]; None when unknown."""
-        return _golden(self.onnx, self.manifest)
+    def reference(self) -> GoldenReference | None:
+        """What its golden embeddings must be; None when unknown."""
+        return _reference(self.onnx, [self.manifest])
 
 
 class LocalModels:
@@ -154,7 +144,7 @@ class LocalModels:
             f"{'; '.join(refused)}. Make a new backend; its embeddings need a new gallery."
         )
 
-    def plan(self, name: str, sm: str, space: EmbeddingSpace | None = None) -> LocalPlan:
+    def plan(self, name: str, sm: str, space: EmbeddingSpace | None = None) -> LocalMade[PlanManifest]:
         """Find the newest plan for a GPU architecture in an embedding space.
 
         Args:
@@ -176,10 +166,11 @@ class LocalModels:
                 continue
             manifest = PlanManifest.read(path)
             onnx = self._onnx_of(manifest.identity.onnx_sha256, path, name, version)
-            conflict = wanted and wanted.conflict(onnx.embedding_space(manifest.precision_class))
+            file = self.root / model / str(version) / f"{name}-{manifest.identity.precision}-sm{sm}.plan"
+            plan = LocalMade(model=model, version=version, path=file, manifest=manifest, onnx=onnx)
+            conflict = wanted and wanted.conflict(plan.space)
             if conflict is None:
-                file = self.root / model / str(version) / f"{name}-{manifest.identity.precision}-sm{sm}.plan"
-                return LocalPlan(model=model, version=version, path=file, manifest=manifest, onnx=onnx)
+                return plan
             refused.append(f"version {version} has {conflict}")
         raise ModelNotFoundError(
             f"There is no plan of {name} for sm{sm} in {self.root.absolute()}"
@@ -187,7 +178,7 @@ class LocalModels:
             "this GPU."
         )
 
-    def sibling(self, model: str, space: EmbeddingSpace | None = None) -> LocalSibling:
+    def sibling(self, model: str, space: EmbeddingSpace | None = None) -> LocalMade[SiblingManifest]:
         """Find the newest version of a model that is made from an ONNX model and is not a plan.
 
         Args:
@@ -203,11 +194,12 @@ class LocalModels:
             record = manifest_path(self.root, model, version)
             manifest = SiblingManifest.read(record)
             onnx = self._onnx_of(manifest.onnx_sha256, record, name, version)
-            conflict = space and space.conflict(onnx.embedding_space(manifest.precision_class))
+            path = self.root / model / str(version) / manifest.model_file.name
+            found = LocalMade(model=model, version=version, path=path, manifest=manifest, onnx=onnx)
+            conflict = space and space.conflict(found.space)
             if not conflict:
-                path = self.root / model / str(version) / manifest.model_file.name
                 _check_sha256(path, manifest.model_file.sha256)
-                return LocalSibling(model=model, version=version, path=path, manifest=manifest, onnx=onnx)
+                return found
             refused.append(f"; version {version} has {conflict}")
         raise ModelNotFoundError(
             f"There is no {model} in {self.root.absolute()}{''.join(refused)}. Run `arcface-builder compile "
@@ -244,18 +236,9 @@ class LocalModels:
             ManifestError: A manifest is wrong.
         """
         manifest = self.manifest(model, version)
-        if manifest is None or manifest.golden_embeddings is None:
+        if manifest is None:
             return None
-        made = self._made(model, version)
-        if not made:
-            space = manifest.embedding_space(None if is_plan(model) else FLOAT)
-            return GoldenReference(manifest.golden_embeddings, space)
-        # Plans of one version are of several architectures; where their classes differ, any may serve.
-        classes = {one.precision_class for one in made}
-        space = manifest.embedding_space(classes.pop() if len(classes) == 1 else None)
-        golden = _golden(manifest, made[0]) if space.precision_class else manifest.golden_embeddings
-        drift = max(one.golden_drift for one in made)
-        return None if golden is None else GoldenReference(golden, space, drift)
+        return _reference(manifest, self._made(model, version), unknown=None if is_plan(model) else FLOAT)
 
     def manifest(self, model: str, version: int) -> ModelManifest | None:
         """The manifest of a version, that of its ONNX sibling for a plan; None when it is not here.
@@ -312,8 +295,24 @@ class LocalModels:
         return [SiblingManifest.read(path)] if made_from(model) and path.is_file() else []
 
 
-def _golden(onnx: ModelManifest, made: PlanManifest | SiblingManifest) -> Embeddings | None:
-    return onnx.golden_embeddings if made.golden is None else made.golden.known
+def _reference(
+    onnx: ModelManifest,
+    made: Sequence[PlanManifest | SiblingManifest] = (),
+    *,
+    unknown: PrecisionClass | None = FLOAT,
+) -> GoldenReference | None:
+    """The reference of a version of an ONNX model, or of all that was ``made`` from it as one version.
+
+    ``unknown`` is the class of precision where no manifest of what was made is here.
+    """
+    # Plans of one version are of several architectures; where their classes differ, any may serve.
+    classes = {one.precision_class for one in made}
+    known = classes.pop() if len(classes) == 1 else None
+    space = onnx.embedding_space(known if made else unknown)
+    own = made[0].golden if made and space.precision_class else None
+    golden = onnx.golden_embeddings if own is None else own.known
+    drift = max((one.parity.largest_drift_cosine for one in made if one.golden), default=0.0)
+    return None if golden is None else GoldenReference(golden, space, drift)
 
 
 def _check_sha256(path: Path, expected: str) -> None:

@@ -53,7 +53,8 @@ def found(
     golden: Embeddings | None = None,
 ) -> Finding:
     known = Diagnostics(backend="tensorrt", model="arcface_trt", version=1)
-    return golden_check(LocalModel(Given(gives), known, 8, EmbeddingSpace(), golden), Deadline(None))
+    reference = None if golden is None else GoldenReference(golden)
+    return golden_check(LocalModel(Given(gives), known, EmbeddingSpace(), reference), Deadline(None))
 
 
 def test_embeddings_of_another_length_are_refused() -> None:
@@ -73,8 +74,9 @@ def test_int8_may_drift_from_its_own_golden_embeddings_as_far_as_from_its_source
     drift: float, passes: bool
 ) -> None:
     known = Diagnostics(backend="openvino", model="arcface_openvino", version=1)
-    golden, space = embeddings(), EmbeddingSpace(precision_class="int8-0123456789ab")
-    model = LocalModel(Given(embeddings(drift=drift)), known, 8, space, golden, golden_drift=0.01)
+    space = EmbeddingSpace(precision_class="int8-0123456789ab")
+    reference = GoldenReference(embeddings(), space, drift=0.01)
+    model = LocalModel(Given(embeddings(drift=drift)), known, space, reference)
     finding = golden_check(model, Deadline(None))
 
     assert (objection(finding, None, "", TOLERANCE, "int8") is None) == passes
