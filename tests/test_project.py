@@ -152,7 +152,7 @@ def test_the_wheel_names_the_commands_and_the_licence(wheel: Path) -> None:
     ]
     assert sorted(line.split()[1].partition("[")[0].partition(">")[0] for line in base) == [
         "numpy",
-        "pydantic-settings",
+        "pydantic",
         "pyyaml",
         "tritonclient",
     ]

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from .errors import ConfigError
 from .models.embedding_space import SpaceName
@@ -221,22 +220,12 @@ class TensorRtSettings(_Section):
     max_drift_cosine: _Tolerance = DEFAULT_MAX_DRIFT_COSINE
 
 
-class PipelineSettings(BaseSettings):
+class PipelineSettings(_Section):
     """Everything that a pipeline's embeddings depend on; see ``load_pipeline_settings``."""
-
-    model_config = SettingsConfigDict(frozen=True, extra="forbid")
 
     embedding: EmbeddingSettings = EmbeddingSettings()
     triton: TritonSettings = TritonSettings()
     tensorrt: TensorRtSettings = TensorRtSettings()
-
-    @classmethod
-    def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: Any, *others: Any, **more: Any
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take the layers that were read; settings that are constructed read nothing."""
-        layers = init_settings.init_kwargs.get("layers", [init_settings.init_kwargs])
-        return tuple(InitSettingsSource(settings_cls, layer) for layer in layers)
 
 
 _SECTIONS: Final[Mapping[str, type[_Section]]] = {
@@ -289,10 +278,11 @@ def load_pipeline_settings(
     Raises:
         ConfigError: A file is missing or not YAML, a key is unknown, or a value cannot be used.
     """
-    layers = [*_above_files(arguments, environment, _FIELDS), _from_file(path, PIPELINE_PATH, _PIPELINE)]
-    named = (layers[2] | layers[1] | layers[0]).get("embedding.tensorrt_config", TENSORRT_PATH)
-    layers.append(_from_file(None if named == TENSORRT_PATH else named, TENSORRT_PATH, _TENSORRT))
-    settings = _merged(layers)
+    above = _above_files(arguments, environment, _FIELDS)
+    layer = _from_file(path, PIPELINE_PATH, _PIPELINE) | above
+    named = layer.get("embedding.tensorrt_config", TENSORRT_PATH)
+    plans = _from_file(None if named == TENSORRT_PATH else named, TENSORRT_PATH, _TENSORRT)
+    settings = _settings(plans | layer)
     triton = settings.triton
     _ = triton.limits  # certificates and metadata that cannot be used are an error now, not at the first call
     if triton.model is None:
@@ -307,11 +297,11 @@ def load_tensorrt_settings(
     arguments: Mapping[str, object] | None = None,
 ) -> TensorRtSettings:
     """Read the settings of TensorRT alone; arguments and errors are those of ``load_pipeline_settings``."""
-    layers = _above_files(arguments, environment, _TENSORRT)
-    return _merged([*layers, _from_file(path, TENSORRT_PATH, _TENSORRT)]).tensorrt
+    above = _above_files(arguments, environment, _TENSORRT)
+    return _settings(_from_file(path, TENSORRT_PATH, _TENSORRT) | above).tensorrt
 
 
-_Layer = dict[str, Any]  # the values of one source, by field
+_Layer = dict[str, Any]  # the values of a source, or of several, by field
 
 
 def _values(key: str, given: object, by: str, fields: tuple[str, ...]) -> _Layer:
@@ -329,23 +319,23 @@ def _values(key: str, given: object, by: str, fields: tuple[str, ...]) -> _Layer
 
 def _above_files(
     arguments: Mapping[str, object] | None, environment: Mapping[str, str], fields: tuple[str, ...]
-) -> list[_Layer]:
+) -> _Layer:
     """The layers of the arguments and of the environment."""
     variables = {variable(key): key for key in KEYS}
-    layers: list[_Layer] = [{}, {}]
-    for key, value in (arguments or {}).items():
-        if value is not None:
-            layers[0] |= _values(key, value, "", fields)
+    layer: _Layer = {}
     for name, text in environment.items():
         if not text or not name.startswith("ARCFACE_"):
             continue
         if name in variables:
-            layers[1] |= _values(variables[name], text, f"{name}: ", fields)
+            layer |= _values(variables[name], text, f"{name}: ", fields)
         elif name not in ("ARCFACE_CACHE_DIR", PUBLIC_KEY) and not _KUBERNETES.search(f"{name}={text}"):
             near = difflib.get_close_matches(name, variables, 1, 0.7)
             hint = f"did you mean {near[0]}?" if near else "there is no such setting."
             _log.warning("The environment variable %s is ignored; %s", name, hint)
-    return layers
+    for key, value in (arguments or {}).items():
+        if value is not None:
+            layer |= _values(key, value, "", fields)
+    return layer
 
 
 def _from_file(path: Path | None, usual_path: Path, fields: tuple[str, ...]) -> _Layer:
@@ -385,15 +375,12 @@ def _flatten(content: object, keys: list[str], path: Path, prefix: str = "") -> 
             yield key, value
 
 
-def _merged(layers: list[_Layer]) -> PipelineSettings:
-    """The settings of some layers, of which the first has precedence."""
-    nested: list[dict[str, Any]] = []
-    for layer in layers:
-        nested.append({})
-        for field, value in layer.items():
-            *sections, name = field.split(".")
-            place = nested[-1]
-            for section in sections:
-                place = place.setdefault(section, {})
-            place[name] = value
-    return PipelineSettings.model_validate({"layers": nested})
+def _settings(layer: _Layer) -> PipelineSettings:
+    nested: dict[str, Any] = {}
+    for field, value in layer.items():
+        *sections, name = field.split(".")
+        place = nested
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = value
+    return PipelineSettings.model_validate(nested)
