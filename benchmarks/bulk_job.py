@@ -14,9 +14,10 @@ from typing import Final
 import numpy as np
 
 from arcface_client.backends.base import EmbeddingBackend
-from arcface_client.bulk.job import embed_gallery
+from arcface_client.bulk.job import fill_gallery
 from arcface_client.bulk.reader import CHUNK
 from arcface_client.bulk.source import open_source
+from arcface_client.bulk.stream import Stream
 from arcface_client.gallery import GalleryInfo
 from arcface_client.observability.diagnostics import Diagnostics, Served, Source
 from arcface_client.triton.embed_request import EmbedRequest
@@ -73,13 +74,8 @@ def main(source: str, output: str, model: str) -> None:
     else:
         backend = StandIn(float(model) / 1e6)
     backend.ensure_ready()
-    result = embed_gallery(
-        open_source([source]),
-        backend,
-        Path(output),
-        GalleryInfo(dim=DIM),
-        observe=lambda *_: seen.append(time.perf_counter()),
-    )
+    stream = Stream(open_source([source]), backend, observe=lambda *_: seen.append(time.perf_counter()))
+    result = fill_gallery(stream, Path(output), GalleryInfo(dim=DIM))
     took_s, after = time.perf_counter() - started, usage()
     backend.close()
     # Not ru_maxrss, which for this process begins with what its parent had.

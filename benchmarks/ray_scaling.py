@@ -17,7 +17,6 @@ from typing import Any, Final
 
 import ray
 
-from arcface_client.bulk.ids import IdSet
 from arcface_client.bulk.job import fill_gallery
 from arcface_client.bulk.ray_job import Actors, RayStream
 from arcface_client.bulk.source import open_source
@@ -67,16 +66,7 @@ def job(source: Path, output: Path, actors: int, crop_s: float) -> tuple[float, 
     seen: list[tuple[float, int]] = []
     crops, observe = open_source([str(source)]), partial(_note, seen)
     started = time.perf_counter()
-    result = fill_gallery(
-        crops,
-        partial(_start, crops, actors, crop_s, observe),
-        output,
-        GalleryInfo(dim=DIM),
-        resize=False,
-        part_rows=8192,
-        retry_failed=False,
-        resume=True,
-    )
+    result = fill_gallery(_stream(crops, actors, crop_s, observe), output, GalleryInfo(dim=DIM))
     took = time.perf_counter() - started
     (first, before), (last, rows) = seen[0], seen[-1]
     assert result.rows == rows
@@ -87,11 +77,11 @@ def _note(seen: list[tuple[float, int]], counts: Any, _: object) -> None:
     seen.append((time.perf_counter(), counts.done))
 
 
-def _start(source: Any, actors: int, crop_s: float, observe: Observe, known: IdSet) -> RowStream:
+def _stream(source: Any, actors: int, crop_s: float, observe: Observe) -> RowStream:
     if not actors:
-        return Stream(source, StandIn(crop_s), known=known, observe=observe)
+        return Stream(source, StandIn(crop_s), observe=observe)
     making, size = partial(StandIn, crop_s), Actors(least=actors, most=actors)
-    return RayStream(ray, source, making, EmbeddingSpace(), size, known=known, resize=False, observe=observe)
+    return RayStream(ray, source, making, EmbeddingSpace(), size, resize=False, observe=observe)
 
 
 def to_table(found: dict[int, list[tuple[float, float]]], count: int, crop_ms: float) -> dict[str, Any]:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..backends.base import EmbeddingBackend
 from ..errors import InputError
 from ..gallery import ROWS_AT_ONCE, GalleryInfo, check_same_space, open_gallery
-from .ids import IdSet
 from .parts import Parts, PartWriter, drop_failed
-from .source import Source
-from .stream import Counts, Observe, RowStream, Stream
+from .stream import Counts, RowStream
 
 
 @dataclass(frozen=True)
@@ -32,78 +28,31 @@ class Result:
     counts: Counts
 
 
-def embed_gallery(
-    source: Source,
-    backend: EmbeddingBackend,
+def fill_gallery(
+    stream: RowStream,
     output: Path,
     info: GalleryInfo,
     *,
-    resize: bool = False,
-    workers: int | None = None,
     part_rows: int = ROWS_AT_ONCE,
     retry_failed: bool = False,
     resume: bool = True,
-    observe: Observe,
 ) -> Result:
     """Embed what is not embedded yet, and keep what was embedded in each case.
 
     Args:
-        source: Where the crops are.
-        backend: Embeds them; ``ensure_ready`` was called.
+        stream: Embeds the source.
         output: A ``.parquet`` file, whose parts are beside it until it is whole, or a folder of parts.
         info: What the gallery says of itself; its ``job`` is filled in here.
-        resize: Scale images of another size instead of refusing them.
-        workers: Processes that read; None takes one for each processor, 8 at most.
         part_rows: A part is written when it has so many rows.
         retry_failed: Embed rows again that have no embedding.
         resume: Go on with what an earlier run of this job left; False begins anew.
-        observe: Is told how far it is.
 
     Raises:
         InputError: The output belongs to another job, cannot be written to, or another process writes to it.
         SourceUnavailableError: The source cannot be read now.
-        ArcFaceError: As ``EmbeddingBackend.encode``.
+        ArcFaceError: As ``RowStream.rows``.
     """
-
-    def start(known: IdSet) -> Stream:
-        return Stream(source, backend, known=known, resize=resize, workers=workers, observe=observe)
-
-    return fill_gallery(
-        source,
-        start,
-        output,
-        info,
-        resize=resize,
-        part_rows=part_rows,
-        retry_failed=retry_failed,
-        resume=resume,
-    )
-
-
-def fill_gallery(
-    source: Source,
-    start: Callable[[IdSet], RowStream],
-    output: Path,
-    info: GalleryInfo,
-    *,
-    resize: bool,
-    part_rows: int,
-    retry_failed: bool,
-    resume: bool,
-) -> Result:
-    """Write a gallery of rows that are embedded anywhere; see ``embed_gallery``.
-
-    Args:
-        source: Where the crops are.
-        start: Begins to embed the source, without the ids that are known.
-        output: As in ``embed_gallery``, and so on.
-        info: What the gallery says of itself.
-        resize: What ``start`` does.
-        part_rows: A part is written when it has so many rows.
-        retry_failed: Embed rows again that have no embedding.
-        resume: Go on with what an earlier run of this job left.
-    """
-    info = replace(info, job=_job(source, info, resize))
+    info = replace(info, job=_job(stream, info))
     is_file = output.suffix.lower() == ".parquet"
     if output.exists() and output.is_dir() == is_file:
         raise InputError(f"{output} is a {'folder' if is_file else 'file'}; give another --output.")
@@ -122,26 +71,22 @@ def fill_gallery(
         elif retry_failed:
             for file in filter(_failed, parts.files()):
                 drop_failed(open_gallery(file), file)
-        running = start(parts.known())
-        with PartWriter(parts, info, part_rows) as writer, closing(running.__iter__()) as all_rows:
+        with PartWriter(parts, info, part_rows) as writer, closing(stream.rows(parts.known())) as all_rows:
             for rows in all_rows:
                 writer.add(rows)
-        failed, count = (
-            sum(map(_failed, parts.files())),
-            sum(open_gallery(file).count for file in parts.files()),
-        )
+        count, failed = sum(map(_count, parts.files())), sum(map(_failed, parts.files()))
         if is_file:
             parts.join(output, info)
-    return Result(count, failed, running.counts)
+    return Result(count, failed, stream.counts)
 
 
-def _job(source: Source, info: GalleryInfo, resize: bool) -> dict[str, Any]:
+def _job(stream: RowStream, info: GalleryInfo) -> dict[str, Any]:
     """What decides whether a job may go on with a gallery, besides the embedding space."""
     return {
-        "sources": list(source.names),
+        "sources": list(stream.source.names),
         "model": info.model,
         "version": info.version,
-        "resize": resize,
+        "resize": stream.resize,
     }
 
 

@@ -149,7 +149,7 @@ def describe_there(open_embedder: Open, command: str) -> GalleryInfo:
 
 
 class RayStream(RowStream):
-    """Embeds what a source has on a Ray cluster, in any order. Iterate over it once.
+    """Embeds what a source has on a Ray cluster, in any order.
 
     Ray starts tasks and actors anew that end with their machine, and holds back what is read while the
     embedders are busy.
@@ -160,7 +160,6 @@ class RayStream(RowStream):
         open_embedder: Makes an actor's embedder; it is pickled.
         space: The embedding space that all actors must have.
         actors: How many actors there are.
-        known: Ids that are embedded already, and are left out.
         resize: Scale images of another size instead of refusing them.
         observe: Is told how far it is.
     """
@@ -173,20 +172,18 @@ class RayStream(RowStream):
         space: EmbeddingSpace,
         actors: Actors,
         *,
-        known: IdSet,
         resize: bool,
         observe: Observe,
     ) -> None:
-        super().__init__(source, known, observe)
+        super().__init__(source, resize, observe)
         self._ray, self._open, self._space, self._actors = ray, open_embedder, space, actors
-        self._resize = resize
 
-    def __iter__(self) -> Generator[Rows, None, None]:
+    def rows(self, known: IdSet) -> Generator[Rows, None, None]:
         """Yield rows; of crops with one id, the first that arrives."""
         self._begin_count()
-        self.counts = replace(self.counts, kept=len(self._known))
+        self.counts = replace(self.counts, kept=len(known))
         with _plain_errors(self._ray):
-            for table in self._embedded().iter_batches(
+            for table in self._embedded(known).iter_batches(
                 batch_size=None, batch_format="pyarrow", prefetch_batches=0
             ):
                 ids = table.column("id").to_pylist()
@@ -200,14 +197,14 @@ class RayStream(RowStream):
                     self._note(rows)
                     yield rows
 
-    def _embedded(self) -> Any:
+    def _embedded(self, known: IdSet) -> Any:
         data, actors = self._ray.data, self._actors
         data.DataContext.get_current().enable_progress_bars = False  # `observe` shows one
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        shards = [{"shard": pickle.dumps(shard)} for shard in self._source.shards(_FILES)]
+        shards = [{"shard": pickle.dumps(shard)} for shard in self.source.shards(_FILES)]
         read = data.from_items(shards, override_num_blocks=len(shards)).map_batches(
             _read,
-            fn_args=(self._ray.put(self._known), self._resize),
+            fn_args=(self._ray.put(known), self.resize),
             batch_size=1,
             batch_format="pyarrow",
             memory=_READ_BYTES,  # also keeps Ray from reading in the actors

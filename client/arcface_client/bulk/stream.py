@@ -54,26 +54,25 @@ Observe = Callable[[Counts, Rows | None], None]
 
 
 class RowStream(ABC):
-    """Embeds what a source has. Iterate over it once.
-
-    Args:
-        source: Where the crops are.
-        known: Ids that are embedded already, and are left out.
-        observe: Is told how far it is.
+    """Embeds what a source has, once.
 
     Attributes:
+        source: Where the crops are.
+        resize: Scale images of another size instead of refusing them.
         counts: How far it is.
     """
 
-    def __init__(self, source: Source, known: IdSet | None, observe: Observe) -> None:
-        self.counts = Counts()
-        self._source, self._observe = source, observe
-        self._known, self._seen = known or IdSet(), IdSet()
+    def __init__(self, source: Source, resize: bool, observe: Observe) -> None:
+        self.source, self.resize, self.counts = source, resize, Counts()
+        self._observe, self._seen = observe, IdSet()
         self._total: int | None = None
 
     @abstractmethod
-    def __iter__(self) -> Generator[Rows, None, None]:
+    def rows(self, known: IdSet) -> Generator[Rows, None, None]:
         """Yield rows, one for each id that is not known; close the generator to end it early.
+
+        Args:
+            known: Ids that are embedded already, and are left out.
 
         Raises:
             SourceUnavailableError: The source cannot be read now.
@@ -86,9 +85,9 @@ class RowStream(ABC):
 
     def _note(self, rows: Rows) -> None:
         failed = sum(error is not None for error in rows.errors)
-        if failed == len(rows.ids) and not self._source.is_there():
+        if failed == len(rows.ids) and not self.source.is_there():
             raise SourceUnavailableError(
-                f"{self._source.names[0]} is gone. What was embedded before is kept; run the same "
+                f"{self.source.names[0]} is gone. What was embedded before is kept; run the same "
                 "command again when it is back."
             )
         counts = self.counts
@@ -98,23 +97,19 @@ class RowStream(ABC):
 
     def _count(self) -> None:
         with suppress(ArcFaceError):  # the reader meets it, too, and raises it
-            self._total = self._source.count()
+            self._total = self.source.count()
 
 
 class Stream(RowStream):
-    """Embeds what a source has, in its order; a few chunks are held in memory. Iterate over it once.
+    """Embeds what a source has, in its order; a few chunks are held in memory.
 
     Args:
         source: Where the crops are.
         backend: Embeds them; ``ensure_ready`` was called.
-        known: Ids that are embedded already, and are left out.
         resize: Scale images of another size instead of refusing them.
         workers: Processes that read; None takes one for each processor, 8 at most, and
             none for a single chunk.
         observe: Is told how far it is, from this thread.
-
-    Attributes:
-        counts: How far it is.
     """
 
     def __init__(
@@ -122,24 +117,23 @@ class Stream(RowStream):
         source: Source,
         backend: EmbeddingBackend,
         *,
-        known: IdSet | None = None,
         resize: bool = False,
         workers: int | None = None,
         observe: Observe,
     ) -> None:
-        super().__init__(source, known, observe)
-        self._backend, self._resize, self._workers = backend, resize, workers
+        super().__init__(source, resize, observe)
+        self._backend, self._workers = backend, workers
 
-    def __iter__(self) -> Generator[Rows, None, None]:
+    def rows(self, known: IdSet) -> Generator[Rows, None, None]:
         """Yield rows in the source's order; see ``RowStream``."""
         self._begin_count()
-        items = self._fresh(self._source.items())
+        items = self._fresh(self.source.items(), known)
         first = list(islice(items, CHUNK))
         workers = self._workers
         if workers is None:
             workers = 0 if len(first) < CHUNK else min(os.cpu_count() or 1, MOST_WORKERS)
         with ExitStack() as stack:
-            reader = stack.enter_context(Reader(workers, in_use=CALLS, resize=self._resize))
+            reader = stack.enter_context(Reader(workers, in_use=CALLS, resize=self.resize))
             threads = ThreadPoolExecutor(CALLS)
             # What is under way ends when the embedder is closed, or by itself.
             stack.callback(threads.shutdown, wait=False, cancel_futures=True)
@@ -147,7 +141,7 @@ class Stream(RowStream):
             chunks = reader.read(chain(first, items))
             while True:
                 for chunk in islice(chunks, CALLS - len(under_way)):
-                    under_way.append((chunk, threads.submit(embed, self._backend, chunk.decoded)))
+                    under_way.append((chunk, threads.submit(self._embed, chunk, reader)))
                 if not under_way:
                     return
                 chunk, embedding = under_way.popleft()
@@ -156,11 +150,15 @@ class Stream(RowStream):
                 self._note(rows)
                 yield rows
 
-    def _fresh(self, items: Iterator[Item]) -> Iterator[Item]:
+    def _embed(self, chunk: Chunk, reader: Reader) -> Rows:
+        # The reader is held because its memory is unmapped with it, and a call may outlive the job.
+        return embed(self._backend, chunk.decoded)
+
+    def _fresh(self, items: Iterator[Item], known: IdSet) -> Iterator[Item]:
         """Leave out what is known, and ids that were met before."""
         while some := list(islice(items, CHUNK)):
             ids = [item.id for item in some]
-            is_new, is_known = self._seen.add(ids), self._known.contain(ids)
+            is_new, is_known = self._seen.add(ids), known.contain(ids)
             again, kept = int((~is_new).sum()), int((is_new & is_known).sum())
             if again or kept:
                 counts = self.counts

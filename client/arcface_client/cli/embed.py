@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
@@ -14,15 +14,13 @@ import typer
 
 from ..errors import ImageFileError, require
 from .connection import Server
-from .embedder import TRITON, embedder, info_of, settings_of
+from .embedder import TRITON, embedder, settings_of
 from .terminal import DONE, FAILED, examples, print_json, rate_of, say, with_shared_options
 
 if TYPE_CHECKING:
-    from ..backends.base import EmbeddingBackend
     from ..bulk.job import Result
     from ..bulk.rows import Rows
-    from ..bulk.source import Source
-    from ..bulk.stream import Counts
+    from ..bulk.stream import Counts, RowStream
     from ..gallery import GalleryInfo
 
 EPILOG: Final = examples(
@@ -143,7 +141,9 @@ def embed(
     to folders are not. A file that is given by name is read whatever its suffix. Every source may be a URL
     of fsspec, for example s3://bucket/crops/ (extra `bulk`).
     """
+    from ..bulk.job import fill_gallery
     from ..bulk.source import open_source
+    from ..bulk.stream import Stream
     from .output import check_output
 
     require("PIL", extra="cli", purpose="Reading images")  # before a server is asked
@@ -163,37 +163,29 @@ def embed(
     if next(source.items(), None) is None:
         searched = ", ".join(sources)
         raise ImageFileError(f"There is no image in {searched}; expected images, or tar files of images.")
-    kept = {"retry_failed": retry_failed, "resume": resume, "part_rows": part_rows}
     if is_archive:
         check_output(Path(output))
-    elif ray is not None:
-        from .embed_ray import embed_on_ray
+    with ExitStack() as stack:
+        told = _Told(stack.enter_context(rate_of("embed", "crops")), None if is_archive else _TOLD)
+        how: dict[str, Any] = {"resize": resize, "observe": told.observe}
+        stream: RowStream
+        if ray is not None:
+            from .embed_ray import ray_stream
 
-        with rate_of("embed", "crops") as show:
-            info, result = embed_on_ray(
-                settings,
-                source,
-                Path(output),
-                address=ray,
-                size=actors,
-                gpus=actor_gpus,
-                command=context.obj or "",
-                observe=_Told(show, _TOLD).observe,
-                how={"resize": resize} | kept,
+            opened = ray_stream(
+                settings, source, address=ray, size=actors, gpus=actor_gpus, command=context.obj, **how
             )
-        return _report(output, info, _outcome(result), as_json)
-    with embedder(settings) as made, rate_of("embed", "crops") as show:
-        info = info_of(settings, made, context.obj or "")
-        told = _Told(show, None if is_archive else _TOLD)
-        how: dict[str, Any] = {"resize": resize, "workers": workers, "observe": told.observe}
-        if is_archive:
-            outcome = _archive(source, made, Path(output), info, told, **how)
+            stream, info = stack.enter_context(opened)
         else:
-            outcome = _gallery(source, made, Path(output), info, **how, **kept)
-    return _report(output, info, outcome, as_json)
-
-
-def _report(output: str, info: GalleryInfo, outcome: _Outcome, as_json: bool) -> int:
+            made, info = stack.enter_context(embedder(settings, context.obj))
+            stream = Stream(source, made, workers=workers, **how)
+        if is_archive:
+            outcome = _archive(stream, Path(output), info, told)
+        else:
+            result = fill_gallery(
+                stream, Path(output), info, part_rows=part_rows, retry_failed=retry_failed, resume=resume
+            )
+            outcome = _gallery(result)
     sha256 = info.space.source_sha256
     if as_json:
         by = {"model": info.model, "version": info.version, "source_sha256": sha256}
@@ -234,10 +226,8 @@ class _Told:
                 say(f"skipped: {error}")
 
 
-def _archive(
-    source: Source, made: EmbeddingBackend, output: Path, info: GalleryInfo, told: _Told, **how: Any
-) -> _Outcome:
-    from ..bulk.stream import Stream
+def _archive(stream: RowStream, output: Path, info: GalleryInfo, told: _Told) -> _Outcome:
+    from ..bulk.ids import IdSet
     from .output import embedding_archive
 
     space = info.space
@@ -250,31 +240,24 @@ def _archive(
         "command": info.command,
         "tools": json.dumps(dict(info.tools)),
     }
-    running = Stream(source, made, **how)
     with (
         embedding_archive(output, **{name: str(text or "") for name, text in texts.items()}) as add,
-        closing(running.__iter__()) as all_rows,
+        closing(stream.rows(IdSet())) as all_rows,
     ):
         for rows in all_rows:
             good = [error is None for error in rows.errors]
             if any(good):
                 add(list(compress(rows.ids, good)), rows.embeddings[good])
-        done, skipped = running.counts.done - running.counts.failed, told.ids
+        done, skipped = stream.counts.done - stream.counts.failed, told.ids
         if not done:
             raise ImageFileError(
-                f"None of {running.counts.done} files is a face crop; {output} is not written."
+                f"None of {stream.counts.done} files is a face crop; {output} is not written."
             )
     text = f", {len(skipped)} files skipped" if skipped else ""
     return _Outcome({"embedded": done, "skipped": skipped}, text, bool(skipped))
 
 
-def _gallery(source: Source, made: EmbeddingBackend, output: Path, info: GalleryInfo, **how: Any) -> _Outcome:
-    from ..bulk.job import embed_gallery
-
-    return _outcome(embed_gallery(source, made, output, info, **how))
-
-
-def _outcome(result: Result) -> _Outcome:
+def _gallery(result: Result) -> _Outcome:
     figures = {
         "embedded": result.rows - result.failed,
         "failed": result.failed,

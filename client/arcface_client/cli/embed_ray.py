@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import typer
 
 from .embedder import TRITON, say_unknown
 
 if TYPE_CHECKING:
-    from ..bulk.ids import IdSet
-    from ..bulk.job import Result
     from ..bulk.ray_job import Actors, RayStream
     from ..bulk.source import Source
     from ..bulk.stream import Observe
@@ -24,39 +22,37 @@ if TYPE_CHECKING:
 _ON_GPUS: Final = ("cudnn", "tensorrt")
 
 
-def embed_on_ray(
+@contextmanager
+def ray_stream(
     settings: PipelineSettings,
     source: Source,
-    output: Path,
     *,
     address: str,
     size: str | None,
     gpus: float | None,
     command: str,
+    resize: bool,
     observe: Observe,
-    how: Mapping[str, Any],
-) -> tuple[GalleryInfo, Result]:
-    """Embed a source on a cluster, and write its gallery here.
+) -> Iterator[tuple[RayStream, GalleryInfo]]:
+    """Embed a source on a cluster.
 
     Args:
         settings: Of the embedder, as every actor makes it.
         source: Where the crops are, for every machine of the cluster.
-        output: The gallery, on this machine.
         address: Of the cluster; see ``ray_job.cluster``.
         size: Numbers of actors, ``MAX`` or ``MIN,MAX``.
         gpus: Of each actor; None takes one where the model is on a GPU.
         command: What was typed.
+        resize: Scale images of another size instead of refusing them.
         observe: Is told how far it is.
-        how: What else ``job.fill_gallery`` takes.
 
-    Returns:
-        What the gallery says of itself, and what the job left.
+    Yields:
+        What embeds the source, and what a gallery of it says of itself.
 
     Raises:
-        ArcFaceError: As ``ray_job.cluster``, ``RayStream`` and ``job.fill_gallery``.
+        ArcFaceError: As ``ray_job.cluster``.
     """
     from ..backends.factory import make_single
-    from ..bulk.job import fill_gallery
     from ..bulk.ray_job import RayStream, cluster, describe_there, on_an_actor
 
     embedding = settings.embedding
@@ -73,13 +69,7 @@ def embed_on_ray(
         info: GalleryInfo = on_an_actor(ray, describe_there, actors, newest, command)
         say_unknown(settings, info)
         pinned = partial(make_single, settings, info.version)
-
-        def start(known: IdSet) -> RayStream:
-            return RayStream(
-                ray, source, pinned, info.space, actors, known=known, resize=how["resize"], observe=observe
-            )
-
-        return info, fill_gallery(source, start, output, info, **how)
+        yield RayStream(ray, source, pinned, info.space, actors, resize=resize, observe=observe), info
 
 
 def _actors(size: str | None, gpus: float, cluster: Mapping[str, float]) -> Actors:

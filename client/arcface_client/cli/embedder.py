@@ -51,13 +51,17 @@ def settings_of(server: Server, backend: str, model: str | None, version: int | 
 
 
 @contextmanager
-def embedder(settings: PipelineSettings) -> Iterator[EmbeddingBackend]:
+def embedder(settings: PipelineSettings, command: str = "") -> Iterator[tuple[EmbeddingBackend, GalleryInfo]]:
     """Make the embedder, and check it against the model's manifest; a server's version is pinned.
+
+    Yields:
+        The embedder, and what a gallery by it says of itself.
 
     Raises:
         ArcFaceError: It cannot serve.
     """
     from ..backends.factory import make_single
+    from ..bulk.rows import describe
 
     version = settings.triton.version
     if version is None and settings.embedding.backend == TRITON:
@@ -66,16 +70,9 @@ def embedder(settings: PipelineSettings) -> Iterator[EmbeddingBackend]:
             version = newest.diagnostics().version  # another may become the newest
     with make_single(settings, version) as made:
         made.ensure_ready()
-        yield made
-
-
-def info_of(settings: PipelineSettings, made: EmbeddingBackend, command: str) -> GalleryInfo:
-    """What a gallery by an embedder says of itself; a line on standard error if the model is unknown."""
-    from ..bulk.rows import describe
-
-    info = describe(made, command)
-    say_unknown(settings, info)
-    return info
+        info = describe(made, command)
+        say_unknown(settings, info)
+        yield made, info
 
 
 def say_unknown(settings: PipelineSettings, info: GalleryInfo) -> None:

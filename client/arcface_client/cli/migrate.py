@@ -11,7 +11,7 @@ import typer
 
 from ..errors import InputError
 from .connection import Server
-from .embedder import TRITON, embedder, info_of, settings_of
+from .embedder import TRITON, embedder, settings_of
 from .terminal import DONE, FAILED, examples, print_json, print_table, progress, rate_of, with_shared_options
 
 if TYPE_CHECKING:
@@ -60,8 +60,9 @@ def migrate(
     similarity. So the report also gives the new model's threshold that accepts as many pairs, and how many
     pairs change sides with that one.
     """
-    from ..bulk.job import embed_gallery
+    from ..bulk.job import fill_gallery
     from ..bulk.source import open_source
+    from ..bulk.stream import Stream
     from ..evaluation.neighbours import change
     from ..gallery import open_gallery
 
@@ -70,18 +71,16 @@ def migrate(
     before = open_gallery(old)
     crops = open_source(source, whole_paths=old.lower().endswith(".npz"))  # which has whole paths as ids
     settings = settings_of(server, backend, to, None)
-    with embedder(settings) as made, rate_of("migrate", "crops") as show:
-        info = info_of(settings, made, context.obj or "")
+    with embedder(settings, context.obj) as (made, info), rate_of("migrate", "crops") as show:
         if info.space == before.info.space and info.space.source_sha256 is not None:
             raise InputError(f"{old} is by {before.info}, as {to} is, so there is nothing to migrate.")
-        result = embed_gallery(
+        stream = Stream(
             crops,
             made,
-            Path(output),
-            info,
             resize=resize,
             observe=lambda counts, _: show(counts.done + counts.kept, counts.total),
         )
+        result = fill_gallery(stream, Path(output), info)
     after = open_gallery(output)
     with progress("migrate") as shown:
         shown("comparing ids", None)

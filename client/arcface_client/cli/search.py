@@ -69,7 +69,7 @@ def search(
     from ..evaluation.neighbours import Query, nearest
     from ..gallery import check_same_space, open_gallery
     from ..models.naming import family
-    from .embedder import embedder, info_of, settings_of
+    from .embedder import embedder, settings_of
     from .output import check_output, replace_text
 
     if html is not None:
@@ -83,8 +83,7 @@ def search(
     settings = settings_of(server, backend, model or (made_by if family(made_by) != made_by else None), None)
     with progress("search") as shown:
         shown("embedding the query", None)
-        with embedder(settings) as made:
-            info = info_of(settings, made, "")
+        with embedder(settings) as (made, info):
             check_same_space(opened.info, info, (gallery, "the query"))
             embeddings = made.encode(np.stack(crops))
         found = nearest(opened, embeddings, top, shown)

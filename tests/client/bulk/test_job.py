@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,11 @@ import numpy as np
 import pytest
 
 from arcface_client.backends.base import EmbeddingBackend
-from arcface_client.bulk.job import Result, embed_gallery
+from arcface_client.bulk.ids import IdSet
+from arcface_client.bulk.job import Result, fill_gallery
 from arcface_client.bulk.rows import Rows
 from arcface_client.bulk.source import Item, Source, open_source
-from arcface_client.bulk.stream import Counts
+from arcface_client.bulk.stream import Counts, Stream
 from arcface_client.contract import Embeddings
 from arcface_client.errors import (
     DeploymentError,
@@ -25,7 +28,10 @@ from arcface_client.errors import (
 )
 from arcface_client.gallery import GalleryInfo, open_gallery
 from arcface_client.models.embedding_space import EmbeddingSpace
+from arcface_client.observability.diagnostics import Served
+from arcface_client.triton.embed_request import EmbedRequest
 from support.limits import small_files_only
+from support.stand_in import StandIn
 
 INFO = GalleryInfo(dim=512, model="tiny", version=1, space=EmbeddingSpace(source_sha256="a" * 64))
 
@@ -33,9 +39,10 @@ INFO = GalleryInfo(dim=512, model="tiny", version=1, space=EmbeddingSpace(source
 def run(
     folder: Path, output: Path, embedder: EmbeddingBackend, info: GalleryInfo = INFO, **how: Any
 ) -> Result:
-    source = open_source([str(folder)])
-    settings: dict[str, Any] = {"part_rows": 5, "observe": lambda counts, rows: None, **how}
-    return embed_gallery(source, embedder, output, info, **settings)
+    streaming = {name: how.pop(name) for name in ("resize", "workers") if name in how}
+    observe = how.pop("observe", lambda counts, rows: None)
+    stream = Stream(open_source([str(folder)]), embedder, observe=observe, **streaming)
+    return fill_gallery(stream, output, info, **{"part_rows": 5, **how})
 
 
 def rows(gallery: Path) -> dict[str, Any]:
@@ -185,10 +192,9 @@ def test_a_source_that_is_gone_ends_the_job_and_keeps_what_was_embedded(
         def count(self) -> int:
             return len(items)
 
+    stream = Stream(Source(source.names, (Gone(),)), embedder, observe=lambda *_: None)
     with pytest.raises(SourceUnavailableError, match=r"is gone\..*run the same command again"):
-        embed_gallery(
-            Source(source.names, (Gone(),)), embedder, tmp_path / "gallery", INFO, observe=lambda *_: None
-        )
+        fill_gallery(stream, tmp_path / "gallery", INFO)
     assert len(rows(tmp_path / "gallery")) == 20
 
 
@@ -217,6 +223,37 @@ def test_a_process_that_is_killed_while_it_reads_ends_the_job_in_one_line(
         run(folder, tmp_path / "gallery", embedder, workers=1, observe=kill)
     assert len(rows(tmp_path / "gallery")) >= 128
     assert run(folder, tmp_path / "gallery", embedder).rows == 620
+
+
+class Late(StandIn):
+    """Its first call answers at once, the second one after the job."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = itertools.count()
+        self.begun, self.job_ended, self.done = threading.Event(), threading.Event(), threading.Event()
+
+    def run(self, request: EmbedRequest) -> Served:
+        is_second = next(self.calls) == 1
+        if is_second:
+            self.begun.set()
+            self.job_ended.wait()
+        served = super().run(request)
+        if is_second:
+            self.done.set()
+        return served
+
+
+def test_a_call_that_outlives_its_job_still_has_its_crops(folder: Path) -> None:
+    for index in range(280):
+        (folder / f"more{index}.png").hardlink_to(folder / "000.png")
+    late = Late()
+    found = Stream(open_source([str(folder)]), late, workers=1, observe=lambda *_: None).rows(IdSet())
+    next(found)
+    assert late.begun.wait(20)
+    found.close()
+    late.job_ended.set()
+    assert late.done.wait(20)
 
 
 def test_two_jobs_do_not_write_to_one_gallery(

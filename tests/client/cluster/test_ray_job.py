@@ -21,7 +21,6 @@ from PIL import Image
 
 from arcface_client import get_embedding_backend
 from arcface_client.bulk import EmbedCrops, ray_job
-from arcface_client.bulk.ids import IdSet
 from arcface_client.bulk.job import Result, fill_gallery
 from arcface_client.bulk.ray_job import Actors, RayStream
 from arcface_client.bulk.source import open_source
@@ -103,31 +102,9 @@ def wanted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 def run(module: Any, folder: Path, output: Path, crop_s: float = 0.0, **how: Any) -> Result:
     source, info = open_source([str(folder)]), GalleryInfo(space=SPACE, dim=DIM, model="stand_in", version=1)
-    actors = Actors(least=2, most=2)
-
-    def start(known: IdSet) -> RayStream:
-        making = partial(StandIn, crop_s)
-        return RayStream(
-            module,
-            source,
-            making,
-            SPACE,
-            actors,
-            known=known,
-            resize=False,
-            observe=how.get("observe", ignore),
-        )
-
-    return fill_gallery(
-        source,
-        start,
-        output,
-        info,
-        resize=False,
-        part_rows=how.get("part_rows", 100),
-        retry_failed=how.get("retry_failed", False),
-        resume=True,
-    )
+    actors, observe = Actors(least=2, most=2), how.pop("observe", ignore)
+    stream = RayStream(module, source, partial(StandIn, crop_s), SPACE, actors, resize=False, observe=observe)
+    return fill_gallery(stream, output, info, **{"part_rows": 100, **how})
 
 
 def ignore(*_: object) -> None: ...
