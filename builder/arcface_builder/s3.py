@@ -65,6 +65,17 @@ class S3Bucket:
 
         return moved
 
+    def _read(self, name: str) -> tuple[bytes, str] | None:
+        """An object's content and its tag; None if there is none."""
+        with self._errors(name):
+            try:
+                answer = self._s3.get_object(Bucket=self._bucket, Key=name)
+                return answer["Body"].read(), answer["ETag"]
+            except ClientError as error:
+                if is_missing(error):
+                    return None
+                raise
+
     @contextmanager
     def _errors(self, name: str) -> Iterator[None]:
         """Pass on what S3 answers, in one line with bucket and key."""

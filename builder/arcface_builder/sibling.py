@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from arcface_client.contract import Crops, Embeddings, Progress, no_progress
+from arcface_client.contract import Progress, no_progress
 from arcface_client.errors import require
 from arcface_client.models.embedding_space import INT8
 from arcface_client.models.files import sha256_of
@@ -20,7 +20,7 @@ from arcface_client.models.manifest import MODEL_FILE, Golden, ModelFile, manife
 from arcface_client.models.naming import sibling_model
 from arcface_client.models.plan_manifest import SiblingManifest
 from arcface_client.models.repository import LocalOnnx
-from arcface_client.runtimes.base import Embed
+from arcface_client.runtimes.base import Embed, Runtime
 
 from .check.accuracy import ReferenceEmbeddings
 from .check.speed import faces_per_s
@@ -44,7 +44,7 @@ _BATCHES: Final = (1, 8, 32)
 """Batch sizes of the accuracy check."""
 
 
-class CheckedRuntime(Protocol):
+class CheckedRuntime(Runtime, Protocol):
     """A runtime that says what it computes in.
 
     Attributes:
@@ -56,14 +56,6 @@ class CheckedRuntime(Protocol):
     precision: str
     device: str
     version: str
-
-    def embed(self, crops: Crops) -> Embeddings:
-        """Embed one batch."""
-        ...
-
-    def close(self) -> None:
-        """Free the model."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -93,15 +85,11 @@ class AddedSibling:
     """A sibling's version in the repository.
 
     Attributes:
-        model: Its name.
-        version: Its version.
         path: Its file.
         is_new: Whether it was not there before.
         manifest: What was recorded of it.
     """
 
-    model: str
-    version: int
     path: Path
     is_new: bool
     manifest: SiblingManifest
@@ -214,7 +202,7 @@ def compile_sibling(
                     configs[name] = config_text(config)
             manifests = {} if there else {record: (MODEL_FILE, manifest.to_json())}
             repository.put(staged, path.parent, manifests=manifests, configs=configs)
-    return AddedSibling(model, version, path, there is None, manifest)
+    return AddedSibling(path, there is None, manifest)
 
 
 def _checked(

@@ -89,7 +89,7 @@ def run_server(
     """
     given = flags or []
     try:
-        restrictions = restriction_flags(Path(admin_key_file), given) if admin_key_file else []
+        restrictions = restriction_flags(admin_key_file, given) if admin_key_file else []
         server = LocalTriton(
             repository,
             host=host.strip("[]"),  # the form of IPv6 before a port

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from arcface_builder.store import PlanKey, PlanManifest, StoredPlan
+from arcface_builder.store import StoredPlan
 from arcface_client.models.manifest import ModelFile
-from arcface_client.models.plan_manifest import PlanParity, SiblingManifest
+from arcface_client.models.plan_manifest import PlanKey, PlanManifest, PlanParity, SiblingManifest
 
 KEY = PlanKey(
     model="arcface_r100",

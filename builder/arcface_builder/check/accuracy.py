@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 import onnx_ir as ir
 
-from arcface_client.contract import INPUT_NAME, Crops, Embeddings
+from arcface_client.contract import Crops, Embeddings
 from arcface_client.evaluation.controls import PERTURBATIONS, control_rows
 from arcface_client.models.golden import drifts, largest_drift
 from arcface_client.models.plan_manifest import PlanParity, RecognitionLoss
@@ -25,7 +25,7 @@ from arcface_client.runtimes.base import Embed, in_batches
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 
 from ..errors import ParityError, ServedModelError
-from ..graph.edit import constant, parse, session, set_constant
+from ..graph.edit import constant, embedder, parse, set_constant
 from .crops import comparison_crops, face_like, noise
 
 _log = logging.getLogger(__name__)
@@ -215,7 +215,7 @@ def reference_for_plans(
             plan of it can pass.
     """
     crops = comparison_crops(real_crops, in_int8=in_int8)
-    another = session(another_model(model_file.read_bytes()))
+    another = embedder(another_model(model_file.read_bytes()))
     with closing(OnnxRuntime(model_file)) as served:
         embed, computed_by = source or (served.embed, SERVED_MODEL)
         reference = ReferenceEmbeddings(
@@ -225,12 +225,7 @@ def reference_for_plans(
             computed_by=computed_by,
             max_drift_cosine=max_drift_cosine,
         )
-        controls = _controls(
-            served.embed,
-            crops,
-            reference.embeddings,
-            another=lambda batch: another.run(None, {INPUT_NAME: batch})[0],
-        )
+        controls = _controls(served.embed, crops, reference.embeddings, another=another)
         reference = replace(reference, controls=controls)
         try:
             reference.compare(served.embed, [_BATCH]).check(SERVED_MODEL)

@@ -21,7 +21,7 @@ from arcface_client.settings import load_pipeline_settings
 from ..build import DEFAULT_REPOSITORY
 from ..release import Releases
 from ..repository.publish import ModelRepository
-from .options import Json, Repository
+from .options import Json, Name, Repository
 from .sibling import crops_from
 
 release = typer.Typer(
@@ -44,7 +44,7 @@ _SHORT: Final = 12
 class _Where:
     """What every verb is told: which models, and which servers serve them."""
 
-    name: Annotated[str, typer.Option(help="Name that sibling models share, for example arcface_r100.")]
+    name: Name
     repository: Repository = DEFAULT_REPOSITORY
     url: Annotated[
         str | None,
@@ -62,8 +62,7 @@ class _Where:
 
     def open(self, *, offline: bool = False) -> tuple[Releases, float]:
         """The releases, and the largest drift that the settings allow."""
-        config = Path(self.config) if self.config else None
-        settings = load_pipeline_settings(config, arguments={"triton.url": self.url or None})
+        settings = load_pipeline_settings(self.config, arguments={"triton.url": self.url or None})
         urls = () if offline or self.url == "" else settings.triton.required_urls()
         models = ModelRepository(self.repository)
         return (

@@ -47,17 +47,8 @@ def make_sibling(
 ) -> None:
     """Make the sibling for a runtime, and print what was made.
 
-    Args:
-        runtime: A key of ``KINDS``.
-        onnx: The ONNX model.
-        repository: Where it is.
-        config: File of the settings.
-        precision: "int8" or "mixed"; None runs the ONNX model's own file.
-        calibration_dir: Folder of real crops.
-        gate: Judges int8 by its recognition.
-        recorded: The arguments that name the user's crops and pairs.
-        instances: See ``compile_sibling``.
-        as_json: Print JSON.
+    The precision is "int8" or "mixed"; None runs the ONNX model's own file. ``recorded`` are the arguments
+    that name the user's crops and pairs.
     """
     max_drift_cosine = load_tensorrt_settings(config).max_drift_cosine
     models = ModelRepository(repository)
@@ -102,12 +93,12 @@ def make_sibling(
         )
     manifest = added.manifest
     if as_json:
-        place = {"model": added.model, "version": added.version, "path": str(added.path)}
+        place = {"model": manifest.model, "version": manifest.version, "path": str(added.path)}
         print_json({"siblings": [{**place, "is_new": added.is_new}], "manifest": asdict(manifest)})
         return
     state = "added" if added.is_new else "is there already"
     made = f"{runtime} {manifest.runtime_version}, {manifest.precision} on {manifest.device}"
-    print(f"{added.model} version {added.version} {state} ({made})")
+    print(f"{manifest.model} version {manifest.version} {state} ({made})")
     print_parity(manifest.parity)
 
 

@@ -12,7 +12,8 @@ import onnx_ir as ir
 import onnxruntime
 from onnx_ir.passes import common as passes
 
-from arcface_client.runtimes.base import usable_cores
+from arcface_client.contract import INPUT_NAME, OUTPUT_NAME
+from arcface_client.runtimes.base import Embed, usable_cores
 
 from ..errors import NotArcFaceError
 
@@ -114,6 +115,12 @@ def session(model: ir.Model | bytes) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(
         content, options, providers=["CPUExecutionProvider"], enable_fallback=0
     )
+
+
+def embedder(model: ir.Model | bytes) -> Embed:
+    """Load a serving graph with ONNX Runtime on the CPU, to embed batches; raises one of ``RUN_ERRORS``."""
+    running = session(model)
+    return lambda crops: running.run([OUTPUT_NAME], {INPUT_NAME: crops})[0]
 
 
 def values_of(

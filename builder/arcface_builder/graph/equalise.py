@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -110,14 +109,6 @@ def _evaluate(value: ir.Value, source: ir.Value, at: np.float32) -> npt.NDArray[
     return _PARTS[node.op_type](*known) if len(known) == len(given) <= 2 else None
 
 
-@dataclass(frozen=True, eq=False)
-class _Group:
-    """Tensors whose channels have to be scaled together, and the convolutions at both ends."""
-
-    readers: tuple[ir.Node, ...]
-    writers: tuple[ir.Node, ...]
-
-
 def equalise(model: ir.Model, peaks: Peaks) -> dict[ir.Value, npt.NDArray[np.float64]]:
     """Even out the channels of the tensors that convolutions read.
 
@@ -138,21 +129,21 @@ def equalise(model: ir.Model, peaks: Peaks) -> dict[ir.Value, npt.NDArray[np.flo
         if array is not None:
             scaled[node, index] = array * factor
 
-    for group in _groups(model):
-        inputs = [reader.inputs[0] for reader in group.readers]
+    for readers, writers in _groups(model):
+        inputs = [reader.inputs[0] for reader in readers]
         peak = np.max([peaks[value] for value in inputs if value is not None], axis=0).astype(np.float64)
         alive = peak > _LEAST_PEAK * peak.max()
         if not alive.any():
             continue
-        share = 1.0 if all(_groups_of(reader) > 1 for reader in group.readers) else _DENSE
+        share = 1.0 if all(_groups_of(reader) > 1 for reader in readers) else _DENSE
         middle = np.exp(np.median(np.log(peak[alive])))
         exponents = np.rint(share * np.log2(middle / np.where(alive, peak, middle)))
         factor = 2.0 ** np.clip(exponents, -_MOST, _MOST)
-        for writer in group.writers:
+        for writer in writers:
             scale(writer, 1, factor.reshape(-1, 1, 1, 1))
             if len(writer.inputs) > 2 and writer.inputs[2] is not None:
                 scale(writer, 2, factor)
-        for reader in group.readers:
+        for reader in readers:
             array, parts = constant(reader.inputs[1]), _groups_of(reader)
             if array is None:
                 raise ValueError(f"{reader.name} has no weights.")
@@ -169,8 +160,11 @@ def _groups_of(convolution: ir.Node) -> int:
     return int(convolution.attributes.get_int("group", 1))
 
 
-def _groups(model: ir.Model) -> Iterator[_Group]:
-    """The groups of tensors that nothing keeps from being scaled."""
+def _groups(model: ir.Model) -> Iterator[tuple[list[ir.Node], list[ir.Node]]]:
+    """The convolutions that read, and that write, the tensors of a group, whose channels scale together.
+
+    Only groups that nothing keeps from being scaled are given.
+    """
     above: dict[ir.Value, ir.Value] = {}
 
     def root(value: ir.Value) -> ir.Value:
@@ -199,7 +193,7 @@ def _groups(model: ir.Model) -> Iterator[_Group]:
         reading = [node for value in values for node in readers.get(value, ())]
         writing = [node for value in values for node in writers.get(value, ())]
         if one not in held and reading and writing:
-            yield _Group(tuple(reading), tuple(writing))
+            yield reading, writing
 
 
 def _scales_through(node: ir.Node, computed: list[ir.Value]) -> bool:

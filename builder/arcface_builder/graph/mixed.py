@@ -9,19 +9,18 @@ runtime that will serve if it loads within seconds: its own rounding is part of 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 import numpy as np
-import onnx_ir as ir
 
-from arcface_client.contract import INPUT_NAME, Crops, Embeddings, Progress, no_progress
+from arcface_client.contract import Crops, Embeddings, Progress, no_progress
 from arcface_client.models.golden import drifts, golden_crops, largest_drift
 from arcface_client.runtimes.base import Embed, in_batches
 
 from ..errors import OptionError, PrecisionError
-from .edit import session
+from .edit import embedder
 from .quantise import Calibrated, QuantisedGraph, calibrate, quantise, quantised, to_graph
 
 _MARGIN: Final = 0.7
@@ -39,11 +38,9 @@ Judge = Callable[[bytes], AbstractContextManager[Embed]]
 """Opens a graph's file in a runtime."""
 
 
-@contextmanager
-def on_cpu(graph: bytes) -> Iterator[Embed]:
+def on_cpu(graph: bytes) -> AbstractContextManager[Embed]:
     """Open a graph in ONNX Runtime on the CPU."""
-    runner = session(graph)
-    yield lambda batch: runner.run(None, {INPUT_NAME: batch})[0]
+    return nullcontext(embedder(graph))
 
 
 def calibration_halves(real: Crops | None) -> tuple[Crops, Crops]:
@@ -165,10 +162,10 @@ def _warn_of(crops: Crops, serving_graph: bytes) -> None:
         _log.warning(
             "%d of %d calibration crops are grey; give crops as the model will see them", grey, count
         )
-    runner = session(serving_graph)
+    embed = embedder(serving_graph)
 
     def similarity(batch: Crops) -> float:
-        embeddings = in_batches(lambda one: runner.run(None, {INPUT_NAME: one})[0], batch, 1)
+        embeddings = in_batches(embed, batch, 1)
         return float((embeddings @ embeddings.T)[np.triu_indices(len(batch), 1)].mean())
 
     alike = similarity(_evenly(crops))
@@ -184,5 +181,4 @@ def _evenly(crops: Crops) -> Crops:
 
 
 def _embed(network: Calibrated, names: Collection[str], crops: Crops) -> Embeddings:
-    runner = session(ir.to_proto(quantised(network, names)).SerializeToString())
-    return in_batches(lambda batch: runner.run(None, {INPUT_NAME: batch})[0], crops, _BATCH)
+    return in_batches(embedder(quantised(network, names)), crops, _BATCH)

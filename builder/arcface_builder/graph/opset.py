@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx.inliner import inline_selected_functions
 from onnx_ir.passes import common as passes
 
-from .edit import IR_VERSION, constant, first_line, parse, set_constant
+from .edit import IR_VERSION, constant, first_line, initializer, parse, set_constant
 from .serving import one_crop
 
 _ALSO_TAKEN_APART: Final = {"LayerNormalization"}
@@ -94,13 +94,10 @@ def _cast_constants(model: ir.Model) -> None:
     """Compute each CastLike of a constant, an operator that TensorRT 8.5 lacks."""
     for node in [node for node in model.graph if node.op_type == "CastLike"]:
         value, like = constant(node.inputs[0]), node.inputs[1]
-        if value is None or model.graph is None:
+        if value is None:
             continue
         kind = ir.DataType.FLOAT if like is None or like.dtype is None else like.dtype
-        name = f"{node.outputs[0].name}.constant"
-        cast = ir.Value(name=name, const_value=ir.tensor(value.astype(kind.numpy()), name=name))
-        cast.dtype, cast.shape = kind, ir.Shape(value.shape)
-        model.graph.register_initializer(cast)
+        cast = initializer(model.graph, f"{node.outputs[0].name}.constant", value.astype(kind.numpy()))
         ir.convenience.replace_all_uses_with(node.outputs[0], cast)
         model.graph.remove(node, safe=True)
 

@@ -1,4 +1,4 @@
-"""Triton's ``config.pbtxt``, written as a protobuf message so that every name in it is checked."""
+"""Triton's ``config.pbtxt``, written as protobuf's ``ModelConfig`` so that every name in it is checked."""
 
 from __future__ import annotations
 
@@ -85,23 +85,12 @@ class ServingOptions:
 
 
 def onnx_config(model: str, options: ServingOptions, embedding_dim: int = EMBEDDING_DIM) -> Any:
-    """Make the complete configuration of an ONNX Runtime model, with nothing left to auto-completion.
-
-    Args:
-        model: Name of the model, which is the name of its folder.
-        options: The operator's choices.
-        embedding_dim: Numbers in an embedding.
-
-    Returns:
-        A ``model_config_pb2.ModelConfig``.
-    """
-    config = _config_of(model, embedding_dim, platform="onnxruntime_onnx", backend="onnxruntime")
-    config.default_model_filename = MODEL_FILE
+    """Make the complete configuration of an ONNX Runtime model: nothing is left to auto-completion."""
+    config = _config_of(model, embedding_dim, "onnxruntime", options.device, options.instances)
+    config.platform = "onnxruntime_onnx"
     _set_batches(config, options.max_batch_size)
     if options.max_batch_size > 1:
         config.dynamic_batching.max_queue_delay_microseconds = options.max_queue_delay_us
-    config.instance_group.add(name=options.device, kind=_KINDS[options.device], count=options.instances)
-    config.version_policy.latest.num_versions = VERSIONS_SERVED
     config.parameters["intra_op_thread_count"].string_value = str(options.intra_op_threads)
     return config
 
@@ -123,7 +112,7 @@ def plan_config(
     a GPU outside the map fails to load and clients use the ONNX sibling.
 
     Args:
-        model: Name of the model, which is the name of its folder.
+        model: Name of the model.
         filenames: Plan's file name by compute capability, for example "8.6"; all versions share the map.
         versions: The versions to serve.
         max_batch_size: Largest batch that all their plans take.
@@ -133,9 +122,6 @@ def plan_config(
         instances: Copies on each GPU; None keeps the number of the old configuration, or is 2.
         old: The present configuration, if there is one. What does not follow from the plans stays as the
             operator left it.
-
-    Returns:
-        A ``model_config_pb2.ModelConfig``.
     """
     config = model_config_pb2.ModelConfig()
     config.CopyFrom(_plan_defaults(model, embedding_dim) if old is None else old)
@@ -172,23 +158,12 @@ def openvino_config(model: str, embedding_dim: int, instances: int) -> Any:
     """Make the complete configuration of a model for NVIDIA's OpenVINO backend.
 
     It is one without Triton's batching, and takes batches of any size: with batching, NVIDIA's backend pads
-    every request to the largest batch.
-
-    Args:
-        model: Name of the model, which is the name of its folder.
-        embedding_dim: Numbers in an embedding.
-        instances: Batches that run side by side, on a share of the threads each.
-
-    Returns:
-        A ``model_config_pb2.ModelConfig``.
+    every request to the largest batch. Each instance runs a batch of its own, on a share of the threads.
     """
-    config = _config_of(model, embedding_dim, platform="", backend="openvino")
-    config.default_model_filename = MODEL_FILE
+    config = _config_of(model, embedding_dim, "openvino", "cpu", instances)
     for tensor in (*config.input, *config.output):
         tensor.dims.insert(0, -1)
     del config.model_warmup[:]  # without Triton's batching, tritonserver 2.51 may die of it at its start
-    config.instance_group.add(name="cpu", kind=_KINDS["cpu"], count=instances)
-    config.version_policy.latest.num_versions = VERSIONS_SERVED
     config.parameters["NUM_STREAMS"].string_value = str(instances)
     config.parameters["PERFORMANCE_HINT"].string_value = "LATENCY" if instances == 1 else "THROUGHPUT"
     return config
@@ -197,41 +172,20 @@ def openvino_config(model: str, embedding_dim: int, instances: int) -> Any:
 def openvino_server_config(model: str, embedding_dim: int, instances: int) -> Any:
     """Make the configuration of a model for OpenVINO in ``arcface-server``, whose backend takes any batch.
 
-    So Triton merges requests. One process runs all batches, on one copy of the weights.
-
-    Args:
-        model: Name of the model, which is the name of its folder.
-        embedding_dim: Numbers in an embedding.
-        instances: Parts of a batch that run side by side, on a share of the threads each.
-
-    Returns:
-        A ``model_config_pb2.ModelConfig``.
+    So Triton merges requests. One process runs all batches, on one copy of the weights: as many parts of a
+    batch as there are instances run side by side, each on a share of the threads.
     """
-    config = _config_of(model, embedding_dim, platform="", backend="openvino")
-    config.default_model_filename = MODEL_FILE
+    config = _config_of(model, embedding_dim, "openvino", "cpu", 1)
     _set_batches(config, ServingOptions.max_batch_size)
-    config.instance_group.add(name="cpu", kind=_KINDS["cpu"], count=1)
-    config.version_policy.latest.num_versions = VERSIONS_SERVED
     config.parameters["NUM_STREAMS"].string_value = str(instances)
     return config
 
 
 def cudnn_config(model: str, embedding_dim: int, instances: int) -> Any:
-    """Make the complete configuration of a model for cuDNN, which Triton's Python backend runs.
-
-    Args:
-        model: Name of the model, which is the name of its folder.
-        embedding_dim: Numbers in an embedding.
-        instances: Copies on each GPU.
-
-    Returns:
-        A ``model_config_pb2.ModelConfig``.
-    """
-    config = _config_of(model, embedding_dim, platform="", backend="python")
+    """Make the complete configuration of a model for cuDNN, which Triton's Python backend runs."""
+    config = _config_of(model, embedding_dim, "python", "gpu", instances)
     config.default_model_filename = PYTHON_FILE
     _set_batches(config, _LARGEST_CUDNN_BATCH)
-    config.instance_group.add(name="gpu", kind=_KINDS["gpu"], count=instances)
-    config.version_policy.latest.num_versions = VERSIONS_SERVED
     return config
 
 
@@ -296,22 +250,25 @@ def graph_sizes(largest: int) -> list[int]:
     return sorted({*every, *steps, largest})
 
 
-def _config_of(model: str, embedding_dim: int, *, platform: str, backend: str) -> Any:
+def _config_of(model: str, embedding_dim: int, backend: str, device: Device, instances: int) -> Any:
     """What the configurations of all models have in common."""
     pb = model_config_pb2
-    config = pb.ModelConfig(name=model, platform=platform, backend=backend)
+    config = pb.ModelConfig(name=model, backend=backend, default_model_filename=MODEL_FILE)
     config.input.add(name=INPUT_NAME, data_type=pb.TYPE_UINT8, dims=CROP_SHAPE)
     config.output.add(name=OUTPUT_NAME, data_type=pb.TYPE_FP32, dims=[embedding_dim])
     # A model becomes ready only after it has embedded one crop: the first caller does not wait for memory and
     # kernels to be set up, and a model that loads but cannot run is not offered.
     _add_warmup(config, "one_crop")
+    config.instance_group.add(name=device, kind=_KINDS[device], count=instances)
+    config.version_policy.latest.num_versions = VERSIONS_SERVED
     return config
 
 
 def _plan_defaults(model: str, embedding_dim: int) -> Any:
     """What does not follow from the plans."""
-    config = _config_of(model, embedding_dim, platform="tensorrt_plan", backend="tensorrt")
-    config.instance_group.add(name="gpu", kind="KIND_GPU", count=DEFAULT_PLAN_INSTANCES)
+    config = _config_of(model, embedding_dim, "tensorrt", "gpu", DEFAULT_PLAN_INSTANCES)
+    config.platform = "tensorrt_plan"
+    config.ClearField("default_model_filename")  # see ``plan_config``
     # No output_copy_stream: with graphs, backends before 24.10 crash with it.
     config.optimization.cuda.graphs = True
     config.optimization.cuda.graph_spec.add(batch_size=1)  # the others follow from the largest batch

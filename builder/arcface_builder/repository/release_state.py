@@ -67,7 +67,8 @@ class ReleaseState:
     @property
     def release(self) -> Release:
         """What the configuration of the ONNX model says."""
-        return _release_of(self._config(onnx_model(self.name)))
+        parameters = self._config(onnx_model(self.name)).parameters
+        return Release.read({name: one.string_value for name, one in parameters.items()})
 
     def family(self) -> tuple[str, ...]:
         """The family's models that are in the repository."""
@@ -160,7 +161,3 @@ class ReleaseState:
     def write_history(self, history: Sequence[Promotion]) -> None:
         """Replace the record of releases."""
         self.write({self._record: json.dumps([asdict(one) for one in history], indent=1) + "\n"})
-
-
-def _release_of(config: Any) -> Release:
-    return Release.read({name: one.string_value for name, one in config.parameters.items()})

@@ -96,7 +96,10 @@ class RemoteRepository(S3Bucket):
             raise RepositoryError(f"There is no {onnx_model(name)} in {root}; build it first.")
         old, tag = self._index(name)
         with repository.lock():  # no version appears, and no configuration changes, while they are read
-            files = [_described(root, path) for path in _files(root, name)]
+            files = [
+                RemoteFile(path.relative_to(root).as_posix(), sha256_of(path), path.stat().st_size)
+                for path in _files(root, name)
+            ]
             known = {file.path: file for file in old}
             for file in files:
                 there = known.get(file.path)
@@ -182,9 +185,8 @@ class RemoteRepository(S3Bucket):
         if path.is_file() and sha256_of(path) == file.sha256:
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = (
-            partial / file.sha256
-        )  # not beside it: what a killed download leaves must not get into a version
+        # Not beside it: what a killed download leaves must not get into a version.
+        part = partial / file.sha256
         with self._errors(key):
             moved = self._report(f"down {file.path}", max(1, file.size))
             self._s3.download_file(self._bucket, key, str(part), Callback=moved)
@@ -226,15 +228,11 @@ class RemoteRepository(S3Bucket):
     def _index(self, name: str) -> tuple[list[RemoteFile], str | None]:
         """The files that the bucket has of a family, and the tag of that list; None if there is no list."""
         key = f"{self._prefix}{name}.index.json"
-        with self._errors(key):
-            try:
-                answer = self._s3.get_object(Bucket=self._bucket, Key=key)
-                content = answer["Body"].read()
-            except ClientError as error:
-                if is_missing(error):
-                    return [], None
-                raise
-        return read_index(content, f"S3, {self.name}, key {key}"), str(answer["ETag"])
+        found = self._read(key)
+        if found is None:
+            return [], None
+        content, tag = found
+        return read_index(content, f"S3, {self.name}, key {key}"), tag
 
     def _replace_index(self, name: str, files: list[RemoteFile], tag: str | None) -> None:
         key = f"{self._prefix}{name}.index.json"
@@ -271,10 +269,6 @@ def _files(root: Path, name: str) -> Iterator[Path]:
             if path.is_file() and "__pycache__" not in path.parts:
                 yield path
     yield from root.glob(f"{name}.releases.json")
-
-
-def _described(root: Path, path: Path) -> RemoteFile:
-    return RemoteFile(path.relative_to(root).as_posix(), sha256_of(path), path.stat().st_size)
 
 
 def _is_fixed(path: str) -> bool:

@@ -11,19 +11,18 @@ from typing import Final, Literal
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 
 from arcface_client.backends.insightface import KNOWN_FILES
-from arcface_client.contract import INPUT_NAME, OUTPUT_NAME, Crops, Embeddings
+from arcface_client.contract import Crops, Embeddings
 from arcface_client.models.manifest import SourceInfo
 from arcface_client.models.normalisation import PYTORCH, RAW, Normalisation
-from arcface_client.runtimes.base import in_batches
+from arcface_client.runtimes.base import Embed, in_batches
 from arcface_client.runtimes.onnxruntime import RUN_ERRORS
 
 from ..check.accuracy import TOLERANCE
 from ..check.crops import face_like, noise
 from ..errors import NotArcFaceError
-from ..graph.edit import first_line, session
+from ..graph.edit import embedder, first_line
 from ..graph.serving import Preparation, crop_by_crop, optimise, to_file, wrap
 from ..graph.signature import unit_rows
 from .fixes import OLDEST_OPSET, Issue, free_batch, raised, simplify
@@ -247,7 +246,7 @@ class SourceModel:
         )[steps:]:
             try:
                 served = make()
-                difference = _difference(session(served.model), crops, expected)
+                difference = _difference(embedder(served.model), crops, expected)
             except RUN_ERRORS as error:
                 difference = f"ONNX Runtime: {first_line(error)}"
             if difference is None:
@@ -305,12 +304,8 @@ def _not_finite(proto: onnx.ModelProto) -> list[str]:
     return [name for name, array in weights if array.dtype.kind == "f" and not np.isfinite(array).all()][:4]
 
 
-def _difference(running: onnxruntime.InferenceSession, crops: Crops, expected: Embeddings) -> str | None:
+def _difference(embed: Embed, crops: Crops, expected: Embeddings) -> str | None:
     """What is wrong with a serving graph's embeddings of crops in any batch size; None if nothing is."""
-
-    def embed(batch: Crops) -> Embeddings:
-        return running.run([OUTPUT_NAME], {INPUT_NAME: batch})[0]  # type: ignore[no-any-return]
-
     for size in range(1, len(crops) + 1):
         embeddings = in_batches(embed, crops, size)
         if embeddings.shape != expected.shape:

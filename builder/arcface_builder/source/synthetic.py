@@ -16,9 +16,9 @@ import onnxruntime
 
 from arcface_client.contract import CROP_SIZE
 from arcface_client.models.normalisation import PYTORCH
-from arcface_client.runtimes.base import usable_cores
 
 from ..check.crops import face_like, noise, texture
+from ..graph.edit import session
 from .iresnet import BLOCKS, CHANNELS, EPSILON, flat_features, model_of, parameter_shapes
 
 _PRELU_SLOPE = 0.25
@@ -147,15 +147,11 @@ def _measure(depth: str, weights: dict[str, _Array], batch: _Array) -> tuple[dic
         output.dtype = ir.DataType.FLOAT
     model = model_of(tape, image, outputs, name="calibration")
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = usable_cores()  # the sums do not depend on it
-    session = onnxruntime.InferenceSession(
-        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    calibration = session(model)
     # All crops at once, since each norm needs the statistics of all; in a thread, where Ctrl-C can end it.
     running = onnxruntime.RunOptions()
     with ThreadPoolExecutor(1) as thread:
-        run = thread.submit(session.run, None, {"input": batch}, running)
+        run = thread.submit(calibration.run, None, {"input": batch}, running)
         try:
             *measured, features = run.result()
         except KeyboardInterrupt:

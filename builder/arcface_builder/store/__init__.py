@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from arcface_client.models.plan_manifest import PlanKey, PlanManifest
-
 from .local import LocalStore
 from .plan_store import PlanStore, open_store, prunable
 from .stored import (
@@ -21,8 +19,6 @@ __all__ = [
     "GPU",
     "Entry",
     "LocalStore",
-    "PlanKey",
-    "PlanManifest",
     "PlanStore",
     "StoredPlan",
     "check_plan",

@@ -13,8 +13,6 @@ import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 
-from botocore.exceptions import ClientError
-
 from arcface_client.models.plan_manifest import PlanKey, PlanManifest
 
 from ..errors import BucketError, PlanDamagedError
@@ -83,15 +81,8 @@ class Bucket(S3Bucket):
                 self._s3.delete_object(Bucket=self._bucket, Key=name)
 
     def _entry(self, path: str) -> Entry | None:
-        name = path + MANIFEST_ENDING
-        with self._errors(name):
-            try:
-                content = self._s3.get_object(Bucket=self._bucket, Key=name)["Body"].read()
-            except ClientError as error:
-                if is_missing(error):
-                    return None
-                raise
-        return read_manifest(content, path=path, place=self.name)
+        found = self._read(path + MANIFEST_ENDING)
+        return None if found is None else read_manifest(found[0], path=path, place=self.name)
 
 
 def _plan_name(manifest: PlanManifest) -> str:
