@@ -320,7 +320,7 @@ def _values(key: str, given: object, by: str, fields: tuple[str, ...]) -> _Layer
 def _above_files(
     arguments: Mapping[str, object] | None, environment: Mapping[str, str], fields: tuple[str, ...]
 ) -> _Layer:
-    """The layers of the arguments and of the environment."""
+    """The values of the environment, and of the arguments, which have precedence."""
     variables = {variable(key): key for key in KEYS}
     layer: _Layer = {}
     for name, text in environment.items():

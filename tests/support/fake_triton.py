@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         value: What the embeddings are made of; None gives a crop whose first byte is n the n-th unit vector.
         model: The model that it lists, in version 1.
         max_batch_size: That model's largest batch.
+        most_crops: How many crops a request may have; as through a proxy, a larger one is refused with 413.
         token: The bearer token that it wants; None wants none.
         empty: Whether answers have no data, as those of Triton 2.51 with numpy 2.
         nan: With ``value`` None, whether a crop whose second byte is 255 is answered with NaN.
@@ -34,6 +36,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         value: float | None = 512**-0.5,
         model: str = "fake",
         max_batch_size: int = 64,
+        most_crops: float = math.inf,
         token: str | None = None,
         nan: bool = True,
         empty: bool = False,
@@ -43,6 +46,9 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         self.token = token
         self.counts: list[int] = []
         """How many crops each request had."""
+        self.most_crops = most_crops
+        self.refused = 0
+        """How many requests had too many."""
         self.failures = list(failures)
         self.value = value
         self.model = model
@@ -81,6 +87,9 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         if failure is not None:
             context.abort(failure, "told to fail")
         count = request.inputs[0].shape[0]
+        if count > self.most_crops:
+            self.refused += 1
+            context.abort(grpc.StatusCode.UNKNOWN, "Received http2 header with status: 413")
         response = service_pb2.ModelInferResponse(model_name=request.model_name)
         response.outputs.add(name=OUTPUT_NAME, datatype="FP32", shape=[count, EMBEDDING_DIM])
         if self.value is None:

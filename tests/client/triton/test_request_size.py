@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -13,63 +15,81 @@ from arcface_client.backends.pooled import TritonBackend
 from arcface_client.contract import CROP_BYTES, Crops, Embeddings
 from arcface_client.errors import InputError, RequestTooLargeError
 from arcface_client.triton.limits import RequestLimits
-from arcface_server import LocalTriton
 from support.fake_triton import FakeTriton, served
 from support.numbered import numbered, unit_vectors
-from support.size_proxy import size_limit
 
-NGINX_BYTES = 2**20
-"""The limit of nginx where nothing is set: 27 crops."""
+NGINX_CROPS = 27
+"""The limit of nginx where nothing is set is 1 MiB."""
 
 
 def encode(url: str, crops: Crops) -> Embeddings:
-    with EmbeddingClient(url, "tiny_onnx") as client:
+    with EmbeddingClient(url, "fake") as client:
         return client.encode(crops)
 
 
 def encode_async(url: str, crops: Crops) -> Embeddings:
     async def run() -> Embeddings:
-        async with AsyncEmbeddingClient(url, "tiny_onnx") as client:
+        async with AsyncEmbeddingClient(url, "fake") as client:
             return await client.encode(crops)
 
     return asyncio.run(run())
 
 
 def stream(url: str, crops: Crops) -> Embeddings:
-    with EmbeddingClient(url, "tiny_onnx") as client:
+    with EmbeddingClient(url, "fake") as client:
         return np.concatenate(list(client.stream(iter(crops))))
 
 
 @pytest.mark.parametrize("call", [encode, encode_async, stream])
 @pytest.mark.parametrize("count", [32, 100], ids=["one request", "several"])
-def test_requests_that_a_proxy_refuses_with_413_are_split(
-    triton: LocalTriton,
-    crops: Crops,
-    expected: Embeddings,
-    call: Callable[[str, Crops], Embeddings],
-    count: int,
+def test_requests_that_are_refused_for_their_size_are_split(
+    call: Callable[[str, Crops], Embeddings], count: int
 ) -> None:
-    with size_limit(triton.grpc_url, NGINX_BYTES) as proxy:
-        np.testing.assert_allclose(call(proxy.url, crops[:count]), expected[:count], atol=1e-6)
-        assert 1 <= proxy.refused <= (count + 31) // 32
+    fake = FakeTriton(value=None, max_batch_size=32, most_crops=NGINX_CROPS)
+    with served(fake) as url:
+        np.testing.assert_array_equal(call(url, numbered(count)), unit_vectors(count))
+    assert 1 <= fake.refused <= (count + 31) // 32
 
 
-def test_the_size_that_passes_is_remembered(triton: LocalTriton, crops: Crops) -> None:
-    with size_limit(triton.grpc_url, 5 * CROP_BYTES) as proxy:
-        with EmbeddingClient(proxy.url, "tiny_onnx") as client:
-            client.encode(crops)
-            before = proxy.refused
-            client.encode(crops)
-        assert proxy.refused == before
+def test_the_size_that_passes_is_remembered() -> None:
+    fake = FakeTriton(value=None, max_batch_size=32, most_crops=5)
+    with served(fake) as url, EmbeddingClient(url, "fake") as client:
+        client.encode(numbered(100))
+        before = fake.refused
+        client.encode(numbered(100))
+    assert fake.refused == before > 0
 
 
-def test_a_size_that_is_set_is_not_exceeded(triton: LocalTriton, crops: Crops, expected: Embeddings) -> None:
-    with (
-        size_limit(triton.grpc_url, NGINX_BYTES) as proxy,
-        EmbeddingClient(proxy.url, "tiny_onnx", max_request_mb=1) as client,
-    ):
-        np.testing.assert_allclose(client.encode(crops), expected, atol=1e-6)
-        assert proxy.refused == 0
+def test_a_size_that_is_set_is_not_exceeded() -> None:
+    fake = FakeTriton(value=None, max_batch_size=32, most_crops=NGINX_CROPS)
+    with served(fake) as url, EmbeddingClient(url, "fake", max_request_mb=1) as client:
+        np.testing.assert_array_equal(client.encode(numbered(100)), unit_vectors(100))
+    assert fake.refused == 0
+
+
+def test_a_proxys_413_is_told_as_what_it_is() -> None:
+    """tests/deploy has the real nginx, where that is installed."""
+    settings, status_413 = b"\0\0\0\4\0\0\0\0\0", b"\0\0\5\1\5\0\0\0\1\x08\x03413"
+
+    def refuse() -> None:
+        client, _ = listener.accept()
+        with client, client.makefile("rb") as source:
+            client.sendall(settings)
+            source.read(24)  # HTTP/2's preface
+            while (head := source.read(9))[3] != 1:  # up to the headers of the request
+                source.read(int.from_bytes(head[:3], "big"))
+            client.sendall(status_413)
+            source.read()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        proxy = threading.Thread(target=refuse)
+        proxy.start()
+        with (
+            EmbeddingClient(f"127.0.0.1:{listener.getsockname()[1]}", "fake") as client,
+            pytest.raises(RequestTooLargeError, match=r"takes no request of this size .*413"),
+        ):
+            client.ensure_ready()
+        proxy.join()
 
 
 def test_a_pool_splits_requests_and_does_not_blame_the_server() -> None:
