@@ -254,6 +254,11 @@ class Gallery:
         for batch in self.batches(("id", "embedding", "source", "error")):
             yield pa.Table.from_batches([batch])
 
+    def ids(self) -> Iterator[list[str]]:
+        """Yield the ids in batches, those of failed rows included."""
+        for batch in self.batches(("id",)):
+            yield batch.column("id").to_pylist()
+
     def load(self) -> tuple[list[str], Embeddings]:
         """All ids and embeddings, float32 [N, D], without the rows that failed."""
         ids, rows = list[str](), [np.empty((0, self.info.dim), np.float32)]

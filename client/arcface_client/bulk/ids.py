@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
 import numpy as np
@@ -17,10 +17,15 @@ class IdSet:
 
     The hashes are in sorted runs, each more than twice as long as the next, so that adding stays cheap and
     a look-up asks a few of them.
+
+    Args:
+        batches: Ids to begin with.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, batches: Iterable[Sequence[str]] = ()) -> None:
         self._runs: list[_Hashes] = []
+        for ids in batches:
+            self.add(ids)
 
     def __len__(self) -> int:
         return sum(map(len, self._runs))
@@ -28,11 +33,9 @@ class IdSet:
     def add(self, ids: Sequence[str]) -> npt.NDArray[np.bool_]:
         """Add ids, and return for each whether it is new: bool [N], False from its second time on."""
         hashes = _hashes(ids)
-        is_new = ~self._contain(hashes)
-        _, first = np.unique(hashes, return_index=True)
-        is_first = np.zeros(len(hashes), bool)
-        is_first[first] = True
-        is_new &= is_first
+        is_new = np.zeros(len(hashes), bool)
+        is_new[np.unique(hashes, return_index=True)[1]] = True
+        is_new &= ~self._contain(hashes)
         if is_new.any():
             self._runs.append(np.sort(hashes[is_new]))
             while len(self._runs) > 1 and len(self._runs[-2]) <= 2 * len(self._runs[-1]):

@@ -70,11 +70,7 @@ class Parts:
 
     def known(self) -> IdSet:
         """The ids of all rows."""
-        known = IdSet()
-        for file in self.files():
-            for batch in open_gallery(file).batches(("id",)):
-                known.add(batch.column("id").to_pylist())
-        return known
+        return IdSet(ids for file in self.files() for ids in open_gallery(file).ids())
 
     def next(self) -> Path:
         """The name of the next part."""

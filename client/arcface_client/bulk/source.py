@@ -8,17 +8,17 @@ import os
 import re
 import tarfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO, Final, Protocol
+from typing import Any, BinaryIO, Final
 
 from ..errors import ArcFaceError, ImageFileError, InputError, require
 from ..evaluation.images import SUFFIXES, search
 from .remote import filesystem_of, is_url, source_errors
 
 _TARS: Final = (".tar", ".tar.gz", ".tgz")
-_IMAGE_FILES: Final = tuple(SUFFIXES)
 _SEARCHED: Final = SUFFIXES | {".tar", ".tgz"}
 _TAR_DAMAGE: Final = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, MemoryError, OverflowError)
 _PATHS: Final = "path"
@@ -41,15 +41,22 @@ class Item:
     error: str | None = None
 
 
-class Place(Protocol):
+class Place(ABC):
     """A folder, or a file of one kind."""
 
+    @abstractmethod
     def parts(self) -> Iterator[Item | _Tar | _Table]:
         """Yield its image files, and tar and Parquet files that are read as a whole, always in one order."""
 
     def items(self) -> Iterator[Item]:
         """Yield its crops, always in one order."""
+        for part in self.parts():
+            if isinstance(part, Item):
+                yield part
+            else:
+                yield from part.items()
 
+    @abstractmethod
     def count(self) -> int | None:
         """How many crops it has; None if that would take as long as reading them."""
 
@@ -192,22 +199,8 @@ def _opened(path: str) -> Iterator[BinaryIO]:
             yield file
 
 
-class _Container:
-    """A place that holds files."""
-
-    def parts(self) -> Iterator[Item | _Tar | _Table]:
-        raise NotImplementedError
-
-    def items(self) -> Iterator[Item]:
-        for part in self.parts():
-            if isinstance(part, Item):
-                yield part
-            else:
-                yield from part.items()
-
-
 @dataclass(frozen=True)
-class _Items(_Container):
+class _Items(Place):
     files: tuple[Item, ...]
 
     def parts(self) -> Iterator[Item | _Tar | _Table]:
@@ -218,7 +211,7 @@ class _Items(_Container):
 
 
 @dataclass(frozen=True)
-class _Folder(_Container):
+class _Folder(Place):
     """A folder of this machine, at every depth; links to folders are not followed."""
 
     path: str
@@ -239,7 +232,7 @@ class _Folder(_Container):
 
 
 @dataclass(frozen=True)
-class _RemoteFolder(_Container):
+class _RemoteFolder(Place):
     url: str
     whole_paths: bool
 
@@ -258,7 +251,7 @@ class _RemoteFolder(_Container):
 
 
 @dataclass(frozen=True)
-class _Matches(_Container):
+class _Matches(Place):
     """The files that a pattern matched."""
 
     folder: str
@@ -279,7 +272,7 @@ def _in_folder(path: str, id: str) -> Item | _Tar:
 
 
 @dataclass(frozen=True)
-class _List(_Container):
+class _List(Place):
     """A text file with a path or URL on each line, relative ones below the list's folder."""
 
     path: str
@@ -308,7 +301,7 @@ def _beside(list_: str, path: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Table:
+class _Table(Place):
     """A Parquet file with a crop in each row: its id, and its path, or its image file's bytes.
 
     The column ``image`` may also be the struct that Hugging Face's datasets have.
@@ -357,7 +350,7 @@ class _Table:
 
 
 @dataclass(frozen=True)
-class _Tar:
+class _Tar(Place):
     """A tar file of images, as webdataset has them; the other members are left out.
 
     A damaged file gives the crops before the damage, and one item that says so.
@@ -379,7 +372,7 @@ class _Tar:
                         archive.members.clear()  # type: ignore[attr-defined]  # it keeps every one
                         if member.size < 0:  # the next one would be this one again
                             raise tarfile.ReadError("a file of negative size")
-                        if member.isfile() and member.name.lower().endswith(_IMAGE_FILES):
+                        if member.isfile() and member.name.lower().endswith(tuple(SUFFIXES)):
                             content.seek(member.offset_data)
                             data = content.read(member.size)
                             if len(data) < member.size:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -15,7 +15,6 @@ from .embedder import TRITON, embedder, settings_of
 from .terminal import DONE, FAILED, examples, print_json, print_table, progress, rate_of, with_shared_options
 
 if TYPE_CHECKING:
-    from ..bulk.ids import IdSet
     from ..evaluation.neighbours import Change
     from ..gallery import Gallery
 
@@ -84,7 +83,7 @@ def migrate(
     after = open_gallery(output)
     with progress("migrate") as shown:
         shown("comparing ids", None)
-        missing, added = _only_in(before, after), _only_in(after, before)
+        missing, added = _missing_in(after, before), _missing_in(before, after)
         found = change(before, after, size=sample, k=k, threshold=threshold, progress=shown)
     figures = {"rows": result.rows, "failed": result.failed, "missing": missing, "added": added}
     if as_json:
@@ -114,21 +113,9 @@ def _lines(found: Change, threshold: float, figures: dict[str, int]) -> Iterator
         yield "flips with it", f"{found.matched_flips:,} {pairs}"
 
 
-def _only_in(one: Gallery, other: Gallery) -> int:
-    """How many ids of a gallery another lacks."""
-    known = _ids(other)
-    return sum(int((~known.contain(names)).sum()) for names in _names(one))
-
-
-def _ids(gallery: Gallery) -> IdSet:
+def _missing_in(gallery: Gallery, other: Gallery) -> int:
+    """How many ids of the other gallery this one lacks."""
     from ..bulk.ids import IdSet
 
-    known = IdSet()
-    for names in _names(gallery):
-        known.add(names)
-    return known
-
-
-def _names(gallery: Gallery) -> Iterator[Any]:
-    for batch in gallery.batches(("id",)):
-        yield batch.column("id").to_pylist()
+    known = IdSet(gallery.ids())
+    return sum(int((~known.contain(ids)).sum()) for ids in other.ids())

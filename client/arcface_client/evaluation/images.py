@@ -9,7 +9,7 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,33 +41,18 @@ _ORIENTATION: Final = 0x0112
 _JPEG: Final = b"\xff\xd8\xff"
 
 
-def find_images(paths: Iterable[Path]) -> Iterator[str]:
-    """Yield files as they are named, and the images below folders in the order of their names.
+def search(folder: str, suffixes: Collection[str] = SUFFIXES) -> Iterator[str]:
+    """Yield the files below a folder in the order of their names; only one folder's names are held at a time.
 
     Links to files are followed, also broken ones, so that reading them fails visibly. Links to folders are
     not followed.
-
-    Raises:
-        ImageFileError: A path does not exist, or a folder cannot be read.
-    """
-    for path in paths:
-        if path.is_dir():
-            yield from search(str(path))
-        elif path.exists():
-            yield str(path)
-        else:
-            raise ImageFileError(f"There is no file or folder {path}.")
-
-
-def search(folder: str, suffixes: Collection[str] = SUFFIXES) -> Iterator[str]:
-    """Yield the files below a folder in the order of their names; only one folder's names are held at a time.
 
     Args:
         folder: Where to search.
         suffixes: What a file's name must end in, in lower case.
 
     Raises:
-        ImageFileError: A folder cannot be read.
+        ImageFileError: A folder is not there, or cannot be read.
     """
     names, folders = list[str](), list[str]()
     try:

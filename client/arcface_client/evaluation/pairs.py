@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import pickle
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -109,66 +109,52 @@ _PICKLE_ERRORS: Final = (
 """What pickle raises for bytes that are not a pickle."""
 
 
-class _Call:
-    """Something that a pickle may call. Without attributes, it cannot be changed by a pickle."""
+class _Call(NamedTuple):
+    """Something that a pickle may call. As a tuple, it cannot be changed by a pickle."""
 
-    __slots__ = ()
+    function: Callable[..., Any]
 
-
-class _Dtype(_Call):
-    __slots__ = ()
-
-    def __call__(self, name: str | bytes, *_: object) -> np.dtype[Any]:
-        text = name.decode() if isinstance(name, bytes) else name  # bytes from Python 2
-        if text not in _TYPES:
-            raise ValueError(f"the data type {text!r} is not one that such sets have")
-        return np.dtype(text)
+    def __call__(self, *arguments: Any) -> Any:
+        return self.function(*arguments)
 
 
-class _Array(_Call):
+def _dtype(name: str | bytes, *_: object) -> np.dtype[Any]:
+    text = name.decode() if isinstance(name, bytes) else name  # bytes from Python 2
+    if text not in _TYPES:
+        raise ValueError(f"the data type {text!r} is not one that such sets have")
+    return np.dtype(text)
+
+
+def _array(*_: object) -> np.ndarray[Any, Any]:
     """``_reconstruct``: an empty array, whose content numpy's ``__setstate__`` then takes from the pickle."""
-
-    __slots__ = ()
-
-    def __call__(self, *_: object) -> np.ndarray[Any, Any]:
-        return np.empty(0, np.uint8)
+    return np.empty(0, np.uint8)
 
 
-class _Buffer(_Call):
-    __slots__ = ()
-
-    def __call__(self, buffer: bytes, dtype: np.dtype[Any], *_: object) -> np.ndarray[Any, Any]:
-        return np.frombuffer(buffer, dtype)
+def _buffer(buffer: bytes, dtype: np.dtype[Any], *_: object) -> np.ndarray[Any, Any]:
+    return np.frombuffer(buffer, dtype)
 
 
-class _Scalar(_Call):
-    __slots__ = ()
-
-    def __call__(self, dtype: np.dtype[Any], content: bytes) -> Any:
-        return np.frombuffer(content, dtype)[0]
+def _scalar(dtype: np.dtype[Any], content: bytes) -> Any:
+    return np.frombuffer(content, dtype)[0]
 
 
-class _Text(_Call):
+def _text(text: str, encoding: str | bytes) -> bytes:
     """``_codecs.encode``: how Python 3 writes bytes for Python 2."""
-
-    __slots__ = ()
-
-    def __call__(self, text: str, encoding: str | bytes) -> bytes:
-        if encoding not in ("latin1", b"latin1"):
-            raise ValueError(f"the encoding {encoding!r} is not one that such sets have")
-        return text.encode("latin-1")
+    if encoding not in ("latin1", b"latin1"):
+        raise ValueError(f"the encoding {encoding!r} is not one that such sets have")
+    return text.encode("latin-1")
 
 
-_NUMPY: Final[dict[str, _Call]] = {
-    "multiarray._reconstruct": _Array(),
-    "multiarray.scalar": _Scalar(),
-    "numeric._frombuffer": _Buffer(),
+_NUMPY: Final[dict[str, Callable[..., Any]]] = {
+    "multiarray._reconstruct": _array,
+    "multiarray.scalar": _scalar,
+    "numeric._frombuffer": _buffer,
 }
 
-_CALLS: Final[dict[str, _Call]] = {
-    "_codecs.encode": _Text(),
-    "numpy.dtype": _Dtype(),
-    "numpy.ndarray": _Array(),
+_CALLS: Final[dict[str, Callable[..., Any]]] = {
+    "_codecs.encode": _text,
+    "numpy.dtype": _dtype,
+    "numpy.ndarray": _array,
     **{f"numpy.core.{name}": call for name, call in _NUMPY.items()},
     **{f"numpy._core.{name}": call for name, call in _NUMPY.items()},  # since numpy 2
 }
@@ -181,7 +167,7 @@ class _Unpickler(pickle._Unpickler):
         full = f"{module}.{name}"
         if full not in _CALLS:
             raise _CodeFoundError(full)
-        return _CALLS[full]
+        return _Call(_CALLS[full])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -13,7 +13,7 @@ import numpy as np
 from ..contract import Crops, Progress, no_progress
 from ..errors import ImageFileError
 from ..models.golden import golden_crops
-from .images import find_images, read_crop
+from .images import read_crop, search
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def samples_from(
         ImageFileError: The folder holds fewer than two crops.
         MissingExtraError: Pillow is not installed.
     """
-    files = list(find_images([folder]))
+    files = list(search(str(folder)))
     if not files:
         raise ImageFileError(f"There is no image in {folder}; give a folder of 112x112 face crops.")
     chosen = [files[index] for index in np.linspace(0, len(files) - 1, min(count, len(files))).astype(int)]

@@ -17,7 +17,7 @@ from arcface_client.backends.base import EmbeddingBackend
 from arcface_client.bulk.ids import IdSet
 from arcface_client.bulk.job import Result, fill_gallery
 from arcface_client.bulk.rows import Rows
-from arcface_client.bulk.source import Item, Source, open_source
+from arcface_client.bulk.source import Item, Place, Source, open_source
 from arcface_client.bulk.stream import Counts, Stream
 from arcface_client.contract import Embeddings
 from arcface_client.errors import (
@@ -181,7 +181,7 @@ def test_a_source_that_is_gone_ends_the_job_and_keeps_what_was_embedded(
     source = open_source([str(folder)])
     items = [Item(f"more/{index}", str(folder / "more.png")) for index in range(300)]
 
-    class Gone:
+    class Gone(Place):
         def parts(self) -> Iterator[Any]:
             return self.items()
 

@@ -173,7 +173,7 @@ def test_an_unreadable_image_of_a_set_is_named(
         (["face_onnx", "face_trt:new"], "'face_trt:new'; expected a model's name"),
         (["face_onnx", "missing.onnx"], "No model file at missing.onnx"),
         (["face_onnx", "--reference", "missing.onnx"], "There is no file missing.onnx"),
-        (["face_onnx", "face_trt", "--images", "missing"], "There is no file or folder missing"),
+        (["face_onnx", "face_trt", "--images", "missing"], "The folder missing cannot be read: No such file"),
         (["face_onnx", "face_trt", "--pairs", "missing.bin"], "missing.bin cannot be read: No such file"),
         (
             ["face_onnx", "face_trt", "--report", "missing/out.html"],
