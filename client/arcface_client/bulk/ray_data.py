@@ -13,9 +13,8 @@ from ..contract import CROP_BYTES, CROP_SHAPE, Crops
 from ..crops import as_batch
 from ..errors import CropError, InputError, OtherEmbeddingSpaceError
 from ..models.embedding_space import EmbeddingSpace
-from ..models.golden import golden_crops
 from .decode import Decoded
-from .rows import Rows, embed
+from .rows import Rows, embed, width_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -67,7 +66,7 @@ class EmbedCrops:
                 f"This actor's model has {conflict}; serve one model to all actors."
             )
         self._backend = backend
-        self._dim = backend.encode(golden_crops()[:1]).shape[1]
+        self._dim = width_of(backend)
 
     def __call__(self, batch: Any) -> Any:
         """Embed a batch: a dictionary of arrays, or an Arrow table; the result is of the same kind.
@@ -84,12 +83,8 @@ class EmbedCrops:
         column = batch[CROP]
         crops = as_batch(list(column) if column.dtype == object else column)
         rows = self._embed(crops, batch.get("id"), batch.get("error"))
-        made = {
-            "embedding": rows.of_width(self._dim),
-            "source": np.array(rows.sources, object),
-            "error": np.array(rows.errors, object),
-        }
-        return {name: column for name, column in batch.items() if name not in (CROP, *_MADE)} | made
+        kept = {name: column for name, column in batch.items() if name not in (CROP, *_MADE)}
+        return kept | rows.arrays(self._dim)
 
     def _on_table(self, batch: pa.Table) -> pa.Table:
         import pyarrow as pa

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from ..backends.base import EmbeddingBackend
 from ..contract import Embeddings
@@ -43,6 +44,14 @@ class Rows:
         """The same as a table of a gallery."""
         return gallery_table(info, self.ids, self.of_width(info.dim), self.sources, self.errors)
 
+    def arrays(self, dim: int) -> dict[str, npt.NDArray[Any]]:
+        """The columns without the ids, as arrays; ``dim`` as in ``of_width``."""
+        return {
+            "embedding": self.of_width(dim),
+            "source": np.array(self.sources, object),
+            "error": np.array(self.errors, object),
+        }
+
     def of_width(self, dim: int) -> Embeddings:
         """The embeddings, float32 [N, ``dim``], also when all rows failed."""
         if self.embeddings.shape[1]:
@@ -55,11 +64,16 @@ def describe(backend: EmbeddingBackend, command: str = "") -> GalleryInfo:
     known = backend.diagnostics()
     return GalleryInfo(
         space=backend.space(),
-        dim=backend.encode(golden_crops()[:1]).shape[1],
+        dim=width_of(backend),
         model=known.model,
         version=known.version,
         command=command,
     )
+
+
+def width_of(backend: EmbeddingBackend) -> int:
+    """How many numbers an embedder's embeddings have; ``ensure_ready`` was called."""
+    return backend.encode(golden_crops()[:1]).shape[1]
 
 
 def embed(backend: EmbeddingBackend, decoded: Decoded) -> Rows:

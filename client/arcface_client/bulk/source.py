@@ -9,7 +9,7 @@ import re
 import tarfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, Final
@@ -56,9 +56,19 @@ class Place(ABC):
             else:
                 yield from part.items()
 
-    @abstractmethod
     def count(self) -> int | None:
         """How many crops it has; None if that would take as long as reading them."""
+        return _total(1 if isinstance(part, Item) else part.count() for part in self.parts())
+
+
+def _total(counts: Iterable[int | None]) -> int | None:
+    """The sum; None as soon as one of them is not known."""
+    total = 0
+    for count in counts:
+        if count is None:
+            return None
+        total += count
+    return total
 
 
 @dataclass(frozen=True)
@@ -86,11 +96,12 @@ class Source:
 
     def count(self) -> int | None:
         """How many crops there are; None if that would take as long as reading them."""
-        counts = list[int | None]()
+        return _total(self._counts())
+
+    def _counts(self) -> Iterator[int | None]:
         for place, name in zip(self.places, self.names, strict=True):
             with source_errors(name):
-                counts.append(place.count())
-        return None if None in counts else sum(filter(None, counts))
+                yield place.count()
 
     def shards(self, files: int) -> Iterator[Place]:
         """Yield what machines may read apart: ``files`` image files at most, or one tar or Parquet file.
@@ -206,9 +217,6 @@ class _Items(Place):
     def parts(self) -> Iterator[Item | _Tar | _Table]:
         yield from self.files
 
-    def count(self) -> int:
-        return len(self.files)
-
 
 @dataclass(frozen=True)
 class _Folder(Place):
@@ -221,14 +229,6 @@ class _Folder(Place):
         start = 0 if self.whole_paths else len(os.path.join(self.path, ""))  # noqa: PTH118
         for name in search(self.path, _SEARCHED):
             yield _in_folder(name, name[start:])
-
-    def count(self) -> int | None:
-        count = 0
-        for name in search(self.path, _SEARCHED):
-            if name.lower().endswith(_TARS):
-                return None
-            count += 1
-        return count
 
 
 @dataclass(frozen=True)
@@ -262,10 +262,6 @@ class _Matches(Place):
         for path in self.paths:
             yield from _file(path, path if self.whole_paths else path.removeprefix(self.folder)).parts()
 
-    def count(self) -> int | None:
-        counts = [_file(path, path).count() for path in self.paths]
-        return None if None in counts else sum(filter(None, counts))
-
 
 def _in_folder(path: str, id: str) -> Item | _Tar:
     return _Tar(path, id) if path.lower().endswith(_TARS) else Item(id, path)
@@ -278,18 +274,11 @@ class _List(Place):
     path: str
 
     def parts(self) -> Iterator[Item | _Tar | _Table]:
-        for line in self._lines():
-            yield Item(line, _beside(self.path, line))
-
-    def count(self) -> int:
-        return sum(1 for _ in self._lines())
-
-    def _lines(self) -> Iterator[str]:
         with _opened(self.path) as file:
             for line in file:
                 text = os.fsdecode(line.rstrip(b"\r\n"))
                 if text:
-                    yield text
+                    yield Item(text, _beside(self.path, text))
 
 
 def _absolute(path: str) -> str:

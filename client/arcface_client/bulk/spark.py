@@ -12,9 +12,8 @@ import numpy.typing as npt
 from ..backends.factory import get_embedding_backend
 from ..contract import CROP_SHAPE
 from ..errors import CropError
-from ..models.golden import golden_crops
 from .decode import Decoded, decode
-from .rows import embed
+from .rows import embed, width_of
 from .source import Item
 
 SPARK_TYPE: Final = "embedding array<float>, source string, error string"
@@ -54,15 +53,10 @@ def make_predict_fn(*arguments: Any, resize: bool = False, **settings: Any) -> C
 def _load(arguments: tuple[Any, ...], settings: Mapping[str, Any], resize: bool) -> Predict:
     backend = get_embedding_backend(*arguments, **settings)
     backend.ensure_ready()
-    dim = backend.encode(golden_crops()[:1]).shape[1]
+    dim = width_of(backend)
 
     def predict(batch: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
-        rows = embed(backend, _decoded(batch, resize))
-        return {
-            "embedding": rows.of_width(dim),
-            "source": np.array(rows.sources, object),
-            "error": np.array(rows.errors, object),
-        }
+        return embed(backend, _decoded(batch, resize)).arrays(dim)
 
     return predict
 

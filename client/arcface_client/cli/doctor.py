@@ -56,6 +56,10 @@ class Finding:
     do: str | None = None
 
 
+def _warned(check: str, is_odd: bool, found: str, do: str) -> Finding:
+    return Finding(check, "warning", found, do) if is_odd else Finding(check, "ok", found)
+
+
 @with_shared_options
 def doctor(
     server: Server,
@@ -109,14 +113,8 @@ def _machine() -> Iterator[Finding]:
     yield Finding("processor", "ok", f"{usable} of {cores} CPUs can be used (cores, affinity, quota)")
     if _SHM.is_dir():
         size_mb = shutil.disk_usage(_SHM).total >> 20
-        yield Finding(
-            "/dev/shm",
-            "ok" if size_mb >= _SHM_MB else "warning",
-            f"{size_mb:,} MiB",
-            None
-            if size_mb >= _SHM_MB
-            else f"where Triton runs with Python backends, give it {_SHM_MB} MiB or more (shm_size)",
-        )
+        do = f"where Triton runs with Python backends, give it {_SHM_MB} MiB or more (shm_size)"
+        yield _warned("/dev/shm", size_mb < _SHM_MB, f"{size_mb:,} MiB", do)
     try:
         folder = cache_folder()
         there = next(path for path in (folder, *folder.parents) if path.exists())
@@ -127,9 +125,8 @@ def _machine() -> Iterator[Finding]:
     if not os.access(there, os.W_OK):
         yield Finding("cache folder", "warning", f"{there} cannot be written", "set ARCFACE_CACHE_DIR")
     else:
-        short = free_mb < _CACHE_MB
-        do = "free some: plans and kernels are kept there" if short else None
-        yield Finding("cache folder", "warning" if short else "ok", f"{folder}, {free_mb:,} MiB free", do)
+        do = "free some: plans and kernels are kept there"
+        yield _warned("cache folder", free_mb < _CACHE_MB, f"{folder}, {free_mb:,} MiB free", do)
 
 
 def _gpu() -> Generator[Finding, None, str | None]:
@@ -141,8 +138,8 @@ def _gpu() -> Generator[Finding, None, str | None]:
         from ..runtimes import cuda
     except ImportError:
         what = "; ".join(gpus) or "nvidia-smi shows none"
-        do = "to use it in this process: pip install 'arcface-triton[tensorrt]'" if gpus else None
-        yield Finding("GPU", "warning" if gpus else "ok", what, do)
+        do = "to use it in this process: pip install 'arcface-triton[tensorrt]'"
+        yield _warned("GPU", bool(gpus), what, do)
         return None
     try:
         count = cuda.device_count()
@@ -219,12 +216,12 @@ def _sibling(models: LocalModels, model: str) -> Iterator[Finding]:
             here = package_versions([manifest.runtime]).get(manifest.runtime)
     except (ArcFaceError, ImportError):
         here = None
-    other = here is not None and not here.startswith(manifest.runtime_version)
     found = f"checked with {manifest.runtime} {manifest.runtime_version}"
-    do = "its kernels are compiled anew at the first load; the golden check below says if it is right"
-    yield Finding(
-        model, "ok", f"{found}; {here} is installed here" if other else found, do if other else None
-    )
+    if here is None or here.startswith(manifest.runtime_version):
+        yield Finding(model, "ok", found)
+    else:
+        do = "its kernels are compiled anew at the first load; the golden check below says if it is right"
+        yield Finding(model, "ok", f"{found}; {here} is installed here", do)
 
 
 def _server(settings: TritonSettings, url: str) -> Iterator[Finding]:
@@ -283,9 +280,8 @@ def _handshake(url: str, settings: TritonSettings) -> Finding:
         refused = f"refuses the client's certificate, {given}" if given else "wants a client's certificate"
         return Finding(check, "error", f"the server {refused}", do)
     days = (ssl.cert_time_to_seconds(str(certificate["notAfter"])) - time.time()) / 86_400
-    soon = days < _RENEW_DAYS
     found = f"the server's is valid for {days:,.0f} more days"
-    return Finding(check, "warning" if soon else "ok", found, "renew it" if soon else None)
+    return _warned(check, days < _RENEW_DAYS, found, "renew it")
 
 
 def _golden(settings: PipelineSettings) -> Iterator[Finding]:
@@ -307,7 +303,7 @@ def _golden(settings: PipelineSettings) -> Iterator[Finding]:
             drift = "" if one.drift is None else f", drift {one.drift:.1e}"
             reason = f": {one.reason}" if one.state in ("failing", "refused") else ""
             found = f"{one.candidate} is {one.state}{drift}{reason}"
-            yield Finding(check, "warning", found, _UNAVAILABLE) if reason else Finding(check, "ok", found)
+            yield _warned(check, bool(reason), found, _UNAVAILABLE)
 
 
 def _bucket(bucket: str | None) -> Iterator[Finding]:

@@ -219,24 +219,20 @@ def progress(title: str) -> Iterator[Progress]:
     """
     if not _stderr.is_terminal:
         yield _lines(title)
-    else:
-        bars = Bars(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            console=_stderr,
-            transient=True,
-        )
-        with bars:
-            task = bars.add_task(title, total=None)
+        return
+    with _bars(TaskProgressColumn(), TimeElapsedColumn()) as bars:
+        task = bars.add_task(title, total=None)
 
-            def show(stage: str, done: float | None) -> None:
-                total = None if done is None else 1.0
-                bars.update(task, description=f"{title}: {stage}", total=total, completed=done or 0.0)
+        def show(stage: str, done: float | None) -> None:
+            total = None if done is None else 1.0
+            bars.update(task, description=f"{title}: {stage}", total=total, completed=done or 0.0)
 
-            yield show
+        yield show
+
+
+def _bars(*columns: ProgressColumn) -> Bars:
+    begin = SpinnerColumn(), TextColumn("{task.description}"), BarColumn()
+    return Bars(*begin, *columns, console=_stderr, transient=True)
 
 
 def _lines(title: str) -> Progress:
@@ -271,15 +267,7 @@ def rate_of(title: str, what: str) -> Iterator[Callable[[int, int | None], None]
     if not _stderr.is_terminal:
         yield _rate_lines(title, what)
         return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeRemainingColumn(),
-    )
-    with Bars(*columns, console=_stderr, transient=True) as bars:
+    with _bars(MofNCompleteColumn(), _Rate(), TimeRemainingColumn()) as bars:
         task = bars.add_task(title, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
 

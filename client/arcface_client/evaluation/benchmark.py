@@ -21,7 +21,7 @@ from ..errors import ArcFaceError, InputError
 from ..models.golden import largest_drift
 from ..observability.diagnostics import HERE, Diagnostics, Served
 from ..runtimes.base import batch_sizes
-from .benchmark_worker import Opened, Turn, Worker
+from .benchmark_worker import Turn, Worker
 from .report import versions
 
 if TYPE_CHECKING:
@@ -196,7 +196,8 @@ class _System:
 
     name: str
     worker: Worker
-    opened: Opened
+    diagnostics: Diagnostics
+    golden: Embeddings
     start_s: float
     vram_mb: float | None
     turns: dict[int, list[Turn]] = field(default_factory=dict)
@@ -245,24 +246,24 @@ def _open(name: str, settings: PipelineSettings, options: Options, stack: ExitSt
     begin = time.perf_counter()
     worker = Worker(name, settings)
     stack.callback(worker.close)
-    opened = worker.open()
+    diagnostics, golden = worker.open()
     start_s = time.perf_counter() - begin
-    largest = max(options.batch_sizes, default=opened.diagnostics.batch_size or 1)
-    known = opened.diagnostics.batch_size
+    known = diagnostics.batch_size
+    largest = max(options.batch_sizes, default=known or 1)
     if known is not None and largest > known:
         raise InputError(
             f"{name} takes at most {known} crops in a batch, and a batch size is {largest}; give at most "
             f"{known}, for example --batch-size {known}."
         )
     worker.turn(largest, 0, options.clients)  # memory grows with the batch
-    took_mb = opened.diagnostics.vram_mb or round(_gpu_mb() - used_mb, 1)
-    return _System(name, worker, opened, start_s, took_mb if took_mb > 0 else None)
+    took_mb = diagnostics.vram_mb or round(_gpu_mb() - used_mb, 1)
+    return _System(name, worker, diagnostics, golden, start_s, took_mb if took_mb > 0 else None)
 
 
 def _batch_sizes(options: Options, systems: Sequence[_System]) -> list[int]:
     if options.batch_sizes:
         return list(options.batch_sizes)
-    return batch_sizes(min(system.opened.diagnostics.batch_size or 1 for system in systems))
+    return batch_sizes(min(system.diagnostics.batch_size or 1 for system in systems))
 
 
 def _take_turns(
@@ -288,14 +289,14 @@ def _measured(system: _System, first: _System, clients: int) -> Measured:
     host_mb = max(turn.host_mb for turns in system.turns.values() for turn in turns)
     return Measured(
         name=system.name,
-        diagnostics=system.opened.diagnostics,
+        diagnostics=system.diagnostics,
         served_by=sorted({_place(way) for way in ways}),
         fell_back=any(way.fell_back for way in ways),
         not_by=sorted({f"{one.candidate}: {one.reason}" for way in ways for one in way.refusals}),
         start_s=round(system.start_s, 3),
         host_mb=round(host_mb, 1),
         vram_mb=system.vram_mb,
-        drift=None if system is first else _drift(first.opened.golden, system.opened.golden),
+        drift=None if system is first else _drift(first.golden, system.golden),
         figures=[
             _figure(size, clients, turns, None if system is first else first.turns[size])
             for size, turns in system.turns.items()

@@ -36,19 +36,6 @@ _STOP_S: Final = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opened:
-    """A system that is ready to embed.
-
-    Attributes:
-        diagnostics: What it says of itself.
-        golden: Its embeddings of the golden crops, float32 [8, D].
-    """
-
-    diagnostics: Diagnostics
-    golden: Embeddings
-
-
-@dataclass(frozen=True, kw_only=True)
 class Turn:
     """What a system did while it was its turn.
 
@@ -82,8 +69,11 @@ class Worker:
         self._process.start()
         other.close()
 
-    def open(self) -> Opened:
-        """Wait until the system is ready and has embedded the golden crops.
+    def open(self) -> tuple[Diagnostics, Embeddings]:
+        """Wait until the system is ready.
+
+        Returns:
+            What it says of itself, and its embeddings of the golden crops, float32 [8, D].
 
         Raises:
             ArcFaceError: It cannot be opened.
@@ -130,7 +120,7 @@ def _serve(pipe: Connection, name: str, settings: PipelineSettings) -> None:
         with open_backend(name, settings) as backend:
             backend.ensure_ready()
             golden = backend.encode(golden_crops())
-            pipe.send(Opened(diagnostics=backend.diagnostics(), golden=golden))
+            pipe.send((backend.diagnostics(), golden))
             samples = generated_samples(_CROPS).crops
             while True:
                 batch_size, seconds, clients = pipe.recv()
