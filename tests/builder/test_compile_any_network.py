@@ -18,6 +18,7 @@ from arcface_builder.check.crops import face_like
 from arcface_builder.cli.app import main
 from arcface_builder.compile import PlanRequest, compile_plan
 from arcface_builder.errors import CompileError, ParityError, PrecisionError
+from arcface_builder.graph.edit import embedder
 from arcface_builder.graph.opset import lowered
 from arcface_builder.graph.precision import typed_graph, typed_int8
 from arcface_builder.graph.quantise import quantise
@@ -28,8 +29,8 @@ from arcface_builder.trt.engine import build_plan
 from arcface_builder.trt.options import BuildOptions
 from arcface_client.contract import Embeddings
 from arcface_client.models.golden import largest_drift
+from arcface_client.runtimes.base import in_batches
 from support.absent_gpu import AbsentGpu
-from support.embedders import embedder
 from support.networks import HEAD, NETWORKS, ONE_CROP, STEM, network
 
 CROPS = face_like(8, seed=3)
@@ -72,8 +73,7 @@ def graph_of(model: onnx.ModelProto, folder: Path) -> bytes:
 
 
 def embed(graph: bytes, size: int = 4) -> Embeddings:
-    run = embedder(graph)
-    return np.concatenate([run(CROPS[start : start + size]) for start in range(0, len(CROPS), size)])
+    return in_batches(embedder(graph), CROPS, size)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -10,9 +10,8 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,6 @@ import onnx
 import pytest
 
 from arcface_builder.build import build
-from arcface_builder.check import crops as check_crops
 from arcface_builder.cli.app import main
 from arcface_builder.errors import ParityError, ReleaseError
 from arcface_builder.release import Releases
@@ -33,14 +31,12 @@ from arcface_client.models.golden import golden_crops
 from arcface_client.models.repository import LocalModels
 from arcface_server import LocalTriton
 from support.exports import small_arcface
+from support.processes import wait_until
+
+pytestmark = pytest.mark.usefixtures("few_crops")
 
 NAME = "small"
 EXPLICIT = ("--model-control-mode=explicit", "--load-model=small_onnx")
-
-
-@pytest.fixture(autouse=True)
-def _few_crops(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check_crops, "LEAST_CROPS", 32)
 
 
 @pytest.fixture
@@ -83,13 +79,6 @@ def _states(embedder: EmbeddingBackend) -> dict[str, str]:
     return {one.candidate.split(" ")[0]: one.state for one in embedder.diagnostics().candidates}
 
 
-def _until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @pytest.mark.faults
 def test_calls_go_over_to_a_promoted_version_and_back_and_none_is_lost_or_wrong(
     repository: Path,
@@ -118,15 +107,15 @@ def test_calls_go_over_to_a_promoted_version_and_back_and_none_is_lost_or_wrong(
         for thread in threads:
             thread.start()
         try:
-            _until(lambda: served[1] > 10)
+            wait_until(lambda: served[1] > 10)
             assert served[2] == 0
             promotion = releases.promote(2, max_drift_cosine=1e-3)
-            _until(lambda: _served(embedder) == {2: 1})
+            wait_until(lambda: _served(embedder) == {2: 1})
             caplog.clear()
             assert releases.rollback() == 1
-            _until(lambda: _served(embedder) == {1: 1})
+            wait_until(lambda: _served(embedder) == {1: 1})
             # A version that was unloaded on purpose is not a fault: no call fell back, and nothing warns.
-            _until(lambda: _states(embedder)["small_onnx:2"] == "not the release")
+            wait_until(lambda: _states(embedder)["small_onnx:2"] == "not the release")
             assert not embedder.encode(golden_crops(), return_source=True)[1].fell_back
             assert not [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
         finally:
@@ -186,7 +175,7 @@ def test_a_canary_gets_its_share_of_the_calls(repository: Path, triton: LocalTri
     releases = _releases(repository, triton.grpc_url)
     with _embedder(triton.grpc_url) as embedder:
         releases.promote(2, max_drift_cosine=1e-3, share=0.3)
-        _until(lambda: _served(embedder, 20)[2] > 0)
+        wait_until(lambda: _served(embedder, 20)[2] > 0)
         served = _served(embedder, 200)
         assert 30 < served[2] < 95  # 60 are expected; beyond these bounds once in 10 million
         assert (
@@ -198,7 +187,7 @@ def test_a_canary_gets_its_share_of_the_calls(repository: Path, triton: LocalTri
             1: "released",
         }
         assert releases.rollback() == 1
-        _until(lambda: _served(embedder, 20) == {1: 20})
+        wait_until(lambda: _served(embedder, 20) == {1: 20})
 
 
 @pytest.mark.faults
@@ -317,7 +306,7 @@ def test_a_promotion_that_is_killed_during_its_check_leaves_the_release_and_can_
     with _embedder(triton.grpc_url) as embedder:
         assert _served(embedder, 20) == {1: 20}
         _releases(repository, triton.grpc_url).promote(2, max_drift_cosine=1e-3)
-        _until(lambda: _served(embedder) == {2: 1})
+        wait_until(lambda: _served(embedder) == {2: 1})
 
 
 def test_a_command_without_a_name_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,6 @@ from arcface_builder.check import crops as faces
 from arcface_builder.cli.app import main
 from arcface_builder.errors import ParityError
 from arcface_builder.repository.config import (
-    CONFIG_FILE,
     SERVER_CONFIG_FILE,
     cudnn_config,
     openvino_config,
@@ -27,7 +26,7 @@ from arcface_builder.repository.config import (
     read_config,
 )
 from arcface_builder.repository.publish import ModelRepository, find_onnx
-from arcface_builder.sibling import KINDS, Kind, compile_sibling
+from arcface_builder.sibling import KINDS, AddedSibling, compile_sibling
 from arcface_builder.source.load import OnnxFile
 from arcface_client.backends.factory import get_embedding_backend
 from arcface_client.contract import Crops, Embeddings
@@ -186,15 +185,6 @@ def test_int8_that_passed_by_its_recognition_is_a_space_that_a_client_has_to_ask
         embedder.ensure_ready()
 
 
-def test_pairs_are_for_int8_alone(
-    repository: ModelRepository, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(arguments(repository, "--precision", "mixed", "--pairs", str(tmp_path / "set.bin"))) == 2
-    assert "--pairs judges what --precision int8 loses" in capsys.readouterr().err
-    assert main(arguments(repository, "--max-accuracy-loss", "0.01")) == 2
-    assert "--max-accuracy-loss belongs to --pairs" in capsys.readouterr().err
-
-
 class Wrong(OpenVino):
     """OpenVINO as it would be with a fault."""
 
@@ -221,16 +211,15 @@ class OnAGpu(OpenVino):
         return 0.001
 
 
-def test_the_manifest_has_the_speed_on_a_gpu(repository: ModelRepository) -> None:
+def compiled(repository: ModelRepository, name: str, runtime: Callable[[Path], OpenVino]) -> AddedSibling:
+    """Add the sibling of a kind, with another runtime in its place."""
     onnx = find_onnx(repository, "small")
+    kind = replace(KINDS[name], open=runtime)
+    return compile_sibling(kind, onnx, repository, lambda: reference_of(onnx, faces.noise(32)), command="")
 
-    added = compile_sibling(
-        Kind("openvino", OnAGpu, {CONFIG_FILE: openvino_config}),
-        onnx,
-        repository,
-        lambda: reference_of(onnx, faces.noise(32)),
-        command="",
-    )
+
+def test_the_manifest_has_the_speed_on_a_gpu(repository: ModelRepository) -> None:
+    added = compiled(repository, "openvino", OnAGpu)
 
     assert added.manifest.faces_per_s == 4000
     assert SiblingManifest.read(repository.root / "small_openvino-1.manifest.json") == added.manifest
@@ -246,17 +235,10 @@ def test_the_manifest_has_the_speed_on_a_gpu(repository: ModelRepository) -> Non
 def test_embeddings_that_are_not_the_sources_are_not_published(
     runtime: Callable[[Path], OpenVino], reason: str, repository: ModelRepository
 ) -> None:
-    onnx = find_onnx(repository, "small")
     before = sorted(repository.root.rglob("*"))
 
     with pytest.raises(ParityError, match=reason):
-        compile_sibling(
-            Kind("openvino", runtime, {CONFIG_FILE: openvino_config}),
-            onnx,
-            repository,
-            lambda: reference_of(onnx, faces.noise(32)),
-            command="",
-        )
+        compiled(repository, "openvino", runtime)
 
     assert sorted(repository.root.rglob("*")) == before
 
@@ -302,31 +284,28 @@ def test_without_its_runtime_one_line_says_what_to_install(
     assert not (repository.root / f"small_{runtime}").exists()
 
 
-def test_options_of_plans_are_wrong_usage(
-    repository: ModelRepository, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--precision", "mixed", "--pairs", "set.bin"], "--pairs judges what --precision int8 loses"),
+        (["--max-accuracy-loss", "0.01"], "--max-accuracy-loss belongs to --pairs"),
+        (
+            ["--cc", "9.0", "--workspace-size-mb", "512"],
+            "takes no option of TensorRT plans: --workspace-size-mb, --cc.",
+        ),
+        (["--precision", "fp16"], "takes --precision int8 or mixed; without it, it computes in"),
+    ],
+    ids=["pairs", "loss", "plans", "precision"],
+)
+def test_options_that_do_not_fit_are_wrong_usage(
+    wrong: list[str], message: str, repository: ModelRepository, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(arguments(repository, "--cc", "9.0", "--workspace-size-mb", "512")) == 2
-    told = capsys.readouterr().err
-    assert "takes no option of TensorRT plans: --workspace-size-mb, --cc." in told
-
-
-def test_a_precision_that_a_runtime_does_not_take_is_wrong_usage(
-    repository: ModelRepository, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(arguments(repository, "--precision", "fp16")) == 2
-    assert "takes --precision int8 or mixed; without it, it computes in" in capsys.readouterr().err
+    assert main(arguments(repository, *wrong)) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_model_for_cudnn_has_what_tritons_python_backend_runs(repository: ModelRepository) -> None:
-    onnx = find_onnx(repository, "small")
-
-    added = compile_sibling(
-        replace(KINDS["cudnn"], open=OpenVino),  # in place of a GPU
-        onnx,
-        repository,
-        lambda: reference_of(onnx, faces.noise(32)),
-        command="",
-    )
+    added = compiled(repository, "cudnn", OpenVino)
 
     version = repository.root / "small_cudnn/1"
     assert added.path == version / "model.onnx"

@@ -5,15 +5,10 @@ import pytest
 
 from arcface_builder.check import crops as faces
 from arcface_builder.errors import OptionError, PrecisionError
-from arcface_builder.graph.edit import session
 from arcface_builder.graph.mixed import calibration_halves, quantised_graph
-from arcface_client.contract import INPUT_NAME, Crops, Embeddings
+from arcface_client.contract import Crops
 from arcface_client.models.golden import golden_crops, largest_drift
-
-
-def embed(graph: bytes, crops: Crops) -> Embeddings:
-    return session(graph).run(None, {INPUT_NAME: crops})[0]  # type: ignore[no-any-return]
-
+from support.embedders import embed
 
 CROPS = faces.face_like(40, seed=9)
 

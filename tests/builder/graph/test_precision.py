@@ -9,19 +9,13 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from arcface_builder.check import crops as faces
-from arcface_builder.errors import CompileError
-from arcface_builder.graph.edit import session
-from arcface_builder.graph.precision import check_gpu_has, fallbacks, typed_graph
+from arcface_builder.graph.precision import fallbacks, typed_graph
 from arcface_builder.source.load import OnnxFile
-from arcface_client.contract import INPUT_NAME, OUTPUT_NAME, Crops, Embeddings
+from arcface_client.contract import Crops
 from arcface_client.models.golden import largest_drift
 from photograph import face_crops
+from support.embedders import embed
 from support.exports import EXPORTS, small_arcface
-
-
-def embed(graph: bytes, crops: Crops) -> Embeddings:
-    (embeddings,) = session(graph).run([OUTPUT_NAME], {INPUT_NAME: crops})
-    return embeddings  # type: ignore[no-any-return]
 
 
 def crops() -> Crops:
@@ -119,10 +113,3 @@ def test_the_more_exact_precisions_that_a_gpu_has_follow(
     precision: str, sm: str, expected: list[str]
 ) -> None:
     assert fallbacks(precision, sm) == expected
-
-
-@pytest.mark.parametrize("precision", ["tf32", "bf16"])
-def test_old_gpus_have_neither_tf32_nor_bf16(precision: str) -> None:
-    check_gpu_has(precision, "80")
-    with pytest.raises(CompileError, match=f"{precision} needs a GPU of sm80 or newer"):
-        check_gpu_has(precision, "75")

@@ -14,11 +14,11 @@ from onnx import helper, numpy_helper
 from arcface_builder.check.accuracy import TOLERANCE, check_onnx_model
 from arcface_builder.check.crops import face_like, noise
 from arcface_builder.errors import NotArcFaceError, ParityError
+from arcface_builder.graph.edit import embedder
 from arcface_builder.source.load import OnnxFile
 from arcface_builder.source.model import SourceModel
 from arcface_client.runtimes.base import Embed
 from photograph import face_crops
-from support.embedders import embedder
 from support.exports import EXPORTS, mxnet, pytorch_pack, small_arcface
 
 RUN_AS_FIXED_COPY = {

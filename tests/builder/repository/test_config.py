@@ -112,9 +112,3 @@ def test_the_width_of_an_embedding_is_the_networks_own(tmp_path: Path) -> None:
 def test_an_option_out_of_range_is_refused_by_name(option: str, value: Any) -> None:
     with pytest.raises(OptionError, match=f"{option} is {value!r}; expected"):
         ServingOptions(**{option: value})
-
-
-def test_the_arguments_are_those_that_are_not_defaults() -> None:
-    assert ServingOptions().arguments() == []
-    assert ServingOptions(instances=2, device="gpu").arguments() == ["--device", "gpu", "--instances", "2"]
-    assert ServingOptions(device="cpu").arguments() == ["--device", "cpu"]

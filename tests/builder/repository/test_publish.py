@@ -8,22 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import onnx
 import pytest
 
 from arcface_builder.errors import OptionError, RepositoryError
 from arcface_builder.repository.publish import ModelRepository, check_name
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
-from support.exports import small_arcface
 
 COMMAND = [sys.executable, "-m", "arcface_builder", "build", "--name", "small", "--onnx-path"]
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    path = tmp_path / "source.onnx"
-    onnx.save_model(small_arcface(), path)
-    return path
 
 
 @pytest.fixture
@@ -153,9 +144,7 @@ def publish(root, content, config):
         repository.publish("m", staged, config=config, manifest=str)
 
 def look(root):
-    folder = root / "m"
-    files = {str(path.relative_to(root)): path.read_text() for path in root.rglob("*") if path.is_file()}
-    return files
+    return {str(path.relative_to(root)): path.read_text() for path in root.rglob("*") if path.is_file()}
 
 sys.addaudithook(hook)
 outcomes = []

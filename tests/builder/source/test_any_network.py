@@ -79,32 +79,23 @@ def test_a_weight_may_have_a_name_of_the_serving_graph(taken: str, tmp_path: Pat
     assert "max_batch_size: 1\n" in config(built(model, tmp_path))
 
 
-@pytest.mark.parametrize("rest", [[2, 392], [2, 8, 7, 7]], ids=["a matrix", "a map"])
-def test_a_batch_fixed_to_two_is_freed(rest: list[int], tmp_path: Path) -> None:
-    model = built(
-        network(
-            f"{STEM} map = Reshape(stem, shape) {HEAD}",
-            takes="float[2,3,112,112] data",
-            gives="float[2,64] out",
-            weights=WEIGHTS | {"shape": rest},
-        ),
-        tmp_path,
-    )
+@pytest.mark.parametrize(
+    ("body", "shape", "batch"),
+    [
+        ("map = Reshape(stem, shape)", [2, 392], 32),
+        ("map = Reshape(stem, shape)", [2, 8, 7, 7], 32),
+        ("a, b = Split<axis=0>(stem) map = Concat<axis=0>(a, b)", [0], 1),
+    ],
+    ids=["a matrix", "a map", "halves"],
+)
+def test_a_batch_fixed_to_two_is_freed_or_served_crop_by_crop(
+    body: str, shape: list[int], batch: int, tmp_path: Path
+) -> None:
+    fixed: Any = {"takes": "float[2,3,112,112] data", "gives": "float[2,64] out"}
 
-    assert "max_batch_size: 32" in config(model)
+    model = built(network(f"{STEM} {body} {HEAD}", weights=WEIGHTS | {"shape": shape}, **fixed), tmp_path)
 
-
-def test_a_batch_fixed_to_two_that_cannot_be_freed_is_served_crop_by_crop(tmp_path: Path) -> None:
-    model = built(
-        network(
-            f"{STEM} a, b = Split<axis=0>(stem) map = Concat<axis=0>(a, b) {HEAD}",
-            takes="float[2,3,112,112] data",
-            gives="float[2,64] out",
-        ),
-        tmp_path,
-    )
-
-    assert "max_batch_size: 1\n" in config(model)
+    assert f"max_batch_size: {batch}\n" in config(model)
 
 
 TWO = f"{STEM} map = Relu(stem) flat = Flatten(map) out = Gemm<transB=1>(flat, fc)"

@@ -9,7 +9,7 @@ import pytest
 
 from arcface_builder.errors import PlanDamagedError
 from arcface_builder.store import LocalStore, StoredPlan
-from support.children import run, start
+from support.children import run
 from support.engines import KEY, manifest, plan, plan_file, plan_key
 
 
@@ -168,31 +168,6 @@ def test_what_a_killed_process_left_is_removed_after_a_day(
 
     assert not left.exists()
     assert fresh.exists()
-
-
-BUILD = """
-import sys
-from pathlib import Path
-from arcface_builder.store import PlanStore, LocalStore
-from support.engines import KEY, manifest, plan, plan_file
-number, store = int(sys.argv[1]), PlanStore(LocalStore(Path(sys.argv[2])))
-with store.local.building(KEY):
-    if store.fetch(KEY) is None:
-        print(number)
-        content = plan(seed=number)
-        with store.local.staging() as folder:
-            store.put(plan_file(folder, content), manifest(content))
-"""
-
-
-def test_parallel_builders_of_one_plan_build_it_once(tmp_path: Path) -> None:
-    builders = [start(BUILD, number, tmp_path) for number in range(4)]
-    (built,) = [printed for printed in (builder.communicate()[0] for builder in builders) if printed]
-
-    assert [builder.returncode for builder in builders] == [0] * 4
-    found = LocalStore(tmp_path).find(KEY)
-    assert found is not None
-    assert found.path.read_bytes() == plan(seed=int(built))
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:

@@ -37,24 +37,22 @@ def test_what_python_has_not_freed_yet_cannot_lock_tensorrt(start: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "typed", "compatible"),
+    ("version", "typed", "compatible", "opset"),
     [
-        ("8.5.3.1", False, False),
-        ("10.0.0b6", True, False),
-        ("10.8.0.43", True, False),
-        ("10.9.0.34", True, True),
-        ("11.1.0.106", True, True),
-        ("1.7.1.116", True, True),
+        ("8.5.3.1", False, False, 17),
+        ("10.0.0b6", True, False, None),
+        ("10.8.0.43", True, False, None),
+        ("10.9.0.34", True, True, None),
+        ("11.1.0.106", True, True, None),
+        ("1.7.1.116", True, True, None),
     ],
 )
-def test_the_version_says_what_tensorrt_can_do(version: str, typed: bool, compatible: bool) -> None:
+def test_the_version_says_what_tensorrt_can_do(
+    version: str, typed: bool, compatible: bool, opset: int | None
+) -> None:
     assert compat.is_strongly_typed(version) is typed
     assert compat.can_be_hardware_compatible(version) is compatible
-
-
-def test_only_tensorrt_8_needs_an_older_opset() -> None:
-    assert compat.newest_opset("8.5.3.1") == 17
-    assert [compat.newest_opset(version) for version in ("10.0.0b6", "11.1.0.106", "1.7.1.116")] == [None] * 3
+    assert compat.newest_opset(version) == opset
 
 
 def test_bf16_needs_tensorrt_10() -> None:

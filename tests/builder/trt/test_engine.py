@@ -12,12 +12,11 @@ from typing import Any
 import onnx
 import pytest
 
-from arcface_builder.errors import CompileError, OptionError, WorkspaceError
+from arcface_builder.errors import CompileError, WorkspaceError
 from arcface_builder.graph.precision import typed_graph
 from arcface_builder.trt import compat, engine, progress
 from arcface_builder.trt.engine import build_plan
 from arcface_builder.trt.options import BuildOptions
-from arcface_client.settings import load_tensorrt_settings
 from support.processes import wait_until
 
 
@@ -251,20 +250,3 @@ def test_a_timing_cache_that_cannot_be_read_or_written_does_not_cost_the_plan(
 
     (warning,) = caplog.messages
     assert warning.startswith(f"Cannot write the timing cache {tmp_path}/file/timing.cache (")
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "message"),
-    [
-        ("precision", "fp8", "Precision 'fp8' is unknown; expected fp32, tf32, fp16, bf16, mixed, int8"),
-        ("max_batch_size", 0, "max_batch_size is 0; expected 1 to 1024"),
-        ("opt_batch_size", 33, "opt_batch_size is 33; expected 1 to max_batch_size, 32"),
-        ("opt_batch_size", 0, "opt_batch_size is 0; expected 1 to max_batch_size, 32"),
-        ("workspace_size_mb", 128, "workspace_size_mb is 128; expected 256 or more"),
-    ],
-)
-def test_an_option_out_of_range_is_refused_by_name(option: str, value: Any, message: str) -> None:
-    with pytest.raises(OptionError, match=message):
-        BuildOptions(**{option: value})
-    with pytest.raises(OptionError, match=message):
-        BuildOptions.from_settings(load_tensorrt_settings(arguments={f"tensorrt.{option}": value}))

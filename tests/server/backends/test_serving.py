@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_server import LocalTriton
 from arcface_server.backends.config import InstanceConfig
 from arcface_server.backends.sessions import load_model
-from support.processes import command_line, cpu_seconds, group_members, thread_count
+from support.processes import command_line, cpu_seconds, group_members, thread_count, wait_until
 
 
 @pytest.fixture
@@ -139,14 +139,15 @@ def test_requests_are_merged_into_one_run_and_each_gets_its_own_rows(
 ) -> None:
     runtime = OnnxRuntime(repository / model / version / "model.onnx")
     requests = [crops[:1], crops[1:], crops]
-    before = client.get_inference_statistics(model, version).model_stats[0]
+
+    def counts() -> Any:
+        return client.get_inference_statistics(model, version).model_stats[0]
+
+    before = counts()
     answers = infer_at_once(client, model, requests)
-    deadline = time.monotonic() + 10
-    while True:  # Triton counts after it has answered
-        after = client.get_inference_statistics(model, version).model_stats[0]
-        if after.inference_count > before.inference_count + 5 or time.monotonic() > deadline:
-            break
-        time.sleep(0.05)
+    # Triton counts after it has answered.
+    wait_until(lambda: counts().inference_count - before.inference_count >= 6)
+    after = counts()
 
     for request, answer in zip(requests, answers, strict=True):
         assert isinstance(answer, np.ndarray), answer
