@@ -71,7 +71,10 @@ def fill_gallery(
         elif retry_failed:
             for file in filter(_failed, parts.files()):
                 drop_failed(open_gallery(file), file)
-        with PartWriter(parts, info, part_rows) as writer, closing(stream.rows(parts.known())) as all_rows:
+        with (
+            closing(PartWriter(parts, info, part_rows)) as writer,
+            closing(stream.rows(parts.known())) as all_rows,
+        ):
             for rows in all_rows:
                 writer.add(rows)
         count, failed = sum(map(_count, parts.files())), sum(map(_failed, parts.files()))

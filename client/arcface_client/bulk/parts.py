@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
 from ..errors import InputError
@@ -104,10 +104,7 @@ def drop_failed(gallery: Gallery, into: Path) -> None:
 
 
 class PartWriter:
-    """Collects rows, and writes them as parts in a thread of its own. Use it in a ``with`` block.
-
-    Rows that wait are written when the block ends, also by an error.
-    """
+    """Collects rows, and writes them as parts in a thread of its own; ``close`` it also after an error."""
 
     def __init__(self, parts: Parts, info: GalleryInfo, part_rows: int) -> None:
         self._parts, self._info, self._part_rows = parts, info, part_rows
@@ -136,12 +133,8 @@ class PartWriter:
         if writing is not None:
             writing.result()
 
-    def __enter__(self) -> PartWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Write the rows that wait; raises InputError if a part cannot be written."""
         with self._thread:
             self._write()
             self._wait()

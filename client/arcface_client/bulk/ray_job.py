@@ -59,13 +59,11 @@ class Actors:
         least: How many there are at first.
         most: How many there are as long as crops wait for them.
         gpus: GPUs of each; 0 for those that call a server.
-        cpus: Processors of each.
     """
 
     least: int = 1
     most: int = 1
     gpus: float = 0.0
-    cpus: float = 1.0
 
 
 @contextmanager
@@ -136,7 +134,7 @@ def on_an_actor(ray: Any, function: Callable[..., Any], actors: Actors, *argumen
     """
     if actors.gpus > ray.cluster_resources().get("GPU", 0):
         _log.warning("The Ray cluster has no GPU for an actor now; the job waits until it has one")
-    remote = ray.remote(num_cpus=actors.cpus, num_gpus=actors.gpus)(function)
+    remote = ray.remote(num_cpus=1, num_gpus=actors.gpus)(function)
     with _plain_errors(ray):
         return ray.get(remote.remote(*arguments))
 
@@ -216,7 +214,7 @@ class RayStream(RowStream):
             batch_format="pyarrow",
             zero_copy_batch=True,
             compute=data.ActorPoolStrategy(min_size=min(actors.least, len(shards)), max_size=actors.most),
-            num_cpus=actors.cpus,
+            num_cpus=1,
             num_gpus=actors.gpus,
         )
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
-from types import TracebackType
 from typing import Final
 
 import numpy as np
@@ -46,8 +45,6 @@ class Chunk:
 class Reader:
     """Reads items ahead of the embedder, in order; ``slots`` chunks at most are read, waiting, or in use.
 
-    Use it in a ``with`` block.
-
     Args:
         workers: Processes; 0 reads in this one.
         in_use: Chunks that are with the embedder at a time.
@@ -73,12 +70,8 @@ class Reader:
             self._slots = np.empty((slots, CHUNK, *CROP_SHAPE), np.uint8)
         self._free = deque(range(slots))
 
-    def __enter__(self) -> Reader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """End the processes; what they have not begun is left out."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._memory.unlink()

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from itertools import chain, compress, islice
 from typing import Final
@@ -133,7 +133,7 @@ class Stream(RowStream):
         if workers is None:
             workers = 0 if len(first) < CHUNK else min(os.cpu_count() or 1, MOST_WORKERS)
         with ExitStack() as stack:
-            reader = stack.enter_context(Reader(workers, in_use=CALLS, resize=self.resize))
+            reader = stack.enter_context(closing(Reader(workers, in_use=CALLS, resize=self.resize)))
             threads = ThreadPoolExecutor(CALLS)
             # What is under way ends when the embedder is closed, or by itself.
             stack.callback(threads.shutdown, wait=False, cancel_futures=True)

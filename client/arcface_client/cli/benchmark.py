@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from ..errors import joined
-from .connection import Server
+from .connection import Json, Server
 from .terminal import (
     DONE,
     FAILED,
@@ -83,7 +83,7 @@ def benchmark(
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the figures to this file, as JSON.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    as_json: Json = False,
     plot: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Draw throughput against latency: .svg, .png or .pdf."),

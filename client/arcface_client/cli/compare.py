@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
-from .connection import Server
+from .connection import Json, Resize, Server, Threshold
 from .terminal import DONE, FAILED, checked, examples, print_json, progress, with_shared_options
 
 if TYPE_CHECKING:
@@ -63,9 +63,7 @@ def compare(
     images: Annotated[
         Path | None, typer.Option(help="Folder of face crops (default: generated crops).")
     ] = None,
-    resize: Annotated[
-        bool, typer.Option("--resize", help="Scale crops of another size instead of refusing them.")
-    ] = False,
+    resize: Resize = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Crops in a batch.")] = 32,
     max_drift_cosine: Annotated[
         float | None,
@@ -73,9 +71,7 @@ def compare(
             min=0, max=1, help="Largest cosine distance that passes (default: validation.max_drift_cosine)."
         ),
     ] = None,
-    threshold: Annotated[
-        float, typer.Option(min=-1, max=1, help="Cosine similarity from which two crops are one person.")
-    ] = 0.3,
+    threshold: Threshold = 0.3,
     pairs: Annotated[
         Path | None, typer.Option(help="Verification set of InsightFace, for example lfw.bin.")
     ] = None,
@@ -86,7 +82,7 @@ def compare(
             help="With --pairs: add the mirrored crop's embedding, as InsightFace's verification.py does.",
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    as_json: Json = False,
     report: Annotated[
         Path | None, typer.Option(metavar="HTML", help="Write an HTML page that stands alone.")
     ] = None,

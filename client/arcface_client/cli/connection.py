@@ -1,4 +1,4 @@
-"""The flags that say which server, and the settings that follow from them."""
+"""The flags that say which server, the settings that follow from them, and flags of several commands."""
 
 from __future__ import annotations
 
@@ -14,6 +14,15 @@ if TYPE_CHECKING:
 
 _option = partial(typer.Option, rich_help_panel="Server")
 _certificate = partial(_option, metavar="PEM")
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print a JSON object.")]
+Resize = Annotated[
+    bool, typer.Option("--resize", help="Scale crops of another size instead of refusing them.")
+]
+Threshold = Annotated[
+    float, typer.Option(min=-1, max=1, help="Cosine similarity from which two crops are one person.")
+]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from ..errors import ImageFileError, require
-from .connection import Server
+from .connection import Json, Resize, Server
 from .embedder import TRITON, embedder, settings_of
 from .terminal import DONE, FAILED, examples, print_json, rate_of, say, with_shared_options
 
@@ -59,10 +59,8 @@ def embed(
             callback=_output, help="gallery.parquet, a folder for a gallery in parts, or a small .npz."
         ),
     ],
-    resize: Annotated[
-        bool, typer.Option("--resize", help="Scale crops of another size instead of refusing them.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    resize: Resize = False,
+    as_json: Json = False,
     model: Annotated[
         str | None,
         typer.Option(
@@ -166,7 +164,7 @@ def embed(
     if is_archive:
         check_output(Path(output))
     with ExitStack() as stack:
-        told = _Told(stack.enter_context(rate_of("embed", "crops")), None if is_archive else _TOLD)
+        told = _Told(stack.enter_context(rate_of("embed")), None if is_archive else _TOLD)
         how: dict[str, Any] = {"resize": resize, "observe": told.observe}
         stream: RowStream
         if ray is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from ..errors import InputError
-from .connection import Server
+from .connection import Json, Resize, Server, Threshold
 from .embedder import TRITON, embedder, settings_of
 from .terminal import DONE, FAILED, examples, print_json, print_table, progress, rate_of, with_shared_options
 
@@ -40,13 +40,9 @@ def migrate(
     ] = TRITON,
     sample: Annotated[int, typer.Option(min=2, help="Ids that are compared, taken at random.")] = 1000,
     k: Annotated[int, typer.Option("--k", min=1, help="Neighbours of each that are compared.")] = 10,
-    threshold: Annotated[
-        float, typer.Option(min=-1, max=1, help="Cosine similarity from which two crops are one person.")
-    ] = 0.3,
-    resize: Annotated[
-        bool, typer.Option("--resize", help="Scale crops of another size instead of refusing them.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    threshold: Threshold = 0.3,
+    resize: Resize = False,
+    as_json: Json = False,
 ) -> int:
     """Embed a gallery's crops again with another model, and say how neighbours and decisions change.
 
@@ -70,7 +66,7 @@ def migrate(
     before = open_gallery(old)
     crops = open_source(source, whole_paths=old.lower().endswith(".npz"))  # which has whole paths as ids
     settings = settings_of(server, backend, to, None)
-    with embedder(settings, context.obj) as (made, info), rate_of("migrate", "crops") as show:
+    with embedder(settings, context.obj) as (made, info), rate_of("migrate") as show:
         if info.space == before.info.space and info.space.source_sha256 is not None:
             raise InputError(f"{old} is by {before.info}, as {to} is, so there is nothing to migrate.")
         stream = Stream(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import numpy as np
 import typer
 
-from .connection import Server
+from .connection import Json, Resize, Server
 from .terminal import DONE, examples, print_json, print_table, progress, with_shared_options
 
 if TYPE_CHECKING:
@@ -45,9 +45,7 @@ def search(
             "in this process.",
         ),
     ] = "triton",
-    resize: Annotated[
-        bool, typer.Option("--resize", help="Scale crops of another size instead of refusing them.")
-    ] = False,
+    resize: Resize = False,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write an HTML page with the crops.")
     ] = None,
@@ -55,7 +53,7 @@ def search(
         list[str] | None,
         typer.Option(help="With --html: where the gallery's crops are, as `embed` was given it."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    as_json: Json = False,
 ) -> int:
     """Find the faces of a gallery that are nearest to a query's, by cosine similarity.
 

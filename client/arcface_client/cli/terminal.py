@@ -253,19 +253,18 @@ def _lines(title: str) -> Progress:
 
 
 @contextmanager
-def rate_of(title: str, what: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Show on standard error how many of something are done, at what rate, and how long it still takes.
+def rate_of(title: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Show on standard error how many crops are done, at what rate, and how long it still takes.
 
     Args:
         title: What is under way.
-        what: Of what, for example "crops".
 
     Yields:
         What to call with the number done, and the total or None. On a terminal it draws a bar; elsewhere it
         writes a line at first, and one every minute.
     """
     if not _stderr.is_terminal:
-        yield _rate_lines(title, what)
+        yield _rate_lines(title)
         return
     with _bars(MofNCompleteColumn(), _Rate(), TimeRemainingColumn()) as bars:
         task = bars.add_task(title, total=None)
@@ -277,7 +276,7 @@ class _Rate(ProgressColumn):
         return Text("" if task.speed is None else f"{task.speed:,.0f}/s")
 
 
-def _rate_lines(title: str, what: str) -> Callable[[int, int | None], None]:
+def _rate_lines(title: str) -> Callable[[int, int | None], None]:
     started = time.monotonic()
     last, before = -math.inf, 0
 
@@ -290,7 +289,7 @@ def _rate_lines(title: str, what: str) -> Callable[[int, int | None], None]:
         of = "" if total is None else f" of {total:,}"
         left = f", {(total - done) / rate:,.0f} s left" if total and rate and before else ""
         said = f" ({rate:,.0f}/s{left})" if before else ""
-        say(f"{title}: {done:,}{of} {what}{said}")
+        say(f"{title}: {done:,}{of} crops{said}")
         last, before = now, done
 
     return show

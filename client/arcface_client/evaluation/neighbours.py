@@ -89,9 +89,9 @@ def _largest(similarity: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.intp
     return np.argpartition(-similarity, k - 1, axis=1)[:, :k]
 
 
-def sample(gallery: Gallery, size: int, seed: int = 0) -> tuple[list[str], Embeddings]:
+def sample(gallery: Gallery, size: int) -> tuple[list[str], Embeddings]:
     """Take rows at random: ids, and float32 [N, D]; fewer than ``size`` where chosen rows have failed."""
-    chosen = np.random.default_rng(seed).permutation(gallery.count)[:size]
+    chosen = np.random.default_rng(0).permutation(gallery.count)[:size]
     ids, rows, start = list[str](), [np.empty((0, gallery.info.dim), np.float32)], 0
     for batch in gallery.batches():
         inside = np.sort(chosen[(chosen >= start) & (chosen < start + len(batch))]) - start

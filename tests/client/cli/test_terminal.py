@@ -133,7 +133,7 @@ def test_a_rate_without_a_terminal_is_a_line_now_and_then_with_the_time_left(
 ) -> None:
     times = iter([0.0, 1.0, 2.0, 61.0])
     monkeypatch.setattr("time.monotonic", lambda: next(times))
-    with terminal.rate_of("embed", "crops") as show:
+    with terminal.rate_of("embed") as show:
         show(128, None)
         show(256, None)
         show(6128, 12_128)
@@ -144,7 +144,7 @@ def test_progress_on_a_terminal_is_a_bar_with_log_lines_above_it() -> None:
     body = (
         "import logging\n    with progress('r18') as report:\n"
         "        report('building', 0.5)\n        logging.warning('a log line')\n"
-        "    with rate_of('embed', 'crops') as show:\n        show(0, None)\n        show(1000, 4000)"
+        "    with rate_of('embed') as show:\n        show(0, None)\n        show(1000, 4000)"
     )
     controller, terminal = os.openpty()
     try:
