@@ -15,7 +15,6 @@ from arcface_client.contract import Embeddings
 from arcface_client.errors import InputError, OtherEmbeddingSpaceError
 from arcface_client.gallery import GalleryInfo, gallery_table, open_gallery, write_gallery
 from arcface_client.models.embedding_space import EmbeddingSpace
-from support.limits import small_files_only
 
 SPACE = EmbeddingSpace(
     source_sha256="a1" * 32, preprocessing="RGB, (x - 127.5) / 127.5", precision_class="float"
@@ -132,15 +131,6 @@ def test_what_is_no_gallery_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=told):
             open_gallery(tmp_path / name)
-
-
-def test_a_gallery_that_does_not_fit_leaves_what_was_there(tmp_path: Path) -> None:
-    path = tmp_path / "gallery.parquet"
-    write_gallery(path, INFO, [table(INFO, rows(2))])
-    with small_files_only(), pytest.raises(InputError, match=r"File too large\. What was there before"):
-        write_gallery(path, INFO, [table(INFO, rows(2000))])
-    assert open_gallery(path).count == 2
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_gallery_in_a_bucket_is_read_by_its_url(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from arcface_client.gallery import GalleryInfo, open_gallery
 from arcface_client.models.embedding_space import EmbeddingSpace
 from arcface_client.observability.diagnostics import Served
 from arcface_client.triton.embed_request import EmbedRequest
+from support.galleries import rows_of
 from support.limits import small_files_only
 from support.stand_in import StandIn
 
@@ -43,17 +44,6 @@ def run(
     observe = how.pop("observe", lambda counts, rows: None)
     stream = Stream(open_source([str(folder)]), embedder, observe=observe, **streaming)
     return fill_gallery(stream, output, info, **{"part_rows": 5, **how})
-
-
-def rows(gallery: Path) -> dict[str, Any]:
-    """All rows by their ids, of which each is there once."""
-    opened = open_gallery(gallery)
-    found = {}
-    for table in opened.tables():
-        for row in table.to_pylist():
-            assert row["id"] not in found
-            found[row["id"]] = row
-    return found
 
 
 @pytest.mark.parametrize("name", ["gallery.parquet", "gallery"])
@@ -73,7 +63,7 @@ def test_a_gallery_has_each_crops_embedding_and_where_it_was_made(
     ids, embeddings = open_gallery(output).load()
     assert ids == list(files)
     np.testing.assert_allclose(embeddings, expected[:20], atol=1e-6)
-    assert {row["source"] for row in rows(output).values()} == {"tiny:1 at this process"}
+    assert {row["source"] for row in rows_of(output).values()} == {"tiny:1 at this process"}
     assert open_gallery(output).info.job["sources"] == [str(folder)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["crops", name]
 
@@ -85,8 +75,8 @@ def test_a_file_whose_name_is_not_utf_8_is_embedded_once(
         (folder / os.fsdecode(name)).write_bytes(content)
     output = tmp_path / "gallery"
     assert run(folder, output, embedder).counts.done == 22
-    assert rows(output)["\\udcfe.png"]["error"] == "\\udcfe.png cannot be read as an image: it is empty."
-    assert rows(output)["\\udcff.png"]["error"] is None
+    assert rows_of(output)["\\udcfe.png"]["error"] == "\\udcfe.png cannot be read as an image: it is empty."
+    assert rows_of(output)["\\udcff.png"]["error"] is None
     assert run(folder, output, embedder).counts.done == 0
 
 
@@ -105,7 +95,7 @@ def test_a_second_run_adds_what_is_new_and_embeds_nothing_twice(
     assert (again.rows, again.counts.done, again.counts.kept) == (20, 1, 19)
     others = [path.name for path in output.iterdir() if path.suffix != ".parquet"]
     assert sorted(others) == [".hidden", "notes.txt"]  # what a killed process left half is gone
-    assert len(rows(output)) == 20
+    assert len(rows_of(output)) == 20
 
 
 def test_a_whole_file_is_left_as_it_is(folder: Path, embedder: EmbeddingBackend, tmp_path: Path) -> None:
@@ -124,7 +114,7 @@ def test_what_failed_keeps_its_reason_and_is_embedded_again_on_demand(
     output = tmp_path / name
     (folder / "003.png").write_bytes(b"")
     assert run(folder, output, embedder).failed == 1
-    row = rows(output)["003.png"]
+    row = rows_of(output)["003.png"]
     assert (row["error"], row["source"]) == ("003.png cannot be read as an image: it is empty.", None)
     assert np.isnan(row["embedding"]).all()
 
@@ -132,7 +122,7 @@ def test_what_failed_keeps_its_reason_and_is_embedded_again_on_demand(
     assert run(folder, output, embedder).failed == 1
     result = run(folder, output, embedder, retry_failed=True)
     assert (result.rows, result.failed, result.counts.done) == (20, 0, 1)
-    assert rows(output)["003.png"]["error"] is None
+    assert rows_of(output)["003.png"]["error"] is None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["crops", name]
 
 
@@ -161,7 +151,7 @@ def test_the_output_of_another_job_is_refused_and_the_difference_named(
     run(folder, tmp_path / name, embedder)
     with pytest.raises((InputError, OtherEmbeddingSpaceError), match=told):
         run(folder, tmp_path / name, embedder, info, **how)
-    assert len(rows(tmp_path / name)) == 20
+    assert len(rows_of(tmp_path / name)) == 20
 
 
 def test_an_id_that_occurs_again_is_left_out_counted_and_named(
@@ -195,7 +185,7 @@ def test_a_source_that_is_gone_ends_the_job_and_keeps_what_was_embedded(
     stream = Stream(Source(source.names, (Gone(),)), embedder, observe=lambda *_: None)
     with pytest.raises(SourceUnavailableError, match=r"is gone\..*run the same command again"):
         fill_gallery(stream, tmp_path / "gallery", INFO)
-    assert len(rows(tmp_path / "gallery")) == 20
+    assert len(rows_of(tmp_path / "gallery")) == 20
 
 
 def test_a_full_disk_ends_the_job_in_one_line_and_the_next_run_does_the_rest(
@@ -206,7 +196,7 @@ def test_a_full_disk_ends_the_job_in_one_line_and_the_next_run_does_the_rest(
         run(folder, output, embedder)
     assert all(path.suffix == ".parquet" for path in output.iterdir())
     run(folder, output, embedder)
-    assert len(rows(output)) == 20
+    assert len(rows_of(output)) == 20
 
 
 def test_a_process_that_is_killed_while_it_reads_ends_the_job_in_one_line(
@@ -221,7 +211,7 @@ def test_a_process_that_is_killed_while_it_reads_ends_the_job_in_one_line(
 
     with pytest.raises(DeploymentError, match=r"was killed.*fewer --workers"):
         run(folder, tmp_path / "gallery", embedder, workers=1, observe=kill)
-    assert len(rows(tmp_path / "gallery")) >= 128
+    assert len(rows_of(tmp_path / "gallery")) >= 128
     assert run(folder, tmp_path / "gallery", embedder).rows == 620
 
 
@@ -264,4 +254,4 @@ def test_two_jobs_do_not_write_to_one_gallery(
             run(folder, tmp_path / "gallery", embedder)
 
     run(folder, tmp_path / "gallery", embedder, observe=observe)
-    assert len(rows(tmp_path / "gallery")) == 20
+    assert len(rows_of(tmp_path / "gallery")) == 20

@@ -51,11 +51,6 @@ def one_tar(files: Files, path: Path) -> list[str]:
     return [f"{path}/a.tar.gz/{name}" for name in files]
 
 
-def pattern(files: Files, path: Path) -> list[str]:
-    folder_of_tars(files, path)
-    return [f"b.tar/{name}" for name in files]
-
-
 def list_of_paths(files: Files, path: Path) -> list[str]:
     names = [f"crops/{name}" for name in files]
     (path / "list.txt").write_text("\n".join(names) + "\r\n\n")
@@ -85,7 +80,7 @@ def table_of_paths(files: Files, path: Path) -> list[str]:
     [
         (folder_of_tars, "shards"),
         (one_tar, "a.tar.gz"),
-        (pattern, "shards/*.tar"),
+        (folder_of_tars, "shards/*.tar"),
         (list_of_paths, "list.txt"),
         (table_of_bytes, "table.parquet"),
         (table_of_structs, "table.parquet"),

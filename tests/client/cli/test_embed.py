@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from arcface_client.gallery import open_gallery
 from arcface_client.models.files import sha256_of
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 from arcface_server import LocalTriton
+from support.galleries import rows_of
 from support.image_files import save_crops
 from support.processes import wait_until
 from support.tiny import write_tiny_repository
@@ -70,16 +70,6 @@ def test_a_gallery_by_a_model_in_this_process_knows_its_embedding_space(
     )
 
 
-def rows(gallery: Path) -> dict[str, Any]:
-    """All rows by their ids, of which each is there once."""
-    found = dict[str, Any]()
-    for table in open_gallery(gallery).tables():
-        for row in table.to_pylist():
-            assert row["id"] not in found
-            found[row["id"]] = row
-    return found
-
-
 @pytest.mark.faults
 def test_a_job_that_is_killed_goes_on_where_it_was(
     triton: LocalTriton, folder: Path, capsys: pytest.CaptureFixture[str]
@@ -97,7 +87,7 @@ def test_a_job_that_is_killed_goes_on_where_it_was(
     figures = json.loads(capsys.readouterr().out)
     assert figures["embedded"] == 1000
     assert figures["kept"] >= 128
-    assert len(rows(output)) == 1000
+    assert len(rows_of(output)) == 1000
 
 
 @pytest.mark.faults
@@ -116,7 +106,7 @@ def test_a_job_that_is_killed_ten_times_ends_as_an_undisturbed_one(
         return [sys.executable, "-m", "arcface_client", "embed", str(folder), *flags]
 
     def compare() -> None:
-        expected, found = rows(tmp_path / "whole.parquet"), rows(Path(output))
+        expected, found = rows_of(tmp_path / "whole.parquet"), rows_of(Path(output))
         assert found.keys() == expected.keys()
         for id, row in expected.items():
             np.testing.assert_allclose(found[id]["embedding"], row["embedding"], atol=1e-6)
@@ -161,4 +151,4 @@ def test_a_server_that_restarts_delays_a_job_and_nothing_else(tmp_path: Path, cr
         printed, errors = job.communicate(timeout=100)
     assert job.returncode == 0, errors
     assert "8000 embeddings by tiny_onnx:1" in printed
-    assert len(rows(output)) == 8000
+    assert len(rows_of(output)) == 8000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,29 +16,29 @@ from support.limits import small_files_only
 KEPT = r"{} cannot be written: File too large\. What was there before is kept\."
 
 
-def test_a_file_that_does_not_fit_leaves_what_was_there(tmp_path: Path) -> None:
-    path = tmp_path / "report.html"
-    replace_text(path, "old")
-    with small_files_only(), pytest.raises(InputError, match=KEPT.format(path)):
-        replace_text(path, "new" * 1000)
-
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
+def write_archive(path: Path, rows: int) -> None:
+    with embedding_archive(path) as add:
+        add(["a"] * rows, np.zeros((rows, 512), np.float32))
 
 
-def test_an_archive_that_does_not_fit_names_the_file_and_leaves_what_was_there(tmp_path: Path) -> None:
-    path = tmp_path / "out.npz"
+def write_text(path: Path, rows: int) -> None:
+    replace_text(path, "text" * rows)
+
+
+@pytest.mark.parametrize("write", [write_archive, write_text])
+def test_a_file_that_does_not_fit_is_named_and_leaves_what_was_there(
+    tmp_path: Path, write: Callable[[Path, int], None]
+) -> None:
+    path = tmp_path / "out"
     path.write_text("old")
-    told = pytest.raises(InputError, match=KEPT.format(path))
-    with small_files_only(), told, embedding_archive(path) as add:
-        add(["a"] * 100, np.zeros((100, 512), np.float32))
-
+    with small_files_only(), pytest.raises(InputError, match=KEPT.format(path)):
+        write(path, 1000)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_an_archive_holds_what_was_added_to_it(tmp_path: Path) -> None:
-    rows = np.random.default_rng(0).standard_normal((5, 512)).astype(np.float32)
+    rows = np.random.default_rng(0).standard_normal((5, 128)).astype(np.float32)
     with embedding_archive(tmp_path / "out.npz") as add:
         add(["a", "b"], rows[:2])
         add(["c", "d", "é" * 30], rows[2:])

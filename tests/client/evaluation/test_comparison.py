@@ -53,6 +53,11 @@ def test_equal_models_pass(url: list[str], tmp_path: Path, capsys: pytest.Captur
     assert pair["drift_max"] < 1e-9
     assert pair["cosine_min"] > 1 - 1e-9
     assert pair["flips"] == {"threshold": 0.3, "count": 0, "pairs": 12 * 11 // 2}
+    assert [(control["perturbation"], control["seen"]) for control in found["controls"]] == [
+        ("red and blue swapped", True),
+        ("pixels normalised twice", True),
+        ("another image", True),
+    ]
     assert found["samples"] == {
         "count": 12,
         "origin": "8 golden crops varied, seed 0",
