@@ -110,9 +110,9 @@ class GalleryInfo:
             if schema.field("embedding").type.list_size != info.dim:
                 raise InputError(f"{name} has embeddings of another width than its metadata says.")
             return info
+        except InputError:
+            raise
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
             raise InputError(f"{name} has damaged metadata: {' '.join(str(error).split())}") from error
 
     @property

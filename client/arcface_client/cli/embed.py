@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -164,7 +165,7 @@ def embed(
     if is_archive:
         check_output(Path(output))
     with ExitStack() as stack:
-        told = _Told(stack.enter_context(rate_of("embed")), None if is_archive else _TOLD)
+        told = _Told(stack.enter_context(rate_of("embed")), math.inf if is_archive else _TOLD)
         how: dict[str, Any] = {"resize": resize, "observe": told.observe}
         stream: RowStream
         if ray is not None:
@@ -178,7 +179,7 @@ def embed(
             made, info = stack.enter_context(embedder(settings, context.obj))
             stream = Stream(source, made, workers=workers, **how)
         if is_archive:
-            outcome = _archive(stream, Path(output), info, told)
+            outcome = _archive(stream, Path(output), info)
         else:
             result = fill_gallery(
                 stream, Path(output), info, part_rows=part_rows, retry_failed=retry_failed, resume=resume
@@ -204,31 +205,24 @@ class _Outcome:
 class _Told:
     """Shows how far it is, and says which images cannot be embedded."""
 
-    def __init__(self, show: Callable[[int, int | None], None], most: int | None) -> None:
-        self._show, self._most, self._said = show, most, 0
-        self.ids = list[str]()
+    def __init__(self, show: Callable[[int, int | None], None], most: float) -> None:
+        self._show, self._left = show, most
 
     def observe(self, counts: Counts, rows: Rows | None) -> None:
         self._show(counts.done + counts.kept + counts.duplicates, counts.total)
-        if rows is None or not any(rows.errors):
-            return
-        for id, error in zip(rows.ids, rows.errors, strict=True):
-            if error is None:
-                continue
-            if self._most is None:
-                self.ids.append(id)
-            self._said += 1
-            if self._said == self._most:
-                say("Further ones are in the gallery's column `error`.")
-            elif self._most is None or self._said < self._most:
+        for error in filter(None, rows.errors if rows else ()):
+            self._left -= 1
+            if self._left > 0:
                 say(f"skipped: {error}")
+            elif self._left == 0:
+                say("Further ones are in the gallery's column `error`.")
 
 
-def _archive(stream: RowStream, output: Path, info: GalleryInfo, told: _Told) -> _Outcome:
+def _archive(stream: RowStream, output: Path, info: GalleryInfo) -> _Outcome:
     from ..bulk.ids import IdSet
     from .output import embedding_archive
 
-    space = info.space
+    space, skipped = info.space, list[str]()
     texts = {
         "model": info.model,
         "version": info.version,
@@ -243,10 +237,11 @@ def _archive(stream: RowStream, output: Path, info: GalleryInfo, told: _Told) ->
         closing(stream.rows(IdSet())) as all_rows,
     ):
         for rows in all_rows:
+            skipped += compress(rows.ids, rows.errors)
             good = [error is None for error in rows.errors]
             if any(good):
                 add(list(compress(rows.ids, good)), rows.embeddings[good])
-        done, skipped = stream.counts.done - stream.counts.failed, told.ids
+        done = stream.counts.done - stream.counts.failed
         if not done:
             raise ImageFileError(
                 f"None of {stream.counts.done} files is a face crop; {output} is not written."

@@ -25,7 +25,6 @@ from .systems import System, is_file, open_reference, open_systems, siblings_on
 
 if TYPE_CHECKING:
     from ..settings import PipelineSettings
-    from ..triton.client import EmbeddingClient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +80,6 @@ def compare(options: Options, settings: PipelineSettings, progress: Progress = n
     else:
         samples = samples_from(options.images, options.n_samples, resize=options.resize, progress=progress)
 
-    def connect(model: str, version: int | None) -> EmbeddingClient:
-        return settings.triton.model_copy(update={"model": model, "version": version}).client()
-
     with ExitStack() as stack:
         server, names = None, options.models
         if not names or not all(map(is_file, [*names, *options.control_models])):
@@ -94,13 +90,13 @@ def compare(options: Options, settings: PipelineSettings, progress: Progress = n
         if options.reference is not None:
             models = LocalModels(settings.embedding.model_repository)
             systems.append(open_reference(options.reference, options.pixels, models, stack))
-        systems += open_systems(names, connect, server, stack)
+        systems += open_systems(names, settings.triton, server, stack)
         if len(systems) < 2:
             raise InputError(
                 f"{systems[0].name} is the only model that is ready on {systems[0].where}; expected two or "
                 "more. Publish another version or sibling, or give --reference FILE."
             )
-        others = open_systems(options.control_models, connect, server, stack)
+        others = open_systems(options.control_models, settings.triton, server, stack)
         return compare_systems(
             systems,
             samples,

@@ -22,12 +22,9 @@ from ..triton.status import ServerStatus
 
 if TYPE_CHECKING:
     from ..runtimes.onnxruntime import OnnxRuntime
-    from ..triton.client import EmbeddingClient
+    from ..settings import TritonSettings
 
 _PURPOSE: Final = "The reference"
-
-Connect = Callable[[str, "int | None"], "EmbeddingClient"]
-"""Makes a client of a model and version."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,13 +65,13 @@ def is_file(name: str) -> bool:
 
 
 def open_systems(
-    names: Sequence[str], connect: Connect, server: ServerStatus | None, stack: ExitStack
+    names: Sequence[str], triton: TritonSettings, server: ServerStatus | None, stack: ExitStack
 ) -> list[System]:
     """Open models and files by name.
 
     Args:
         names: "model", "model:version" or "path/to/model.onnx", each.
-        connect: Makes clients of the server.
+        triton: Which server, and how it is called.
         server: The server's status; None if only files are named.
         stack: Closes the systems.
 
@@ -83,7 +80,7 @@ def open_systems(
     """
     systems: dict[str, System] = {}
     for name in names:
-        system = _open_file(name, stack) if is_file(name) else _open_served(name, connect, server, stack)
+        system = _open_file(name, stack) if is_file(name) else _open_served(name, triton, server, stack)
         if system.name in systems:
             raise InputError(f"{system.name} is named twice; name each model once.")
         systems[system.name] = system
@@ -106,12 +103,14 @@ def _open_file(name: str, stack: ExitStack) -> System:
     return System(name=name, kind="in process", where=name, run=runtime.embed)
 
 
-def _open_served(name: str, connect: Connect, server: ServerStatus | None, stack: ExitStack) -> System:
-    pin, version = Pin.parse(name), Pin.parse(name).version
+def _open_served(name: str, triton: TritonSettings, server: ServerStatus | None, stack: ExitStack) -> System:
+    pin = Pin.parse(name)
+    version = pin.version
     if version is None and server is not None:
         ready = [model.version for model in server.models if model.name == pin.model and model.ready]
         version = max(filter(None, ready), default=None)
-    client = stack.enter_context(connect(pin.model, version))
+    settings = triton.model_copy(update={"model": pin.model, "version": version})
+    client = stack.enter_context(settings.client())
     client.ensure_ready()  # without a version, its error says why
     return System(
         name=f"{pin.model}:{version}",

@@ -30,6 +30,7 @@ from arcface_client.errors import ImageFileError, NoCandidateError
 from arcface_client.evaluation.images import read_crop
 from arcface_client.gallery import GalleryInfo, open_gallery
 from arcface_server import LocalTriton
+from support.galleries import rows_of
 from support.processes import wait_until
 from support.stand_in import DIM, SPACE, StandIn, embeddings_of
 
@@ -112,17 +113,12 @@ def ignore(*_: object) -> None: ...
 
 def check(output: Path, wanted: dict[str, Embeddings]) -> None:
     """Every image is there once, with its own embedding, and the empty one with its error."""
-    table = pq.read_table(output)
-    ids = table.column("id").to_pylist()
-    assert sorted(ids) == sorted([*wanted, "empty.png"])
-    for name, embedding, error in zip(
-        ids, table.column("embedding").to_pylist(), table.column("error").to_pylist(), strict=True
-    ):
-        if name == "empty.png":
-            assert error == "empty.png cannot be read as an image: it is empty."
-        else:
-            assert error is None
-            np.testing.assert_array_equal(np.array(embedding, np.float32), wanted[name])
+    rows = rows_of(output)
+    assert rows.pop("empty.png")["error"] == "empty.png cannot be read as an image: it is empty."
+    assert rows.keys() == wanted.keys()
+    for name, row in rows.items():
+        assert row["error"] is None
+        np.testing.assert_array_equal(np.array(row["embedding"], np.float32), wanted[name])
 
 
 def test_a_cluster_makes_the_gallery_that_one_machine_would(
