@@ -7,7 +7,6 @@ import io
 import json
 import multiprocessing
 import os
-import shlex
 import shutil
 import statistics
 import subprocess
@@ -32,13 +31,13 @@ from arcface_client.bulk.ids import IdSet
 from arcface_client.bulk.reader import CHUNK
 from arcface_client.bulk.rows import embed
 from arcface_client.bulk.source import Item, open_source
-from arcface_client.evaluation.benchmark import machine
-from arcface_client.evaluation.report import versions
 from arcface_client.gallery import GalleryInfo, write_gallery
 from arcface_client.triton.client import EmbeddingClient
 from arcface_server import LocalTriton
 from bulk_job import DIM, StandIn, send_chunks
-from report import FOLDER
+from script import usual_flags, write
+
+NAME: Final = "bulk"
 
 CROP_US: Final = 50
 """What the stand-in takes for a crop."""
@@ -49,16 +48,15 @@ DISTINCT: Final = 2000
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = usual_flags(__doc__)
+    parser.set_defaults(depth="r18")
     parser.add_argument("--crops", type=int, default=20_000, help="of each run (default: %(default)s)")
     parser.add_argument("--turns", type=int, default=5, help="of each speed (default: %(default)s)")
     parser.add_argument("--triton-turns", type=int, default=3, help="through Triton (default: %(default)s)")
     parser.add_argument("--triton-crops", type=int, default=4000, help="of a turn (default: %(default)s)")
-    parser.add_argument("--depth", default="r18", help="the network behind Triton (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=FOLDER, help="folder (default: docs/benchmarks)")
     parser.add_argument("--only", nargs="+", default=["stages", "speed", "memory", "triton"])
     arguments = parser.parse_args()
-    path = arguments.output / "bulk.json"
+    path = arguments.output / f"{NAME}.json"
     found: dict[str, Any] = json.loads(path.read_text())["bulk"] if path.exists() else {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -72,15 +70,7 @@ def main() -> None:
         for kind in arguments.only:
             found[kind] = measures[kind]() | {"load_average": round(os.getloadavg()[0], 1)}
             print(json.dumps({kind: found[kind]}, indent=1), file=sys.stderr)
-    report = {
-        "command": shlex.join(["python", *sys.argv]),
-        "machine": machine(),
-        "versions": versions(None),
-        "bulk": found,
-        "tables": tables(found),
-    }
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(path)
+    write(arguments.output, NAME, bulk=found, tables=tables(found))
 
 
 def tables(found: dict[str, Any]) -> list[dict[str, Any]]:
@@ -137,7 +127,6 @@ def tables(found: dict[str, Any]) -> list[dict[str, Any]]:
             "title": f"Embedding many crops. {title}",
             "rows": own,
             "note": f"Load average of the machine: {loads[kind]}.",
-            "in_readme": False,
         }
         for kind, (title, own) in rows.items()
         if own

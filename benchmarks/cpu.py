@@ -5,8 +5,6 @@ Builds a network with synthetic weights, serves it, and measures as `arcface-cli
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
 import tempfile
@@ -22,19 +20,15 @@ from arcface_client.models.naming import onnx_model, sibling_model
 from arcface_client.models.repository import LocalModels
 from arcface_client.settings import load_pipeline_settings
 from arcface_server import LocalTriton
-from report import FOLDER, network, numbers
+from script import COMMAND, network, numbers, usual_flags, write
 
 
 def main() -> int:
     """Run the benchmark, and write its JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--depth", default="r50", choices=["r18", "r34", "r50", "r100"])
+    parser = usual_flags(__doc__)
     parser.add_argument("--batches", type=numbers, default="1,8,32", help="default: %(default)s")
     parser.add_argument("--turns", type=int, default=10, help="default: %(default)s")
     parser.add_argument("--turn-s", type=float, default=2.0, help="default: %(default)s")
-    parser.add_argument("--output", type=Path, default=FOLDER, help="folder (default: docs/benchmarks)")
     arguments = parser.parse_args()
     name = f"arcface_{arguments.depth}"
     with tempfile.TemporaryDirectory() as folder:
@@ -64,21 +58,17 @@ def main() -> int:
                 batch_sizes=arguments.batches,
                 turns=arguments.turns,
                 turn_s=arguments.turn_s,
-                command=" ".join(["python", "benchmarks/cpu.py", *sys.argv[1:]]),
+                command=COMMAND,
             )
             result = benchmark(options, settings, shown)
             server_mb = resident_mb(server.pid)
-    report = result.to_dict() | {
-        "title": f"{network(arguments.depth)} on a CPU",
-        "facts": [
-            f"The model was built and checked in {build_s:.1f} s.",
-            f"OpenVINO {sibling.runtime_version} computes in {sibling.precision} on this processor.",
-            f"Triton with both models was ready after {server_s:.1f} s and took {server_mb:,.0f} MiB.",
-        ],
-    }
-    path = arguments.output / f"cpu-{arguments.depth}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(path)
+    facts = [
+        f"The model was built and checked in {build_s:.1f} s.",
+        f"OpenVINO {sibling.runtime_version} computes in {sibling.precision} on this processor.",
+        f"Triton with both models was ready after {server_s:.1f} s and took {server_mb:,.0f} MiB.",
+    ]
+    title = f"{network(arguments.depth)} on a CPU"
+    write(arguments.output, f"cpu-{arguments.depth}", **result.to_dict(), title=title, facts=facts)
     return 1 if result.stopped or result.fell_back else 0
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import signal
 import tempfile
@@ -22,11 +20,9 @@ from arcface_builder.check.crops import face_like
 from arcface_builder.source.load import Synthetic
 from arcface_client.backends.base import EmbeddingBackend
 from arcface_client.backends.factory import get_embedding_backend
-from arcface_client.evaluation.benchmark import machine
-from arcface_client.evaluation.report import versions
 from arcface_client.observability.diagnostics import HERE
 from arcface_server import LocalTriton
-from report import FOLDER
+from script import usual_flags, write
 
 NEXT: Final = "killed, another server is there: first embedding by it"
 HUNG: Final = "stopped (SIGSTOP), another server is there: first embedding by it"
@@ -39,27 +35,15 @@ CALM_S: Final = 1.0
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--depth", default="r50", choices=["r18", "r34", "r50", "r100"])
+    parser = usual_flags(__doc__)
     parser.add_argument("--outages", type=int, default=7, help="of each kind (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=FOLDER, help="folder (default: docs/benchmarks)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         repository = Path(name)
         build(Synthetic(arguments.depth), name="arcface", repository=repository)
         seconds = outages(repository, arguments.outages)
-    report = {
-        "command": f"python benchmarks/fallback.py --depth {arguments.depth} --outages {arguments.outages}",
-        "machine": machine(),
-        "versions": versions(None),
-        "depth": arguments.depth,
-        "outages_s": {kind: [round(each, 3) for each in several] for kind, several in seconds.items()},
-    }
-    path = arguments.output / "fallback.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(path)
+    outages_s = {kind: [round(each, 3) for each in several] for kind, several in seconds.items()}
+    write(arguments.output, "fallback", depth=arguments.depth, outages_s=outages_s)
 
 
 def outages(repository: Path, repeats: int) -> dict[str, list[float]]:

@@ -5,8 +5,6 @@ One call after the other. OpenVINO is told to compute in float32.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -22,8 +20,6 @@ from arcface_builder.cli.app import main as builder
 from arcface_builder.source.load import Synthetic
 from arcface_client import EmbeddingClient, get_embedding_backend
 from arcface_client.contract import Crops, Embeddings
-from arcface_client.evaluation.benchmark import machine
-from arcface_client.evaluation.report import versions
 from arcface_client.evaluation.samples import generated_samples
 from arcface_client.models.golden import golden_crops, largest_drift
 from arcface_client.models.naming import sibling_model
@@ -32,7 +28,7 @@ from arcface_client.runtimes.base import ENTRIES
 from arcface_client.runtimes.onnxruntime import OnnxRuntime, open_session
 from arcface_client.runtimes.openvino import OpenVino
 from arcface_server import LocalTriton
-from report import FOLDER, network, numbers
+from script import network, numbers, usual_flags, write
 
 NAME: Final = "arcface"
 BASELINE: Final = "InsightFace"
@@ -43,13 +39,9 @@ parameters [{ key: "INFERENCE_PRECISION_HINT" value: { string_value: "fp32" } }]
 
 def main() -> int:
     """Run the benchmark, and write its JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--depth", default="r50", choices=["r18", "r34", "r50", "r100"])
+    parser = usual_flags(__doc__)
     parser.add_argument("--batches", type=numbers, default="1,8,32", help="default: %(default)s")
     parser.add_argument("--turns", type=int, default=10, help="default: %(default)s")
-    parser.add_argument("--output", type=Path, default=FOLDER, help="folder (default: docs/benchmarks)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         source, repository = Path(folder, "source.onnx"), Path(folder, "repository")
@@ -81,23 +73,13 @@ def main() -> int:
                 "OpenVINO through Triton": client.encode,
             }
             rows = [row for size in arguments.batches for row in _rows(systems, size, arguments.turns)]
-    report = {
-        "command": " ".join(["python", "benchmarks/float32.py", *sys.argv[1:]]),
-        "machine": machine(),
-        "versions": versions(None),
-        "tables": [
-            {
-                "title": f"{network(arguments.depth)} in float32",
-                "note": "What a processor without bfloat16 would do. Ratio: to InsightFace; median of "
-                f"{arguments.turns} pairs of calls.",
-                "rows": rows,
-                "in_readme": False,
-            }
-        ],
+    table = {
+        "title": f"{network(arguments.depth)} in float32",
+        "note": "What a processor without bfloat16 would do. Ratio: to InsightFace; median of "
+        f"{arguments.turns} pairs of calls.",
+        "rows": rows,
     }
-    output = arguments.output / f"float32-{arguments.depth}.json"
-    output.write_text(json.dumps(report, indent=1) + "\n")
-    print(output)
+    write(arguments.output, f"float32-{arguments.depth}", tables=[table])
     return 0
 
 

@@ -28,7 +28,7 @@ from arcface_client.cli.terminal import FAILED
 from arcface_client.errors import ArcFaceError
 from gpu_engines import cpu, cudnn, make_plan, rebuild_s, served, serving_model, tensorrt
 from gpu_report import Figure, Findings
-from report import numbers
+from script import numbers
 
 PARTS: Final = ("rates", "torch", "cudnn", "cpu", "engines", "rebuild", "serving")
 PRECISIONS: Final = ("fp32", "tf32", "fp16", "int8")

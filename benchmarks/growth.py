@@ -6,8 +6,6 @@ thousand crops. A network of two convolutions embeds them, which shows what the 
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
 import statistics
 import sys
@@ -26,15 +24,13 @@ from arcface_builder.cli.app import main as compile_model
 from arcface_builder.source.load import OnnxFile, Synthetic
 from arcface_client import EmbeddingClient
 from arcface_client.contract import CROP_SHAPE, Crops
-from arcface_client.evaluation.benchmark import machine
-from arcface_client.evaluation.report import versions
 from arcface_client.evaluation.samples import generated_samples
 from arcface_client.models.naming import sibling_model
 from arcface_server import LocalTriton
 from arcface_server.perf.binary import find_perf_analyzer
 from arcface_server.perf.measurement import CROP_COUNT, Load, Measurement, measure, write_input_data
 from cpu import resident_mb
-from report import FOLDER, network, numbers
+from script import network, numbers, usual_flags, write
 
 ONE_CALLER: Final = (32, 1)
 MANY_CALLERS: Final = (1, 32)
@@ -49,14 +45,10 @@ _BLOCK: Final = 1000  # crops that are made at a time
 
 def main() -> int:
     """Run the benchmark, and write its JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--depth", default="r50", choices=["r18", "r34", "r50", "r100"])
+    parser = usual_flags(__doc__)
     parser.add_argument("--instances", type=numbers, default="1,2,4", help="default: %(default)s")
     parser.add_argument("--crops", type=numbers, default="1000,10000,100000", help="default: %(default)s")
     parser.add_argument("--turns", type=int, default=2, help="default: %(default)s")
-    parser.add_argument("--output", type=Path, default=FOLDER, help="folder (default: docs/benchmarks)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, Console(stderr=True).status("building") as shown:
         folder = Path(name)
@@ -72,30 +64,21 @@ def main() -> int:
             instances.append(_with_instances(folder, count, arguments.turns))
         shown.update("many crops")
         crops = list(_by_crops(folder, arguments.crops))
-    growth = {
-        "command": " ".join(["python", "benchmarks/growth.py", *sys.argv[1:]]),
-        "machine": machine(),
-        "versions": versions(None),
-        "tables": [
-            {
-                "title": f"{network(arguments.depth)} through Triton with OpenVINO: callers and instances",
-                "note": f"Faces a second by perf_analyzer over gRPC, means of {arguments.turns} turns that "
-                "alternate. Then the time of a request when single crops come at random moments, in a second "
-                "70 % as many as 32 callers get. Cold start: from nothing to the first embedding.",
-                "rows": instances,
-                "in_readme": False,
-            },
-            {
-                "title": "Many crops through Triton with OpenVINO",
-                "note": "EmbeddingClient.stream and a network of two convolutions: what the way costs.",
-                "rows": crops,
-                "in_readme": False,
-            },
-        ],
-    }
-    path = arguments.output / "growth.json"
-    path.write_text(json.dumps(growth, indent=1) + "\n")
-    print(path)
+    tables = [
+        {
+            "title": f"{network(arguments.depth)} through Triton with OpenVINO: callers and instances",
+            "note": f"Faces a second by perf_analyzer over gRPC, means of {arguments.turns} turns that "
+            "alternate. Then the time of a request when single crops come at random moments, in a second "
+            "70 % as many as 32 callers get. Cold start: from nothing to the first embedding.",
+            "rows": instances,
+        },
+        {
+            "title": "Many crops through Triton with OpenVINO",
+            "note": "EmbeddingClient.stream and a network of two convolutions: what the way costs.",
+            "rows": crops,
+        },
+    ]
+    write(arguments.output, "growth", tables=tables)
     return 0
 
 

@@ -5,8 +5,6 @@ An IResNet with synthetic weights is published to an S3 that speaks HTTP on this
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import os
 import re
@@ -28,12 +26,10 @@ from arcface_builder.build import build
 from arcface_builder.cli.app import main as builder
 from arcface_builder.source.load import Synthetic
 from arcface_client import EmbeddingClient
-from arcface_client.evaluation.benchmark import machine
-from arcface_client.evaluation.report import versions
 from arcface_client.evaluation.samples import generated_samples
 from arcface_client.models.naming import onnx_model, sibling_model
 from arcface_server import LocalTriton
-from report import FOLDER, network
+from script import network, usual_flags, write
 
 NAME: Final = "arcface"
 BUCKET: Final = "models"
@@ -60,12 +56,8 @@ _LOGGED: Final = re.compile(
 
 def main() -> int:
     """Run the benchmark, and write its JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--depth", default="r50", choices=["r18", "r34", "r50", "r100"])
+    parser = usual_flags(__doc__)
     parser.add_argument("--turns", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--output", type=Path, default=FOLDER, help="folder (default: docs/benchmarks)")
     arguments = parser.parse_args()
     # Moto takes any keys; those of the user have no business here.
     os.environ.update(
@@ -82,22 +74,12 @@ def main() -> int:
     finally:
         server.stop()
     note = NOTE.format(turns=arguments.turns, megabytes=megabytes, load=os.getloadavg()[0])
-    report = {
-        "command": " ".join(["python", "benchmarks/pod.py", *sys.argv[1:]]),
-        "machine": machine(),
-        "versions": versions(None),
-        "tables": [
-            {
-                "title": f"What a new pod waits for: {network(arguments.depth)} on a CPU",
-                "note": note,
-                "rows": [_row(*kind, turns) for kind, turns in taken.items()],
-                "in_readme": False,
-            }
-        ],
+    table = {
+        "title": f"What a new pod waits for: {network(arguments.depth)} on a CPU",
+        "note": note,
+        "rows": [_row(*kind, turns) for kind, turns in taken.items()],
     }
-    path = arguments.output / "pod.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(path)
+    write(arguments.output, "pod", tables=[table])
     return 0
 
 

@@ -6,7 +6,6 @@ The model is a stand-in that sleeps, as an actor does while a GPU works, so that
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -21,13 +20,13 @@ from arcface_client.bulk.job import fill_gallery
 from arcface_client.bulk.ray_job import Actors, RayStream
 from arcface_client.bulk.source import open_source
 from arcface_client.bulk.stream import Observe, RowStream, Stream
-from arcface_client.evaluation.benchmark import machine
 from arcface_client.evaluation.report import versions
 from arcface_client.gallery import GalleryInfo
 from arcface_client.models.embedding_space import EmbeddingSpace
 from bulk import make_sources
 from bulk_job import DIM, StandIn
 from report import FOLDER
+from script import write
 
 ACTORS: Final = (1, 2, 4)
 
@@ -40,7 +39,7 @@ def main() -> None:
     parser.add_argument(
         "--turns", type=int, default=3, help="of each job, alternating (default: %(default)s)"
     )
-    parser.add_argument("--output", type=Path, default=FOLDER / "ray.json")
+    parser.add_argument("--output", type=Path, default=FOLDER, help="folder (default: docs/benchmarks)")
     arguments = parser.parse_args()
     found: dict[int, list[tuple[float, float]]] = {count: [] for count in (0, *ACTORS)}
     ray.init("local", num_cpus=8, object_store_memory=1 << 30, include_dashboard=False, logging_level="ERROR")
@@ -52,13 +51,8 @@ def main() -> None:
                 took.append(job(source, output, count, arguments.crop_ms / 1000))
                 print(count, took[-1], os.getloadavg(), flush=True)
     ray.shutdown()
-    report = {
-        "command": f"python benchmarks/ray_scaling.py --crops {arguments.crops} --turns {arguments.turns}",
-        "machine": machine(),
-        "versions": versions(None) | {"ray": ray.__version__},
-        "tables": [to_table(found, arguments.crops, arguments.crop_ms)],
-    }
-    arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+    table = to_table(found, arguments.crops, arguments.crop_ms)
+    write(arguments.output, "ray", versions=versions(None) | {"ray": ray.__version__}, tables=[table])
 
 
 def job(source: Path, output: Path, actors: int, crop_s: float) -> tuple[float, float]:
@@ -109,7 +103,6 @@ def to_table(found: dict[int, list[tuple[float, float]]], count: int, crop_ms: f
         "title": "Embedding many crops. On Ray, with a stand-in that sleeps",
         "note": note,
         "rows": rows,
-        "in_readme": False,
     }
 
 

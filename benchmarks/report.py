@@ -73,7 +73,6 @@ class Part:
         table: Further figures: a row of headings, and the others.
         notes: What has to be known about the figures.
         about: Machine, versions and command.
-        in_readme: Whether README shows the table.
     """
 
     title: str
@@ -83,7 +82,6 @@ class Part:
     table: Sequence[Sequence[str]] = ()
     notes: Sequence[str] = ()
     about: Mapping[str, str] = field(default_factory=dict)
-    in_readme: bool = False
 
     @property
     def all_loads(self) -> list[str]:
@@ -215,10 +213,7 @@ def _of_tables(file: str, data: dict[str, Any]) -> list[Part]:
             for row in one["rows"]
         ]
         table, notes = [list(one["rows"][0]), *rows], [one["note"]]
-        shown = one.get("in_readme", True)
-        parts.append(
-            Part(title=one["title"], file=file, table=table, notes=notes, about=about, in_readme=shown)
-        )
+        parts.append(Part(title=one["title"], file=file, table=table, notes=notes, about=about))
     return parts
 
 
@@ -321,7 +316,7 @@ def to_html(parts: Sequence[Part]) -> str:
 
 
 def to_markdown(parts: Sequence[Part]) -> str:
-    """Write README's tables: speeds of the systems within the tolerance, and how cost grows."""
+    """Write README's tables: speeds of the systems within the tolerance."""
     texts = []
     for part in parts:
         loads = [load for load in _README_BATCHES if load in part.all_loads]
@@ -329,8 +324,6 @@ def to_markdown(parts: Sequence[Part]) -> str:
             right = [system for system in part.systems if system.drift <= DEFAULT_MAX_DRIFT_COSINE]
             header, *rows = replace(part, systems=right).speeds(loads)
             texts.append(f"{part.title} ({part.about['machine']}):\n\n{table(header, rows)}")
-        elif part.in_readme:
-            texts.append(f"{part.title} ({part.about['machine']}):\n\n{table(part.table[0], part.table[1:])}")
     return "\n\n".join(texts)
 
 
@@ -351,16 +344,6 @@ def with_tables(readme: str, tables: str) -> str:
     if not pattern.search(readme):
         raise ValueError(f"README.md lacks the markers {BEGIN} and {END}.")
     return pattern.sub(lambda _: f"{BEGIN}\n\n{tables}\n\n{END}", readme)
-
-
-def numbers(text: str) -> tuple[int, ...]:
-    """Read a list of whole numbers: "1,8,32"."""
-    return tuple(map(int, text.split(",")))
-
-
-def network(depth: str) -> str:
-    """The network's name in a page."""
-    return f"IResNet-{depth.removeprefix('r')}"
 
 
 def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:

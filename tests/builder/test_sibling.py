@@ -61,8 +61,8 @@ def test_it_embeds_as_the_source_does_and_says_in_which_precision(
     assert second.startswith("largest drift ")
     assert found.path.read_bytes() == find_onnx(repository, "small").content()
     assert found.manifest.precision in ("bf16", "fp16", "fp32")
-    assert found.onnx.golden_embeddings is not None
-    drift = largest_drift(found.onnx.golden_embeddings, OpenVino(found.path).embed(golden_crops()))
+    assert found.onnx.golden.known is not None
+    drift = largest_drift(found.onnx.golden.known, OpenVino(found.path).embed(golden_crops()))
     assert drift <= found.manifest.parity.max_drift_cosine
     assert " compile --name small --version 1 " in found.manifest.rebuild_command
 

@@ -151,7 +151,7 @@ def model_manifest(at: Place) -> Parser:
         model = ModelManifest.parse(data, "m")
         return (
             model.embedding_space(),
-            model.golden_embeddings,
+            model.golden.known,
             model.embedding_dim,
             located(model.source_location),
         )

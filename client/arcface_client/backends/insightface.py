@@ -213,7 +213,7 @@ def insightface_origin(models: LocalModels, source: str, provider: str, gpu: int
             batch_size=runtime.batch_size,
         )
         space = EmbeddingSpace(source_sha256=sha256, precision_class="float")
-        golden = manifest.golden_embeddings if manifest else None
+        golden = manifest.golden.known if manifest else None
         return LocalModel(runtime, known, space, None if golden is None else GoldenReference(golden, space))
 
     return Origin(f"{source} through InsightFace on {provider}", load)

@@ -113,7 +113,7 @@ class Call:
         if isinstance(error, (InputError, CallCancelledError)):
             raise error
         has_moved = self._credit(model.source)
-        if self._is_over:
+        if self._request.deadline.is_over(MARGIN_S):
             if not has_moved and time.monotonic() - self._began_at >= SILENCE_S:
                 self._pool.failed(replica, error)
             raise self._too_late(error) from error
@@ -199,10 +199,6 @@ class Call:
             tuple(replace(source, crops=crops) for source, crops in self._credits.items()),
             tuple(Refusal(name, reason) for name, reason in reasons.items()),
         )
-
-    @property
-    def _is_over(self) -> bool:
-        return self._request.deadline.is_over(MARGIN_S)
 
     def _too_late(self, error: ArcFaceError) -> DeadlineExceededError:
         total, over = len(self._request.crops), self._request.deadline.spent_text

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 from ..errors import (
@@ -70,11 +71,10 @@ class Wanted:
     pins: tuple[Pin, ...] = ()
     models: tuple[str, ...] = ()
     spread: bool = False
-    _models: tuple[Pin, ...] = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        named = self.pins or tuple(map(Pin, self.models or family_models(self.name)))
-        object.__setattr__(self, "_models", named)
+    @cached_property
+    def _models(self) -> tuple[Pin, ...]:
+        return self.pins or tuple(map(Pin, self.models or family_models(self.name)))
 
     def preference(self, candidate: Target, release: Release) -> tuple[int, int, int, int]:
         """What to sort candidates by, the first to use: releases, what stands in for them, canaries."""

@@ -226,11 +226,6 @@ class ModelManifest(ManifestFile):
         name = self.source_location.get("output")
         return None if name is None else str(name)
 
-    @property
-    def golden_embeddings(self) -> Embeddings | None:
-        """float32 [8, D]; None when they are of other crops than this package's."""
-        return self.golden.known
-
     def embedding_space(self, precision_class: PrecisionClass | None = "float") -> EmbeddingSpace:
         """The embedding space of this model, or of a plan of another class of precision."""
         return EmbeddingSpace(

@@ -310,7 +310,7 @@ def _reference(
     known = classes.pop() if len(classes) == 1 else None
     space = onnx.embedding_space(known if made else unknown)
     own = made[0].golden if made and space.precision_class else None
-    golden = onnx.golden_embeddings if own is None else own.known
+    golden = onnx.golden.known if own is None else own.known
     drift = max((one.parity.largest_drift_cosine for one in made if one.golden), default=0.0)
     return None if golden is None else GoldenReference(golden, space, drift)
 

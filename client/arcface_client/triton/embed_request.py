@@ -89,7 +89,7 @@ class Deadline:
         """The words for a message that the time is up."""
         return f"The time allowed for the whole call, {self.timeout_s:g} s, is over"
 
-    def is_over(self, margin_s: float = 0.0) -> bool:
+    def is_over(self, margin_s: float) -> bool:
         """Whether the time is up, or will be in ``margin_s`` seconds."""
         return self._end - time.monotonic() <= margin_s
 
