@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
 
 from .errors import ConfigError
 from .models.embedding_space import SpaceName
@@ -108,7 +116,7 @@ class EmbeddingSettings(_Section):
     device: Annotated[Device, BeforeValidator(read_device)] = Device("cpu")
     allow_cpu_fallback: bool = True
     tensorrt_config: Path = TENSORRT_PATH
-    model: Annotated[str, BeforeValidator(_family)] = "arcface_r100"
+    model: Annotated[str, AfterValidator(_family)] = "arcface_r100"
     model_repository: Path = Path("model_repository")
     source: _Text = "buffalo_l"
     providers: _Texts = ()
@@ -156,7 +164,7 @@ class TritonSettings(_Section):
     max_in_flight: Annotated[int, Field(ge=1)] = RequestLimits.max_in_flight
     metadata: Annotated[dict[str, str], BeforeValidator(_pairs), Field(repr=False)] = {}
     token_file: Path | None = None
-    max_request_mb: Annotated[float, Field(gt=0)] | None = None
+    max_request_mb: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     shadow_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
     recheck_s: _Seconds = 2
     liveness_s: _Seconds = 1

@@ -46,10 +46,14 @@ class Tls:
             path = getattr(self, name)
             if path is None:
                 continue
-            if not Path(path).is_file():
-                raise ConfigError(f"tls.{name} is {path}, which is not a file; give the path of a PEM file.")
+            try:
+                content = Path(path).read_bytes()
+            except (OSError, ValueError) as error:
+                raise ConfigError(
+                    f"tls.{name} is {path}, which cannot be read ({error}); give the path of a PEM file."
+                ) from error
             # gRPC would only say that it cannot connect.
-            if b"-----BEGIN " not in Path(path).read_bytes():
+            if b"-----BEGIN " not in content:
                 raise ConfigError(f"tls.{name} is {path}, which is not a PEM file: no -----BEGIN line.")
         if (self.private_key is None) != (self.certificate_chain is None):
             raise ConfigError("Mutual TLS needs both tls.private_key and tls.certificate_chain; one is set.")

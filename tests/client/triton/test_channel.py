@@ -81,7 +81,7 @@ def test_a_url_that_is_not_host_and_port_is_refused(url: str | None) -> None:
 
 
 def test_a_file_that_is_not_a_certificate_is_refused_before_grpc_sees_it(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"root_certificates is .*missing\.pem, which is not a file"):
+    with pytest.raises(ConfigError, match=r"root_certificates is .*missing\.pem, which cannot be read"):
         Tls(root_certificates=tmp_path / "missing.pem")
     text = tmp_path / "readme.md"
     text.write_text("# not a certificate")
