@@ -89,6 +89,8 @@ def test_any_certificate_turns_tls_on() -> None:
         ("wholly: different", r"unknown key wholly; known keys: embedding\.backend, "),
         ("triton: {url: 'x", r"is not YAML"),
         ("triton: {version: newest}", r"yaml: triton\.version is 'newest'; expected a valid integer"),
+        ("embedding: {model: true}", r"embedding\.model is True; expected a valid string"),
+        ("triton: {max_request_mb: .nan}", r"triton\.max_request_mb is nan; expected a finite number"),
         ("triton: {url: 'a:1,,b:2'}", r"triton\.url is 'a:1,,b:2'; expected at least 1 character\."),
         ("triton: {tls: {root_certificates: /nowhere.pem}}", r"tls\.root_certificates is /nowhere\.pem"),
         ("embedding: {backend: torch}", r"backend is 'torch'; expected 'insightface', 'cudnn', "),
