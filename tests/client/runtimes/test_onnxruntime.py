@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arcface_client.contract import INPUT_NAME
+from arcface_client.contract import INPUT_NAME, Crops
 from arcface_client.errors import DeploymentError
 from arcface_client.runtimes import base
 from arcface_client.runtimes.base import usable_cores
-from arcface_client.runtimes.onnxruntime import open_on
+from arcface_client.runtimes.onnxruntime import OnnxRuntime, open_on
 
 
 def test_embeddings_are_float32_rows_of_length_one(model: Path, crops: Crops) -> None:

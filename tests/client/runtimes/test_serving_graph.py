@@ -20,9 +20,7 @@ def test_a_missing_or_broken_model_file_is_named(kind: Kind, tmp_path: Path) -> 
     with pytest.raises(DeploymentError, match="No model file at"):
         kind(tmp_path / "none.onnx")
     (tmp_path / "broken.onnx").write_bytes(b"no model")
-    with pytest.raises(
-        DeploymentError, match=r"cannot load .*broken\.onnx: (Unable to read the model|\[ONNX)"
-    ):
+    with pytest.raises(DeploymentError, match=r"load .*broken\.onnx: (Unable to read the model|\[ONNX)"):
         kind(tmp_path / "broken.onnx")
 
 
