@@ -9,16 +9,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ..errors import InputError
 from ..gallery import Gallery, GalleryInfo, open_gallery, write_gallery
 from ..models.files import STAGED, naming
 from .ids import IdSet
 from .rows import Rows
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 fcntl: ModuleType | None
 try:
@@ -80,7 +77,8 @@ class Parts:
 
     def join(self, output: Path, info: GalleryInfo) -> None:
         """Make one file of the parts, which then are removed; the disk holds both for a moment."""
-        write_gallery(self.folder / _JOINED, info, self._tables())
+        tables = (table for file in self.files() for table in open_gallery(file).tables())
+        write_gallery(self.folder / _JOINED, info, tables)
         with naming(output):
             (self.folder / _JOINED).replace(output)
             self.clear()
@@ -90,10 +88,6 @@ class Parts:
         """Remove all parts."""
         for file in self.files():
             file.unlink()
-
-    def _tables(self) -> Iterator[pa.Table]:
-        for file in self.files():
-            yield from open_gallery(file).tables()
 
 
 def drop_failed(gallery: Gallery, into: Path) -> None:

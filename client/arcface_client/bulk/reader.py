@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
@@ -32,14 +31,6 @@ MOST_WORKERS: Final = 8
 
 _SHARED: Final = Path("/dev/shm")
 """Where Linux has shared memory. A container has 64 MiB of it unless it is told otherwise."""
-
-
-@dataclass(frozen=True, eq=False)
-class Chunk:
-    """Crops that were read, in a place that ``Reader.free`` gives back."""
-
-    decoded: Decoded
-    slot: int
 
 
 class Reader:
@@ -76,8 +67,8 @@ class Reader:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._memory.unlink()
 
-    def read(self, items: Iterable[Item]) -> Iterator[Chunk]:
-        """Yield the items in chunks, in their order.
+    def read(self, items: Iterable[Item]) -> Iterator[tuple[Decoded, int]]:
+        """Yield the items in chunks, in their order, each with its slot, which ``free`` gives back.
 
         Raises:
             SourceUnavailableError: The disk or the server of the source cannot be read.
@@ -102,11 +93,11 @@ class Reader:
                     "embedded before is kept; run the same command again, perhaps with fewer --workers."
                 ) from error
             good = sum(error is None for error in decoded.errors)
-            yield Chunk(Decoded(decoded.ids, self._slots[slot][:good], decoded.errors), slot)
+            yield Decoded(decoded.ids, self._slots[slot][:good], decoded.errors), slot
 
-    def free(self, chunk: Chunk) -> None:
-        """Give a chunk's place back."""
-        self._free.append(chunk.slot)
+    def free(self, slot: int) -> None:
+        """Give a chunk's slot back."""
+        self._free.append(slot)
 
     def _start(self, slot: int, items: list[Item]) -> Future[Decoded]:
         if self._pool is not None:

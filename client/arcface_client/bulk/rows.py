@@ -11,6 +11,7 @@ import numpy.typing as npt
 from ..backends.base import EmbeddingBackend
 from ..contract import Embeddings
 from ..errors import NotFiniteError
+from ..failover.discovery import Pin
 from ..gallery import GalleryInfo, gallery_table
 from ..models.golden import golden_crops
 from ..observability.diagnostics import Served
@@ -103,13 +104,5 @@ def embed(backend: EmbeddingBackend, decoded: Decoded) -> Rows:
             crops, good = np.delete(crops, bad, axis=0), np.delete(good, bad)
     embeddings = np.full((len(errors), found.shape[1] if len(good) else 0), np.nan, np.float32)
     embeddings[good] = found
-    name = source_name(served)
+    name = "; ".join(f"{Pin(source.model, source.version)} at {source.where}" for source in served.sources)
     return Rows(decoded.ids, embeddings, [None if error else name for error in errors], errors)
-
-
-def source_name(served: Served) -> str:
-    """The replicas that served a call, for example "arcface_r50_onnx:1 at localhost:8001"."""
-    return "; ".join(
-        f"{source.model}{'' if source.version is None else f':{source.version}'} at {source.where}"
-        for source in served.sources
-    )

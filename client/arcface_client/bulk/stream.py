@@ -16,8 +16,9 @@ from typing import Final
 
 from ..backends.base import EmbeddingBackend
 from ..errors import ArcFaceError, SourceUnavailableError
+from .decode import Decoded
 from .ids import IdSet
-from .reader import CHUNK, MOST_WORKERS, Chunk, Reader
+from .reader import CHUNK, MOST_WORKERS, Reader
 from .rows import Rows, embed
 from .source import Item, Source
 
@@ -137,22 +138,22 @@ class Stream(RowStream):
             threads = ThreadPoolExecutor(CALLS)
             # What is under way ends when the embedder is closed, or by itself.
             stack.callback(threads.shutdown, wait=False, cancel_futures=True)
-            under_way: deque[tuple[Chunk, Future[Rows]]] = deque()
+            under_way: deque[tuple[int, Future[Rows]]] = deque()
             chunks = reader.read(chain(first, items))
             while True:
-                for chunk in islice(chunks, CALLS - len(under_way)):
-                    under_way.append((chunk, threads.submit(self._embed, chunk, reader)))
+                for decoded, slot in islice(chunks, CALLS - len(under_way)):
+                    under_way.append((slot, threads.submit(self._embed, decoded, reader)))
                 if not under_way:
                     return
-                chunk, embedding = under_way.popleft()
+                slot, embedding = under_way.popleft()
                 rows = embedding.result()
-                reader.free(chunk)
+                reader.free(slot)
                 self._note(rows)
                 yield rows
 
-    def _embed(self, chunk: Chunk, reader: Reader) -> Rows:
+    def _embed(self, decoded: Decoded, reader: Reader) -> Rows:
         # The reader is held because its memory is unmapped with it, and a call may outlive the job.
-        return embed(self._backend, chunk.decoded)
+        return embed(self._backend, decoded)
 
     def _fresh(self, items: Iterator[Item], known: IdSet) -> Iterator[Item]:
         """Leave out what is known, and ids that were met before."""

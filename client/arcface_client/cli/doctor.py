@@ -225,6 +225,8 @@ def _sibling(models: LocalModels, model: str) -> Iterator[Finding]:
 
 
 def _server(settings: TritonSettings, url: str) -> Iterator[Finding]:
+    from ..failover.discovery import Pin
+
     check = f"server {url}"
     tls = settings.limits.tls
     if tls is not None and not url.startswith(("dns:", "unix:")):
@@ -241,7 +243,7 @@ def _server(settings: TritonSettings, url: str) -> Iterator[Finding]:
     ready = f"Triton {status.version}, {'ready' if status.ready else 'not ready'}"
     yield Finding(check, "ok" if status.ready else "error", ready, None if status.ready else "see its log")
     for model in status.models:
-        what = f"{model.name}{'' if model.version is None else f':{model.version}'}"
+        what = Pin(model.name, model.version)
         if model.problem is None:
             yield Finding(check, "ok", f"{what} is ready{f', {model.role}' if model.role else ''}")
         elif isinstance(model.problem, NotReleasedError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import logging
 import math
@@ -15,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, fields
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from typing import Annotated, Any, Final, TypeVar, cast, get_type_hints
@@ -39,6 +37,7 @@ from rich.text import Text
 
 from ..contract import Progress
 from ..errors import ArcFaceError, InputError
+from ..observability.versions import package_versions
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -79,11 +78,8 @@ def new_app(help: str, *, epilog: str) -> typer.Typer:
 
 def _version(context: typer.Context, wanted: bool) -> None:
     if wanted:
-        try:
-            version = importlib.metadata.version("arcface-triton")
-        except importlib.metadata.PackageNotFoundError:  # run from a checkout
-            version = "(not installed)"
-        print(f"{context.find_root().info_name} {version}")
+        version = package_versions(["arcface-triton"]).get("arcface-triton", "(not installed)")
+        print(f"{context.find_root().info_name} {version}")  # not installed: run from a checkout
         raise typer.Exit
 
 
@@ -98,16 +94,13 @@ def with_shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def call(**given: Any) -> Any:
         return command(shared(**{name: given.pop(name) for name in types}), **given)
 
-    flags = [
-        (field.name, types[field.name], Parameter.empty if field.default is MISSING else field.default)
-        for field in fields(shared)
-    ]
-    flags += [(parameter.name, parameter.annotation, parameter.default) for parameter in own]
-    call.__annotations__ = {name: kind for name, kind, _ in flags}
     parameters = [
-        Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-        for name, kind, default in flags
+        parameter.replace(
+            kind=Parameter.KEYWORD_ONLY, annotation=types.get(parameter.name, parameter.annotation)
+        )
+        for parameter in (*signature(shared).parameters.values(), *own)
     ]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     return call
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..contract import Embeddings, Progress, no_progress
 from ..errors import ArcFaceError, InputError
+from ..failover.discovery import Pin
 from ..models.golden import largest_drift
 from ..observability.diagnostics import HERE, Diagnostics, Served
 from ..runtimes.base import batch_sizes
@@ -223,7 +224,8 @@ def benchmark(options: Options, settings: PipelineSettings, progress: Progress =
         for name in options.systems:
             progress(f"opening {name}", None)
             systems.append(_open(name, settings, options, stack))
-        sizes = _batch_sizes(options, systems)
+        most = min(system.diagnostics.batch_size or 1 for system in systems)
+        sizes = options.batch_sizes or batch_sizes(most)
         try:
             for stage, done in _take_turns(systems, sizes, options):
                 progress(stage, done)
@@ -258,12 +260,6 @@ def _open(name: str, settings: PipelineSettings, options: Options, stack: ExitSt
     worker.turn(largest, 0, options.clients)  # memory grows with the batch
     took_mb = diagnostics.vram_mb or round(_gpu_mb() - used_mb, 1)
     return _System(name, worker, diagnostics, golden, start_s, took_mb if took_mb > 0 else None)
-
-
-def _batch_sizes(options: Options, systems: Sequence[_System]) -> list[int]:
-    if options.batch_sizes:
-        return list(options.batch_sizes)
-    return batch_sizes(min(system.diagnostics.batch_size or 1 for system in systems))
 
 
 def _take_turns(
@@ -336,12 +332,10 @@ def _spread(values: Sequence[float]) -> Spread:
 
 
 def _place(way: Served) -> str:
-    places = []
-    for source in way.sources:
-        version = "" if source.version is None else f":{source.version}"
-        where = f"in {HERE}" if source.where == HERE else f"at {source.where}"
-        places.append(f"{source.model}{version} {where}")
-    return ", then ".join(places)
+    return ", then ".join(
+        f"{Pin(source.model, source.version)} {'in' if source.where == HERE else 'at'} {source.where}"
+        for source in way.sources
+    )
 
 
 def _drift(left: Embeddings, right: Embeddings) -> float | None:
