@@ -12,6 +12,7 @@ from pathlib import Path
 
 from arcface_client.contract import Crops, Progress, no_progress
 from arcface_client.models.embedding_space import INT8, QUANTISED
+from arcface_client.models.files import sha256_of
 from arcface_client.models.golden import golden_crops
 from arcface_client.models.manifest import Golden
 from arcface_client.models.naming import plan_model
@@ -34,7 +35,7 @@ from .graph.quantise import calibration_sha256
 from .repository.plans import AddedPlan, add_plans, check_free, published_plans, recorded_plan
 from .repository.publish import ModelRepository, tool_versions
 from .source.load import Source, source_embedder
-from .store import GPU, PlanStore, StoredPlan, describe_plan, this_platform
+from .store import GPU, PlanStore, StoredPlan, this_platform
 from .trt.compat import can_be_hardware_compatible, check_knows, is_strongly_typed, newest_opset
 from .trt.engine import BuiltPlan, build_plan
 from .trt.gpu import Gpu
@@ -366,7 +367,8 @@ def _manifest(
     if built.workspace_size_mb != request.options.workspace_size_mb:
         notes = (f"out of memory: built with a workspace of {built.workspace_size_mb} MB",)
     return PlanManifest(
-        **describe_plan(plan),
+        plan_sha256=sha256_of(plan),
+        plan_bytes=plan.stat().st_size,
         identity=key,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         gpu_name=gpu.name,

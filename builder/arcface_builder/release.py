@@ -109,8 +109,24 @@ class Releases:
             ManifestError: A manifest is missing or wrong.
         """
         release, history = self.state.release, self.state.history()
-        loaded = self.state.loaded()
-        return [self._listed(version, release, loaded, history) for version in reversed(self.state.versions)]
+        loaded = {version for held in self.state.loaded().values() for version in held}
+        listed = []
+        for version in reversed(self.state.versions):
+            manifest = self._manifest(version)
+            state = "released" if version == release.version else "loaded" if version in loaded else "on disk"
+            last = next((one for one in reversed(history) if one.version == version), None)
+            listed.append(
+                ListedRelease(
+                    version=version,
+                    state="canary" if release.is_canary(version) else state,
+                    since=None if last is None else last.at,
+                    created=manifest.created,
+                    source_sha256=manifest.source.sha256,
+                    models=self.state.models_of(version),
+                    drift={} if last is None else last.drift,
+                )
+            )
+        return listed
 
     def promote(
         self,
@@ -240,27 +256,6 @@ class Releases:
                     self._repository.manifest_path(model, version),
                 ):
                     path.unlink(missing_ok=True)
-
-    def _listed(
-        self,
-        version: int,
-        release: Release,
-        loaded: Mapping[str, set[int]],
-        history: Sequence[Promotion],
-    ) -> ListedRelease:
-        manifest = self._manifest(version)
-        is_loaded = any(version in held for held in loaded.values())
-        state = "released" if version == release.version else "loaded" if is_loaded else "on disk"
-        last = next((one for one in reversed(history) if one.version == version), None)
-        return ListedRelease(
-            version=version,
-            state="canary" if release.is_canary(version) else state,
-            since=None if last is None else last.at,
-            created=manifest.created,
-            source_sha256=manifest.source.sha256,
-            models=self.state.models_of(version),
-            drift={} if last is None else last.drift,
-        )
 
     def _manifest(self, version: int) -> ModelManifest:
         return ModelManifest.read(self._repository.manifest_path(onnx_model(self.name), version))

@@ -17,7 +17,7 @@ import pytest
 
 from arcface_builder.compile import compile_plan
 from arcface_builder.errors import CompileError, ParityError
-from arcface_builder.graph.edit import constant, first_convolution, set_constant
+from arcface_builder.graph.edit import constant, set_constant
 from arcface_builder.repository.plans import AddedPlan
 from arcface_builder.repository.publish import ModelRepository
 from arcface_builder.source.load import OnnxFile
@@ -110,7 +110,7 @@ def test_a_warm_timing_cache_makes_the_build_quick(
 def swapped(content: bytes) -> bytes:
     """A serving graph with red and blue swapped."""
     model = ir.from_proto(onnx.load_model_from_string(content))
-    convolution = first_convolution(model)
+    convolution = next(node for node in model.graph if node.op_type == "Conv")
     weight = constant(convolution.inputs[1])
     assert weight is not None
     set_constant(convolution, 1, np.ascontiguousarray(weight[:, ::-1]), "swapped")

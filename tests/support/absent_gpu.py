@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,8 @@ class AbsentGpu(Gpu):
     def inspect(self, plan: bytes) -> tuple[LayerPrecisions, ...]:
         return (LayerPrecisions({self.runs_in: 2}, {self.runs_in: 2}),)
 
-    @contextmanager
-    def load(self, path: Path) -> Iterator[Runtime]:
-        yield OnnxRuntime(path, session(self._runs(path.stat().st_size)))
+    def load(self, path: Path) -> AbstractContextManager[Runtime]:
+        return closing(OnnxRuntime(path, session(self._runs(path.stat().st_size))))
 
     def _runs(self, plan_bytes: int) -> bytes:
         return another_model(self.graph) if plan_bytes < self.wrong_below else self.graph

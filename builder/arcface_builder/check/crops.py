@@ -14,7 +14,6 @@ LEAST_CROPS = 256
 """Crops that a plan is compared on, at least."""
 
 _SEED: Final = 2  # of the crops that fill up real ones
-_Images = npt.NDArray[np.float64]
 _Rows = npt.NDArray[np.float64]  # one value per crop, shaped to broadcast over [N, 112, 112]
 
 
@@ -24,10 +23,6 @@ def face_like(count: int, seed: int = 0) -> Crops:
     Each crop has its own colours, proportions, background and sensor noise, so that two crops differ about as
     much as two photographs. The same seed gives the same crops on every machine, since NumPy promises never
     to change the stream of ``RandomState``.
-
-    Args:
-        count: Number of crops N.
-        seed: Seed of the drawing.
 
     Returns:
         uint8 [N, 112, 112, 3], BGR.
@@ -87,10 +82,6 @@ def texture(count: int, seed: int = 0) -> Crops:
     Field 1987, "Relations between the statistics of natural images and the response properties of cortical
     cells".
 
-    Args:
-        count: Number of crops N.
-        seed: Seed of the drawing.
-
     Returns:
         uint8 [N, 112, 112, 3].
     """
@@ -99,7 +90,8 @@ def texture(count: int, seed: int = 0) -> Crops:
     frequency = np.maximum(np.hypot(cycles, cycles[:, np.newaxis]), 1 / CROP_SIZE)[..., np.newaxis]
     white = random.standard_normal((count, CROP_SIZE, CROP_SIZE, 3))
     pink = np.fft.ifft2(np.fft.fft2(white, axes=(1, 2)) / frequency, axes=(1, 2)).real
-    grey, colour = (field / field.std(axis=(1, 2, 3), keepdims=True) for field in (_grey(pink), pink))
+    mean = np.broadcast_to(pink.mean(axis=-1, keepdims=True), pink.shape)
+    grey, colour = (field / field.std(axis=(1, 2, 3), keepdims=True) for field in (mean, pink))
     contrast, light = random.uniform(20, 60, (count, 1, 1, 1)), random.uniform(60, 190, (count, 1, 1, 1))
     return np.asarray(np.clip(np.rint(light + contrast * (0.9 * grey + 0.4 * colour)), 0, 255), np.uint8)
 
@@ -123,7 +115,3 @@ def comparison_crops(real: Crops | None = None, *, in_int8: bool = False) -> Cro
     missing = max(0, LEAST_CROPS - len(given))
     noises = missing // 8
     return np.concatenate([given, face_like(missing - noises, _SEED), noise(noises, _SEED)])
-
-
-def _grey(images: _Images) -> _Images:
-    return np.broadcast_to(images.mean(axis=-1, keepdims=True), images.shape)

@@ -87,12 +87,7 @@ class TaskGate:
     def check(
         self, onnx_path: Path, embed: Embed, report: Progress = no_progress
     ) -> tuple[RecognitionLoss, ...]:
-        """Compare a model with the ONNX model that it was made from.
-
-        Args:
-            onnx_path: The ONNX model.
-            embed: Embeds a batch with the other one.
-            report: Called with the share that is done.
+        """Compare a model, which embeds by ``embed``, with the ONNX model that it was made from.
 
         Raises:
             ParityError: It loses more than is allowed, or there are too few pairs to tell.

@@ -134,11 +134,11 @@ def push(
     """Upload the cache's plans to the bucket."""
     with progress("engines push") as report:
         store = plans.open(report)
-        _bucket(store)
+        bucket = _bucket(store)
 
         def upload(entry: Entry) -> str:
             stored = store.local.check(entry)
-            return "pushed" if store.push(stored, overwrite=overwrite) else "already there"
+            return "pushed" if bucket.push(stored, overwrite=overwrite) else "already there"
 
         return _each(store.local, plans, upload)
 

@@ -15,8 +15,6 @@ from onnx_ir.passes import common as passes
 from arcface_client.contract import INPUT_NAME, OUTPUT_NAME
 from arcface_client.runtimes.base import Embed, usable_cores
 
-from ..errors import NotArcFaceError
-
 OPSET: Final = 17
 """The newest opset that TensorRT 8.5's parser knows."""
 
@@ -86,24 +84,6 @@ def bypass(node: ir.Node) -> None:
         raise ValueError(f"Node {node.name} has no input to pass on.")
     ir.convenience.replace_all_uses_with(node.outputs[0], source, replace_graph_outputs=True)
     node.graph.remove(node, safe=True)
-
-
-def first_convolution(model: ir.Model) -> ir.Node:
-    """The first convolution that the image goes through.
-
-    Raises:
-        NotArcFaceError: There is none, or its weights are computed.
-    """
-    for node in model.graph:
-        if node.op_type == "Conv" and not node.domain:
-            weight = constant(node.inputs[1])
-            if weight is None or weight.ndim != 4 or weight.shape[1] != 3:
-                break
-            return node
-    raise NotArcFaceError(
-        "The graph has no first convolution over three colour channels with constant weights; "
-        "an ArcFace network starts with one. Export the backbone alone, in eval mode."
-    )
 
 
 def session(model: ir.Model | bytes) -> onnxruntime.InferenceSession:

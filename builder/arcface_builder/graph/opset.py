@@ -24,10 +24,6 @@ _ALSO_TAKEN_APART: Final = {"LayerNormalization"}
 def lowered(graph: bytes, opset: int) -> bytes:
     """Write a graph in an older opset, the same function of the crops; a graph that is in it stays as it is.
 
-    Args:
-        graph: An ONNX file.
-        opset: The newest opset that may be in it, 17.
-
     Raises:
         ValueError: An operator cannot be written in it; the message names the operator.
     """

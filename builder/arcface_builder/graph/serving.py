@@ -21,7 +21,6 @@ from onnx_ir.passes import common as passes
 from arcface_client.contract import CROP_SHAPE, INPUT_NAME, OUTPUT_NAME
 from arcface_client.models.normalisation import Normalisation, Triple
 
-from ..errors import NotArcFaceError
 from .batchnorm import fold_batch_norms, fold_preactivations
 from .edit import (
     BATCH,
@@ -29,7 +28,6 @@ from .edit import (
     OPSET,
     bypass,
     constant,
-    first_convolution,
     initializer,
     set_constant,
     tidy,
@@ -153,12 +151,7 @@ def one_crop(model: ir.Model) -> ir.Model:
 
 
 def to_file(model: ir.Model, metadata: Mapping[str, str]) -> onnx.ModelProto:
-    """A serving graph as an ONNX file, marked as one.
-
-    Args:
-        model: The serving graph.
-        metadata: What to write into the file beside the contract's mark.
-    """
+    """A serving graph as an ONNX file, marked as one, with further metadata."""
     model.metadata_props.clear()
     model.metadata_props.update({_CONTRACT_KEY: _CONTRACT_VERSION, **metadata})
     return ir.to_proto(model)
@@ -211,12 +204,12 @@ def _feed(model: ir.Model, image: Image, pixels: Preparation) -> None:
 def _fold_preprocessing(model: ir.Model, image: Image, seen: Preparation) -> str | None:
     """Replace all that happens before the first convolution, or say why that is not possible."""
     graph, old = model.graph, model.graph.inputs[0]
-    try:
-        convolution = first_convolution(model)
-    except NotArcFaceError:
+    convolution = next((node for node in graph if node.op_type == "Conv" and not node.domain), None)
+    weight = constant(convolution.inputs[1]) if convolution is not None else None
+    if convolution is None or weight is None or weight.ndim != 4 or weight.shape[1] != 3:
         return "there is no first convolution over three channels with constant weights"
-    weight, value = constant(convolution.inputs[1]), convolution.inputs[0]
-    if weight is None or value is None or weight.dtype != np.float32:
+    value = convolution.inputs[0]
+    if value is None or weight.dtype != np.float32:
         return "the first convolution does not compute in float32"
     shapes = []  # the image's Shape is read for the size of the batch
     before, upstream = [value], {value}

@@ -43,7 +43,11 @@ class Image:
             NotArcFaceError: The model does not take one 112x112 colour image.
         """
         inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
-        if len(inputs) != 1 or not takes_crops(inputs[0]):
+        layouts = []
+        if len(inputs) == 1 and inputs[0].dtype in _IMAGE_TYPES:
+            dims_of = {False: _PLANES, True: CROP_SHAPE}
+            layouts = [last for last, dims in dims_of.items() if _fits(inputs[0], dims)]
+        if not layouts:
             raise NotArcFaceError(
                 f"The model takes {describe(inputs)}; a face network takes [N, 3, {CROP_SIZE}, {CROP_SIZE}] "
                 f"or [N, {CROP_SIZE}, {CROP_SIZE}, 3] of float32, float16 or uint8. "
@@ -52,7 +56,6 @@ class Image:
         (value,) = inputs
         batch = value.shape[0] if value.shape is not None else None
         size = batch if isinstance(batch, int) and batch > 0 else 1
-        layouts = [last for last, dims in ((False, _PLANES), (True, CROP_SHAPE)) if _fits(value, dims)]
         return [cls(str(value.name), value.dtype or ir.DataType.FLOAT, last, size) for last in layouts]
 
     def prepare(self, planes: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
@@ -106,11 +109,6 @@ class Output:
             )
         array = first[fitting[0]]
         return cls(fitting[0], array.shape, _embedding_dim(array, batch))
-
-
-def takes_crops(value: ir.Value) -> bool:
-    """Whether a graph input can be a batch of 112x112 colour images."""
-    return value.dtype in _IMAGE_TYPES and (_fits(value, _PLANES) or _fits(value, CROP_SHAPE))
 
 
 def describe_shape(value: ir.Value) -> str:

@@ -206,11 +206,9 @@ def add_plans(
 
 
 def choose_served(plans: Plans, before: Set[str]) -> tuple[dict[str, str], tuple[int, ...]]:
-    """The file names of the map and the versions to serve; see the module's description.
+    """The file names of the map and the versions to serve, where the map had these capabilities ``before``.
 
-    Args:
-        plans: The published plans.
-        before: The compute capabilities in the present map.
+    See the module's description.
     """
     leading = max(plans, key=lambda version: (len(before & plans[version].keys()), version))
     filenames, kinds = _filenames(plans[leading]), _kinds(plans[leading])

@@ -41,11 +41,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
 class ModelRepository:
-    """A folder of models that Triton reads.
-
-    Args:
-        root: The folder; it is made when something is published.
-    """
+    """A folder of models that Triton reads; it is made when something is published."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()

@@ -39,10 +39,6 @@ class Promotion:
 class ReleaseState:
     """What a repository says of a family's versions; everything is read anew and written at once.
 
-    Args:
-        repository: The repository.
-        name: The family's name.
-
     Raises:
         OptionError: The name is not allowed.
         RepositoryError: There is no such model.

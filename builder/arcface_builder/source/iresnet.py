@@ -73,12 +73,7 @@ def parameter_shapes(depth: str, embedding_dim: int = EMBEDDING_DIM) -> dict[str
 
 
 def iresnet_model(depth: str, weights: Weights) -> ir.Model:
-    """Build the network.
-
-    Args:
-        depth: A key of ``BLOCKS``.
-        weights: Exactly the parameters that ``parameter_shapes`` names.
-    """
+    """Build the network of a depth with exactly the parameters that ``parameter_shapes`` names."""
 
     def batch_norm(tape: ir.tape.Tape, value: ir.Value, name: str) -> ir.Value:
         fields = ("weight", "bias", "running_mean", "running_var")

@@ -71,6 +71,13 @@ class Bucket(S3Bucket):
         with self._errors(record):
             self._s3.put_object(Bucket=self._bucket, Key=record, Body=manifest.to_json().encode())
 
+    def push(self, stored: StoredPlan, *, overwrite: bool = False) -> bool:
+        """Upload a plan that was checked, unless there is one with the same key; returns whether it was."""
+        if not overwrite and self.find(stored.manifest.identity):
+            return False
+        self.upload(stored)
+        return True
+
     def remove(self, entry: Entry) -> None:
         """Remove a plan, its manifest first."""
         names = [entry.path + MANIFEST_ENDING]

@@ -80,11 +80,10 @@ class LocalStore:
         return StoredPlan(plan, manifest)
 
     def add(self, plan: Path, manifest: PlanManifest) -> StoredPlan:
-        """Store a plan, unless there is one with the same key, which then counts.
+        """Move a plan from a ``staging`` folder into the cache, unless one with the same key is there.
 
-        Args:
-            plan: The plan's file in a ``staging`` folder, from which it is moved.
-            manifest: Its manifest.
+        Returns:
+            The plan that is there now.
 
         Raises:
             PlanDamagedError: The plan is not what the manifest describes.

@@ -56,10 +56,6 @@ class PlanStore:
 
     Every method raises ``CacheError`` if the cache cannot be used, and ``BucketError`` if the bucket cannot.
     In ``fetch`` and ``put`` the bucket's failure is a warning.
-
-    Args:
-        local: The cache on this machine.
-        remote: The bucket, if there is one.
     """
 
     def __init__(self, local: LocalStore, remote: Bucket | None = None) -> None:
@@ -95,11 +91,7 @@ class PlanStore:
         return stored
 
     def put(self, plan: Path, manifest: PlanManifest) -> StoredPlan:
-        """Store a plan in the cache and in the bucket; a bucket that fails is a warning.
-
-        Args:
-            plan: The plan's file in a ``staging`` folder of the cache, from which it is moved.
-            manifest: Its manifest.
+        """Move a plan from a ``staging`` folder into the cache, and upload it; a failing bucket is a warning.
 
         Raises:
             PlanDamagedError: The plan is not what the manifest describes; nothing was stored.
@@ -127,22 +119,6 @@ class PlanStore:
                 content = entry.manifest.plan_sha256 if entry.manifest else name
                 found.setdefault((entry.path, content), (entry, []))[1].append(name)
         return list(found.values())
-
-    def push(self, stored: StoredPlan, *, overwrite: bool = False) -> bool:
-        """Upload a plan of the cache, unless the bucket has one with the same key.
-
-        Returns:
-            Whether it was uploaded.
-
-        Raises:
-            BucketError: There is no bucket, or it cannot be used.
-        """
-        if self.remote is None:
-            raise BucketError("There is no bucket to push to; name one with --bucket.")
-        if self.remote.find(stored.manifest.identity) is not None and not overwrite:
-            return False
-        self.remote.upload(stored)
-        return True
 
 
 def prunable(

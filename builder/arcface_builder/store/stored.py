@@ -7,7 +7,7 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from arcface_client.errors import ManifestError
 from arcface_client.models.files import sha256_of
@@ -80,11 +80,6 @@ def read_manifest(content: bytes, *, path: str, place: str) -> Entry:
     if manifest.identity.key != path:
         return Entry(path, None, f"{where} belongs to another plan, {manifest.identity.key}.")
     return Entry(path, manifest)
-
-
-def describe_plan(plan: Path) -> dict[str, Any]:
-    """The two fields that a plan's bytes give: ``PlanManifest(**describe_plan(plan), ...)``."""
-    return {"plan_sha256": sha256_of(plan), "plan_bytes": plan.stat().st_size}
 
 
 def check_plan(plan: Path, manifest: PlanManifest, *, where: str) -> None:

@@ -81,13 +81,7 @@ def check_knows(version: str, precision: str) -> None:
 
 
 def started(trt: ModuleType, kind: Callable[[Any], Any], log: Any, messages: Messages) -> Any:
-    """Start TensorRT's builder, or its runtime, which loads plans.
-
-    Args:
-        trt: The TensorRT module.
-        kind: ``trt.Builder`` or ``trt.Runtime``.
-        log: A logger that fills the messages.
-        messages: What TensorRT said.
+    """Start TensorRT's builder (``trt.Builder``), or its runtime (``trt.Runtime``), which loads plans.
 
     Raises:
         NoGpuError: It does not start, for want of a GPU or of memory on it.

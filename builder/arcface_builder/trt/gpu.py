@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -64,16 +63,11 @@ class Gpu:
         except CudaError:  # a failed build may leave one
             return None
 
-    @contextmanager
-    def load(self, path: Path) -> Iterator[Runtime]:
+    def load(self, path: Path) -> AbstractContextManager[Runtime]:
         """Load a plan whose bytes were checked."""
         from arcface_client.runtimes.tensorrt import TensorRt
 
-        plan = TensorRt(path)
-        try:
-            yield plan
-        finally:
-            plan.close()
+        return closing(TensorRt(path))
 
 
 def gpu_at_hand() -> Gpu:

@@ -66,11 +66,7 @@ class LayerPrecisions:
 
 
 def inspect_engine(trt: ModuleType, engine: Any) -> tuple[LayerPrecisions, ...]:
-    """Ask a deserialised engine, on its GPU.
-
-    Args:
-        trt: The TensorRT module.
-        engine: An engine that was built with detailed profiling verbosity.
+    """Ask a deserialised engine, on its GPU; it was built with detailed profiling verbosity.
 
     Returns:
         One for each optimisation profile that the inspector lists.

@@ -25,15 +25,8 @@ def respond(pb_utils: ModuleType, embed: EmbedJoined, requests: Sequence[Any]) -
     """Answer the requests that Triton has batched, each with its embeddings or with its own error.
 
     All requests go into one run of the model. If that run fails, each request runs alone, so that only the
-    faulty one gets the error.
-
-    Args:
-        pb_utils: ``triton_python_backend_utils``, which only a ``model.py`` in Triton's stub can import.
-        embed: Runs the model.
-        requests: Triton's requests.
-
-    Returns:
-        Triton's responses.
+    faulty one gets the error. ``pb_utils`` is ``triton_python_backend_utils``, which only a ``model.py`` in
+    Triton's stub can import.
     """
     batches = [crops_of(pb_utils, request) for request in requests]
 

@@ -16,15 +16,10 @@ from .config import InstanceConfig
 
 
 def load_model(model: str, config: InstanceConfig, logger: Any) -> OnnxRuntime:
-    """Load the ONNX model that an instance runs.
+    """Load the ONNX model that an instance runs, and log where it computes.
 
     With KIND_AUTO, Triton makes instances on the GPUs if there are any. If ONNX Runtime cannot use them,
     these compute on the CPU, and a warning says why.
-
-    Args:
-        model: Name of the model.
-        config: Its configuration.
-        logger: Triton's, which gets one line that says where it computes.
 
     Raises:
         ConfigError: KIND_GPU is asked for, and ONNX Runtime cannot use the GPU.

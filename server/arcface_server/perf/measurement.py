@@ -123,14 +123,8 @@ def measure(
     """Measure one figure.
 
     perf_analyzer reports nothing about a figure that does not settle. Such a figure is measured once more
-    with any spread allowed, and marked.
-
-    Args:
-        perf_analyzer: The program.
-        load: What to send, and where.
-        batch_size: Crops in a request.
-        concurrency: Requests under way at a time; None sends them at a rate.
-        request_rate: Requests to send in a second, at random moments.
+    with any spread allowed, and marked. Without a concurrency, requests are sent at a rate, at random
+    moments.
 
     Raises:
         PerfAnalyzerError: perf_analyzer failed; the message has its own reason.

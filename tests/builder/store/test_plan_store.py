@@ -61,8 +61,9 @@ def test_a_bucket_that_fails_is_a_warning_for_a_build_and_an_error_for_pull_and_
     assert stored.path.read_bytes() == plan()
     assert caplog.messages[0].startswith(f"The bucket has no usable {NAME}: S3, bucket ")
     assert caplog.messages[1].startswith(f"{NAME} is in the cache only: S3, bucket ")
+    assert store.remote is not None
     with pytest.raises(BucketError):
-        store.push(stored)
+        store.remote.push(stored)
     with pytest.raises(BucketError):
         store.pull(plan_key(sm="90"))
 
@@ -90,9 +91,10 @@ def test_a_push_leaves_the_buckets_plan_unless_told_to_overwrite(tmp_path: Path,
     second = put(machine(tmp_path / "other"), plan(seed=1))
     other = machine(tmp_path / "other", s3)
 
-    assert not other.push(second)
+    assert other.remote is not None
+    assert not other.remote.push(second)
     assert listed(other) == [(second.manifest, ["cache"]), (manifest(), ["bucket"])]
-    assert other.push(second, overwrite=True)
+    assert other.remote.push(second, overwrite=True)
     assert listed(other) == [(second.manifest, ["cache", "bucket"])]
 
 
