@@ -125,22 +125,22 @@ def _check_answers(address: str) -> None:
         ) from error
 
 
-def on_an_actor(ray: Any, function: Callable[..., Any], actors: Actors, *arguments: Any) -> Any:
-    """Call a function on a machine of the cluster that has what an actor takes.
+def describe_there(ray: Any, open_embedder: Open, actors: Actors, command: str) -> GalleryInfo:
+    """What a gallery says of itself by an embedder of a machine that has what an actor takes.
 
     Raises:
-        ArcFaceError: As the function raises it.
+        ArcFaceError: The embedder cannot serve.
         DeploymentError: The machine cannot run it, for example because this package is not installed there.
     """
     if actors.gpus > ray.cluster_resources().get("GPU", 0):
         _log.warning("The Ray cluster has no GPU for an actor now; the job waits until it has one")
-    remote = ray.remote(num_cpus=1, num_gpus=actors.gpus)(function)
+    remote = ray.remote(num_cpus=1, num_gpus=actors.gpus)(_describe)
     with _plain_errors(ray):
-        return ray.get(remote.remote(*arguments))
+        info: GalleryInfo = ray.get(remote.remote(open_embedder, command))
+    return info
 
 
-def describe_there(open_embedder: Open, command: str) -> GalleryInfo:
-    """What a gallery says of itself by an embedder of the machine where this runs."""
+def _describe(open_embedder: Open, command: str) -> GalleryInfo:
     with open_embedder() as backend:
         backend.ensure_ready()
         return describe(backend, command)

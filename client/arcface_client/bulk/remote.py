@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from ..errors import SourceUnavailableError, require
+from ..errors import MissingExtraError, SourceUnavailableError, require
 
 _OF_ONE_FILE: Final = frozenset(
     {
@@ -45,8 +45,6 @@ def filesystem_of(url: str) -> tuple[Any, str]:
     try:
         filesystem, path = core.url_to_fs(url)
     except ImportError as error:
-        from ..errors import MissingExtraError
-
         raise MissingExtraError(f"{url} cannot be read: {error}") from error
     return filesystem, path
 

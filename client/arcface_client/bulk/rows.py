@@ -60,7 +60,7 @@ class Rows:
         return np.full((len(self.ids), dim), np.nan, np.float32)
 
 
-def describe(backend: EmbeddingBackend, command: str = "") -> GalleryInfo:
+def describe(backend: EmbeddingBackend, command: str) -> GalleryInfo:
     """What a gallery says of itself that an embedder makes; ``ensure_ready`` was called."""
     known = backend.diagnostics()
     return GalleryInfo(

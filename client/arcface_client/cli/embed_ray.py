@@ -53,7 +53,7 @@ def ray_stream(
         ArcFaceError: As ``ray_job.cluster``.
     """
     from ..backends.factory import make_single
-    from ..bulk.ray_job import RayStream, cluster, describe_there, on_an_actor
+    from ..bulk.ray_job import RayStream, cluster, describe_there
 
     embedding = settings.embedding
     models = embedding.model_repository.absolute()  # an actor has another working directory
@@ -66,7 +66,7 @@ def ray_stream(
     with cluster(address) as ray:
         actors = _actors(size, gpus, ray.cluster_resources())
         newest = partial(make_single, settings, settings.triton.version)
-        info: GalleryInfo = on_an_actor(ray, describe_there, actors, newest, command)
+        info = describe_there(ray, newest, actors, command)
         say_unknown(settings, info)
         pinned = partial(make_single, settings, info.version)
         yield RayStream(ray, source, pinned, info.space, actors, resize=resize, observe=observe), info

@@ -260,7 +260,7 @@ def test_what_a_task_or_an_actor_raises_is_the_jobs_own_error(
 ) -> None:
     broken = partial(get_embedding_backend, "onnxruntime", embedding_model_repository=tmp_path)
     with pytest.raises(NoCandidateError, match=f"There is no arcface_r100_onnx in {tmp_path}"):
-        ray_job.on_an_actor(connected, ray_job.describe_there, Actors(), broken, "")
+        ray_job.describe_there(connected, broken, Actors(), "")
     (tmp_path / "crops.parquet").write_bytes(b"no table")
     with pytest.raises(ImageFileError, match=r"crops\.parquet cannot be read as Parquet"):
         run(connected, tmp_path / "crops.parquet", tmp_path / "gallery")
