@@ -33,8 +33,8 @@ def local(
     return Origin(path.stem, load)
 
 
-def missing(name: str = "missing") -> Origin:
-    return local(Path(f"/nowhere/{name}.onnx"))
+def missing() -> Origin:
+    return local(Path("/nowhere/missing.onnx"))
 
 
 def embed(path: Path, crops: Crops) -> Embeddings:

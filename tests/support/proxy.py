@@ -21,10 +21,7 @@ class Proxy:
         url: ``host:port`` of the server.
 
     Attributes:
-        carried_bytes: Bytes from clients to the server.
-        cut_after_bytes: A connection is cut after so many bytes from the server; None cuts none.
-        cut_upload_after_bytes: A connection is cut after so many bytes from the client; None cuts none.
-        cuts: How many connections may still be cut so; None means any number.
+        cut_after_bytes: A connection is cut after so many bytes in one direction.
         was_cut: How many connections were cut so.
     """
 
@@ -44,10 +41,7 @@ class Proxy:
         self._listener.bind((_LOCALHOST, 0))
         self._listener.listen()
         self.url = f"{_LOCALHOST}:{self._listener.getsockname()[1]}"
-        self.carried_bytes = 0
-        self.cut_after_bytes: int | None = None
-        self.cut_upload_after_bytes: int | None = None
-        self.cuts: int | None = None
+        self.cut_after_bytes = math.inf
         self.was_cut = 0
         self._acceptor = threading.Thread(target=self._accept, daemon=True)
 
@@ -130,22 +124,17 @@ class Proxy:
     def _pump(
         self, source: socket.socket, sink: socket.socket, link: tuple[socket.socket, socket.socket]
     ) -> None:
-        limit_name = "cut_upload_after_bytes" if source is link[0] else "cut_after_bytes"
         passed = 0
         with suppress(OSError):
             while data := source.recv(_CHUNK_BYTES):
                 passed += len(data)
-                limit = getattr(self, limit_name)
-                if limit is not None and passed >= limit and self.cuts != 0:
-                    self.cuts = None if self.cuts is None else self.cuts - 1
+                if passed >= self.cut_after_bytes:
                     self.was_cut += 1
                     break
                 self._flows.wait()
                 if math.isfinite(self._bytes_per_s):
                     self._closed.wait(len(data) / self._bytes_per_s)
                 sink.sendall(data)
-                if source is link[0]:
-                    self.carried_bytes += len(data)
         _break_off(link)
 
 

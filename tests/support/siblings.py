@@ -48,22 +48,22 @@ def write_siblings(repository: Path, **settings: Any) -> Path:
     return repository
 
 
-def local_tiny(folder: Path, release: int = 1, *, skew: float = 0.0) -> Origin:
-    """The tiny model of a release in this process, as the last replica of a pool."""
+def local_tiny(folder: Path, *, skew: float = 0.0) -> Origin:
+    """The tiny model in this process, as the last replica of a pool."""
 
     def load(*_: object) -> LocalModel:
-        path = folder / f"local-{release}-{skew}.onnx"
-        onnx.save(tiny_serving_graph(release, skew=skew), path)
-        known = Diagnostics(backend="onnxruntime", model=ONNX, version=release)
+        path = folder / f"local-{skew}.onnx"
+        onnx.save(tiny_serving_graph(1, skew=skew), path)
+        known = Diagnostics(backend="onnxruntime", model=ONNX, version=1)
         return LocalModel(OnnxRuntime(path), known, EmbeddingSpace())
 
     return Origin(LOCAL, load)
 
 
-def tiny_embeddings(folder: Path, crops: Crops, seed: int = 1) -> Embeddings:
-    """Embeddings of crops by the tiny model of a seed."""
-    path = folder / f"tiny-{seed}.onnx"
-    onnx.save(tiny_serving_graph(seed), path)
+def tiny_embeddings(folder: Path, crops: Crops) -> Embeddings:
+    """Embeddings of crops by version 1 of the tiny model."""
+    path = folder / "tiny.onnx"
+    onnx.save(tiny_serving_graph(1), path)
     return OnnxRuntime(path).embed(crops)
 
 

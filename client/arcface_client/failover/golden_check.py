@@ -8,9 +8,9 @@ from typing import Final, Protocol
 import numpy as np
 
 from ..contract import LENGTH_TOLERANCE, Embeddings
-from ..errors import ContractError, DeploymentError, OtherEmbeddingSpaceError
+from ..errors import ContractError, DeploymentError, DriftError, OtherEmbeddingSpaceError
 from ..models.embedding_space import FLOAT, EmbeddingSpace, SpaceName
-from ..models.golden import GoldenReference, drift_error, largest_drift
+from ..models.golden import GoldenReference, largest_drift
 from ..models.naming import made_from
 from ..observability.diagnostics import Diagnostics, Source, Validation
 from ..triton.embed_request import Deadline, EmbedRequest
@@ -145,11 +145,12 @@ def objection(
         max_drift: The tolerance.
     """
     max_drift = max(max_drift, finding.reference.drift)
-    if finding.drift is not None:
-        reference = f"the reference ({finding.compared_with})"
-        error = drift_error(finding.drift, max_drift, "its golden embeddings", reference)
-        if error is not None:
-            return error
+    if finding.drift is not None and not finding.drift <= max_drift:  # so that NaN is refused as well
+        return DriftError(
+            f"its golden embeddings drift {finding.drift:.2g} from the reference ({finding.compared_with}); "
+            f"max_drift_cosine allows {max_drift:g}",
+            finding.drift,
+        )
     precision_class = finding.reference.space.precision_class or FLOAT
     if wanted and not precision_class.startswith(wanted):
         return OtherEmbeddingSpaceError(
@@ -161,7 +162,7 @@ def objection(
     what = _other_width(finding.embeddings, settled) or settled.space.conflict(finding.reference.space)
     if what is None:
         drift = largest_drift(finding.embeddings, settled.embeddings)
-        if not drift <= max_drift:  # written so that NaN is refused as well
+        if not drift <= max_drift:  # here, too
             what = f"another source model, its golden embeddings drift {drift:.2g}"
     if what is None:
         return None

@@ -23,7 +23,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ..contract import LENGTH_TOLERANCE, Crops, Embeddings
-from ..errors import DriftError
 from .embedding_space import EmbeddingSpace
 
 GOLDEN_COUNT: Final = 8
@@ -80,22 +79,6 @@ def drifts(
 def largest_drift(left: Embeddings, right: Embeddings) -> float:
     """The largest drift between rows of two sets of unit embeddings [N, D]; NaN if a number is."""
     return float(np.max(drifts(left, right)))
-
-
-def drift_error(drift: float, max_drift: float, whose: str, reference: str) -> DriftError | None:
-    """The error for embeddings that drift; None within the tolerance. NaN is never within it.
-
-    Args:
-        drift: Their largest drift.
-        max_drift: The tolerance.
-        whose: Which embeddings, for the message, for example "its golden embeddings".
-        reference: What they were compared with, for the message.
-    """
-    if drift <= max_drift:
-        return None
-    return DriftError(
-        f"{whose} drift {drift:.2g} from {reference}; max_drift_cosine allows {max_drift:g}", drift
-    )
 
 
 def cannot_tell_apart(embeddings: Embeddings) -> str | None:

@@ -92,7 +92,7 @@ def test_an_altered_plan_is_refused(s3: S3Server, bucket: Bucket, stored: Stored
 def test_an_upload_that_is_cut_is_one_line_and_leaves_nothing(
     s3: S3Server, wire: Proxy, stored: StoredPlan
 ) -> None:
-    wire.cut_upload_after_bytes = 2_000_000
+    wire.cut_after_bytes = 2_000_000
     with pytest.raises(BucketError, match=rf"^S3, bucket 'plans', key {PLAN_NAME}: "):
         hasty(f"http://{wire.url}").upload(stored)
     assert wire.was_cut

@@ -7,14 +7,8 @@ import pytest
 
 from arcface_client.backends.local import LocalModel
 from arcface_client.contract import Crops, Embeddings
-from arcface_client.errors import (
-    ContractError,
-)
-from arcface_client.failover.golden_check import (
-    Finding,
-    golden_check,
-    objection,
-)
+from arcface_client.errors import ContractError, DriftError
+from arcface_client.failover.golden_check import MANIFEST, Finding, golden_check, objection
 from arcface_client.models.embedding_space import EmbeddingSpace
 from arcface_client.models.golden import GoldenReference
 from arcface_client.observability.diagnostics import Diagnostics
@@ -23,10 +17,9 @@ from arcface_client.triton.embed_request import Deadline
 TOLERANCE = 0.001
 
 
-def embeddings(seed: int = 0, *, drift: float = 0.0) -> Embeddings:
+def embeddings(*, drift: float = 0.0) -> Embeddings:
     """Unit rows, turned so that each drifts as far as asked."""
-    generator = np.random.default_rng(seed)
-    rows, others = generator.standard_normal((2, 8, 512))
+    rows, others = np.random.default_rng(0).standard_normal((2, 8, 512))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     others -= rows * np.sum(rows * others, axis=1, keepdims=True)
     others /= np.linalg.norm(others, axis=1, keepdims=True)
@@ -60,6 +53,19 @@ def found(
 def test_embeddings_of_another_length_are_refused() -> None:
     with pytest.raises(ContractError, match="length 3; expected 1"):
         found(3 * embeddings())
+
+
+@pytest.mark.parametrize(("drift", "allowed"), [(0.0, True), (0.001, True), (0.0011, False), (np.nan, False)])
+def test_the_tolerance_decides_and_nan_never_passes(drift: float, allowed: bool) -> None:
+    error = objection(Finding(embeddings(), GoldenReference(embeddings()), MANIFEST, drift), None, "", 0.001)
+    assert (error is None) == allowed
+    if error is not None:
+        assert isinstance(error, DriftError)
+        assert str(error) == (
+            f"its golden embeddings drift {drift:.2g} from the reference (manifest); "
+            "max_drift_cosine allows 0.001"
+        )
+        np.testing.assert_equal(error.drift, drift)
 
 
 def test_two_tolerances_do_not_add_up() -> None:
