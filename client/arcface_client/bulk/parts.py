@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Final
 
 from ..errors import InputError
@@ -16,12 +15,6 @@ from ..gallery import Gallery, GalleryInfo, open_gallery, write_gallery
 from ..models.files import STAGED, naming
 from .ids import IdSet
 from .rows import Rows
-
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 PART_S: Final = 60.0
 """A part is written after so many seconds even when it is not full: a crash costs no more than that."""
@@ -44,17 +37,18 @@ class Parts:
         """
         with naming(self.folder):
             self.folder.mkdir(exist_ok=True)
-            lock = os.open(self.folder, os.O_RDONLY)
+            lock = os.open(self.folder, os.O_RDONLY)  # Windows refuses
+        import fcntl  # Windows has none
+
         try:
-            if fcntl is not None:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    raise InputError(
-                        f"Another process is writing to {self.folder}; wait for it, or give another --output."
-                    ) from error
-                except OSError:  # a file system without locks
-                    pass
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(
+                    f"Another process is writing to {self.folder}; wait for it, or give another --output."
+                ) from error
+            except OSError:  # a file system without locks
+                pass
             for half in (*self.folder.glob(f".*{STAGED}"), self.folder / _JOINED):
                 half.unlink(missing_ok=True)
             yield
