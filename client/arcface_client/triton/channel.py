@@ -16,7 +16,7 @@ from ..models.release import Release
 from ..observability.tracing import continue_trace
 from .fork_guard import ForkGuard
 from .limits import RequestLimits, Tls
-from .status import PROBE_TIMEOUT_S, Reply, Target, answered, closed, is_unavailable, models_from_index
+from .status import PROBE_TIMEOUT_S, Reply, Target, answered, closed, models_from_index
 
 _MAX_MESSAGE_BYTES: Final = 2**31 - 1
 _RETRY_BUFFER_BYTES: Final = 64 << 20
@@ -126,8 +126,7 @@ class Connection:
         try:
             index = self._questions.get_model_repository_index(client_timeout=timeout_s)
         except InferenceServerException as error:
-            answers = answered(error) or (is_unavailable(error) and self.is_live(timeout_s))
-            return Reply(answers, problem=error.message() or "no message")
+            return Reply(answered(error), problem=error.message() or "no message")
         except ValueError:  # closed or dropped meanwhile
             return Reply(answers=False, problem="the connection was closed")
         return Reply(answers=True, models=models_from_index(index))

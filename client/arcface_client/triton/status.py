@@ -202,13 +202,9 @@ def unanswered(url: str, problem: str) -> ServerUnavailableError:
 
 
 def answered(error: InferenceServerException) -> bool:
-    """Whether an error comes from the server; one that ``is_unavailable`` may do so too."""
-    return error.status() not in (_UNAVAILABLE, _DEADLINE_EXCEEDED, _CANCELLED)
-
-
-def is_unavailable(error: InferenceServerException) -> bool:
-    """Whether the status is UNAVAILABLE: no server, a full queue, or a protocol that Triton restricts."""
-    return bool(error.status() == _UNAVAILABLE)
+    """Whether an error comes from the server, and not from the way to it."""
+    restricted = _RESTRICTED in (error.message() or "")
+    return restricted or error.status() not in (_UNAVAILABLE, _DEADLINE_EXCEEDED, _CANCELLED)
 
 
 def explain(

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 
 from arcface_client import Connection, EmbeddingClient, Tls
+from arcface_client.backends.pooled import TritonBackend
 from arcface_client.contract import Crops
 from arcface_client.errors import (
     ClientClosedError,
     ConfigError,
     InputError,
+    NoCandidateNowError,
     ServerBusyError,
     ServerUnavailableError,
 )
@@ -90,6 +92,21 @@ def test_a_file_that_is_not_a_certificate_is_refused_before_grpc_sees_it(tmp_pat
     text.write_text("-----BEGIN PRIVATE KEY-----")
     with pytest.raises(ConfigError, match=r"needs both tls\.private_key and tls\.certificate_chain"):
         Tls(private_key=text)
+
+
+def test_a_server_that_dies_while_another_one_answers_is_not_said_to_want_a_key() -> None:
+    """Behind one name: the question for the models meets the one, that for its life the other."""
+
+    class Dying(FakeTriton):
+        def RepositoryIndex(self, request: Any, context: grpc.ServicerContext) -> Any:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "Stream removed (Socket closed)")
+
+    with (
+        served(Dying()) as url,
+        TritonBackend(url, "fake") as embedder,
+        pytest.raises(NoCandidateNowError, match=r"No Triton server is ready .*Socket closed"),
+    ):
+        embedder.ensure_ready()
 
 
 def test_a_refused_request_does_not_lose_the_others_that_are_under_way(crops: Crops) -> None:
