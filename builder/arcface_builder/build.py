@@ -7,7 +7,6 @@ import logging
 import shlex
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
 from pathlib import Path
 
 from arcface_client.contract import Progress, no_progress
@@ -28,7 +27,7 @@ from arcface_client.runtimes.onnxruntime import OnnxRuntime
 
 from .check.accuracy import check_onnx_model
 from .repository.config import CONFIG_FILE, ServingOptions, check_width, config_text, onnx_config
-from .repository.publish import ModelRepository, check_name, tool_versions
+from .repository.publish import ModelRepository, check_name, now, tool_versions
 from .source.load import Source, build_arguments
 from .source.model import labels_of
 
@@ -114,7 +113,7 @@ def build(
         draft = ModelManifest(
             model=model,
             version=0,  # known once it is published
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            created=now(),
             source=origin,
             source_location=source.location(),
             repairs=tuple(str(issue) for issue in loaded.issues),

@@ -6,7 +6,6 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -33,7 +32,7 @@ from .graph.opset import lowered
 from .graph.precision import check_gpu_has, fallbacks, is_quantised, typed_graph, typed_int8
 from .graph.quantise import calibration_sha256
 from .repository.plans import AddedPlan, add_plans, check_free, published_plans, recorded_plan
-from .repository.publish import ModelRepository, tool_versions
+from .repository.publish import ModelRepository, now, tool_versions
 from .source.load import Source, source_embedder
 from .store import GPU, PlanStore, StoredPlan, this_platform
 from .trt.compat import can_be_hardware_compatible, check_knows, is_strongly_typed, newest_opset
@@ -370,7 +369,7 @@ def _manifest(
         plan_sha256=sha256_of(plan),
         plan_bytes=plan.stat().st_size,
         identity=key,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created=now(),
         gpu_name=gpu.name,
         driver_version=gpu.driver_version,
         precisions_used=precisions.layers,

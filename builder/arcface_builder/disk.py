@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -12,11 +14,9 @@ NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a disk, a quota or a file that is full."""
 
 
-def locked(path: Path, *, wait: bool = True) -> int:
-    """Open and lock a file, which is made if it is missing.
-
-    Returns:
-        A descriptor. The lock ends when it is closed, at the latest with the process.
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold a lock on a file, which is made if it is missing; it ends with the process at the latest.
 
     Raises:
         OSError: The file cannot be opened, or another process has the lock and ``wait`` is false.
@@ -24,10 +24,9 @@ def locked(path: Path, *, wait: bool = True) -> int:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BaseException:
+        yield
+    finally:
         os.close(descriptor)
-        raise
-    return descriptor
 
 
 def flush(path: Path) -> None:

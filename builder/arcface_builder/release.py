@@ -11,7 +11,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from typing import Final
 
 from tritonclient.utils import InferenceServerException
@@ -32,7 +31,7 @@ from arcface_client.triton.status import Target, explain
 from .check.accuracy import ReferenceEmbeddings, reference_for_plans
 from .disk import flush
 from .errors import ParityError, ReleaseError
-from .repository.publish import ModelRepository, os_errors
+from .repository.publish import ModelRepository, now, os_errors
 from .repository.release_state import Promotion, ReleaseState
 
 _log = logging.getLogger(__name__)
@@ -181,13 +180,13 @@ class Releases:
             self._reload(models, None, report)
             raise
         if conflict is not None and share:
-            return Promotion(version, _now(), drift)
+            return Promotion(version, now(), drift)
         report("Letting calls go to it", None)
         if not history and old:
-            history = [Promotion(old, _now(), {})]
+            history = [Promotion(old, now(), {})]
         if history and history[-1].version == version:  # an earlier attempt was killed after its record
             history = history[:-1]
-        promotion = Promotion(version, _now(), drift)
+        promotion = Promotion(version, now(), drift)
         self.state.write_history(history if share else [*history, promotion])  # first: `rollback` needs it
         self.state.configure({}, Release(old, version, share) if share else Release(version))
         self._reload(self.state.family(), version, report)
@@ -203,7 +202,7 @@ class Releases:
         if self.state.release.canary is None:
             if len(history) < 2:
                 raise ReleaseError(f"No release of {self.name} was promoted over another one.")
-            history = [*history[:-2], replace(history[-2], at=_now())]
+            history = [*history[:-2], replace(history[-2], at=now())]
         target = history[-1].version
         if target not in self.state.versions:
             raise ReleaseError(f"Version {target} of {self.name} is not on disk; promote another one.")
@@ -318,7 +317,3 @@ class Releases:
         accuracy = reference.compare(client.encode, _BATCHES)
         accuracy.check(f"served {model}")
         return accuracy.largest_drift_cosine
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

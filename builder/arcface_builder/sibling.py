@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -38,7 +37,7 @@ from .repository.config import (
     openvino_server_config,
     read_config,
 )
-from .repository.publish import ModelRepository, os_errors, tool_versions
+from .repository.publish import ModelRepository, now, os_errors, tool_versions
 
 _BATCHES: Final = (1, 8, 32)
 """Batch sizes of the accuracy check."""
@@ -242,7 +241,7 @@ def _checked(
     return SiblingManifest(
         model=model,
         version=onnx.version,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created=now(),
         runtime=kind.runtime,
         runtime_version=runtime.version,
         device=runtime.device,

@@ -56,9 +56,7 @@ def check_flags(flags: Sequence[str]) -> tuple[str, ...]:
 def restriction_flags(key_file: Path, flags: Sequence[str]) -> list[str]:
     """Flags that let only who knows a key change the server: deploy/kubernetes/base/serve.sh does the same.
 
-    Args:
-        key_file: File of the key.
-        flags: The other flags; with explicit model control, that is restricted as well.
+    With explicit model control among the other flags, that is restricted as well.
 
     Raises:
         FlagError: The file cannot be read, or has no key.
@@ -76,11 +74,9 @@ def restriction_flags(key_file: Path, flags: Sequence[str]) -> list[str]:
 
 
 def reserve_addresses(host: str, ports: Sequence[int | None]) -> Addresses:
-    """Choose ports that can be listened on; another process may still take one before it is used.
+    """Choose ports for HTTP, gRPC and metrics that can be listened on, where None means any free one.
 
-    Args:
-        host: Address to listen on.
-        ports: For HTTP, gRPC and metrics; None means any free one.
+    Another process may still take one before it is used.
 
     Raises:
         PortError: A given port is in use, or the address is not one of this machine's.

@@ -91,16 +91,6 @@ def test_any_network_drifts_little_in_fp16_and_tensorrt_builds_it(
         assert build_plan(trt, typed_graph(graph, "bf16"), options, target_sm="89").plan
 
 
-def test_what_tensorrt_does_not_take_is_one_sentence_with_the_node(tmp_path: Path, trt: ModuleType) -> None:
-    graph = graph_of(NETWORKS["opset 18"], tmp_path)
-
-    refusal = (
-        r"^TensorRT [\d.]+ cannot parse the graph at the Resize node .*The ONNX model serves as it is\.$"
-    )
-    with pytest.raises(CompileError, match=refusal):
-        build_plan(trt, typed_graph(graph, "fp16"), BuildOptions(), target_sm="89")
-
-
 @pytest.mark.usefixtures("few_crops")
 def test_a_plan_of_another_width_and_channel_order_is_checked_and_served_as_such(
     tmp_path: Path, trt: ModuleType, store: PlanStore

@@ -158,10 +158,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
             )
         )
         embedder.ensure_ready()
-        while len(prometheus.query("up == 1")) < len(
-            urls
-        ):  # it waits for some seconds before the first scrape
-            time.sleep(0.2)
+        wait_until(lambda: len(prometheus.query("up == 1")) == len(urls))
         load(embedder, crops)
         with pytest.raises(DeadlineExceededError):
             embedder.encode(crops, timeout_s=1e-4)

@@ -154,12 +154,7 @@ class ReferenceEmbeddings:
 
 
 def check_onnx_model(source: Embed, served: Embed, *, computed_by: str = "source file") -> AccuracyReport:
-    """Compare a serving graph with its source model on noise and face-like crops.
-
-    Args:
-        source: The source model with the preprocessing that its callers do.
-        served: The serving graph.
-        computed_by: What ``source`` runs, for the report.
+    """Compare a serving graph with its source model, fed as its callers do, on noise and face-like crops.
 
     Raises:
         ParityError: Two numbers differ by more than ``TOLERANCE``.

@@ -93,30 +93,24 @@ def quantised_graph(
     _warn_of(calibration, serving_graph)
     if precision == "mixed":
         network = calibrate(serving_graph, calibration, report, least_channels=least_channels)
-        graph = quantised_within(network, calibration, held_out, max_drift_cosine, judge, report)
+        graph = _quantised_within(network, calibration, held_out, max_drift_cosine, judge, report)
     else:
         graph = quantise(serving_graph, calibration, report, least_channels=least_channels)
     _log.info("%s", graph)
     return graph
 
 
-def quantised_within(
+def _quantised_within(
     network: Calibrated,
     crops: Crops,
     held_out: Crops,
     max_drift_cosine: float,
-    judge: Judge = on_cpu,
-    report: Progress = no_progress,
+    judge: Judge,
+    report: Progress,
 ) -> QuantisedGraph:
     """Write a serving graph with as many convolutions in int8 as a tolerance allows.
 
-    Args:
-        network: The serving graph.
-        crops: What its ranges come from, and the order of the convolutions: uint8 [N, 112, 112, 3], BGR.
-        held_out: Other crops. The largest drift on both must keep within 70 % of the tolerance.
-        max_drift_cosine: The tolerance.
-        judge: The runtime that must keep within it, also with what it rounds itself.
-        report: Called with the share that is done.
+    The largest drift on the crops that calibrated it, and on others, must keep within 70 % of the tolerance.
 
     Raises:
         PrecisionError: Not one convolution can be in int8.

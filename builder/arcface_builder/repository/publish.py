@@ -9,13 +9,13 @@ on each staging folder tells the next build which ones belong to a dead build.
 from __future__ import annotations
 
 import logging
-import os
 import platform
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
@@ -54,14 +54,9 @@ class ModelRepository:
         """Where the manifest of a version is: a plain file in the root, which Triton passes over."""
         return manifests.manifest_path(self.root, model, version)
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Hold the lock on what is published."""
-        descriptor = locked(self.root / LOCK_FILE)
-        try:
-            yield
-        finally:
-            os.close(descriptor)
+        return locked(self.root / LOCK_FILE)
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
@@ -70,20 +65,16 @@ class ModelRepository:
         Raises:
             RepositoryError: The disk is full, or the repository cannot be written.
         """
-        with os_errors(self.root):
+        with ExitStack() as stack, os_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             with self.lock():
                 self._remove_dead_staging()
                 folder = self._make_staging()
-                owner = locked(folder / _OWNER_FILE)
-        try:
+                stack.enter_context(locked(folder / _OWNER_FILE))
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
             content = folder / "version"
-            with os_errors(self.root):
-                content.mkdir()
-                yield content
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(owner)
+            content.mkdir()
+            yield content
 
     def publish(
         self,
@@ -214,12 +205,8 @@ class ModelRepository:
         """Remove the staging folders whose lock is free: their builds died."""
         for parent in {self.root, self.root.parent}:
             for folder in parent.glob(f"{self._staging_prefix}*"):
-                try:
-                    owner = locked(folder / _OWNER_FILE, wait=False)
-                except OSError:
-                    continue
-                shutil.rmtree(folder, ignore_errors=True)
-                os.close(owner)
+                with suppress(OSError), locked(folder / _OWNER_FILE, wait=False):
+                    shutil.rmtree(folder, ignore_errors=True)
 
     @property
     def _staging_prefix(self) -> str:
@@ -280,6 +267,11 @@ def check_name(name: str) -> str:
             f"{family(name)!r}, for {onnx_model(family(name))} and {plan_model(family(name))}."
         )
     return name
+
+
+def now() -> str:
+    """The time as manifests have it: ISO 8601, in UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def tool_versions() -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import sys
 import tempfile
 import zipfile
@@ -61,19 +60,17 @@ def _download(pack: str, models: Path) -> None:
     requests = require("requests", extra="insightface", purpose="Downloading a pack")
     folder = models / pack
     _log.info("Downloading %s. %s.", pack, PACK_TERMS)
-    staging: str | None = None
     try:
         models.mkdir(parents=True, exist_ok=True)
-        staging = tempfile.mkdtemp(prefix=f".{pack}-", dir=models)
-        with redirect_stdout(sys.stderr):  # it prints where it puts the file
-            storage.download("models", pack, root=staging)
-        Path(staging, "models", pack).replace(folder)  # refuses a folder that holds files
+        with tempfile.TemporaryDirectory(
+            prefix=f".{pack}-", dir=models, ignore_cleanup_errors=True
+        ) as staging:
+            with redirect_stdout(sys.stderr):  # it prints where it puts the file
+                storage.download("models", pack, root=staging)
+            Path(staging, "models", pack).replace(folder)  # refuses a folder that holds files
     except (requests.RequestException, RuntimeError, OSError, zipfile.BadZipFile) as error:
         reason = type(error).__name__ if isinstance(error, requests.RequestException) else error
         raise PackError(
             f"Cannot download {pack} ({reason}). Fetch {storage.model_zoo_download_url(f'{pack}.zip')} "
             f"on a machine that can, and unpack it into {folder}; or pass a file with --onnx-path."
         ) from error
-    finally:
-        if staging:
-            shutil.rmtree(staging, ignore_errors=True)

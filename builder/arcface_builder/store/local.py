@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -131,18 +130,16 @@ class LocalStore:
     @contextmanager
     def building(self, key: PlanKey) -> Iterator[None]:
         """Hold this machine's lock on building a plan; it ends with the process at the latest."""
-        with self._errors():
-            folder = self.root / "locks"
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            try:
-                descriptor = locked(folder / key.digest, wait=False)
-            except BlockingIOError:
-                _log.info("Another process is building %s; waiting for it.", key.filename)
-                descriptor = locked(folder / key.digest)
-        try:
+        with ExitStack() as stack:
+            with self._errors():
+                folder = self.root / "locks"
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                try:
+                    stack.enter_context(locked(folder / key.digest, wait=False))
+                except BlockingIOError:
+                    _log.info("Another process is building %s; waiting for it.", key.filename)
+                    stack.enter_context(locked(folder / key.digest))
             yield
-        finally:
-            os.close(descriptor)
 
     def timing_cache(self, tensorrt: str, gpu: str) -> Path:
         """Where TensorRT's measurements of kernels are kept, for one version of it and one model of GPU."""

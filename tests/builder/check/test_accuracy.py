@@ -38,8 +38,8 @@ def onnx_file(small_graph: bytes, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="module")
 def reference(small_source: SourceModel, onnx_file: Path) -> ReferenceEmbeddings:
-    source = small_source
-    return reference_for_plans(onnx_file, (source.embed, source.runs), face_crops(), max_drift_cosine=0.001)
+    source = (small_source.embed, small_source.runs)
+    return reference_for_plans(onnx_file, source, face_crops(), max_drift_cosine=0.001)
 
 
 def test_an_fp16_plan_passes(reference: ReferenceEmbeddings, small_graph: bytes) -> None:

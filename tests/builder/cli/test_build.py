@@ -11,9 +11,7 @@ import onnx
 import pytest
 from onnx.numpy_helper import from_array, to_array
 
-from arcface_builder.build import build
 from arcface_builder.cli.app import main
-from arcface_builder.errors import NotArcFaceError
 from arcface_builder.source.load import (
     Checkpoint,
     InsightFacePack,
@@ -24,8 +22,6 @@ from arcface_builder.source.load import (
     located,
 )
 from arcface_client.models.normalisation import PYTORCH, UNIT, Normalisation
-from arcface_client.runtimes.onnxruntime import OnnxRuntime
-from photograph import face_crops
 from support.exports import mxnet_broken, pytorch_pack, small_arcface
 
 
@@ -61,16 +57,6 @@ def asked_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], Source]:
 def arguments(source: Path, *more: str) -> list[str]:
     folder = str(source.parent / "models")
     return ["build", "--name", "small", "--repository", folder, "--onnx-path", str(source), *more]
-
-
-def test_what_is_built_embeds_real_faces_as_the_source_does(source: Path, tmp_path: Path) -> None:
-    built = build(OnnxFile(source), name="small", repository=tmp_path / "models")
-
-    crops = face_crops()
-    runtime = OnnxRuntime(built.path / "model.onnx")
-    expected = OnnxFile(source).load().embed(crops)
-    np.testing.assert_allclose(runtime.embed(crops), expected, rtol=0, atol=1e-5)
-    assert (built.model, built.version, built.path.name) == ("small_onnx", 1, "1")
 
 
 def test_the_manifest_has_the_source_the_file_and_the_comparison(source: Path) -> None:
@@ -123,13 +109,6 @@ def test_a_stated_normalisation_is_what_the_graph_does(source: Path) -> None:
     manifest = json.loads((source.parent / "models/small_onnx-1.manifest.json").read_text())
     assert manifest["preprocessing"]["std"] == [128] * 3
     assert manifest["preprocessing"]["found_in"] == "the command line"
-
-
-def test_a_serving_graph_is_refused_as_a_source(source: Path, tmp_path: Path) -> None:
-    built = build(OnnxFile(source), name="small", repository=tmp_path / "models")
-
-    with pytest.raises(NotArcFaceError, match="is a serving graph that arcface-builder wrote"):
-        OnnxFile(built.path / "model.onnx").load()
 
 
 @pytest.mark.parametrize(

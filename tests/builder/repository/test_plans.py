@@ -130,9 +130,6 @@ def of_another_plan(record: Path) -> None:
     record.write_text(json.dumps({**content, "plan_sha256": "0" * 64}))
 
 
-ALTERATIONS = [without_manifest, in_another_precision, of_another_plan]
-
-
 @pytest.mark.parametrize(("content", "precision"), [("another", "fp16"), ("plan", "int8")])
 def test_a_published_plan_is_never_changed(content: str, precision: str, repository: ModelRepository) -> None:
     path = add(repository, "80").path
@@ -144,7 +141,7 @@ def test_a_published_plan_is_never_changed(content: str, precision: str, reposit
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("alter", ALTERATIONS)
+@pytest.mark.parametrize("alter", [without_manifest, in_another_precision, of_another_plan])
 def test_the_same_plan_again_restores_its_manifest(
     alter: Callable[[Path], None], repository: ModelRepository
 ) -> None:

@@ -55,15 +55,6 @@ def test_the_configuration_is_touched_only_if_it_changes(repository: ModelReposi
     assert config.read_text() == "another"
 
 
-def test_a_build_that_fails_leaves_nothing(repository: ModelRepository) -> None:
-    with pytest.raises(ZeroDivisionError), repository.staging() as staged:
-        (staged / "model.onnx").write_text("half")
-        raise ZeroDivisionError
-
-    assert repository.versions("m") == []
-    assert hidden(repository.root.parent) == []
-
-
 def test_the_staging_folder_of_a_live_builder_is_left_alone(repository: ModelRepository) -> None:
     with repository.staging() as first:
         publish(repository)

@@ -267,7 +267,7 @@ def test_a_stated_normalisation_that_fits_is_used(export: str, stated: str, tmp_
     assert source.load().caller == Normalisation.parse(stated)
 
 
-def test_a_serving_graph_is_recognised_by_its_contract(tmp_path: Path) -> None:
+def test_a_serving_graph_is_recognised_by_its_contract_and_refused_as_a_source(tmp_path: Path) -> None:
     onnx.save_model(small_arcface(), tmp_path / "source.onnx")
     built = build(OnnxFile(tmp_path / "source.onnx"), name="m", repository=tmp_path / "models")
 
@@ -276,3 +276,5 @@ def test_a_serving_graph_is_recognised_by_its_contract(tmp_path: Path) -> None:
     assert inspection.pixels
     assert (inspection.pixels.channels, inspection.pixels.unit_length) == ("BGR", True)
     assert "this is a serving graph that arcface-builder wrote" in problems(inspection)
+    with pytest.raises(NotArcFaceError, match="is a serving graph that arcface-builder wrote"):
+        OnnxFile(built.path / "model.onnx").load()
