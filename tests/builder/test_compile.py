@@ -68,19 +68,22 @@ def test_a_plan_is_built_checked_stored_and_put_into_the_repository(
     assert (store.local.root / timings).is_file()
 
 
-def test_the_second_time_the_plan_comes_from_the_store(
+def test_a_plan_that_is_stored_or_published_is_not_built_again(
     request_: PlanRequest,
     gpu: AbsentGpu,
     store: PlanStore,
     repository: ModelRepository,
     elsewhere: ModelRepository,
+    tmp_path: Path,
 ) -> None:
     first = compile_plan(request_, gpu, store, repository)
 
-    second = compile_plan(request_, unable(gpu), store, elsewhere)
+    stored = compile_plan(request_, unable(gpu), store, elsewhere)
+    published = compile_plan(request_, unable(gpu), PlanStore(LocalStore(tmp_path / "empty")), repository)
 
-    assert second.from_store
-    assert second.manifest == first.manifest
+    assert (stored.from_store, stored.is_new) == (True, True)
+    assert (published.from_store, published.is_new) == (True, False)
+    assert first.manifest == stored.manifest == published.manifest
 
 
 def test_a_plan_that_another_machine_built_comes_from_the_bucket(
@@ -100,17 +103,6 @@ def test_a_plan_that_another_machine_built_comes_from_the_bucket(
 
     assert second.from_store
     assert second.path.read_bytes() == first.path.read_bytes()
-
-
-def test_without_the_cache_the_repositorys_own_plan_is_used(
-    request_: PlanRequest, gpu: AbsentGpu, store: PlanStore, repository: ModelRepository, tmp_path: Path
-) -> None:
-    first = compile_plan(request_, gpu, store, repository)
-
-    again = compile_plan(request_, unable(gpu), PlanStore(LocalStore(tmp_path / "empty")), repository)
-
-    assert (again.from_store, again.is_new) == (True, False)
-    assert again.manifest == first.manifest
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -120,7 +120,7 @@ def pull(plans: _Plans) -> int:
                 return "already there"
             return "pulled" if store.pull(key) else "missing"
 
-        return _each(_bucket(store), plans, download)
+        return _every_wanted(_bucket(store), plans, download)
 
 
 @engines.command()
@@ -140,7 +140,7 @@ def push(
             stored = store.local.check(entry)
             return "pushed" if bucket.push(stored, overwrite=overwrite) else "already there"
 
-        return _each(store.local, plans, upload)
+        return _every_wanted(store.local, plans, upload)
 
 
 @engines.command()
@@ -158,7 +158,7 @@ def verify(plans: _Plans, remote: Remote = False) -> int:
                     place.download(entry, folder)
             return "whole"
 
-        return _each(place, plans, check)
+        return _every_wanted(place, plans, check)
 
 
 @engines.command()
@@ -195,16 +195,13 @@ def prune(
         older_than_days=older_than_days or 0.0,
         tensorrt_version=plans.tensorrt_version,
     )
-    chosen = [entries[manifest.identity.key] for manifest in old]
 
-    def removed() -> Iterator[dict[str, Any]]:
-        for entry in chosen:
-            if not dry_run:
-                place.remove(entry)
-            yield _outcome(entry, "would be removed" if dry_run else "removed")
+    def remove(entry: Entry) -> str:
+        if not dry_run:
+            place.remove(entry)
+        return "would be removed" if dry_run else "removed"
 
-    _tell(removed(), as_json=plans.json)
-    if not chosen:
+    if not _each((entries[manifest.identity.key] for manifest in old), plans, remove):
         say(f"The {place.name} has no {'such ' if manifests or counted else ''}plan.")
 
 
@@ -214,39 +211,37 @@ def _bucket(store: PlanStore) -> S3Bucket:
     return store.remote
 
 
-def _each(place: LocalStore | S3Bucket, plans: _Plans, action: Callable[[Entry], str]) -> int:
-    """Do something with every wanted plan of a place; a damaged one does not stop the others."""
+def _every_wanted(place: LocalStore | S3Bucket, plans: _Plans, action: Callable[[Entry], str]) -> int:
+    """Do something with every wanted plan of a place; returns the exit code."""
     wanted = plans.wanted()
-
-    def outcomes() -> Iterator[dict[str, Any]]:
-        for entry in place.entries():
-            if not wanted.items() <= entry.labels.items():
-                continue
-            try:
-                yield _outcome(entry, action(entry))
-            except PlanDamagedError as error:
-                yield _outcome(entry, "damaged", str(error))
-
-    told = _tell(outcomes(), as_json=plans.json)
+    told = _each(
+        (entry for entry in place.entries() if wanted.items() <= entry.labels.items()), plans, action
+    )
     if not told:
         say(f"The {place.name} has no {'such ' if wanted else ''}plan.")
     failed = any(outcome["result"] in ("damaged", "missing") for outcome in told) or (wanted and not told)
     return FAILED if failed else DONE
 
 
-def _outcome(entry: Entry, result: str, problem: str | None = None) -> dict[str, Any]:
-    return {"key": entry.path, "result": result, "problem": problem}
+def _each(
+    entries: Iterable[Entry], plans: _Plans, action: Callable[[Entry], str]
+) -> list[dict[str, str | None]]:
+    """Do something with plans; a damaged one does not stop the others.
 
-
-def _tell(outcomes: Iterator[dict[str, Any]], *, as_json: bool) -> list[dict[str, Any]]:
-    """Print outcomes as they come, or all of them as JSON, also where an error ends them early."""
+    Each outcome is printed as it comes, or all of them as JSON, also where an error ends them early.
+    """
     told = []
     try:
-        for outcome in outcomes:
-            told.append(outcome)
-            if not as_json:
-                print(f"{outcome['result']}: {outcome['problem'] or outcome['key']}", flush=True)
+        for entry in entries:
+            problem = None
+            try:
+                result = action(entry)
+            except PlanDamagedError as error:
+                result, problem = "damaged", str(error)
+            told.append({"key": entry.path, "result": result, "problem": problem})
+            if not plans.json:
+                print(f"{result}: {problem or entry.path}", flush=True)
     finally:
-        if as_json:
+        if plans.json:
             print_json(told)
     return told
