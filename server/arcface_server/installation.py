@@ -10,6 +10,7 @@ import importlib.util
 import sys
 import sysconfig
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Final
 
@@ -55,6 +56,12 @@ def find_installation() -> Installation:
             "No tritonserver in this environment; install it with: pip install 'arcface-triton[server]'. It "
             "has wheels for Linux on x86_64 with glibc 2.35 or later and Python 3.12 or earlier. Elsewhere, "
             f"run NVIDIA's container (without an NVIDIA GPU, leave out --gpus all): {CONTAINER_COMMAND}"
+        )
+    numpy = metadata.version("numpy")
+    if not numpy.startswith("1."):
+        raise TritonNotInstalledError(
+            f"numpy {numpy} is installed, with which this Triton's Python backend answers without data; "
+            "install an older one: pip install 'numpy<2' (and 'pandas<3', if pandas is there)"
         )
     package = Path(spec.submodule_search_locations[0])
     version = f"{sys.version_info.major}.{sys.version_info.minor}"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from importlib import metadata
 
 import pytest
 
@@ -25,3 +26,11 @@ def test_without_an_installation_the_error_names_the_extra_and_the_container(
     with pytest.raises(TritonNotInstalledError, match=r"pip install 'arcface-triton\[server\]'") as raised:
         find_installation()
     assert str(raised.value).endswith(CONTAINER_COMMAND)
+
+
+def test_beside_numpy_2_it_is_refused_since_it_would_answer_without_data(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(metadata, "version", lambda name: "2.4.6")
+    with pytest.raises(TritonNotInstalledError, match=r"numpy 2\.4\.6 is installed.*pip install 'numpy<2'"):
+        find_installation()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..settings import PipelineSettings, TritonSettings
 
 EPILOG: Final = examples(
-    "arcface-client doctor --url localhost:8001 --model arcface_r100",
+    "arcface-client doctor --url localhost:8001 --name arcface_r50",
     "arcface-client doctor --backend onnxruntime --json",
     exit_codes="0 nothing is wrong (there may be warnings), 1 something is",
 )
@@ -69,7 +69,12 @@ def doctor(
     ] = "triton",
     model: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Check NAME_onnx and its siblings (default: embedding.model)."),
+        typer.Option(
+            "--name",
+            "--model",
+            metavar="NAME",
+            help="Check NAME_onnx and its siblings (default: embedding.model).",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> int:
