@@ -88,27 +88,20 @@ def test_an_error_of_several_candidates_has_the_reason_of_each(
     kind: type[NoCandidateError | NoCandidateNowError],
 ) -> None:
     reasons = {
-        "trt:3 at a:1": DriftError("it drifts", 0.25),
-        "onnx:1 at a:1": ServerBusyError("full"),
+        "trt:3 at a:1": DriftError("its source is another one, 4c06...", 0.25),
+        "onnx:1 at a:1": ServerBusyError("full."),
+        "onnx:1 at b:1": ServerBusyError("full."),
     }
     error = detached(kind(reasons))
     assert error.reasons == reasons
-    assert str(error).endswith("trt:3 at a:1: it drifts; onnx:1 at a:1: full")
+    listed = "trt:3 at a:1: its source is another one, 4c06...; onnx:1 at a:1: full; onnx:1 at b:1: full."
+    assert str(error).endswith(listed), "no full stop before a semicolon"
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client.core", None)
     with pytest.raises(MissingExtraError, match=r"^Metrics needs .*pip install 'arcface-triton\[metrics\]'"):
         require("prometheus_client.core", extra="metrics", purpose="Metrics")
-
-
-def test_reasons_are_listed_without_a_full_stop_before_a_semicolon() -> None:
-    reasons = {
-        "a": DeploymentError("gone, SHA-256 4c06..."),
-        "b": DeploymentError("gone."),
-        "c": DeploymentError("gone."),
-    }
-    assert str(NoCandidateError(reasons)).endswith(" a: gone, SHA-256 4c06...; b: gone; c: gone.")
 
 
 def test_another_process_gets_an_error_with_all_that_it_holds() -> None:

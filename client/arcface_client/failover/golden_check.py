@@ -39,23 +39,18 @@ class Model(Protocol):
         Raises:
             ArcFaceError: It failed, or the request's time is up.
         """
-        ...
 
     def embed_golden(self, deadline: Deadline) -> Embeddings:
         """Embed the golden crops; raises an ArcFaceError if that fails."""
-        ...
 
     def embed_golden_by_sibling(self, deadline: Deadline) -> Embeddings | None:
         """Embed the golden crops with a plan's ONNX sibling; None if it has none."""
-        ...
 
     def diagnostics(self) -> Diagnostics:
         """What it is, without figures of calls."""
-        ...
 
     def close(self) -> None:
         """Free it as soon as no call uses it any more."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -43,11 +43,9 @@ class Runtime(Protocol):
         Returns:
             float32 [N, D], rows of length one.
         """
-        ...
 
     def close(self) -> None:
         """Free what the model holds; the runtime cannot be used afterwards."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import base64
 import json
 import subprocess
 import sys
@@ -76,11 +75,6 @@ def test_a_manifest_of_an_older_or_a_newer_release_of_this_schema_is_read() -> N
         ("source", ..., r" lacks source\. Run `arcface-builder build` again"),
         ("source.sha256", "x", r" has source\.sha256 'x'; expected pattern"),
         ("golden.embeddings", "*", r" has golden\.embeddings '\*'; expected base64"),
-        (
-            "golden.embeddings",
-            base64.b64encode(bytes(16384)).decode(),
-            r" has golden\.embeddings 'AAAA.*; expected rows of length one\.",
-        ),
         ("preprocessing.std", "1", r" has preprocessing\.std '1'; expected a valid"),
     ],
 )

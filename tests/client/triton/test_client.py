@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,6 @@ from arcface_client.errors import (
 from arcface_server import LocalTriton
 from support.fake_triton import FakeTriton, served
 from support.processes import wait_until
-from support.siblings import answered
 from support.tiny import write_tiny_repository
 
 TINY = "tiny_onnx"
@@ -221,18 +219,6 @@ def test_a_closed_client_says_so(triton: LocalTriton, crops: Crops) -> None:
         client.encode(crops[:1])
     with pytest.raises(ClientClosedError):
         client.status()
-
-
-def test_closing_ends_a_call_in_another_thread(triton: LocalTriton, crops: Crops) -> None:
-    client = EmbeddingClient(triton.grpc_url, "slow_onnx")
-    client.ensure_ready()
-    before = answered(triton)
-    with ThreadPoolExecutor(1) as pool:
-        call = pool.submit(client.encode, crops)
-        wait_until(lambda: answered(triton) > before)
-        client.close()
-        with pytest.raises(ClientClosedError):
-            call.result(timeout=10)
 
 
 @pytest.mark.faults
