@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,16 +35,6 @@ from support.absent_gpu import AbsentGpu
 from support.networks import HEAD, NETWORKS, ONE_CROP, STEM, network
 
 CROPS = face_like(8, seed=3)
-
-
-class Batches:
-    """The quantiser's calibration data."""
-
-    def __init__(self) -> None:
-        self._left = [{"data": np.random.RandomState(0).standard_normal((4, 3, 112, 112)).astype(np.float32)}]
-
-    def get_next(self) -> dict[str, Any] | None:
-        return self._left.pop() if self._left else None
 
 
 def publish(model: onnx.ModelProto, folder: Path, **stated: Any) -> ModelRepository:
@@ -154,10 +145,11 @@ def test_one_crop_at_a_time_is_the_same_without_the_loop(tmp_path: Path) -> None
 
 def quantised_by_pairs(model: onnx.ModelProto, path: Path) -> None:
     symmetric = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False}
+    batch = np.random.RandomState(0).standard_normal((4, 3, 112, 112)).astype(np.float32)
     quantize_static(
         model,
         path,
-        Batches(),
+        SimpleNamespace(get_next=partial(next, iter([{"data": batch}]), None)),
         quant_format=QuantFormat.QDQ,
         activation_type=QuantType.QInt8,
         weight_type=QuantType.QInt8,

@@ -7,8 +7,6 @@ import logging
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -30,6 +28,7 @@ from arcface_client.cli.app import main as client_main
 from arcface_client.models.golden import golden_crops
 from arcface_client.models.repository import LocalModels
 from arcface_server import LocalTriton
+from support import children
 from support.exports import small_arcface
 from support.processes import wait_until
 
@@ -221,21 +220,15 @@ def test_models_in_a_clients_process_are_the_release(repository: Path) -> None:
 
 
 KILLED = """
-import os, signal, sys
+import sys
 from pathlib import Path
 from arcface_builder.release import Releases
 from arcface_builder.repository.publish import ModelRepository
+from support.children import die_at
 
 verb, root, step = sys.argv[1:]
-releases, left = Releases(ModelRepository(Path(root)), "small"), [int(step)]
-
-def hook(event, _):
-    if event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"):
-        left[0] -= 1
-        if left[0] < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-sys.addaudithook(hook)
+releases = Releases(ModelRepository(Path(root)), "small")
+die_at(int(step))
 if verb == "promote":
     releases.promote(2, max_drift_cosine=1e-3)
 elif verb == "rollback":
@@ -276,8 +269,8 @@ def test_a_command_that_is_killed_at_some_step_is_finished_or_rolled_back_by_the
     for step in range(0, 400, 5):
         root = tmp_path / str(step)
         shutil.copytree(repository, root)
-        command = [sys.executable, "-c", KILLED, verb, str(root), str(step)]
-        code = subprocess.run(command, check=False).returncode
+        with children.start(KILLED, verb, root, step) as child:
+            code = child.wait()
         assert code in (0, -9)
         if verb == "prune":
             assert set(_versions(root)) >= {2, 3}
@@ -301,8 +294,8 @@ def test_a_command_that_is_killed_at_some_step_is_finished_or_rolled_back_by_the
 def test_a_promotion_that_is_killed_during_its_check_leaves_the_release_and_can_be_repeated(
     repository: Path, triton: LocalTriton
 ) -> None:
-    command = [sys.executable, "-c", KILLED_IN_CHECK, str(repository), triton.grpc_url]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    with children.start(KILLED_IN_CHECK, repository, triton.grpc_url) as child:
+        assert child.wait() == -signal.SIGKILL
     with _embedder(triton.grpc_url) as embedder:
         assert _served(embedder, 20) == {1: 20}
         _releases(repository, triton.grpc_url).promote(2, max_drift_cosine=1e-3)

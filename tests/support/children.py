@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Final
+
+_STEPS: Final = {
+    "open",
+    "os.rename",
+    "os.mkdir",
+    "os.remove",
+    "os.rmdir",
+    "shutil.rmtree",
+    "http.client.send",
+}
 
 
 def start(code: str, *arguments: object) -> subprocess.Popen[str]:
@@ -21,3 +33,16 @@ def run(code: str, *arguments: object) -> str:
     with start(code, *arguments) as child:
         printed, _ = child.communicate()
     return printed
+
+
+def die_at(step: int) -> None:
+    """Let this process be killed at one of its next steps on the disk or the network, counted from 0."""
+
+    def count(event: str, _: object) -> None:
+        nonlocal step
+        if event in _STEPS:
+            step -= 1
+            if step < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)

@@ -16,7 +16,7 @@ from arcface_builder.graph.edit import session
 from arcface_builder.graph.equalise import equalise, fuse_prelus
 from arcface_builder.graph.precision import typed_int8
 from arcface_builder.graph.quantise import calibrate, quantise
-from arcface_client.contract import INPUT_NAME, Crops
+from arcface_client.contract import INPUT_NAME, Crops, Embeddings
 from arcface_client.models.golden import largest_drift
 from photograph import face_crops
 from support.embedders import embed
@@ -94,6 +94,12 @@ def inner_network(activation: str, **weights: Any) -> onnx.ModelProto:
     return network(body, weights=WEIGHTS | INNER | weights)
 
 
+def output(model: ir.Model) -> Embeddings:
+    """What it gives for two images."""
+    pixels = np.random.RandomState(0).standard_normal((2, 3, 112, 112)).astype(np.float32)
+    return session(model).run(None, {"data": pixels})[0]  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize("activation", TAKEN_APART.values(), ids=TAKEN_APART)
 def test_prelus_that_a_converter_took_apart_are_put_together(activation: str) -> None:
     model = ir.from_proto(inner_network(activation))
@@ -101,9 +107,7 @@ def test_prelus_that_a_converter_took_apart_are_put_together(activation: str) ->
     assert fuse_prelus(model) == 1
 
     assert [node.op_type for node in model.graph] == ["Conv", "Conv", "PRelu", "Conv", "Flatten", "Gemm"]
-    pixels = np.random.RandomState(0).standard_normal((2, 3, 112, 112)).astype(np.float32)
-    (expected,) = session(ir.from_proto(inner_network(WHOLE))).run(None, {"data": pixels})
-    np.testing.assert_array_equal(session(model).run(None, {"data": pixels})[0], expected)
+    np.testing.assert_array_equal(output(model), output(ir.from_proto(inner_network(WHOLE))))
 
 
 @pytest.mark.parametrize(
@@ -117,12 +121,11 @@ def test_prelus_that_a_converter_took_apart_are_put_together(activation: str) ->
 )
 def test_other_sums_stay_as_they_are(activation: str) -> None:
     model = ir.from_proto(inner_network(activation))
-    pixels = np.random.RandomState(0).standard_normal((2, 3, 112, 112)).astype(np.float32)
-    (expected,) = session(model).run(None, {"data": pixels})
+    expected = output(model)
 
     fuse_prelus(model)
 
-    np.testing.assert_allclose(session(model).run(None, {"data": pixels})[0], expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(output(model), expected, rtol=0, atol=1e-6)
 
 
 def test_channels_are_evened_out_without_a_change_of_one_bit() -> None:
@@ -132,12 +135,11 @@ def test_channels_are_evened_out_without_a_change_of_one_bit() -> None:
     )
     model = ir.from_proto(inner_network(WHOLE, v=uneven))
     tensors = {value.name: value for node in model.graph for value in node.outputs}
-    pixels = np.random.RandomState(0).standard_normal((2, 3, 112, 112)).astype(np.float32)
-    before = session(model).run(None, {"data": pixels})
+    before = output(model)
 
     factors = equalise(model, {tensors["stem"]: np.ones(8, np.float32), tensors["p"]: sizes})
 
-    np.testing.assert_array_equal(session(model).run(None, {"data": pixels}), before)
+    np.testing.assert_array_equal(output(model), before)
     evened = sizes * factors[tensors["p"]]
     assert np.ptp(np.log(evened)) < 0.6 * np.ptp(np.log(sizes))  # half of the differences, in powers of two
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +19,7 @@ from arcface_client.models.files import sha256_of
 from arcface_client.models.golden import golden_crops
 from arcface_client.triton.client import EmbeddingClient
 from arcface_server import LocalTriton
+from support import children
 from support.s3_server import S3Server
 
 BUCKET = "models"
@@ -152,23 +150,16 @@ def test_a_url_that_is_not_of_a_bucket_is_refused(url: str) -> None:
 
 
 KILLED = """
-import os, signal, sys
+import sys
 from pathlib import Path
 from arcface_builder.repository.publish import ModelRepository
 from arcface_builder.repository.remote import RemoteRepository
+from support.children import die_at
 
 verb, endpoint, root, step = sys.argv[1:]
-left = [int(step)]
-
-def hook(event, _):
-    if event in ("open", "os.rename", "os.mkdir", "os.remove", "http.client.send"):
-        left[0] -= 1
-        if left[0] < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
 remote = RemoteRepository("s3://models/faces", endpoint_url=endpoint)
 repository = ModelRepository(Path(root))
-sys.addaudithook(hook)
+die_at(int(step))
 getattr(remote, verb)(repository, "small")
 """
 
@@ -185,8 +176,8 @@ def test_a_run_that_is_killed_at_some_step_is_finished_by_the_next(
         if verb == "pull":
             remote(bucket).publish(ModelRepository(repository), "small")
         root = repository if verb == "publish" else copy
-        command = [sys.executable, "-c", KILLED, verb, bucket.url, str(root), str(step)]
-        code = subprocess.run(command, env=dict(os.environ), check=False).returncode
+        with children.start(KILLED, verb, bucket.url, root, step) as child:
+            code = child.wait()
         assert code in (0, -9)
         if code and verb == "publish":
             remote(bucket).publish(ModelRepository(repository), "small")
