@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 
 from tritonclient import grpc as tritonclient
 from tritonclient.utils import InferenceServerException
@@ -52,9 +51,7 @@ class Site:
         self.proxy = self._stack.enter_context(Proxy(f"127.0.0.1:{self._port}"))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stack.close()
         self._life.close()
 

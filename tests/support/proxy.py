@@ -7,7 +7,6 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from types import TracebackType
 
 _CHUNK_BYTES = 16 << 10
 _BUFFER_BYTES = 64 << 10
@@ -79,9 +78,7 @@ class Proxy:
         self._acceptor.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._closed.set()
         self._flows.set()
         with suppress(OSError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import urllib.request
-from types import TracebackType
 
 import boto3
 from moto.server import ThreadedMotoServer
@@ -24,9 +23,7 @@ class S3Server:
         self.client = boto3.client("s3", endpoint_url=self.url)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._server.stop()
 
     def check_rights_from_now_on(self, check: bool) -> None:

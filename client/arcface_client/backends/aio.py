@@ -7,7 +7,6 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
-from types import TracebackType
 from typing import Final, Literal, overload
 
 from ..contract import Embeddings
@@ -118,9 +117,7 @@ class AsyncEmbeddingBackend:
     async def __aenter__(self) -> AsyncEmbeddingBackend:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()
 
     def _embed(self, crops: CropsLike, color: Color, deadline: Deadline) -> tuple[Embeddings, Served]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import partial
-from types import TracebackType
-from typing import Literal, TypeVar, overload
+from typing import Literal, overload
+
+from typing_extensions import Self
 
 from ..contract import Embeddings
 from ..crops import Color, CropsLike, as_batch
@@ -13,8 +14,6 @@ from ..models.embedding_space import EmbeddingSpace
 from ..observability.diagnostics import Diagnostics, Served
 from ..observability.tracing import traced
 from ..triton.embed_request import Deadline, EmbedRequest
-
-Backend = TypeVar("Backend", bound="EmbeddingBackend")
 
 
 class EmbeddingBackend(ABC):
@@ -98,10 +97,8 @@ class EmbeddingBackend(ABC):
         served = traced(partial(self.run, request), len(request.crops))
         return (request.embeddings, served) if return_source else request.embeddings
 
-    def __enter__(self: Backend) -> Backend:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()

@@ -7,7 +7,6 @@ import itertools
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
-from types import TracebackType
 from typing import Any
 
 from ..contract import Crops, Embeddings
@@ -73,9 +72,7 @@ class AsyncEmbeddingClient(ModelClient):
     async def __aenter__(self) -> AsyncEmbeddingClient:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()
 
     async def _model(self, deadline: Deadline) -> Shape:

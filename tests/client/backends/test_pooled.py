@@ -269,7 +269,7 @@ def test_a_closed_backend_refuses_calls_and_ends_its_threads(crowd: LocalTriton,
     assert {"arcface-health"} <= threads
     embedder.close()
     embedder.close()
-    assert not {"arcface-health"} & {thread.name for thread in threading.enumerate()}
+    wait_until(lambda: "arcface-health" not in {thread.name for thread in threading.enumerate()})
     with pytest.raises(ClientClosedError):
         embedder.encode(crops[:1])
     assert embedder.diagnostics().model is None
