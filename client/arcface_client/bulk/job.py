@@ -36,6 +36,7 @@ def fill_gallery(
     part_rows: int = ROWS_AT_ONCE,
     retry_failed: bool = False,
     resume: bool = True,
+    advice: str = "Give another --output.",
 ) -> Result:
     """Embed what is not embedded yet, and keep what was embedded in each case.
 
@@ -46,6 +47,7 @@ def fill_gallery(
         part_rows: A part is written when it has so many rows.
         retry_failed: Embed rows again that have no embedding.
         resume: Go on with what an earlier run of this job left; False begins anew.
+        advice: What to do if the output belongs to another job, for the error.
 
     Raises:
         InputError: The output belongs to another job, cannot be written to, or another process writes to it.
@@ -59,7 +61,7 @@ def fill_gallery(
     parts = Parts(output.with_name(f"{output.name}.parts") if is_file else output)
     whole = output if is_file and output.exists() and resume and not parts.files() else None
     for file in [whole] if whole else parts.files():
-        _check_job(file, info if resume else None, output)
+        _check_job(file, info if resume else None, output, advice)
     if whole and not (retry_failed and _failed(output)):
         count = _count(whole)
         return Result(count, _failed(whole), Counts(kept=count))
@@ -93,7 +95,7 @@ def _job(stream: RowStream, info: GalleryInfo) -> dict[str, Any]:
     }
 
 
-def _check_job(file: Path, info: GalleryInfo | None, output: Path) -> None:
+def _check_job(file: Path, info: GalleryInfo | None, output: Path, advice: str) -> None:
     """Check that a file is a gallery, and of this job unless that is None.
 
     Raises:
@@ -107,7 +109,7 @@ def _check_job(file: Path, info: GalleryInfo | None, output: Path) -> None:
         if theirs.job.get(key) != ours:
             raise InputError(
                 f"{output} belongs to another job: {key} was {theirs.job.get(key)!r} there, and is {ours!r} "
-                "now. Give another --output, or --no-resume to replace it."
+                f"now. {advice}"
             )
     check_same_space(theirs, info, (str(output), "this job"))
 

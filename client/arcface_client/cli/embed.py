@@ -15,7 +15,7 @@ import typer
 
 from ..errors import ImageFileError, require
 from .connection import Json, Resize, Server
-from .embedder import TRITON, embedder, settings_of
+from .embedder import TRITON, embedder, kept_by, settings_of
 from .terminal import DONE, FAILED, examples, print_json, rate_of, say, with_shared_options
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ EPILOG: Final = examples(
     "arcface-client embed crops/ --backend openvino --model arcface_r50 --output gallery.parquet",
     "arcface-client embed 's3://bucket/*.tar' --output gallery/ --url triton:8001 --ray auto --actors 1,8",
     exit_codes="0 every image is embedded, 1 failed or some images skipped",
+    interrupted=" (a gallery keeps what is written)",
 )
 
 _TOLD: Final = 20
@@ -95,7 +96,9 @@ def embed(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Embed again what failed in an earlier run.")
     ] = False,
-    part_rows: Annotated[int, typer.Option(min=1, help="Rows after which a part is written.")] = 8_192,
+    part_rows: Annotated[
+        int, typer.Option(min=1, help="Rows after which a part is written; they come 128 at a time.")
+    ] = 8_192,
     ray: Annotated[
         str | None,
         typer.Option(
@@ -162,7 +165,7 @@ def embed(
     if next(source.items(), None) is None:
         searched = ", ".join(sources)
         raise ImageFileError(f"There is no image in {searched}; expected images, or tar files of images.")
-    if is_archive:
+    if is_archive or not Path(output).exists():
         check_output(Path(output))
     with ExitStack() as stack:
         told = _Told(stack.enter_context(rate_of("embed")), math.inf if is_archive else _TOLD)
@@ -181,8 +184,15 @@ def embed(
         if is_archive:
             outcome = _archive(stream, Path(output), info)
         else:
+            stack.enter_context(kept_by(stream))
             result = fill_gallery(
-                stream, Path(output), info, part_rows=part_rows, retry_failed=retry_failed, resume=resume
+                stream,
+                Path(output),
+                info,
+                part_rows=part_rows,
+                retry_failed=retry_failed,
+                resume=resume,
+                advice="Give another --output, or --no-resume to replace it.",
             )
             outcome = _gallery(result)
     sha256 = info.space.source_sha256
@@ -260,7 +270,7 @@ def _gallery(result: Result) -> _Outcome:
     texts = {
         f", {result.failed:,} failed (--retry-failed embeds them again)": result.failed,
         f", {result.counts.kept:,} by an earlier run": result.counts.kept,
-        f", {result.counts.duplicates:,} crops left out whose id occurs again": result.counts.duplicates,
+        f", {result.counts.duplicates:,} left out whose id occurs again": result.counts.duplicates,
     }
     text = "".join(text for text, count in texts.items() if count)
     return _Outcome(figures, text, bool(result.failed or result.counts.duplicates))

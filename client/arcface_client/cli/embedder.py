@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING
 import typer
 
 from .connection import Server
-from .terminal import say
+from .terminal import Interrupted, say
 
 if TYPE_CHECKING:
     from ..backends.base import EmbeddingBackend
+    from ..bulk.stream import RowStream
     from ..gallery import GalleryInfo
     from ..settings import PipelineSettings
 
@@ -65,14 +67,29 @@ def embedder(settings: PipelineSettings, command: str = "") -> Iterator[tuple[Em
 
     version = settings.triton.version
     if version is None and settings.embedding.backend == TRITON:
-        with make_single(settings) as newest:
-            newest.ensure_ready()
-            version = newest.diagnostics().version  # another may become the newest
+        logging.disable(logging.INFO)  # the pinned one says again that it serves
+        try:
+            with make_single(settings) as newest:
+                newest.ensure_ready()
+                version = newest.diagnostics().version  # another may become the newest
+        finally:
+            logging.disable(logging.NOTSET)
     with make_single(settings, version) as made:
         made.ensure_ready()
         info = describe(made, command)
         say_unknown(settings, info)
         yield made, info
+
+
+@contextmanager
+def kept_by(stream: RowStream) -> Iterator[None]:
+    """Let the line for Ctrl-C say that a gallery keeps what the stream embedded, if there is something."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if stream.counts.done or stream.counts.kept:
+            raise Interrupted("what is embedded is kept; run the same command again to go on") from error
+        raise
 
 
 def say_unknown(settings: PipelineSettings, info: GalleryInfo) -> None:

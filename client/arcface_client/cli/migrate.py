@@ -11,10 +11,11 @@ import typer
 
 from ..errors import InputError
 from .connection import Json, Resize, Server, Threshold
-from .embedder import TRITON, embedder, settings_of
+from .embedder import TRITON, embedder, kept_by, settings_of
 from .terminal import DONE, FAILED, examples, print_json, print_table, progress, rate_of, with_shared_options
 
 if TYPE_CHECKING:
+    from ..bulk.source import Source
     from ..evaluation.neighbours import Change
     from ..gallery import Gallery
 
@@ -22,6 +23,7 @@ EPILOG: Final = examples(
     "arcface-client migrate old.parquet --source crops/ --to arcface_r100_onnx --output new.parquet",
     "arcface-client migrate old/ --source 's3://bucket/*.tar' --to arcface_r100_trt:2 --output new/ --json",
     exit_codes="0 every crop of the old gallery is in the new one, 1 failed or some are not",
+    interrupted=" (what is written is kept)",
 )
 
 
@@ -60,11 +62,17 @@ def migrate(
     from ..bulk.stream import Stream
     from ..evaluation.neighbours import change
     from ..gallery import open_gallery
+    from .output import check_output
 
     if output.lower().endswith(".npz"):
         raise typer.BadParameter("The new gallery is a .parquet file or a folder, not an .npz.")
+    if Path(output).resolve() == Path(old).resolve():
+        raise InputError(f"--output {output} is the old gallery, which is only read; give another.")
+    if not Path(output).exists():
+        check_output(Path(output))
     before = open_gallery(old)
     crops = open_source(source, whole_paths=old.lower().endswith(".npz"))  # which has whole paths as ids
+    _check_source(crops, before)
     settings = settings_of(server, backend, to, None)
     with embedder(settings, context.obj) as (made, info), rate_of("migrate") as show:
         if info.space == before.info.space and info.space.source_sha256 is not None:
@@ -75,7 +83,8 @@ def migrate(
             resize=resize,
             observe=lambda counts, _: show(counts.done + counts.kept, counts.total),
         )
-        result = fill_gallery(stream, Path(output), info)
+        with kept_by(stream):
+            result = fill_gallery(stream, Path(output), info)
     after = open_gallery(output)
     with progress("migrate") as shown:
         shown("comparing ids", None)
@@ -92,6 +101,17 @@ def migrate(
         print_table(["", ""], _lines(found, threshold, figures))
         print(f"{old} is as it was. To switch, let the application use {output} and its model together.")
     return FAILED if result.failed or missing else DONE
+
+
+def _check_source(crops: Source, old: Gallery) -> None:
+    from ..bulk.ids import IdSet
+
+    known = IdSet(old.ids())
+    if len(known) and not any(known.contain([item.id])[0] for item in crops.items()):
+        raise InputError(
+            f"{old.path} has no id of {', '.join(crops.names)}; its own are such as {next(old.ids())[0]!r}. "
+            "Give --source as `embed` was given it, so that ids are kept."
+        )
 
 
 def _lines(found: Change, threshold: float, figures: dict[str, int]) -> Iterator[tuple[str, str]]:

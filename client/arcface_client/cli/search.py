@@ -11,7 +11,7 @@ import numpy as np
 import typer
 
 from .connection import Json, Resize, Server
-from .terminal import DONE, examples, print_json, print_table, progress, with_shared_options
+from .terminal import DONE, examples, print_json, print_table, progress, say, with_shared_options
 
 if TYPE_CHECKING:
     from ..contract import Crops
@@ -115,7 +115,7 @@ def _as_dict(gallery: Gallery, queries: Sequence[Query]) -> Mapping[str, object]
 
 
 def _crops_of(queries: Sequence[Query], sources: Sequence[str]) -> dict[str, Crops]:
-    """The crops of all matches that are in the sources; the rest are shown without a picture."""
+    """The crops of all matches that are in the sources; a line says how many are not."""
     from ..bulk.decode import decode
     from ..bulk.source import open_source
 
@@ -127,6 +127,11 @@ def _crops_of(queries: Sequence[Query], sources: Sequence[str]) -> dict[str, Cro
             wanted.remove(item.id)
             if not wanted:
                 break
+    if wanted:
+        say(
+            f"Crops that were not found in {', '.join(sources) or 'any source'}: {len(wanted)}. The page has "
+            "no pictures of them; give --source as `embed` was given it."
+        )
     decoded = decode(items, resize=True)
     good = [name for name, error in zip(decoded.ids, decoded.errors, strict=True) if error is None]
     return dict(zip(good, decoded.crops, strict=True))

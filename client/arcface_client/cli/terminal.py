@@ -55,6 +55,10 @@ UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
 _stderr = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
+class Interrupted(Exception):
+    """Ctrl-C ended a command; the message says what is left of its work."""
+
+
 def new_app(help: str, *, epilog: str) -> typer.Typer:
     """Make a command line of several commands, with ``--version``.
 
@@ -126,6 +130,7 @@ def run(app: typer.Typer, prog: str, argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_LogHandler()])
     typed = shlex.join([prog, *arguments])
+    left = ""
     if threading.current_thread() is threading.main_thread():  # no other one may set a handler
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -135,6 +140,8 @@ def run(app: typer.Typer, prog: str, argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED
+    except Interrupted as interrupted:
+        code, left = INTERRUPTED, f"; {interrupted}"
     except SystemExit as ended:  # shell completion, or a reader such as `head` that has gone
         code = int(ended.code or DONE)
     except BrokenPipeError:
@@ -154,7 +161,7 @@ def run(app: typer.Typer, prog: str, argv: Sequence[str] | None = None) -> int:
         say(f"{prog}: {error.strerror or error}{where}", style="red")
         code = FAILED
     if code == INTERRUPTED:
-        say(f"{prog}: interrupted")
+        say(f"{prog}: interrupted{left}")
     return code
 
 

@@ -36,10 +36,16 @@ def folder(tmp_path: Path, crops: Crops) -> Path:
 
 
 def test_embed_writes_one_row_for_each_crop_and_which_model_made_them(
-    triton: LocalTriton, folder: Path, expected: Embeddings, capsys: pytest.CaptureFixture[str]
+    triton: LocalTriton,
+    folder: Path,
+    expected: Embeddings,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     output = folder.parent / "out.npz"
+    caplog.set_level("INFO")
     assert main(["embed", str(folder), "--output", str(output), "--url", triton.grpc_url, *MODEL]) == 0
+    assert caplog.messages == [f"tiny_onnx:2 at {triton.grpc_url} serves"]
     printed = capsys.readouterr()
     assert printed.out == f"{output}: 40 embeddings by tiny_onnx:2\n"
     assert "tiny_onnx:2 could not be checked: no manifest of it is in" in printed.err

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -68,6 +71,38 @@ def test_a_gallery_by_a_model_in_this_process_knows_its_embedding_space(
     assert f"{output}: 40 embeddings by small_onnx:1 (source SHA-256 {sha256:.12}...), 39 by" in (
         capsys.readouterr().out
     )
+
+
+def test_an_output_without_a_folder_is_refused_before_a_model_is_asked_for(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = folder.parent / "missing/gallery.parquet"
+    assert main(["embed", str(folder), "--output", str(output), "--model", "none"]) == 1
+    assert f"There is no folder {output.parent}" in capsys.readouterr().err
+
+
+def test_ctrl_c_keeps_what_is_embedded_and_says_so(
+    triton: LocalTriton, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index in range(40, 1000):
+        (folder / f"{index:03}.png").hardlink_to(folder / f"{index % 40:03}.png")
+    output = folder.parent / "gallery"
+    flags = ["--url", triton.grpc_url, "--model", "tiny_onnx", "--part-rows", "1", "--workers", "0"]
+    arguments = ["embed", str(folder), "--output", str(output), "--json", *flags]
+
+    def interrupt() -> None:
+        wait_until(lambda: any(output.glob("part-*")))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert main(arguments) == 130
+    thread.join()
+    told = "interrupted; what is embedded is kept; run the same command again to go on"
+    assert capsys.readouterr().err.endswith(f"arcface-client: {told}\n")
+    kept = len(rows_of(output))
+    assert main(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["kept"] == kept
 
 
 @pytest.mark.faults

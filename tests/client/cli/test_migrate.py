@@ -94,7 +94,27 @@ def test_a_migration_to_the_same_model_or_into_another_job_is_refused(
     assert "is by small_onnx:1 of source SHA-256" in capsys.readouterr().err
     shutil.copy(folder / "old.parquet", folder / "new.parquet")
     assert migrate(folder) == 1
-    assert "new.parquet belongs to another job: model was 'small_onnx' there" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "new.parquet belongs to another job: model was 'small_onnx' there" in told
+    assert told.endswith("Give another --output.\n")
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "told"),
+    [
+        (".", "new.parquet", "its own are such as '00.png'. Give --source as `embed` was given it"),
+        ("crops", "crops/../old.parquet", "is the old gallery, which is only read; give another."),
+        ("crops", "missing/new.parquet", "There is no folder"),
+    ],
+)
+def test_what_would_end_in_an_error_is_refused_before_a_model_is_asked_for(
+    source: str, output: str, told: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = ["--source", str(folder / source), "--output", str(folder / output)]
+    capsys.readouterr()
+    assert main(["migrate", str(folder / "old.parquet"), *paths, "--to", "missing"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
 
 
 def test_an_npz_becomes_a_gallery_with_the_same_ids(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

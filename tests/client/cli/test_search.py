@@ -98,6 +98,8 @@ def test_the_page_has_the_crops_that_are_still_in_the_source(
     page = folder / "found.html"
     flags = ["--html", str(page), *FLAGS]
     assert main(["search", str(folder / "gallery.parquet"), str(folder / "face.png"), *flags]) == 0
+    told = capsys.readouterr().err
+    assert f"Crops that were not found in {folder}/crops: 1. The page has no pictures of them" in told
     html = page.read_text()
     assert html.count("data:image/png;base64,") == 1 + 7
     assert html.count("<figcaption>") == 1 + 8
