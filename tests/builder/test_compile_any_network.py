@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from google.protobuf import text_format
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
-from tritonclient.grpc import model_config_pb2
 
 from arcface_builder.build import build
 from arcface_builder.check.crops import face_like
@@ -23,6 +21,7 @@ from arcface_builder.graph.edit import embedder
 from arcface_builder.graph.opset import lowered
 from arcface_builder.graph.precision import typed_graph, typed_int8
 from arcface_builder.graph.quantise import quantise
+from arcface_builder.repository.config import read_config
 from arcface_builder.repository.publish import ModelRepository, find_onnx
 from arcface_builder.source.load import OnnxFile, located
 from arcface_builder.store import PlanStore
@@ -54,9 +53,8 @@ def absent(repository: ModelRepository, trt: ModuleType, **more: Any) -> AbsentG
     return AbsentGpu(trt, sm="86", name="absent", driver_version="13.0", target_sm="86", graph=graph, **more)
 
 
-def config(repository: ModelRepository, model: str) -> model_config_pb2.ModelConfig:
-    text = (repository.root / model / "config.pbtxt").read_text()
-    return text_format.Parse(text, model_config_pb2.ModelConfig())
+def config(repository: ModelRepository, model: str) -> Any:
+    return read_config(repository.root / model / "config.pbtxt")
 
 
 def graph_of(model: onnx.ModelProto, folder: Path) -> bytes:

@@ -115,7 +115,6 @@ def test_a_plan_that_one_machine_pushes_is_pulled_by_another(
 def test_what_was_done_before_a_failure_is_printed(
     as_json: bool,
     bucket: S3Server,
-    cache: Path,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

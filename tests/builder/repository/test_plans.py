@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
 
 from arcface_builder.errors import PlanDamagedError, RepositoryError
+from arcface_builder.repository.config import read_config
 from arcface_builder.repository.plans import AddedPlan, add_plans
 from arcface_builder.repository.publish import ModelRepository
 from arcface_client.errors import ManifestError
@@ -36,9 +35,8 @@ def add(
     return added
 
 
-def config(repository: ModelRepository) -> model_config_pb2.ModelConfig:
-    text = (repository.root / "m_trt/config.pbtxt").read_text()
-    return text_format.Parse(text, model_config_pb2.ModelConfig())
+def config(repository: ModelRepository) -> Any:
+    return read_config(repository.root / "m_trt/config.pbtxt")
 
 
 def served(repository: ModelRepository) -> list[int]:

@@ -40,7 +40,7 @@ def test_a_stored_plan_is_found_byte_for_byte(store: LocalStore, add: Callable[.
     assert store.find(plan_key(max_drift_cosine=0.0005)) is None
 
 
-def test_a_plan_is_written_once(store: LocalStore, add: Callable[..., StoredPlan]) -> None:
+def test_a_plan_is_written_once(add: Callable[..., StoredPlan]) -> None:
     first = add()
 
     assert add(plan(seed=1)) == first
