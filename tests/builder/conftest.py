@@ -14,7 +14,6 @@ import pytest
 
 from arcface_builder.build import build
 from arcface_builder.check import crops
-from arcface_builder.check.accuracy import ReferenceEmbeddings, reference_for_plans
 from arcface_builder.compile import PlanRequest
 from arcface_builder.repository.publish import ModelRepository, find_onnx
 from arcface_builder.source import iresnet, synthetic
@@ -22,8 +21,6 @@ from arcface_builder.source.load import OnnxFile, Synthetic
 from arcface_builder.source.model import SourceModel
 from arcface_builder.store import LocalStore, PlanStore
 from arcface_builder.trt.options import BuildOptions
-from arcface_client.contract import Crops
-from arcface_client.models.repository import LocalOnnx
 from support.absent_gpu import AbsentGpu
 from support.exports import small_arcface
 from support.s3_server import S3Server
@@ -105,11 +102,6 @@ def request_(repository: ModelRepository, source: Path) -> PlanRequest:
         calibration=crops.noise(32),
         source=OnnxFile(source),
     )
-
-
-def reference_of(onnx: LocalOnnx, crops: Crops) -> ReferenceEmbeddings:
-    """What is compared with the ONNX model alone."""
-    return reference_for_plans(onnx.path, None, crops, max_drift_cosine=0.001)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pickle
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from onnx import load_model, save_model
 
 from arcface_builder.build import build
 from arcface_builder.check import crops as faces
+from arcface_builder.check.accuracy import reference_for_plans
 from arcface_builder.cli.app import main
 from arcface_builder.errors import ParityError
 from arcface_builder.repository.config import (
@@ -38,8 +40,6 @@ from arcface_client.runtimes.openvino import OpenVino
 from support.image_files import save_crops
 from support.networks import NETWORKS, ONE_CROP
 from support.pair_files import many_pairs
-
-from .conftest import reference_of
 
 pytestmark = pytest.mark.usefixtures("few_crops")
 
@@ -215,7 +215,8 @@ def compiled(repository: ModelRepository, name: str, runtime: Callable[[Path], O
     """Add the sibling of a kind, with another runtime in its place."""
     onnx = find_onnx(repository, "small")
     kind = replace(KINDS[name], open=runtime)
-    return compile_sibling(kind, onnx, repository, lambda: reference_of(onnx, faces.noise(32)), command="")
+    reference = partial(reference_for_plans, onnx.path, None, faces.noise(32), max_drift_cosine=0.001)
+    return compile_sibling(kind, onnx, repository, reference, command="")
 
 
 def test_the_manifest_has_the_speed_on_a_gpu(repository: ModelRepository) -> None:
