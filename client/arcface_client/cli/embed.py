@@ -184,7 +184,8 @@ def embed(
         if is_archive:
             outcome = _archive(stream, Path(output), info)
         else:
-            stack.enter_context(kept_by(stream))
+            if resume:  # else the same command begins anew
+                stack.enter_context(kept_by(stream))
             result = fill_gallery(
                 stream,
                 Path(output),
