@@ -179,7 +179,7 @@ def test_a_setting_out_of_its_range_is_a_failure_and_such_a_flag_wrong_usage(
         (["--name", "other"], "There is no other_onnx in"),
         (["--version", "7"], "There is no version 7 of small_onnx in"),
         (["--precision", "int8"], "there are none; give a folder of a few hundred with --calibration-dir"),
-        (["--calibration-dir", "nope"], "There is no file or folder nope."),
+        (["--calibration-dir", "nope"], "The folder nope cannot be read: No such file or directory."),
         (["--calibration-dir", "."], "There is no image in .; give a folder of 112x112 face crops"),
         (["--cc", "8.6, 8.9", "--from-store"], "has no fp16 plan of small version 1 for sm86, sm89"),
     ],
