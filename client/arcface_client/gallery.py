@@ -244,7 +244,9 @@ class Gallery:
         for name in self.files:
             with self._open(name) as file:
                 try:
-                    yield from file.iter_batches(batch_size=size, columns=list(columns))
+                    for batch in file.iter_batches(batch_size=size, columns=list(columns)):
+                        batch.validate(full=True)
+                        yield batch
                 except (_pyarrow().ArrowException, OSError, ValueError) as error:
                     raise InputError(f"{name} is damaged: {' '.join(str(error).split())}") from error
 
@@ -283,6 +285,7 @@ _ARCHIVE_ERRORS: Final = (
     NotImplementedError,
     OSError,
     RuntimeError,
+    SyntaxError,
     SystemError,
     TypeError,
     ValueError,

@@ -55,7 +55,8 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, str]:
         raise NotOnnxError(f"{path} is {kind}.")
     try:
         model = onnx.load_model_from_string(content)
-    except DecodeError as error:
+        _spell_as_all_tools_do(model)
+    except (DecodeError, UnicodeDecodeError) as error:  # the second is of a name
         raise NotOnnxError(
             f"{path} ({len(content):,} bytes) is not an ONNX model or is cut short; "
             "compare its size and SHA-256 with the publisher's and fetch it again."
@@ -69,7 +70,6 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, str]:
             tensor.ClearField("data_location")
             tensor.ClearField("external_data")
             sha256.update(tensor.raw_data)
-    _spell_as_all_tools_do(model)
     if all(opset.domain for opset in model.opset_import):
         raise NotOnnxError(f"{path} does not say which opset of ONNX it is written in; export it again.")
     return _checked(model, path), sha256.hexdigest()
@@ -86,12 +86,12 @@ def _external_data(tensor: onnx.TensorProto, path: Path) -> bytes:
         length = ir.serde.deserialize_tensor(tensor).nbytes
         if info.length not in (None, length):
             raise ValueError(f"{info.length:,} bytes instead of {length:,}")
+        name = Path(info.location)
     except (TypeError, ValueError) as error:
         raise NotOnnxError(
             f"{path} is damaged: the place that it gives for weight {tensor.name!r} is wrong ({error}); "
             "fetch or export it again."
         ) from error
-    name = Path(info.location)
     if name.is_absolute() or ".." in name.parts:
         raise NotOnnxError(
             f"{path} keeps weights in {info.location}, outside its own folder, and such files are not read; "

@@ -266,7 +266,7 @@ def source_sha256(path: Path) -> str:
                 digest.update(data.read(length))
     except OSError as error:
         raise DeploymentError(f"Cannot read {error.filename or path}: {error.strerror}.") from error
-    except (ValueError, OverflowError, MemoryError) as error:
+    except (TypeError, ValueError, OverflowError, MemoryError) as error:
         raise DeploymentError(f"{path} does not say where it keeps its weights: {error}.") from error
     return digest.hexdigest()
 

@@ -313,6 +313,7 @@ class _Table(Place):
                     "and path."
                 )
             for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[*dict.fromkeys([ids, data])]):
+                batch.validate(full=True)
                 rows = zip(batch.column(ids).to_pylist(), batch.column(data).to_pylist(), strict=True)
                 yield from (self._item(str(id), value) for id, value in rows)
 

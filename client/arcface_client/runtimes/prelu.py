@@ -56,10 +56,12 @@ def _slope_in_blocks(
     node: NodeProto, producers: dict[str, NodeProto], constants: dict[str, TensorProto]
 ) -> TensorProto | None:
     """The slope of a PRelu whose input is in the blocked layout."""
-    if node.op_type != "PRelu":
+    if node.op_type != "PRelu" or len(node.input) != 2:
         return None
     before, slope = producers.get(node.input[0]), constants.get(node.input[1])
-    if before is None or before.op_type != "Conv" or slope is None or slope.data_type != TensorProto.FLOAT:
+    if before is None or before.op_type != "Conv" or len(before.input) < 2:
+        return None
+    if slope is None or slope.data_type != TensorProto.FLOAT:
         return None
     weight = constants.get(before.input[1])
     if weight is None or list(slope.dims) != [weight.dims[0], 1, 1] or weight.dims[0] % _BLOCK:
