@@ -2,7 +2,8 @@
 
 The state is in the repository. Each model's configuration says which versions Triton loads, and in its
 parameters which one clients use. Servers reload a model without a gap when they are asked to. A promotion
-that is killed leaves the old release in use, and may be run again.
+that is interrupted restores what was there. One that is killed leaves the old release in use, and the next
+`promote` or `rollback` finishes or undoes it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from typing import Final
 from tritonclient.utils import InferenceServerException
 
 from arcface_client.contract import Crops, Progress, no_progress
-from arcface_client.errors import ArcFaceError
 from arcface_client.models.golden import golden_crops, largest_drift
 from arcface_client.models.manifest import ModelManifest
 from arcface_client.models.naming import family_models, onnx_model
@@ -53,7 +53,8 @@ class ListedRelease:
 
     Attributes:
         version: The version.
-        state: "released", "canary", "loaded" (it stands by), or "on disk".
+        state: "released", "canary", "unchecked" (a promotion checks it, or was killed), "loaded" (it stands
+            by), or "on disk".
         since: When it was released last, ISO 8601; None if it never was.
         created: When its ONNX model was built.
         source_sha256: SHA-256 of the network that it was built from.
@@ -113,11 +114,13 @@ class Releases:
         for version in reversed(self.state.versions):
             manifest = self._manifest(version)
             state = "released" if version == release.version else "loaded" if version in loaded else "on disk"
+            if version == release.canary:
+                state = "canary" if release.share else "unchecked"
             last = next((one for one in reversed(history) if one.version == version), None)
             listed.append(
                 ListedRelease(
                     version=version,
-                    state="canary" if release.is_canary(version) else state,
+                    state=state,
                     since=None if last is None else last.at,
                     created=manifest.created,
                     source_sha256=manifest.source.sha256,
@@ -147,13 +150,14 @@ class Releases:
             report: Called with each stage.
 
         Raises:
-            ReleaseError: The version is not whole, or a server does not load it; the old release serves.
+            ReleaseError: The version is not whole, a server does not load it, or it should be a canary and
+                is what serves; the old release serves.
             ParityError: A served model drifts; the old release serves, and the version is unloaded.
         """
         models, history = self.state.models_of(version), self.state.history()
-        old = self.state.release.version or max(
-            (one for one in self.state.versions if one < version), default=0
-        )
+        old = self._old(version)
+        if share and version == old:
+            raise ReleaseError(f"Version {version} is what serves; a canary is another version.")
         beside = self.state.models_of(old) if old in self.state.versions else ()
         spaces = [
             self._manifest(one).embedding_space() for one in (old, version) if one in self.state.versions
@@ -164,51 +168,58 @@ class Releases:
             if share:
                 after = "clients do not mix two embedding spaces, so it is checked but gets no calls"
             _log.warning("Version %d has %s of version %d: %s", version, conflict, old, after)
+        newest = max(self.state.loaded()[models[0]], default=old)
+        if self.state.release.version is None and old not in (version, newest):
+            # The newest was built since servers began: it would serve unchecked if they were reloaded.
+            self.state.configure({model: [old] for model in beside}, Release(old))
         before = {
             path: path.read_text("utf-8")
             for model in self.state.family()
             for path in self.state.configs(model)
         }
-        self.state.configure(
-            {model: [old, version] if model in beside else [version] for model in models}, Release(old)
-        )
         try:
+            self.state.configure(
+                {model: {old, version} if model in beside else {version} for model in models},
+                Release(old, None if version == old else version),
+            )
             self._reload(models, version, report)
             drift = self._check(version, models, max_drift_cosine, crops, report)
-        except ArcFaceError:
+        except BaseException:  # Ctrl-C as well
             self.state.write(before)
             self._reload(models, None, report)
+            _log.warning("Version %d was not promoted; what served before goes on serving", version)
             raise
-        if conflict is not None and share:
-            return Promotion(version, now(), drift)
         report("Letting calls go to it", None)
-        if not history and old:
-            history = [Promotion(old, now(), {})]
-        if history and history[-1].version == version:  # an earlier attempt was killed after its record
+        history = history or [Promotion(old, now(), {})]
+        if history[-1].version == version:  # an earlier attempt was killed after its record
             history = history[:-1]
         promotion = Promotion(version, now(), drift)
         self.state.write_history(history if share else [*history, promotion])  # first: `rollback` needs it
-        self.state.configure({}, Release(old, version, share) if share else Release(version))
+        stays = Release(old) if conflict is not None else Release(old, version, share)
+        self.state.configure({}, stays if share else Release(version))
         self._reload(self.state.family(), version, report)
         return promotion
 
     def rollback(self, report: Progress = no_progress) -> int:
-        """End a canary, or else let calls go to the release before; returns the release in use.
+        """End a canary or a killed promotion, or else go back to the release before; returns the release.
 
         Raises:
             ReleaseError: There is none before, or a server does not load it.
         """
-        history = self.state.history()
-        if self.state.release.canary is None:
+        release, history = self.state.release, self.state.history()
+        target = release.version if release.canary is not None else None
+        if target is None:
             if len(history) < 2:
                 raise ReleaseError(f"No release of {self.name} was promoted over another one.")
             history = [*history[:-2], replace(history[-2], at=now())]
-        target = history[-1].version
+            target = history[-1].version
+        elif history and history[-1].version == release.canary:  # killed after its record
+            history = history[:-1]
         if target not in self.state.versions:
             raise ReleaseError(f"Version {target} of {self.name} is not on disk; promote another one.")
         self.state.configure({model: [target] for model in self.state.models_of(target)}, Release(target))
         self._reload(self.state.family(), target, report)
-        self.state.write_history(history)
+        self.state.write_history(history or [Promotion(target, now(), {})])
         return target
 
     def retire(self, version: int, report: Progress = no_progress) -> None:
@@ -255,6 +266,18 @@ class Releases:
                     self._repository.manifest_path(model, version),
                 ):
                     path.unlink(missing_ok=True)
+
+    def _old(self, version: int) -> int:
+        """The release; without one, the newest version that servers serve, or else the one before this."""
+        if self.state.release.version is not None:
+            return self.state.release.version
+        served, family, versions = set[int | None](), self.state.family(), self.state.versions
+        for url in self._urls:
+            with closing(Connection(url, self._limits)) as connection:
+                models = connection.ask().models or ()
+            served |= {one.version for one in models if one.ready and one.name in family}
+        known = [one for one in versions if one in served] or [one for one in versions if one < version]
+        return max(known, default=version)
 
     def _manifest(self, version: int) -> ModelManifest:
         return ModelManifest.read(self._repository.manifest_path(onnx_model(self.name), version))

@@ -26,6 +26,7 @@ from arcface_client import get_embedding_backend
 from arcface_client.backends.base import EmbeddingBackend
 from arcface_client.cli.app import main as client_main
 from arcface_client.models.golden import golden_crops
+from arcface_client.models.release import Release
 from arcface_client.models.repository import LocalModels
 from arcface_server import LocalTriton
 from support import children
@@ -39,15 +40,21 @@ EXPLICIT = ("--model-control-mode=explicit", "--load-model=small_onnx")
 
 
 @pytest.fixture
-def repository(built: Path, tmp_path: Path) -> Path:
-    """Versions 1 and 2 come from one network, 3 from another one."""
+def unreleased(built: Path, tmp_path: Path) -> Path:
+    """Versions 1 and 2 come from one network, and none of them was ever promoted."""
     root = tmp_path / "models"
     shutil.copytree(built / "models", root)
     build(OnnxFile(built / "source.onnx"), name=NAME, repository=root)
-    onnx.save_model(small_arcface(seed=9), tmp_path / "other.onnx")
-    build(OnnxFile(tmp_path / "other.onnx"), name=NAME, repository=root)
-    _releases(root, "").promote(1, max_drift_cosine=1e-3)
     return root
+
+
+@pytest.fixture
+def repository(unreleased: Path, tmp_path: Path) -> Path:
+    """Version 1 is the release; 3 comes from another network than 1 and 2."""
+    _releases(unreleased, "").promote(1, max_drift_cosine=1e-3)
+    onnx.save_model(small_arcface(seed=9), tmp_path / "other.onnx")
+    build(OnnxFile(tmp_path / "other.onnx"), name=NAME, repository=unreleased)
+    return unreleased
 
 
 @pytest.fixture
@@ -226,11 +233,11 @@ from arcface_builder.release import Releases
 from arcface_builder.repository.publish import ModelRepository
 from support.children import die_at
 
-verb, root, step = sys.argv[1:]
+verb, root, step, number = sys.argv[1:]
 releases = Releases(ModelRepository(Path(root)), "small")
-die_at(int(step))
-if verb == "promote":
-    releases.promote(2, max_drift_cosine=1e-3)
+die_at(int(step), int(number))
+if verb.startswith("promote"):
+    releases.promote(int(verb[-1]), max_drift_cosine=1e-3)
 elif verb == "rollback":
     releases.rollback()
 else:
@@ -239,17 +246,19 @@ else:
 
 
 KILLED_IN_CHECK = """
-import os, signal, sys
+import logging, os, sys
 from pathlib import Path
 from arcface_builder.release import Releases
 from arcface_builder.repository.publish import ModelRepository
 
+root, url, version, number = sys.argv[1:]
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+
 def die(stage, _):
     if stage.startswith("Comparing"):
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), int(number))
 
-releases = Releases(ModelRepository(Path(sys.argv[1])), "small", [sys.argv[2]])
-releases.promote(2, max_drift_cosine=1e-3, report=die)
+Releases(ModelRepository(Path(root)), "small", [url]).promote(int(version), max_drift_cosine=1e-3, report=die)
 """
 
 
@@ -258,18 +267,18 @@ def _versions(root: Path) -> dict[int, str]:
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("verb", ["promote", "rollback", "prune"])
+@pytest.mark.parametrize("verb", ["promote2", "rollback", "prune"])
 def test_a_command_that_is_killed_at_some_step_is_finished_or_rolled_back_by_the_next(
     repository: Path, tmp_path: Path, verb: str
 ) -> None:
-    if verb != "promote":
+    if verb != "promote2":
         _releases(repository, "").promote(2, max_drift_cosine=1e-3)
     if verb == "prune":
         _releases(repository, "").retire(1)
     for step in range(0, 400, 5):
         root = tmp_path / str(step)
         shutil.copytree(repository, root)
-        with children.start(KILLED, verb, root, step) as child:
+        with children.start(KILLED, verb, root, step, 9) as child:
             code = child.wait()
         assert code in (0, -9)
         if verb == "prune":
@@ -291,10 +300,89 @@ def test_a_command_that_is_killed_at_some_step_is_finished_or_rolled_back_by_the
 
 
 @pytest.mark.faults
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_first_promotion_that_ends_at_some_step_leaves_what_served_or_the_new_release(
+    unreleased: Path, tmp_path: Path, version: int, number: signal.Signals
+) -> None:
+    for step in range(0, 400, 5):
+        root = tmp_path / str(step)
+        shutil.copytree(unreleased, root)
+        with children.start(KILLED, f"promote{version}", root, step, int(number)) as child:
+            code = child.wait()
+        assert code in (0, -number)
+        state, seen = _releases(root, "").state, _versions(root)
+        assert state.release.version in (None, 1, version)
+        assert (state.release.version or 2) in state.loaded()["small_onnx"]
+        if state.release.canary:
+            assert seen == {1: "released", 2: "unchecked"}
+            assert _releases(root, "").rollback() == 1
+            assert _versions(root) == {1: "released", 2: "on disk"}
+        _releases(root, "").promote(version, max_drift_cosine=1e-3)
+        assert _versions(root)[version] == "released"
+        shutil.rmtree(root)
+        if code == 0:
+            return
+    pytest.fail("no run ended by itself")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(("version", "serving"), [(1, 2), (2, 2), (2, 1)])
+def test_a_first_promotion_that_ends_during_its_check_leaves_what_served(
+    unreleased: Path, version: int, serving: int, number: signal.Signals
+) -> None:
+    config, second = unreleased / "small_onnx" / "config.pbtxt", unreleased / "small_onnx" / "2"
+    if serving == 1:  # version 2 is built while the server runs
+        second.rename(unreleased.parent / "2")
+    before = config.read_text()
+    with (
+        LocalTriton(unreleased, flags=EXPLICIT, stop_timeout_s=1) as triton,
+        _embedder(triton.grpc_url) as running,
+    ):
+        if serving == 1:
+            (unreleased.parent / "2").rename(second)
+        releases = _releases(unreleased, triton.grpc_url)
+        with children.start(KILLED_IN_CHECK, unreleased, triton.grpc_url, version, int(number)) as child:
+            told, _ = child.communicate()
+        assert child.returncode == -number
+        if number == signal.SIGINT:
+            assert told == f"Version {version} was not promoted; what served before goes on serving\n"
+            assert serving == 1 or config.read_text() == before
+        elif version != serving:
+            assert _versions(unreleased) == {serving: "released", version: "unchecked"}
+        with _embedder(triton.grpc_url) as started:
+            assert _served(running, 20) == _served(started, 20) == {serving: 20}
+        if number == signal.SIGKILL and version != serving:
+            assert releases.rollback() == serving
+            assert _served(running, 20) == {serving: 20}
+        releases.promote(version, max_drift_cosine=1e-3)
+        wait_until(lambda: _served(running) == {version: 1})
+        if version != serving:
+            assert releases.rollback() == serving
+            with _embedder(triton.grpc_url) as started:
+                assert _served(started) == {serving: 1}
+
+
+def test_no_release_excludes_every_version(unreleased: Path) -> None:
+    state = _releases(unreleased, "").state
+    state.configure({"small_onnx": [1]}, Release(0))
+    assert state.release == Release()
+    assert _versions(unreleased) == {2: "on disk", 1: "loaded"}
+    _releases(unreleased, "").promote(2, max_drift_cosine=1e-3)
+    assert _versions(unreleased) == {2: "released", 1: "loaded"}
+
+
+def test_what_serves_cannot_be_a_canary(repository: Path) -> None:
+    with pytest.raises(ReleaseError, match="Version 1 is what serves; a canary is another version"):
+        _releases(repository, "").promote(1, max_drift_cosine=1e-3, share=0.1)
+
+
+@pytest.mark.faults
 def test_a_promotion_that_is_killed_during_its_check_leaves_the_release_and_can_be_repeated(
     repository: Path, triton: LocalTriton
 ) -> None:
-    with children.start(KILLED_IN_CHECK, repository, triton.grpc_url) as child:
+    with children.start(KILLED_IN_CHECK, repository, triton.grpc_url, 2, 9) as child:
         assert child.wait() == -signal.SIGKILL
     with _embedder(triton.grpc_url) as embedder:
         assert _served(embedder, 20) == {1: 20}

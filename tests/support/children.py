@@ -35,14 +35,14 @@ def run(code: str, *arguments: object) -> str:
     return printed
 
 
-def die_at(step: int) -> None:
-    """Let this process be killed at one of its next steps on the disk or the network, counted from 0."""
+def die_at(step: int, number: int = signal.SIGKILL) -> None:
+    """Let this process get a signal at one of its next steps on the disk or the network, counted from 0."""
 
     def count(event: str, _: object) -> None:
         nonlocal step
         if event in _STEPS:
             step -= 1
-            if step < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if step == -1:
+                os.kill(os.getpid(), number)
 
     sys.addaudithook(count)

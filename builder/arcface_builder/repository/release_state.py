@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from arcface_client.models.naming import family_models, onnx_model
-from arcface_client.models.release import Release
+from arcface_client.models.release import CANARY, CANARY_SHARE, RELEASE, Release
 from arcface_client.models.repository import LocalModels
 from arcface_client.models.schema import expectation
 
@@ -115,13 +115,13 @@ class ReleaseState:
             raise RepositoryError(f"There is no {path}; build or compile the model again.")
         return config
 
-    def configure(self, versions: Mapping[str, Sequence[int]], release: Release) -> None:
+    def configure(self, versions: Mapping[str, Collection[int]], release: Release) -> None:
         """Say in all configurations which version is released, and which ones some models load."""
         texts = {}
         for model in self.family():
             for path in self.configs(model):
                 config = self._read(path)
-                for name in Release(0, 0, 1.0).parameters():
+                for name in (RELEASE, CANARY, CANARY_SHARE):
                     config.parameters.pop(name, None)
                 for name, value in release.parameters().items():
                     config.parameters[name].string_value = value

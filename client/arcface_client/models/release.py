@@ -20,8 +20,8 @@ class Release:
     Attributes:
         version: The version that calls go to; older ones stand in for it, newer ones do not serve. None where
             releases are not managed: then the newest version serves.
-        canary: A newer version that gets a share of the calls.
-        share: That share, 0 to 1.
+        canary: Another version that gets a share of the calls.
+        share: That share, 0 to 1; 0 while a promotion loads and checks it.
     """
 
     version: int | None = None
@@ -30,7 +30,7 @@ class Release:
 
     @classmethod
     def read(cls, parameters: Mapping[str, str]) -> Release:
-        """Read it from the parameters; values that are not numbers count as missing."""
+        """Read it from the parameters; values that are no version count as missing."""
         version, canary = (_whole(parameters.get(name, "")) for name in (RELEASE, CANARY))
         try:
             share = float(parameters.get(CANARY_SHARE, "0"))
@@ -55,7 +55,7 @@ class Release:
             return None
         if version == self.version:
             return RELEASE
-        return CANARY if version == self.canary else NOT_THE_RELEASE
+        return CANARY if self.is_canary(version) else NOT_THE_RELEASE
 
     def holds_back(self, version: int | None) -> bool:
         """Whether a version must not serve yet, or not any more."""
@@ -65,4 +65,4 @@ class Release:
 
 
 def _whole(text: str) -> int | None:
-    return int(text) if text.isdecimal() else None
+    return int(text) or None if text.isdecimal() else None
