@@ -315,7 +315,9 @@ class Releases:
             return {}
         report("Computing the reference embeddings", None)
         onnx = self._models.onnx(self.name, version)
-        reference = reference_for_plans(onnx.path, None, crops, max_drift_cosine=max_drift_cosine)
+        reference = reference_for_plans(
+            onnx.path, None, crops, max_drift_cosine=max_drift_cosine, report=report
+        )
         found = {}
         for url in self._urls:
             with closing(Connection(url, self._limits)) as connection:

@@ -11,13 +11,14 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import onnx_ir as ir
 
-from arcface_client.contract import Crops, Embeddings
+from arcface_client.contract import Crops, Embeddings, Progress, no_progress
 from arcface_client.evaluation.controls import PERTURBATIONS, control_rows
 from arcface_client.models.golden import drifts, largest_drift
 from arcface_client.models.plan_manifest import PlanParity, RecognitionLoss
@@ -195,6 +196,7 @@ def reference_for_plans(
     *,
     max_drift_cosine: float,
     in_int8: bool = False,
+    report: Progress = no_progress,
 ) -> ReferenceEmbeddings:
     """Compute what the plans of a served ONNX model are compared with, and check the ONNX model itself.
 
@@ -204,15 +206,26 @@ def reference_for_plans(
         real_crops: uint8 [N, 112, 112, 3]; generated crops fill them up.
         max_drift_cosine: The largest drift that is allowed.
         in_int8: Whether the plans are in int8, whose ranges hold for faces: no crops are generated.
+        report: Called after each batch with the share of the crops that are done.
 
     Raises:
         ServedModelError: The ONNX model drifts from its source, or embeds perturbed crops alike, so that no
             plan of it can pass.
     """
     crops = comparison_crops(real_crops, in_int8=in_int8)
-    another = embedder(another_model(model_file.read_bytes()))
-    with closing(OnnxRuntime(model_file)) as served:
-        embed, computed_by = source or (served.embed, SERVED_MODEL)
+    total, done = 2 * len(crops) + len(control_rows(crops)) * (len(PERTURBATIONS) + 1), 0
+
+    def counted(embed: Embed, batch: Crops) -> Embeddings:
+        nonlocal done
+        embeddings = embed(batch)
+        done += len(batch)
+        report("Computing the reference embeddings", min(1.0, done / total))
+        return embeddings
+
+    another = partial(counted, embedder(another_model(model_file.read_bytes())))
+    with closing(OnnxRuntime(model_file)) as runtime:
+        served = partial(counted, runtime.embed)
+        embed, computed_by = (partial(counted, source[0]), source[1]) if source else (served, SERVED_MODEL)
         reference = ReferenceEmbeddings(
             crops=crops,
             embeddings=in_batches(embed, crops, _BATCH),
@@ -220,10 +233,10 @@ def reference_for_plans(
             computed_by=computed_by,
             max_drift_cosine=max_drift_cosine,
         )
-        controls = _controls(served.embed, crops, reference.embeddings, another=another)
+        controls = _controls(served, crops, reference.embeddings, another=another)
         reference = replace(reference, controls=controls)
         try:
-            reference.compare(served.embed, [_BATCH]).check(SERVED_MODEL)
+            reference.compare(served, [_BATCH]).check(SERVED_MODEL)
         except ParityError as error:
             raise ServedModelError(f"{error} No plan was built; build the ONNX model again.") from error
     return reference

@@ -84,6 +84,7 @@ def make_sibling(
                 held_out,
                 max_drift_cosine=max_drift_cosine,
                 in_int8=precision is not None,
+                report=report,
             ),
             quantise=quantise if precision else None,
             gate=gate,

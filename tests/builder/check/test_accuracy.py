@@ -133,6 +133,17 @@ def test_crops_that_are_all_alike_make_the_check_blind(onnx_file: Path) -> None:
         reference_for_plans(onnx_file, None, one_face, max_drift_cosine=0.001)
 
 
+@pytest.mark.usefixtures("few_crops")
+def test_the_share_of_the_reference_that_is_done_grows_to_all(onnx_file: Path) -> None:
+    shares: list[float] = []
+    reference_for_plans(
+        onnx_file, None, face_crops(), max_drift_cosine=0.001, report=lambda _, done: shares.append(done or 0)
+    )
+    assert len(shares) > 4
+    assert shares == sorted({*shares})
+    assert shares[-1] == 1
+
+
 def test_generated_crops_fill_up_real_ones(reference: ReferenceEmbeddings) -> None:
     assert reference.crops.shape == (256, 112, 112, 3)
     assert np.array_equal(reference.crops[:6], face_crops())
