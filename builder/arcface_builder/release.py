@@ -217,7 +217,13 @@ class Releases:
             history = history[:-1]
         if target not in self.state.versions:
             raise ReleaseError(f"Version {target} of {self.name} is not on disk; promote another one.")
-        self.state.configure({model: [target] for model in self.state.models_of(target)}, Release(target))
+        # An older release stands by: clients that have not noticed yet still hold back a newer one.
+        old = min(target, release.version or target)
+        beside = self.state.models_of(old) if old in self.state.versions else ()
+        self.state.configure(
+            {m: {old, target} if m in beside else {target} for m in self.state.models_of(target)},
+            Release(target),
+        )
         self._reload(self.state.family(), target, report)
         self.state.write_history(history or [Promotion(target, now(), {})])
         return target
