@@ -284,6 +284,7 @@ _ARCHIVE_ERRORS: Final = (
     MemoryError,
     NotImplementedError,
     OSError,
+    OverflowError,
     RuntimeError,
     SyntaxError,
     SystemError,
