@@ -311,6 +311,8 @@ class _Archive(Gallery):
                 precision_class=texts.get("precision_class"),
             )
             version = texts.get("version")
+            if self._rows.dtype.kind != "f":
+                raise ValueError(f"embeddings of type {self._rows.dtype}; expected float32")
             if self._rows.ndim != 2 or not self._rows.shape[1] or len(self._rows) != len(self._ids):
                 raise ValueError(f"{len(self._ids):,} paths, and embeddings of shape {self._rows.shape}")
             self.path, self.files, self.count = path, (path,), len(self._ids)

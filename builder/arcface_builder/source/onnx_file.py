@@ -87,6 +87,8 @@ def _external_data(tensor: onnx.TensorProto, path: Path) -> bytes:
         if info.length not in (None, length):
             raise ValueError(f"{info.length:,} bytes instead of {length:,}")
         name = Path(info.location)
+        if "\0" in info.location:
+            raise ValueError("a NUL in its file's name")
     except (TypeError, ValueError) as error:
         raise NotOnnxError(
             f"{path} is damaged: the place that it gives for weight {tensor.name!r} is wrong ({error}); "
