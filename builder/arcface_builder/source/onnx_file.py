@@ -137,7 +137,7 @@ def _spell_as_all_tools_do(model: onnx.ModelProto) -> None:
         if part.domain == "ai.onnx":
             part.domain = ""
         if isinstance(part, onnx.NodeProto):
-            part.name = str(part.name)  # as bytes, which it is if it is no UTF-8, it could not be written
+            part.name = str(part.name)  # protobuf gives bytes where it is not UTF-8
     for graph in _parts(model, onnx.GraphProto):
         graph.name = graph.name or "graph"
         names = [tensor.name for tensor in graph.initializer]

@@ -30,7 +30,7 @@ class Release:
 
     @classmethod
     def read(cls, parameters: Mapping[str, str]) -> Release:
-        """Read it from the parameters; values that are no version count as missing."""
+        """Read it from the parameters; what is not a positive number counts as missing."""
         version, canary = (_whole(parameters.get(name, "")) for name in (RELEASE, CANARY))
         try:
             share = float(parameters.get(CANARY_SHARE, "0"))

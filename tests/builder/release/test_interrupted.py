@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,23 @@ Releases(ModelRepository(Path(root)), "small", [url]).promote(int(version), max_
 """
 
 
+def _ended_at_steps(
+    repository: Path, tmp_path: Path, verb: str, number: signal.Signals, every: int
+) -> Iterator[tuple[Path, int]]:
+    """Copies of a repository in which a command has ended, until one runs to its end; and the step."""
+    for step in range(0, 400, every):
+        root = tmp_path / str(step)
+        shutil.copytree(repository, root)
+        with children.start(KILLED, verb, root, step, int(number)) as child:
+            code = child.wait()
+        assert code in (0, -number)
+        yield root, step
+        shutil.rmtree(root)
+        if code == 0:
+            return
+    pytest.fail("no run ended by itself")
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("verb", ["promote2", "rollback", "prune"])
 def test_a_command_that_is_killed_at_some_step_is_finished_or_rolled_back_by_the_next(
@@ -61,12 +79,7 @@ def test_a_command_that_is_killed_at_some_step_is_finished_or_rolled_back_by_the
         releases_of(repository, "").promote(2, max_drift_cosine=1e-3)
     if verb == "prune":
         releases_of(repository, "").retire(1)
-    for step in range(0, 400, 5):
-        root = tmp_path / str(step)
-        shutil.copytree(repository, root)
-        with children.start(KILLED, verb, root, step, 9) as child:
-            code = child.wait()
-        assert code in (0, -9)
+    for root, step in _ended_at_steps(repository, tmp_path, verb, signal.SIGKILL, 5):
         if verb == "prune":
             assert set(versions_of(root)) >= {2, 3}
             releases_of(root, "").prune(1)
@@ -79,10 +92,6 @@ def test_a_command_that_is_killed_at_some_step_is_finished_or_rolled_back_by_the
             if step % 2 or releases_of(root, "").state.release.version == 2:
                 assert releases_of(root, "").rollback() == 1
             assert versions_of(root)[1] == "released"
-        shutil.rmtree(root)
-        if code == 0:
-            return
-    pytest.fail("no run ended by itself")
 
 
 @pytest.mark.faults
@@ -91,12 +100,7 @@ def test_a_command_that_is_killed_at_some_step_is_finished_or_rolled_back_by_the
 def test_a_first_promotion_that_ends_at_some_step_leaves_what_served_or_the_new_release(
     unreleased: Path, tmp_path: Path, version: int, number: signal.Signals
 ) -> None:
-    for step in range(0, 400, 9):
-        root = tmp_path / str(step)
-        shutil.copytree(unreleased, root)
-        with children.start(KILLED, f"promote{version}", root, step, int(number)) as child:
-            code = child.wait()
-        assert code in (0, -number)
+    for root, _ in _ended_at_steps(unreleased, tmp_path, f"promote{version}", number, 5):
         state, seen = releases_of(root, "").state, versions_of(root)
         assert state.release.version in (None, 1, version)
         assert (state.release.version or 2) in state.loaded()["small_onnx"]
@@ -106,10 +110,6 @@ def test_a_first_promotion_that_ends_at_some_step_leaves_what_served_or_the_new_
             assert versions_of(root) == {1: "released", 2: "on disk"}
         releases_of(root, "").promote(version, max_drift_cosine=1e-3)
         assert versions_of(root)[version] == "released"
-        shutil.rmtree(root)
-        if code == 0:
-            return
-    pytest.fail("no run ended by itself")
 
 
 @pytest.mark.faults
