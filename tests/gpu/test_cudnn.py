@@ -6,7 +6,6 @@ import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,6 @@ from arcface_server import LocalTriton
 from support.exports import small_arcface
 
 if TYPE_CHECKING:
-    from arcface_client.runtimes.cudnn.fused import Shape
     from arcface_client.runtimes.cudnn.runtime import Cudnn
 
 MIB = 1 << 20
@@ -151,29 +149,6 @@ def test_a_damaged_cache_is_made_again(
     runtime.close()
     assert "is compiled again" in caplog.text
     assert damaged.read_bytes() != b"no plan"
-
-
-def test_kernels_that_compute_something_else_are_left_out(
-    cudnn: Any, graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    from arcface_client.runtimes.cudnn import loaded, plans
-
-    def compile_all(shapes: list[Shape], device: int, folder: Path) -> None:
-        plans.compile_all(shapes, device, folder)
-        wrong = {shape: replace(shape, prelu="none") for shape in shapes if shape.prelu != "none"}
-        plans.compile_all(list(wrong.values()), device, tmp_path)
-        for right, other in wrong.items():
-            shutil.copy(tmp_path / f"{other}.0.plan", folder / f"{right}.wrong.plan")
-
-    monkeypatch.setattr(loaded, "compile_all", compile_all)
-    crops = faces.noise(LARGEST)
-
-    with caplog.at_level("INFO"):
-        runtime = cudnn.Cudnn(graph, max_batch_size=LARGEST, cache=tmp_path / "cache")
-
-    assert largest_drift(exact(graph, crops), runtime.embed(crops)) < 1e-5
-    assert ".wrong.plan computes something else" in caplog.text
-    runtime.close()
 
 
 def test_with_known_kernels_it_loads_within_seconds(

@@ -100,11 +100,6 @@ class Shape:
         window = (str(self.kernel), str(self.stride))
         return (self.kind, *window, self.prelu, str(self.residual), self.reads, self.writes)
 
-    @property
-    def output_size(self) -> int:
-        """Height and width of what it writes."""
-        return (self.size + 2 * self.padding - self.kernel) // self.stride + 1
-
     def __str__(self) -> str:
         window = f"{self.kernel}x{self.kernel}s{self.stride}p{self.padding}" if self.kind == "conv" else ""
         extras = [self.prelu] * (self.prelu != "none") + ["residual"] * self.residual
@@ -133,7 +128,7 @@ def packed(layer: Layer) -> dict[str, npt.NDArray[Any]]:
 
 
 def compiled_plans(shape: Shape, handle: Any) -> Iterator[bytes]:
-    """Compile the kernels that cuDNN suggests for a shape; each takes a few tenths of a second of one core.
+    """Compile kernels for a shape, those that cuDNN suggests first; each takes tenths of a second of one core.
 
     Raises:
         DeploymentError: cuDNN does not take the graph.
@@ -263,8 +258,8 @@ def _conv(shape: Shape, tensors: _Tensors) -> Any:
             below = graph.mul(graph.relu(graph.neg(result)), slopes)
             result = graph.sub(graph.relu(result), below)
     if shape.residual:
-        residual = tensors.image("residual", shape.batch, outputs, shape.output_size)
-        result = graph.add(result, residual)
+        size = (shape.size + 2 * shape.padding - shape.kernel) // shape.stride + 1
+        result = graph.add(result, tensors.image("residual", shape.batch, outputs, size))
     return result
 
 
