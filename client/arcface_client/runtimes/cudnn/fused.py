@@ -128,7 +128,7 @@ def packed(layer: Layer) -> dict[str, npt.NDArray[Any]]:
 
 
 def compiled_plans(shape: Shape, handle: Any) -> Iterator[bytes]:
-    """Compile kernels for a shape, those that cuDNN suggests first; each takes tenths of a second of one core.
+    """Compile kernels for a shape, cuDNN's suggestions first; each takes a few tenths of a second of a core.
 
     Raises:
         DeploymentError: cuDNN does not take the graph.
