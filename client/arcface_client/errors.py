@@ -44,15 +44,38 @@ from __future__ import annotations
 
 import importlib
 import re
+import struct
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
 Error = TypeVar("Error", bound=BaseException)
+
+DAMAGE: Final = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    SystemError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow, NumPy, zipfile and pickle raise for a file that is damaged or is something else.
+
+Each has a few of its own besides.
+"""
 
 
 class ArcFaceError(Exception):

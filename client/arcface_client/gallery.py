@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import tokenize
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,7 +27,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from .contract import Embeddings
-from .errors import InputError, OtherEmbeddingSpaceError, require
+from .errors import DAMAGE, InputError, OtherEmbeddingSpaceError, require
 from .models.embedding_space import EmbeddingSpace
 from .models.files import replacing
 from .observability.versions import package_versions
@@ -277,26 +276,6 @@ class Gallery:
             yield from zip(some.column("id").to_pylist(), some.column("error").to_pylist(), strict=True)
 
 
-_ARCHIVE_ERRORS: Final = (
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    NotImplementedError,
-    OSError,
-    OverflowError,
-    RuntimeError,
-    SyntaxError,
-    SystemError,
-    TypeError,
-    ValueError,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-"""What NumPy and zipfile raise for a file that is damaged or is something else."""
-
-
 class _Archive(Gallery):
     """An ``.npz`` of ``arcface-client embed``, as a gallery; it is held in memory."""
 
@@ -324,7 +303,7 @@ class _Archive(Gallery):
                 command=texts.get("command") or "",
                 tools=json.loads(texts.get("tools") or "{}"),
             )
-        except _ARCHIVE_ERRORS as error:
+        except (*DAMAGE, tokenize.TokenError, zipfile.BadZipFile) as error:
             raise InputError(f"{path} is not an .npz that `arcface-client embed` wrote: {error}") from error
 
     def batches(

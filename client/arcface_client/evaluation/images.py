@@ -8,7 +8,6 @@ import io
 import os
 import struct
 import warnings
-import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -17,25 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..contract import CROP_SIZE, Crops
-from ..errors import ImageFileError, require
+from ..errors import DAMAGE, ImageFileError, require
 
 SUFFIXES: Final = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 """Files of a folder that are read as images; a file that is named itself is always read."""
-
-_DAMAGE: Final = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    ArithmeticError,
-    RuntimeError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-)
-"""What Pillow raises for a file that is not an image, or a damaged one."""
 
 _ORIENTATION: Final = 0x0112
 _JPEG: Final = b"\xff\xd8\xff"
@@ -119,7 +103,7 @@ def read_crop(image: str | Path | bytes, *, name: str | None = None, resize: boo
     except pillow.UnidentifiedImageError as error:
         why = "its format is unknown" if content else "it is empty"
         raise ImageFileError(f"{name} cannot be read as an image: {why}.") from error
-    except (*_DAMAGE, pillow.DecompressionBombError) as error:
+    except (*DAMAGE, pillow.DecompressionBombError) as error:
         raise ImageFileError(f"{name} cannot be read as an image: {error}") from error
     if rgb.shape != (CROP_SIZE, CROP_SIZE, 3):
         scaled = pillow.fromarray(rgb).resize((CROP_SIZE, CROP_SIZE), pillow.Resampling.BILINEAR)

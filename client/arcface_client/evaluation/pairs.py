@@ -9,7 +9,6 @@ small functions of this module, any other name is an error, and no code of a fil
 from __future__ import annotations
 
 import pickle
-import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from ..contract import Embeddings, Progress
-from ..errors import PairFileError
+from ..errors import DAMAGE, PairFileError
 from .images import read_crop
 from .scores import Flips, Same, Values, Verification, flips, similarities, verify
 from .systems import System
@@ -57,7 +56,7 @@ def read_pair_file(path: Path) -> PairFile:
             f"{path} holds code: its pickle names {error}, which a set of pairs does not need. Nothing of it "
             "was run; do not load this file with Python's pickle."
         ) from error
-    except _PICKLE_ERRORS as error:
+    except (*DAMAGE, pickle.UnpicklingError) as error:
         why = " ".join(str(error).split())
         raise PairFileError(
             f"{path} cannot be read as a pickle ({why}); expected a whole set such as lfw.bin."
@@ -91,22 +90,6 @@ def _encoded(path: Path, index: int, image: object) -> bytes:
 
 class _CodeFoundError(Exception):
     """The pickle names something that a set does not need."""
-
-
-_PICKLE_ERRORS: Final = (
-    pickle.UnpicklingError,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    TypeError,
-    ValueError,
-    struct.error,
-)
-"""What pickle raises for bytes that are not a pickle."""
 
 
 class _Call(NamedTuple):
