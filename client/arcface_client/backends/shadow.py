@@ -187,7 +187,7 @@ class ShadowBackend(EmbeddingBackend):
 
     def _count(self, source: Source, values: list[float]) -> list[DriftError]:
         with self._lock:
-            drift = self._drift.setdefault(f"{source.model}:{source.version} at {source.where}", _Drift())
+            drift = self._drift.setdefault(str(source), _Drift())
             found = [drift.add(each, self._max_drift) for each in values]
         return [error for error in found if error is not None]
 

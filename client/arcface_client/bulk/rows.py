@@ -11,7 +11,6 @@ import numpy.typing as npt
 from ..backends.base import EmbeddingBackend
 from ..contract import Embeddings
 from ..errors import NotFiniteError
-from ..failover.discovery import Pin
 from ..gallery import GalleryInfo, gallery_table
 from ..models.golden import golden_crops
 from ..observability.diagnostics import Served
@@ -104,5 +103,5 @@ def embed(backend: EmbeddingBackend, decoded: Decoded) -> Rows:
             crops, good = np.delete(crops, bad, axis=0), np.delete(good, bad)
     embeddings = np.full((len(errors), found.shape[1] if len(good) else 0), np.nan, np.float32)
     embeddings[good] = found
-    name = "; ".join(f"{Pin(source.model, source.version)} at {source.where}" for source in served.sources)
+    name = "; ".join(map(str, served.sources))
     return Rows(decoded.ids, embeddings, [None if error else name for error in errors], errors)

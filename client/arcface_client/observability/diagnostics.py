@@ -27,6 +27,10 @@ class Source:
     where: str
     crops: int
 
+    def __str__(self) -> str:
+        version = "" if self.version is None else f":{self.version}"
+        return f"{self.model}{version} at {self.where}"
+
 
 @dataclass(frozen=True)
 class Refusal:

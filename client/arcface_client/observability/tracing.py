@@ -25,8 +25,9 @@ def traced(run: Callable[[], Served], crops: int) -> Served:
     tracer = trace.get_tracer("arcface_client")
     with tracer.start_as_current_span("arcface encode", attributes={"arcface.crops": crops}) as span:
         served = run()
-        names = [f"{source.model}:{source.version} at {source.where}" for source in served.sources]
-        span.set_attributes({"arcface.served_by": names, "arcface.fell_back": served.fell_back})
+        span.set_attributes(
+            {"arcface.served_by": list(map(str, served.sources)), "arcface.fell_back": served.fell_back}
+        )
     return served
 
 

@@ -20,6 +20,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from arcface_client import AsyncEmbeddingBackend
 from arcface_client.backends.pooled import TritonBackend
 from arcface_client.contract import Crops
+from arcface_client.observability.diagnostics import HERE, Served, Source
+from arcface_client.observability.tracing import traced
 from arcface_server import LocalTriton
 from support.fake_triton import FakeTriton, served
 from support.processes import wait_until
@@ -108,6 +110,13 @@ def test_each_call_is_a_span_and_each_request_carries_its_context(
     assert [context.split("-")[1:3] for context in fake.contexts] == [
         [f"{context.trace_id:032x}", f"{context.span_id:016x}"] for context in contexts if context
     ]
+
+
+def test_a_span_names_a_model_without_a_version_by_its_name(exporter: InMemorySpanExporter) -> None:
+    traced(lambda: Served((Source("insightface", "w600k_r50", None, HERE, 1),)), 1)
+    (span,) = exporter.get_finished_spans()
+    assert span.attributes is not None
+    assert span.attributes["arcface.served_by"] == ("w600k_r50 at this process",)
 
 
 @pytest.mark.faults
