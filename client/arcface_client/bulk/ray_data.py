@@ -76,10 +76,13 @@ class EmbedCrops:
             CropError: The column does not hold crops.
             ArcFaceError: As ``EmbeddingBackend.encode``, but a crop whose embedding is NaN is an ``error``.
         """
-        return self._on_arrays(batch) if isinstance(batch, Mapping) else self._on_table(batch)
+        are_arrays = isinstance(batch, Mapping)
+        names = list(batch) if are_arrays else batch.column_names
+        if CROP not in names:
+            raise InputError(f"The batch has the columns {', '.join(names)}; expected {CROP!r} among them.")
+        return self._on_arrays(batch) if are_arrays else self._on_table(batch)
 
     def _on_arrays(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        _check_columns(list(batch))
         column = batch[CROP]
         crops = as_batch(list(column) if column.dtype == object else column)
         rows = self._embed(crops, batch.get("id"), batch.get("error"))
@@ -90,7 +93,6 @@ class EmbedCrops:
         import pyarrow as pa
 
         names = batch.column_names
-        _check_columns(names)
         ids, errors = (batch.column(name).to_pylist() if name in names else None for name in ("id", "error"))
         rows = self._embed(_crops(batch.column(CROP)), ids, errors)
         numbers = pa.array(rows.of_width(self._dim).reshape(-1))
@@ -106,11 +108,6 @@ class EmbedCrops:
         ]
         right = [error is None for error in known]
         return embed(self._backend, Decoded(names, crops if all(right) else crops[right], known))
-
-
-def _check_columns(names: Sequence[str]) -> None:
-    if CROP not in names:
-        raise InputError(f"The batch has the columns {', '.join(names)}; expected {CROP!r} among them.")
 
 
 def _crops(column: pa.ChunkedArray) -> Crops:

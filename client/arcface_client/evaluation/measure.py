@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from ..contract import Crops, Embeddings, Progress, no_progress
-from .scores import largest_drift, norms
+from .scores import largest_drift
 from .systems import System
 
 SINGLE_CROPS: Final = 64
@@ -111,7 +111,7 @@ def measure(
     measured = []
     for system, (single, batched, shifted), times in zip(systems, embeddings, seconds, strict=True):
         shift_drift = largest_drift(batched, shifted[own_order])
-        lengths = norms(batched)
+        lengths = np.linalg.norm(batched.astype(np.float64), axis=1)
         measured.append(
             Measured(
                 name=system.name,

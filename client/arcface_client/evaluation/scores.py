@@ -108,14 +108,9 @@ def largest_drift(left: Embeddings, right: Embeddings) -> float:
     return float(drifts(left, right).max())
 
 
-def norms(embeddings: Embeddings | Values) -> Values:
-    """Compute the length of each row."""
-    return np.asarray(np.linalg.norm(embeddings.astype(np.float64), axis=1))
-
-
 def agreement(baseline: str, other: str, left: Embeddings, right: Embeddings, flips: Flips) -> Agreement:
     """Compare two systems, by name, from their embeddings of the same crops: float32 [N, D] each."""
-    drift, distance = drifts(left, right), norms(left.astype(np.float64) - right)
+    drift, distance = drifts(left, right), np.linalg.norm(left.astype(np.float64) - right, axis=1)
     return Agreement(
         baseline=baseline,
         other=other,

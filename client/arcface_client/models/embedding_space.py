@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -16,15 +15,8 @@ int8 is a class of its own, for example "int8-0123456789ab", or "int8" where it 
 FLOAT: Final = "float"
 INT8: Final = "int8"
 
-PRECISIONS: Final[Mapping[str, PrecisionClass]] = {
-    "fp32": "float",
-    "tf32": "float",
-    "fp16": "float",
-    "bf16": "float",
-    "mixed": "float",
-    "int8": "int8",
-}
-"""The precisions of a model, each with its class; mixed is int8 where it keeps within the tolerance."""
+PRECISIONS: Final = ("fp32", "tf32", "fp16", "bf16", "mixed", INT8)
+"""The precisions of a model; mixed is int8 where it keeps within the tolerance."""
 
 QUANTISED: Final = ("int8", "mixed")
 """The precisions that are calibrated with face crops."""
@@ -37,8 +29,9 @@ def precision_class(precision: str, calibration_sha256: str | None = None) -> Pr
         precision: One of ``PRECISIONS``.
         calibration_sha256: SHA-256 of what int8's ranges were computed from, if known.
     """
-    kind = PRECISIONS[precision]
-    return f"{kind}-{calibration_sha256:.12}" if kind == INT8 and calibration_sha256 else kind
+    if precision != INT8:
+        return FLOAT
+    return f"{INT8}-{calibration_sha256:.12}" if calibration_sha256 else INT8
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -194,10 +194,8 @@ def _triton_arguments(url: str, tls: Tls | None, *, retries: bool) -> dict[str, 
         "channel_args": _channel_arguments(retries, spread=url.startswith("dns:")),
     }
     if tls is not None:
-        arguments["ssl"] = True
-        for name in ("root_certificates", "private_key", "certificate_chain"):
-            path = getattr(tls, name)
-            arguments[name] = None if path is None else str(path)
+        files = {name: None if path is None else str(path) for name, path in vars(tls).items()}
+        arguments |= {"ssl": True} | files
     return arguments
 
 

@@ -21,8 +21,6 @@ LONGEST_REQUEST_S: Final = 86_400.0
 _REQUEST_BYTES: Final = 4096
 """What a request has besides its crops, at most."""
 
-_PEM_FILES: Final = ("root_certificates", "private_key", "certificate_chain")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Tls:
@@ -42,8 +40,7 @@ class Tls:
     certificate_chain: Path | None = None
 
     def __post_init__(self) -> None:
-        for name in _PEM_FILES:
-            path = getattr(self, name)
+        for name, path in vars(self).items():
             if path is None:
                 continue
             try:
