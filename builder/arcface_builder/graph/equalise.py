@@ -6,7 +6,8 @@ to quantise.
 ``equalise`` scales channels. A tensor has one range for all its channels, and the trained ones differ in size
 by more than a hundred times, so that the small ones would have few steps left. Where convolutions write what
 only convolutions, PRelus and residual sums read, the writers multiply each channel by a factor and the
-readers divide by it. The factors are powers of two, so that float32 results stay the same to the last bit.
+readers divide by it. Factors of any size leave less drift than powers of two, which would not change a bit of
+the float32 results.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ _PARTS: Final[Mapping[str, Callable[..., npt.NDArray[Any]]]] = {
 
 _MOST_PARTS: Final = 8
 
-_DENSE: Final = 0.5
+_DENSE: Final = 0.4
 """Share of a difference between channels that is evened out in front of a dense convolution, whose weights of
 one output channel have one range and take over what the activations lose. A depthwise one has a range for
 each channel, and all is evened out."""
 
-_MOST: Final = 8  # the largest exponent of a factor
+_MOST: Final = 256  # the largest factor
 _LEAST_PEAK: Final = 1e-6  # of a channel, relative to the largest: others are dead
 
 
@@ -137,8 +138,7 @@ def equalise(model: ir.Model, peaks: Peaks) -> dict[ir.Value, npt.NDArray[np.flo
             continue
         share = 1.0 if all(_groups_of(reader) > 1 for reader in readers) else _DENSE
         middle = np.exp(np.median(np.log(peak[alive])))
-        exponents = np.rint(share * np.log2(middle / np.where(alive, peak, middle)))
-        factor = 2.0 ** np.clip(exponents, -_MOST, _MOST)
+        factor = np.clip((middle / np.where(alive, peak, middle)) ** share, 1 / _MOST, _MOST)
         for writer in writers:
             scale(writer, 1, factor.reshape(-1, 1, 1, 1))
             if len(writer.inputs) > 2 and writer.inputs[2] is not None:

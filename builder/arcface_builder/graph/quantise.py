@@ -10,8 +10,8 @@ This is the graph, for whatever runs it::
   else reads the pair: PRelus, batch norms, residual sums and wide convolutions see x itself.
 - The weights are an int8 initializer, ``{w}.int8``, from -127 to 127, with a float32 scale for each output
   channel (axis 0) and zero point 0. The bias stays float32.
-- All else is the float32 serving graph, in opset 13 or newer; nodes keep their names. Channels were scaled by
-  powers of two (``equalise``), so weights and inner tensors differ from the ONNX model's; embeddings do not.
+- All else is the float32 serving graph, in opset 13 or newer; nodes keep their names. Channels were scaled
+  (``equalise``), so weights and inner tensors differ from the ONNX model's; embeddings do not.
 
 The first convolution, which sees the pixels through three channels, and depthwise ones stay wide: they hold
 few of the multiply-adds, and most of the drift.
@@ -40,7 +40,7 @@ from .serving import one_crop, takes_one_crop
 PER_CHANNEL: Final = (13, 7)
 """The first opset, and the IR version of its time, in which Q/DQ have a scale for each channel."""
 
-_REVISION: Final = b"2"
+_REVISION: Final = b"3"
 """Raise it with every change that makes another graph of the same crops."""
 
 _BATCH: Final = 8  # crops at a time, whose feature maps are in memory at once
