@@ -34,7 +34,8 @@ from .graph.quantise import calibration_sha256
 from .repository.plans import AddedPlan, add_plans, check_free, published_plans, recorded_plan
 from .repository.publish import ModelRepository, now, tool_versions
 from .source.load import Source, source_embedder
-from .store import GPU, PlanStore, StoredPlan, this_platform
+from .store.plan_store import PlanStore
+from .store.stored import GPU, StoredPlan, this_platform
 from .trt.compat import can_be_hardware_compatible, check_knows, is_strongly_typed, newest_opset
 from .trt.engine import BuiltPlan, build_plan
 from .trt.gpu import Gpu

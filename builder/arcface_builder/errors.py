@@ -75,3 +75,9 @@ class ParityError(BuilderError, DeploymentError):
 
 class ServedModelError(ParityError):
     """A served ONNX model is wrong, or embeds everything alike, so that no plan of it can pass."""
+
+
+def check_range(name: str, value: int, low: int, high: int) -> None:
+    """Check a setting; raises OptionError."""
+    if not low <= value <= high:
+        raise OptionError(f"{name} is {value}; expected {low} to {high}.")

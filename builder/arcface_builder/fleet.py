@@ -13,7 +13,8 @@ from .compile import ConvertedGraph, PlanRequest, convert, plan_key
 from .errors import CompileError
 from .repository.plans import AddedPlan, add_plans, published_plans, recorded_plan
 from .repository.publish import ModelRepository
-from .store import GPU, PlanStore, StoredPlan, release_of, sm_of, this_platform
+from .store.plan_store import PlanStore
+from .store.stored import GPU, StoredPlan, release_of, sm_of, this_platform
 from .trt.compat import is_strongly_typed
 
 _log = logging.getLogger(__name__)

@@ -72,7 +72,7 @@ DAMAGE: Final = (
     struct.error,
     zlib.error,
 )
-"""What Pillow, NumPy, zipfile and pickle raise for a file that is damaged or is something else.
+"""What Pillow, NumPy, ONNX, zipfile and pickle raise for a file that is damaged or is something else.
 
 Each has a few of its own besides.
 """

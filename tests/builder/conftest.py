@@ -19,7 +19,8 @@ from arcface_builder.repository.publish import ModelRepository, find_onnx
 from arcface_builder.source import iresnet, synthetic
 from arcface_builder.source.load import OnnxFile, Synthetic
 from arcface_builder.source.model import SourceModel
-from arcface_builder.store import LocalStore, PlanStore
+from arcface_builder.store.local import LocalStore
+from arcface_builder.store.plan_store import PlanStore
 from arcface_builder.trt.options import BuildOptions
 from support.absent_gpu import AbsentGpu
 from support.exports import small_arcface

@@ -27,7 +27,8 @@ from arcface_builder.errors import (
 )
 from arcface_builder.repository.publish import ModelRepository
 from arcface_builder.source.load import OnnxFile
-from arcface_builder.store import LocalStore, PlanStore, open_store
+from arcface_builder.store.local import LocalStore
+from arcface_builder.store.plan_store import PlanStore, open_store
 from arcface_builder.trt.gpu import Gpu
 from arcface_builder.trt.options import BuildOptions
 from arcface_client.models.repository import LocalModels

@@ -24,7 +24,7 @@ from arcface_builder.graph.quantise import quantise
 from arcface_builder.repository.config import read_config
 from arcface_builder.repository.publish import ModelRepository, find_onnx
 from arcface_builder.source.load import OnnxFile, located
-from arcface_builder.store import PlanStore
+from arcface_builder.store.plan_store import PlanStore
 from arcface_builder.trt.engine import build_plan
 from arcface_builder.trt.options import BuildOptions
 from arcface_client.contract import Embeddings

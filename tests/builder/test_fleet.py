@@ -11,7 +11,7 @@ from arcface_builder.compile import PlanRequest, compile_plan
 from arcface_builder.errors import CompileError
 from arcface_builder.fleet import assemble
 from arcface_builder.repository.publish import ModelRepository
-from arcface_builder.store import PlanStore, open_store
+from arcface_builder.store.plan_store import PlanStore, open_store
 from arcface_builder.trt.options import BuildOptions
 from support.absent_gpu import AbsentGpu
 from support.s3_server import S3Server

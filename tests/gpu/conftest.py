@@ -12,7 +12,8 @@ from arcface_builder.compile import compile_plan
 from arcface_builder.errors import NoGpuError
 from arcface_builder.repository.plans import AddedPlan
 from arcface_builder.source.load import OnnxFile, Synthetic
-from arcface_builder.store import LocalStore, PlanStore
+from arcface_builder.store.local import LocalStore
+from arcface_builder.store.plan_store import PlanStore
 from arcface_builder.trt.gpu import Gpu, gpu_at_hand
 from arcface_builder.trt.options import BuildOptions
 from support.exports import small_arcface

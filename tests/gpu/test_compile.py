@@ -21,7 +21,8 @@ from arcface_builder.graph.edit import constant, set_constant
 from arcface_builder.repository.plans import AddedPlan
 from arcface_builder.repository.publish import ModelRepository
 from arcface_builder.source.load import OnnxFile
-from arcface_builder.store import LocalStore, PlanStore
+from arcface_builder.store.local import LocalStore
+from arcface_builder.store.plan_store import PlanStore
 from arcface_builder.trt.gpu import Gpu
 from arcface_builder.trt.options import BuildOptions
 from arcface_client.cli.terminal import FAILED

@@ -15,7 +15,7 @@ import pytest
 from arcface_builder.check import crops as faces
 from arcface_builder.repository.plans import AddedPlan, add_plans
 from arcface_builder.repository.publish import ModelRepository
-from arcface_builder.store import StoredPlan
+from arcface_builder.store.stored import StoredPlan
 from arcface_builder.trt.gpu import Gpu
 from arcface_client import EmbeddingClient, get_embedding_backend
 from arcface_client.cli.app import main

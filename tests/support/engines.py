@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from arcface_builder.store import StoredPlan
+from arcface_builder.store.stored import StoredPlan
 from arcface_client.models.manifest import ModelFile
 from arcface_client.models.plan_manifest import PlanKey, PlanManifest, PlanParity, SiblingManifest
 

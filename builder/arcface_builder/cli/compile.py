@@ -19,15 +19,17 @@ from arcface_client.settings import TensorRtSettings, load_tensorrt_settings, va
 from ..build import DEFAULT_REPOSITORY
 from ..check.task import TaskGate
 from ..compile import PlanRequest, compile_plan, compile_with_fallback
+from ..errors import check_range
 from ..fleet import assemble
 from ..graph.edit import parse
 from ..graph.mixed import calibration_halves
 from ..graph.precision import is_quantised
 from ..graph.serving import takes_one_crop
-from ..repository.config import MOST_INSTANCES, check_range
+from ..repository.config import MOST_INSTANCES
 from ..repository.plans import AddedPlan
 from ..repository.publish import ModelRepository, find_onnx
-from ..store import open_store, sm_of
+from ..store.plan_store import open_store
+from ..store.stored import sm_of
 from ..trt.gpu import gpu_at_hand
 from ..trt.options import LEAST_WORKSPACE_MB, MOST_CROPS, BuildOptions
 from .options import (

@@ -25,7 +25,9 @@ from arcface_client.contract import Progress, no_progress
 from arcface_client.settings import load_tensorrt_settings
 
 from ..errors import OptionError, PlanDamagedError
-from ..store import GPU, Entry, LocalStore, PlanStore, open_store, prunable, sm_of
+from ..store.local import LocalStore
+from ..store.plan_store import PlanStore, open_store, prunable
+from ..store.stored import GPU, Entry, sm_of
 from .options import BUCKET_KEY, Bucket, CacheDir, Config, EndpointUrl, Json, Precision
 
 if TYPE_CHECKING:  # boto3 is an extra

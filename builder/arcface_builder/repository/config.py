@@ -15,7 +15,7 @@ from arcface_client.contract import CROP_SHAPE, EMBEDDING_DIM, INPUT_NAME, OUTPU
 from arcface_client.models.manifest import MODEL_FILE
 from arcface_client.models.naming import SERVER_CONFIG
 
-from ..errors import OptionError, RepositoryError
+from ..errors import OptionError, RepositoryError, check_range
 
 CONFIG_FILE: Final = "config.pbtxt"
 
@@ -215,12 +215,6 @@ def config_changes(old: str, new: str) -> str:
     """What differs between two configurations, in one line: "- count: 2, + count: 1"."""
     before, after = ([line.strip() for line in text.splitlines()] for text in (old, new))
     return ", ".join(line for line in difflib.ndiff(before, after) if line[0] in "+-")
-
-
-def check_range(name: str, value: int, low: int, high: int) -> None:
-    """Check a setting; raises OptionError."""
-    if not low <= value <= high:
-        raise OptionError(f"{name} is {value}; expected {low} to {high}.")
 
 
 def _set_batches(config: Any, largest: int) -> None:

@@ -31,7 +31,7 @@ from arcface_client.models.naming import plan_model
 from arcface_client.models.plan_manifest import PlanKey, PlanManifest, plan_manifest_paths
 
 from ..errors import PlanDamagedError, RepositoryError
-from ..store import StoredPlan, check_plan, release_of
+from ..store.stored import StoredPlan, check_plan, release_of
 from .config import (
     CONFIG_FILE,
     VERSIONS_SERVED,

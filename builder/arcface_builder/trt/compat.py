@@ -17,7 +17,7 @@ from arcface_client.models.embedding_space import QUANTISED
 from arcface_client.runtimes.tensorrt_api import start
 
 from ..errors import CompileError, NoGpuError, PrecisionError
-from ..store import release_of
+from ..store.stored import release_of
 
 _log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from arcface_client.errors import CudaError
 from arcface_client.runtimes.base import Runtime
 
 from ..errors import CompileError, NoGpuError
-from ..store import sm_of
+from ..store.stored import sm_of
 from . import compat
 from .inspect import LayerPrecisions, inspect_engine
 

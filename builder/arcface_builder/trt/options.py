@@ -10,7 +10,7 @@ from typing import Final
 from arcface_client.models.embedding_space import PRECISIONS
 from arcface_client.settings import TensorRtSettings
 
-from ..errors import OptionError
+from ..errors import OptionError, check_range
 
 BUILD_REVISION: Final = 5
 """Part of a plan's key. Raise it with every change to ``engine`` or ``compat`` that makes another plan of the
@@ -55,8 +55,7 @@ class BuildOptions:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise OptionError(f"Precision {self.precision!r} is unknown; expected {', '.join(PRECISIONS)}.")
-        if not 1 <= self.max_batch_size <= MOST_CROPS:
-            raise OptionError(f"max_batch_size is {self.max_batch_size}; expected 1 to {MOST_CROPS}.")
+        check_range("max_batch_size", self.max_batch_size, 1, MOST_CROPS)
         if not 1 <= self.tuned_for <= self.max_batch_size:
             raise OptionError(
                 f"opt_batch_size is {self.tuned_for}; expected 1 to max_batch_size, {self.max_batch_size}."

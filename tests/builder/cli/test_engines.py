@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from arcface_builder.cli.app import main
-from arcface_builder.store import open_store
+from arcface_builder.store.plan_store import open_store
 from arcface_client.models.plan_manifest import PlanKey
 from support.engines import manifest, plan, plan_file, plan_key
 from support.proxy import Proxy

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from arcface_builder.errors import BucketError, PlanDamagedError
-from arcface_builder.store import Entry, StoredPlan
 from arcface_builder.store.bucket import Bucket
+from arcface_builder.store.stored import Entry, StoredPlan
 from support.engines import KEY, manifest, plan, plan_key
 from support.proxy import Proxy
 from support.s3_server import S3Server, hasty

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from arcface_builder.errors import PlanDamagedError
-from arcface_builder.store import LocalStore, StoredPlan
+from arcface_builder.store.local import LocalStore
+from arcface_builder.store.stored import StoredPlan
 from support.children import run
 from support.engines import KEY, manifest, plan, plan_file, plan_key
 
@@ -113,7 +114,7 @@ def test_a_list_has_good_and_damaged_plans(store: LocalStore, add: Callable[...,
 STORE = """
 import os, sys
 from pathlib import Path
-from arcface_builder.store import LocalStore
+from arcface_builder.store.local import LocalStore
 from support.children import die_at
 from support.engines import manifest, plan_file
 
@@ -168,7 +169,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
 import errno, sys
 from pathlib import Path
 from arcface_builder.errors import CacheError
-from arcface_builder.store import LocalStore, local
+from arcface_builder.store import local
+from arcface_builder.store.local import LocalStore
 from support.engines import manifest, plan_file
 def full(path):
     raise OSError(errno.ENOSPC, "No space left on device")

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from arcface_builder.errors import BucketError
-from arcface_builder.store import PlanStore, StoredPlan, open_store, prunable
+from arcface_builder.store.plan_store import PlanStore, open_store, prunable
+from arcface_builder.store.stored import StoredPlan
 from arcface_client.models.plan_manifest import PlanManifest
 from support.engines import KEY, manifest, plan, plan_file, plan_key
 from support.s3_server import S3Server

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 from ...contract import CROP_SIZE, INPUT_NAME, OUTPUT_NAME
-from ...errors import DeploymentError
+from ...errors import DAMAGE, DeploymentError
 from .network import Affine, Array, Convolution, Layer, Network, Rounding, Value
 
 CHANNEL_STEP: Final = 32
@@ -22,18 +22,6 @@ CHANNEL_STEP: Final = 32
 
 MOST_FIRST_CHANNELS: Final = 128
 """Of the first convolution, whose weights have to fit the registers."""
-
-_DAMAGE: Final = (
-    DecodeError,
-    onnx.checker.ValidationError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    OSError,
-    TypeError,
-    ValueError,
-)
-"""What reading a damaged file raises."""
 
 
 def read_network(path: Path) -> Network:
@@ -47,7 +35,7 @@ def read_network(path: Path) -> Network:
         raise DeploymentError(f"No model file at {path}; build one with `arcface-builder build`.")
     try:
         return _Reader(path, onnx.load(path).graph).read()
-    except _DAMAGE as error:
+    except (*DAMAGE, DecodeError, onnx.checker.ValidationError) as error:
         raise DeploymentError(f"{path} is not a readable ONNX file: {error}") from error
 
 
