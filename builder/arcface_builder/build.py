@@ -38,14 +38,7 @@ DEFAULT_REPOSITORY = Path("model_repository")
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """A version that was published.
-
-    Attributes:
-        model: Name of the model in the repository.
-        version: Its version.
-        path: The version's folder.
-        manifest: What was written about it.
-    """
+    """A version that was published, in the folder ``path``."""
 
     model: str
     version: int

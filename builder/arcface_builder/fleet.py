@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from arcface_client.models.naming import plan_model
-from arcface_client.models.plan_manifest import PlanKey, PlanManifest
+from arcface_client.models.plan_manifest import PlanKey
 
 from .compile import ConvertedGraph, PlanRequest, convert, plan_key
 from .errors import CompileError
@@ -56,8 +56,10 @@ def assemble(
         platform = platform or manifest.identity.platform
     platform = platform or this_platform()
     # The published ones come first: a version never changes, whatever the store has.
-    known = [*published, *_newest_first(store, onnx.name)]
-    versions = {manifest.identity.tensorrt_version for manifest in known}
+    stored = [entry.manifest for entry, _ in store.entries() if entry.manifest is not None]
+    stored.sort(key=lambda manifest: manifest.created_at, reverse=True)
+    known = [one.identity for one in (*published, *stored) if one.identity.model == onnx.name]
+    versions = {key.tensorrt_version for key in known}
     candidates = [tensorrt_version] if tensorrt_version else sorted(versions, key=release_of, reverse=True)
     missing: dict[str, list[str]] = {}
     graphs: dict[bool, ConvertedGraph] = {}
@@ -70,7 +72,9 @@ def assemble(
             sm: plan_key(request, precision, graph, tensorrt_version=version, sm=sm, platform=platform)
             for sm in map(sm_of, capabilities)
         }
-        found = {sm: _match(key, known) for sm, key in wanted.items()}
+        found = {
+            sm: next((key for key in known if _of_any_gpu(key) == it), None) for sm, it in wanted.items()
+        }
         missing[version] = [sm for sm, key in found.items() if key is None]
         if not missing[version]:
             plans = [_take(key, store, repository, onnx.version) for key in found.values() if key]
@@ -90,20 +94,9 @@ def assemble(
     )
 
 
-def _newest_first(store: PlanStore, model: str) -> list[PlanManifest]:
-    manifests = [entry.manifest for entry, _ in store.entries() if entry.manifest is not None]
-    manifests = [manifest for manifest in manifests if manifest.identity.model == model]
-    return sorted(manifests, key=lambda manifest: manifest.created_at, reverse=True)
-
-
-def _match(wanted: PlanKey, known: Iterable[PlanManifest]) -> PlanKey | None:
-    """The key of a plan that is wanted; which model of GPU it was built on is not known here."""
-    for manifest in known:
-        key = manifest.identity
-        settings = {name: value for name, value in key.settings.items() if name != GPU}
-        if replace(key, settings=settings) == wanted:
-            return key
-    return None
+def _of_any_gpu(key: PlanKey) -> PlanKey:
+    """A plan's key without the model of GPU that it was built on, which is not known here."""
+    return replace(key, settings={name: value for name, value in key.settings.items() if name != GPU})
 
 
 def _take(key: PlanKey, store: PlanStore, repository: ModelRepository, version: int) -> StoredPlan:

@@ -81,13 +81,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class AddedSibling:
-    """A sibling's version in the repository.
-
-    Attributes:
-        path: Its file.
-        is_new: Whether it was not there before.
-        manifest: What was recorded of it.
-    """
+    """A sibling's version in the repository: its file, and whether it was not there before."""
 
     path: Path
     is_new: bool
@@ -95,17 +89,15 @@ class AddedSibling:
 
 
 def _openvino(path: Path) -> CheckedRuntime:
-    require("arcface_client.runtimes.openvino", extra="openvino", purpose="A model for OpenVINO")
-    from arcface_client.runtimes.openvino import OpenVino
-
-    return OpenVino(path)
+    module = require("arcface_client.runtimes.openvino", extra="openvino", purpose="A model for OpenVINO")
+    runtime: CheckedRuntime = module.OpenVino(path)
+    return runtime
 
 
 def _cudnn(path: Path) -> CheckedRuntime:
-    require("arcface_client.runtimes.cudnn.runtime", extra="cudnn", purpose="A model for cuDNN")
-    from arcface_client.runtimes.cudnn.runtime import Cudnn
-
-    return Cudnn(path)
+    module = require("arcface_client.runtimes.cudnn.runtime", extra="cudnn", purpose="A model for cuDNN")
+    runtime: CheckedRuntime = module.Cudnn(path)
+    return runtime
 
 
 KINDS: Final = {
@@ -186,12 +178,8 @@ def compile_sibling(
                 f"{expected:.12}... A published version is never changed: build the next one."
             )
     with repository.staging() as staged, os_errors(repository.root):
-        if there is None:
-            manifest = _checked(
-                kind, onnx, model, staged / MODEL_FILE, reference, command, quantise, gate, report
-            )
-        else:
-            manifest = there
+        file = staged / MODEL_FILE
+        manifest = there or _checked(kind, onnx, file, reference, command, quantise, gate, report)
         with repository.lock():
             configs = {}
             for name, make in kind.configs.items():
@@ -207,7 +195,6 @@ def compile_sibling(
 def _checked(
     kind: Kind,
     onnx: LocalOnnx,
-    model: str,
     path: Path,
     reference: Callable[[], ReferenceEmbeddings],
     command: str,
@@ -239,7 +226,7 @@ def _checked(
             raise ParityError(f"{error} Nothing was published.{hint}") from error
         speed = faces_per_s(runtime)
     return SiblingManifest(
-        model=model,
+        model=sibling_model(onnx.name, kind.runtime),
         version=onnx.version,
         created=now(),
         runtime=kind.runtime,

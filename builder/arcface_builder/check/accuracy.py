@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -226,15 +226,14 @@ def reference_for_plans(
     with closing(OnnxRuntime(model_file)) as runtime:
         served = partial(counted, runtime.embed)
         embed, computed_by = (partial(counted, source[0]), source[1]) if source else (served, SERVED_MODEL)
+        embeddings = in_batches(embed, crops, _BATCH)
         reference = ReferenceEmbeddings(
             crops=crops,
-            embeddings=in_batches(embed, crops, _BATCH),
-            controls={},
+            embeddings=embeddings,
+            controls=_controls(served, crops, embeddings, another=another),
             computed_by=computed_by,
             max_drift_cosine=max_drift_cosine,
         )
-        controls = _controls(served, crops, reference.embeddings, another=another)
-        reference = replace(reference, controls=controls)
         try:
             reference.compare(served, [_BATCH]).check(SERVED_MODEL)
         except ParityError as error:
@@ -245,19 +244,10 @@ def reference_for_plans(
 def _controls(
     served: Embed, crops: Crops, reference: Embeddings, *, another: Embed | None = None
 ) -> dict[str, float]:
-    """Measure the drift that each perturbation causes, which must be larger than what is allowed.
+    """Measure the largest drift that each perturbation causes; another model is one more of them.
 
     The served ONNX model embeds the perturbed crops, not the plan: a plan that has one of these faults
     would make the check look blind.
-
-    Args:
-        served: The served ONNX model.
-        crops: uint8 [N, 112, 112, 3]; some of them are used.
-        reference: Their reference embeddings, float32 [N, D].
-        another: Another model, for one more control.
-
-    Returns:
-        Largest drift by perturbation.
     """
     few, right = control_rows(crops), control_rows(reference)
     wrong = {name: in_batches(served, alter(few), _BATCH) for name, alter in PERTURBATIONS.items()}
