@@ -29,11 +29,12 @@ from .perf.measurement import (
     Measurement,
     Protocol,
     SharedMemory,
+    largest_batch,
     measure,
     write_input_data,
 )
 
-_USUAL_URLS: Final[dict[Protocol, str]] = {"grpc": "127.0.0.1:8001", "http": "127.0.0.1:8000"}
+_USUAL_HTTP: Final = "127.0.0.1:8000"
 
 app = new_app(
     "Run the real Triton Inference Server without its container, and measure a server.",
@@ -122,7 +123,7 @@ def perf(
         str | None,
         typer.Option(
             metavar="HOST:PORT",
-            help="The server's address for this protocol (default: 127.0.0.1:8001 for grpc, :8000 for http).",
+            help=f"The server's address for this protocol (default: triton.url, or {_USUAL_HTTP} for http).",
         ),
     ] = None,
     concurrency: Annotated[
@@ -163,20 +164,19 @@ def perf(
     ] = None,
 ) -> int:
     """Measure a model with NVIDIA's perf_analyzer: the one on the PATH, or one that is downloaded once."""
-    from arcface_client import EmbeddingClient  # imports gRPC, which `--help` does not need
-    from arcface_client.evaluation.benchmark import machine
+    from arcface_client.evaluation.benchmark import check_batch_size, machine  # slow; `--help` needs none
     from arcface_client.evaluation.plot import check_plot, draw
     from arcface_client.evaluation.report import versions
     from arcface_client.evaluation.samples import generated_samples, samples_from
+    from arcface_client.settings import load_pipeline_settings
 
     for path in filter(None, (output, plot)):
         check_output(path)
     if plot is not None:
         check_plot(plot)
-    url = url or _USUAL_URLS[protocol]
-    if protocol == "grpc":  # else perf_analyzer asks, and its reason is shown
-        with EmbeddingClient(url, model, version) as client:
-            client.ensure_ready()
+    if url is None:
+        url = load_pipeline_settings().triton.required_urls()[0] if protocol == "grpc" else _USUAL_HTTP
+    check_batch_size(model, max(batch_size), largest_batch(url, model, version, protocol))
     about: dict[str, Any] = {"model": model, "version": version, "protocol": protocol, "url": url}
     about |= {"shared_memory": shared_memory, "command": str(context.obj)}
     about |= {"machine": machine(), "versions": versions(None)}
@@ -188,10 +188,9 @@ def perf(
         samples = samples_from(images, CROP_COUNT) if images else generated_samples(CROP_COUNT)
         write_input_data(samples.crops, load.input_data)
         levels = [(None, rate) for rate in request_rate] if request_rate else [(n, None) for n in concurrency]
+        print(HEADER, file=table, flush=True)  # the first row takes a while
         for batch, level in ((batch, level) for batch in batch_size for level in levels):
             figure = measure(perf_analyzer, load, batch, *level)
-            if not figures:
-                print(HEADER, file=table)
             print(figure.row(), file=table, flush=True)
             figures.append(figure)
             if output is not None:  # each time, so that a later failure does not lose the figures before it

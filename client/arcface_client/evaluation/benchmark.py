@@ -243,6 +243,15 @@ def benchmark(options: Options, settings: PipelineSettings, progress: Progress =
     )
 
 
+def check_batch_size(name: str, largest: int, known: int | None) -> None:
+    """Raise InputError if ``largest`` is above ``known``, the system's largest batch; None is any."""
+    if known is not None and largest > known:
+        raise InputError(
+            f"{name} takes at most {known} crops in a batch, and a batch size is {largest}; give at most "
+            f"{known}, for example --batch-size {known}."
+        )
+
+
 def _open(name: str, settings: PipelineSettings, options: Options, stack: ExitStack) -> _System:
     used_mb = _gpu_mb()
     begin = time.perf_counter()
@@ -252,11 +261,7 @@ def _open(name: str, settings: PipelineSettings, options: Options, stack: ExitSt
     start_s = time.perf_counter() - begin
     known = diagnostics.batch_size
     largest = max(options.batch_sizes, default=known or 1)
-    if known is not None and largest > known:
-        raise InputError(
-            f"{name} takes at most {known} crops in a batch, and a batch size is {largest}; give at most "
-            f"{known}, for example --batch-size {known}."
-        )
+    check_batch_size(name, largest, known)
     worker.turn(largest, 0, options.clients)  # memory grows with the batch
     took_mb = diagnostics.vram_mb or round(_gpu_mb() - used_mb, 1)
     return _System(name, worker, diagnostics, golden, start_s, took_mb if took_mb > 0 else None)

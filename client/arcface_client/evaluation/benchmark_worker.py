@@ -33,6 +33,7 @@ from .systems import is_file, load_file
 
 _CROPS: Final = 64  # different ones
 _STOP_S: Final = 5.0
+_BACKENDS: Final = (*BACKEND_TYPES, "pytorch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,15 @@ class Worker:
         Raises:
             ArcFaceError: It cannot be opened.
         """
-        return self._receive()  # type: ignore[no-any-return]
+        try:
+            return self._receive()  # type: ignore[no-any-return]
+        except DeploymentError as error:
+            if self._name in _BACKENDS or is_file(self._name) or ":" in self._name:
+                raise
+            raise DeploymentError(
+                f"{error} {self._name} is not a backend ({', '.join(BACKEND_TYPES)}), so it was taken for a "
+                "model of the server."
+            ) from error
 
     def turn(self, batch_size: int, seconds: float, clients: int) -> Turn:
         """Let ``clients`` threads embed batches for about ``seconds``, at least one batch each.
@@ -136,7 +145,7 @@ def open_backend(name: str, settings: PipelineSettings) -> EmbeddingBackend:
     """Make the backend that a system's name means; see ``Worker``."""
     if is_file(name):
         return PooledBackend("onnxruntime", [Origin(name, lambda *_: _file(Path(name)))])
-    if name in (*BACKEND_TYPES, "pytorch"):
+    if name in _BACKENDS:
         update: dict[str, Any] = {"backend": "insightface" if name == "pytorch" else name}
     else:
         update = {"backend": "triton", "candidates": (str(Pin.parse(name)),), "allow_cpu_fallback": False}

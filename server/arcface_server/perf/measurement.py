@@ -9,10 +9,13 @@ import os
 import subprocess
 import tempfile
 from dataclasses import dataclass, replace
+from http.client import HTTPException
 from pathlib import Path
 from typing import Final, Literal
+from urllib.request import urlopen
 
 from arcface_client.contract import CROP_SHAPE, INPUT_NAME, Crops
+from arcface_client.errors import ServerUnavailableError
 
 from ..errors import PerfAnalyzerError
 from .binary import PerfAnalyzer, last_line
@@ -102,6 +105,29 @@ class Measurement:
             f"{' ' if self.settled else '*'} {self.p50_ms:>8.2f} {self.p95_ms:>8.2f} "
             f"{self.p99_ms:>8.2f} {self.queue_ms:>9.2f} {self.compute_ms:>11.2f}"
         )
+
+
+def largest_batch(url: str, model: str, version: int | None, protocol: Protocol) -> int | None:
+    """Ask the server how many crops the model takes in a request; None if it does not say.
+
+    Raises:
+        ArcFaceError: No server answers there, or it does not serve the model.
+    """
+    if protocol == "grpc":
+        from arcface_client import EmbeddingClient  # imports gRPC, which `--help` does not need
+
+        with EmbeddingClient(url, model, version) as client:
+            client.ensure_ready()
+            return client.max_batch_size
+    try:
+        with urlopen(f"http://{url}/v2/models/{model}/config", timeout=10) as answer:
+            return int(json.load(answer)["max_batch_size"]) or None
+    except (OSError, HTTPException, ValueError) as error:
+        raise ServerUnavailableError(
+            f"No Triton server at {url} serves {model} over HTTP: "
+            f"{getattr(error, 'reason', type(error).__name__)}. Check --model, and that --url is HOST:PORT "
+            "of its HTTP service, port 8000 by default."
+        ) from error
 
 
 def write_input_data(crops: Crops, file: Path) -> None:

@@ -112,6 +112,7 @@ def test_a_benchmark_that_fell_back_fails_and_one_with_too_few_turns_says_so(
     ("arguments", "message"),
     [
         (["nope_onnx"], "There is no nope_onnx at"),
+        (["onnxruntme"], "onnxruntme is not a backend (insightface, "),
         (["tiny_onnx", "--batch-size", "1,64"], "takes at most 32 crops in a batch, and a batch size is 64"),
         (["missing.onnx"], "missing.onnx"),
         (["{built}/source-0.onnx"], "give insightface --source {built}/source-0.onnx"),

@@ -118,31 +118,57 @@ def test_a_server_is_measured_with_real_crops(
 def test_a_failed_measurement_shows_perf_analyzers_reason_and_keeps_the_old_report(
     server: LocalTriton, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--model", "tiny_onnx", "--url", server.grpc_url, "--batch-size", "64", "--concurrency", "1"]
+    arguments = ["--model", "tiny_onnx", "--version", "9", "--protocol", "http", "--url", server.http_url]
     (tmp_path / "old.json").write_text("yesterday's")
     for name in ("new.json", "old.json"):
         assert main(["perf", *arguments, "--output", str(tmp_path / name)]) == 1
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("old.json", "yesterday's")]
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert "at batch 64 and concurrency 1: " in error
-    assert "batch-size must be <= 32" in error
+    told = capsys.readouterr()
+    assert told.out.splitlines()[0] == HEADER
+    error = told.err.splitlines()[-1]
+    assert "at batch 1 and concurrency 1: " in error
+    assert "version 9 is not found" in error
 
 
-@pytest.mark.usefixtures("perf_analyzer")
-def test_a_missing_server_or_model_is_one_line(
-    server: LocalTriton, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("protocol", "model", "batch", "message"),
+    [
+        ("grpc", "tiny_onnx", "1,64", "tiny_onnx takes at most 32 crops"),
+        ("http", "tiny_onnx", "1,64", "tiny_onnx takes at most 32 crops"),
+        ("grpc", "nope", "1", "There is no nope at"),
+        ("http", "nope", "1", "serves nope over HTTP: Not Found. Check --model"),
+    ],
+)
+def test_a_model_or_batch_that_the_server_does_not_take_is_one_line(
+    server: LocalTriton,
+    protocol: str,
+    model: str,
+    batch: str,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    http = ["--protocol", "http", "--batch-size", "1", "--concurrency", "1"]
-    assert main(["perf", "--model", "nope", "--url", server.http_url, *http]) == 1
-    error = capsys.readouterr().err
-    assert "unknown model: 'nope'" in error
-    assert error.count("\n") == 1
-    assert main(["perf", "--model", "nope", "--url", server.grpc_url]) == 1
-    assert "There is no nope at" in capsys.readouterr().err
-    assert main(["perf", "--model", "nope", "--url", "127.0.0.1:1"]) == 1
-    error = capsys.readouterr().err
-    assert "No Triton server is ready at 127.0.0.1:1" in error
-    assert error.count("\n") == 1
+    url = server.grpc_url if protocol == "grpc" else server.http_url
+    assert main(["perf", "--model", model, "--protocol", protocol, "--url", url, "--batch-size", batch]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert message in told.err
+    assert told.err.count("\n") == 1
+
+
+def test_a_wrong_address_is_one_line(
+    server: LocalTriton, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARCFACE_TRITON_URL", "127.0.0.1:1")
+    http = ("--protocol", "http", "--url")
+    for arguments, message in (
+        ([], "No Triton server is ready at 127.0.0.1:1"),
+        ([*http, "127.0.0.1:1"], "No Triton server at 127.0.0.1:1 serves nope over HTTP"),
+        ([*http, server.grpc_url], f"No Triton server at {server.grpc_url} serves nope over HTTP"),
+    ):
+        assert main(["perf", "--model", "nope", *arguments]) == 1
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
 
 
 def test_perf_analyzer_is_downloaded_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
