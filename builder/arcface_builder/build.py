@@ -22,7 +22,6 @@ from arcface_client.models.manifest import (
     contract_of,
 )
 from arcface_client.models.naming import onnx_model
-from arcface_client.models.repository import LocalModels
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 
 from .check.accuracy import check_onnx_model
@@ -146,7 +145,7 @@ def _warn_of_another_space(repository: ModelRepository, built: ModelManifest) ->
     earlier = [version for version in repository.versions(built.model) if version < built.version]
     before = None
     with suppress(ManifestError):  # the other version is not part of this build
-        before = LocalModels(repository.root).manifest(built.model, earlier[-1]) if earlier else None
+        before = repository.manifest(built.model, earlier[-1]) if earlier else None
     conflict = before and before.embedding_space().conflict(built.embedding_space())
     if before and conflict:
         _log.warning(

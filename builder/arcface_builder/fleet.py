@@ -56,9 +56,9 @@ def assemble(
         platform = platform or manifest.identity.platform
     platform = platform or this_platform()
     # The published ones come first: a version never changes, whatever the store has.
-    stored = [entry.manifest for entry, _ in store.entries() if entry.manifest is not None]
-    stored.sort(key=lambda manifest: manifest.created_at, reverse=True)
-    known = [one.identity for one in (*published, *stored) if one.identity.model == onnx.name]
+    manifests = [entry.manifest for entry, _ in store.entries() if entry.manifest is not None]
+    manifests.sort(key=lambda manifest: manifest.created_at, reverse=True)
+    known = [one.identity for one in (*published, *manifests) if one.identity.model == onnx.name]
     versions = {key.tensorrt_version for key in known}
     candidates = [tensorrt_version] if tensorrt_version else sorted(versions, key=release_of, reverse=True)
     missing: dict[str, list[str]] = {}
@@ -73,7 +73,8 @@ def assemble(
             for sm in map(sm_of, capabilities)
         }
         found = {
-            sm: next((key for key in known if _of_any_gpu(key) == it), None) for sm, it in wanted.items()
+            sm: next((stored for stored in known if _of_any_gpu(stored) == key), None)
+            for sm, key in wanted.items()
         }
         missing[version] = [sm for sm, key in found.items() if key is None]
         if not missing[version]:

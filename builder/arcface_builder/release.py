@@ -22,7 +22,6 @@ from arcface_client.models.manifest import ModelManifest
 from arcface_client.models.naming import family_models, onnx_model
 from arcface_client.models.plan_manifest import plan_manifest_paths
 from arcface_client.models.release import Release
-from arcface_client.models.repository import LocalModels
 from arcface_client.triton.channel import Connection
 from arcface_client.triton.client import EmbeddingClient
 from arcface_client.triton.limits import RequestLimits
@@ -31,7 +30,7 @@ from arcface_client.triton.status import Target, explain
 from .check.accuracy import ReferenceEmbeddings, reference_for_plans
 from .disk import flush
 from .errors import ParityError, ReleaseError
-from .repository.publish import ModelRepository, now, os_errors
+from .repository.publish import ModelRepository, now
 from .repository.release_state import Promotion, ReleaseState
 
 _log = logging.getLogger(__name__)
@@ -98,7 +97,6 @@ class Releases:
         self.state = ReleaseState(repository, name)
         self.name = name
         self._repository = repository
-        self._models = LocalModels(repository.root)
         self._urls = tuple(urls)
         self._limits = limits or RequestLimits()
 
@@ -263,7 +261,7 @@ class Releases:
         folder = self._repository.root / model / str(version)
         if not folder.is_dir():
             return
-        with self._repository.staging() as staged, os_errors(self._repository.root), self._repository.lock():
+        with self._repository.staging() as staged, self._repository.lock():
             folder.rename(staged / "removed")
             flush(folder.parent)
             if model != onnx_model(self.name):
@@ -298,7 +296,9 @@ class Releases:
             with closing(Connection(url, self._limits)) as connection:
                 for model in models:
                     report(f"Loading {model} at {url}", None)
-                    target = Target(url, model, version if version in self._models.versions(model) else None)
+                    target = Target(
+                        url, model, version if version in self._repository.versions(model) else None
+                    )
                     try:
                         connection.triton.load_model(model, client_timeout=_LOAD_S)
                     except InferenceServerException as error:
@@ -320,7 +320,7 @@ class Releases:
         if not self._urls:
             return {}
         report("Computing the reference embeddings", None)
-        onnx = self._models.onnx(self.name, version)
+        onnx = self._repository.onnx(self.name, version)
         reference = reference_for_plans(
             onnx.path, None, crops, max_drift_cosine=max_drift_cosine, report=report
         )
@@ -336,7 +336,7 @@ class Releases:
     def _drift(
         self, model: str, version: int, client: EmbeddingClient, reference: ReferenceEmbeddings
     ) -> float:
-        golden = self._models.golden(model, version)
+        golden = self._repository.golden(model, version)
         if golden is not None and golden.space.is_int8:
             drift = largest_drift(golden.embeddings, client.encode(golden_crops()))
             if not drift <= reference.max_drift_cosine:

@@ -37,7 +37,7 @@ from .repository.config import (
     openvino_server_config,
     read_config,
 )
-from .repository.publish import ModelRepository, now, os_errors, tool_versions
+from .repository.publish import ModelRepository, now, tool_versions
 
 _BATCHES: Final = (1, 8, 32)
 """Batch sizes of the accuracy check."""
@@ -177,7 +177,7 @@ def compile_sibling(
                 f"{path} has SHA-256 {sha256:.12}..., and {onnx.model} version {version} has "
                 f"{expected:.12}... A published version is never changed: build the next one."
             )
-    with repository.staging() as staged, os_errors(repository.root):
+    with repository.staging() as staged:
         file = staged / MODEL_FILE
         manifest = there or _checked(kind, onnx, file, reference, command, quantise, gate, report)
         with repository.lock():

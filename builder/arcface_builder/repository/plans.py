@@ -40,7 +40,7 @@ from .config import (
     plan_config,
     read_config,
 )
-from .publish import ModelRepository, os_errors
+from .publish import ModelRepository
 
 _log = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ def add_plans(
     wanted = {plan.manifest.identity.compute_capability: plan.manifest for plan in stored}
     model = plan_model(stored[0].manifest.identity.model)
     folder = repository.root / model / str(version)
-    with repository.staging() as staged, os_errors(repository.root):
+    with repository.staging() as staged:
         for plan in stored:
             _copy(plan, staged)
         with repository.lock():

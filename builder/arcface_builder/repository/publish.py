@@ -40,15 +40,11 @@ _TOOLS: Final = ("arcface-triton", "numpy", "onnx", "onnx-ir", "onnxruntime")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
-class ModelRepository:
-    """A folder of models that Triton reads; it is made when something is published."""
+class ModelRepository(LocalModels):
+    """A folder of models that Triton reads, to write into; it is made when something is published."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root.resolve()
-
-    def versions(self, model: str) -> list[int]:
-        """The versions of a model, oldest first."""
-        return LocalModels(self.root).versions(model)
+        super().__init__(root.resolve())
 
     def manifest_path(self, model: str, version: int) -> Path:
         """Where the manifest of a version is: a plain file in the root, which Triton passes over."""
@@ -63,7 +59,7 @@ class ModelRepository:
         """Give an empty folder to build a version in, which is removed afterwards in any case.
 
         Raises:
-            RepositoryError: The disk is full, or the repository cannot be written.
+            RepositoryError: The disk is full, or the repository cannot be written, here or within the block.
         """
         with ExitStack() as stack, os_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
@@ -85,7 +81,7 @@ class ModelRepository:
         manifest: Callable[[int], str],
         keep_config: bool = False,
     ) -> int:
-        """Make a staged folder the next version of a model.
+        """Make a staged folder the next version of a model, within the block of ``staging``.
 
         Args:
             model: Name of the model.
@@ -96,11 +92,8 @@ class ModelRepository:
 
         Returns:
             The version.
-
-        Raises:
-            RepositoryError: The disk is full, or the repository cannot be written.
         """
-        with os_errors(self.root), self.lock():
+        with self.lock():
             version = self._next_version(model)
             path = self.root / model / CONFIG_FILE
             old = path.read_text("utf-8", "replace") if path.is_file() else None
@@ -231,7 +224,7 @@ def find_onnx(repository: ModelRepository, name: str, version: int | None = None
     """
     versions = repository.versions(onnx_model(check_name(name)))
     # Not the release: a version is compiled before it is promoted.
-    return LocalModels(repository.root).onnx(name, version or (versions[-1] if versions else None))
+    return repository.onnx(name, version or (versions[-1] if versions else None))
 
 
 @contextmanager

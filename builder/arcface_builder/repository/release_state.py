@@ -12,13 +12,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from arcface_client.models.naming import family_models, onnx_model
 from arcface_client.models.release import CANARY, CANARY_SHARE, RELEASE, Release
-from arcface_client.models.repository import LocalModels
 from arcface_client.models.schema import expectation
 
 from ..disk import flush, replace_text
 from ..errors import ReleaseError, RepositoryError
 from .config import CONFIG_FILE, config_text, read_config
-from .publish import ModelRepository, check_name, os_errors
+from .publish import ModelRepository, check_name
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,6 @@ class ReleaseState:
     def __init__(self, repository: ModelRepository, name: str) -> None:
         self.name = check_name(name)
         self._repository = repository
-        self._models = LocalModels(repository.root)
         self._record = repository.root / f"{name}.releases.json"
         if not self.versions:
             raise RepositoryError(
@@ -58,7 +56,7 @@ class ReleaseState:
     @property
     def versions(self) -> list[int]:
         """The versions on disk, oldest first."""
-        return self._models.versions(onnx_model(self.name))
+        return self._repository.versions(onnx_model(self.name))
 
     @property
     def release(self) -> Release:
@@ -68,7 +66,7 @@ class ReleaseState:
 
     def family(self) -> tuple[str, ...]:
         """The family's models that are in the repository."""
-        return tuple(model for model in family_models(self.name) if self._models.versions(model))
+        return tuple(model for model in family_models(self.name) if self._repository.versions(model))
 
     def models_of(self, version: int) -> tuple[str, ...]:
         """The models that have a version, whole.
@@ -79,7 +77,7 @@ class ReleaseState:
         if version not in self.versions:
             known = ", ".join(map(str, self.versions))
             raise ReleaseError(f"{onnx_model(self.name)} has no version {version}; it has {known}.")
-        models = tuple(model for model in self.family() if version in self._models.versions(model))
+        models = tuple(model for model in self.family() if version in self._repository.versions(model))
         for model in models:
             for capability, file in self._config(model).cc_model_filenames.items():
                 if not (self._repository.root / model / str(version) / file).is_file():
@@ -93,7 +91,7 @@ class ReleaseState:
         """The versions that Triton is told to load, by model."""
         loaded = {}
         for model in self.family():
-            policy, versions = self._config(model).version_policy, self._models.versions(model)
+            policy, versions = self._config(model).version_policy, self._repository.versions(model)
             if policy.specific.versions:
                 loaded[model] = {*policy.specific.versions} & {*versions}
             else:
@@ -132,7 +130,7 @@ class ReleaseState:
 
     def write(self, texts: Mapping[Path, str]) -> None:
         """Replace files, each by one rename; those that have this text already stay untouched."""
-        with self._repository.staging() as staged, os_errors(self._repository.root), self._repository.lock():
+        with self._repository.staging() as staged, self._repository.lock():
             for path, text in texts.items():
                 if not path.is_file() or path.read_text("utf-8") != text:
                     replace_text(path, text, via=staged.parent)
