@@ -129,15 +129,8 @@ def compile_plan(
 ) -> AddedPlan:
     """Find a plan in the store, or build and check it; then put it into the repository.
 
-    Args:
-        request: The plan.
-        gpu: The GPU that it is for.
-        store: Where plans are kept.
-        repository: Where the plan goes.
-        precision: The plan's precision; None means the request's.
-        refusals: Why more compact precisions were not taken, for the manifest.
-        instances: Copies that Triton runs on each GPU; see ``add_plans``.
-        report: Called with each stage.
+    ``precision`` is the request's unless it is given; ``refusals`` say, for the manifest, why more compact
+    precisions were not taken. ``instances`` is that of ``add_plans``.
 
     Raises:
         CompileError: The plan cannot be built, or does not run in its precision.
@@ -259,15 +252,8 @@ def plan_key(
 ) -> PlanKey:
     """Name a plan by everything that TensorRT reads, and by the tolerance of its check.
 
-    Args:
-        request: What is asked for.
-        precision: The precision that the graph has.
-        graph: The converted graph; None for one that is calibrated, which the crops stand for.
-        tensorrt_version: TensorRT's full version.
-        sm: The GPU architecture.
-        gpu_name: The GPU's model, which counts where TensorRT cannot build for a whole architecture, or was
-            told not to.
-        platform: Operating system and processor; None means this machine's.
+    ``graph`` is None for one that is calibrated: the crops stand for it. ``gpu_name``, the GPU's model,
+    counts where TensorRT cannot build for a whole architecture, or was told not to.
     """
     onnx, options, gate = request.onnx, request.options, request.gate_of(precision)
     if graph is None:

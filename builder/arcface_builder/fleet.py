@@ -32,18 +32,9 @@ def assemble(
 ) -> list[AddedPlan]:
     """Put stored plans for several architectures into the repository, all by one TensorRT for one platform.
 
-    Each must have exactly the key that ``compile_plan`` would give it on such a GPU.
-
-    Args:
-        request: What the plans must be.
-        capabilities: Compute capabilities, for example "8.6".
-        store: Where the plans are.
-        repository: Where they go.
-        tensorrt_version: The server's TensorRT; None takes that of the version's other plans, or the newest
-            that has all plans.
-        platform: The server's, for example ``linux-x86_64``; None takes that of the version's other plans,
-            or this machine's.
-        instances: Copies that Triton runs side by side on each GPU; see ``add_plans``.
+    Each must have exactly the key that ``compile_plan`` would give it on a GPU of that compute capability
+    ("8.6"). TensorRT and platform (``linux-x86_64``) are by default those of the version's other plans;
+    without any, the newest TensorRT that has all plans, and this machine's platform.
 
     Raises:
         CompileError: A plan is missing; nothing was put into the repository.

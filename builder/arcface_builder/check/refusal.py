@@ -46,7 +46,7 @@ def keep_refusal(
         exact: The same graph in float32, or as a quantised source has it.
         settings: The plan's settings and its accuracy report, as JSON takes them.
         crops: uint8 [N, 112, 112, 3], those with the largest drift first.
-        max_drift_cosine: The largest drift that is allowed.
+        max_drift_cosine: The largest drift that is allowed, of the plan and of each layer.
         strongly_typed: Whether TensorRT typed the network strongly, as it does from version 10 on.
 
     Returns:
@@ -80,12 +80,8 @@ def keep_refusal(
 def diverging_layer(converted: bytes, float32: bytes, crops: Crops, max_drift_cosine: float) -> str | None:
     """Compare two graphs layer by layer in ONNX Runtime, through Polygraphy.
 
-    Args:
-        converted: The graph with a precision written into it.
-        float32: The same graph in float32.
-        crops: uint8 [N, 112, 112, 3]; the layers of all are in memory at once.
-        max_drift_cosine: A layer diverges if its drift is larger: half the squared difference, relative to
-            the squared length.
+    The layers of all crops are in memory at once. A layer's drift is half the squared difference, relative to
+    the squared length.
 
     Returns:
         The first layer that diverges with its drift; None if the embeddings are within the tolerance.

@@ -18,7 +18,7 @@ from ..build import build as build_model
 from ..repository.config import ServingOptions
 from ..source.insightface_pack import DEFAULT_ROOT
 from ..source.load import Checkpoint, InsightFacePack, OnnxFile, Source, Synthetic
-from .options import Json, Name, Repository, recorded_path
+from .options import Json, Name, Repository, flag, recorded_path
 
 _source_option = partial(typer.Option, rich_help_panel="Source (exactly one)")
 _detail = partial(typer.Option, rich_help_panel="Details of the source")
@@ -184,12 +184,12 @@ def _source(sources: dict[str, Any], details: dict[str, Any]) -> Source:
     """The source that the options name."""
     given = {name: value for name, value in sources.items() if value is not None}
     if len(given) != 1:
-        raise UsageError(f"Give exactly one of {', '.join(map(_flag, sources))}.")
+        raise UsageError(f"Give exactly one of {', '.join(map(flag, sources))}.")
     ((kind, value),) = given.items()
     details = {name: detail for name, detail in details.items() if detail is not None}
     for name in details:
         if kind not in _BELONGS_TO[name]:
-            raise UsageError(f"{_flag(name)} belongs to {' or '.join(map(_flag, _BELONGS_TO[name]))}.")
+            raise UsageError(f"{flag(name)} belongs to {' or '.join(map(flag, _BELONGS_TO[name]))}.")
     if "family" in details:
         color, normalisation = FAMILIES[details.pop("family")]
         details.setdefault("color", color)
@@ -203,7 +203,3 @@ def _source(sources: dict[str, Any], details: dict[str, Any]) -> Source:
             return Checkpoint(value, **details)
         case _:
             return Synthetic(value, **details)
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

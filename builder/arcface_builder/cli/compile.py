@@ -42,6 +42,7 @@ from .options import (
     Name,
     Precision,
     Repository,
+    flag,
     recorded_path,
 )
 from .sibling import TOLERANCE, crops_from, make_sibling, print_parity, source_of
@@ -51,6 +52,12 @@ _plan = partial(typer.Option, rich_help_panel="The plan")
 _fleet = partial(typer.Option, rich_help_panel="A fleet's plans, without a GPU")
 
 _OF_INT8: Final = "--pairs judges what --precision int8 loses; other precisions keep within a drift."
+_OF_EVERY_RUNTIME: Final = (
+    *("name", "repository", "version", "config", "json", "runtime"),
+    *("precision", "calibration_dir", "pairs", "max_accuracy_loss", "instances"),
+)
+"""The options that are not of TensorRT plans alone."""
+
 _WITHOUT_FLAG: Final = (
     "tensorrt.hardware_compatible",
     "tensorrt.small_batch_profile",
@@ -64,6 +71,7 @@ def _sms(text: str) -> list[str]:
 
 
 def compile_(
+    context: typer.Context,
     name: Name,
     repository: Repository = DEFAULT_REPOSITORY,
     version: Annotated[
@@ -174,21 +182,8 @@ def compile_(
         raise UsageError("--max-accuracy-loss belongs to --pairs.")
     loss = _MAX_LOSS if max_accuracy_loss is None else max_accuracy_loss
     if runtime != "tensorrt":
-        of_plans = {
-            "--fallback-precision": fallback_precision,
-            "--max-batch-size": max_batch_size,
-            "--opt-batch-size": opt_batch_size,
-            "--workspace-size-mb": workspace_size_mb,
-            "--timing-cache": timing_cache,
-            "--bucket": bucket,
-            "--endpoint-url": endpoint_url,
-            "--cache-dir": cache_dir,
-            "--from-store": from_store,
-            "--cc": cc,
-            "--tensorrt-version": tensorrt_version,
-            "--platform": platform,
-        }
-        wrong = [flag for flag, value in of_plans.items() if value]
+        given = [name for name, value in context.params.items() if value]
+        wrong = [flag(name) for name in given if name not in _OF_EVERY_RUNTIME]
         if wrong:
             raise UsageError(f"--runtime {runtime} takes no option of TensorRT plans: {', '.join(wrong)}.")
         if precision and precision not in QUANTISED:
@@ -218,7 +213,7 @@ def compile_(
         raise UsageError("--timing-cache and --fallback-precision are for builds, not for --from-store.")
     if not from_store and (tensorrt_version or platform):
         raise UsageError("--tensorrt-version and --platform belong to --from-store.")
-    given: dict[str, object] = {
+    overrides: dict[str, object] = {
         "tensorrt.precision": precision,
         "tensorrt.max_batch_size": max_batch_size,
         "tensorrt.opt_batch_size": opt_batch_size,
@@ -226,7 +221,7 @@ def compile_(
         "tensorrt.instances": instances,
         BUCKET_KEY: bucket,
     }
-    settings = load_tensorrt_settings(config, arguments=given)
+    settings = load_tensorrt_settings(config, arguments=overrides)
     if settings.enabled == "off":
         say("TensorRT is switched off (arcface_tensorrt.enabled); nothing was compiled")
         if json:

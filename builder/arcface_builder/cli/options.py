@@ -31,6 +31,11 @@ def recorded_path(value: str | Path) -> Path:
     return Path(text)
 
 
+def flag(name: str) -> str:
+    """The flag of a command's parameter."""
+    return f"--{name.replace('_', '-')}"
+
+
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "mixed", "int8"]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -116,12 +116,10 @@ def plan_config(
         filenames: Plan's file name by compute capability, for example "8.6"; all versions share the map.
         versions: The versions to serve.
         max_batch_size: Largest batch that all their plans take.
-        profiles: Optimisation profiles that all plans have; Triton takes the one whose tuned batch is
-            nearest.
+        profiles: How many all plans have; Triton takes the one whose tuned batch is nearest.
         embedding_dim: Numbers in an embedding.
         instances: Copies on each GPU; None keeps the number of the old configuration, or is 2.
-        old: The present configuration, if there is one. What does not follow from the plans stays as the
-            operator left it.
+        old: The present configuration; what does not follow from the plans stays as the operator left it.
     """
     config = model_config_pb2.ModelConfig()
     config.CopyFrom(_plan_defaults(model, embedding_dim) if old is None else old)

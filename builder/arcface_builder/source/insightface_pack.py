@@ -24,10 +24,8 @@ DEFAULT_ROOT = Path("~/.insightface")
 def recognition_model(pack: str, *, root: Path = DEFAULT_ROOT, accept_license: bool = False) -> Path:
     """Give the path of a pack's recognition model, which is found by its I/O signature.
 
-    Args:
-        pack: Name of the pack, for example "buffalo_l".
-        root: InsightFace's folder; packs are in its ``models``.
-        accept_license: Download a missing pack: the user accepts its terms.
+    Packs are in the folder ``models`` of InsightFace's ``root``. A missing one is downloaded only where the
+    user accepts its terms.
 
     Raises:
         PackError: The pack is not there and may not or cannot be fetched, or holds no such model.

@@ -35,18 +35,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Meaning:
-    """What the pixels that go in and the numbers that come out mean.
-
-    Attributes:
-        graph_normalises: What the graph does to them before its first convolution.
-        caller_normalises: What the caller must do.
-        caller_from: How that is known.
-        channels: Channel order that the caller must give.
-        channels_from: How that is known.
-        embedding: The output that is the embedding.
-        embedding_dim: Numbers in an embedding.
-        unit_length: The output is L2-normalised already.
-    """
+    """What the pixels that go in and the numbers that come out mean; ``..._from`` is how that is known."""
 
     graph_normalises: str
     caller_normalises: str
@@ -79,8 +68,8 @@ class Inspection:
         opset: Version of ONNX's operators.
         ir_version: Version of the file format.
         pixels: What happens to the pixels; None if a build refuses the file before that is known.
-        issues: Issues, and what the build does about each.
-        refused: Whether a build refuses the file; the last issue says why.
+        issues: What a build does about each; the last one says why, if the file is refused.
+        refused: Whether a build refuses the file.
     """
 
     path: str

@@ -206,11 +206,7 @@ def _stated(location: Mapping[Any, object]) -> tuple[Normalisation | None, str |
 
 
 def source_embedder(source: Source | None, sha256: str) -> tuple[Embed, str] | None:
-    """Open the source model of an ONNX model, if it is still available.
-
-    Args:
-        source: Where it was at the time of the build.
-        sha256: SHA-256 of the source that the ONNX model was built from.
+    """Open the source model that an ONNX model was built from, which has this SHA-256.
 
     Returns:
         How to embed with it and what that runs, as ``reference_for_plans`` takes it; None, with a warning, if

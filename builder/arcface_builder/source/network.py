@@ -87,11 +87,8 @@ def open_network(proto: onnx.ModelProto, output: str | None = None) -> Network:
     """Open a network: the file itself, or a copy with what keeps ONNX Runtime from running it fixed.
 
     The copy cannot prove its own fixes, so that it is the reference is a warning. A network in float16 is
-    computed in float32, if that gives the same embeddings but for the rounding.
-
-    Args:
-        proto: The file.
-        output: The output that is the embedding; None finds it by its shape.
+    computed in float32, if that gives the same embeddings but for the rounding. The output that is the
+    embedding is found by its shape, unless it is named.
 
     Raises:
         NotArcFaceError: It is not a face network, is in training mode, or cannot be run.

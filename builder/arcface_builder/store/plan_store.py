@@ -30,13 +30,7 @@ def open_store(
     cache_dir: Path | None = None,
     progress: Progress = no_progress,
 ) -> PlanStore:
-    """Open the cache and, if one is named, a bucket behind it.
-
-    Args:
-        bucket: A bucket's name; None uses the cache alone.
-        endpoint_url: Another service than Amazon's; None takes ``$AWS_ENDPOINT_URL`` or Amazon's.
-        cache_dir: Folder of the cache; None means ``cache_folder()``.
-        progress: Receives the name of a transfer and the share that is done.
+    """Open the cache and, if one is named, a bucket behind it; see ``LocalStore`` and ``S3Bucket``.
 
     Raises:
         MissingExtraError: boto3 is not installed.

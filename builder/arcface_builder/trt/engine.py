@@ -29,11 +29,8 @@ _log = logging.getLogger(__name__)
 class BuiltPlan:
     """A plan, fresh from the builder.
 
-    Attributes:
-        plan: Its bytes.
-        workspace_size_mb: The workspace that it was built with, after halving.
-        build_s: How long the build took.
-        timing_cache: "warm" if earlier measurements were used, else "cold".
+    The workspace is that after halving. The timing cache is "warm" if earlier measurements were used, else
+    "cold".
     """
 
     plan: bytes
@@ -53,13 +50,8 @@ def build_plan(
 ) -> BuiltPlan:
     """Build a plan for the current GPU; Ctrl-C ends the build and leaves nothing behind.
 
-    Args:
-        trt: The TensorRT module.
-        typed_graph: A serving graph with the precision written into it.
-        options: The user's choices.
-        report: Receives the stage and the share that is done.
-        target_sm: Build for another architecture; only TensorRT-RTX can.
-        free_mb: Gives the GPU's free memory in MiB, or None where it is unknown.
+    The graph is a serving graph with the precision written into it. ``target_sm`` builds for another
+    architecture, which only TensorRT-RTX can. ``free_mb`` gives the GPU's free memory in MiB, if it is known.
 
     Raises:
         CompileError: TensorRT cannot parse the graph or build it; the message has its own reason.

@@ -54,12 +54,7 @@ _SHARES: Final = {"fp32": "all", "tf32": "all", "mixed": "some"}
 
 @dataclass(frozen=True)
 class LayerPrecisions:
-    """How many layers run in which type.
-
-    Attributes:
-        layers: All layers whose type the inspector names, by type.
-        convolutions: The convolutions among them.
-    """
+    """How many layers, and how many convolutions among them, run in each type that the inspector names."""
 
     layers: Mapping[str, int]
     convolutions: Mapping[str, int]
