@@ -292,7 +292,7 @@ def test_without_its_runtime_one_line_says_what_to_install(
         (["--max-accuracy-loss", "0.01"], "--max-accuracy-loss belongs to --pairs"),
         (
             ["--cc", "9.0", "--workspace-size-mb", "512"],
-            "takes no option of TensorRT plans: --workspace-size-mb, --cc.",
+            "takes no option of TensorRT plans: --cc, --workspace-size-mb.",
         ),
         (["--precision", "fp16"], "takes --precision int8 or mixed; without it, it computes in"),
     ],
