@@ -50,15 +50,9 @@ _CONTROL: Final = (
 class ListedRelease:
     """A version of a family of models.
 
-    Attributes:
-        version: The version.
-        state: "released", "canary", "unchecked" (a promotion checks it, or was killed), "loaded" (it stands
-            by), or "on disk".
-        since: When it was released last, ISO 8601; None if it never was.
-        created: When its ONNX model was built.
-        source_sha256: SHA-256 of the network that it was built from.
-        models: Its models.
-        drift: As in ``Promotion``.
+    Its state is "released", "canary", "unchecked" (a promotion checks it, or was killed), "loaded" (it stands
+    by), or "on disk". ``since`` is when it was released last, and ``created`` when its ONNX model was built,
+    both ISO 8601. ``drift`` is that of its ``Promotion``.
     """
 
     version: int
@@ -73,14 +67,8 @@ class ListedRelease:
 class Releases:
     """The releases of a family of models in a repository, and the servers that serve it.
 
-    Args:
-        repository: The repository that the servers read.
-        name: The family's name.
-        urls: The servers' gRPC addresses; without one, only the repository is changed.
-        limits: Certificates and metadata of requests, for example the key of the API that loads models.
-
-    Attributes:
-        state: What the repository says.
+    Without ``urls``, the servers' gRPC addresses, only the repository is changed. ``limits`` has certificates
+    and the metadata of requests, for example the key of the API that loads models.
 
     Raises:
         OptionError: The name is not allowed.

@@ -42,20 +42,16 @@ _NEGLIGIBLE: Final = 1e-7
 the channel off."""
 
 
-def fold_batch_norms(model: ir.Model) -> int:
-    """Fold batch norms into the linear layer before or behind them; returns how many were folded."""
-    folded = 0
+def fold_batch_norms(model: ir.Model) -> None:
+    """Fold batch norms into the linear layer before or behind them."""
     for norm in _batch_norms(model):
         parameters = affine(norm)
         if parameters and (_fold_into_producer(norm, *parameters) or _fold_into_consumer(norm, *parameters)):
             bypass(norm)
-            folded += 1
-    return folded
 
 
-def fold_preactivations(model: ir.Model) -> int:
-    """Fold batch norms before padded convolutions, after ``fold_batch_norms``; returns how many."""
-    folded = 0
+def fold_preactivations(model: ir.Model) -> None:
+    """Fold batch norms before padded convolutions, after ``fold_batch_norms``."""
     for norm in _batch_norms(model):
         found, layer = _scale_and_offset(norm), _convolution(sole_consumer(norm.outputs[0]))
         if found is None or layer is None:
@@ -70,8 +66,6 @@ def fold_preactivations(model: ir.Model) -> int:
         weight, bias = _parameters(layer)
         _set_parameters(layer, weight * scale.reshape(1, -1, 1, 1), bias)
         bypass(norm)
-        folded += 1
-    return folded
 
 
 def affine(norm: ir.Node) -> tuple[_Array, _Array] | None:

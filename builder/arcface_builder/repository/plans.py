@@ -50,16 +50,9 @@ Plans = dict[int, dict[str, PlanManifest]]
 
 @dataclass(frozen=True)
 class AddedPlan:
-    """A plan in the repository.
+    """A plan in the repository, and the versions that Triton is told to serve now.
 
-    Attributes:
-        model: The model that has it.
-        version: The version that has it.
-        path: Its file.
-        served: The versions that Triton is told to serve now.
-        is_new: Whether it was not there before.
-        manifest: Its manifest there; ``refusals`` says why more compact precisions were not taken.
-        from_store: Whether it had been built before.
+    It is new if the repository did not have it before, and from the store if it had been built before.
     """
 
     model: str
@@ -135,12 +128,8 @@ def add_plans(
 ) -> list[AddedPlan]:
     """Add stored plans of one model to a version of ``{name}_trt``: all of them, or none.
 
-    Args:
-        repository: The model repository.
-        stored: Plans from the store, each for another architecture.
-        version: The ONNX sibling's version that they were built from.
-        embedding_dim: Numbers in an embedding of that version.
-        instances: Copies that Triton runs side by side on each GPU; None keeps the present number, or is 2.
+    Each is for another architecture, and all are built from that version of the ONNX sibling. ``instances``
+    is how many copies Triton runs side by side on each GPU; None keeps the present number, or is 2.
 
     Raises:
         RepositoryError: The version has another plan for an architecture, or plans by another TensorRT or for

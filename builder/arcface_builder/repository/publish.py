@@ -83,12 +83,8 @@ class ModelRepository(LocalModels):
     ) -> int:
         """Make a staged folder the next version of a model, within the block of ``staging``.
 
-        Args:
-            model: Name of the model.
-            content: The staged folder with ``model.onnx``.
-            config: Text of the model's ``config.pbtxt``, which all versions share.
-            manifest: Gives the text of the version's manifest.
-            keep_config: Leave the configuration as it is if the model has one.
+        ``manifest`` gives the text of a version's manifest. All versions share the configuration; with
+        ``keep_config``, the one that the model has stays as it is.
 
         Returns:
             The version.

@@ -26,6 +26,10 @@ _TEN: Final = (10,)
 _OPSET_OF_8: Final = 17
 _SAME_COMPUTE_CAPABILITY: Final = (10, 9)
 
+WITHOUT_GPU: Final = (
+    "assemble stored plans with --cc ... --from-store, or use --runtime openvino for this processor."
+)
+
 # "[file::function::line] Error Code 2: OutOfMemory (...)": only the name tells this failure from others.
 _ERROR: Final = re.compile(r"Error Code \d+: ([\w ]+?) \((.*)\)", re.DOTALL)
 
@@ -41,7 +45,8 @@ def find_tensorrt() -> ModuleType:
     except (ImportError, OSError, RuntimeError) as error:
         raise NoGpuError(
             f"TensorRT cannot be imported ({' '.join(str(error).split())}); use the image "
-            "nvcr.io/nvidia/tensorrt of your Triton's release, or pip install the same version of tensorrt."
+            "nvcr.io/nvidia/tensorrt of your Triton's release, or pip install the same version of tensorrt. "
+            f"Without a GPU, {WITHOUT_GPU}"
         ) from error
 
 

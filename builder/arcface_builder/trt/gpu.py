@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Final
 
 from arcface_client.errors import CudaError
 from arcface_client.runtimes.base import Runtime
@@ -15,10 +14,6 @@ from ..errors import CompileError, NoGpuError
 from ..store.stored import sm_of
 from . import compat
 from .inspect import LayerPrecisions, inspect_engine
-
-_WITHOUT_GPU: Final = (
-    "assemble stored plans with --cc ... --from-store, or use --runtime openvino for this processor."
-)
 
 
 @dataclass(frozen=True)
@@ -76,10 +71,7 @@ def gpu_at_hand() -> Gpu:
     Raises:
         NoGpuError: There is no GPU, no TensorRT, no ``cuda-bindings``, or too old a driver.
     """
-    try:
-        trt = compat.find_tensorrt()
-    except NoGpuError as error:
-        raise NoGpuError(f"{error} Without a GPU, {_WITHOUT_GPU}") from error
+    trt = compat.find_tensorrt()
     try:
         from cuda.bindings import runtime as cudart
 
@@ -92,7 +84,7 @@ def gpu_at_hand() -> Gpu:
         if not cuda.device_count():
             raise NoGpuError(
                 "CUDA finds no GPU, and a plan is built on the GPU that it is for; "
-                f"run this on one, or {_WITHOUT_GPU}"
+                f"run this on one, or {compat.WITHOUT_GPU}"
             )
         properties = cuda.check(cudart.cudaGetDeviceProperties(0))
         return Gpu(

@@ -92,7 +92,7 @@ def check_folded(network: Network, folded: int) -> None:
     """Fold, and find as many batch norms gone and the same outputs."""
     expected = network.run()
 
-    assert fold_preactivations(network.model) == folded
+    fold_preactivations(network.model)
 
     left = [node for node in network.model.graph if node.op_type == "BatchNormalization"]
     assert len(left) == 1 - folded
