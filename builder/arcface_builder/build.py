@@ -25,6 +25,7 @@ from arcface_client.models.naming import onnx_model
 from arcface_client.runtimes.onnxruntime import OnnxRuntime
 
 from .check.accuracy import check_onnx_model
+from .graph.serving import takes_one_crop
 from .repository.config import CONFIG_FILE, ServingOptions, check_width, config_text, onnx_config
 from .repository.publish import ModelRepository, check_name, now, tool_versions
 from .source.load import Source, build_arguments
@@ -89,7 +90,7 @@ def build(
     if alike and not origin.synthetic:
         _log.warning("%s: %s", origin.name, alike)
     serving = options or ServingOptions()
-    if loaded.served.crop_by_crop:
+    if takes_one_crop(loaded.served.model):
         serving = replace(serving, max_batch_size=1)
     _log.info("%s: the network sees %s", origin.name, loaded.normalisation)
     metadata = {"source": origin.name, "source_sha256": origin.sha256, **labels_of(origin)}

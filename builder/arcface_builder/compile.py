@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
-from pathlib import Path
 
 from arcface_client.contract import Crops, Progress, no_progress
 from arcface_client.models.embedding_space import INT8, QUANTISED
@@ -15,7 +14,7 @@ from arcface_client.models.files import sha256_of
 from arcface_client.models.golden import golden_crops
 from arcface_client.models.manifest import Golden
 from arcface_client.models.naming import plan_model
-from arcface_client.models.plan_manifest import PlanKey, PlanManifest, PlanParity
+from arcface_client.models.plan_manifest import PlanKey, PlanManifest
 from arcface_client.models.repository import LocalOnnx
 from arcface_client.models.schema import Setting
 from arcface_client.runtimes.base import in_batches
@@ -37,9 +36,9 @@ from .source.load import Source, source_embedder
 from .store.plan_store import PlanStore
 from .store.stored import GPU, StoredPlan, this_platform
 from .trt.compat import can_be_hardware_compatible, check_knows, is_strongly_typed, newest_opset
-from .trt.engine import BuiltPlan, build_plan
+from .trt.engine import build_plan
 from .trt.gpu import Gpu
-from .trt.inspect import LayerPrecisions, check_precision
+from .trt.inspect import check_precision
 from .trt.options import BUILD_REVISION, BuildOptions
 
 _log = logging.getLogger(__name__)
@@ -66,6 +65,7 @@ class PlanRequest:
     source: Source | None = None
     gate: TaskGate | None = None
     command: Callable[[str], str] = "arcface-builder compile --precision {}".format
+    _references: dict[bool, ReferenceEmbeddings] = field(default_factory=dict, init=False, compare=False)
 
     def calibrates(self, precision: str) -> bool:
         """Whether a precision needs calibration crops: the ONNX model is not quantised already."""
@@ -86,21 +86,16 @@ class PlanRequest:
             OptionError: int8 has too few calibration crops.
             ServedModelError: The ONNX model drifts from its source: no plan of it can pass.
         """
-        return self._held_out if self.calibrates(precision) else self._every_crop
-
-    @cached_property
-    def _every_crop(self) -> ReferenceEmbeddings:
-        return self._reference(self.calibration)
-
-    @cached_property
-    def _held_out(self) -> ReferenceEmbeddings:
-        return self._reference(calibration_halves(self.calibration)[1], in_int8=True)
-
-    def _reference(self, crops: Crops | None, *, in_int8: bool = False) -> ReferenceEmbeddings:
-        source = source_embedder(self.source, self.onnx.source_sha256)
-        return reference_for_plans(
-            self.onnx.path, source, crops, max_drift_cosine=self.max_drift_cosine, in_int8=in_int8
-        )
+        in_int8 = self.calibrates(precision)
+        if in_int8 not in self._references:
+            self._references[in_int8] = reference_for_plans(
+                self.onnx.path,
+                source_embedder(self.source, self.onnx.source_sha256),
+                calibration_halves(self.calibration)[1] if in_int8 else self.calibration,
+                max_drift_cosine=self.max_drift_cosine,
+                in_int8=in_int8,
+            )
+        return self._references[in_int8]
 
 
 @dataclass(frozen=True, eq=False)
@@ -335,35 +330,25 @@ def _new_plan(
                 hint = f" {BY_TASK}" if key.precision == INT8 and gate is None else ""
                 raise ParityError(f"{error} Nothing was stored. {kept}{hint}") from error
             speed = faces_per_s(plan)
-        manifest = _manifest(request, key, path, gpu, built, precisions[0], accuracy.parity(losses))
-        manifest = replace(manifest, quantised=graph.quantised, golden=golden, faces_per_s=speed)
+        notes: tuple[str, ...] = ()
+        if built.workspace_size_mb != options.workspace_size_mb:
+            notes = (f"out of memory: built with a workspace of {built.workspace_size_mb} MB",)
+        manifest = PlanManifest(
+            plan_sha256=sha256_of(path),
+            plan_bytes=len(built.plan),
+            identity=key,
+            created=now(),
+            gpu_name=gpu.name,
+            driver_version=gpu.driver_version,
+            precisions_used=precisions[0].layers,
+            quantised=graph.quantised,
+            parity=accuracy.parity(losses),
+            golden=golden,
+            faces_per_s=speed,
+            rebuild_command=request.command(key.precision),
+            tools=tool_versions() | {trt.__name__: trt.__version__},
+            notes=notes,
+            build_seconds=round(built.build_s, 1),
+            timing_cache=built.timing_cache,
+        )
         return store.put(path, manifest)
-
-
-def _manifest(
-    request: PlanRequest,
-    key: PlanKey,
-    plan: Path,
-    gpu: Gpu,
-    built: BuiltPlan,
-    precisions: LayerPrecisions,
-    parity: PlanParity,
-) -> PlanManifest:
-    notes: tuple[str, ...] = ()
-    if built.workspace_size_mb != request.options.workspace_size_mb:
-        notes = (f"out of memory: built with a workspace of {built.workspace_size_mb} MB",)
-    return PlanManifest(
-        plan_sha256=sha256_of(plan),
-        plan_bytes=plan.stat().st_size,
-        identity=key,
-        created=now(),
-        gpu_name=gpu.name,
-        driver_version=gpu.driver_version,
-        precisions_used=precisions.layers,
-        parity=parity,
-        rebuild_command=request.command(key.precision),
-        tools=tool_versions() | {gpu.trt.__name__: gpu.trt.__version__},
-        notes=notes,
-        build_seconds=round(built.build_s, 1),
-        timing_cache=built.timing_cache,
-    )

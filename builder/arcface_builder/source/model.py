@@ -23,7 +23,7 @@ from ..check.accuracy import TOLERANCE
 from ..check.crops import face_like, noise
 from ..errors import NotArcFaceError
 from ..graph.edit import embedder, first_line
-from ..graph.serving import Preparation, crop_by_crop, optimise, to_file, wrap
+from ..graph.serving import Preparation, crop_by_crop, optimise, takes_one_crop, to_file, wrap
 from ..graph.signature import unit_rows
 from .fixes import OLDEST_OPSET, Issue, free_batch, raised, simplify
 from .network import Network, Reference, open_network
@@ -88,12 +88,10 @@ class Served:
     Attributes:
         model: The graph, without what a build writes into its metadata.
         issues: What was changed, or could not be.
-        crop_by_crop: It embeds the crops of a batch one after the other; the issue says why.
     """
 
     model: ir.Model
     issues: tuple[Issue, ...]
-    crop_by_crop: bool = False
 
 
 @dataclass(frozen=True)
@@ -199,7 +197,7 @@ class SourceModel:
         if graph and expected:
             problem = f"the graph itself does {graph.normalisation}, so its callers give it {expected}"
             warnings.append(Issue(problem, f"{self.caller} is used, as stated; leave --normalisation out"))
-        return [*warnings, *self.served.issues] if self.served.crop_by_crop else warnings
+        return [*warnings, *self.served.issues] if takes_one_crop(self.served.model) else warnings
 
     @property
     def normalisation(self) -> Normalisation:
@@ -294,8 +292,7 @@ class SourceModel:
 
     def _one_by_one(self) -> Served:
         network, wrapped = self.network, self._wrapped()
-        graph = crop_by_crop(wrapped.model, network.image, network.output)
-        return Served(graph, (), crop_by_crop=True)
+        return Served(crop_by_crop(wrapped.model, network.image, network.output), ())
 
 
 def _not_finite(proto: onnx.ModelProto) -> list[str]:
