@@ -17,6 +17,12 @@ from onnx_ir.passes import common as passes
 from .edit import IR_VERSION, constant, first_line, initializer, parse, set_constant
 from .serving import one_crop
 
+CANNOT_CONVERT: Final = (
+    onnx.version_converter.ConvertError,
+    onnx.shape_inference.InferenceError,
+    RuntimeError,  # what ONNX's converter and its shape inference raise besides
+)
+
 _ALSO_TAKEN_APART: Final = {"LayerNormalization"}
 """In opset 17, but not in TensorRT 8.5."""
 
@@ -46,14 +52,12 @@ def lowered(graph: bytes, opset: int) -> bytes:
 
 
 def in_opset(model: ir.Model, opset: int, ir_version: int) -> ir.Model:
-    """The model in this opset, or in its own if that is newer.
-
-    Raises:
-        onnx.version_converter.ConvertError: An operator cannot be converted.
-    """
+    """The model in this opset, or in its own if that is newer; raises one of ``CANNOT_CONVERT``."""
     if (model.opset_imports.get("") or 0) >= opset:
         return model
-    converted: ir.Model = ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), opset))
+    proto = ir.to_proto(model)
+    proto.ir_version = max(proto.ir_version, 4)  # before that, the converter expects weights among the inputs
+    converted: ir.Model = ir.from_proto(onnx.version_converter.convert_version(proto, opset))
     converted.ir_version = max(ir_version, model.ir_version)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(converted)
     return converted

@@ -25,7 +25,7 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 from ..errors import PrecisionError
 from .batchnorm import affine
 from .edit import bypass, constant, first_line, initializer, parse, set_constant
-from .opset import in_opset
+from .opset import CANNOT_CONVERT, in_opset
 from .serving import one_crop
 
 _NEXT: Final = {"int8": "fp16", "mixed": "fp16", "fp16": "tf32", "bf16": "tf32", "tf32": "fp32"}
@@ -40,13 +40,6 @@ _FLOAT32_OPS: Final = [*DEFAULT_OP_BLOCK_LIST, "ReduceL2", "ReduceSumSquare", "L
 """What float16 does not have, and what sums squares, which it may not hold."""
 
 _INTEGER: Final = re.compile("^(Dynamic)?Quantize|^Dequantize|^QLinear|Integer$")
-
-_CANNOT_CONVERT: Final = (
-    onnx.checker.ValidationError,
-    onnx.shape_inference.InferenceError,
-    onnx.version_converter.ConvertError,
-    RuntimeError,  # what ONNX's converter and its shape inference raise besides
-)
 
 _MOVES: Final = {"Gather", "Reshape"}
 
@@ -94,7 +87,7 @@ def _checked(model: ir.Model, precision: str, write: Callable[[ir.Model, str], i
     try:
         proto = ir.to_proto(write(model, precision))
         onnx.checker.check_model(proto, full_check=True)
-    except _CANNOT_CONVERT as error:
+    except (*CANNOT_CONVERT, onnx.checker.ValidationError) as error:
         raise PrecisionError(
             f"The network cannot be written in {precision} ({first_line(error)}); try another precision. "
             "The ONNX model serves as it is."

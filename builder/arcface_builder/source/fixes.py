@@ -14,7 +14,6 @@ from typing import Final, Literal
 
 import numpy as np
 import onnx_ir as ir
-from onnx import shape_inference, version_converter
 from onnx_ir.passes import common as passes
 
 from ..errors import NotArcFaceError
@@ -29,6 +28,7 @@ from ..graph.edit import (
     set_constant,
     values_of,
 )
+from ..graph.opset import CANNOT_CONVERT, in_opset
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes of values in a run, by name."""
@@ -138,13 +138,8 @@ def widen(model: ir.Model) -> list[Issue]:
     for value in (*model.graph.inputs, *computed):
         if value.dtype == half:
             value.dtype = full
-    return [
-        Issue(
-            f"it computes in float16 ({len(weights)} weights)",
-            "computed in float32; the weights keep their values",
-            "rounds",
-        )
-    ]
+    problem = f"it computes in float16 ({len(weights)} weights)"
+    return [Issue(problem, "computed in float32; the weights keep their values", "rounds")]
 
 
 def simplify(model: ir.Model, shapes: Shapes, batch: int) -> tuple[ir.Model, list[Issue]]:
@@ -173,15 +168,11 @@ def raised(model: ir.Model, *, below: int) -> tuple[ir.Model, list[Issue]]:
     if opset >= below:
         return model, []
     try:
-        proto = ir.to_proto(model)
-        # The converter expects the weights of IR versions below 4 among the inputs.
-        proto.ir_version = max(proto.ir_version, 4)
-        proto = version_converter.convert_version(proto, OPSET)
-    except (version_converter.ConvertError, shape_inference.InferenceError, RuntimeError) as error:
+        converted = in_opset(model, OPSET, IR_VERSION)
+    except CANNOT_CONVERT as error:
         return model, [Issue(f"opset {opset}", f"kept: it cannot be converted ({first_line(error)})")]
-    proto.ir_version = IR_VERSION
     remedy = f"converted to {OPSET}, which TensorRT 8.5 and ONNX Runtime both know"
-    return ir.from_proto(proto), [Issue(f"opset {opset}", remedy)]
+    return converted, [Issue(f"opset {opset}", remedy)]
 
 
 def is_random(node: ir.Node) -> bool:
