@@ -43,7 +43,7 @@ _PARTS: Final[Mapping[str, Callable[..., npt.NDArray[Any]]]] = {
 
 _MOST_PARTS: Final = 8
 
-_DENSE: Final = 0.4
+_DENSE: Final = 0.5
 """Share of a difference between channels that is evened out in front of a dense convolution, whose weights of
 one output channel have one range and take over what the activations lose. A depthwise one has a range for
 each channel, and all is evened out."""

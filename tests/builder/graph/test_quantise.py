@@ -141,7 +141,7 @@ def test_channels_are_evened_out_and_the_network_computes_the_same() -> None:
 
     np.testing.assert_allclose(output(model), before, rtol=1e-5, atol=1e-5 * np.abs(before).max())
     evened = sizes * factors[tensors["p"]]
-    assert np.ptp(np.log(evened)) == pytest.approx(0.6 * np.ptp(np.log(sizes)))
+    assert np.ptp(np.log(evened)) == pytest.approx(0.5 * np.ptp(np.log(sizes)))
 
 
 def test_crops_are_read_a_few_at_a_time(small_graph: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
