@@ -12,7 +12,7 @@ from arcface_client.settings import TensorRtSettings
 
 from ..errors import OptionError, check_range
 
-BUILD_REVISION: Final = 5
+BUILD_REVISION: Final = 6
 """Part of a plan's key. Raise it with every change to ``engine`` or ``compat`` that makes another plan of the
 same graph and options, and with every change to int8's quantisation."""
 
