@@ -148,16 +148,16 @@ def needed(lost: float, gained: float, pairs: float, max_loss: float) -> int:
 
 def _loss(rate: str, of_sets: Sequence[tuple[Same, ...]], max_loss: float) -> RecognitionLoss:
     reference, model = (np.concatenate(values) for values in zip(*of_sets, strict=True))
-    low, high = interval(int((reference & ~model).sum()), int((model & ~reference).sum()), len(model))
+    lost, gained = int((reference & ~model).sum()), int((model & ~reference).sum())
     return RecognitionLoss(
         rate=rate,
         reference=float(reference.mean()),
         model=float(model.mean()),
         loss=float(reference.mean() - model.mean()),
-        lost=int((reference & ~model).sum()),
-        gained=int((model & ~reference).sum()),
+        lost=lost,
+        gained=gained,
         pairs=len(model),
-        interval=(low, high),
+        interval=interval(lost, gained, len(model)),
         max_loss=max_loss,
     )
 

@@ -63,12 +63,9 @@ def typed_graph(serving_graph: bytes, precision: str) -> bytes:
 
 
 def typed_int8(quantised: bytes, precision: str, *, strongly_typed: bool = True) -> bytes:
-    """Write a graph of ``quantise`` as TensorRT takes it.
+    """Write a graph of ``quantise``, in int8 or mixed, as TensorRT takes it.
 
-    Args:
-        quantised: Its file.
-        precision: int8 or mixed, for messages.
-        strongly_typed: Whether this TensorRT types networks strongly: then all else is in float16.
+    Where TensorRT types networks strongly, all else is in float16.
 
     Raises:
         PrecisionError: The network does not allow it.

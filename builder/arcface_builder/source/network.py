@@ -104,17 +104,17 @@ def open_network(proto: onnx.ModelProto, output: str | None = None) -> Network:
         if not fixes:
             raise _cannot_run(error) from error
         try:
-            network = _opened(model, ir.to_proto(model).SerializeToString(), output)
+            network = _opened(model, model, output)
         except RUN_ERRORS:
             raise _cannot_run(error) from error
         network = _fixed_copy(network, fixes)
     return _widened(replace(network, issues=(*issues, *network.issues)))
 
 
-def _opened(model: ir.Model, content: bytes, name: str | None) -> Network:
-    """Run a model on two images; raises one of ``RUN_ERRORS``."""
+def _opened(model: ir.Model, file: ir.Model | bytes, name: str | None) -> Network:
+    """Run a model, or the file that it was read from, on two images; raises one of ``RUN_ERRORS``."""
     layouts = Image.of(model)
-    running = session(content)
+    running = session(file)
     names = [node.name for node in running.get_outputs()]
     for image in layouts:
         try:
@@ -144,7 +144,7 @@ def _widened(network: Network) -> Network:
     if not issues:
         return network
     try:
-        wide = _opened(model, ir.to_proto(model).SerializeToString(), network.output.name)
+        wide = _opened(model, model, network.output.name)
     except (NotArcFaceError, *RUN_ERRORS):
         return network
     half, full = (unit_rows(one.run(_probes())) for one in (network, wide))
