@@ -85,9 +85,11 @@ def _batch_norms(model: ir.Model) -> list[ir.Node]:
 
 def _fold_into_producer(norm: ir.Node, scale: _Array, shift: _Array) -> bool:
     value = norm.inputs[0]
-    layer = value.producer() if value is not None and sole_consumer(value) is norm else None
-    parameters = _linear(layer) if layer is not None else None
-    if layer is None or parameters is None:
+    layer = value.producer() if value is not None else None
+    if value is None or layer is None or sole_consumer(value) is not norm:
+        return False
+    parameters = _linear(layer)
+    if parameters is None:
         return False
     weight, bias = parameters
     by_output = scale.reshape(-1, *[1] * (weight.ndim - 1))
@@ -99,8 +101,10 @@ def _fold_into_consumer(norm: ir.Node, scale: _Array, shift: _Array) -> bool:
     layer = sole_consumer(norm.outputs[0])
     if layer is not None and layer.op_type == "Flatten" and layer.attributes.get_int("axis", 1) == 1:
         layer = sole_consumer(layer.outputs[0])
-    parameters = _linear(layer) if layer is not None and layer.op_type == "Gemm" else None
-    if layer is None or parameters is None:
+    if layer is None or layer.op_type != "Gemm":
+        return False
+    parameters = _linear(layer)
+    if parameters is None:
         return False
     weight, bias = parameters
     pixels = weight.shape[1] // scale.size  # Flatten puts each channel's pixels side by side
