@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,9 +18,9 @@ from onnx import load_model, save_model
 
 from arcface_builder.build import build
 from arcface_builder.check import crops as faces
-from arcface_builder.check.accuracy import reference_for_plans
+from arcface_builder.check.accuracy import ReferenceEmbeddings, reference_for_plans
 from arcface_builder.cli.app import main
-from arcface_builder.errors import ParityError
+from arcface_builder.errors import ParityError, RepositoryError
 from arcface_builder.repository.config import (
     SERVER_CONFIG_FILE,
     cudnn_config,
@@ -31,12 +32,14 @@ from arcface_builder.repository.publish import ModelRepository, find_onnx
 from arcface_builder.sibling import KINDS, AddedSibling, compile_sibling
 from arcface_builder.source.load import OnnxFile
 from arcface_client.backends.factory import get_embedding_backend
+from arcface_client.cli.app import main as client
 from arcface_client.contract import Crops, Embeddings
 from arcface_client.errors import DeploymentError
 from arcface_client.models.golden import golden_crops, largest_drift
 from arcface_client.models.plan_manifest import SiblingManifest
 from arcface_client.models.repository import LocalModels
 from arcface_client.runtimes.openvino import OpenVino
+from arcface_server import LocalTriton
 from support.image_files import save_crops
 from support.networks import NETWORKS, ONE_CROP
 from support.pair_files import many_pairs
@@ -85,6 +88,32 @@ def test_a_second_time_it_is_there_already_and_only_the_instances_change(
     assert of_server == openvino_server_config("small_openvino", 512, 4)
     assert changed.parameters["NUM_STREAMS"].string_value == "4"
     assert changed.parameters["PERFORMANCE_HINT"].string_value == "THROUGHPUT"
+
+
+def test_another_precision_than_that_of_the_version_there_is_refused(
+    repository: ModelRepository, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(repository)) == 0
+    capsys.readouterr()
+
+    crops = ["--calibration-dir", str(save_crops(tmp_path / "crops", faces.noise(32)))]
+    assert main(arguments(repository, "--precision", "mixed", *crops)) == 1
+
+    message = capsys.readouterr().err
+    assert re.search(r"small_openvino version 1 is there already, in \w+, and mixed was asked for", message)
+
+
+def test_a_version_that_another_command_added_meanwhile_stays_as_it_is(repository: ModelRepository) -> None:
+    onnx = find_onnx(repository, "small")
+    reference = partial(reference_for_plans, onnx.path, None, faces.noise(32), max_drift_cosine=0.001)
+
+    def meanwhile() -> ReferenceEmbeddings:
+        compile_sibling(KINDS["openvino"], onnx, repository, reference, command="first")
+        return reference()
+
+    with pytest.raises(RepositoryError, match="added by another command meanwhile"):
+        compile_sibling(KINDS["openvino"], onnx, repository, meanwhile, command="second")
+    assert repository.sibling("small_openvino").manifest.rebuild_command == "first"
 
 
 def test_a_sibling_of_an_older_release_gets_the_configuration_that_it_lacks(
@@ -183,6 +212,27 @@ def test_int8_that_passed_by_its_recognition_is_a_space_that_a_client_has_to_ask
         pytest.raises(DeploymentError, match="int8"),
     ):
         embedder.ensure_ready()
+
+
+def test_a_gallery_in_int8_is_made_by_a_server_when_it_is_asked_for(
+    in_int8: LocalModels,
+    faces_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("ARCFACE_EMBEDDING_MODEL_REPOSITORY", str(in_int8.root))
+    monkeypatch.setenv("ARCFACE_EMBEDDING_MODEL", "small")
+    output = tmp_path / "gallery.parquet"
+    with LocalTriton(in_int8.root) as server:
+        embed = ["embed", str(faces_folder), "--output", str(output), "--url", server.grpc_url]
+        embed += ["--model", "small_openvino"]
+        assert client(embed) == 1
+        assert "computes in int8-" in capsys.readouterr().err
+
+        monkeypatch.setenv("ARCFACE_EMBEDDING_SPACE", "int8")
+        assert client(embed) == 0
+    assert "by small_openvino:1" in capsys.readouterr().out
 
 
 class Wrong(OpenVino):

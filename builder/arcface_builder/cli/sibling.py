@@ -93,6 +93,12 @@ def make_sibling(
             report=report,
         )
     manifest = added.manifest
+    if precision not in (None, manifest.precision):
+        raise RepositoryError(
+            f"{manifest.model} version {manifest.version} is there already, in {manifest.precision}, and "
+            f"{precision} was asked for. A published version is never changed: build the next one, or under "
+            "another --name."
+        )
     if as_json:
         place = {"model": manifest.model, "version": manifest.version, "path": str(added.path)}
         print_json({"siblings": [{**place, "is_new": added.is_new}], "manifest": asdict(manifest)})

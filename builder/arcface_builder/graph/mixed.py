@@ -142,7 +142,8 @@ def _quantised_within(
     if not fits:
         raise PrecisionError(
             f"No convolution can be in int8 within {_MARGIN:.0%} of a drift of {max_drift_cosine:g} "
-            "(validation.max_drift_cosine); use another precision."
+            "(validation.max_drift_cosine); use another precision, or raise it and, for clients, "
+            "embedding.max_drift_cosine."
         )
     return to_graph(network, order[:fits], "mixed")
 

@@ -131,6 +131,7 @@ def make_single(settings: PipelineSettings, version: int | None = None) -> Embed
         [name if version is None else f"{name}:{version}"],
         records=LocalModels(settings.embedding.model_repository),
         max_drift_cosine=settings.embedding.max_drift_cosine,
+        space=settings.embedding.space,
         limits=settings.triton.limits,
     )
 

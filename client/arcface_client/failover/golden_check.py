@@ -150,7 +150,7 @@ def objection(
     if wanted and not precision_class.startswith(wanted):
         return OtherEmbeddingSpaceError(
             f"it computes in {precision_class}, and embedding.space asks for {wanted}; their embeddings "
-            "cannot be compared; change embedding.space, or name the model in embedding.candidates"
+            "cannot be compared; change embedding.space, or in a pipeline name it in embedding.candidates"
         )
     if settled is None:
         return None

@@ -201,9 +201,10 @@ class LocalModels:
                 _check_sha256(path, manifest.model_file.sha256)
                 return found
             refused.append(f"; version {version} has {conflict}")
+        which = " for the next version, in the precision that embedding.space asks for" if refused else ""
         raise ModelNotFoundError(
             f"There is no {model} in {self.root.absolute()}{''.join(refused)}. Run `arcface-builder compile "
-            f"--name {name} --runtime {model.removeprefix(f'{name}_')}`."
+            f"--name {name} --runtime {model.removeprefix(f'{name}_')}`{which}."
         )
 
     def models(self, name: str) -> tuple[str, ...]:
