@@ -181,7 +181,7 @@ def compile_sibling(
         file = staged / MODEL_FILE
         manifest = there or _checked(kind, onnx, file, reference, command, quantise, gate, report)
         with repository.lock():
-            if there is None and record.is_file():
+            if there is None and path.is_file() and record.is_file():
                 raise RepositoryError(f"{path} was added by another command meanwhile; it stays as it is.")
             configs = {}
             for name, make in kind.configs.items():
