@@ -67,8 +67,7 @@ def test_tensorrt_quantises_the_weights_itself(
     assert operators.count("QuantizeLinear") == operators.count("DequantizeLinear") == 10
     kinds = {tensor.data_type for tensor in graph.initializer if len(tensor.dims) == 4}
     assert kinds == {TensorProto.FLOAT16 if strongly_typed else TensorProto.FLOAT}
-    # ONNX Runtime 1.21 rounds float16 ten times as coarsely as 1.32.
-    assert largest_drift(embed(typed, face_crops()), embed(int8_graph, face_crops())) < 2e-3
+    assert largest_drift(embed(typed, face_crops()), embed(int8_graph, face_crops())) < 5e-4
     assert largest_drift(embed(typed, face_crops()), embed(small_graph, face_crops())) < 0.02
 
 
@@ -140,7 +139,7 @@ def test_channels_are_evened_out_and_the_network_computes_the_same() -> None:
 
     factors = equalise(model, {tensors["stem"]: np.ones(8, np.float32), tensors["p"]: sizes})
 
-    np.testing.assert_allclose(output(model), before, rtol=1e-5, atol=1e-5 * np.abs(before).max())
+    np.testing.assert_allclose(output(model), before, rtol=1e-6, atol=1e-6 * np.abs(before).max())
     evened = sizes * factors[tensors["p"]]
     assert np.ptp(np.log(evened)) == pytest.approx(0.5 * np.ptp(np.log(sizes)))
 

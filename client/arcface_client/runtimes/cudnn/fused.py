@@ -17,8 +17,9 @@ MOST_PLANS: Final = 3
 """cuDNN's suggestions to try for a shape."""
 
 MORE_KERNELS: Final = (0, 1, 4, 9, 46, 51, 55)
-"""Kernels of the same engine to try besides. On an H200 with cuDNN 9.19, the fastest of these and of the
-suggestions is within 0.2 % of the fastest of all 56."""
+"""Kernels of the same engine to try besides. On an H200 with cuDNN 9.19, IResNet-100 in FP16 is at most
+0.04 % slower with the fastest of these and of the suggestions than with 13 kernels for each layer, and those
+were within 0.2 % of the fastest of all 56."""
 
 REFUSED: Final = (cudnn.cudnnGraphNotSupportedError, RuntimeError, ValueError)
 """What the frontend raises for a graph or a plan that cuDNN does not take."""
